@@ -1,0 +1,486 @@
+"""The events of the ledger, and the envelope they travel in.
+
+This is a public contract: an event that was ever written stays readable. A field may be added with a default; anything
+else is a new version of the type, with a step in ``events.upcast`` and a golden file. Readers tolerate what they do not
+know: unknown fields are ignored, an unknown type or version is kept as ``Unknown``.
+
+Texts of other people's JSON (network configurations, plugin results) are recorded as they were, as strings, because
+DEL and CHECK must hand back what ADD was given (CNI specification 1.1, section 2, "Deleting an attachment").
+"""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from datetime import UTC, datetime
+from typing import Any, NewType, TypeAlias
+
+import msgspec
+
+from events import upcast
+
+EventId = NewType("EventId", str)
+NodeName = NewType("NodeName", str)
+ContainerId = NewType("ContainerId", str)
+IfName = NewType("IfName", str)
+NetworkName = NewType("NetworkName", str)
+RequestId = NewType("RequestId", str)
+
+NO_SANDBOX = ContainerId("")
+"""The sandbox of an event that belongs to the node, or to a request that names no usable container ID."""
+
+
+class ErrorClass(enum.StrEnum):
+    """Why something failed. A closed list: it is also the ``error_class`` label of the failure metrics."""
+
+    UNSUPPORTED_VERSION = "unsupported_version"
+    INVALID_REQUEST = "invalid_request"
+    INVALID_CONFIG = "invalid_config"
+    INVALID_ANNOTATION = "invalid_annotation"
+    NETWORK_NOT_FOUND = "network_not_found"
+    NETWORK_FORBIDDEN = "network_forbidden"
+    POD_NOT_FOUND = "pod_not_found"
+    POD_CHANGED = "pod_changed"
+    SOURCE_UNAVAILABLE = "source_unavailable"
+    NAMESPACE_INVALID = "namespace_invalid"
+    INTERFACE_EXISTS = "interface_exists"
+    PLUGIN_MISSING = "plugin_missing"
+    PLUGIN_FAILED = "plugin_failed"
+    PLUGIN_TIMEOUT = "plugin_timeout"
+    PLUGIN_OUTPUT = "plugin_output"
+    LEDGER_UNAVAILABLE = "ledger_unavailable"
+    LEDGER_FULL = "ledger_full"
+    ABANDONED = "abandoned"
+    OVERTAKEN = "overtaken"
+    INTERNAL = "internal"
+
+
+class Phase(enum.StrEnum):
+    """Where in the life of a request something failed."""
+
+    INTAKE = "intake"
+    RESOLVE = "resolve"
+    ADD = "add"
+    ROLLBACK = "rollback"
+    DEL = "del"
+    CHECK = "check"
+    GC = "gc"
+    STATUS = "status"
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One failure: a sentence for people, and the parts that tools group by."""
+
+    error_class: ErrorClass
+    phase: Phase
+    message: str
+    code: int
+    """CNI error code that the runtime is given (CNI specification 1.1, section 2, "Error")."""
+    network: str = ""
+    ifname: str = ""
+    delegate: str = ""
+    """``type`` of the plugin that failed."""
+    details: str = ""
+
+
+class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The pod of a sandbox as the runtime named it in CNI_ARGS."""
+
+    namespace: str = ""
+    name: str = ""
+    uid: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.name else "-"
+
+
+class PluginRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One execution of a plugin binary."""
+
+    type: str
+    command: str
+    seconds: float
+    exit_code: int
+    """Negative: the signal that ended it."""
+    stdout: str = ""
+    stderr: str = ""
+    """Both bounded: see ``nodeworker.delegates.exec``."""
+
+
+class PlannedAttachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One attachment of a plan, with all that ADD, CHECK and DEL of its delegate need."""
+
+    network: NetworkName
+    """``namespace/name`` of the NetworkAttachmentDefinition, else the ``name`` of the CNI configuration."""
+    ifname: IfName
+    cni_name: str
+    """``name`` of the CNI configuration: what plugins know the network by."""
+    cni_version: str
+    plugins: tuple[str, ...]
+    """The plugins' configurations in chain order, as handed to them but for ``prevResult``."""
+    cni_args: str = ""
+    """CNI_ARGS for the plugins."""
+    default: bool = False
+    """True for the pod's default network: its result is the runtime's."""
+    disable_check: bool = False
+    disable_gc: bool = False
+
+
+# --- intents ---------------------------------------------------------------------------------------------------------
+
+
+class AttachRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A runtime called ADD."""
+
+    request: RequestId
+    ifname: IfName
+    netns: str
+    config: str
+    """The network configuration on standard input."""
+    args: str = ""
+    path: str = ""
+    pod: Pod = Pod()
+    deadline: str = ""
+    """RFC 3339; until then somebody waits for the answer."""
+
+
+class DetachRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A runtime called DEL, or the worker repeats one that did not succeed."""
+
+    request: RequestId
+    ifname: IfName
+    netns: str = ""
+    config: str = ""
+    args: str = ""
+    path: str = ""
+    pod: Pod = Pod()
+    deadline: str = ""
+    spooled: bool = False
+    """True when the entry point had answered before the worker saw the request."""
+    retry: int = 0
+    """How many attempts of the worker's own came before."""
+
+
+class GcRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A runtime called GC (CNI specification 1.1, section 2, "GC")."""
+
+    request: RequestId
+    config: str
+    path: str = ""
+    valid: tuple[tuple[str, str], ...] | None = None
+    """(container ID, interface name) that the runtime holds valid. None: it gave no list, so nothing may be freed."""
+    deadline: str = ""
+
+
+# --- decision --------------------------------------------------------------------------------------------------------
+
+
+class AttachPlanned(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What will be done for one ADD, in order."""
+
+    ifname: IfName
+    netns: str
+    path: str
+    cni_version: str
+    """Version the runtime is answered in."""
+    attachments: tuple[PlannedAttachment, ...]
+    pod: Pod = Pod()
+
+
+# --- effects ---------------------------------------------------------------------------------------------------------
+
+
+class InterfaceAttached(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The delegate of one attachment succeeded."""
+
+    network: NetworkName
+    ifname: IfName
+    result: str
+    """The last plugin's result, as it printed it."""
+    seconds: float
+    runs: tuple[PluginRun, ...] = ()
+
+
+class InterfaceAttachFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The delegate of one attachment failed; it is undone next."""
+
+    network: NetworkName
+    ifname: IfName
+    failure: Failure
+    seconds: float = 0.0
+    runs: tuple[PluginRun, ...] = ()
+
+
+class InterfaceDetached(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One attachment is gone: every plugin of its delegate confirmed DEL."""
+
+    network: NetworkName
+    ifname: IfName
+    seconds: float = 0.0
+    runs: tuple[PluginRun, ...] = ()
+
+
+class InterfaceDetachFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A plugin refused DEL; the attachment may still hold something."""
+
+    network: NetworkName
+    ifname: IfName
+    failure: Failure
+    seconds: float = 0.0
+    runs: tuple[PluginRun, ...] = ()
+
+
+# --- outcomes --------------------------------------------------------------------------------------------------------
+
+
+class AttachCompleted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The sandbox is attached as planned."""
+
+    request: RequestId
+    ifname: IfName
+    result: str
+    """What the runtime is answered, in the version it asked for."""
+    seconds: float = 0.0
+
+
+class AttachFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The ADD failed, and what it had made was undone but for ``left``."""
+
+    request: RequestId
+    ifname: IfName
+    failure: Failure
+    left: tuple[IfName, ...] = ()
+    """Interfaces whose rollback failed too."""
+    seconds: float = 0.0
+
+
+class DetachCompleted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Nothing of the sandbox's interface, and of the attachments planned with it, is left."""
+
+    request: RequestId
+    ifname: IfName
+    seconds: float = 0.0
+
+
+class DetachFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """At least one attachment could not be detached. The worker tries again."""
+
+    request: RequestId
+    ifname: IfName
+    failure: Failure
+    left: tuple[IfName, ...] = ()
+    seconds: float = 0.0
+
+
+class GcCompleted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Stale attachments of a network were detached. An intent needs an outcome, so GC has one."""
+
+    request: RequestId
+    detached: tuple[tuple[str, str], ...] = ()
+    seconds: float = 0.0
+
+
+class GcFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """GC went through, and at least one plugin reported an error."""
+
+    request: RequestId
+    failure: Failure
+    seconds: float = 0.0
+
+
+# --- lifecycle -------------------------------------------------------------------------------------------------------
+
+
+class WorkerStarted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A worker took over the node, under the epoch in the envelope."""
+
+    version: str
+    pid: int
+    pending: int = 0
+    """Intents without outcome that it found."""
+    spooled: int = 0
+
+
+class WorkerStopped(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A worker stopped in order."""
+
+    reason: str
+
+
+class Unknown(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of a type or version that this code does not know; kept as it is."""
+
+    type: str
+    version: int
+    data: msgspec.Raw
+
+
+Data: TypeAlias = (
+    AttachRequested
+    | DetachRequested
+    | GcRequested
+    | AttachPlanned
+    | InterfaceAttached
+    | InterfaceAttachFailed
+    | InterfaceDetached
+    | InterfaceDetachFailed
+    | AttachCompleted
+    | AttachFailed
+    | DetachCompleted
+    | DetachFailed
+    | GcCompleted
+    | GcFailed
+    | WorkerStarted
+    | WorkerStopped
+    | Unknown
+)
+
+TYPES: dict[str, type[Any]] = {
+    cls.__name__: cls
+    for cls in (
+        AttachRequested,
+        DetachRequested,
+        GcRequested,
+        AttachPlanned,
+        InterfaceAttached,
+        InterfaceAttachFailed,
+        InterfaceDetached,
+        InterfaceDetachFailed,
+        AttachCompleted,
+        AttachFailed,
+        DetachCompleted,
+        DetachFailed,
+        GcCompleted,
+        GcFailed,
+        WorkerStarted,
+        WorkerStopped,
+    )
+}
+
+INTENTS = frozenset({"AttachRequested", "DetachRequested", "GcRequested"})
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One event: the envelope and its data."""
+
+    id: EventId
+    at: str
+    """RFC 3339 in UTC with nanoseconds."""
+    node: NodeName
+    boot_id: str
+    epoch: int
+    """Counts the workers that the node has had."""
+    sandbox: ContainerId
+    cause: EventId
+    """The event that led to this one; of everything done for a request, its intent. Empty: nothing in the ledger."""
+    trace: str
+    """W3C traceparent, or empty."""
+    data: Data
+
+    @property
+    def type(self) -> str:
+        """The stable name of the event's type."""
+        return self.data.type if isinstance(self.data, Unknown) else type(self.data).__name__
+
+
+class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    id: EventId
+    type: str
+    v: int
+    at: str
+    node: NodeName
+    boot_id: str = ""
+    epoch: int = 0
+    sandbox: ContainerId = NO_SANDBOX
+    cause: EventId = EventId("")
+    trace: str = ""
+    data: msgspec.Raw
+
+
+_encoder = msgspec.json.Encoder()
+_envelope = msgspec.json.Decoder(_Envelope)
+_data = {name: msgspec.json.Decoder(cls) for name, cls in TYPES.items()}
+
+
+class MalformedEventError(ValueError):
+    """Bytes that are no event: torn, or written by something else."""
+
+
+def encode(event: Event) -> bytes:
+    """Return the JSON text of *event*, at the current version of its type."""
+    if isinstance(event.data, Unknown):
+        name, version, data = event.data.type, event.data.version, event.data.data
+    else:
+        name = type(event.data).__name__
+        version, data = upcast.CURRENT.get(name, 1), msgspec.Raw(_encoder.encode(event.data))
+    return _encoder.encode(
+        _Envelope(
+            id=event.id,
+            type=name,
+            v=version,
+            at=event.at,
+            node=event.node,
+            boot_id=event.boot_id,
+            epoch=event.epoch,
+            sandbox=event.sandbox,
+            cause=event.cause,
+            trace=event.trace,
+            data=data,
+        )
+    )
+
+
+def decode(text: bytes) -> Event:
+    """Return the event in *text*, lifted to the current version of its type.
+
+    Raises MalformedEventError. A type or version that is not known yields ``Unknown`` data.
+    """
+    try:
+        envelope = _envelope.decode(text)
+        data = _decode_data(envelope)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise MalformedEventError(f"not an event: {error}") from error
+    return Event(
+        id=envelope.id,
+        at=envelope.at,
+        node=envelope.node,
+        boot_id=envelope.boot_id,
+        epoch=envelope.epoch,
+        sandbox=envelope.sandbox,
+        cause=envelope.cause,
+        trace=envelope.trace,
+        data=data,
+    )
+
+
+def _decode_data(envelope: _Envelope) -> Data:
+    current = upcast.CURRENT.get(envelope.type, 1)
+    decoder = _data.get(envelope.type)
+    if decoder is None or envelope.v > current:
+        return Unknown(type=envelope.type, version=envelope.v, data=msgspec.Raw(bytes(envelope.data)))
+    if envelope.v == current:
+        return decoder.decode(envelope.data)
+    return msgspec.convert(
+        upcast.lift(envelope.type, envelope.v, msgspec.json.decode(envelope.data)), TYPES[envelope.type]
+    )
+
+
+def new_event_id(unix_ms: int, entropy: bytes) -> EventId:
+    """Return a UUIDv7 (RFC 9562, section 5.7) for *unix_ms* with ten bytes of *entropy*."""
+    value = (unix_ms & (2**48 - 1)) << 80 | int.from_bytes(entropy[:10], "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return EventId(str(uuid.UUID(int=value)))
+
+
+def rfc3339(unix_ns: int) -> str:
+    """Return *unix_ns*, nanoseconds since 1970, as RFC 3339 text in UTC."""
+    seconds, fraction = divmod(unix_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z"
+
+
+def unix_ns(text: str) -> int:
+    """Return nanoseconds since 1970 for the RFC 3339 text that ``rfc3339`` makes. Raises ValueError."""
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
+    return seconds * 1_000_000_000 + int((fraction + "000000000")[:9])

@@ -1,0 +1,53 @@
+"""Event <-> NATS subject, without losing a name on the way.
+
+Node names and container IDs may hold dots, which separate tokens in a subject, and NATS forbids blanks and wildcards.
+Such bytes are written as ``=XX``, as in quoted-printable text; so is ``=`` itself, which makes the mapping injective.
+"""
+
+from __future__ import annotations
+
+import re
+
+ROOT = "plumbline.ev"
+_NODE_SCOPE = "-"
+_UNSAFE = re.compile(rb"[^A-Za-z0-9_\-]")
+_ESCAPED = re.compile(r"=([0-9A-F]{2})")
+
+
+def token(name: str) -> str:
+    """Return *name* as one subject token. Raises ValueError when it is empty."""
+    if not name:
+        raise ValueError("a subject token can't be empty")
+    if name == _NODE_SCOPE:
+        return "=2D"
+    return _UNSAFE.sub(lambda match: b"=%02X" % match[0][0], name.encode("utf-8", "surrogateescape")).decode("ascii")
+
+
+def name_of(text: str) -> str:
+    """Return the name that ``token`` made *text* from."""
+    raw = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text).encode("latin-1")
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def subject(node: str, sandbox: str, event_type: str) -> str:
+    """Return the subject of an event; an empty *sandbox* stands for the node itself."""
+    return f"{ROOT}.{token(node)}.{token(sandbox) if sandbox else _NODE_SCOPE}.{event_type}"
+
+
+def pattern(node: str | None = None, sandbox: str | None = None, event_type: str | None = None) -> str:
+    """Return the subject filter for all events that have the given parts; None matches any."""
+    parts = [
+        "*" if node is None else token(node),
+        "*" if sandbox is None else (token(sandbox) if sandbox else _NODE_SCOPE),
+        event_type or "*",
+    ]
+    return ".".join((ROOT, *parts))
+
+
+def parse(text: str) -> tuple[str, str, str]:
+    """Return (node, sandbox, event type) of a subject that ``subject`` made. Raises ValueError."""
+    parts = text.split(".")
+    if len(parts) != 5 or ".".join(parts[:2]) != ROOT:
+        raise ValueError(f"{text!r} is not the subject of an event")
+    node, sandbox, event_type = parts[2:]
+    return name_of(node), "" if sandbox == _NODE_SCOPE else name_of(sandbox), event_type
