@@ -1,0 +1,364 @@
+"""Compute from events what is true: which sandboxes are attached, how, and which requests are still open.
+
+``advance`` is the pure step for one sandbox; ``State`` keeps the sandboxes of many events and routes each to its own.
+Nothing here raises on an event that makes no sense where it stands (unknown, duplicated, out of order): the state stays
+as it is and the anomaly is recorded, because a reader at three in the morning needs the rest of the story.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from events.ledger import Stored
+from events.schema import (
+    AttachCompleted,
+    AttachFailed,
+    AttachPlanned,
+    AttachRequested,
+    ContainerId,
+    DetachCompleted,
+    DetachFailed,
+    DetachRequested,
+    Event,
+    EventId,
+    Failure,
+    GcCompleted,
+    GcFailed,
+    GcRequested,
+    IfName,
+    InterfaceAttached,
+    InterfaceAttachFailed,
+    InterfaceDetached,
+    InterfaceDetachFailed,
+    NodeName,
+    PlannedAttachment,
+    Pod,
+    RequestId,
+    Unknown,
+    WorkerStarted,
+)
+
+MAX_ANOMALIES = 1000
+
+
+class SandboxKey(NamedTuple):
+    """What ADD and DEL address (CNI specification 1.1, section 2): a container ID and the interface name given with it.
+
+    kubelet's runtimes attach a sandbox once, as ``eth0``; podman attaches one container to several networks, each under
+    a name of its own.
+    """
+
+    container_id: ContainerId
+    ifname: IfName
+
+
+class SandboxPhase(enum.StrEnum):
+    """Where a sandbox is between its ADD and its DEL."""
+
+    REQUESTED = "requested"
+    PLANNED = "planned"
+    ATTACHED = "attached"
+    ATTACH_FAILED = "attach_failed"
+    DETACHING = "detaching"
+    DETACHED = "detached"
+    DETACH_FAILED = "detach_failed"
+
+
+class AttachmentPhase(enum.StrEnum):
+    """Where one attachment is."""
+
+    PLANNED = "planned"
+    ATTACHED = "attached"
+    ATTACH_FAILED = "attach_failed"
+    DETACHED = "detached"
+    DETACH_FAILED = "detach_failed"
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """One planned attachment and what became of it."""
+
+    plan: PlannedAttachment
+    phase: AttachmentPhase = AttachmentPhase.PLANNED
+    result: str = ""
+    """The delegate's result once it is attached; stays for DEL and CHECK."""
+
+
+class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
+    """One sandbox as the ledger tells it."""
+
+    key: SandboxKey
+    node: NodeName
+    phase: SandboxPhase
+    pod: Pod = Pod()
+    netns: str = ""
+    request: AttachRequested | None = None
+    """The ADD that the sandbox was made by. None: there was none, only a DEL."""
+    intent: EventId = EventId("")
+    """The event of ``request``."""
+    plan: AttachPlanned | None = None
+    attachments: tuple[Attachment, ...] = ()
+    result: str = ""
+    """What the runtime was answered."""
+    failure: Failure | None = None
+    requested_at: str = ""
+    changed_at: str = ""
+    boot_id: str = ""
+    sequence: int = 0
+    """Of the last event that was applied."""
+
+    @property
+    def holds_something(self) -> bool:
+        """False once nothing that this sandbox had can be left on the node."""
+        if self.phase is SandboxPhase.DETACHED:
+            return False
+        if self.phase is SandboxPhase.ATTACH_FAILED:
+            return any(a.phase is not AttachmentPhase.DETACHED for a in self.attempted())
+        return True
+
+    def attempted(self) -> tuple[Attachment, ...]:
+        """Return the attachments that may have left something on the node, in plan order.
+
+        Attachments are made in order, so that is every one with an outcome and the first without.
+        """
+        for index, attachment in enumerate(self.attachments):
+            if attachment.phase is AttachmentPhase.PLANNED:
+                return self.attachments[: index + 1]
+        return self.attachments
+
+
+class Pending(NamedTuple):
+    """An intent without outcome."""
+
+    event: Event
+    sequence: int
+
+
+class Anomaly(NamedTuple):
+    """An event that does not fit what came before it."""
+
+    sequence: int
+    event_id: EventId
+    type: str
+    sandbox: ContainerId
+    reason: str
+
+
+def advance(sandbox: Sandbox | None, event: Event, sequence: int) -> tuple[Sandbox | None, str]:
+    """Return the sandbox after *event*, and the reason when the event does not fit (else an empty text)."""
+    data = event.data
+    match data:
+        case AttachRequested():
+            return _attach_requested(sandbox, event, data, sequence)
+        case DetachRequested():
+            return _detach_requested(sandbox, event, data, sequence)
+        case DetachCompleted() | DetachFailed() if sandbox is None:
+            return None, ""  # the ADD that it overtook was undone, so there was nothing to detach
+        case _:
+            pass
+    if sandbox is None:
+        return None, "no request for this sandbox came before it"
+    after, reason = _effect_or_outcome(sandbox, event)
+    return (sandbox, reason) if reason else (replace(after, changed_at=event.at, sequence=sequence), "")
+
+
+def _attach_requested(
+    sandbox: Sandbox | None, event: Event, data: AttachRequested, sequence: int
+) -> tuple[Sandbox, str]:
+    if sandbox is not None and sandbox.holds_something:
+        return replace(sandbox, sequence=sequence), ""
+    return (
+        Sandbox(
+            key=SandboxKey(event.sandbox, data.ifname),
+            node=event.node,
+            phase=SandboxPhase.REQUESTED,
+            pod=data.pod,
+            netns=data.netns,
+            request=data,
+            intent=event.id,
+            requested_at=event.at,
+            changed_at=event.at,
+            boot_id=event.boot_id,
+            sequence=sequence,
+        ),
+        "",
+    )
+
+
+def _detach_requested(
+    sandbox: Sandbox | None, event: Event, data: DetachRequested, sequence: int
+) -> tuple[Sandbox, str]:
+    if sandbox is None:
+        sandbox = Sandbox(
+            key=SandboxKey(event.sandbox, data.ifname),
+            node=event.node,
+            phase=SandboxPhase.DETACHING,
+            pod=data.pod,
+            netns=data.netns,
+            requested_at=event.at,
+            boot_id=event.boot_id,
+        )
+    phase = SandboxPhase.DETACHING if sandbox.phase in _DETACHABLE else sandbox.phase
+    return replace(sandbox, phase=phase, changed_at=event.at, sequence=sequence), ""
+
+
+_DETACHABLE = frozenset({SandboxPhase.ATTACHED, SandboxPhase.DETACH_FAILED, SandboxPhase.ATTACH_FAILED})
+
+
+def _effect_or_outcome(sandbox: Sandbox, event: Event) -> tuple[Sandbox, str]:
+    match event.data:
+        case AttachPlanned() as data:
+            if sandbox.phase is not SandboxPhase.REQUESTED:
+                return sandbox, f"planned while {sandbox.phase}"
+            attachments = tuple(Attachment(plan=plan) for plan in data.attachments)
+            return replace(sandbox, phase=SandboxPhase.PLANNED, plan=data, attachments=attachments), ""
+        case InterfaceAttached() as data:
+            return _attachment(sandbox, data.network, data.ifname, AttachmentPhase.ATTACHED, data.result)
+        case InterfaceAttachFailed() as data:
+            return _attachment(sandbox, data.network, data.ifname, AttachmentPhase.ATTACH_FAILED)
+        case InterfaceDetached() as data:
+            return _attachment(sandbox, data.network, data.ifname, AttachmentPhase.DETACHED)
+        case InterfaceDetachFailed() as data:
+            return _attachment(sandbox, data.network, data.ifname, AttachmentPhase.DETACH_FAILED)
+        case AttachCompleted() as data:
+            return _attach_completed(sandbox, event, data)
+        case AttachFailed() as data:
+            if event.cause != sandbox.intent:
+                return sandbox, ""  # a second ADD was refused; the first one's interfaces stand
+            return replace(sandbox, phase=SandboxPhase.ATTACH_FAILED, failure=data.failure), ""
+        case DetachCompleted():
+            return replace(sandbox, phase=SandboxPhase.DETACHED, failure=None), ""
+        case DetachFailed() as data:
+            return replace(sandbox, phase=SandboxPhase.DETACH_FAILED, failure=data.failure), ""
+        case _:
+            return sandbox, f"{event.type} is not an event of a sandbox"
+
+
+def _attach_completed(sandbox: Sandbox, event: Event, data: AttachCompleted) -> tuple[Sandbox, str]:
+    if event.cause != sandbox.intent:
+        return sandbox, ""  # a repeated ADD was given the recorded result
+    if sandbox.phase is not SandboxPhase.PLANNED:
+        return sandbox, f"completed while {sandbox.phase}"
+    if any(a.phase is not AttachmentPhase.ATTACHED for a in sandbox.attachments):
+        return sandbox, "completed before all its interfaces were attached"
+    return replace(sandbox, phase=SandboxPhase.ATTACHED, result=data.result, failure=None), ""
+
+
+def _attachment(
+    sandbox: Sandbox, network: str, ifname: str, phase: AttachmentPhase, result: str | None = None
+) -> tuple[Sandbox, str]:
+    for index, attachment in enumerate(sandbox.attachments):
+        if attachment.plan.ifname == ifname and attachment.plan.network == network:
+            after = replace(attachment, phase=phase, result=attachment.result if result is None else result)
+            attachments = (*sandbox.attachments[:index], after, *sandbox.attachments[index + 1 :])
+            return replace(sandbox, attachments=attachments), ""
+    return sandbox, f"the plan has no attachment {ifname} of {network}"
+
+
+class State:
+    """The fold of a ledger: sandboxes, open requests, epochs, anomalies.
+
+    A container for values that are frozen; ``apply`` is its only way forward. Sandboxes that hold nothing any more are
+    dropped unless *keep_closed*: a node that has run for a year must not remember every pod it had.
+    """
+
+    def __init__(self, *, keep_closed: bool = False) -> None:
+        self.sandboxes: dict[SandboxKey, Sandbox] = {}
+        self.pending: dict[EventId, Pending] = {}
+        self.epochs: dict[NodeName, int] = {}
+        self.anomalies: deque[Anomaly] = deque(maxlen=MAX_ANOMALIES)
+        self.anomaly_count = 0
+        self.sequence = 0
+        self._keep_closed = keep_closed
+
+    def apply(self, stored: Stored) -> Sandbox | None:
+        """Apply one event; return the sandbox it belongs to, as it is now, also when it is dropped hereby.
+
+        An event that was applied already (by sequence) changes nothing.
+        """
+        sequence, event = stored
+        if sequence <= self.sequence:
+            self._anomaly(stored, "was applied before")
+            return None
+        self.sequence = sequence
+        if event.epoch < self.epochs.get(event.node, 0):
+            self._anomaly(stored, "written by a worker that another had replaced")
+        match event.data:
+            case Unknown(type=name, version=version):
+                self._anomaly(stored, f"{name} version {version} is not known to this version of Plumbline")
+                return None
+            case WorkerStarted():
+                self.epochs[event.node] = max(event.epoch, self.epochs.get(event.node, 0))
+                return None
+            case AttachRequested() | DetachRequested() | GcRequested():
+                self.pending[event.id] = Pending(event, sequence)
+            case AttachCompleted() | AttachFailed() | DetachCompleted() | DetachFailed() | GcCompleted() | GcFailed():
+                if self.pending.pop(event.cause, None) is None:
+                    self._anomaly(stored, "closes a request that is not open")
+            case _:
+                pass
+        return self._advance(stored) if event.sandbox else None
+
+    def _advance(self, stored: Stored) -> Sandbox | None:
+        sequence, event = stored
+        key = self._key(event)
+        if key is None:
+            return None
+        before = self.sandboxes.get(key)
+        after, reason = advance(before, event, sequence)
+        if reason:
+            self._anomaly(stored, reason)
+        if after is None:
+            return None
+        if after.holds_something or self._keep_closed:
+            self.sandboxes[key] = after
+        else:
+            self.sandboxes.pop(key, None)
+        return after
+
+    def _key(self, event: Event) -> SandboxKey | None:
+        """Return the sandbox key of *event*: effects name their own interface, so their request tells the key."""
+        match event.data:
+            case (
+                AttachRequested(ifname=ifname)
+                | DetachRequested(ifname=ifname)
+                | AttachPlanned(ifname=ifname)
+                | AttachCompleted(ifname=ifname)
+                | AttachFailed(ifname=ifname)
+                | DetachCompleted(ifname=ifname)
+                | DetachFailed(ifname=ifname)
+            ):
+                return SandboxKey(event.sandbox, ifname)
+            case _:
+                pending = self.pending.get(event.cause)
+                if pending is not None and isinstance(pending.event.data, AttachRequested | DetachRequested):
+                    return SandboxKey(event.sandbox, pending.event.data.ifname)
+                return next((key for key in self.sandboxes if key.container_id == event.sandbox), None)
+
+    def _anomaly(self, stored: Stored, reason: str) -> None:
+        self.anomaly_count += 1
+        event = stored.event
+        self.anomalies.append(Anomaly(stored.sequence, event.id, event.type, event.sandbox, reason))
+
+
+def request_of(event: Event) -> RequestId | None:
+    """Return the runtime's request that *event* opens or closes, None when it does neither."""
+    match event.data:
+        case (
+            AttachRequested(request=request)
+            | DetachRequested(request=request)
+            | GcRequested(request=request)
+            | AttachCompleted(request=request)
+            | AttachFailed(request=request)
+            | DetachCompleted(request=request)
+            | DetachFailed(request=request)
+            | GcCompleted(request=request)
+            | GcFailed(request=request)
+        ):
+            return request
+        case _:
+            return None

