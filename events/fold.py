@@ -264,9 +264,13 @@ class State:
 
     A container for values that are frozen; ``apply`` is its only way forward. Sandboxes that hold nothing any more are
     dropped unless *keep_closed*: a node that has run for a year must not remember every pod it had.
+
+    A reader applies events in the order of the ledger, so one at or before the last is a duplicate. The writer of a
+    ledger applies its own events as they are confirmed, where a repeated append may be overtaken by a later one: it
+    says so by *in_order* = False.
     """
 
-    def __init__(self, *, keep_closed: bool = False) -> None:
+    def __init__(self, *, keep_closed: bool = False, in_order: bool = True) -> None:
         self.sandboxes: dict[SandboxKey, Sandbox] = {}
         self.pending: dict[EventId, Pending] = {}
         self.epochs: dict[NodeName, int] = {}
@@ -274,6 +278,7 @@ class State:
         self.anomaly_count = 0
         self.sequence = 0
         self._keep_closed = keep_closed
+        self._in_order = in_order
 
     def apply(self, stored: Stored) -> Sandbox | None:
         """Apply one event; return the sandbox it belongs to, as it is now, also when it is dropped hereby.
@@ -281,10 +286,10 @@ class State:
         An event that was applied already (by sequence) changes nothing.
         """
         sequence, event = stored
-        if sequence <= self.sequence:
+        if sequence <= self.sequence and self._in_order:
             self._anomaly(stored, "was applied before")
             return None
-        self.sequence = sequence
+        self.sequence = max(sequence, self.sequence)
         if event.epoch < self.epochs.get(event.node, 0):
             self._anomaly(stored, "written by a worker that another had replaced")
         match event.data:

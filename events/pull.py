@@ -10,47 +10,43 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import NamedTuple, Protocol, TypeAlias
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import NamedTuple, Protocol
 
 import msgspec
 from nats.aio.msg import Msg
 
+from events.connection import ApiError, MessageCallback
+from events.ledger import LedgerUnavailableError
+
 BATCH = 500
+"""Messages of one request; two requests may be outstanding."""
+BATCH_BYTES = 9 * 1024 * 1024
+"""Bytes of one request: more than the largest message (``events.server.MAX_PAYLOAD``), which would never come else."""
+
 _HEARTBEAT = 5.0
 _EXPIRES = 30.0
-_SILENCE = 2 * _HEARTBEAT + 2
-_RETRY = 0.2
+_IDLE = 1.0  # of a reader that ends: a message it waits for may have been purged
+_GRACE = 2.0
+_API = 2.0
 _ACK_TOKENS_V1 = 9
 
 
-MessageCallback: TypeAlias = Callable[[Msg], Awaitable[None]]
-
-
 class Link(Protocol):
-    """What a reader needs of the connection."""
+    """What a reader needs of the connection; see ``events.connection.Connection``."""
 
-    stream: str
-
-    async def api(self, call: str, body: object) -> bytes:
-        """Return the answer of the JetStream API *call*. Raises LedgerUnavailableError."""
+    async def request(
+        self, subject: str, payload: bytes, *, what: str, each: float, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Return the answer to a request. Raises LedgerUnavailableError."""
         ...
 
-    async def publish(self, subject: str, payload: bytes, reply: str) -> None:
+    async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Send a message without waiting for anything."""
         ...
 
-    async def subscribe(self, inbox: str, deliver: MessageCallback) -> Subscription:
-        """Call *deliver* with every message to *inbox*."""
-        ...
-
-    def new_inbox(self) -> str:
-        """Return a subject that nobody else uses."""
-        ...
-
-    @property
-    def generation(self) -> int:
-        """Counts the connections made; a consumer in memory may not outlive one."""
+    async def subscribe(self, inbox: str, deliver: MessageCallback, lost: Callable[[], None]) -> Subscription:
+        """Call *deliver* with every message to *inbox*, and *lost* when the connection is not the same any more."""
         ...
 
 
@@ -74,74 +70,87 @@ class ConsumerLostError(Exception):
 
 
 class _Created(msgspec.Struct):
-    name: str = ""
-    error: dict[str, int | str] | None = None
+    num_pending: int = 0
+    error: ApiError | None = None
 
 
 class Puller:
-    """One consumer with its standing requests. Use once; ``pull`` ends or raises ConsumerLostError."""
+    """One consumer with its standing requests. Use once, and close the iterator: that is what frees the consumer.
 
-    def __init__(self, link: Link, filters: tuple[str, ...], after: int, *, endless: bool) -> None:
+    *endless*: wait for messages to come. Otherwise ``pull`` ends when there are no more.
+    """
+
+    def __init__(self, link: Link, stream: str, filters: tuple[str, ...], after: int, *, endless: bool) -> None:
         self._link = link
+        self._stream = stream
         self._filters = filters
         self._sequence = after
         self._endless = endless
-        self._delivered = 0
+        self._name = f"reader-{uuid.uuid4().hex}"
+        self._inbox = f"_INBOX.{self._name}"
         self._arrived: deque[Msg] = deque()
         self._wake = asyncio.Event()
-        self._inbox = link.new_inbox()
-        self._outstanding: deque[int] = deque()
-        self._name = f"reader-{uuid.uuid4().hex}"
+        self._lost = False
+        self._delivered = 0
+        self._credit = 0  # messages that were asked for and have not come
+        self._pending = 0  # messages that the stream has for this reader, as of the last one
+        expires = _EXPIRES if endless else _IDLE
+        request: dict[str, int] = {"batch": BATCH, "max_bytes": BATCH_BYTES, "expires": int(expires * 1e9)}
+        if endless:
+            request["idle_heartbeat"] = int(_HEARTBEAT * 1e9)
+        self._standing = msgspec.json.encode(request)
+        self._silence = (2 * _HEARTBEAT if endless else _IDLE) + _GRACE
 
-    async def pull(self) -> AsyncIterator[Message]:
+    async def pull(self) -> AsyncGenerator[Message, None]:
         """Yield what matches. Raises ConsumerLostError, LedgerUnavailableError."""
-        generation = self._link.generation
-        subscription = await self._link.subscribe(self._inbox, self._deliver)
+        subscription = await self._link.subscribe(self._inbox, self._deliver, self._on_lost)
         try:
             await self._create()
-            while True:
-                while len(self._outstanding) < 2:
+            while self._endless or self._pending:
+                if self._credit <= BATCH and (self._endless or self._credit < self._pending):
                     await self._request()
-                while self._arrived:
-                    msg = self._arrived.popleft()
-                    if msg.headers is not None and "Status" in msg.headers:
-                        if self._closes(msg):
-                            return
-                    else:
-                        yield self._accept(msg)
-                if len(self._outstanding) < 2:
-                    continue
-                if generation != self._link.generation:
-                    raise ConsumerLostError("the connection was replaced")
-                await self._wait()
+                elif not self._arrived:
+                    await self._wait()
+                elif (msg := self._arrived.popleft()).reply:
+                    yield self._accept(msg)
+                else:  # only messages of the stream say where an acknowledgement would go
+                    self._settle(msg)
         finally:
             await subscription.unsubscribe()
-            await self._delete()
+            # Not awaited for an answer: a reader that ends because the server is away must not wait for it. The server
+            # forgets the consumer by itself after a minute.
+            await self._link.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", b"")
 
     async def _deliver(self, msg: Msg, /) -> None:
         self._arrived.append(msg)
         self._wake.set()
 
+    def _on_lost(self) -> None:
+        self._lost = True
+        self._wake.set()
+
     async def _wait(self) -> None:
+        if self._lost:
+            raise ConsumerLostError("the connection was replaced")
         self._wake.clear()
-        if self._arrived:
-            return
         try:
-            async with asyncio.timeout(_SILENCE):
+            async with asyncio.timeout(self._silence):
                 await self._wake.wait()
         except TimeoutError:
-            raise ConsumerLostError(f"nothing, not even a heartbeat, for {_SILENCE:.0f} s") from None
+            raise ConsumerLostError(f"no sign of the server for {self._silence:.0f} s") from None
 
-    def _closes(self, msg: Msg) -> bool:
-        """Take in a status message; return whether it ends the reading."""
-        status = (msg.headers or {}).get("Status")
+    def _settle(self, msg: Msg) -> None:
+        """Take in a status message: a heartbeat, or the end of a request, which gives back what it has not brought.
+
+        The server serves requests in turn, so which of them ends does not matter, only how much is given back.
+        """
+        headers = msg.headers or {}
+        status, unused = headers.get("Status"), headers.get("Nats-Pending-Messages")
         if status == "100":
-            return False
-        if status in ("404", "408"):  # no messages; the request expired
-            if self._outstanding:
-                self._outstanding.popleft()
-            return not self._endless
-        raise ConsumerLostError(f"status {status}: {(msg.headers or {}).get('Description', '')}")
+            return
+        if unused is None or (status == "408" and not self._endless):
+            raise ConsumerLostError(" ".join(headers.values()))
+        self._credit -= int(unused)
 
     def _accept(self, msg: Msg) -> Message:
         tokens = msg.reply.split(".")
@@ -149,10 +158,8 @@ class Puller:
         sequence, delivered = int(tokens[5 + shift]), int(tokens[6 + shift])
         if delivered != self._delivered + 1 or sequence <= self._sequence:
             raise ConsumerLostError(f"message {delivered} came after {self._delivered}")
-        self._delivered, self._sequence = delivered, sequence
-        self._outstanding[0] -= 1
-        if not self._outstanding[0]:
-            self._outstanding.popleft()
+        self._delivered, self._sequence, self._pending = delivered, sequence, int(tokens[8 + shift])
+        self._credit -= 1
         return Message(sequence, msg.data)
 
     async def _create(self) -> None:
@@ -166,28 +173,20 @@ class Puller:
             "inactive_threshold": 60_000_000_000,
             "filter_subjects": list(self._filters),
         }
-        body = {"stream_name": self._link.stream, "config": config, "action": "create"}
-        answer = await self._link.api(f"CONSUMER.CREATE.{self._link.stream}.{self._name}", body)
+        body = {"stream_name": self._stream, "config": config, "action": "create"}
+        answer = await self._link.request(
+            f"$JS.API.CONSUMER.CREATE.{self._stream}.{self._name}",
+            msgspec.json.encode(body),
+            what="let itself be read",
+            each=_API,
+        )
         created = msgspec.json.decode(answer, type=_Created)
         if created.error is not None:
-            raise ConsumerLostError(str(created.error.get("description", created.error)))
-
-    async def _delete(self) -> None:
-        # Not awaited for an answer: a reader that ends because the server is away must not wait for it. The server
-        # forgets the consumer by itself after a minute.
-        await self._link.publish(f"$JS.API.CONSUMER.DELETE.{self._link.stream}.{self._name}", b"", "")
+            raise LedgerUnavailableError(f"the ledger can't be read: {created.error.description}")
+        self._pending = created.num_pending
 
     async def _request(self) -> None:
-        body: dict[str, int | bool] = {"batch": BATCH}
-        if self._endless:
-            body |= {"expires": int(_EXPIRES * 1e9), "idle_heartbeat": int(_HEARTBEAT * 1e9)}
-        else:
-            body["no_wait"] = True
-        self._outstanding.append(BATCH)
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._link.stream}.{self._name}"
-        await self._link.publish(subject, msgspec.json.encode(body), self._inbox)
-
-
-def retry_delay() -> float:
-    """Return the seconds to wait before a lost consumer is replaced."""
-    return _RETRY
+        self._credit += BATCH
+        await self._link.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}", self._standing, self._inbox
+        )

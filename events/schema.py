@@ -29,6 +29,9 @@ RequestId = NewType("RequestId", str)
 NO_SANDBOX = ContainerId("")
 """The sandbox of an event that belongs to the node, or to a request that names no usable container ID."""
 
+NO_CAUSE = EventId("")
+"""The cause of an event that nothing in the ledger led to."""
+
 
 class ErrorClass(enum.StrEnum):
     """Why something failed. A closed list: it is also the ``error_class`` label of the failure metrics."""
@@ -392,7 +395,7 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str = ""
     epoch: int = 0
     sandbox: ContainerId = NO_SANDBOX
-    cause: EventId = EventId("")
+    cause: EventId = NO_CAUSE
     trace: str = ""
     data: msgspec.Raw
 

@@ -1,0 +1,223 @@
+"""Keep one connection to a nats-server through everything but its owner's ``close``.
+
+nats-py comes back by itself while a server is away, but gives a connection up for ever once the server reports an error
+on it, sends what it had buffered when nobody wants it any more, and leaves requests that a dead server took with it
+waiting. What it leaves to be done is here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from events.ledger import LedgerError, LedgerUnavailableError
+
+log = structlog.get_logger(__name__)
+
+MessageCallback: TypeAlias = Callable[[Msg], Awaitable[None]]
+
+RETRY = 0.2
+"""Seconds between two attempts."""
+
+_PASSING = frozenset({10008, 10009, 10158, 10167})
+"""JetStream error codes that ask for patience: no leader yet, the same message is being stored, too many requests."""
+
+
+class ApiError(msgspec.Struct, frozen=True):
+    """The error of a JetStream answer."""
+
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Answer(msgspec.Struct):
+    error: ApiError | None = None
+
+
+_answer = msgspec.json.Decoder(_Answer)
+
+
+class Connection:
+    """A connection, made by ``open``. *patience* is how long, in seconds, a request is repeated."""
+
+    def __init__(self, url: str, token: str, name: str, patience: float) -> None:
+        self._url = url
+        self._token = token
+        self._name = name
+        self._patience = patience
+        self._client = Client()
+        self._opening = asyncio.Lock()
+        self._back = asyncio.Event()
+        self._lost: set[Callable[[], None]] = set()
+        self._made = 0
+        self._closed = False
+        self._trouble = ""
+
+    @property
+    def up(self) -> bool:
+        """Whether the server is connected now."""
+        return self._client.is_connected
+
+    @property
+    def made(self) -> int:
+        """Counts the connections made."""
+        return self._made
+
+    async def open(self) -> None:
+        """Connect, for as long as it takes. Raises LedgerError when the server does not accept the token."""
+        async with self._opening:
+            if self._closed:
+                raise LedgerError("the ledger was closed")
+            if self._made and not self._client.is_closed:
+                return
+            client = Client()
+            try:
+                await client.connect(
+                    self._url,
+                    token=self._token or None,
+                    name=self._name,
+                    error_cb=self._on_error,
+                    disconnected_cb=self._on_disconnect,
+                    reconnected_cb=self._on_connect,
+                    closed_cb=self._on_disconnect,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.1,  # type: ignore[arg-type]  # annotated int, used as seconds
+                    connect_timeout=2,
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    pending_size=-1,  # fail at once while disconnected, instead of sending ghosts later
+                )
+            except BaseException:
+                await client.close()
+                raise
+            self._client = client
+            await self._on_connect()
+
+    async def close(self) -> None:
+        """End the connection, and what waits for it."""
+        self._closed = True
+        await self._client.close()
+        self._tell_lost()
+
+    async def request(
+        self, subject: str, payload: bytes, *, what: str, each: float, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Return the answer to a request that may safely be repeated, every *each* seconds.
+
+        *what* completes the sentence "the ledger did not …". Raises LedgerUnavailableError when the patience is over,
+        LedgerError when the request can't be sent at all.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._patience
+        reason = ""
+        while (left := until - loop.time()) > 0:
+            try:
+                if self._client.is_closed:
+                    async with asyncio.timeout(left):
+                        await self.open()
+                message = await self._client.request(
+                    subject, payload, min(left, each), headers=dict(headers) if headers else None
+                )
+                error = _answer.decode(message.data).error
+                if error is None or error.err_code not in _PASSING:
+                    return message.data
+                trouble = error.description
+            except nats.errors.MaxPayloadError:
+                raise LedgerError(
+                    f"the ledger can't {what}: its {len(payload)} bytes are more than nats-server takes (max_payload)"
+                ) from None
+            except (nats.errors.Error, OSError) as error:  # TimeoutError is an OSError
+                trouble = reason_of(error)
+            if not reason:
+                log.warning("ledger_request_repeated", subject=subject, error=trouble)
+            reason = trouble
+            await self._pause(min(left, RETRY))
+        raise LedgerUnavailableError(
+            f"the ledger did not {what} within {self._patience:g} s ({reason}): "
+            "is nats-server running, and has its disk room?"
+        )
+
+    async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        """Send a message without waiting for an answer; while disconnected it is dropped."""
+        try:
+            await self._client.publish(subject, payload, reply)
+        except (nats.errors.Error, OSError) as error:
+            log.debug("ledger_publish_dropped", subject=subject, error=reason_of(error))
+
+    async def subscribe(self, inbox: str, deliver: MessageCallback, lost: Callable[[], None]) -> Subscription:
+        """Call *deliver* with every message to *inbox*, and *lost* when the connection is not the same any more.
+
+        Whoever subscribes bounds what can be pending: nothing is dropped here. Raises LedgerError.
+        """
+        if self._client.is_closed:
+            await self.open()
+        try:
+            inner = await self._client.subscribe(inbox, cb=deliver, pending_msgs_limit=0, pending_bytes_limit=0)
+        except nats.errors.Error as error:
+            raise LedgerUnavailableError(f"the ledger can't be read: {reason_of(error)}") from error
+        self._lost.add(lost)
+        return Subscription(inner, lambda: self._lost.discard(lost))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not beyond the moment a connection is back."""
+        self._back.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._back.wait()
+        except TimeoutError:
+            return
+
+    def _tell_lost(self) -> None:
+        for lost in tuple(self._lost):
+            lost()
+
+    async def _on_connect(self) -> None:
+        self._made += 1
+        self._trouble = ""
+        self._back.set()
+        self._tell_lost()
+        log.info("ledger_connected", url=self._url, connections=self._made)
+
+    async def _on_disconnect(self) -> None:
+        if self._client.is_closed:
+            self._tell_lost()  # nobody else will come back with it
+        if not self._closed:
+            log.warning("ledger_disconnected", url=self._url)
+
+    async def _on_error(self, error: Exception) -> None:
+        """Log a trouble once, not at every attempt to connect."""
+        trouble = reason_of(error)
+        if "authorization" in trouble.lower() and not self._made:
+            raise LedgerError(f"the nats-server at {self._url} does not accept the token: is it another server's?")
+        if trouble != self._trouble and not self._closed:
+            self._trouble = trouble
+            log.warning("ledger_connection_trouble", url=self._url, error=trouble)
+
+
+class Subscription:
+    """A subscription whose end is never an error, whatever became of its connection."""
+
+    def __init__(self, inner: Any, forget: Callable[[], None]) -> None:
+        self._inner = inner
+        self._forget = forget
+
+    async def unsubscribe(self) -> None:
+        """Receive no more."""
+        self._forget()
+        try:
+            await self._inner.unsubscribe()
+        except nats.errors.Error as error:
+            log.debug("ledger_unsubscribe", error=reason_of(error))
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what *error* says, or its name when it says nothing."""
+    return str(error) or type(error).__name__

@@ -1,0 +1,210 @@
+"""The worker's process: the only place that knows all its parts."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import prometheus_client
+import structlog
+
+from events import logs
+from events.fold import request_of
+from events.jetstream import NODE_STREAM, JetStreamLedger
+from events.ledger import Ledger, LedgerError
+from events.schema import INTENTS, Event, EventId, NodeName, WorkerStarted, WorkerStopped
+from events.settings import DEFAULT_PATH, SettingsError, ledger_address, load
+from nodeworker.answers import Answers, reply_of
+from nodeworker.attach import Attacher
+from nodeworker.check import Checker
+from nodeworker.cluster.manifests import Manifests
+from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.delegates.orphans import end_orphans
+from nodeworker.dispatch import Dispatcher
+from nodeworker.door import Door
+from nodeworker.gc import GarbageCollector
+from nodeworker.intake import Intake
+from nodeworker.metrics import WorkerMetrics
+from nodeworker.patience import seconds_since, seconds_until
+from nodeworker.recorder import Recorder
+from nodeworker.settings import WorkerSettings
+from nodeworker.spool import Spool
+from nodeworker.upkeep import Retention, Upkeep
+
+log = structlog.get_logger(__name__)
+
+_ORPHAN_PATIENCE = 5.0
+_GRACE = 5.0
+"""Seconds that requests under way get to finish when the worker is told to stop."""
+
+
+async def run(settings: WorkerSettings, wrap: Callable[[Ledger], Ledger] = lambda ledger: ledger) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    *wrap* lets a test put something between the worker and its ledger. Raises LedgerError and SettingsError when the
+    worker can't start.
+    """
+    metrics = WorkerMetrics()
+    address = ledger_address(settings)
+    connection = await JetStreamLedger.connect(
+        address.url, address.token, config=NODE_STREAM, name="worker", observe_ack=metrics.ledger_acked
+    )
+    try:
+        worker = _Worker(settings, wrap(connection), metrics, lambda: connection.connected)
+        await worker.run()
+    finally:
+        await connection.close()
+
+
+class _Worker:
+    def __init__(
+        self, settings: WorkerSettings, ledger: Ledger, metrics: WorkerMetrics, ledger_connected: Callable[[], bool]
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._metrics = metrics
+        self._ledger_connected = ledger_connected
+        self._recorder = Recorder(ledger, NodeName(settings.node_name))
+        self._answers = Answers()
+        self._spool = Spool(settings.spool)
+        self._source = Manifests(Path(settings.manifests)) if settings.manifests else None
+        self._marker = settings.node_name
+
+    async def run(self) -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await self._load()
+        killed = await end_orphans(self._marker, _ORPHAN_PATIENCE)
+        pending = len(self._recorder.state.pending)
+        await self._recorder.open_epoch(
+            WorkerStarted(version=version(), pid=os.getpid(), pending=pending, spooled=len(self._spool))
+        )
+        log.info("worker_started", node=self._settings.node_name, pending=pending, orphans_killed=killed)
+        async with asyncio.TaskGroup() as tasks:
+            service = tasks.create_task(self._serve(tasks, stop))
+            service.add_done_callback(lambda _: stop.set())
+
+    async def _serve(self, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+        """Finish what is open, open the door, and stay until *stop*."""
+        section = self._settings.worker
+        executor = PluginExecutor(marker=self._marker)
+        attacher = Attacher(self._recorder, self._source, executor, section, self._metrics)
+        collector = GarbageCollector(self._recorder, self._answers, executor, section)
+        dispatcher = Dispatcher(attacher, collector, self._answers, tasks, section.concurrency)
+        checker = Checker(self._recorder, executor, section, self._ledger_connected)
+        upkeep = Upkeep(self._recorder, dispatcher, self._answers, self._spool, self._metrics)
+        intake = Intake(self._recorder, dispatcher, checker, self._answers, self._spool, self._metrics)
+        door = Door(self._settings.socket, intake)
+        self._watch(dispatcher)
+        background = [
+            tasks.create_task(self._consume(dispatcher), name="consume"),
+            tasks.create_task(Retention(self._ledger, self._recorder, self._settings.ledger.retention_hours).run()),
+        ]
+        with self._exposition():
+            for request in [*upkeep.resume(), *await upkeep.drain_spool()]:
+                await self._answers.wait(request)
+            background.append(tasks.create_task(upkeep.run(), name="upkeep"))
+            await door.open()
+            log.info("worker_open", socket=str(self._settings.socket))
+            await stop.wait()
+            await door.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GRACE):  # the next worker continues what is left
+                    await dispatcher.idle.wait()
+        for task in background:
+            task.cancel()
+        with contextlib.suppress(LedgerError):
+            await self._recorder.record(WorkerStopped(reason="signal"))
+        await self._recorder.close()
+        if self._source is not None:
+            self._source.close()
+        log.info("worker_stopped")
+
+    async def _consume(self, dispatcher: Dispatcher) -> None:
+        async for intent in self._recorder.intents():
+            dispatcher.dispatch(intent)
+
+    async def _load(self) -> None:
+        """Learn what the ledger says, and keep the answers that an entry point may still come back for."""
+        waiting: dict[EventId, Event] = {}
+        async for stored in self._recorder.load():
+            event, request = stored.event, request_of(stored.event)
+            if request is None:
+                continue
+            if event.type in INTENTS:
+                if seconds_until(getattr(event.data, "deadline", "")) > 0:
+                    waiting[event.id] = event
+            elif (intent := waiting.pop(event.cause, None)) is not None:
+                self._answers.give(request, reply_of(event.data, getattr(intent.data, "config", "")))
+
+    def _watch(self, dispatcher: Dispatcher) -> None:
+        state = self._recorder.state
+        self._metrics.watch(
+            queue_depth=lambda: dispatcher.queue_depth,
+            in_progress=lambda: dispatcher.in_progress,
+            oldest_pending=lambda: max((seconds_since(p.event.at) for p in tuple(state.pending.values())), default=0.0),
+            sandboxes=lambda: len(state.sandboxes),
+            ledger_connected=lambda: float(self._ledger_connected()),
+        )
+
+    @contextlib.contextmanager
+    def _exposition(self) -> Iterator[None]:
+        """Serve ``/metrics`` meanwhile."""
+        where = self._settings.worker.metrics
+        if not where.port:
+            yield
+            return
+        server, thread = prometheus_client.start_http_server(where.port, where.host, self._metrics.registry)
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def version() -> str:
+    """Return the installed version of Plumbline."""
+    try:
+        return importlib.metadata.version("plumbline")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def main() -> int:
+    """Run the worker; return its exit code: 0 stopped in order, 1 could not go on, 2 configuration."""
+    parser = argparse.ArgumentParser(prog="plumbline-worker", description=__doc__)
+    parser.add_argument("--config", type=Path, default=DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    parser.add_argument("--check-config", type=Path, metavar="PATH", help="say what is wrong with PATH, and end")
+    options = parser.parse_args()
+    try:
+        settings = load(options.check_config or options.config, WorkerSettings)
+        if options.check_config:
+            return 0
+        logs.configure(settings.log_level, "worker")
+        return _serve(settings)
+    except SettingsError as error:
+        sys.stderr.write(f"plumbline-worker: {error}\n")
+        return 2
+
+
+def _serve(settings: WorkerSettings) -> int:
+    exit_code = 0
+    try:
+        asyncio.run(run(settings))
+    except* (LedgerError, OSError) as group:
+        log.exception("worker_failed", error="; ".join(str(error) for error in group.exceptions))
+        exit_code = 1
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Fetch what a plan is made of, so that planning itself needs nothing but values."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import NamedTuple
+
+from events.schema import ErrorClass, Phase, Pod
+from nodeworker.cluster import on_disk
+from nodeworker.cluster.source import Source, SourceUnavailableError
+from nodeworker.errors import RequestFailedError, failed
+from nodeworker.resolve.grammar import shown
+from nodeworker.resolve.netconf import NetConf
+from nodeworker.resolve.objects import Nad, NetworkRef, PodObject
+from nodeworker.resolve.wanted import wanted
+
+
+class Gathered(NamedTuple):
+    """What ``nodeworker.resolve.plan`` takes."""
+
+    pod: PodObject | None
+    """None: the runtime names no pod."""
+    networks: dict[NetworkRef, Nad]
+    """A network that does not exist is not in it."""
+
+
+async def gather(conf: NetConf, pod: Pod, source: Source | None) -> Gathered:
+    """Return the pod as *source* has it and the networks it is to be attached to, each with its configuration.
+
+    Without *source*, the pod is what the runtime said, and networks are what the node's disk has.
+
+    Raises RequestFailedError: POD_NOT_FOUND and SOURCE_UNAVAILABLE (both CNI code 11: the runtime tries again),
+    NETWORK_NOT_FOUND where the disk was searched in vain, and what ``wanted`` raises.
+    """
+    who = f"pod {pod}" if pod.name else "a sandbox without pod"
+    try:
+        found = await _pod(pod, source)
+        networks: dict[NetworkRef, Nad] = {}
+        for want in wanted(conf, found):
+            if want.ref is None or want.ref in networks:
+                continue
+            if nad := await _network(want.ref, conf, source, who):
+                networks[want.ref] = nad
+    except SourceUnavailableError as error:
+        raise failed(
+            ErrorClass.SOURCE_UNAVAILABLE,
+            Phase.RESOLVE,
+            f"{who}: pods and networks can't be looked up now: {error}; the runtime will try again",
+        ) from error
+    return Gathered(found, networks)
+
+
+async def _pod(pod: Pod, source: Source | None) -> PodObject | None:
+    if not pod.name:
+        return None
+    if source is None:
+        return PodObject(namespace=pod.namespace, name=pod.name, uid=pod.uid)
+    found = await source.pod(pod.namespace, pod.name)
+    if found is None:
+        raise failed(
+            ErrorClass.POD_NOT_FOUND,
+            Phase.RESOLVE,
+            f"pod {pod} is not known (yet), so nobody can tell which networks it is for; the runtime will try again",
+        )
+    return found
+
+
+async def _network(ref: NetworkRef, conf: NetConf, source: Source | None, who: str) -> Nad | None:
+    """Return the network with its configuration, from the cluster before the disk; None if it does not exist."""
+    is_path = "/" in ref.name
+    nad = None if source is None or is_path else await source.nad(ref.namespace, ref.name)
+    if nad is None and not ref.on_disk:
+        return None
+    if nad is not None and nad.config.strip():
+        return nad
+    conf_dir = Path(conf.conf_dir)
+    if is_path:
+        found = await asyncio.to_thread(on_disk.read_config, Path(ref.name))
+    else:
+        found = await asyncio.to_thread(on_disk.find_config, conf_dir, ref.name)
+    if found.config is None:
+        raise _not_on_disk(ref, nad, conf_dir, found.skipped, who)
+    return Nad(
+        namespace=nad.namespace if nad else "",
+        name=ref.name,
+        config=found.config,
+        annotations=nad.annotations if nad else {},
+    )
+
+
+def _not_on_disk(
+    ref: NetworkRef, nad: Nad | None, conf_dir: Path, skipped: tuple[str, ...], who: str
+) -> RequestFailedError:
+    if nad is not None:
+        problem = (
+            f"NetworkAttachmentDefinition {ref.namespace}/{ref.name} has no spec.config, and no file in {conf_dir} "
+            f"holds a configuration of that name; provide one of the two"
+        )
+    elif "/" in ref.name:
+        problem = (
+            f"network {shown(ref.name)} of the node's configuration is no readable configuration; correct the path"
+        )
+    else:
+        problem = (
+            f"network {shown(ref.name)} of the node's configuration is neither a NetworkAttachmentDefinition in "
+            f"namespace {ref.namespace} nor a configuration in {conf_dir}; create one of the two"
+        )
+    details = f"passed over: {'; '.join(skipped)}" if skipped else ""
+    return failed(
+        ErrorClass.NETWORK_NOT_FOUND,
+        Phase.RESOLVE,
+        f"{who}: {problem}",
+        network=ref.name if nad is None else f"{ref.namespace}/{ref.name}",
+        details=details,
+    )

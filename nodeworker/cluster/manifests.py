@@ -1,0 +1,190 @@
+"""A folder of Kubernetes manifests as the cluster: for one machine, and for tests without an API server.
+
+The folder is the truth at the moment of each look-up; there is no watch to fall behind. Only files that changed are
+read again, and a file that can't be used takes nothing with it but its own objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import structlog
+import yaml
+
+from nodeworker.cluster.source import SourceUnavailableError
+from nodeworker.resolve.grammar import decode_json
+from nodeworker.resolve.objects import Nad, PodObject
+
+NAD_API = "k8s.cni.cncf.io/v1"
+CONFIG_SOURCE = "kubernetes.io/config.source"
+"""Annotation of the kubelet's: what is neither absent nor ``api`` makes a static pod."""
+
+SUFFIXES = frozenset({".yaml", ".yml", ".json"})
+STATUS = "status"
+"""Folder in which the worker writes what became of the pods; no manifests."""
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_UNREADABLE = (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""What reading a file may raise; PyYAML lets the errors of its constructors (``!!bool maybe``) through as they are."""
+
+Found = TypeVar("Found", Nad, PodObject)
+_Object = Nad | PodObject
+
+
+class _Metadata(msgspec.Struct):
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    annotations: dict[str, str] | None = None
+
+
+class _Pod(msgspec.Struct):
+    metadata: _Metadata
+
+
+class _NadSpec(msgspec.Struct):
+    config: str = ""
+
+
+class _Nad(msgspec.Struct):
+    metadata: _Metadata
+    spec: _NadSpec | None = None
+
+
+class _Signature(NamedTuple):
+    """What changes when a file does."""
+
+    mtime_ns: int
+    size: int
+    inode: int
+
+
+class _File(NamedTuple):
+    signature: _Signature
+    objects: tuple[_Object, ...]
+
+
+class Manifests:
+    """``Source`` from the YAML and JSON files under *folder*, hidden ones and those in its ``status`` folder excepted.
+
+    An object that is in several files is taken from the last of them by path.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, _File] = {}
+        self._objects: dict[tuple[type[_Object], str, str], _Object] = {}
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+        # One thread: file access stays off the event loop, and look-ups follow one another.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifests")
+
+    async def pod(self, namespace: str, name: str) -> PodObject | None:
+        """Return the pod *namespace*/*name*. Raises SourceUnavailableError if the folder can't be read."""
+        return await self._look_up(PodObject, namespace, name)
+
+    async def nad(self, namespace: str, name: str) -> Nad | None:
+        """Return the NAD *namespace*/*name*. Raises SourceUnavailableError if the folder can't be read."""
+        return await self._look_up(Nad, namespace, name)
+
+    def close(self) -> None:
+        """End the thread once the look-ups under way are done."""
+        self._thread.shutdown()
+
+    async def _look_up(self, kind: type[Found], namespace: str, name: str) -> Found | None:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._find, kind, namespace, name)
+
+    def _find(self, kind: type[Found], namespace: str, name: str) -> Found | None:
+        self._refresh()
+        found = self._objects.get((kind, namespace, name))
+        return found if isinstance(found, kind) else None
+
+    def _refresh(self) -> None:
+        """Bring what is held in line with the folder."""
+        try:
+            signatures = dict(sorted(_scan(self._folder)))
+        except OSError as error:
+            raise SourceUnavailableError(f"the folder {self._folder} can't be read: {error.strerror}") from error
+        if signatures == {path: file.signature for path, file in self._files.items()}:
+            return
+        files: dict[str, _File] = {}
+        for path, signature in signatures.items():
+            known = self._files.get(path)
+            if known is None or known.signature != signature:
+                known = _File(signature, tuple(self._read(path)))
+            files[path] = known
+        self._files = files
+        self._objects = {(type(o), o.namespace, o.name): o for file in files.values() for o in file.objects}
+
+    def _read(self, path: str) -> Iterator[_Object]:
+        """Yield the objects in the file *path*; say once what is wrong with it and go on."""
+        try:
+            manifests = list(_flat(_documents(self._folder / path)))
+        except _UNREADABLE as error:
+            self._log.warning("manifest_unusable", file=path, error=" ".join(str(error).split()))
+            return
+        for index, manifest in enumerate(manifests, 1):
+            try:
+                yield from _object(manifest)
+            except msgspec.ValidationError as error:
+                self._log.warning("manifest_object_unusable", file=path, object=index, error=str(error))
+
+
+def _scan(folder: Path) -> Iterator[tuple[str, _Signature]]:
+    """Yield path, relative to *folder*, and signature of each manifest. Raises OSError if *folder* can't be listed."""
+
+    def fail(error: OSError) -> None:
+        # Below the top, a folder that vanished or is closed to us is a matter of its own manifests only.
+        if error.filename == str(folder):
+            raise error
+
+    for top, folders, names in os.walk(folder, onerror=fail):
+        at_top = top == str(folder)
+        folders[:] = [name for name in folders if not name.startswith(".") and not (at_top and name == STATUS)]
+        for name in names:
+            path = Path(top, name)
+            if name.startswith(".") or path.suffix not in SUFFIXES:
+                continue
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            yield str(path.relative_to(folder)), _Signature(stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+def _documents(path: Path) -> list[Any]:
+    """Return the documents in the file *path*. Raises one of ``_UNREADABLE``."""
+    text = path.read_text(encoding="utf-8")
+    # YAML takes most JSON, but not JSON that is indented with tabs.
+    return [decode_json(text)] if path.suffix == ".json" else list(yaml.load_all(text, Loader=_LOADER))
+
+
+def _flat(documents: list[Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the objects of *documents*, those in lists included."""
+    for document in documents:
+        if not isinstance(document, Mapping):
+            continue
+        if document.get("kind") == "List" and isinstance(document.get("items"), list):
+            yield from _flat(document["items"])
+        else:
+            yield document
+
+
+def _object(manifest: Mapping[str, Any]) -> Iterator[_Object]:
+    """Yield the pod or NAD that *manifest* is; nothing for other kinds. Raises msgspec.ValidationError."""
+    kind = (manifest.get("apiVersion"), manifest.get("kind"))
+    if kind == ("v1", "Pod"):
+        about = msgspec.convert(manifest, _Pod).metadata
+        annotations = about.annotations or {}
+        static = annotations.get(CONFIG_SOURCE, "api") != "api"
+        yield PodObject(about.namespace, about.name, about.uid, annotations, static)
+    elif kind == (NAD_API, "NetworkAttachmentDefinition"):
+        nad = msgspec.convert(manifest, _Nad)
+        config = nad.spec.config if nad.spec else ""
+        yield Nad(nad.metadata.namespace, nad.metadata.name, config, nad.metadata.annotations or {})

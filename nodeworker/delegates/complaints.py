@@ -1,0 +1,84 @@
+"""What a plugin says when it fails, made into the one sentence that people and runtimes read.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from typing import Any, Final, NamedTuple, cast
+
+import msgspec
+
+from events.schema import PluginRun
+
+MESSAGE_LIMIT: Final = 1024
+DETAILS_LIMIT: Final = 4096
+"""Characters of a plugin's own words that are passed on."""
+
+_READ_AS_SUCCESS: Final = (
+    (re.compile("not found", re.IGNORECASE), "missing"),
+    (re.compile("no such file", re.IGNORECASE), "missing file"),
+)
+
+
+class Complaint(NamedTuple):
+    """Why a plugin failed, in its own words as far as it had any."""
+
+    code: int
+    """0 when it gave none."""
+    message: str
+    details: str
+
+
+def complaint(run: PluginRun, stdout: bytes) -> Complaint:
+    """Return why a plugin ended with an exit code that is not zero.
+
+    The overview of the CNI specification 1.1 puts the error object on standard error; plugins and runtimes agree on
+    standard output.
+    """
+    report = _report(stdout)
+    message, details, code = report.get("msg"), report.get("details"), report.get("code")
+    if not isinstance(message, str) or not message.strip():
+        return Complaint(0, f"{_ending(run.exit_code)}: {_last_words(run)}", "")
+    return Complaint(
+        code if isinstance(code, int) and code > 0 else 0,
+        _brief(message, MESSAGE_LIMIT),
+        _brief(details, DETAILS_LIMIT) if isinstance(details, str) else "",
+    )
+
+
+def not_read_as_success(text: str) -> str:
+    """Return *text* without the words by which containerd takes a failed DEL for one that had nothing left to do."""
+    for words, others in _READ_AS_SUCCESS:
+        text = words.sub(others, text)
+    return text
+
+
+def _report(stdout: bytes) -> dict[str, Any]:
+    try:
+        report = msgspec.json.decode(stdout)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", report) if isinstance(report, dict) else {}
+
+
+def _last_words(run: PluginRun) -> str:
+    lines = (run.stderr.strip() or run.stdout.strip()).splitlines()
+    return _brief(lines[-1], MESSAGE_LIMIT) if lines else "it gave no reason"
+
+
+def _ending(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    try:
+        return f"ended by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"ended by signal {-exit_code}"
+
+
+def _brief(text: str, limit: int) -> str:
+    """Return *text* on one line of at most *limit* characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."

@@ -1,0 +1,168 @@
+"""Give every sandbox its turn: one request of a container at a time, many containers side by side, a bound over all.
+
+A container has a queue and a task from its first request until the queue is empty (CNI specification 1.1, section
+"Lifecycle & Ordering": no parallel operations for one container). Intents come from the ledger; CHECK, which changes
+nothing and is not recorded, takes its turn among them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import structlog
+
+from events.fold import Pending, SandboxKey
+from events.ledger import Stored
+from events.schema import (
+    AttachRequested,
+    DetachRequested,
+    ErrorClass,
+    Event,
+    EventId,
+    GcRequested,
+    Phase,
+    RequestId,
+)
+from nodeworker.answers import Answers, Reply, refusal
+from nodeworker.attach import Attacher, internal
+from nodeworker.errors import failed
+from nodeworker.gc import GarbageCollector
+from nodeworker.patience import Patience, seconds_until
+
+log = structlog.get_logger(__name__)
+
+Job: TypeAlias = Callable[[], Awaitable[None]]
+
+_ABANDONED = failed(
+    ErrorClass.ABANDONED, Phase.ADD, "the runtime gave up waiting; what had been attached was undone"
+).failure
+_OVERTAKEN = failed(
+    ErrorClass.OVERTAKEN, Phase.ADD, "a DEL of the same container came meanwhile; what had been attached was undone"
+).failure
+
+
+class Dispatcher:
+    """Takes intents to whoever fulfils them, and their answers to whoever waits."""
+
+    def __init__(
+        self,
+        attacher: Attacher,
+        collector: GarbageCollector,
+        answers: Answers,
+        tasks: asyncio.TaskGroup,
+        concurrency: int,
+    ) -> None:
+        self._attacher = attacher
+        self._collector = collector
+        self._answers = answers
+        self._tasks = tasks
+        self._places = asyncio.Semaphore(concurrency)
+        self._queues: dict[str, deque[Job]] = {}
+        self._under_way: set[EventId] = set()
+        self._patience: dict[RequestId, tuple[SandboxKey, Patience]] = {}
+        self.in_progress = 0
+        self.idle = asyncio.Event()
+        """Set while nothing is under way."""
+        self.idle.set()
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests that wait for the one before them, or for a free place."""
+        return sum(map(len, self._queues.values())) + len(self._queues) - self.in_progress
+
+    def under_way(self, intent: EventId) -> bool:
+        """Return whether *intent* is queued or being fulfilled."""
+        return intent in self._under_way
+
+    def dispatch(self, intent: Stored | Pending, *, resumed: bool = False) -> None:
+        """Queue *intent*. *resumed*: somebody may have begun to fulfil it before."""
+        event, data = intent.event, intent.event.data
+        if event.id in self._under_way:
+            return
+        match data:
+            case AttachRequested():
+                patience = Patience(0 if self._answers.given(data.request) else seconds_until(data.deadline))
+                self._patience[data.request] = (SandboxKey(event.sandbox, data.ifname), patience)
+                self._queue(event, data.request, data.config, lambda: self._attach(event, data, patience, resumed))
+            case DetachRequested():
+                self._overtake(SandboxKey(event.sandbox, data.ifname))
+                self._queue(event, data.request, data.config, lambda: self._attacher.detach(event, data))
+            case GcRequested():
+                self._queue(event, data.request, data.config, lambda: self._collector.collect(event, data))
+            case _:
+                raise TypeError(f"{event.type} is not an intent")
+
+    async def take_turn(self, container_id: str, work: Callable[[], Awaitable[Reply]]) -> Reply:
+        """Return what *work* returns when the requests for the container that came before are done."""
+        turn: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        async def job() -> None:
+            try:
+                reply = await work()
+            except Exception as error:  # noqa: BLE001  # it is the asker's, not the queue's
+                if not turn.done():
+                    turn.set_exception(error)
+            else:
+                if not turn.done():
+                    turn.set_result(reply)
+
+        self._enqueue(container_id, job)
+        return await turn
+
+    def abandon(self, request: RequestId) -> None:
+        """Undo *request* if it is an attach under way: nobody waits for it any more."""
+        if (waiting := self._patience.get(request)) is not None:
+            waiting[1].end(_ABANDONED)
+
+    def _overtake(self, key: SandboxKey) -> None:
+        for attached, patience in self._patience.values():
+            if attached == key:
+                patience.end(_OVERTAKEN)
+
+    async def _attach(self, event: Event, data: AttachRequested, patience: Patience, resumed: bool) -> Reply:
+        try:
+            return await self._attacher.attach(event, data, patience, resumed=resumed)
+        finally:
+            self._patience.pop(data.request, None)
+
+    def _queue(self, event: Event, request: RequestId, config: str, work: Callable[[], Awaitable[Reply]]) -> None:
+        self._answers.open(request)
+        self._under_way.add(event.id)
+
+        async def job() -> None:
+            try:
+                reply = await work()
+            except Exception as error:  # rule: one bad request never stops the others
+                log.exception("request_broke", type=event.type, sandbox=event.sandbox[:12])
+                reply = refusal(internal(Phase.INTAKE, error), config)
+            finally:
+                self._under_way.discard(event.id)
+            self._answers.give(request, reply)
+
+        self._enqueue(event.sandbox, job)
+
+    def _enqueue(self, container_id: str, job: Job) -> None:
+        if (queue := self._queues.get(container_id)) is not None:
+            queue.append(job)
+            return
+        self._queues[container_id] = deque()
+        self.idle.clear()
+        self._tasks.create_task(self._work(container_id, job), name=f"sandbox-{container_id[:12]}")
+
+    async def _work(self, container_id: str, job: Job | None) -> None:
+        """Do the jobs of one container until there are none."""
+        queue = self._queues[container_id]
+        while job is not None:
+            async with self._places:
+                self.in_progress += 1
+                try:
+                    await job()
+                finally:
+                    self.in_progress -= 1
+            job = queue.popleft() if queue else None
+        del self._queues[container_id]
+        if not self._queues:
+            self.idle.set()

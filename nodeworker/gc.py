@@ -1,0 +1,134 @@
+"""GC: detach what the runtime no longer knows, then let every plugin free what belongs to nobody.
+
+The list of what is valid comes from the runtime alone; without one nothing is freed (CNI specification 1.1, section 2,
+"GC"). The runtime names sandboxes by the interface it attached; for a plugin of a secondary network the list is
+expanded to the interfaces of that network.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
+
+import structlog
+
+from events.fold import Sandbox, SandboxKey, SandboxPhase
+from events.ledger import LedgerError
+from events.schema import (
+    DetachRequested,
+    ErrorClass,
+    Event,
+    Failure,
+    GcCompleted,
+    GcFailed,
+    GcRequested,
+    Phase,
+    PlannedAttachment,
+    RequestId,
+)
+from nodeworker.answers import Answers, Reply, refusal, reply_of
+from nodeworker.delegates import chain
+from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.delegates.versions import at_least
+from nodeworker.errors import RequestFailedError, failed
+from nodeworker.patience import seconds_since
+from nodeworker.recorder import Recorder
+from nodeworker.resolve.netconf import parse_netconf
+from nodeworker.settings import WorkerSection
+
+log = structlog.get_logger(__name__)
+
+
+class GarbageCollector:
+    """Fulfils the intent of collecting garbage."""
+
+    def __init__(self, recorder: Recorder, answers: Answers, executor: PluginExecutor, section: WorkerSection) -> None:
+        self._recorder = recorder
+        self._answers = answers
+        self._executor = executor
+        self._section = section
+
+    async def collect(self, event: Event, request: GcRequested) -> Reply:
+        """Fulfil the intent *event* and return the answer for the runtime."""
+        try:
+            name = self._network(request)
+            stale = () if request.valid is None else tuple(self._stale(name, frozenset(request.valid)))
+            failures = [failure for sandbox in stale if (failure := await self._detach(sandbox, event)) is not None]
+            if request.valid is not None:
+                failures += [failure async for failure in self._collect(request)]
+            seconds = seconds_since(event.at)
+            outcome = (
+                GcFailed(request=request.request, failure=failures[0], seconds=seconds)
+                if failures
+                else GcCompleted(
+                    request=request.request, detached=tuple((k.container_id, k.ifname) for k in stale), seconds=seconds
+                )
+            )
+        except RequestFailedError as error:
+            outcome = GcFailed(request=request.request, failure=error.failure, seconds=seconds_since(event.at))
+        try:
+            await self._recorder.record(outcome, event.sandbox, event.id)
+        except LedgerError as error:
+            return refusal(failed(ErrorClass.LEDGER_UNAVAILABLE, Phase.GC, str(error)).failure, request.config)
+        return reply_of(outcome, request.config)
+
+    def _network(self, request: GcRequested) -> str:
+        conf = parse_netconf(request.config, self._section.network)
+        if not at_least(conf.cni_version, "1.1.0"):
+            raise failed(
+                ErrorClass.UNSUPPORTED_VERSION,
+                Phase.GC,
+                f"GC needs cniVersion 1.1.0, and network {conf.name} is configured with {conf.cni_version}",
+            )
+        return conf.name
+
+    def _stale(self, name: str, valid: frozenset[tuple[str, str]]) -> Iterator[SandboxKey]:
+        """Yield the sandboxes of the runtime's network *name* that it no longer holds valid.
+
+        One whose ADD is under way is not stale: the runtime made its list before.
+        """
+        for key, sandbox in self._recorder.state.sandboxes.items():
+            settled = sandbox.phase not in (SandboxPhase.REQUESTED, SandboxPhase.PLANNED)
+            if settled and tuple(key) not in valid and self._is_of(sandbox, name):
+                yield key
+
+    def _is_of(self, sandbox: Sandbox, name: str) -> bool:
+        if sandbox.request is None:
+            return False
+        try:
+            return parse_netconf(sandbox.request.config, self._section.network).name == name
+        except RequestFailedError:
+            return False
+
+    async def _detach(self, key: SandboxKey, event: Event) -> Failure | None:
+        """Detach one sandbox the way a DEL does; return why that failed, if it did."""
+        sandbox = self._recorder.state.sandboxes[key]
+        request = RequestId(secrets.token_hex(16))
+        self._answers.open(request)
+        intent = DetachRequested(request=request, ifname=key.ifname, netns=sandbox.netns, pod=sandbox.pod)
+        try:
+            await self._recorder.request(intent, key.container_id, event.id)
+        except LedgerError as error:
+            return failed(ErrorClass.LEDGER_UNAVAILABLE, Phase.GC, str(error)).failure
+        reply = await self._answers.wait(request)
+        return reply.failure
+
+    async def _collect(self, request: GcRequested) -> AsyncIterator[Failure]:
+        """Run GC of every delegate in use, each network once; yield what failed."""
+        for attachment, valid in self._networks():
+            target = chain.Target(
+                container_id="", netns="", path=(*request.path.split(":"), self._section.network.bin_dir)
+            )
+            try:
+                await chain.gc(self._executor, attachment, target, valid, self._section.delegate_timeout)
+            except chain.DelegateError as error:
+                log.warning("gc_failed", network=attachment.network, error=error.failure.message)
+                yield error.failure
+
+    def _networks(self) -> Iterator[tuple[PlannedAttachment, list[tuple[str, str]]]]:
+        networks: dict[str, tuple[PlannedAttachment, list[tuple[str, str]]]] = {}
+        for key, sandbox in self._recorder.state.sandboxes.items():
+            for attachment in sandbox.attachments:
+                _, valid = networks.setdefault(attachment.plan.cni_name, (attachment.plan, []))
+                valid.append((key.container_id, attachment.plan.ifname))
+        yield from networks.values()

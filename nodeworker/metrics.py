@@ -1,0 +1,84 @@
+"""What the worker tells Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from events.schema import Failure
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""Seconds."""
+
+
+class WorkerMetrics:
+    """The worker's series, on a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._seconds = Histogram(
+            "plumbline_request_seconds",
+            "Seconds from the arrival of a CNI request to its answer.",
+            ("command", "result"),
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self._delegate_seconds = Histogram(
+            "plumbline_delegate_seconds",
+            "Seconds that the delegate of one attachment took.",
+            ("command", "delegate", "result"),
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self._failures = Counter(
+            "plumbline_failures",
+            "Requests that failed, by class of failure and phase.",
+            ("error_class", "phase"),
+            registry=self.registry,
+        )
+        self._ack_seconds = Histogram(
+            "plumbline_ledger_ack_seconds",
+            "Seconds until the ledger confirmed an event as durable.",
+            buckets=(0.0001, 0.00025, 0.0005, *BUCKETS),
+            registry=self.registry,
+        )
+        self.spooled = Gauge(
+            "plumbline_spooled_requests", "DEL requests on disk that wait for the ledger.", registry=self.registry
+        )
+        self.detach_retries = Gauge(
+            "plumbline_detach_retries", "Sandboxes whose DEL failed and is repeated.", registry=self.registry
+        )
+
+    def request_done(self, command: str, seconds: float, failure: Failure | None) -> None:
+        """Count one answered request."""
+        self._seconds.labels(command, "ok" if failure is None else "error").observe(seconds)
+        if failure is not None:
+            self._failures.labels(failure.error_class.value, failure.phase.value).inc()
+
+    def delegate_done(self, command: str, delegate: str, seconds: float, *, ok: bool) -> None:
+        """Count one execution of a delegate."""
+        self._delegate_seconds.labels(command, delegate, "ok" if ok else "error").observe(seconds)
+
+    def ledger_acked(self, seconds: float) -> None:
+        """Count one confirmed append."""
+        self._ack_seconds.observe(seconds)
+
+    def watch(
+        self,
+        *,
+        queue_depth: Callable[[], float],
+        in_progress: Callable[[], float],
+        oldest_pending: Callable[[], float],
+        sandboxes: Callable[[], float],
+        ledger_connected: Callable[[], float],
+    ) -> None:
+        """Read these at every scrape."""
+        for name, text, read in (
+            ("plumbline_queue_depth", "Requests that wait for their sandbox or for a free place.", queue_depth),
+            ("plumbline_requests_in_progress", "Requests that are being worked on.", in_progress),
+            ("plumbline_oldest_pending_seconds", "Age of the oldest intent without outcome.", oldest_pending),
+            ("plumbline_sandboxes", "Sandboxes that hold something on this node.", sandboxes),
+            ("plumbline_ledger_connected", "1 while the ledger is connected.", ledger_connected),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(read)

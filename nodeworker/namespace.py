@@ -1,0 +1,91 @@
+"""The one way to look into a network namespace.
+
+A thread enters it just long enough to open a socket there; the socket keeps its namespace and answers afterwards from
+anywhere. No process is forked, and a path that is no namespace is refused instead of being made one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterable
+
+from events.schema import ErrorClass, Phase
+from nodeworker.errors import RequestFailedError, failed
+
+_NS_GET_NSTYPE = 0xB703
+_CLONE_NEWNET = 0x40000000
+_SIOCGIFINDEX = 0x8933
+_IFREQ = struct.Struct("16s24x")
+_OWN = "/proc/thread-self/ns/net"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def interfaces_present(path: str, names: Iterable[str], phase: Phase) -> set[str]:
+    """Return which of *names* are interfaces in the network namespace at *path*.
+
+    Call it from a thread that does nothing else meanwhile. Raises RequestFailedError (namespace_invalid).
+    """
+    with _socket_in(path, phase) as probe:
+        return {name for name in names if _exists(probe, name)}
+
+
+def _exists(probe: socket.socket, name: str) -> bool:
+    try:
+        fcntl.ioctl(probe, _SIOCGIFINDEX, _IFREQ.pack(name.encode()))
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return False
+        raise
+    return True
+
+
+def _socket_in(path: str, phase: Phase) -> socket.socket:
+    target = _open(path, phase)
+    try:
+        own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if os.path.sameopenfile(own, target):
+                raise _invalid(path, phase, "it is the node's own")
+            if _libc.setns(target, _CLONE_NEWNET):
+                raise _invalid(path, phase, os.strerror(ctypes.get_errno()))
+            try:
+                return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            finally:
+                if _libc.setns(own, _CLONE_NEWNET):
+                    os.abort()  # a worker thread lost in a pod's namespace would work on the wrong interfaces
+        finally:
+            os.close(own)
+    finally:
+        os.close(target)
+
+
+def _open(path: str, phase: Phase) -> int:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO or a device could hang
+            raise _invalid(path, phase, "it is no namespace file")
+        target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _invalid(path, phase, error.strerror or str(error)) from error
+    try:
+        if fcntl.ioctl(target, _NS_GET_NSTYPE) == _CLONE_NEWNET:
+            return target
+        reason = "it is a namespace of another kind"
+    except OSError:
+        reason = "it is no namespace file"
+    os.close(target)
+    raise _invalid(path, phase, reason)
+
+
+def _invalid(path: str, phase: Phase, reason: str) -> RequestFailedError:
+    return failed(
+        ErrorClass.NAMESPACE_INVALID,
+        phase,
+        f"CNI_NETNS {path!r} can't be used as a network namespace: {reason}",
+    )

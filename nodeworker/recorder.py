@@ -1,0 +1,159 @@
+"""Write the node's events, and know at once what they make true.
+
+The worker is the only writer of its node's events, so the acknowledgements of its own appends are the whole truth:
+``state`` is the fold of the node's ledger without reading it back. Intents are the exception: they are applied where
+the worker consumes them, so that there is one way in for them, also for those that an earlier worker wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
+
+from events import subjects
+from events.fold import State
+from events.ledger import Expect, Ledger, LedgerError, Stored
+from events.schema import (
+    INTENTS,
+    NO_CAUSE,
+    NO_SANDBOX,
+    ContainerId,
+    Data,
+    Event,
+    EventId,
+    NodeName,
+    WorkerStarted,
+    new_event_id,
+    rfc3339,
+)
+
+log = structlog.get_logger(__name__)
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_RETRY = 1.0
+
+
+class Recorder:
+    """Appends the events of one node, under one epoch, and keeps ``state``."""
+
+    def __init__(self, ledger: Ledger, node: NodeName) -> None:
+        self.state = State(in_order=False)
+        self.node = node
+        self._boot_id = _BOOT_ID.read_text().strip()
+        self._epoch = 0
+        self._ledger = ledger
+        self._appending: set[asyncio.Task[Stored]] = set()
+        self._postponed = 0
+        self._loaded = 0
+
+    async def load(self) -> AsyncIterator[Stored]:
+        """Apply the node's events to ``state``, and yield each. Raises LedgerUnavailableError."""
+        async for stored in self._ledger.read(subjects.pattern(self.node)):
+            self.state.apply(stored)
+            self._loaded = stored.sequence
+            yield stored
+
+    async def open_epoch(self, started: WorkerStarted) -> None:
+        """Take the node over from the worker before.
+
+        Raises ConflictError when another worker takes it at the same time.
+        """
+        subject = subjects.pattern(self.node, NO_SANDBOX, "WorkerStarted")
+        last = await self._ledger.last(subject)
+        self._epoch = 1 if last is None else last.event.epoch + 1
+        event = self._event(started, NO_SANDBOX, NO_CAUSE)
+        sequence = await self._ledger.append(event, Expect(subject, 0 if last is None else last.sequence))
+        self.state.apply(Stored(sequence, event))
+
+    async def request(self, intent: Data, sandbox: ContainerId = NO_SANDBOX, cause: EventId = NO_CAUSE) -> None:
+        """Append an intent. Raises LedgerUnavailableError (it may still come), LedgerFullError."""
+        await self._ledger.append(self._event(intent, sandbox, cause))
+
+    async def intents(self) -> AsyncIterator[Stored]:
+        """Yield the intents that come after those loaded, each applied to ``state``, without end."""
+        patterns = tuple(subjects.pattern(self.node, event_type=name) for name in sorted(INTENTS))
+        async for stored in self._ledger.follow(patterns, self._loaded):
+            self.state.apply(stored)
+            yield stored
+
+    async def record(self, data: Data, sandbox: ContainerId = NO_SANDBOX, cause: EventId = NO_CAUSE) -> None:
+        """Append an event that is no intent; return once it is durable and applied to ``state``.
+
+        Raises LedgerUnavailableError, LedgerFullError; the event is then appended as soon as the ledger takes it,
+        because nobody knows whether the ledger has it, and state and ledger must not part. The same holds for a caller
+        that is cancelled.
+        """
+        task = asyncio.create_task(self._append(self._event(data, sandbox, cause)))
+        self._keep(task)
+        await asyncio.shield(task)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the ledger has taken everything that it was slow to take."""
+        return not self._postponed
+
+    async def close(self) -> None:
+        """Wait for the appends under way; those that the ledger does not take are given up."""
+        if self._appending:
+            await asyncio.wait(self._appending, timeout=_RETRY)
+        for task in self._appending:
+            task.cancel()
+
+    async def _append(self, event: Event) -> Stored:
+        try:
+            stored = Stored(await self._ledger.append(event), event)
+        except LedgerError:
+            self._keep(asyncio.create_task(self._append_later(event)))
+            raise
+        self.state.apply(stored)
+        return stored
+
+    async def _append_later(self, event: Event) -> Stored:
+        self._postponed += 1
+        try:
+            while True:
+                await asyncio.sleep(_RETRY)
+                try:
+                    stored = Stored(await self._append_once(event), event)
+                except LedgerError as error:
+                    log.warning("ledger_still_away", waiting=event.type, error=str(error))
+                    continue
+                self.state.apply(stored)
+                return stored
+        finally:
+            self._postponed -= 1
+
+    async def _append_once(self, event: Event) -> int:
+        """Append *event* unless it is there: the server tells duplicates only for two minutes."""
+        last = await self._ledger.last(subjects.subject(event.node, event.sandbox, event.type))
+        if last is not None and last.event.id == event.id:
+            return last.sequence
+        return await self._ledger.append(event)
+
+    def _keep(self, task: asyncio.Task[Stored]) -> None:
+        self._appending.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Stored]) -> None:
+        self._appending.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller was told, or was cancelled; the append goes on in a task of its own
+
+    def _event(self, data: Data, sandbox: ContainerId, cause: EventId) -> Event:
+        now = time.time_ns()
+        return Event(
+            id=new_event_id(now // 1_000_000, secrets.token_bytes(10)),
+            at=rfc3339(now),
+            node=self.node,
+            boot_id=self._boot_id,
+            epoch=self._epoch,
+            sandbox=sandbox,
+            cause=cause,
+            trace="",
+            data=data,
+        )

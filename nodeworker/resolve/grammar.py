@@ -1,0 +1,98 @@
+"""What names and addresses look like, said once for annotations, plans and manifests.
+
+People write these by hand, so every rule answers with what is wrong, not only that something is.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Any
+
+import msgspec
+
+IFNAME_BYTES = 15
+"""Linux keeps interface names in 16 bytes with a closing NUL (IFNAMSIZ)."""
+
+_LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
+_SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
+_HEX = r"[0-9A-Fa-f]"
+_MAC = re.compile(rf"{_HEX}{{2}}(?:(?::{_HEX}{{2}}){{5}}|(?:-{_HEX}{{2}}){{5}})|{_HEX}{{4}}(?:\.{_HEX}{{4}}){{2}}")
+_GUID = re.compile(rf"{_HEX}{{2}}(?:(?::{_HEX}{{2}}){{7}}|(?:-{_HEX}{{2}}){{7}})|{_HEX}{{4}}(?:\.{_HEX}{{4}}){{3}}")
+_SHOWN = 64
+
+
+def shown(text: str) -> str:
+    """Return *text* in quotes for an error message: one line, printable, at most 64 characters of it."""
+    short = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    quoted = short.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in quoted) + '"'
+
+
+def decode_json(text: str) -> Any:
+    """Return the value of the JSON *text*. Raises ValueError."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("JSON is nested too deeply") from error
+
+
+def is_label(text: str) -> bool:
+    """Whether *text* is built like a DNS-1123 label; its length is the business of whoever named it."""
+    return _LABEL.fullmatch(text) is not None
+
+
+def is_namespace(text: str) -> bool:
+    """Whether *text* can name a Kubernetes namespace (DNS-1123 label, at most 63 characters)."""
+    return len(text) <= 63 and is_label(text)
+
+
+def is_object_name(text: str) -> bool:
+    """Whether *text* can name a Kubernetes object (DNS-1123 subdomain, at most 253 characters)."""
+    return len(text) <= 253 and _SUBDOMAIN.fullmatch(text) is not None
+
+
+def ifname_problem(name: str) -> str:
+    """Return why *name* can't be the name of a network interface, or nothing (CNI specification 1.1, section 2).
+
+    Stricter than the specification in what the kernel would make of it: ``net%d`` becomes some other name there.
+    """
+    if not name:
+        return "is empty"
+    if name in {".", ".."}:
+        return "is reserved"
+    if not all("!" <= c <= "~" and c not in "/:%" for c in name):
+        return 'holds whitespace, "/", ":", "%" or a character that is not printable ASCII'
+    if len(name) > IFNAME_BYTES:
+        return f"is longer than {IFNAME_BYTES} bytes"
+    return ""
+
+
+def is_mac(text: str) -> bool:
+    """Whether *text* is a 6-byte MAC address in one of its three usual spellings."""
+    return _MAC.fullmatch(text) is not None
+
+
+def is_guid(text: str) -> bool:
+    """Whether *text* is an 8-byte InfiniBand GUID, spelled like a MAC address."""
+    return _GUID.fullmatch(text) is not None
+
+
+def is_ip(text: str) -> bool:
+    """Whether *text* is an IPv4 or IPv6 address without zone."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return "%" not in text
+
+
+def is_ip_or_cidr(text: str) -> bool:
+    """Whether *text* is an address, with a prefix length or without."""
+    address, slash, length = text.partition("/")
+    if not is_ip(address):
+        return False
+    bits = 128 if ":" in address else 32
+    return not slash or (length.isascii() and length.isdecimal() and len(length) <= 3 and int(length) <= bits)

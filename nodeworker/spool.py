@@ -1,0 +1,78 @@
+"""DEL requests on disk, where they wait while the worker or the ledger is away.
+
+The entry point writes a request here when no worker answers it, and the worker itself when the ledger does not take it.
+Either way the runtime has been told of success, because the request is durable; a file goes only when its intent is in
+the ledger.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from nodeworker.shim.frame import Frame, FrameError, decode_frame, encode_request
+
+log = structlog.get_logger(__name__)
+
+_SUFFIX = ".req"
+
+
+class Spooled(NamedTuple):
+    """One request on disk."""
+
+    path: Path
+    frame: Frame
+
+
+class Spool:
+    """The folder, shared with the entry point."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def __len__(self) -> int:
+        with os.scandir(self._folder) as entries:
+            return sum(entry.name.endswith(_SUFFIX) for entry in entries)
+
+    def requests(self) -> Iterator[Spooled]:
+        """Yield what is there, oldest first. A file that is no request is set aside, so that it is met only once."""
+        files = sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        for path in files:
+            try:
+                yield Spooled(path, decode_frame(path.read_bytes()))
+            except FrameError as error:
+                aside = path.with_suffix(".bad")
+                path.rename(aside)
+                log.warning("spooled_request_set_aside", file=str(aside), error=str(error))
+
+    def put(self, frame: Frame) -> None:
+        """Keep *frame* until it is removed. Raises OSError."""
+        target = self._folder / f"{frame.request}{_SUFFIX}"
+        draft = self._folder / f".{frame.request}.tmp"
+        try:
+            with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(encode_request(frame))
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(target)
+            self._sync()
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
+
+    def remove(self, spooled: Spooled) -> None:
+        """Forget a request whose intent is in the ledger."""
+        spooled.path.unlink(missing_ok=True)
+        self._sync()
+
+    def _sync(self) -> None:
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,178 @@
+"""From a request to its plan, with a folder of manifests as the cluster and real files on the node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from events.schema import AttachPlanned, AttachRequested, ErrorClass, Failure, IfName, Pod, RequestId
+from nodeworker.cluster.gather import gather
+from nodeworker.cluster.manifests import Manifests
+from nodeworker.cluster.source import Source
+from nodeworker.errors import RequestFailedError
+from nodeworker.resolve.cni_args import pod_of
+from nodeworker.resolve.netconf import NodeDefaults, parse_netconf
+from nodeworker.resolve.objects import PodObject
+from nodeworker.resolve.plan import plan
+
+SAMPLEPOD = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=samplepod;K8S_POD_UID=u1"
+
+
+class Node:
+    """A node with its configuration folder and the manifests it looks pods and networks up in."""
+
+    def __init__(self, root: Path) -> None:
+        self.conf_dir = root / "net.d"
+        self.conf_dir.mkdir()
+        self.folder = root / "manifests"
+        self.folder.mkdir()
+        self.source = Manifests(self.folder)
+
+    def conf(self, file: str, **config: Any) -> Path:
+        path = self.conf_dir / file
+        path.write_text(json.dumps({"cniVersion": "1.0.0", "type": "bridge", **config}))
+        return path
+
+    def nad(self, name: str, namespace: str = "shop", **spec: Any) -> None:
+        self._write("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", {"name": name, "namespace": namespace}, spec)
+
+    def pod(self, networks: str) -> None:
+        annotations = {"k8s.v1.cni.cncf.io/networks": networks}
+        metadata = {"name": "samplepod", "namespace": "shop", "uid": "u1", "annotations": annotations}
+        self._write("v1", "Pod", metadata, {})
+
+    def _write(self, api: str, kind: str, metadata: dict[str, Any], spec: dict[str, Any]) -> None:
+        manifest = {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
+        (self.folder / f"{kind}-{metadata['namespace']}-{metadata['name']}.json").write_text(json.dumps(manifest))
+
+    async def planned(self, args: str = SAMPLEPOD, source: Source | None = None, **stdin: Any) -> AttachPlanned:
+        config = json.dumps({"cniVersion": "1.0.0", "name": "plumbline", "confDir": str(self.conf_dir), **stdin})
+        request = AttachRequested(
+            request=RequestId("r"), ifname=IfName("eth0"), netns="/n", config=config, args=args, pod=pod_of(args)
+        )
+        conf = parse_netconf(config, NodeDefaults())
+        pod, networks = await gather(conf, request.pod, source)
+        return plan(request, "c1", conf, pod, networks)
+
+    async def refused(self, args: str = SAMPLEPOD, source: Source | None = None, **stdin: Any) -> Failure:
+        with pytest.raises(RequestFailedError) as caught:
+            await self.planned(args, source, **stdin)
+        return caught.value.failure
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path)
+    yield node
+    node.source.close()
+
+
+def networks(plan: AttachPlanned) -> list[tuple[str, str]]:
+    return [(attachment.network, attachment.cni_name) for attachment in plan.attachments]
+
+
+DELEGATES = [{"cniVersion": "1.0.0", "name": "pods", "type": "ptp"}]
+
+
+async def test_pod_is_planned_from_manifests(node: Node) -> None:
+    node.pod("a,other/b,a")
+    node.nad("a", config='{"type": "macvlan"}')
+    node.nad("b", "other", config='{"type": "vlan", "name": "vlan-b"}')
+    result = await node.planned(source=node.source, delegates=DELEGATES)
+    assert networks(result) == [("pods", "pods"), ("shop/a", "a"), ("other/b", "vlan-b"), ("shop/a", "a")]
+
+
+async def test_cluster_network_is_a_nad_before_it_is_a_file(node: Node) -> None:
+    node.pod("")
+    node.conf("10.conf", name="podnet", type="ptp")
+    assert networks(await node.planned(source=node.source, clusterNetwork="podnet")) == [("podnet", "podnet")]
+    node.nad("podnet", "kube-system", config='{"type": "bridge", "name": "from-nad"}')
+    assert networks(await node.planned(source=node.source, clusterNetwork="podnet")) == [
+        ("kube-system/podnet", "from-nad")
+    ]
+
+
+async def test_cluster_network_may_be_a_file_or_a_folder(node: Node) -> None:
+    node.pod("")
+    path = node.conf("20.conf", name="by-file")
+    node.conf("10.conflist", name="by-folder")
+    for cluster_network, name in ((path, "by-file"), (node.conf_dir, "by-folder")):
+        result = await node.planned(source=node.source, clusterNetwork=str(cluster_network))
+        assert networks(result) == [(name, name)]
+
+
+async def test_default_networks_are_looked_up_like_the_cluster_network(node: Node) -> None:
+    node.pod("")
+    node.nad("sidecar", "kube-system", config='{"type": "bridge"}')
+    path = node.conf("10.conf", name="podnet")
+    result = await node.planned(source=node.source, clusterNetwork="podnet", defaultNetworks=["sidecar", str(path)])
+    assert networks(result) == [("podnet", "podnet"), ("kube-system/sidecar", "sidecar"), ("podnet", "podnet")]
+
+
+@pytest.mark.parametrize("file", ["10.conf", "10.conflist"])
+async def test_nad_without_configuration_is_found_on_disk_under_its_own_name(node: Node, file: str) -> None:
+    node.pod("a")
+    node.nad("a")
+    node.conf(file, name="a", type="ipvlan")
+    result = await node.planned(source=node.source, delegates=DELEGATES)
+    assert networks(result)[1:] == [("shop/a", "a")]
+    assert '"ipvlan"' in result.attachments[1].plugins[0]
+
+
+async def test_nad_without_configuration_anywhere_is_refused_with_what_was_passed_over(node: Node) -> None:
+    node.pod("a")
+    node.nad("a")
+    (node.conf_dir / "broken.conf").write_text("{")
+    failure = await node.refused(source=node.source, delegates=DELEGATES)
+    assert (failure.error_class, failure.network) == (ErrorClass.NETWORK_NOT_FOUND, "shop/a")
+    assert "pod shop/samplepod: NetworkAttachmentDefinition shop/a has no spec.config" in failure.message
+    assert "broken.conf" in failure.details
+
+
+@pytest.mark.parametrize("name", ["unknown", "/no/such/path.conf"])
+async def test_network_of_the_node_that_does_not_exist_is_refused(node: Node, name: str) -> None:
+    node.pod("")
+    failure = await node.refused(source=node.source, clusterNetwork=name)
+    assert (failure.error_class, failure.network) == (ErrorClass.NETWORK_NOT_FOUND, name)
+    assert name in failure.message
+
+
+async def test_annotation_never_reaches_files_without_a_nad(node: Node) -> None:
+    node.pod("secret")
+    node.conf("10.conf", name="secret")
+    failure = await node.refused(source=node.source, delegates=DELEGATES)
+    assert (failure.error_class, failure.network) == (ErrorClass.NETWORK_NOT_FOUND, "shop/secret")
+
+
+async def test_unknown_pod_is_tried_again_and_nothing_is_made_up(node: Node) -> None:
+    failure = await node.refused(source=node.source, delegates=DELEGATES)
+    assert (failure.error_class, failure.code) == (ErrorClass.POD_NOT_FOUND, 11)
+    assert "shop/samplepod" in failure.message
+
+
+async def test_source_that_is_away_is_tried_again(node: Node, tmp_path: Path) -> None:
+    source = Manifests(tmp_path / "missing")
+    failure = await node.refused(source=source, delegates=DELEGATES)
+    source.close()
+    assert (failure.error_class, failure.code) == (ErrorClass.SOURCE_UNAVAILABLE, 11)
+    assert "missing" in failure.message
+
+
+async def test_runtime_without_pods_gets_the_networks_of_the_node(node: Node, tmp_path: Path) -> None:
+    node.conf("10.conf", name="podnet")
+    result = await node.planned(args="", clusterNetwork="podnet", defaultNetworks=["podnet"])
+    assert networks(result) == [("podnet", "podnet"), ("podnet", "podnet")]
+    absent = Manifests(tmp_path / "missing")
+    assert networks(await node.planned(args="", source=absent, delegates=DELEGATES)) == [("pods", "pods")]
+    absent.close()
+
+
+async def test_without_a_source_the_pod_is_what_the_runtime_says(node: Node) -> None:
+    conf = parse_netconf(json.dumps({"name": "n", "delegates": DELEGATES}), NodeDefaults())
+    pod, found = await gather(conf, Pod("shop", "samplepod", "u1"), None)
+    assert pod == PodObject("shop", "samplepod", "u1")
+    assert found == {}

@@ -1,0 +1,199 @@
+"""A folder of manifests as the cluster: what is found, what is passed over, and what a change does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from nodeworker.cluster.manifests import Manifests
+from nodeworker.cluster.source import Source, SourceUnavailableError
+from nodeworker.resolve.objects import Nad, PodObject
+
+POD = """
+apiVersion: v1
+kind: Pod
+metadata:
+  name: samplepod
+  annotations:
+    k8s.v1.cni.cncf.io/networks: macvlan-conf,macvlan-conf
+spec:
+  containers: []
+"""
+NAD = """
+apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata:
+  name: macvlan-conf
+  namespace: shop
+  creationTimestamp: 2024-01-01T00:00:00Z
+spec:
+  config: '{"type": "macvlan"}'
+"""
+
+
+@pytest.fixture
+def manifests(tmp_path: Path) -> Iterator[Manifests]:
+    source = Manifests(tmp_path)
+    yield source
+    source.close()
+
+
+def write(path: Path, text: str) -> None:
+    """Write *text* as a careful administrator does: whole, under another name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".tmp").write_text(text)
+    path.with_suffix(".tmp").replace(path)
+
+
+async def test_objects_are_found_in_all_documents_of_all_folders(manifests: Manifests, tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", POD + "---\n---\nkind: Service\nmetadata: {name: samplepod}\n---" + NAD)
+    write(tmp_path / "deep" / "er" / "b.yml", POD.replace("samplepod", "other\n  namespace: shop\n  uid: u1"))
+    source: Source = manifests
+    annotations = {"k8s.v1.cni.cncf.io/networks": "macvlan-conf,macvlan-conf"}
+    assert await source.pod("default", "samplepod") == PodObject("default", "samplepod", "", annotations)
+    assert await source.pod("shop", "other") == PodObject("shop", "other", "u1", annotations)
+    assert await source.nad("shop", "macvlan-conf") == Nad("shop", "macvlan-conf", '{"type": "macvlan"}')
+
+
+async def test_object_is_found_by_kind_namespace_and_name(manifests: Manifests, tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", POD + "---" + NAD)
+    assert await manifests.nad("default", "samplepod") is None
+    assert await manifests.pod("shop", "macvlan-conf") is None
+    assert await manifests.nad("default", "macvlan-conf") is None
+    assert await manifests.nad("shop", "another") is None
+
+
+async def test_lists_and_tab_indented_json_are_read(manifests: Manifests, tmp_path: Path) -> None:
+    text = """{
+\t"kind": "List", "apiVersion": "v1",
+\t"items": [
+\t\t{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "a"}},
+\t\t{"kind": "NetworkAttachmentDefinition", "apiVersion": "k8s.cni.cncf.io/v1", "metadata": {"name": "b"}}
+\t]
+}"""
+    write(tmp_path / "all.json", text)
+    assert await manifests.pod("default", "a") == PodObject("default", "a")
+    assert await manifests.nad("default", "b") == Nad("default", "b")
+
+
+@pytest.mark.parametrize("spec", ["", "spec:\n", "spec: {}\n", "spec: {config: ''}\n"])
+async def test_nad_may_be_without_configuration(manifests: Manifests, tmp_path: Path, spec: str) -> None:
+    write(tmp_path / "a.yaml", NAD.partition("spec:")[0] + spec)
+    assert await manifests.nad("shop", "macvlan-conf") == Nad("shop", "macvlan-conf")
+
+
+@pytest.mark.parametrize(("origin", "static"), [("file", True), ("http", True), ("api", False)])
+async def test_static_pod_is_known_by_where_the_kubelet_has_it_from(
+    manifests: Manifests, tmp_path: Path, origin: str, static: bool
+) -> None:
+    write(tmp_path / "a.yaml", POD.replace("annotations:", f"annotations:\n    kubernetes.io/config.source: {origin}"))
+    pod = await manifests.pod("default", "samplepod")
+    assert pod is not None
+    assert pod.static is static
+
+
+async def test_other_groups_hidden_files_and_the_status_folder_are_passed_over(
+    manifests: Manifests, tmp_path: Path
+) -> None:
+    write(tmp_path / "a.yaml", NAD.replace("k8s.cni.cncf.io/v1", "example.org/v1"))
+    for name in (".a.yaml", "status/a.yaml", "..data/a.yaml", "a.yaml.orig", "README.md"):
+        write(tmp_path / name, NAD)
+    assert await manifests.nad("shop", "macvlan-conf") is None
+    write(tmp_path / "shop" / "status" / "a.yaml", NAD)
+    assert await manifests.nad("shop", "macvlan-conf") is not None
+
+
+async def test_last_file_by_path_wins(manifests: Manifests, tmp_path: Path) -> None:
+    for name in ("b.yaml", "c/a.yaml", "a.yaml"):
+        write(tmp_path / name, NAD.replace('"macvlan"', f'"{name}"'))
+    found = await manifests.nad("shop", "macvlan-conf")
+    assert found is not None
+    assert found.config == '{"type": "c/a.yaml"}'
+
+
+async def test_change_is_seen_at_the_next_look_up(manifests: Manifests, tmp_path: Path) -> None:
+    assert await manifests.pod("default", "samplepod") is None
+    write(tmp_path / "a.yaml", POD)
+    assert await manifests.pod("default", "samplepod") is not None
+    write(tmp_path / "a.yaml", POD.replace("samplepod", "renamed00"))
+    assert await manifests.pod("default", "samplepod") is None
+    assert await manifests.pod("default", "renamed00") is not None
+    (tmp_path / "a.yaml").unlink()
+    assert await manifests.pod("default", "renamed00") is None
+
+
+async def test_unchanged_file_is_not_read_again(manifests: Manifests, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    write(path, POD)
+    before = await manifests.pod("default", "samplepod")
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"x" * stat.st_size)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert await manifests.pod("default", "samplepod") is before
+
+
+BROKEN = {
+    "torn": "apiVersion: v1\nkind: [Pod",
+    "bool": "a: !!bool maybe",
+    "recursive": "&a {kind: List, items: [*a]}",
+    "tag": "!!python/object/apply:os.system ['true']",
+    "latin": "a: \udcff",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+async def test_broken_file_is_logged_once_per_change_and_stops_no_other(
+    manifests: Manifests, tmp_path: Path, kind: str
+) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_bytes(BROKEN[kind].encode(errors="surrogateescape"))
+    write(tmp_path / "good.yaml", POD)
+    with capture_logs() as logs:
+        assert await manifests.pod("default", "samplepod") is not None
+        assert await manifests.pod("default", "samplepod") is not None
+    assert [(log["event"], log["file"], log["log_level"]) for log in logs] == [
+        ("manifest_unusable", "broken.yaml", "warning")
+    ]
+    broken.write_bytes(broken.read_bytes() + b"\n")
+    with capture_logs() as logs:
+        assert await manifests.pod("default", "samplepod") is not None
+    assert len(logs) == 1
+    write(broken, NAD)
+    with capture_logs() as logs:
+        assert await manifests.nad("shop", "macvlan-conf") is not None
+    assert logs == []
+
+
+@pytest.mark.parametrize(
+    "metadata", ["{}", "{name: 5}", "{name: bad, annotations: {a: 1}}", "{name: bad, namespace: null}", "bad"]
+)
+async def test_broken_object_stops_no_other_of_its_file(manifests: Manifests, tmp_path: Path, metadata: str) -> None:
+    write(tmp_path / "a.yaml", f"apiVersion: v1\nkind: Pod\nmetadata: {metadata}\n---" + POD)
+    with capture_logs() as logs:
+        assert await manifests.pod("default", "samplepod") is not None
+    assert [(log["event"], log["file"], log["object"]) for log in logs] == [("manifest_object_unusable", "a.yaml", 1)]
+
+
+@pytest.mark.parametrize("kind", ["missing", "file"])
+async def test_folder_that_is_none_makes_the_source_unavailable(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / kind
+    if kind == "file":
+        folder.write_text("")
+    source = Manifests(folder)
+    with pytest.raises(SourceUnavailableError, match=kind):
+        await source.pod("default", "samplepod")
+    source.close()
+
+
+async def test_folder_that_comes_later_is_served(tmp_path: Path) -> None:
+    source = Manifests(tmp_path / "later")
+    with pytest.raises(SourceUnavailableError):
+        await source.nad("shop", "macvlan-conf")
+    write(tmp_path / "later" / "a.yaml", NAD)
+    assert await source.nad("shop", "macvlan-conf") is not None
+    source.close()

@@ -1,0 +1,429 @@
+"""Plans from what runtimes, nodes, pods and networks really say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from events.schema import AttachPlanned, AttachRequested, ErrorClass, Failure, IfName, RequestId
+from nodeworker.errors import RequestFailedError
+from nodeworker.resolve.annotation import DEFAULT_NETWORK, NETWORKS
+from nodeworker.resolve.cni_args import pod_of
+from nodeworker.resolve.grammar import ifname_problem
+from nodeworker.resolve.netconf import NodeDefaults, parse_netconf
+from nodeworker.resolve.objects import Nad, NetworkRef, PodObject
+from nodeworker.resolve.plan import plan
+
+GOLDEN = Path(__file__).parent / "golden"
+CONTAINER = "5f1c9e0d7b3a4c2e8f6d1a0b9c8e7f6a5d4c3b2a1f0e9d8c7b6a5f4e3d2c1b0a"
+UID = "0b5a7c1e-2f3d-4a6b-8c9d-0e1f2a3b4c5d"
+ARGS = ";".join(
+    (
+        "IgnoreUnknown=1",
+        "K8S_POD_NAMESPACE=default",
+        "K8S_POD_NAME=samplepod",
+        f"K8S_POD_INFRA_CONTAINER_ID={CONTAINER}",
+        f"K8S_POD_UID={UID}",
+    )
+)
+FLANNEL: dict[str, Any] = {
+    "cniVersion": "0.3.1",
+    "name": "cbr0",
+    "plugins": [
+        {"type": "flannel", "delegate": {"hairpinMode": True, "isDefaultGateway": True}},
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+    ],
+}
+MACVLAN = """{
+    "cniVersion": "0.3.0",
+    "type": "macvlan",
+    "master": "eth0",
+    "mode": "bridge",
+    "ipam": {
+        "type": "host-local",
+        "subnet": "192.168.1.0/24",
+        "rangeStart": "192.168.1.200",
+        "rangeEnd": "192.168.1.216",
+        "routes": [{"dst": "0.0.0.0/0"}],
+        "gateway": "192.168.1.1"
+    }
+}"""
+
+
+def planned(
+    annotations: Mapping[str, str] | str = "",
+    nads: tuple[Nad, ...] = (),
+    *,
+    stdin: Mapping[str, Any] | None = None,
+    args: str = ARGS,
+    ifname: str = "eth0",
+    uid: str = UID,
+    static: bool = False,
+    path: str = "/opt/cni/bin",
+) -> AttachPlanned:
+    """Plan an ADD of pod default/samplepod, whose cluster default is flannel unless *stdin* says otherwise."""
+    annotations = {NETWORKS: annotations} if isinstance(annotations, str) else annotations
+    given = stdin or {"delegates": [FLANNEL]}
+    config = json.dumps({"cniVersion": "1.0.0", "name": "plumbline", "type": "plumbline", **given})
+    asked = pod_of(args)
+    request = AttachRequested(
+        request=RequestId("r1"),
+        ifname=IfName(ifname),
+        netns="/var/run/netns/cni-1",
+        config=config,
+        args=args,
+        path=path,
+        pod=asked,
+    )
+    pod = PodObject(asked.namespace, asked.name, uid, dict(annotations), static) if asked.name else None
+    networks = {NetworkRef(nad.namespace, nad.name, on_disk=nad.namespace in {"", "kube-system"}): nad for nad in nads}
+    networks |= {NetworkRef("kube-system", nad.name, on_disk=True): nad for nad in nads if not nad.namespace}
+    networks |= {NetworkRef(nad.namespace, nad.name): nad for nad in nads if nad.namespace}
+    return plan(request, CONTAINER, parse_netconf(config, NodeDefaults()), pod, networks)
+
+
+def refused(*args: Any, **kwargs: Any) -> Failure:
+    with pytest.raises(RequestFailedError) as caught:
+        planned(*args, **kwargs)
+    return caught.value.failure
+
+
+def nad(
+    name: str, config: Mapping[str, Any] | str | None = None, *, namespace: str = "default", **annotations: str
+) -> Nad:
+    text = (
+        config
+        if isinstance(config, str)
+        else json.dumps({"cniVersion": "1.0.0", "type": "macvlan"} | dict(config or {}))
+    )
+    return Nad(namespace, name, text, annotations)
+
+
+def names(plan: AttachPlanned) -> list[tuple[str, str]]:
+    return [(attachment.network, attachment.ifname) for attachment in plan.attachments]
+
+
+def plugin(plan: AttachPlanned, attachment: int, index: int = 0) -> dict[str, Any]:
+    return json.loads(plan.attachments[attachment].plugins[index])
+
+
+def test_samplepod_with_macvlan_twice_is_planned_as_recorded() -> None:
+    result = planned("macvlan-conf,macvlan-conf", (Nad("default", "macvlan-conf", MACVLAN),))
+    assert msgspec.json.format(msgspec.json.encode(result)).decode() + "\n" == (GOLDEN / "samplepod.json").read_text()
+
+
+def test_delegates_are_attached_in_order_under_the_names_of_their_positions() -> None:
+    result = planned(stdin={"delegates": [FLANNEL, {"name": "storage", "type": "macvlan"}]})
+    assert names(result) == [("cbr0", "eth0"), ("storage", "net1")]
+    assert [a.default for a in result.attachments] == [True, False]
+
+
+def test_positions_are_counted_not_unnamed_networks() -> None:
+    result = planned("a@foo,b,other/a", (nad("a"), nad("b"), nad("a", namespace="other")))
+    assert names(result)[1:] == [("default/a", "foo"), ("default/b", "net2"), ("other/a", "net3")]
+
+
+def test_default_networks_come_before_those_of_the_annotation() -> None:
+    stdin = {"clusterNetwork": "podnet", "defaultNetworks": ["sidecar", "/etc/cni/extra.conf"]}
+    found = (
+        nad("podnet", {"name": "pods"}, namespace=""),
+        nad("sidecar", namespace="kube-system"),
+        nad("/etc/cni/extra.conf", {"name": "extra"}, namespace=""),
+        nad("a"),
+    )
+    assert names(planned("a", found, stdin=stdin)) == [
+        ("pods", "eth0"),
+        ("kube-system/sidecar", "net1"),
+        ("extra", "net2"),
+        ("default/a", "net3"),
+    ]
+
+
+def test_pod_in_a_system_namespace_gets_no_default_networks() -> None:
+    stdin = {"clusterNetwork": "podnet", "defaultNetworks": ["sidecar"]}
+    found = (nad("podnet", namespace="kube-system"), nad("sidecar", namespace="kube-system"))
+    system = ARGS.replace("NAMESPACE=default", "NAMESPACE=kube-system")
+    assert names(planned("", found, stdin=stdin, args=system)) == [("kube-system/podnet", "eth0")]
+    named_like_one = ARGS.replace("NAME=samplepod", "NAME=kube-system")
+    assert len(planned("", found, stdin=stdin, args=named_like_one).attachments) == 2
+
+
+def test_sandbox_without_pod_gets_the_networks_of_the_node() -> None:
+    stdin = {"clusterNetwork": "podnet", "defaultNetworks": ["sidecar"]}
+    found = (nad("podnet", {"name": "podnet"}, namespace=""), nad("sidecar", {"name": "sidecar"}, namespace=""))
+    assert names(planned("", found, stdin=stdin, args="")) == [("podnet", "eth0"), ("sidecar", "net1")]
+
+
+def test_default_network_annotation_replaces_the_default_and_may_rename_it() -> None:
+    found = (nad("fast", namespace="kube-system"), nad("a"))
+    result = planned({DEFAULT_NETWORK: "fast@primary", NETWORKS: "a"}, found)
+    assert names(result) == [("kube-system/fast", "primary"), ("default/a", "net1")]
+    assert result.attachments[0].default
+    assert result.ifname == "eth0"
+
+
+def test_blank_default_network_annotation_replaces_nothing() -> None:
+    assert names(planned({DEFAULT_NETWORK: " "})) == [("cbr0", "eth0")]
+
+
+def test_nad_without_cni_name_gets_its_own() -> None:
+    result = planned("a,b", (nad("a"), nad("b", {"name": "else"})))
+    assert [a.cni_name for a in result.attachments] == ["cbr0", "a", "else"]
+    assert plugin(result, 1)["name"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("networks", "ifname", "pair"),
+    [
+        ("a@net2,a", "eth0", ("1 (default/a)", "2 (default/a)")),
+        ("a,a@net1", "eth0", ("1 (default/a)", "2 (default/a)")),
+        ("a@eth0", "eth0", ("0 (cbr0)", "1 (default/a)")),
+        ("a", "net1", ("0 (cbr0)", "1 (default/a)")),
+    ],
+)
+def test_two_attachments_of_one_name_are_refused(networks: str, ifname: str, pair: tuple[str, str]) -> None:
+    failure = refused(networks, (nad("a"),), ifname=ifname)
+    assert failure.error_class is ErrorClass.INVALID_ANNOTATION
+    assert all(each in failure.message for each in pair)
+
+
+def test_name_of_the_runtime_that_collides_with_the_nodes_own_networks_is_a_matter_of_configuration() -> None:
+    failure = refused(stdin={"delegates": [FLANNEL, {"name": "b", "type": "bridge"}]}, ifname="net1")
+    assert failure.error_class is ErrorClass.INVALID_CONFIG
+
+
+@pytest.mark.parametrize("ifname", ["", "a b", "a/b", "a:b", "..", "sixteen_bytes_xx"])
+def test_impossible_name_of_the_runtime_is_refused_with_code_4(ifname: str) -> None:
+    failure = refused(ifname=ifname)
+    assert (failure.error_class, failure.code) == (ErrorClass.INVALID_REQUEST, 4)
+
+
+def test_malformed_cni_args_are_refused_with_code_4() -> None:
+    failure = refused(args="K8S_POD_NAME")
+    assert (failure.error_class, failure.code) == (ErrorClass.INVALID_REQUEST, 4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "static"),
+    [(UID, UID, False), ("", UID, False), (UID, "", False), ("hash-of-the-file", UID, True)],
+)
+def test_pod_is_the_same_by_uid(asked: str, found: str, static: bool) -> None:
+    result = planned(args=ARGS.replace(UID, asked), uid=found, static=static)
+    assert result.pod.uid == asked
+    assert result.attachments[0].cni_args.endswith(f";K8S_POD_UID={asked}")
+
+
+def test_pod_of_another_uid_is_refused() -> None:
+    failure = refused("a", (nad("a"),), uid="another")
+    assert (failure.error_class, failure.code) == (ErrorClass.POD_CHANGED, 11)
+    assert UID in failure.message
+    assert "another" in failure.message
+
+
+def test_missing_nad_is_named() -> None:
+    failure = refused("a,elsewhere/b", (nad("a"),))
+    assert (failure.error_class, failure.network) == (ErrorClass.NETWORK_NOT_FOUND, "elsewhere/b")
+    assert "pod default/samplepod: network elsewhere/b does not exist" in failure.message
+
+
+def test_configuration_on_disk_does_not_stand_in_for_a_nad_of_that_name() -> None:
+    on_disk = nad("podnet", {"name": "podnet"}, namespace="")
+    failure = refused("kube-system/podnet", (on_disk,), stdin={"clusterNetwork": "podnet"})
+    assert (failure.error_class, failure.network) == (ErrorClass.NETWORK_NOT_FOUND, "kube-system/podnet")
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ("{", "not JSON"),
+        ('{"name": "a"}', "neither type nor plugins"),
+        ('{"type": "plumbline"}', "call itself"),
+        ('{"type": "macvlan", "cniVersion": "9.0.0"}', "9.0.0"),
+    ],
+)
+def test_unusable_nad_is_refused(config: str, why: str) -> None:
+    failure = refused("a", (nad("a", config),))
+    assert (failure.error_class, failure.network) == (ErrorClass.INVALID_CONFIG, "default/a")
+    assert "pod default/samplepod: network " in failure.message
+    assert why in failure.message
+
+
+@pytest.mark.parametrize("delegate", [{"name": "weave1", "typo": "weave-net"}, {"name": "", "type": "weave-net"}, {}])
+def test_unusable_delegate_is_refused(delegate: dict[str, Any]) -> None:
+    assert refused(stdin={"delegates": [FLANNEL, delegate]}).error_class is ErrorClass.INVALID_CONFIG
+
+
+ISOLATED = {"delegates": [FLANNEL], "namespaceIsolation": True}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "extra", "forbidden"),
+    [
+        ({NETWORKS: "other/a"}, {}, True),
+        ({NETWORKS: "kube-system/a"}, {}, True),
+        ({NETWORKS: "b,other/a"}, {}, True),
+        ({DEFAULT_NETWORK: "other/a"}, {}, True),
+        ({NETWORKS: "b"}, {}, False),
+        ({NETWORKS: "default/c"}, {}, False),
+        ({NETWORKS: "default/c"}, {"globalNamespaces": "other"}, True),
+        ({NETWORKS: "other/a"}, {"globalNamespaces": "default, other"}, False),
+        ({DEFAULT_NETWORK: "other/a"}, {"globalNamespaces": "other"}, False),
+        ({DEFAULT_NETWORK: "a"}, {}, False),
+        ({DEFAULT_NETWORK: "shop/b"}, {}, False),
+    ],
+)
+def test_isolation_holds_on_every_path(annotations: dict[str, str], extra: dict[str, Any], forbidden: bool) -> None:
+    found = (
+        nad("a", namespace="other"),
+        nad("a", namespace="kube-system"),
+        nad("b", namespace="shop"),
+        nad("c", namespace="default"),
+    )
+    args = ARGS.replace("NAMESPACE=default", "NAMESPACE=shop")
+    if not forbidden:
+        planned(annotations, found, stdin=ISOLATED | extra, args=args)
+        return
+    failure = refused(annotations, found, stdin=ISOLATED | extra, args=args)
+    assert (failure.error_class, failure.code) == (ErrorClass.NETWORK_FORBIDDEN, 7)
+    assert "pods of namespace shop are kept from namespace " + failure.network.split("/")[0] in failure.message
+
+
+def test_isolation_says_nothing_about_networks_of_the_node() -> None:
+    found = (nad("podnet", namespace="kube-system"),)
+    stdin = {"clusterNetwork": "podnet", "defaultNetworks": ["podnet"], "namespaceIsolation": True}
+    assert len(planned("", found, stdin=stdin).attachments) == 2
+
+
+CAPABLE = {
+    "capabilities": {
+        "ips": True,
+        "mac": True,
+        "infinibandGUID": True,
+        "portMappings": True,
+        "bandwidth": True,
+        "deviceID": True,
+    }
+}
+REQUESTS: dict[str, tuple[Any, Any]] = {
+    "ips": (["10.0.0.5/24"], ["10.0.0.5/24"]),
+    "mac": ("02:00:00:00:00:01", "02:00:00:00:00:01"),
+    "infiniband-guid": ("c2:11:22:33:44:55:66:77", "c2:11:22:33:44:55:66:77"),
+    "portMappings": (
+        [{"hostPort": 53, "containerPort": 53, "protocol": "UDP"}],
+        [{"hostPort": 53, "containerPort": 53, "protocol": "udp"}],
+    ),
+    "bandwidth": ({"ingressRate": 1000, "ingressBurst": 0}, {"ingressRate": 1000}),
+    "deviceID": ("0000:03:02.1", "0000:03:02.1"),
+}
+
+
+@pytest.mark.parametrize("field", REQUESTS)
+def test_request_reaches_the_plugin_that_declares_the_capability(field: str) -> None:
+    asked, given = REQUESTS[field]
+    capability = {"infiniband-guid": "infinibandGUID"}.get(field, field)
+    result = planned(json.dumps([{"name": "a", field: asked}]), (nad("a", CAPABLE),))
+    assert plugin(result, 1)["runtimeConfig"] == {capability: given}
+    assert all("runtimeConfig" not in plugin(result, 0, index) for index in range(2))
+
+
+@pytest.mark.parametrize("field", ["infiniband-guid", "portMappings", "bandwidth", "deviceID"])
+def test_request_that_no_plugin_could_see_is_refused(field: str) -> None:
+    failure = refused(json.dumps([{"name": "a", field: REQUESTS[field][0]}]), (nad("a"),))
+    assert failure.error_class is ErrorClass.INVALID_ANNOTATION
+    assert "declares the capability" in failure.message
+
+
+def test_mac_and_ips_reach_plugins_without_capabilities_in_cni_args() -> None:
+    element = {"name": "a", "mac": "02:00:00:00:00:01", "ips": ["10.0.0.5/24", "fd00::5/64"]}
+    result = planned(json.dumps([element, {"name": "a"}]), (nad("a"),))
+    assert result.attachments[1].cni_args.endswith(
+        f";K8S_POD_UID={UID};MAC=02:00:00:00:00:01;IP=10.0.0.5/24,fd00::5/64"
+    )
+    assert result.attachments[2].cni_args.endswith(f";K8S_POD_UID={UID}")
+    assert "runtimeConfig" not in plugin(result, 1)
+
+
+def test_runtime_config_of_the_runtime_goes_to_the_default_network_only() -> None:
+    mappings = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}]
+    stdin = {"delegates": [FLANNEL], "runtimeConfig": {"portMappings": mappings, "dns": {"servers": []}}}
+    result = planned("a", (nad("a", CAPABLE),), stdin=stdin)
+    assert "runtimeConfig" not in plugin(result, 0, 0)
+    assert plugin(result, 0, 1)["runtimeConfig"] == {"portMappings": mappings}
+    assert "runtimeConfig" not in plugin(result, 1)
+
+
+def test_requests_of_the_default_network_annotation_win_over_the_runtimes() -> None:
+    override = json.dumps([{"name": "fast", "ips": ["10.0.0.9"]}])
+    stdin = {"delegates": [FLANNEL], "runtimeConfig": {"ips": ["10.0.0.1"], "mac": "02:00:00:00:00:02"}}
+    result = planned({DEFAULT_NETWORK: override}, (nad("fast", CAPABLE, namespace="kube-system"),), stdin=stdin)
+    assert plugin(result, 0)["runtimeConfig"] == {"ips": ["10.0.0.9"], "mac": "02:00:00:00:00:02"}
+    assert result.attachments[0].cni_args.endswith(";IP=10.0.0.9")
+
+
+def test_cni_args_of_the_pod_win_over_those_of_the_network_in_every_plugin() -> None:
+    chain = {
+        "name": "chain",
+        "cniVersion": "1.0.0",
+        "plugins": [{"type": "macvlan", "args": {"cni": {"a": 1, "b": 1}}}, {"type": "tuning"}],
+    }
+    result = planned('[{"name": "a", "cni-args": {"b": 2}}]', (nad("a", json.dumps(chain)),))
+    assert plugin(result, 1, 0)["args"] == {"cni": {"a": 1, "b": 2}}
+    assert plugin(result, 1, 1)["args"] == {"cni": {"b": 2}}
+
+
+def test_flags_of_the_configuration_are_recorded() -> None:
+    config = json.dumps({"name": "a", "disableCheck": True, "disableGC": True, "plugins": [{"type": "macvlan"}]})
+    attachment = planned("a", (nad("a", config),)).attachments[1]
+    assert (attachment.disable_check, attachment.disable_gc) == (True, True)
+
+
+@pytest.mark.parametrize("gateways", [[], ["10.0.0.1"]])
+def test_default_route_is_refused_rather_than_ignored(gateways: list[str]) -> None:
+    failure = refused(json.dumps([{"name": "a", "default-route": gateways}]), (nad("a"),))
+    assert failure.error_class is ErrorClass.INVALID_ANNOTATION
+    assert "default-route is not supported yet" in failure.message
+
+
+def test_network_that_draws_devices_is_refused_rather_than_attached_without() -> None:
+    found = Nad("default", "a", '{"type": "sriov"}', {"k8s.v1.cni.cncf.io/resourceName": "intel.com/sriov"})
+    failure = refused("a", (found,))
+    assert failure.error_class is ErrorClass.INVALID_CONFIG
+    assert "intel.com/sriov" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/opt/cni/bin", "/opt/cni/bin"),
+        ("/usr/lib/cni", "/opt/cni/bin:/usr/lib/cni"),
+        ("/usr/lib/cni:/opt/cni/bin", "/usr/lib/cni:/opt/cni/bin"),
+        ("", "/opt/cni/bin"),
+        (":/usr/lib/cni:", "/opt/cni/bin:/usr/lib/cni"),
+    ],
+)
+def test_plugins_are_searched_in_the_nodes_folder_too(path: str, expected: str) -> None:
+    assert planned(path=path).path == expected
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.none() | st.text(max_size=17) | st.sampled_from(["eth0", "net1", "net2", "a0", "b0"]), max_size=6),
+    st.sampled_from(["eth0", "net1", "ens3"]),
+)
+def test_interface_names_of_a_plan_are_possible_and_unique(requested: list[str | None], ifname: str) -> None:
+    text = json.dumps([{"name": "a", "interface": each} for each in requested])
+    try:
+        result = planned(text, (nad("a"),), ifname=ifname)
+    except RequestFailedError:
+        return
+    used = [attachment.ifname for attachment in result.attachments]
+    assert len(set(used)) == len(used) == len(requested) + 1
+    assert not any(map(ifname_problem, used))
+    assert all(asked in {None, "", name} for asked, name in zip(requested, used[1:], strict=True))
