@@ -72,7 +72,11 @@ class Connection:
         return self._made
 
     async def open(self) -> None:
-        """Connect, for as long as it takes. Raises LedgerError when the server does not accept the token."""
+        """Connect, for as long as it takes. Raises LedgerError when the server does not accept the token.
+
+        nats-py hands every failed attempt to its error callback; that is how a token that is no good is told from a
+        server that is not there yet.
+        """
         async with self._opening:
             if self._closed:
                 raise LedgerError("the ledger was closed")
@@ -87,7 +91,7 @@ class Connection:
                     error_cb=self._on_error,
                     disconnected_cb=self._on_disconnect,
                     reconnected_cb=self._on_connect,
-                    closed_cb=self._on_disconnect,
+                    closed_cb=self._on_close,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.1,  # type: ignore[arg-type]  # annotated int, used as seconds
                     connect_timeout=2,
@@ -95,6 +99,8 @@ class Connection:
                     max_outstanding_pings=2,
                     pending_size=-1,  # fail at once while disconnected, instead of sending ghosts later
                 )
+            except nats.errors.Error as error:
+                raise LedgerError(f"there is no ledger at {self._url!r}: {reason_of(error)}") from error
             except BaseException:
                 await client.close()
                 raise
@@ -104,8 +110,8 @@ class Connection:
     async def close(self) -> None:
         """End the connection, and what waits for it."""
         self._closed = True
-        await self._client.close()
-        self._tell_lost()
+        if self._made:
+            await self._client.close()
 
     async def request(
         self, subject: str, payload: bytes, *, what: str, each: float, headers: Mapping[str, str] | None = None
@@ -187,10 +193,11 @@ class Connection:
         log.info("ledger_connected", url=self._url, connections=self._made)
 
     async def _on_disconnect(self) -> None:
-        if self._client.is_closed:
-            self._tell_lost()  # nobody else will come back with it
         if not self._closed:
             log.warning("ledger_disconnected", url=self._url)
+
+    async def _on_close(self) -> None:
+        self._tell_lost()  # nats-py won't come back by itself: whoever needs the connection next opens another
 
     async def _on_error(self, error: Exception) -> None:
         """Log a trouble once, not at every attempt to connect."""

@@ -110,6 +110,8 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str = ""
     sequence: int = 0
     """Of the last event that was applied."""
+    waiting: tuple[Sandbox, ...] = ()
+    """What ADDs that came while this sandbox held something, and have no outcome yet, make of it once it is closed."""
 
     @property
     def holds_something(self) -> bool:
@@ -123,12 +125,16 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     def attempted(self) -> tuple[Attachment, ...]:
         """Return the attachments that may have left something on the node, in plan order.
 
-        Attachments are made in order, so that is every one with an outcome and the first without.
+        Attachments are made in order, and undone in reverse once one has failed. Until then each may have been made,
+        because the worker goes on to the next before the ledger has confirmed the last.
         """
-        for index, attachment in enumerate(self.attachments):
-            if attachment.phase is AttachmentPhase.PLANNED:
-                return self.attachments[: index + 1]
-        return self.attachments
+        if all(attachment.phase in _UNDISTURBED for attachment in self.attachments):
+            return self.attachments
+        known = [a.phase is not AttachmentPhase.PLANNED for a in self.attachments]
+        return self.attachments[: len(known) - known[::-1].index(True)]
+
+
+_UNDISTURBED = frozenset({AttachmentPhase.PLANNED, AttachmentPhase.ATTACHED})
 
 
 class Pending(NamedTuple):
@@ -163,30 +169,33 @@ def advance(sandbox: Sandbox | None, event: Event, sequence: int) -> tuple[Sandb
     if sandbox is None:
         return None, "no request for this sandbox came before it"
     after, reason = _effect_or_outcome(sandbox, event)
-    return (sandbox, reason) if reason else (replace(after, changed_at=event.at, sequence=sequence), "")
+    if reason:
+        return sandbox, reason
+    if after.waiting and not after.holds_something:
+        first, *others = after.waiting
+        return replace(first, waiting=tuple(others)), ""
+    return replace(after, changed_at=event.at, sequence=sequence), ""
 
 
 def _attach_requested(
     sandbox: Sandbox | None, event: Event, data: AttachRequested, sequence: int
 ) -> tuple[Sandbox, str]:
-    if sandbox is not None and sandbox.holds_something:
-        return replace(sandbox, sequence=sequence), ""
-    return (
-        Sandbox(
-            key=SandboxKey(event.sandbox, data.ifname),
-            node=event.node,
-            phase=SandboxPhase.REQUESTED,
-            pod=data.pod,
-            netns=data.netns,
-            request=data,
-            intent=event.id,
-            requested_at=event.at,
-            changed_at=event.at,
-            boot_id=event.boot_id,
-            sequence=sequence,
-        ),
-        "",
+    requested = Sandbox(
+        key=SandboxKey(event.sandbox, data.ifname),
+        node=event.node,
+        phase=SandboxPhase.REQUESTED,
+        pod=data.pod,
+        netns=data.netns,
+        request=data,
+        intent=event.id,
+        requested_at=event.at,
+        changed_at=event.at,
+        boot_id=event.boot_id,
+        sequence=sequence,
     )
+    if sandbox is not None and sandbox.holds_something:
+        return replace(sandbox, waiting=(*sandbox.waiting, requested), sequence=sequence), ""
+    return requested, ""
 
 
 def _detach_requested(
@@ -228,7 +237,7 @@ def _effect_or_outcome(sandbox: Sandbox, event: Event) -> tuple[Sandbox, str]:
             return _attach_completed(sandbox, event, data)
         case AttachFailed() as data:
             if event.cause != sandbox.intent:
-                return sandbox, ""  # a second ADD was refused; the first one's interfaces stand
+                return _answered(sandbox, event), ""  # a second ADD was refused; the first one's interfaces stand
             return replace(sandbox, phase=SandboxPhase.ATTACH_FAILED, failure=data.failure), ""
         case DetachCompleted():
             return replace(sandbox, phase=SandboxPhase.DETACHED, failure=None), ""
@@ -240,12 +249,16 @@ def _effect_or_outcome(sandbox: Sandbox, event: Event) -> tuple[Sandbox, str]:
 
 def _attach_completed(sandbox: Sandbox, event: Event, data: AttachCompleted) -> tuple[Sandbox, str]:
     if event.cause != sandbox.intent:
-        return sandbox, ""  # a repeated ADD was given the recorded result
+        return _answered(sandbox, event), ""  # a repeated ADD was given the recorded result
     if sandbox.phase is not SandboxPhase.PLANNED:
         return sandbox, f"completed while {sandbox.phase}"
     if any(a.phase is not AttachmentPhase.ATTACHED for a in sandbox.attachments):
         return sandbox, "completed before all its interfaces were attached"
     return replace(sandbox, phase=SandboxPhase.ATTACHED, result=data.result, failure=None), ""
+
+
+def _answered(sandbox: Sandbox, event: Event) -> Sandbox:
+    return replace(sandbox, waiting=tuple(other for other in sandbox.waiting if other.intent != event.cause))
 
 
 def _attachment(
@@ -312,6 +325,7 @@ class State:
         sequence, event = stored
         key = self._key(event)
         if key is None:
+            self._anomaly(stored, "no request for this sandbox came before it")
             return None
         before = self.sandboxes.get(key)
         after, reason = advance(before, event, sequence)
@@ -342,12 +356,28 @@ class State:
                 pending = self.pending.get(event.cause)
                 if pending is not None and isinstance(pending.event.data, AttachRequested | DetachRequested):
                     return SandboxKey(event.sandbox, pending.event.data.ifname)
-                return next((key for key in self.sandboxes if key.container_id == event.sandbox), None)
+                return next((key for key, sandbox in self.sandboxes.items() if _has_place_for(sandbox, event)), None)
 
     def _anomaly(self, stored: Stored, reason: str) -> None:
         self.anomaly_count += 1
         event = stored.event
         self.anomalies.append(Anomaly(stored.sequence, event.id, event.type, event.sandbox, reason))
+
+
+def _has_place_for(sandbox: Sandbox, event: Event) -> bool:
+    """Return whether *event* tells of an attachment of *sandbox*."""
+    match event.data:
+        case (
+            InterfaceAttached(network=network, ifname=ifname)
+            | InterfaceAttachFailed(network=network, ifname=ifname)
+            | InterfaceDetached(network=network, ifname=ifname)
+            | InterfaceDetachFailed(network=network, ifname=ifname)
+        ):
+            return sandbox.key.container_id == event.sandbox and any(
+                (a.plan.network, a.plan.ifname) == (network, ifname) for a in sandbox.attachments
+            )
+        case _:
+            return False
 
 
 def request_of(event: Event) -> RequestId | None:

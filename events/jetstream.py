@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
-import nats.errors
 import structlog
-from nats.aio.client import Client
 
 from events import subjects
+from events.connection import RETRY, ApiError, Connection
 from events.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
-from events.pull import ConsumerLostError, MessageCallback, Puller, Subscription, retry_delay
+from events.pull import ConsumerLostError, Puller
 from events.schema import Event, EventId, MalformedEventError, decode, encode
 
 log = structlog.get_logger(__name__)
 
 _WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
-_NO_ROOM = frozenset({10023, 10047, 10077})
+_NO_ROOM = frozenset({10023, 10047})
+_NOT_STORED = 10077  # for a reason that only its description tells
 _NO_STREAM = 10059
-_ATTEMPT = 0.5  # a request that a server took to its grave is not answered by the next one
-_ANSWER = 5.0
+_NO_MESSAGE = 10037
+_APPEND = 0.5  # a request that a server took to its grave is not answered by the next one
+_API = 2.0
+_SUBJECT_BYTES = 1024  # a command line longer than 4096 ends the connection, and readers' are longer than the subject
 
 
 class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,15 +48,9 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
 NODE_STREAM = StreamConfig(name="NODE")
 
 
-class _ApiError(msgspec.Struct):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
 class _Ack(msgspec.Struct):
     seq: int = 0
-    error: _ApiError | None = None
+    error: ApiError | None = None
 
 
 class _StreamState(msgspec.Struct):
@@ -64,7 +60,7 @@ class _StreamState(msgspec.Struct):
 class _StreamInfo(msgspec.Struct):
     config: dict[str, Any] = {}
     state: _StreamState = msgspec.field(default_factory=_StreamState)
-    error: _ApiError | None = None
+    error: ApiError | None = None
 
 
 class _StoredMessage(msgspec.Struct):
@@ -74,12 +70,12 @@ class _StoredMessage(msgspec.Struct):
 
 class _MessageAnswer(msgspec.Struct):
     message: _StoredMessage | None = None
-    error: _ApiError | None = None
+    error: ApiError | None = None
 
 
 class _Purged(msgspec.Struct):
     purged: int = 0
-    error: _ApiError | None = None
+    error: ApiError | None = None
 
 
 _ack = msgspec.json.Decoder(_Ack)
@@ -88,17 +84,14 @@ _ack = msgspec.json.Decoder(_Ack)
 class JetStreamLedger:
     """The ``Ledger`` protocol on one stream. Make one with ``connect``.
 
-    *patience* is how long, in seconds, an append is repeated before it is given up as unavailable; a restart of a
-    node's own server takes less than one.
+    *patience* is how long, in seconds, a call is repeated before it is given up as unavailable; a restart of a node's
+    own server takes less than one.
     """
 
-    def __init__(self, client: Client, stream: str, patience: float, observe: Callable[[float], None]) -> None:
+    def __init__(self, connection: Connection, stream: str, observe: Callable[[float], None]) -> None:
         self.stream = stream
-        self._client = client
-        self._patience = patience
+        self._connection = connection
         self._observe = observe
-        self._generation = 1
-        self._reconnected = asyncio.Event()
 
     @classmethod
     async def connect(
@@ -113,119 +106,119 @@ class JetStreamLedger:
     ) -> JetStreamLedger:
         """Connect, for as long as it takes, and make the stream what *config* says.
 
-        *observe_ack* is told the seconds that each append took. Raises LedgerError when the server refuses the stream.
+        *observe_ack* is told the seconds that each append took. Raises LedgerError when the server refuses the token or
+        the stream.
         """
-        client = Client()
-        ledger = cls(client, config.name, patience, observe_ack)
-        await client.connect(
-            url,
-            token=token or None,
-            name=name,
-            error_cb=ledger._on_error,
-            disconnected_cb=ledger._on_disconnect,
-            reconnected_cb=ledger._on_reconnect,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.1,  # type: ignore[arg-type]  # annotated int, used as seconds
-            connect_timeout=2,
-            ping_interval=10,
-            max_outstanding_pings=2,
-            pending_size=-1,  # fail at once while disconnected, instead of sending ghosts later
-        )
-        await ledger._ensure_stream(config)
+        connection = Connection(url, token, name, patience)
+        ledger = cls(connection, config.name, observe_ack)
+        try:
+            await connection.open()
+            await ledger._ensure_stream(config)
+        except BaseException:
+            await connection.close()
+            raise
         return ledger
 
     @property
     def generation(self) -> int:
         """Counts the connections made."""
-        return self._generation
+        return self._connection.made
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._client.is_connected
+        return self._connection.up
 
     async def append(self, event: Event, expect: Expect | None = None) -> int:
         """See ``Ledger.append``."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        subject, payload = subjects.subject(event.node, event.sandbox, event.type), encode(event)
+        subject = subjects.subject(event.node, event.sandbox, event.type)
+        if len(subject) > _SUBJECT_BYTES:
+            raise LedgerError(f"the ledger can't confirm {event.type}: its node and sandbox make a subject too long")
         headers: dict[str, str] = {"Nats-Msg-Id": event.id}
         if expect is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expect.sequence)
             headers["Nats-Expected-Last-Subject-Sequence-Subject"] = expect.subject
-        for attempt in itertools.count(1):
-            left = started + self._patience - loop.time()
-            if left <= 0:
-                raise LedgerUnavailableError(
-                    f"the ledger did not confirm {event.type} within {self._patience:.0f} s: "
-                    "is nats-server running, and has its disk room?"
-                )
-            try:
-                answer = await self._client.request(subject, payload, min(left, _ATTEMPT), headers=headers)
-            except (nats.errors.Error, OSError) as error:
-                log.warning("ledger_append_repeated", type=event.type, attempt=attempt, error=_reason(error))
-                await self._pause(min(left, retry_delay()))
-                continue
-            ack = _ack.decode(answer.data)
-            if ack.error is None:
-                self._observe(loop.time() - started)
-                return ack.seq
+        answer = await self._connection.request(
+            subject, encode(event), what=f"confirm {event.type}", each=_APPEND, headers=headers
+        )
+        ack = _ack.decode(answer)
+        if ack.error is not None:
             return await self._refused(event.id, subject, expect, ack.error)
-        raise AssertionError("unreachable")
+        self._observe(loop.time() - started)
+        return ack.seq
 
-    async def _refused(self, event_id: EventId, subject: str, expect: Expect | None, error: _ApiError) -> int:
-        if error.err_code in _NO_ROOM:
+    async def _refused(self, event_id: EventId, subject: str, expect: Expect | None, error: ApiError) -> int:
+        if _no_room(error):
             raise LedgerFullError(f"the ledger is full ({error.description}): free room, or raise its limit")
-        if error.err_code not in _WRONG_LAST_SEQUENCE:
+        if error.err_code == _NOT_STORED:
+            raise LedgerUnavailableError(f"the ledger could not store an event ({error.description}): look at its disk")
+        if error.err_code not in _WRONG_LAST_SEQUENCE or expect is None:
             raise LedgerError(f"the ledger refused an event: {error.description} ({error.err_code})")
         # A repeated append meets its own event: one server alone checks the expectation before it looks for duplicates.
-        mine = await self.last(expect.subject if expect is not None else subject)
-        if mine is not None and mine.event.id == event_id:
-            return mine.sequence
+        # Others may have been appended since, so it is looked for wherever it can be.
+        async with aclosing(self.read(subject, expect.sequence)) as later:
+            async for stored in later:
+                if stored.event.id == event_id:
+                    return stored.sequence
         raise ConflictError(f"another writer was first: {error.description}")
 
-    async def read(self, subject: str = f"{subjects.ROOT}.>", after: int = 0) -> AsyncIterator[Stored]:
+    async def read(self, subject: str = f"{subjects.ROOT}.>", after: int = 0) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.read``."""
         end = await self.last_sequence()
         while after < end:
+            puller = Puller(self._connection, self.stream, (subject,), after, endless=False)
             try:
-                async for message in Puller(self, (subject,), after, endless=False).pull():
-                    if message.sequence > end:
-                        return
-                    after = message.sequence
-                    if (stored := _stored(message.sequence, message.payload)) is not None:
-                        yield stored
+                async with aclosing(puller.pull()) as messages:
+                    async for message in messages:
+                        if message.sequence > end:
+                            return
+                        after = message.sequence
+                        if (stored := _stored(message.sequence, message.payload)) is not None:
+                            yield stored
             except ConsumerLostError as error:
                 log.info("ledger_reader_replaced", reason=str(error), after=after)
-                await asyncio.sleep(retry_delay())
+                await asyncio.sleep(RETRY)
             else:
                 return
 
     async def follow(
         self, subjects: tuple[str, ...] = (f"{subjects.ROOT}.>",), after: int = 0
-    ) -> AsyncIterator[Stored]:
+    ) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.follow``."""
         while True:
+            puller = Puller(self._connection, self.stream, subjects, after, endless=True)
             try:
-                async for message in Puller(self, subjects, after, endless=True).pull():
-                    after = message.sequence
-                    if (stored := _stored(message.sequence, message.payload)) is not None:
-                        yield stored
+                async with aclosing(puller.pull()) as messages:
+                    async for message in messages:
+                        after = message.sequence
+                        if (stored := _stored(message.sequence, message.payload)) is not None:
+                            yield stored
             except (ConsumerLostError, LedgerUnavailableError) as error:
                 log.info("ledger_reader_replaced", reason=str(error), after=after)
-                await asyncio.sleep(retry_delay())
+                await asyncio.sleep(RETRY)
 
     async def last(self, subject: str) -> Stored | None:
         """See ``Ledger.last``."""
         answer = await self.api(f"STREAM.MSG.GET.{self.stream}", {"last_by_subj": subject})
-        message = msgspec.json.decode(answer, type=_MessageAnswer).message
-        if message is None:
+        found = msgspec.json.decode(answer, type=_MessageAnswer)
+        if found.error is not None and found.error.err_code == _NO_MESSAGE:
             return None
-        return Stored(message.seq, decode(base64.b64decode(message.data)))
+        if found.message is None:
+            raise LedgerUnavailableError(f"the ledger can't be read: {_description(found.error)}")
+        newest = _stored(found.message.seq, base64.b64decode(found.message.data))
+        if newest is None:
+            async for stored in self.read(subject):
+                newest = stored
+        return newest
 
     async def last_sequence(self) -> int:
         """See ``Ledger.last_sequence``."""
-        return (await self._info()).state.last_seq
+        info = await self._info()
+        if info.error is not None:
+            raise LedgerUnavailableError(f"the ledger can't be read: {info.error.description}")
+        return info.state.last_seq
 
     async def purge(self, subject: str, up_to: int) -> int:
         """See ``Ledger.purge``."""
@@ -237,49 +230,21 @@ class JetStreamLedger:
 
     async def close(self) -> None:
         """See ``Ledger.close``."""
-        await self._client.close()
+        await self._connection.close()
 
     async def api(self, call: str, body: object) -> bytes:
         """Return the answer of the JetStream API *call*. Raises LedgerUnavailableError."""
-        try:
-            return (await self._client.request(f"$JS.API.{call}", msgspec.json.encode(body), _ANSWER)).data
-        except (nats.errors.Error, OSError) as error:
-            raise LedgerUnavailableError(f"the ledger does not answer {call}: {_reason(error)}") from error
-
-    async def publish(self, subject: str, payload: bytes, reply: str) -> None:
-        """Send a message without waiting for an answer; while disconnected it is dropped."""
-        try:
-            await self._client.publish(subject, payload, reply)
-        except (nats.errors.Error, OSError) as error:
-            log.debug("ledger_publish_dropped", subject=subject, error=_reason(error))
-
-    async def subscribe(self, inbox: str, deliver: MessageCallback) -> Subscription:
-        """Call *deliver* with every message to *inbox*. The pull requests bound what can be pending."""
-        return _Subscription(
-            await self._client.subscribe(inbox, cb=deliver, pending_msgs_limit=0, pending_bytes_limit=0)
+        return await self._connection.request(
+            f"$JS.API.{call}", msgspec.json.encode(body), what=f"answer {call}", each=_API
         )
 
-    def new_inbox(self) -> str:
-        """Return a subject that nobody else uses."""
-        return self._client.new_inbox()
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait, but not beyond the moment a connection is back."""
-        self._reconnected.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._reconnected.wait()
-        except TimeoutError:
-            return
-
     async def _info(self) -> _StreamInfo:
-        info = msgspec.json.decode(await self.api(f"STREAM.INFO.{self.stream}", {}), type=_StreamInfo)
-        if info.error is not None and info.error.err_code != _NO_STREAM:
-            raise LedgerUnavailableError(f"the ledger can't be read: {info.error.description}")
-        return info
+        return msgspec.json.decode(await self.api(f"STREAM.INFO.{self.stream}", {}), type=_StreamInfo)
 
     async def _ensure_stream(self, config: StreamConfig) -> None:
         info = await self._info()
+        if info.error is not None and info.error.err_code != _NO_STREAM:
+            raise LedgerUnavailableError(f"the ledger can't be read: {info.error.description}")
         wanted = msgspec.to_builtins(config)
         if info.error is None and all(info.config.get(key) == value for key, value in wanted.items()):
             return
@@ -289,29 +254,14 @@ class JetStreamLedger:
         if made.error is not None:
             raise LedgerError(f"nats-server refused the stream {config.name}: {made.error.description}")
 
-    async def _on_error(self, error: Exception) -> None:
-        log.debug("ledger_connection_error", error=_reason(error))
 
-    async def _on_disconnect(self) -> None:
-        log.warning("ledger_disconnected")
-
-    async def _on_reconnect(self) -> None:
-        self._generation += 1
-        self._reconnected.set()
-        log.info("ledger_reconnected")
+def _no_room(error: ApiError) -> bool:
+    said = error.description
+    return error.err_code in _NO_ROOM or (error.err_code == _NOT_STORED and ("maximum" in said or "no space" in said))
 
 
-class _Subscription:
-    """A subscription of nats-py whose end is never an error, whatever became of its connection."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    async def unsubscribe(self) -> None:
-        try:
-            await self._inner.unsubscribe()
-        except nats.errors.Error as error:
-            log.debug("ledger_unsubscribe", error=_reason(error))
+def _description(error: ApiError | None) -> str:
+    return "it gave no reason" if error is None else error.description
 
 
 def _stored(sequence: int, payload: bytes) -> Stored | None:
@@ -321,7 +271,3 @@ def _stored(sequence: int, payload: bytes) -> Stored | None:
     except MalformedEventError as error:
         log.warning("ledger_event_malformed", sequence=sequence, error=str(error))
         return None
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__

@@ -6,7 +6,7 @@ Two implementations pass one contract suite (``tests/events/test_ledger_contract
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
 from events.schema import Event
@@ -44,7 +44,10 @@ class ConflictError(LedgerError):
 
 
 class Ledger(Protocol):
-    """An append-only log of events in one total order."""
+    """An append-only log of events in one total order.
+
+    Whoever leaves ``read`` or ``follow`` before its end closes it (``contextlib.aclosing``): it holds a consumer.
+    """
 
     async def append(self, event: Event, expect: Expect | None = None) -> int:
         """Return the sequence of *event* once it is durable.
@@ -54,11 +57,11 @@ class Ledger(Protocol):
         """
         ...
 
-    def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncIterator[Stored]:
+    def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
         """Yield the events that match *subject* and follow *after*, up to the last one there is at the call."""
         ...
 
-    def follow(self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0) -> AsyncIterator[Stored]:
+    def follow(self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0) -> AsyncGenerator[Stored, None]:
         """Yield the same without end, each once and in order, over reconnects and restarts of the server."""
         ...
 

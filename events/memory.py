@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from events import subjects
 from events.ledger import ConflictError, Expect, LedgerFullError, LedgerUnavailableError, Stored
@@ -34,31 +34,33 @@ class MemoryLedger:
 
     async def append(self, event: Event, expect: Expect | None = None) -> int:
         """See ``Ledger.append``."""
-        self._check()
-        if (known := self._sequences.get(event.id)) is not None:
-            return known
-        if self.full:
-            raise LedgerFullError("the ledger is full")
-        if expect is not None:
-            last = next((s for s, subject, _ in reversed(self._entries) if matches(subject, expect.subject)), 0)
-            if last != expect.sequence:
-                raise ConflictError(f"the last event of {expect.subject} is {last}, not {expect.sequence}")
+        subject, text = subjects.subject(event.node, event.sandbox, event.type), encode(event)
         async with self._changed:
+            self._check()
+            if (known := self._sequences.get(event.id)) is not None:
+                return known
+            if self.full:
+                raise LedgerFullError("the ledger is full")
+            if expect is not None:
+                last = next((s for s, name, _ in reversed(self._entries) if matches(name, expect.subject)), 0)
+                if last != expect.sequence:
+                    raise ConflictError(f"the last event of {expect.subject} is {last}, not {expect.sequence}")
             sequence, self._next = self._next, self._next + 1
-            subject = subjects.subject(event.node, event.sandbox, event.type)
-            self._entries.append((sequence, subject, encode(event)))
+            self._entries.append((sequence, subject, text))
             self._sequences[event.id] = sequence
             self._changed.notify_all()
         return sequence
 
-    async def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncIterator[Stored]:
+    async def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.read``."""
         self._check()
         for sequence, name, text in list(self._entries):
             if sequence > after and matches(name, subject):
                 yield Stored(sequence, decode(text))
 
-    async def follow(self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0) -> AsyncIterator[Stored]:
+    async def follow(
+        self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0
+    ) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.follow``."""
         while True:
             async with self._changed:

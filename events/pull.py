@@ -187,6 +187,4 @@ class Puller:
 
     async def _request(self) -> None:
         self._credit += BATCH
-        await self._link.publish(
-            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}", self._standing, self._inbox
-        )
+        await self._link.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}", self._standing, self._inbox)

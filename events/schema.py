@@ -441,7 +441,7 @@ def decode(text: bytes) -> Event:
     try:
         envelope = _envelope.decode(text)
         data = _decode_data(envelope)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedEventError(f"not an event: {error}") from error
     return Event(
         id=envelope.id,
@@ -459,7 +459,7 @@ def decode(text: bytes) -> Event:
 def _decode_data(envelope: _Envelope) -> Data:
     current = upcast.CURRENT.get(envelope.type, 1)
     decoder = _data.get(envelope.type)
-    if decoder is None or envelope.v > current:
+    if decoder is None or not 1 <= envelope.v <= current:
         return Unknown(type=envelope.type, version=envelope.v, data=msgspec.Raw(bytes(envelope.data)))
     if envelope.v == current:
         return decoder.decode(envelope.data)

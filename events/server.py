@@ -6,7 +6,6 @@ its first start, syncs every write before it confirms it, and dies with its pare
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
@@ -17,15 +16,16 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+from events.process import die_with_parent
 from events.settings import ADDRESS_FILE
 
 MAX_PAYLOAD = 8 * 1024 * 1024
 """Bytes. An intent holds up to 1 MiB of standard input, which may grow when it is written as JSON text."""
 
-_PR_SET_PDEATHSIG = 1
 _START = 10.0
 _STOP = 5.0
 _POLL = 0.005
@@ -47,7 +47,9 @@ class EmbeddedServer:
         self._run_dir = run_dir
         self._port = port
         self._max_store = max_store
+        self._monitor_port = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._name = f"plumbline-{secrets.token_hex(8)}"  # tells it from another server on the same port
         self.token = ""
 
     @property
@@ -70,18 +72,20 @@ class EmbeddedServer:
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.token = self._read_or_make_token()
         self._port = self._port or _free_port()
+        self._monitor_port = self._monitor_port or _free_port()
         lock = self._lock_store()
         try:
             config = self._write_config()
-            self._process = subprocess.Popen(
-                [_binary(), "--config", str(config)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=(self._run_dir / "nats-server.log").open("ab"),
-                pass_fds=(lock,),  # the store stays locked for as long as the server itself lives
-                preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509  # see above: no other thread is there
-                env={"GOMEMLIMIT": "24MiB", "GOGC": "50", "PATH": os.environ.get("PATH", "")},
-            )
+            with (self._run_dir / "nats-server.log").open("ab") as said:
+                self._process = subprocess.Popen(
+                    [_binary(), "--config", str(config)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=said,
+                    pass_fds=(lock,),  # the store stays locked for as long as the server itself lives
+                    preexec_fn=die_with_parent(),  # noqa: PLW1509  # see above: no other thread is there
+                    env={"GOMEMLIMIT": "24MiB", "GOGC": "50", "PATH": os.environ.get("PATH", "")},
+                )
         finally:
             os.close(lock)
         self._wait_until_ready()
@@ -102,6 +106,14 @@ class EmbeddedServer:
         """Return whether the server was started and is gone."""
         return self._process is not None and self._process.poll() is not None
 
+    def healthy(self) -> bool:
+        """Return whether the server can store events. One that met a full disk can't until it is started again."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._monitor_port}/healthz", timeout=1) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
     def _wait_until_ready(self) -> None:
         assert self._process is not None
         until = time.monotonic() + _START
@@ -109,11 +121,15 @@ class EmbeddedServer:
             if self._process.poll() is not None:
                 raise ServerError(f"nats-server ended at its start: {self._last_words()}")
             try:
-                with socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection:
-                    if connection.recv(5) == b"INFO ":
+                with (
+                    socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection,
+                    connection.makefile("rb") as answer,
+                ):
+                    if self._name.encode() in answer.readline():
                         return
             except OSError:
-                time.sleep(_POLL)
+                pass
+            time.sleep(_POLL)
         self.stop()
         raise ServerError(
             f"nats-server did not answer on port {self._port} within {_START:.0f} s: {self._last_words()}"
@@ -159,7 +175,9 @@ class EmbeddedServer:
         if self._max_store:
             jetstream["max_file"] = self._max_store
         config = {
+            "server_name": self._name,
             "listen": f"127.0.0.1:{self._port}",
+            "http": f"127.0.0.1:{self._monitor_port}",
             "max_payload": MAX_PAYLOAD,
             "authorization": {"token": self.token},
             "jetstream": jetstream,
@@ -182,14 +200,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _die_with_parent(parent: int) -> Any:
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def prepare() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return prepare

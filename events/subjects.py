@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+# Every text has a token, and no two texts share one: of the ways to write a surrogate only this one is injective.
+_UTF8 = ("utf-8", "surrogatepass")
 ROOT = "plumbline.ev"
 _NODE_SCOPE = "-"
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_\-]")
@@ -20,18 +22,18 @@ def token(name: str) -> str:
         raise ValueError("a subject token can't be empty")
     if name == _NODE_SCOPE:
         return "=2D"
-    return _UNSAFE.sub(lambda match: b"=%02X" % match[0][0], name.encode("utf-8", "surrogateescape")).decode("ascii")
+    return _UNSAFE.sub(lambda match: b"=%02X" % match[0][0], name.encode(*_UTF8)).decode("ascii")
 
 
 def name_of(text: str) -> str:
-    """Return the name that ``token`` made *text* from."""
+    """Return the name that ``token`` made *text* from. Raises ValueError."""
     raw = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text).encode("latin-1")
-    return raw.decode("utf-8", "surrogateescape")
+    return raw.decode(*_UTF8)
 
 
 def subject(node: str, sandbox: str, event_type: str) -> str:
     """Return the subject of an event; an empty *sandbox* stands for the node itself."""
-    return f"{ROOT}.{token(node)}.{token(sandbox) if sandbox else _NODE_SCOPE}.{event_type}"
+    return f"{ROOT}.{token(node)}.{token(sandbox) if sandbox else _NODE_SCOPE}.{token(event_type)}"
 
 
 def pattern(node: str | None = None, sandbox: str | None = None, event_type: str | None = None) -> str:
@@ -39,7 +41,7 @@ def pattern(node: str | None = None, sandbox: str | None = None, event_type: str
     parts = [
         "*" if node is None else token(node),
         "*" if sandbox is None else (token(sandbox) if sandbox else _NODE_SCOPE),
-        event_type or "*",
+        "*" if event_type is None else token(event_type),
     ]
     return ".".join((ROOT, *parts))
 
@@ -50,4 +52,4 @@ def parse(text: str) -> tuple[str, str, str]:
     if len(parts) != 5 or ".".join(parts[:2]) != ROOT:
         raise ValueError(f"{text!r} is not the subject of an event")
     node, sandbox, event_type = parts[2:]
-    return name_of(node), "" if sandbox == _NODE_SCOPE else name_of(sandbox), event_type
+    return name_of(node), "" if sandbox == _NODE_SCOPE else name_of(sandbox), name_of(event_type)

@@ -1,14 +1,14 @@
 /*
  * plumbline: the CNI plugin that a container runtime executes.
  *
- * It exists so that an attach costs the runtime a millisecond and not an interpreter's start: it hands the request to the
- * node's worker over a unix socket, and the worker's answer to the runtime. It knows no JSON and no network. What it does
- * know is how not to lose a request: it reconnects, with the same request id, until its deadline, and a DEL that no worker
- * takes is made durable in the spool folder before the runtime is told that all is well.
+ * It exists so that an attach costs the runtime a millisecond and not an interpreter's start: it hands the request to
+ * the node's worker over a unix socket, and the worker's answer to the runtime. It knows no JSON and no network. What it
+ * does know is how not to lose a request: it reconnects, with the same request id, until its deadline, and a DEL that no
+ * worker takes is made durable in the spool folder before the runtime is told that all is well.
  *
  * Settings come from the environment, because a CNI plugin's parameters do (CNI specification 1.1, section 2,
- * "Parameters"): who can set CNI_PATH already decides which binaries run as root, so this asks for no more trust, there is
- * no file to parse or to find torn, and the defaults are compiled in.
+ * "Parameters"): who can set CNI_PATH already decides which binaries run as root, so this asks for no more trust, there
+ * is no file to parse or to find torn, and the defaults are compiled in.
  *
  *   PLUMBLINE_SOCKET    the worker's socket                 /run/plumbline/worker.sock
  *   PLUMBLINE_SPOOL     where DEL requests wait for it      /var/lib/plumbline/spool
@@ -204,7 +204,8 @@ static void read_settings(void)
     char *end;
     double milliseconds = strtod(text, &end) * 1000;
     if (*end || !(milliseconds >= 1 && milliseconds <= DEADLINE_MAX))
-        fail(BAD_ENVIRONMENT, "PLUMBLINE_DEADLINE must be seconds, up to %d, and is \"%.64s\"", DEADLINE_MAX / 1000, text);
+        fail(BAD_ENVIRONMENT, "PLUMBLINE_DEADLINE must be seconds, up to %d, and is \"%.64s\"", DEADLINE_MAX / 1000,
+             text);
     budget = (int64_t)milliseconds;
     if (strcmp(command, "STATUS") == 0)
         budget = least(budget, STATUS_MAX); /* kubelet polls it, containerd gives it no limit */
@@ -273,7 +274,8 @@ static size_t read_stdin(unsigned char *to)
         if (n > 0)
             size += (size_t)n;
         else if (errno != EINTR && errno != EAGAIN)
-            fail(IO_FAILURE, "%s: the network configuration on standard input cannot be read: %s", command, reason(errno));
+            fail(IO_FAILURE, "%s: the network configuration on standard input cannot be read: %s", command,
+                 reason(errno));
     }
     unsigned char *last = to + (size > STDIN_MAX ? STDIN_MAX : size);
     *last = '\0'; /* for find_version; not a part of the frame */
@@ -368,8 +370,8 @@ static enum outcome attempt(void)
 }
 
 /*
- * Try until there is an answer or the deadline comes. A DEL waits only DEL_PATIENCE while nobody listens: the spool takes
- * it, and the runtime can go on.
+ * Try until there is an answer or the deadline comes. A DEL waits only DEL_PATIENCE while nobody listens: the spool
+ * takes it, and the runtime can go on.
  */
 static enum outcome ask(void)
 {
@@ -426,7 +428,7 @@ int main(void)
     signal(SIGPIPE, SIG_IGN);
     command = setting("CNI_COMMAND", "");
     if (getenv("PLUMBLINE_DELEGATE"))
-        fail(BAD_CONFIG, "%s: plumbline was called as a delegate of plumbline; name another plugin in its configuration",
+        fail(BAD_CONFIG, "%s: plumbline was called as its own delegate; name another plugin in its configuration",
              command);
     if (!*command)
         fail(BAD_ENVIRONMENT, "CNI_COMMAND is not set; plumbline is a CNI plugin, for container runtimes to execute");
@@ -442,14 +444,17 @@ int main(void)
         const char *failed = spool_frame();
         if (!failed)
             return 0;
-        fail(TRY_AGAIN, "DEL: the worker at %s did not do it, and the spool folder %s cannot keep it (failed to %s: %s); "
-                        "start the worker or repair the folder, and try again",
+        fail(TRY_AGAIN,
+             "DEL: the worker at %s did not do it, and the spool folder %s cannot keep it (failed to %s: %s); "
+             "start the worker or repair the folder, and try again",
              address.sun_path, spool, failed, reason(errno));
     }
     if (outcome == SKEWED)
-        fail(TRY_AGAIN, "%s: the worker at %s speaks another protocol than this entry point; upgrade the older of the two, "
-                        "and try again",
+        fail(TRY_AGAIN,
+             "%s: the worker at %s speaks another protocol than this entry point; upgrade the older of the two, "
+             "and try again",
              command, address.sun_path);
-    fail(TRY_AGAIN, "%s: the worker at %s %s within %lld ms; see that plumbline's worker runs on this node, and try again",
+    fail(TRY_AGAIN,
+         "%s: the worker at %s %s within %lld ms; see that plumbline's worker runs on this node, and try again",
          command, address.sun_path, trouble[outcome], (long long)budget);
 }
