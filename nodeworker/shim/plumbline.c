@@ -2,9 +2,9 @@
  * plumbline: the CNI plugin that a container runtime executes.
  *
  * It exists so that an attach costs the runtime a millisecond and not an interpreter's start: it hands the request to
- * the node's worker over a unix socket, and the worker's answer to the runtime. It knows no JSON and no network. What it
- * does know is how not to lose a request: it reconnects, with the same request id, until its deadline, and a DEL that no
- * worker takes is made durable in the spool folder before the runtime is told that all is well.
+ * the node's worker over a unix socket, and the worker's answer to the runtime. It knows no JSON and no network. What
+ * it does know is how not to lose a request: it reconnects, with the same request id, until its deadline, and a DEL
+ * that no worker takes is made durable in the spool folder before the runtime is told that all is well.
  *
  * Settings come from the environment, because a CNI plugin's parameters do (CNI specification 1.1, section 2,
  * "Parameters"): who can set CNI_PATH already decides which binaries run as root, so this asks for no more trust, there

@@ -302,6 +302,7 @@ def test_a_runtime_that_closed_its_ear_does_not_kill_it_by_signal(runtime: Runti
         (b'{"delegates":[{"cniVersion":"0.1.0"}],"cniVersion":"0.4.0"}', "0.4.0"),
         (b'{"delegates":[{"cniVersion":"0.1.0"}]}', "1.1.0"),
         (b'{"a":"\\"cniVersion\\":\\"0.2.0\\"","cniVersion":"0.4.0"}', "0.4.0"),
+        (b'{"a":"\\"","cniVersion":"0.4.0"}', "0.4.0"),
         (b'{"a":"{\\\\","b":"}","cniVersion":"0.3.0"}', "0.3.0"),
         (b'{"name":"cniVersion","cniVersion":"0.2.0"}', "0.2.0"),
         (b'{"cniVersion":["0.1.0"],"x":{}}', "1.1.0"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shim_harness import Runtime, error_of, hang, vanish
+from shim_harness import Runtime, error_of, hang, reply, vanish
 
 from nodeworker.shim import frame
 
@@ -68,6 +68,18 @@ def test_a_del_whose_worker_died_does_not_wait_for_the_deadline(runtime: Runtime
     with runtime.worker(die) as worker:
         assert runtime.call("DEL", env={"PLUMBLINE_DEADLINE": "3600"}).returncode == 0
     assert [file.stem for file in runtime.spooled()] == [worker.requests[0].request]
+
+
+def test_a_del_that_breaks_after_long_work_is_sent_again_first(runtime: Runtime):
+    def work_and_vanish(connection: socket.socket) -> None:
+        connection.settimeout(1.2)  # longer than a DEL waits for somebody to listen
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+
+    with runtime.worker(work_and_vanish, reply(frame.encode_reply(0, b""))) as worker:
+        assert runtime.call("DEL").returncode == 0
+    assert len(worker.frames) == 2
+    assert runtime.spooled() == []
 
 
 def test_the_largest_request_is_spooled_whole(runtime: Runtime):
