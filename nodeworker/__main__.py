@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import importlib.metadata
 import os
 import signal
@@ -63,6 +64,10 @@ async def run(settings: WorkerSettings, wrap: Callable[[Ledger], Ledger] = lambd
         await connection.close()
 
 
+class WorkerRunningError(OSError):
+    """The node has a worker already."""
+
+
 class _Worker:
     def __init__(
         self, settings: WorkerSettings, ledger: Ledger, metrics: WorkerMetrics, ledger_connected: Callable[[], bool]
@@ -81,6 +86,11 @@ class _Worker:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        with self._only_worker():
+            await self._take_over(stop)
+
+    async def _take_over(self, stop: asyncio.Event) -> None:
+        """Learn what was, and go on from there."""
         await self._load()
         killed = await end_orphans(self._marker, _ORPHAN_PATIENCE)
         pending = len(self._recorder.state.pending)
@@ -116,9 +126,7 @@ class _Worker:
             log.info("worker_open", socket=str(self._settings.socket))
             await stop.wait()
             await door.close()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_GRACE):  # the next worker continues what is left
-                    await dispatcher.idle.wait()
+            await dispatcher.finish(_GRACE)
         for task in background:
             task.cancel()
         with contextlib.suppress(LedgerError):
@@ -144,6 +152,18 @@ class _Worker:
                     waiting[event.id] = event
             elif (intent := waiting.pop(event.cause, None)) is not None:
                 self._answers.give(request, reply_of(event.data, getattr(intent.data, "config", "")))
+
+    @contextlib.contextmanager
+    def _only_worker(self) -> Iterator[None]:
+        """Hold the run folder's lock meanwhile. Raises WorkerRunningError."""
+        folder = Path(self._settings.run_dir)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (folder / "worker.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise WorkerRunningError(f"another worker holds {lock.name}: a node has one") from None
+            yield
 
     def _watch(self, dispatcher: Dispatcher) -> None:
         state = self._recorder.state

@@ -14,6 +14,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 import structlog
+from msgspec.structs import replace
 
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase
 from events.ledger import LedgerError, LedgerFullError
@@ -36,6 +37,7 @@ from events.schema import (
     InterfaceDetachFailed,
     Phase,
     PluginRun,
+    Pod,
 )
 from nodeworker.answers import OK, Reply, refusal, reply_of
 from nodeworker.cluster.gather import gather
@@ -94,7 +96,7 @@ class Attacher:
             )
             await self._record(outcome, event)
         except RequestFailedError as error:
-            return await self._give_up(event, request, error.failure)
+            return await self._give_up(event, request, _naming(request.pod, error.failure))
         except Exception as error:  # what nobody foresaw must not leave half an attach behind
             log.exception("attach_broke", sandbox=event.sandbox[:12])
             return await self._give_up(event, request, internal(Phase.ADD, error))
@@ -116,7 +118,7 @@ class Attacher:
                 outcome = DetachFailed(
                     request=request.request,
                     ifname=request.ifname,
-                    failure=refused or _together(list(left.values())),
+                    failure=_naming(request.pod, refused or _together(list(left.values()))),
                     left=tuple(left),
                     seconds=seconds,
                 )
@@ -380,6 +382,13 @@ def target_of(sandbox: Sandbox) -> chain.Target:
         netns=sandbox.plan.netns,
         path=tuple(folder for folder in sandbox.plan.path.split(os.pathsep) if folder),
     )
+
+
+def _naming(pod: Pod, failure: Failure) -> Failure:
+    """Return *failure* with the pod in its sentence; a plugin does not know whom it works for."""
+    if not pod.name or str(pod) in failure.message:
+        return failure
+    return replace(failure, message=f"pod {pod}: {failure.message}")
 
 
 def _together(failures: list[Failure]) -> Failure:

@@ -62,11 +62,9 @@ class Dispatcher:
         self._places = asyncio.Semaphore(concurrency)
         self._queues: dict[str, deque[Job]] = {}
         self._under_way: set[EventId] = set()
+        self._at_work: set[asyncio.Task[None]] = set()
         self._patience: dict[RequestId, tuple[SandboxKey, Patience]] = {}
         self.in_progress = 0
-        self.idle = asyncio.Event()
-        """Set while nothing is under way."""
-        self.idle.set()
 
     @property
     def queue_depth(self) -> int:
@@ -117,6 +115,13 @@ class Dispatcher:
         if (waiting := self._patience.get(request)) is not None:
             waiting[1].end(_ABANDONED)
 
+    async def finish(self, grace: float) -> None:
+        """Let what is under way end within *grace* seconds; the rest stays open in the ledger, for the next worker."""
+        if self._at_work:
+            await asyncio.wait(self._at_work, timeout=grace)
+        for task in self._at_work:
+            task.cancel()
+
     def _overtake(self, key: SandboxKey) -> None:
         for attached, patience in self._patience.values():
             if attached == key:
@@ -149,8 +154,9 @@ class Dispatcher:
             queue.append(job)
             return
         self._queues[container_id] = deque()
-        self.idle.clear()
-        self._tasks.create_task(self._work(container_id, job), name=f"sandbox-{container_id[:12]}")
+        task = self._tasks.create_task(self._work(container_id, job), name=f"sandbox-{container_id[:12]}")
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
 
     async def _work(self, container_id: str, job: Job | None) -> None:
         """Do the jobs of one container until there are none."""
@@ -164,5 +170,3 @@ class Dispatcher:
                     self.in_progress -= 1
             job = queue.popleft() if queue else None
         del self._queues[container_id]
-        if not self._queues:
-            self.idle.set()

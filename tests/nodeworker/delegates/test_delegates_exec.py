@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +77,29 @@ async def test_output_up_to_the_limit_is_whole(executor: PluginExecutor, plugins
     assert ran.stdout == "x" * STDOUT_RECORDED
 
 
+async def test_what_the_pipe_holds_when_the_plugin_ends_is_read(
+    executor: PluginExecutor, plugins: Plugins, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    script = f"""import fcntl, os
+with open({str(gate)!r}, "w") as gate:
+    gate.write(str(os.getpid()))
+fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 1 << 20)
+os.write(1, b"x" * 900_000)"""
+    (plugins.folder / "plugin").write_text(f"#!{sys.executable} -S\n{script}\n")
+    (plugins.folder / "plugin").chmod(0o755)
+    task = asyncio.create_task(run(executor, plugins))
+    await asyncio.sleep(0)  # it is started in the task's first step, and then waits at the gate
+    stand_still_until_ended(gate)
+    assert (await task)[1] == b"x" * 900_000
+
+
+def stand_still_until_ended(gate: Path) -> None:
+    """Keep the loop from running until the plugin behind *gate* has ended."""
+    os.waitid(os.P_PID, int(gate.read_text()), os.WEXITED | os.WNOWAIT)
+
+
 async def test_first_folder_wins_and_relative_ones_are_passed_over(
     executor: PluginExecutor, plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +155,34 @@ async def test_hanging_plugin_and_its_children_are_killed(
     assert ran
     assert (ran.exit_code, ran.stdout, ran.stderr) == (-9, "partly\n", "waiting\n")
     await gone(int((tmp_path / "child").read_text()))
+
+
+async def test_zombies_of_a_killed_plugin_are_not_waited_for(
+    executor: PluginExecutor, plugins: Plugins, tmp_path: Path
+) -> None:
+    plugins.script("plugin", f"(sleep 1000 & echo $! > {tmp_path}/child); sleep 1000")
+    with foster_parent(), pytest.raises(PluginError) as raised:
+        await run(executor, plugins, seconds=0.3)
+    assert raised.value.run
+    assert raised.value.run.seconds < 1.5
+    assert reaped(int((tmp_path / "child").read_text())) == -9
+
+
+def reaped(pid: int) -> int:
+    """Reap one of our own zombies and return its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@contextlib.contextmanager
+def foster_parent() -> Iterator[None]:
+    """Take the place of process 1 for orphans, and leave them unreaped."""
+    subreaper = 36
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(subreaper, 1, 0, 0, 0) == 0
+    try:
+        yield
+    finally:
+        assert libc.prctl(subreaper, 0, 0, 0, 0) == 0
 
 
 async def test_plugin_is_not_started_without_time(executor: PluginExecutor, plugins: Plugins, tmp_path: Path) -> None:
@@ -265,6 +320,12 @@ async def test_orphans_are_found_by_their_marker(marker: str) -> None:
             process.kill()
             process.wait()
         await end_orphans(f"{marker}-other", 0.0)
+
+
+def test_nobody_is_an_orphan_of_itself(marker: str) -> None:
+    script = f"from nodeworker.delegates.exec import orphans; print(orphans({marker!r}))"
+    environment = {"PLUMBLINE_DELEGATE": marker, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.check_output([sys.executable, "-c", script], env=environment) == b"[]\n"
 
 
 async def test_orphan_may_finish(marker: str, tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import pytest
+
+MAY_BE_ABSENT = ("the kernel has no ",)
+"""How the reason of a skip begins that no installation can do anything about."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-unexpected-skips",
+        action="store_true",
+        help="fail when a test was skipped for want of something that could have been installed",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--no-unexpected-skips"):
+        config.pluginmanager.register(_SkipJudge(), "skip-judge")
+
+
+class _SkipJudge:
+    """Turns a run with unexpected skips into a failed one, and says which they were."""
+
+    def __init__(self) -> None:
+        self._unexpected: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._judge(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._judge(report)
+
+    def _judge(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            assert isinstance(report.longrepr, tuple)
+            reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+            if not reason.startswith(MAY_BE_ABSENT):
+                self._unexpected.append(f"{report.nodeid}: {reason}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._unexpected and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for line in self._unexpected:
+            terminalreporter.write_line(f"skipped, and should have run: {line}", red=True)
