@@ -28,6 +28,7 @@ from nodeworker.check import Checker
 from nodeworker.cluster.manifests import Manifests
 from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.delegates.orphans import end_orphans
+from nodeworker.detach import Detacher
 from nodeworker.dispatch import Dispatcher
 from nodeworker.door import Door
 from nodeworker.gc import GarbageCollector
@@ -106,9 +107,10 @@ class _Worker:
         """Finish what is open, open the door, and stay until *stop*."""
         section = self._settings.worker
         executor = PluginExecutor(marker=self._marker)
-        attacher = Attacher(self._recorder, self._source, executor, section, self._metrics)
+        detacher = Detacher(self._recorder, executor, section, self._metrics)
+        attacher = Attacher(self._recorder, detacher, self._source, executor, section, self._metrics)
         collector = GarbageCollector(self._recorder, self._answers, executor, section)
-        dispatcher = Dispatcher(attacher, collector, self._answers, tasks, section.concurrency)
+        dispatcher = Dispatcher(attacher, detacher, collector, self._answers, tasks, section.concurrency)
         checker = Checker(self._recorder, executor, section, self._ledger_connected)
         upkeep = Upkeep(self._recorder, dispatcher, self._answers, self._spool, self._metrics)
         intake = Intake(self._recorder, dispatcher, checker, self._answers, self._spool, self._metrics)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from events.fold import SandboxKey, SandboxPhase
 from events.schema import ContainerId, ErrorClass, IfName, NetworkName, Phase, PlannedAttachment, Pod
 from nodeworker.answers import OK, Reply, refusal
-from nodeworker.attach import target_of
 from nodeworker.delegates import chain, conflist
 from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.delegates.versions import at_least
+from nodeworker.detach import target_of
 from nodeworker.errors import RequestFailedError, failed
 from nodeworker.namespace import interfaces_present
 from nodeworker.recorder import Recorder

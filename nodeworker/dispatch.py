@@ -27,8 +27,9 @@ from events.schema import (
     RequestId,
 )
 from nodeworker.answers import Answers, Reply, refusal
-from nodeworker.attach import Attacher, internal
-from nodeworker.errors import failed
+from nodeworker.attach import Attacher
+from nodeworker.detach import Detacher
+from nodeworker.errors import failed, internal
 from nodeworker.gc import GarbageCollector
 from nodeworker.patience import Patience, seconds_until
 
@@ -50,12 +51,14 @@ class Dispatcher:
     def __init__(
         self,
         attacher: Attacher,
+        detacher: Detacher,
         collector: GarbageCollector,
         answers: Answers,
         tasks: asyncio.TaskGroup,
         concurrency: int,
     ) -> None:
         self._attacher = attacher
+        self._detacher = detacher
         self._collector = collector
         self._answers = answers
         self._tasks = tasks
@@ -87,7 +90,7 @@ class Dispatcher:
                 self._queue(event, data.request, data.config, lambda: self._attach(event, data, patience, resumed))
             case DetachRequested():
                 self._overtake(SandboxKey(event.sandbox, data.ifname))
-                self._queue(event, data.request, data.config, lambda: self._attacher.detach(event, data))
+                self._queue(event, data.request, data.config, lambda: self._detacher.detach(event, data))
             case GcRequested():
                 self._queue(event, data.request, data.config, lambda: self._collector.collect(event, data))
             case _:

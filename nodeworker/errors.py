@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import msgspec
+from msgspec.structs import replace
 
-from events.schema import ErrorClass, Failure, Phase
+from events.schema import ErrorClass, Failure, Phase, Pod
 
 CNI_CODES: Mapping[ErrorClass, int] = {
     ErrorClass.UNSUPPORTED_VERSION: 1,
@@ -31,6 +33,8 @@ CNI_CODES: Mapping[ErrorClass, int] = {
     ErrorClass.INTERNAL: 103,
 }
 """CNI specification 1.1, section 2, "Error": below 100 the specification's own; from 100 ours."""
+
+_CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
 class RequestFailedError(Exception):
@@ -73,3 +77,33 @@ def error_json(failure: Failure, cni_version: str) -> bytes:
     if failure.details:
         body["details"] = failure.details
     return msgspec.json.encode(body)
+
+
+def naming(pod: Pod, failure: Failure) -> Failure:
+    """Return *failure* with the pod in its sentence; a plugin does not know whom it works for."""
+    if not pod.name or str(pod) in failure.message:
+        return failure
+    return replace(failure, message=f"pod {pod}: {failure.message}")
+
+
+def internal(phase: Phase, error: Exception) -> Failure:
+    """Return the failure for an error that is a mistake in Plumbline."""
+    return failed(
+        ErrorClass.INTERNAL,
+        phase,
+        f"Plumbline made a mistake ({type(error).__name__}: {error}): its log says where; please report it",
+    ).failure
+
+
+def usable_container_id(text: str) -> bool:
+    """Return whether *text* can be a container ID (CNI specification 1.1, section 2, "Parameters")."""
+    return _CONTAINER_ID.fullmatch(text) is not None
+
+
+def unusable_container_id(phase: Phase) -> RequestFailedError:
+    """Return the exception for a request that names no usable container ID."""
+    return failed(
+        ErrorClass.INVALID_REQUEST,
+        phase,
+        "CNI_CONTAINERID is missing, or is not a letter or digit followed by letters, digits and any of ._-",
+    )

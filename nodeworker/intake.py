@@ -23,10 +23,9 @@ from events.schema import (
     RequestId,
 )
 from nodeworker.answers import OK, Answers, Reply, refusal
-from nodeworker.attach import internal, usable_container_id
 from nodeworker.check import Checker
 from nodeworker.dispatch import Dispatcher
-from nodeworker.errors import RequestFailedError, failed
+from nodeworker.errors import RequestFailedError, failed, internal, usable_container_id
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.patience import deadline_in
 from nodeworker.recorder import Recorder

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from events.schema import Failure
+from events.schema import Failure, PluginRun
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Seconds."""
@@ -24,10 +24,10 @@ class WorkerMetrics:
             buckets=BUCKETS,
             registry=self.registry,
         )
-        self._delegate_seconds = Histogram(
-            "plumbline_delegate_seconds",
-            "Seconds that the delegate of one attachment took.",
-            ("command", "delegate", "result"),
+        self._plugin_seconds = Histogram(
+            "plumbline_plugin_seconds",
+            "Seconds that one execution of a plugin took.",
+            ("command", "plugin", "result"),
             buckets=BUCKETS,
             registry=self.registry,
         )
@@ -56,9 +56,10 @@ class WorkerMetrics:
         if failure is not None:
             self._failures.labels(failure.error_class.value, failure.phase.value).inc()
 
-    def delegate_done(self, command: str, delegate: str, seconds: float, *, ok: bool) -> None:
-        """Count one execution of a delegate."""
-        self._delegate_seconds.labels(command, delegate, "ok" if ok else "error").observe(seconds)
+    def runs_done(self, command: str, runs: Iterable[PluginRun]) -> None:
+        """Count executions of plugins."""
+        for run in runs:
+            self._plugin_seconds.labels(command, run.type, "error" if run.exit_code else "ok").observe(run.seconds)
 
     def ledger_acked(self, seconds: float) -> None:
         """Count one confirmed append."""

@@ -1,0 +1,154 @@
+"""Unmake the interfaces of a sandbox: for a DEL, and for an ADD that failed.
+
+Everything comes from the ledger's fold: which attachments may have left something, with which bytes they were made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import structlog
+
+from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey
+from events.schema import (
+    Data,
+    DetachCompleted,
+    DetachFailed,
+    DetachRequested,
+    ErrorClass,
+    Event,
+    Failure,
+    IfName,
+    InterfaceDetached,
+    InterfaceDetachFailed,
+    Phase,
+    PluginRun,
+)
+from nodeworker.answers import OK, Reply, refusal, reply_of
+from nodeworker.delegates import chain
+from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.errors import RequestFailedError, failed, naming, unusable_container_id
+from nodeworker.metrics import WorkerMetrics
+from nodeworker.patience import seconds_since
+from nodeworker.recorder import Recorder
+from nodeworker.recording import Pipeline, record
+from nodeworker.resolve.grammar import ifname_problem, shown
+from nodeworker.settings import WorkerSection
+
+log = structlog.get_logger(__name__)
+
+
+class Detacher:
+    """Fulfils the intents of detaching, and undoes attaches."""
+
+    def __init__(
+        self, recorder: Recorder, executor: PluginExecutor, section: WorkerSection, metrics: WorkerMetrics
+    ) -> None:
+        self._recorder = recorder
+        self._executor = executor
+        self._section = section
+        self._metrics = metrics
+
+    async def detach(self, event: Event, request: DetachRequested) -> Reply:
+        """Fulfil the intent *event* and return the answer for the runtime.
+
+        The runtime is told of success also when the ledger can't take the last event: the intent is in it, and is
+        repeated until the ledger has its outcome.
+        """
+        key = SandboxKey(event.sandbox, request.ifname)
+        refused = _detach_problem(event, request)
+        try:
+            left = {} if refused else await self.undo(key, event, Phase.DEL)
+            seconds = seconds_since(event.at)
+            outcome: Data = DetachCompleted(request=request.request, ifname=request.ifname, seconds=seconds)
+            if refused or left:
+                outcome = DetachFailed(
+                    request=request.request,
+                    ifname=request.ifname,
+                    failure=naming(request.pod, refused or _together(list(left.values()))),
+                    left=tuple(left),
+                    seconds=seconds,
+                )
+            await record(self._recorder, outcome, event)
+        except RequestFailedError as error:
+            log.warning("detach_outcome_not_recorded", sandbox=event.sandbox[:12], error=error.failure.message)
+            return refusal(refused, request.config) if refused else OK
+        return reply_of(outcome, request.config)
+
+    async def undo(self, key: SandboxKey, event: Event, phase: Phase) -> dict[IfName, Failure]:
+        """Detach, last first, whatever may be there of the sandbox; return what could not be detached, and why.
+
+        Raises RequestFailedError when the ledger did not take an event, after all has been tried.
+        """
+        sandbox = self._recorder.state.sandboxes.get(key)
+        left: dict[IfName, Failure] = {}
+        if sandbox is None:
+            return left
+        async with Pipeline(self._recorder, event) as effects:
+            for attachment in reversed(sandbox.attempted()):
+                if attachment.phase is AttachmentPhase.DETACHED:
+                    continue
+                done = await self._detach_one(sandbox, attachment, phase)
+                if isinstance(done, InterfaceDetachFailed):
+                    left[done.ifname] = done.failure
+                effects.put(done)
+        return left
+
+    async def _detach_one(
+        self, sandbox: Sandbox, attachment: Attachment, phase: Phase
+    ) -> InterfaceDetached | InterfaceDetachFailed:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        network, ifname = attachment.plan.network, attachment.plan.ifname
+        try:
+            runs = await self.delete(sandbox, attachment)
+        except chain.DelegateError as error:
+            self._metrics.runs_done("DEL", error.runs)
+            log.warning("interface_detach_failed", pod=str(sandbox.pod), phase=phase.value, error=error.failure.message)
+            return InterfaceDetachFailed(
+                network=network, ifname=ifname, failure=error.failure, seconds=loop.time() - started, runs=error.runs
+            )
+        self._metrics.runs_done("DEL", runs)
+        return InterfaceDetached(network=network, ifname=ifname, seconds=loop.time() - started, runs=runs)
+
+    async def delete(self, sandbox: Sandbox, attachment: Attachment) -> tuple[PluginRun, ...]:
+        """Run DEL of one attachment with what was recorded of it; return the runs. Raises DelegateError."""
+        return await chain.delete(
+            self._executor,
+            attachment.plan,
+            target_of(sandbox),
+            attachment.result or None,
+            self._section.delegate_timeout,
+        )
+
+
+def target_of(sandbox: Sandbox) -> chain.Target:
+    """Return *sandbox*, which has a plan, as its plugins are told of it."""
+    assert sandbox.plan is not None
+    return chain.Target(
+        container_id=sandbox.key.container_id,
+        netns=sandbox.plan.netns,
+        path=tuple(folder for folder in sandbox.plan.path.split(os.pathsep) if folder),
+    )
+
+
+def _detach_problem(event: Event, request: DetachRequested) -> Failure | None:
+    """Return what makes a DEL unusable, if anything. Its namespace may be gone (CNI specification 1.1, section 2)."""
+    if not event.sandbox:
+        return unusable_container_id(Phase.DEL).failure
+    if problem := ifname_problem(request.ifname):
+        return failed(ErrorClass.INVALID_REQUEST, Phase.DEL, f"CNI_IFNAME {shown(request.ifname)} {problem}").failure
+    return None
+
+
+def _together(failures: list[Failure]) -> Failure:
+    """Return one failure for several: the first, with every sentence."""
+    if len(failures) == 1:
+        return failures[0]
+    return failed(
+        failures[0].error_class,
+        failures[0].phase,
+        "; ".join(failure.message for failure in failures),
+        code=failures[0].code,
+    ).failure

@@ -1,0 +1,50 @@
+"""Record what was done for an intent, one event or several behind each other."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+from events.ledger import LedgerError, LedgerFullError
+from events.schema import Data, ErrorClass, Event, Phase
+from nodeworker.errors import failed
+from nodeworker.recorder import Recorder
+
+
+async def record(recorder: Recorder, data: Data, intent: Event) -> None:
+    """Record what was done for *intent*. Raises RequestFailedError when the ledger does not take it."""
+    try:
+        await recorder.record(data, intent.sandbox, intent.id)
+    except LedgerError as error:
+        full = isinstance(error, LedgerFullError)
+        raise failed(
+            ErrorClass.LEDGER_FULL if full else ErrorClass.LEDGER_UNAVAILABLE, Phase.INTAKE, str(error)
+        ) from error
+
+
+class Pipeline:
+    """Events of effects, each appended while the next effect is made.
+
+    As a context manager it ends when all are durable, whether its block succeeded or not, because what follows, good or
+    bad, builds on their being there; then it raises what the ledger did not take, as ``record`` does.
+    """
+
+    def __init__(self, recorder: Recorder, intent: Event) -> None:
+        self._recorder = recorder
+        self._intent = intent
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def put(self, data: Data) -> None:
+        """Have *data* recorded behind those before."""
+        self._tasks.append(asyncio.create_task(record(self._recorder, data, self._intent)))
+
+    async def __aenter__(self) -> Pipeline:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outcomes = await asyncio.gather(*self._tasks, return_exceptions=True)
+        problem = next((outcome for outcome in outcomes if outcome is not None), None)
+        if problem is not None and error is None:
+            raise problem
