@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from pathlib import Path
+from typing import cast
 
 import structlog
 
@@ -34,14 +35,14 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let in root only, whatever the file modes say."""
-        assert isinstance(transport, asyncio.WriteTransport)
-        peer: socket.socket = transport.get_extra_info("socket")
+        connected = cast("asyncio.WriteTransport", transport)
+        peer: socket.socket = connected.get_extra_info("socket")
         _, uid, _ = _PEERCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
         if uid not in (0, os.geteuid()):
             log.warning("connection_refused", uid=uid)
-            transport.abort()
+            connected.abort()
             return
-        self._transport = transport
+        self._transport = connected
         self._open.add(self)
 
     def data_received(self, data: bytes) -> None:
