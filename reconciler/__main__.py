@@ -1,0 +1,98 @@
+"""The reconciler's process: ``python -m reconciler``. The one place that knows all its parts."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+
+from events import logs
+from events.jetstream import JetStreamLedger
+from events.ledger import LedgerError, LedgerUnavailableError
+from events.settings import DEFAULT_PATH, LedgerAddress, SettingsError, ledger_address, load
+from reconciler.metrics import Metrics
+from reconciler.projection.engine import ProjectionError
+from reconciler.projection.store import Store
+from reconciler.publish import Publisher, StatusFolder
+from reconciler.reconcile import Reconciler, delays
+from reconciler.settings import ReconcilerSettings
+
+log = structlog.get_logger(__name__)
+
+_GRACE = 1.0
+
+_REFUSALS = (SettingsError, ProjectionError, LedgerError)
+"""What another start would not mend: people have to."""
+
+
+def main() -> int:
+    """Run until SIGINT or SIGTERM; return the exit code: 0, or 2 when the configuration can't be used."""
+    parser = argparse.ArgumentParser(prog="python -m reconciler", description=__doc__)
+    parser.add_argument("--config", type=Path, help=f"configuration file (default: {DEFAULT_PATH}, if it is there)")
+    path = parser.parse_args().config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    try:
+        settings = load(path, ReconcilerSettings)
+        logs.configure(settings.log_level, "reconciler")
+        asyncio.run(_until_signalled(settings))
+    except _REFUSALS as error:
+        return _refuse(error)
+    except BaseExceptionGroup as group:
+        refusals, others = group.split(_REFUSALS)
+        if refusals is None or others is not None:
+            raise
+        return _refuse(refusals.exceptions[0])
+    return 0
+
+
+def _refuse(error: BaseException) -> int:
+    print(f"plumbline: {error}", file=sys.stderr)  # noqa: T201  # also for those who configured no log
+    return 2
+
+
+async def _until_signalled(settings: ReconcilerSettings) -> None:
+    signalled = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
+    serving = asyncio.create_task(_serve(settings), name="serve")
+    waiting = asyncio.create_task(signalled.wait(), name="wait-for-signal")
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    serving.cancel()
+    # Before Python 3.12 asyncio.wait_for, which nats-py uses, loses a cancellation that comes with the answer. Whoever
+    # missed it is cancelled again by asyncio.run.
+    await asyncio.wait({serving}, timeout=_GRACE)
+    if serving.done() and not serving.cancelled():
+        serving.result()
+    log.info("reconciler_stopped")
+
+
+async def _serve(settings: ReconcilerSettings) -> None:
+    metrics = Metrics()
+    with metrics.served(settings.reconciler.metrics):
+        ledger = await _connect(ledger_address(settings))
+        store = Store(settings.database, ledger.stream)
+        try:
+            publisher = None
+            if settings.manifests:
+                publisher = Publisher(StatusFolder(Path(settings.manifests)), store.sandboxes_of, metrics)
+            await Reconciler(ledger, store, publisher, metrics).run()
+        finally:
+            store.close()
+            await ledger.close()
+
+
+async def _connect(address: LedgerAddress) -> JetStreamLedger:
+    for delay in delays():
+        try:
+            return await JetStreamLedger.connect(address.url, address.token, name="plumbline-reconciler")
+        except LedgerUnavailableError as error:
+            log.warning("ledger_away", error=str(error), retry_in=delay)
+            await asyncio.sleep(delay)
+    raise AssertionError("unreachable")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

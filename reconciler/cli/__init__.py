@@ -1,0 +1,1 @@
+"""``plumbline``: the commands that people type."""

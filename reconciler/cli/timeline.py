@@ -1,0 +1,157 @@
+"""``plumbline timeline``: read a pod's story straight from the ledger, which outlives pods, nodes and databases."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import re
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from events import logs, subjects
+from events.jetstream import JetStreamLedger
+from events.ledger import Ledger, LedgerError, Stored
+from events.schema import rfc3339
+from events.settings import Settings, SettingsError, ledger_address, load
+from reconciler.history.catalog import Catalog, NotFoundError
+from reconciler.history.redact import redacted
+from reconciler.history.timeline import Line, Timeline
+
+_PATIENCE = 5.0
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_NAMING = ("AttachRequested", "DetachRequested")
+"""The types of events that name a pod before any other does."""
+
+
+class _Since(click.ParamType):
+    name = "duration|time"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        match = _DURATION.fullmatch(value)
+        if match is not None and value:
+            days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+            ago = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+            return rfc3339(time.time_ns() - ago * 1_000_000_000)
+        try:
+            then = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a duration like 1h30m nor a time like 2026-08-20T03:14:00Z", param, ctx)
+        return rfc3339(int(then.replace(tzinfo=then.tzinfo or UTC).timestamp() * 1e6) * 1000)
+
+
+@click.command("timeline")
+@click.argument("pod", required=False)
+@click.option("--since", type=_Since(), help="Leave out what is older: 5m, 1h30m, 2d, or an RFC 3339 time.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what happens next.")
+@click.option("--json", "as_json", is_flag=True, help="One event a line, as the ledger has it, without secrets.")
+@click.pass_obj
+def command(config: Path | None, pod: str | None, since: str | None, follow: bool, as_json: bool) -> None:
+    """Tell what happened to POD, or to everything on the node.
+
+    POD is namespace/name, a name (in the namespace default, or in the only one that has it), or the beginning of a
+    container ID. Pods that are gone are there too, for as long as the ledger keeps them.
+    """
+    try:
+        settings = load(config, Settings)
+        logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
+        asyncio.run(_run(settings, pod or "", since or "", _Printer(as_json=as_json), follow=follow))
+    except NotFoundError as error:
+        raise _exit(str(error), 1) from error
+    except SettingsError as error:
+        raise _exit(str(error), 2) from error
+    except LedgerError as error:
+        raise _exit(str(error), 4) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _exit(sentence: str, code: int) -> SystemExit:
+    click.echo(f"plumbline: {sentence}", err=True)
+    return SystemExit(code)
+
+
+class _Printer:
+    """Prints lines: coloured for people, plain for programs."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._console = Console(highlight=False, soft_wrap=True)
+
+    def print(self, line: Line, stored: Stored) -> None:
+        if self._as_json:
+            click.echo(redacted(stored.event))
+        elif self._console.is_terminal:
+            self._console.print(Text(str(line), style="red" if line.failed else ""))
+        else:
+            click.echo(str(line))
+
+
+async def _run(settings: Settings, wanted: str, since: str, printer: _Printer, *, follow: bool) -> None:
+    ledger = await _connect(settings)
+    try:
+        timeline = Timeline()
+        async with aclosing(story(ledger, wanted, follow=follow)) as events:
+            async for stored in events:
+                line = timeline.tell(stored)
+                if stored.event.at >= since:
+                    printer.print(line, stored)
+    finally:
+        await ledger.close()
+
+
+async def _connect(settings: Settings) -> JetStreamLedger:
+    address = ledger_address(settings)
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await JetStreamLedger.connect(address.url, address.token, name="plumbline-cli")
+    except TimeoutError:
+        raise LedgerError(f"the ledger at {address.url} does not answer: is nats-server running?") from None
+
+
+async def story(ledger: Ledger, wanted: str, *, follow: bool) -> AsyncGenerator[Stored, None]:
+    """Yield the events of what is *wanted* (empty: all) in ledger order, then, to *follow*, those that come.
+
+    Raises NotFoundError.
+    """
+    end = await ledger.last_sequence()
+    catalog = Catalog()
+    if not wanted:
+        async for stored in _until(end, ledger.read()):
+            yield stored
+    else:
+        for name in _NAMING:
+            async for stored in _until(end, ledger.read(subjects.pattern(event_type=name))):
+                catalog.add(stored.event)
+        wanted = catalog.resolve(wanted)
+        for stored in await _collect(ledger, catalog, wanted, end):
+            yield stored
+    if not follow:
+        return
+    async with aclosing(ledger.follow(after=end)) as events:
+        async for stored in events:
+            catalog.add(stored.event)
+            if not wanted or stored.event.sandbox in catalog.sandboxes(wanted):
+                yield stored
+
+
+async def _collect(ledger: Ledger, catalog: Catalog, wanted: str, end: int) -> list[Stored]:
+    stories = [
+        [stored async for stored in _until(end, ledger.read(subjects.pattern(sandbox=sandbox)))]
+        for sandbox in catalog.sandboxes(wanted)
+    ]
+    return list(heapq.merge(*stories, key=lambda stored: stored.sequence))
+
+
+async def _until(end: int, source: AsyncGenerator[Stored, None]) -> AsyncGenerator[Stored, None]:
+    async with aclosing(source):
+        async for stored in source:
+            if stored.sequence > end:
+                return
+            yield stored

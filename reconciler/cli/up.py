@@ -1,0 +1,164 @@
+"""``plumbline up``: server, worker and reconciler of one machine, in the foreground.
+
+Each is a process of its own, because each may die alone: it is started again while the others go on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import click
+import structlog
+
+from events import logs
+from events.process import die_with_parent
+from events.server import EmbeddedServer, ServerError
+from events.settings import Settings, SettingsError, load
+
+log = structlog.get_logger(__name__)
+
+_TICK = 0.2
+_HEALTH_INTERVAL = 5.0
+_FIRST_PAUSE = 0.1
+_LAST_PAUSE = 5.0
+_STEADY = 10.0
+_STOP = 15.0
+_CONFIGURATION = 2
+_ROOM = 64 * 1024 * 1024
+
+
+class _Child:
+    """One process that is started again whenever it ends."""
+
+    def __init__(self, name: str, module: str, config: Path | None) -> None:
+        self.name = name
+        self._argv = [sys.executable, "-m", module, *(["--config", str(config)] if config else [])]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._pause = 0.0
+
+    def supervise(self) -> int | None:
+        """Start the process when it is due; return the exit code when it has just ended, else None."""
+        now = time.monotonic()
+        if self._process is None:
+            if now >= self._started + self._pause:
+                # SIGTERM when the supervisor dies: the worker gets to answer who waits.
+                self._process = subprocess.Popen(self._argv, preexec_fn=die_with_parent(signal.SIGTERM))  # noqa: PLW1509
+                self._started = now
+            return None
+        exit_code = self._process.poll()
+        if exit_code is not None:
+            steady = now - self._started > _STEADY
+            self._pause = _FIRST_PAUSE if steady else min(_LAST_PAUSE, max(_FIRST_PAUSE, self._pause * 2))
+            self._started = now
+            self._process = None
+        return exit_code
+
+    def stop(self) -> None:
+        """End the process in order, or, when it does not, without."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP)
+        except subprocess.TimeoutExpired:
+            log.warning("process_killed", name=self.name, after=_STOP)
+            self._process.kill()
+            self._process.wait()
+
+
+class _Supervisor:
+    def __init__(self, settings: Settings, config: Path | None, stop: threading.Event) -> None:
+        self._stop = stop
+        self._store = settings.store
+        self._server = (
+            None
+            if settings.ledger.url
+            else EmbeddedServer(
+                settings.store, Path(settings.run_dir), port=settings.ledger.port, max_store=settings.ledger.max_bytes
+            )
+        )
+        self._children = [_Child("worker", "nodeworker", config), _Child("reconciler", "reconciler", config)]
+        self._next_health_check = 0.0
+
+    def run(self) -> int:
+        """Keep everything running until told to stop; return the exit code. Raises ServerError."""
+        if self._server is not None:
+            self._server.start()
+            log.info("ledger_started", url=self._server.url, store=str(self._store))
+        try:
+            while not self._stop.is_set():
+                self._keep_server()
+                for child in self._children:
+                    exit_code = child.supervise()
+                    if exit_code == _CONFIGURATION:
+                        return _CONFIGURATION
+                    if exit_code is not None:
+                        log.warning("process_ended", name=child.name, exit_code=exit_code)
+                self._stop.wait(_TICK)
+        finally:
+            for child in self._children:
+                child.stop()
+            if self._server is not None:
+                self._server.stop()
+        return 0
+
+    def _keep_server(self) -> None:
+        if self._server is None:
+            return
+        if self._server.ended():
+            log.warning("ledger_ended")
+            self._restart_server()
+        elif time.monotonic() >= self._next_health_check:
+            self._next_health_check = time.monotonic() + _HEALTH_INTERVAL
+            if not self._server.healthy():
+                self._heal_server()
+
+    def _heal_server(self) -> None:
+        """Start the server again once it has room: one that met a full disk stores nothing until then."""
+        disk = os.statvfs(self._store)
+        if disk.f_bavail * disk.f_frsize < _ROOM:
+            log.error("ledger_disk_full", store=str(self._store), needed_bytes=_ROOM)
+            return
+        log.warning("ledger_unhealthy", action="restart")
+        assert self._server is not None
+        self._server.stop()
+        self._restart_server()
+
+    def _restart_server(self) -> None:
+        assert self._server is not None
+        try:
+            self._server.start()
+        except (ServerError, OSError) as error:
+            log.exception("ledger_start_failed", error=str(error))
+            self._stop.wait(1)
+        else:
+            log.info("ledger_started", url=self._server.url)
+
+
+@click.command("up")
+@click.pass_obj
+def command(config: Path | None) -> None:
+    """Run ledger, worker and reconciler of this machine in the foreground.
+
+    Ends with exit code 0 on SIGINT or SIGTERM, 1 when it can't start, 2 when the configuration is wrong.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        settings = load(config, Settings)
+        logs.configure(settings.log_level, "up")
+        sys.exit(_Supervisor(settings, config, stop).run())
+    except SettingsError as error:
+        click.echo(f"plumbline: {error}", err=True)
+        sys.exit(_CONFIGURATION)
+    except (ServerError, OSError) as error:
+        click.echo(f"plumbline: {error}", err=True)
+        sys.exit(1)

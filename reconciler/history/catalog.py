@@ -1,0 +1,72 @@
+"""Find the sandboxes that people mean by a pod's name or by the beginning of a container ID.
+
+Pure. A name stands for every pod that ever had it: the one that is gone is the one that is asked about.
+"""
+
+from __future__ import annotations
+
+from events.schema import AttachPlanned, AttachRequested, ContainerId, DetachRequested, Event, Pod
+
+_LISTED = 20
+
+
+class NotFoundError(LookupError):
+    """Nothing, or too much, is called that; the message says what there is."""
+
+
+class Catalog:
+    """The sandboxes and pods of the events that were added."""
+
+    def __init__(self) -> None:
+        self._pods: dict[str, set[ContainerId]] = {}
+        self._sandboxes: set[ContainerId] = set()
+
+    def add(self, event: Event) -> None:
+        """Take in one event."""
+        if not event.sandbox:
+            return
+        self._sandboxes.add(event.sandbox)
+        pod = pod_of(event)
+        if pod is not None and pod.name:
+            self._pods.setdefault(str(pod), set()).add(event.sandbox)
+
+    def resolve(self, wanted: str) -> str:
+        """Return ``namespace/name`` or the beginning of container IDs for what was *wanted*. Raises NotFoundError.
+
+        A name without namespace is looked for in ``default``, then in all namespaces.
+        """
+        if "/" in wanted:
+            found = [wanted] if wanted in self._pods else []
+        elif f"default/{wanted}" in self._pods:
+            found = [f"default/{wanted}"]
+        else:
+            found = sorted(pod for pod in self._pods if pod.partition("/")[2] == wanted)
+        if len(found) > 1:
+            raise NotFoundError(f"there are several pods {wanted}: {', '.join(found)}; name one with its namespace")
+        if found:
+            return found[0]
+        if wanted and any(sandbox.startswith(wanted) for sandbox in self._sandboxes):
+            return wanted
+        raise NotFoundError(f"the ledger knows neither a pod nor a container ID {wanted}; {self._known()}")
+
+    def sandboxes(self, resolved: str) -> frozenset[ContainerId]:
+        """Return the sandboxes for what ``resolve`` returned."""
+        if resolved in self._pods:
+            return frozenset(self._pods[resolved])
+        return frozenset(sandbox for sandbox in self._sandboxes if sandbox.startswith(resolved))
+
+    def _known(self) -> str:
+        if not self._pods:
+            return "it knows no pod at all"
+        names = sorted(self._pods)
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        return f"it knows the pods {', '.join(names[:_LISTED])}{more}"
+
+
+def pod_of(event: Event) -> Pod | None:
+    """Return the pod that *event* names."""
+    match event.data:
+        case AttachRequested(pod=pod) | DetachRequested(pod=pod) | AttachPlanned(pod=pod):
+            return pod
+        case _:
+            return None

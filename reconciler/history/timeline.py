@@ -1,0 +1,225 @@
+"""Tell what happened to a pod, in one line an event.
+
+Pure. An SRE reads this at three in the morning, in a ticket or over a shoulder: it names networks, interfaces,
+addresses, plugins and durations, and never prints a configuration, nor what a plugin was given or printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from events.fold import request_of
+from events.ledger import Stored
+from events.schema import (
+    AttachCompleted,
+    AttachFailed,
+    AttachPlanned,
+    AttachRequested,
+    DetachCompleted,
+    DetachFailed,
+    DetachRequested,
+    Event,
+    EventId,
+    Failure,
+    GcCompleted,
+    GcFailed,
+    GcRequested,
+    InterfaceAttached,
+    InterfaceAttachFailed,
+    InterfaceDetached,
+    InterfaceDetachFailed,
+    NodeName,
+    PlannedAttachment,
+    PluginRun,
+    Pod,
+    Unknown,
+    WorkerStarted,
+    WorkerStopped,
+    unix_ns,
+)
+from reconciler.history.redact import without_secrets
+from reconciler.results import ResultError, read
+
+SANDBOX_LETTERS = 12
+"""What people are used to see of a container ID."""
+
+_FAILURES = (InterfaceAttachFailed, InterfaceDetachFailed, AttachFailed, DetachFailed, GcFailed)
+_REQUESTS = (AttachRequested, DetachRequested, GcRequested)
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One event in words."""
+
+    sequence: int
+    at: str
+    """RFC 3339 in UTC with milliseconds."""
+    since_request: float | None
+    """Milliseconds since the request that it belongs to; None: it belongs to none that was told of."""
+    node: NodeName
+    sandbox: str
+    words: str
+    failed: bool
+
+    def __str__(self) -> str:
+        since = "" if self.since_request is None else f"+{self.since_request:.1f} ms"
+        return f"{self.at}  {since:>12}  {self.node}  {self.sandbox or '-':<{SANDBOX_LETTERS}}  {self.words}"
+
+
+class Timeline:
+    """Turns events into lines, in ledger order. It remembers the requests that are open, and nothing else."""
+
+    def __init__(self) -> None:
+        self._opened: dict[EventId, str] = {}
+
+    def tell(self, stored: Stored) -> Line:
+        """Return the line for the next event."""
+        sequence, event = stored
+        since = _milliseconds(self._opened.get(event.cause, ""), event.at)
+        if isinstance(event.data, _REQUESTS):
+            self._opened[event.id] = event.at
+        elif request_of(event) is not None:
+            self._opened.pop(event.cause, None)
+        return Line(
+            sequence=sequence,
+            at=_shown_time(event.at),
+            since_request=since,
+            node=NodeName(printable(event.node)),
+            sandbox=printable(event.sandbox[:SANDBOX_LETTERS]),
+            words=printable(words(event)),
+            failed=isinstance(event.data, _FAILURES),
+        )
+
+
+def words(event: Event) -> str:
+    """Return what happened, without when and where."""
+    match event.data:
+        case AttachRequested() as data:
+            return f"attach{_of(data.pod)} requested, interface {data.ifname}"
+        case DetachRequested() as data:
+            return f"detach{_of(data.pod)} requested, interface {data.ifname}{_origin(data)}"
+        case GcRequested(valid=valid):
+            known = "no list of valid attachments" if valid is None else f"{_count(len(valid), 'valid attachment')}"
+            return f"garbage collection requested with {known}"
+        case AttachPlanned(attachments=attachments):
+            return f"planned: {', '.join(_planned(attachment) for attachment in attachments)}"
+        case InterfaceAttached() as data:
+            return f"{data.ifname} attached to {data.network}{_addresses(data.result)}{_took(data.runs, data.seconds)}"
+        case InterfaceDetached() as data:
+            return f"{data.ifname} detached from {data.network}{_took(data.runs, data.seconds)}"
+        case InterfaceAttachFailed() as data:
+            took = _took(data.runs, data.seconds)
+            return f"{data.ifname} NOT attached to {data.network}{took}: {_why(data.failure)}"
+        case InterfaceDetachFailed() as data:
+            took = _took(data.runs, data.seconds)
+            return f"{data.ifname} NOT detached from {data.network}{took}: {_why(data.failure)}"
+        case WorkerStarted() as data:
+            return (
+                f"worker {data.version} started as epoch {event.epoch}, process {data.pid}: "
+                f"{_count(data.pending, 'open request')}, {_count(data.spooled, 'spooled detach', 'es')}"
+            )
+        case WorkerStopped(reason=reason):
+            return f"worker stopped: {reason}"
+        case Unknown(type=name, version=version):
+            return f"{name} version {version}, which this version of Plumbline does not know"
+        case _:
+            return _outcome(event)
+
+
+def _outcome(event: Event) -> str:
+    match event.data:
+        case AttachCompleted() as data:
+            return f"attached: {data.ifname} and all that was planned with it, in {_ms(data.seconds)}"
+        case AttachFailed() as data:
+            return f"attach FAILED after {_ms(data.seconds)}: {_why(data.failure)}{_left(data.left)}"
+        case DetachCompleted() as data:
+            return f"detached: {data.ifname} and all that was planned with it, in {_ms(data.seconds)}"
+        case DetachFailed() as data:
+            return f"detach FAILED after {_ms(data.seconds)}: {_why(data.failure)}{_left(data.left)}"
+        case GcCompleted() as data:
+            detached = _count(len(data.detached), "attachment")
+            return f"garbage collection done in {_ms(data.seconds)}: {detached} detached"
+        case GcFailed() as data:
+            return f"garbage collection FAILED after {_ms(data.seconds)}: {_why(data.failure)}"
+        case _:
+            return event.type
+
+
+def printable(text: str) -> str:
+    """Return *text* on one line, without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() else " " if c in "\r\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _of(pod: Pod) -> str:
+    return f" of {pod}" if pod.name else ""
+
+
+def _origin(data: DetachRequested) -> str:
+    if data.retry:
+        return f", by the worker itself after {_count(data.retry, 'attempt')}"
+    return ", left in the spool while no worker answered" if data.spooled else ""
+
+
+def _planned(attachment: PlannedAttachment) -> str:
+    default = ", default" if attachment.default else ""
+    types = "+".join(_plugin_type(text) for text in attachment.plugins)
+    return f"{attachment.ifname} on {attachment.network} ({types}{default})"
+
+
+class _Plugin(msgspec.Struct):
+    type: str = "?"
+
+
+def _plugin_type(configuration: str) -> str:
+    try:
+        return msgspec.json.decode(configuration, type=_Plugin).type
+    except (msgspec.MsgspecError, RecursionError):
+        return "?"
+
+
+def _addresses(result: str) -> str:
+    try:
+        ips = read(result, "1.0.0").ips
+    except ResultError:
+        return ", with a result that can't be read"
+    return f": {', '.join(_address(ip.address, ip.gateway) for ip in ips)}" if ips else ", without address"
+
+
+def _address(address: str, gateway: str) -> str:
+    return f"{address} via {gateway}" if gateway else address
+
+
+def _took(runs: Sequence[PluginRun], seconds: float) -> str:
+    if not runs:
+        return f" ({_ms(seconds)})"
+    return f" ({', '.join(f'{run.type} {_ms(run.seconds)}' for run in runs)})"
+
+
+def _why(failure: Failure) -> str:
+    return f"{without_secrets(failure.message)} [{failure.error_class.value}]"
+
+
+def _left(names: Iterable[str]) -> str:
+    left = ", ".join(names)
+    return f"; left on the node: {left}" if left else ""
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
+
+
+def _count(number: int, what: str, plural: str = "s") -> str:
+    return f"{number} {what}{'' if number == 1 else plural}"
+
+
+def _milliseconds(start: str, end: str) -> float | None:
+    try:
+        return (unix_ns(end) - unix_ns(start)) / 1e6
+    except ValueError:
+        return None
+
+
+def _shown_time(at: str) -> str:
+    whole, point, fraction = at.rstrip("Z").partition(".")
+    return f"{printable(whole)}.{fraction[:3]}Z" if point and fraction[:3].isdecimal() else printable(at)

@@ -1,0 +1,77 @@
+"""What Prometheus sees of the reconciler: whether it keeps up, and what it has published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from events.fold import SandboxPhase
+from events.schema import TYPES, Event
+from events.settings import MetricsSettings, SettingsError
+
+_UNKNOWN = "unknown"
+_BATCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """The reconciler's metrics in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        prefix = "plumbline_reconciler"
+        self.applied_sequence = Gauge(
+            f"{prefix}_applied_sequence", "Ledger sequence up to which the projection is done", registry=self.registry
+        )
+        self.lag = Gauge(
+            f"{prefix}_lag_events", "Events that the ledger has and the projection has not", registry=self.registry
+        )
+        self.batch = Histogram(
+            f"{prefix}_batch_seconds",
+            "Time to project one batch of events",
+            buckets=_BATCH_BUCKETS,
+            registry=self.registry,
+        )
+        self._events = Counter(f"{prefix}_events", "Events projected", ["type"], registry=self.registry)
+        self.status_published = Counter(
+            f"{prefix}_status_published", "Network statuses written or withdrawn", registry=self.registry
+        )
+        self.status_failed = Counter(
+            f"{prefix}_status_failed", "Network statuses that could not be told or written", registry=self.registry
+        )
+        self.anomalies = Counter(
+            f"{prefix}_anomalies", "Events that did not fit what came before them", registry=self.registry
+        )
+        self._sandboxes = Gauge(
+            f"{prefix}_sandboxes", "Sandboxes that hold something on a node", ["phase"], registry=self.registry
+        )
+        for name in (*TYPES, _UNKNOWN):
+            self._events.labels(name)
+        self.set_sandboxes({})
+
+    def count(self, event: Event) -> None:
+        """Count one projected event."""
+        self._events.labels(event.type if event.type in TYPES else _UNKNOWN).inc()
+
+    def set_sandboxes(self, phases: Mapping[str, int]) -> None:
+        """Set how many sandboxes are in each phase."""
+        for phase in SandboxPhase:
+            self._sandboxes.labels(phase.value).set(phases.get(phase.value, 0))
+
+    @contextmanager
+    def served(self, where: MetricsSettings) -> Iterator[None]:
+        """Serve ``/metrics`` on a thread of its own meanwhile; port 0: nowhere. Raises SettingsError."""
+        if not where.port:
+            yield
+            return
+        try:
+            server, thread = start_http_server(where.port, where.host, self.registry)
+        except OSError as error:
+            raise SettingsError(f"metrics can't be served on {where.host}:{where.port}: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()

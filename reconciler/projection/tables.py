@@ -1,0 +1,93 @@
+"""The projection's tables.
+
+Columns are for people and their queries. ``sandboxes.fold`` and ``pending.event`` are for the projection itself: with
+them the rows hold all that the fold needs to go on, so nothing has to be kept in memory or read again.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+position = sa.Table(
+    "position",
+    metadata,
+    sa.Column("ledger", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+)
+"""Up to where the ledger is in the other tables; written in the same transaction as they are."""
+
+nodes = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("boot_id", sa.Text, nullable=False),
+    sa.Column("changed_at", sa.Text, nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+)
+
+sandboxes = sa.Table(
+    "sandboxes",
+    metadata,
+    sa.Column("container_id", sa.Text, primary_key=True),
+    sa.Column("ifname", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("pod", sa.Text, nullable=False),
+    sa.Column("uid", sa.Text, nullable=False),
+    sa.Column("netns", sa.Text, nullable=False),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("live", sa.Boolean, nullable=False),
+    sa.Column("error_class", sa.Text, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.Column("requested_at", sa.Text, nullable=False),
+    sa.Column("changed_at", sa.Text, nullable=False),
+    sa.Column("created", sa.BigInteger, nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("fold", sa.LargeBinary, nullable=False),
+    sa.Index("sandboxes_by_pod", "namespace", "pod"),
+    sa.Index("sandboxes_by_phase", "live", "phase"),
+)
+"""One row for each sandbox there ever was. ``live``: it may hold something on the node. ``created`` is the sequence of
+its first event, ``sequence`` that of its last."""
+
+attachments = sa.Table(
+    "attachments",
+    metadata,
+    sa.Column("container_id", sa.Text, primary_key=True),
+    sa.Column("sandbox_ifname", sa.Text, primary_key=True),
+    sa.Column("place", sa.Integer, primary_key=True),
+    sa.Column("ifname", sa.Text, nullable=False),
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("cni_name", sa.Text, nullable=False),
+    sa.Column("is_default", sa.Boolean, nullable=False),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("addresses", sa.Text, nullable=False),
+)
+"""``place`` is that in the plan; ``addresses`` are separated by blanks and have their prefix lengths."""
+
+pending = sa.Table(
+    "pending",
+    metadata,
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("event", sa.LargeBinary, nullable=False),
+)
+"""Requests without outcome."""
+
+anomalies = sa.Table(
+    "anomalies",
+    metadata,
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("reason", sa.Text, primary_key=True),
+    sa.Column("event_id", sa.Text, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+)
+"""Events that did not fit what came before them."""

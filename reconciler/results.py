@@ -1,0 +1,155 @@
+"""Read of a plugin's result what people ask for: interfaces, addresses, gateways, DNS.
+
+Pure, and tolerant: unknown keys are ignored and ``null`` is nothing, as in the Go types that plugins print with. Every
+version of the format is read (CNI specification 1.1, section 5, "Success"; 0.2.0 for ``ip4`` and ``ip6``).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+import msgspec
+
+NIL = "<nil>"
+"""How Go prints an IP address that is not there."""
+
+
+class ResultError(ValueError):
+    """The text is not the result of a plugin."""
+
+
+class Interface(msgspec.Struct, frozen=True):
+    """One link that a plugin made or took over. Without *sandbox* it is the node's side."""
+
+    name: str = ""
+    mac: str = ""
+    mtu: int = 0
+    sandbox: str = ""
+
+
+class Address(msgspec.Struct, frozen=True):
+    """One address with prefix length, as the plugin printed it; *interface* is an index, where the plugin gave one."""
+
+    address: str
+    gateway: str = ""
+    interface: int | None = None
+
+    @property
+    def bare(self) -> str:
+        """The address without prefix, in canonical form. Raises ResultError."""
+        return canonical(self.address)
+
+
+class Dns(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Resolver settings."""
+
+    nameservers: tuple[str, ...] = ()
+    domain: str = ""
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+class Result(msgspec.Struct, frozen=True):
+    """A result in the terms of the newest version."""
+
+    interfaces: tuple[Interface, ...] = ()
+    ips: tuple[Address, ...] = ()
+    default_gateways: tuple[str, ...] = ()
+    """Of the default routes; ``NIL`` for one that has no gateway."""
+    dns: Dns = Dns()
+
+
+class _Interface(msgspec.Struct):
+    name: str | None = None
+    mac: str | None = None
+    mtu: int | None = None
+    sandbox: str | None = None
+
+
+class _Ip(msgspec.Struct):
+    address: str
+    gateway: str | None = None
+    interface: int | None = None
+
+
+class _Route(msgspec.Struct):
+    dst: str | None = None
+    gw: str | None = None
+
+
+class _Family(msgspec.Struct):
+    ip: str
+    gateway: str | None = None
+    routes: list[_Route] | None = None
+
+
+class _Dns(msgspec.Struct):
+    nameservers: list[str] | None = None
+    domain: str | None = None
+    search: list[str] | None = None
+    options: list[str] | None = None
+
+
+class _Wire(msgspec.Struct, rename={"cni_version": "cniVersion"}):
+    cni_version: str | None = None
+    interfaces: list[_Interface] | None = None
+    ips: list[_Ip] | None = None
+    routes: list[_Route] | None = None
+    dns: _Dns | None = None
+    ip4: _Family | None = None
+    ip6: _Family | None = None
+
+
+_decoder = msgspec.json.Decoder(_Wire)
+
+
+def read(text: str, cni_version: str) -> Result:
+    """Return the result in *text*; *cni_version* is its configuration's, for a plugin that printed none.
+
+    Raises ResultError.
+    """
+    try:
+        wire = _decoder.decode(text)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ResultError(f"not the result of a plugin: {error}") from error
+    version = _version(wire.cni_version or cni_version or "0.1.0")
+    dns = wire.dns or _Dns()
+    families = [family for family in (wire.ip4, wire.ip6) if family is not None] if version < (0, 3) else []
+    if version < (0, 3):
+        interfaces, routes = (), [route for family in families for route in family.routes or ()]
+        ips = tuple(Address(family.ip, family.gateway or "") for family in families)
+    else:
+        interfaces = tuple(
+            Interface(i.name or "", i.mac or "", (i.mtu or 0) if version >= (1, 1) else 0, i.sandbox or "")
+            for i in wire.interfaces or ()
+        )
+        ips = tuple(Address(ip.address, ip.gateway or "", ip.interface) for ip in wire.ips or ())
+        routes = wire.routes or []
+    return Result(
+        interfaces=interfaces,
+        ips=ips,
+        default_gateways=tuple(canonical(r.gw) if r.gw else NIL for r in routes if _is_default(r)),
+        dns=Dns(tuple(dns.nameservers or ()), dns.domain or "", tuple(dns.search or ()), tuple(dns.options or ())),
+    )
+
+
+def canonical(text: str) -> str:
+    """Return the IP address in *text*, which may have a prefix length, as Go prints it. Raises ResultError."""
+    try:
+        ip = ipaddress.ip_interface(text).ip
+    except ValueError as error:
+        raise ResultError(f"{text!r} is not an IP address") from error
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return str(mapped or ip)
+
+
+def _is_default(route: _Route) -> bool:
+    # Whatever the prefix length: the readers of the annotation have never seen it otherwise.
+    return not route.dst or canonical(route.dst) in ("0.0.0.0", "::")  # noqa: S104  # a route, not a listener
+
+
+def _version(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split("."))
+    except ValueError as error:
+        raise ResultError(f"{text!r} is not a CNI version") from error

@@ -1,0 +1,54 @@
+"""Run a reconciler beside a test, and wait for what it does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from events.ledger import Ledger
+from reconciler.metrics import Metrics
+from reconciler.projection.store import Store
+from reconciler.publish import Publisher, StatusFolder
+from reconciler.reconcile import Reconciler
+
+
+class Running:
+    """A reconciler that runs."""
+
+    def __init__(self, reconciler: Reconciler, metrics: Metrics, task: asyncio.Task[None]) -> None:
+        self.reconciler = reconciler
+        self.metrics = metrics
+        self.task = task
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"plumbline_reconciler_{name}", labels)
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        """Wait for *reached*, while the reconciler runs."""
+        async with asyncio.timeout(30):
+            while not reached():
+                done, _ = await asyncio.wait({self.task}, timeout=0.005)
+                if done:
+                    self.task.result()
+
+    async def at(self, sequence: int) -> None:
+        """Wait until the ledger is projected and published up to *sequence*."""
+        await self.until(lambda: self.reconciler.sequence >= sequence)
+
+
+@asynccontextmanager
+async def running(ledger: Ledger, database: Path, manifests: Path | None = None) -> AsyncIterator[Running]:
+    """Run a reconciler meanwhile."""
+    metrics = Metrics()
+    store = Store(f"sqlite:///{database}", "NODE")
+    publisher = manifests and Publisher(StatusFolder(manifests), store.sandboxes_of, metrics)
+    reconciler = Reconciler(ledger, store, publisher or None, metrics)
+    task = asyncio.create_task(reconciler.run())
+    try:
+        yield Running(reconciler, metrics, task)
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        store.close()

@@ -1,0 +1,211 @@
+"""Realistic stories of sandboxes, event by event, for tests of whatever reads a ledger.
+
+A ``Node`` writes them with ids, times and results that depend on nothing but the order of the calls.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+
+from events.schema import (
+    AttachCompleted,
+    AttachFailed,
+    AttachPlanned,
+    AttachRequested,
+    ContainerId,
+    Data,
+    DetachCompleted,
+    DetachFailed,
+    DetachRequested,
+    ErrorClass,
+    Event,
+    EventId,
+    Failure,
+    IfName,
+    InterfaceAttached,
+    InterfaceAttachFailed,
+    InterfaceDetached,
+    InterfaceDetachFailed,
+    NetworkName,
+    NodeName,
+    Phase,
+    PlannedAttachment,
+    PluginRun,
+    Pod,
+    RequestId,
+    WorkerStarted,
+    new_event_id,
+    rfc3339,
+)
+
+BEGIN_NS = 1_764_000_000_000_000_000
+STEP_NS = 1_250_000
+SECRET = "hunter2"
+ETH0 = IfName("eth0")
+NETWORKS = ("k8s-pod-network", "default/storage", "default/video")
+
+
+class Node:
+    """A worker's hand, without the work."""
+
+    def __init__(self, name: str = "node-1") -> None:
+        self.name = NodeName(name)
+        self.epoch = 1
+        self._count = itertools.count(1)
+
+    def event(self, data: Data, sandbox: str = "", cause: str = "", *, epoch: int | None = None) -> Event:
+        number = next(self._count)
+        at = BEGIN_NS + number * STEP_NS
+        return Event(
+            id=new_event_id(at // 1_000_000, self.name.encode()[-4:].rjust(4) + number.to_bytes(6, "big")),
+            at=rfc3339(at),
+            node=self.name,
+            boot_id="5d1e5a6e-0000-4000-8000-000000000001",
+            epoch=self.epoch if epoch is None else epoch,
+            sandbox=ContainerId(sandbox),
+            cause=EventId(cause),
+            trace="",
+            data=data,
+        )
+
+    def start(self, pending: int = 0) -> Event:
+        self.epoch += 1
+        return self.event(WorkerStarted(version="0.1.0", pid=4711, pending=pending))
+
+    def attach(
+        self, sandbox: str, pod: Pod, networks: Sequence[str] = NETWORKS[:2], *, fails_at: int | None = None
+    ) -> Iterator[Event]:
+        """An ADD; with *fails_at* the attachment of that index fails and what came before is undone."""
+        asked = self.event(
+            AttachRequested(
+                request=RequestId(f"add-{sandbox}"),
+                ifname=ETH0,
+                netns=f"/run/netns/{sandbox}",
+                config=json.dumps({"name": "plumbline", "type": "plumbline", "apiToken": SECRET}),
+                args=f"K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.name}",
+                pod=pod,
+            ),
+            sandbox,
+        )
+        yield asked
+        plans = tuple(planned(index, network) for index, network in enumerate(networks))
+        yield self.event(
+            AttachPlanned(
+                ifname=ETH0, netns=f"/run/netns/{sandbox}", path="/opt/cni/bin", cni_version="1.1.0", attachments=plans
+            ),
+            sandbox,
+            asked.id,
+        )
+        for index, plan in enumerate(plans):
+            if index == fails_at:
+                yield from self._fail(sandbox, asked.id, plans, index)
+                return
+            yield self.event(
+                InterfaceAttached(
+                    network=plan.network,
+                    ifname=plan.ifname,
+                    result=result(plan.ifname, sandbox, index),
+                    seconds=0.004,
+                    runs=(PluginRun(type="bridge", command="ADD", seconds=0.0035, exit_code=0),),
+                ),
+                sandbox,
+                asked.id,
+            )
+        completed = AttachCompleted(
+            request=RequestId(f"add-{sandbox}"), ifname=ETH0, result=result("eth0", sandbox, 0), seconds=0.02
+        )
+        yield self.event(completed, sandbox, asked.id)
+
+    def detach(
+        self, sandbox: str, pod: Pod, networks: Sequence[str] = NETWORKS[:2], *, fails: bool = False
+    ) -> Iterator[Event]:
+        asked = self.event(DetachRequested(request=RequestId(f"del-{sandbox}"), ifname=ETH0, pod=pod), sandbox)
+        yield asked
+        failure = failure_of(Phase.DEL, networks[-1])
+        for index, network in reversed(list(enumerate(networks))):
+            plan = planned(index, network)
+            data: Data = InterfaceDetached(network=plan.network, ifname=plan.ifname, seconds=0.002)
+            if fails and network == networks[-1]:
+                data = InterfaceDetachFailed(network=plan.network, ifname=plan.ifname, failure=failure)
+            yield self.event(data, sandbox, asked.id)
+        request = RequestId(f"del-{sandbox}")
+        if fails:
+            yield self.event(DetachFailed(request=request, ifname=ETH0, failure=failure), sandbox, asked.id)
+        else:
+            yield self.event(DetachCompleted(request=request, ifname=ETH0, seconds=0.01), sandbox, asked.id)
+
+    def _fail(self, sandbox: str, cause: EventId, plans: Sequence[PlannedAttachment], index: int) -> Iterator[Event]:
+        failure = failure_of(Phase.ADD, plans[index].network)
+        yield self.event(
+            InterfaceAttachFailed(network=plans[index].network, ifname=plans[index].ifname, failure=failure),
+            sandbox,
+            cause,
+        )
+        for plan in reversed(plans[: index + 1]):
+            yield self.event(InterfaceDetached(network=plan.network, ifname=plan.ifname), sandbox, cause)
+        failed = AttachFailed(request=RequestId(f"add-{sandbox}"), ifname=ETH0, failure=failure)
+        yield self.event(failed, sandbox, cause)
+
+
+def planned(index: int, network: str) -> PlannedAttachment:
+    return PlannedAttachment(
+        network=NetworkName(network),
+        ifname=IfName("eth0" if index == 0 else f"net{index}"),
+        cni_name=network.rpartition("/")[2],
+        cni_version="1.1.0",
+        plugins=(json.dumps({"type": "bridge", "ipam": {"type": "rest", "password": SECRET}}),),
+        default=index == 0,
+    )
+
+
+def result(ifname: str, sandbox: str, index: int) -> str:
+    number = sum(sandbox.encode()) % 250
+    return json.dumps(
+        {
+            "cniVersion": "1.1.0",
+            "interfaces": [
+                {"name": f"br{index}", "mac": "02:00:00:00:00:01"},
+                {"name": ifname, "mac": "02:00:00:00:00:02", "mtu": 1500, "sandbox": f"/run/netns/{sandbox}"},
+            ],
+            "ips": [{"address": f"10.{index}.0.{number}/24", "gateway": f"10.{index}.0.1", "interface": 1}],
+            "routes": [{"dst": "0.0.0.0/0", "gw": "10.0.0.1"}] if index == 0 else [],
+            "dns": {},
+        }
+    )
+
+
+def failure_of(phase: Phase, network: str) -> Failure:
+    return Failure(
+        error_class=ErrorClass.PLUGIN_FAILED,
+        phase=phase,
+        message=f"network {network}: plugin bridge failed: no free address",
+        code=100,
+        network=network,
+        delegate="bridge",
+    )
+
+
+def container_id(number: int) -> str:
+    return f"{number:064x}"[::-1]
+
+
+def busy_day(pods: int, node: Node | None = None) -> Iterator[Event]:
+    """Yield about fifteen events for each of *pods*: most come and go, some fail, some stay, a worker restarts."""
+    node = node or Node()
+    yield node.start()
+    for number in range(pods):
+        sandbox, pod = container_id(number), Pod("shop", f"web-{number}", f"uid-{number}")
+        if number % 7 == 3:
+            yield from node.attach(sandbox, pod, NETWORKS, fails_at=2)
+            continue
+        yield from node.attach(sandbox, pod, NETWORKS)
+        if number % 11 == 5:
+            yield node.start(pending=1)
+        if number % 5 == 1:
+            yield from node.detach(sandbox, pod, NETWORKS, fails=True)
+        if number % 5 != 4:
+            yield from node.detach(sandbox, pod, NETWORKS)
+        if number % 5 == 0:
+            yield from node.detach(sandbox, pod, NETWORKS)  # runtimes do repeat DEL

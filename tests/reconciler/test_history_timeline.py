@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from stories import ETH0, NETWORKS, SECRET, Node, busy_day
+
+from events.ledger import Stored
+from events.schema import (
+    AttachCompleted,
+    Data,
+    DetachRequested,
+    Event,
+    GcCompleted,
+    GcRequested,
+    IfName,
+    InterfaceAttached,
+    NetworkName,
+    Pod,
+    RequestId,
+    Unknown,
+    WorkerStarted,
+    WorkerStopped,
+)
+from reconciler.history.timeline import Timeline, printable, words
+
+POD = Pod("shop", "web-0", "uid")
+
+
+def told(events: Iterable[Event]) -> list[str]:
+    timeline = Timeline()
+    return [str(timeline.tell(Stored(sequence, event))) for sequence, event in enumerate(events, 1)]
+
+
+def test_a_pod_that_came_and_went() -> None:
+    node = Node()
+    events = [*node.attach("a" * 64, POD), *node.detach("a" * 64, POD)]
+    story = """
+2025-11-24T16:00:00.001Z                attach of shop/web-0 requested, interface eth0
+2025-11-24T16:00:00.002Z       +1.2 ms  planned: eth0 on k8s-pod-network (bridge, default), net1 on default/storage (bridge)
+2025-11-24T16:00:00.003Z       +2.5 ms  eth0 attached to k8s-pod-network: 10.0.0.208/24 via 10.0.0.1 (bridge 3.5 ms)
+2025-11-24T16:00:00.005Z       +3.8 ms  net1 attached to default/storage: 10.1.0.208/24 via 10.1.0.1 (bridge 3.5 ms)
+2025-11-24T16:00:00.006Z       +5.0 ms  attached: eth0 and all that was planned with it, in 20.0 ms
+2025-11-24T16:00:00.007Z                detach of shop/web-0 requested, interface eth0
+2025-11-24T16:00:00.008Z       +1.2 ms  net1 detached from default/storage (2.0 ms)
+2025-11-24T16:00:00.010Z       +2.5 ms  eth0 detached from k8s-pod-network (2.0 ms)
+2025-11-24T16:00:00.011Z       +3.8 ms  detached: eth0 and all that was planned with it, in 10.0 ms
+"""  # noqa: E501
+    lines = told(events)
+    assert {line[40:62] for line in lines} == {"node-1  aaaaaaaaaaaa  "}
+    assert [line[:40] + line[62:] for line in lines] == story.strip().splitlines()
+
+
+def test_failures_have_their_sentence_and_class() -> None:
+    node, timeline = Node(), Timeline()
+    events = [*node.attach("a" * 64, POD, fails_at=1), *node.detach("a" * 64, POD, fails=True)]
+    lines = [timeline.tell(Stored(sequence, event)) for sequence, event in enumerate(events, 1)]
+    why = "network default/storage: plugin bridge failed: no free address [plugin_failed]"
+    assert [line.words for line in lines if line.failed] == [
+        f"net1 NOT attached to default/storage (0.0 ms): {why}",
+        f"attach FAILED after 0.0 ms: {why}",
+        f"net1 NOT detached from default/storage (0.0 ms): {why}",
+        f"detach FAILED after 0.0 ms: {why}",
+    ]
+
+
+R = RequestId("r")
+UNKNOWN = Unknown(type="PortOpened", version=3, data=msgspec.Raw(b"{}"))
+OLD_RESULT = '{"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.2/8"}}'
+
+
+def attached(result: str) -> InterfaceAttached:
+    return InterfaceAttached(network=NetworkName("n"), ifname=IfName("net1"), result=result, seconds=0.001)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            DetachRequested(request=R, ifname=ETH0, spooled=True),
+            "detach requested, interface eth0, left in the spool while no worker answered",
+        ),
+        (
+            DetachRequested(request=R, ifname=ETH0, retry=1),
+            "detach requested, interface eth0, by the worker itself after 1 attempt",
+        ),
+        (GcRequested(request=R, config="{}"), "garbage collection requested with no list of valid attachments"),
+        (
+            GcRequested(request=R, config="{}", valid=(("a", "eth0"),)),
+            "garbage collection requested with 1 valid attachment",
+        ),
+        (
+            GcCompleted(request=R, detached=(("a", "eth0"), ("b", "eth0"))),
+            "garbage collection done in 0.0 ms: 2 attachments detached",
+        ),
+        (
+            WorkerStarted(version="1.2", pid=7, pending=2, spooled=1),
+            "worker 1.2 started as epoch 1, process 7: 2 open requests, 1 spooled detach",
+        ),
+        (WorkerStopped(reason="SIGTERM"), "worker stopped: SIGTERM"),
+        (UNKNOWN, "PortOpened version 3, which this version of Plumbline does not know"),
+        (attached("torn"), "net1 attached to n, with a result that can't be read (1.0 ms)"),
+        (attached("{}"), "net1 attached to n, without address (1.0 ms)"),
+        (attached(OLD_RESULT), "net1 attached to n: 10.0.0.2/8 (1.0 ms)"),
+    ],
+)
+def test_other_events_in_words(data: Data, said: str) -> None:
+    assert words(Node().event(data)) == said
+
+
+def test_no_configuration_and_no_plugin_input_is_printed() -> None:
+    events = list(busy_day(30))
+    assert any(SECRET in str(event) for event in events)
+    assert SECRET not in "\n".join(told(events))
+
+
+def test_a_secret_that_a_plugin_printed_is_not_printed_again() -> None:
+    node = Node()
+    *_, failed = node.attach("a" * 64, POD, fails_at=0)
+    message = 'cannot parse {"type": "rest", "password": "hunter2"}'
+    data = replace(failed.data, failure=replace(failed.data.failure, message=message))  # type: ignore[union-attr]
+    assert words(replace(failed, data=data)).endswith(
+        'cannot parse {"type": "rest", "password": (redacted)} [plugin_failed]'
+    )
+
+
+@given(st.text())
+def test_whatever_a_name_holds_stays_on_its_line_and_away_from_the_terminal(name: str) -> None:
+    line = told([Node().event(WorkerStopped(reason=name))])[0]
+    assert line.splitlines() == [line]
+    assert line.isprintable()
+
+
+def test_control_characters_are_shown() -> None:
+    assert printable("a\x1b[31mb\nc\u202e") == "a\\x1b[31mb c\\x202e"
+
+
+def test_an_outcome_whose_request_was_not_told_of_has_no_relative_time() -> None:
+    node = Node()
+    line = Timeline().tell(
+        Stored(9, node.event(AttachCompleted(request=RequestId("r"), ifname=ETH0, result=""), "a", "x"))
+    )
+    assert line.since_request is None
+
+
+def test_networks_with_plugins_that_cannot_be_read_are_planned_all_the_same() -> None:
+    planned = list(Node().attach("a" * 64, POD, NETWORKS[:1]))[1]
+    attachment = replace(planned.data.attachments[0], plugins=("{", json.dumps({"type": "tuning"})))  # type: ignore[union-attr]
+    assert "(?+tuning, default)" in words(replace(planned, data=replace(planned.data, attachments=(attachment,))))  # type: ignore[arg-type]

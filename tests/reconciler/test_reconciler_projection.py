@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from rows import folded, stored_in
+from stories import Node, busy_day, container_id
+
+from events.ledger import Stored
+from events.schema import (
+    AttachPlanned,
+    AttachRequested,
+    ContainerId,
+    DetachRequested,
+    Event,
+    EventId,
+    IfName,
+    Pod,
+    RequestId,
+    Unknown,
+    WorkerStarted,
+)
+from reconciler.projection.engine import ProjectionError
+from reconciler.projection.store import Store
+from reconciler.status import PodName
+
+
+def stored(events: Iterable[Event]) -> list[Stored]:
+    return [Stored(sequence, event) for sequence, event in enumerate(events, 1)]
+
+
+def project(path: Path, events: Sequence[Stored], cuts: Iterable[int] = ()) -> None:
+    """Project *events* in batches that end at *cuts*, each with a store of its own."""
+    begin = 0
+    for end in (*sorted(cuts), len(events)):
+        store = Store(f"sqlite:///{path}", "NODE")
+        store.apply(events[begin:end])
+        store.close()
+        begin = end
+
+
+@pytest.fixture
+def database(tmp_path: Path, empty_database: bytes) -> Path:
+    path = tmp_path / "x.db"
+    path.write_bytes(empty_database)
+    return path
+
+
+def test_a_busy_day_in_one_batch_equals_the_fold(database: Path) -> None:
+    events = stored(busy_day(60))
+    project(database, events)
+    tables = stored_in(database)
+    assert tables == folded(events)
+    assert len(tables["sandboxes"]) == 60
+    assert len(tables["attachments"]) == 180
+
+
+def test_a_busy_day_event_by_event_equals_the_fold(database: Path) -> None:
+    events = stored(busy_day(12))
+    project(database, events, range(1, len(events)))
+    assert stored_in(database) == folded(events)
+
+
+def test_a_batch_that_comes_again_changes_nothing(database: Path) -> None:
+    events = stored(busy_day(5))
+    project(database, events)
+    before = stored_in(database)
+    store = Store(f"sqlite:///{database}", "NODE")
+    assert store.apply(events) is None
+    assert store.apply([]) is None
+    store.close()
+    assert stored_in(database) == before
+
+
+def test_a_batch_that_overlaps_adds_what_is_new(database: Path) -> None:
+    events = stored(busy_day(5))
+    project(database, events[:20])
+    project(database, events[10:])
+    assert stored_in(database) == folded(events)
+
+
+def test_a_repeated_detach_leaves_the_story_of_the_sandbox(database: Path) -> None:
+    node, pod = Node(), Pod("d", "p", "u")
+    events = stored([*node.attach("a" * 64, pod), *node.detach("a" * 64, pod), *node.detach("a" * 64, pod)])
+    project(database, events, range(1, len(events)))
+    (row,) = (dict(row) for row in stored_in(database)["sandboxes"])
+    assert (row["phase"], row["live"], row["created"], row["sequence"]) == ("detached", False, 1, len(events))
+    assert row["requested_at"] == events[0].event.at
+    assert [dict(r)["addresses"] for r in stored_in(database)["attachments"]] == ["10.0.0.208/24", "10.1.0.208/24"]
+
+
+def test_a_sandbox_that_is_attached_anew_with_fewer_networks_loses_the_rows_of_the_others(database: Path) -> None:
+    node, pod = Node(), Pod("d", "p", "u")
+    first = [*node.attach("a" * 64, pod), *node.detach("a" * 64, pod)]
+    project(database, stored([*first, *node.attach("a" * 64, pod, ["other"])]), [len(first)])
+    assert [dict(row)["network"] for row in stored_in(database)["attachments"]] == ["other"]
+
+
+def test_an_effect_of_nobody_knows_which_request_belongs_to_the_older_of_two_that_have_a_place_for_it(
+    database: Path,
+) -> None:
+    node, pod = Node(), Pod("", "", "")
+    first = list(node.attach("a" * 64, pod, ["one"]))
+    asked, planned, made, *_ = node.attach("a" * 64, pod, ["one"])
+    assert isinstance(asked.data, AttachRequested)
+    assert isinstance(planned.data, AttachPlanned)
+    second = [
+        replace(asked, data=replace(asked.data, ifname=IfName("net9"))),
+        replace(planned, data=replace(planned.data, ifname=IfName("net9"))),
+        made,
+    ]
+    *_, gone, _ = node.detach("a" * 64, pod, ["one"])
+    events = stored([*first, *second, replace(gone, cause=EventId("nobody"))])
+    project(database, events, [len(events) - 1])
+    tables = stored_in(database)
+    assert tables == folded(events)
+    phases = {dict(row)["sandbox_ifname"]: dict(row)["phase"] for row in tables["attachments"]}
+    assert phases == {"eth0": "detached", "net9": "attached"}
+
+
+def test_a_request_is_pending_until_its_outcome(database: Path) -> None:
+    node = Node()
+    events = stored(node.attach("a" * 64, Pod("d", "p", "u")))
+    project(database, events[:-1])
+    (row,) = (dict(row) for row in stored_in(database)["pending"])
+    assert (row["event_id"], row["type"], row["sequence"]) == (events[0].event.id, "AttachRequested", 1)
+    project(database, events[-1:])
+    assert stored_in(database)["pending"] == []
+
+
+def test_events_that_make_no_sense_are_kept_as_anomalies(database: Path) -> None:
+    node = Node()
+    started = node.start()
+    unknown = node.event(Unknown(type="PortOpened", version=3, data=msgspec.Raw(b"{}")))
+    stale = node.event(WorkerStarted(version="0", pid=1), epoch=0)
+    project(database, stored([started, unknown, stale]))
+    assert [(dict(row)["sequence"], dict(row)["type"]) for row in stored_in(database)["anomalies"]] == [
+        (2, "PortOpened"),
+        (3, "WorkerStarted"),
+    ]
+
+
+def test_a_forged_epoch_stops_nobody(database: Path) -> None:
+    node = Node()
+    project(database, stored([node.event(WorkerStarted(version="0", pid=1), epoch=2**70), *busy_day(2, node)]))
+    assert len(stored_in(database)["sandboxes"]) == 2
+
+
+def test_only_what_is_live_is_given_to_the_publisher(database: Path) -> None:
+    project(database, stored(busy_day(10)))
+    store = Store(f"sqlite:///{database}", "NODE")
+    assert store.live_pods() == {PodName("shop", "web-4"), PodName("shop", "web-9")}
+    assert [s.key.container_id for s in store.sandboxes_of(PodName("shop", "web-4"))] == [container_id(4)]
+    assert store.sandboxes_of(PodName("shop", "web-0")) == []
+    assert store.live_phases() == {"attached": 2}
+    store.close()
+
+
+def test_the_rows_of_another_ledger_are_not_mixed_with_these(database: Path) -> None:
+    project(database, stored(busy_day(1)))
+    store = Store(f"sqlite:///{database}", "LEDGER")
+    with pytest.raises(ProjectionError, match="projection of the ledger NODE, not of LEDGER"):
+        store.apply(stored(busy_day(1)))
+    store.close()
+
+
+def test_rows_that_cannot_be_read_are_said_in_one_sentence(database: Path) -> None:
+    events = stored(busy_day(1))
+    project(database, events[:4])
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE sandboxes SET fold = '{}'")
+    connection.close()
+    store = Store(f"sqlite:///{database}", "NODE")
+    with pytest.raises(ProjectionError, match="can't read"):
+        store.apply(events[4:])
+    store.close()
+
+
+@st.composite
+def nonsense(draw: st.DrawFn) -> list[Event]:
+    """Draw stories that are cut, mixed, repeated and misattributed."""
+    node = Node()
+    sandboxes = ["a" * 64, "b" * 64, "c" * 64]
+    pods = [Pod("d", "p", "u1"), Pod("d", "p", "u2"), Pod("", "", "")]
+    events: list[Event] = []
+    for _ in range(draw(st.integers(1, 6))):
+        sandbox, pod = draw(st.sampled_from(sandboxes)), draw(st.sampled_from(pods))
+        story = draw(st.sampled_from(["attach", "fail", "detach", "start", "lone", "unknown"]))
+        if story == "attach":
+            part = list(node.attach(sandbox, pod))
+        elif story == "fail":
+            part = list(node.attach(sandbox, pod, fails_at=draw(st.integers(0, 1))))
+        elif story == "detach":
+            part = list(node.detach(sandbox, pod, fails=draw(st.booleans())))
+        elif story == "start":
+            part = [node.start()]
+        elif story == "lone":
+            asked = DetachRequested(
+                request=RequestId("r"), ifname=IfName(draw(st.sampled_from(["eth0", "net9"]))), pod=pod
+            )
+            part = [node.event(asked, sandbox)]
+        else:
+            part = [node.event(Unknown(type="New", version=2, data=msgspec.Raw(b"{}")), sandbox)]
+        events += part[: draw(st.integers(1, len(part)))]
+    events += draw(st.lists(st.sampled_from(events), max_size=4))
+    if draw(st.booleans()):
+        events = draw(st.permutations(events))
+    if draw(st.booleans()):
+        index = draw(st.integers(0, len(events) - 1))
+        change = draw(st.sampled_from(["sandbox", "cause", "epoch"]))
+        wrong = {"sandbox": ContainerId("b" * 64), "cause": EventId("nobody"), "epoch": 0}
+        events[index] = replace(events[index], **{change: wrong[change]})
+    return events
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), events=nonsense())
+def test_the_projection_equals_the_fold_whatever_comes_and_wherever_it_restarts(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: bytes, data: st.DataObject, events: list[Event]
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "x.db"
+    path.write_bytes(empty_database)
+    ledger = [Stored(3 * sequence, event) for sequence, event in enumerate(events, 1)]
+    project(path, ledger, data.draw(st.sets(st.integers(0, len(ledger)))))
+    assert stored_in(path) == folded(ledger)
