@@ -71,14 +71,18 @@ class Timeline:
     """Turns events into lines, in ledger order. It remembers the requests that are open, and nothing else."""
 
     def __init__(self) -> None:
-        self._opened: dict[EventId, str] = {}
+        self._opened: dict[EventId, Event] = {}
 
     def tell(self, stored: Stored) -> Line:
         """Return the line for the next event."""
         sequence, event = stored
-        since = _milliseconds(self._opened.get(event.cause, ""), event.at)
+        request = self._opened.get(event.cause)
+        since = None if request is None else _milliseconds(request.at, event.at)
+        told = words(event)
+        if request is not None and event.epoch > request.epoch:
+            told += f" [by the worker of epoch {event.epoch}, as that of epoch {request.epoch} was gone]"
         if isinstance(event.data, _REQUESTS):
-            self._opened[event.id] = event.at
+            self._opened[event.id] = event
         elif request_of(event) is not None:
             self._opened.pop(event.cause, None)
         return Line(
@@ -87,7 +91,7 @@ class Timeline:
             since_request=since,
             node=NodeName(printable(event.node)),
             sandbox=printable(event.sandbox[:SANDBOX_LETTERS]),
-            words=printable(words(event)),
+            words=printable(told),
             failed=isinstance(event.data, _FAILURES),
         )
 

@@ -56,6 +56,13 @@ def test_a_pod_that_came_and_went() -> None:
     assert [line[:40] + line[62:] for line in lines] == story.strip().splitlines()
 
 
+def test_what_a_later_worker_went_on_with_is_told() -> None:
+    requested, planned, *rest = Node().attach("a" * 64, POD)
+    lines = told([requested, planned, *(replace(event, epoch=event.epoch + 1) for event in rest)])
+    continued = f"[by the worker of epoch {requested.epoch + 1}, as that of epoch {requested.epoch} was gone]"
+    assert [continued in line for line in lines] == [False, False, *(True for _ in rest)]
+
+
 def test_failures_have_their_sentence_and_class() -> None:
     node, timeline = Node(), Timeline()
     events = [*node.attach("a" * 64, POD, fails_at=1), *node.detach("a" * 64, POD, fails=True)]
