@@ -8,6 +8,8 @@ waiting. What it leaves to be done is here, and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -57,6 +59,9 @@ class Connection:
         self._opening = asyncio.Lock()
         self._back = asyncio.Event()
         self._lost: set[Callable[[], None]] = set()
+        self._inbox = f"_INBOX.{uuid.uuid4().hex}"
+        self._answers: dict[str, asyncio.Future[Msg]] = {}
+        self._numbers = itertools.count()
         self._made = 0
         self._closed = False
         self._trouble = ""
@@ -99,12 +104,20 @@ class Connection:
                     max_outstanding_pings=2,
                     pending_size=-1,  # fail at once while disconnected, instead of sending ghosts later
                 )
+                await client.subscribe(
+                    f"{self._inbox}.*", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0
+                )
             except nats.errors.Error as error:
+                if self._made:
+                    raise  # it was good before: whoever needs the connection tries again
                 raise LedgerError(f"there is no ledger at {self._url!r}: {reason_of(error)}") from error
             except BaseException:
                 await client.close()
                 raise
             self._client = client
+            if self._closed:  # meanwhile
+                await client.close()
+                raise LedgerError("the ledger was closed")
             await self._on_connect()
 
     async def close(self) -> None:
@@ -122,34 +135,47 @@ class Connection:
         LedgerError when the request can't be sent at all.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._patience
-        reason = ""
+        until, trouble = loop.time() + self._patience, ""
         while (left := until - loop.time()) > 0:
             try:
-                if self._client.is_closed:
-                    async with asyncio.timeout(left):
-                        await self.open()
-                message = await self._client.request(
-                    subject, payload, min(left, each), headers=dict(headers) if headers else None
-                )
-                error = _answer.decode(message.data).error
+                async with asyncio.timeout(min(left, each)):
+                    answer = await self._ask(subject, payload, headers)
+                error = _answer.decode(answer).error
                 if error is None or error.err_code not in _PASSING:
-                    return message.data
-                trouble = error.description
+                    return answer
+                reason = error.description
             except nats.errors.MaxPayloadError:
                 raise LedgerError(
                     f"the ledger can't {what}: its {len(payload)} bytes are more than nats-server takes (max_payload)"
                 ) from None
-            except (nats.errors.Error, OSError) as error:  # TimeoutError is an OSError
-                trouble = reason_of(error)
-            if not reason:
-                log.warning("ledger_request_repeated", subject=subject, error=trouble)
-            reason = trouble
+            except TimeoutError:
+                reason = "no answer"
+            except (nats.errors.Error, OSError) as error:
+                reason = reason_of(error)
+            if not trouble:
+                log.warning("ledger_request_repeated", subject=subject, error=reason)
+            trouble = reason
             await self._pause(min(left, RETRY))
         raise LedgerUnavailableError(
-            f"the ledger did not {what} within {self._patience:g} s ({reason}): "
+            f"the ledger did not {what} within {self._patience:g} s ({trouble}): "
             "is nats-server running, and has its disk room?"
         )
+
+    async def _ask(self, subject: str, payload: bytes, headers: Mapping[str, str] | None) -> bytes:
+        """Return the answer to one request; nats-py's own ``request`` outlives its connection and its cancellation."""
+        if self._client.is_closed:
+            await self.open()
+        number = str(next(self._numbers))
+        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        try:
+            await self._client.publish(subject, payload, f"{self._inbox}.{number}", dict(headers) if headers else None)
+            message = await answer
+        finally:
+            del self._answers[number]
+        if message.headers is not None and message.headers.get("Status") == "503":
+            raise nats.errors.NoRespondersError
+        return message.data
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Send a message without waiting for an answer; while disconnected it is dropped."""
@@ -163,9 +189,9 @@ class Connection:
 
         Whoever subscribes bounds what can be pending: nothing is dropped here. Raises LedgerError.
         """
-        if self._client.is_closed:
-            await self.open()
         try:
+            if self._client.is_closed:
+                await self.open()
             inner = await self._client.subscribe(inbox, cb=deliver, pending_msgs_limit=0, pending_bytes_limit=0)
         except nats.errors.Error as error:
             raise LedgerUnavailableError(f"the ledger can't be read: {reason_of(error)}") from error
@@ -182,8 +208,17 @@ class Connection:
             return
 
     def _tell_lost(self) -> None:
+        """Wake whoever waits for something that the last connection was asked for."""
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(ConnectionResetError("the connection was lost"))
         for lost in tuple(self._lost):
             lost()
+
+    async def _on_answer(self, message: Msg) -> None:
+        answer = self._answers.get(message.subject.rpartition(".")[2])
+        if answer is not None and not answer.done():
+            answer.set_result(message)
 
     async def _on_connect(self) -> None:
         self._made += 1

@@ -118,7 +118,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
         """False once nothing that this sandbox had can be left on the node."""
         if self.phase is SandboxPhase.DETACHED:
             return False
-        if self.phase is SandboxPhase.ATTACH_FAILED:
+        if self.phase in {SandboxPhase.ATTACH_FAILED, SandboxPhase.DETACH_FAILED}:
             return any(a.phase is not AttachmentPhase.DETACHED for a in self.attempted())
         return True
 

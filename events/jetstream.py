@@ -151,7 +151,9 @@ class JetStreamLedger:
 
     async def _refused(self, event_id: EventId, subject: str, expect: Expect | None, error: ApiError) -> int:
         if _no_room(error):
-            raise LedgerFullError(f"the ledger is full ({error.description}): free room, or raise its limit")
+            raise LedgerFullError(
+                f"the ledger is full ({error.description}): free room on its disk, or raise its limit"
+            )
         if error.err_code == _NOT_STORED:
             raise LedgerUnavailableError(f"the ledger could not store an event ({error.description}): look at its disk")
         if error.err_code not in _WRONG_LAST_SEQUENCE or expect is None:
@@ -170,13 +172,14 @@ class JetStreamLedger:
         while after < end:
             puller = Puller(self._connection, self.stream, (subject,), after, endless=False)
             try:
-                async with aclosing(puller.pull()) as messages:
-                    async for message in messages:
-                        if message.sequence > end:
-                            return
-                        after = message.sequence
-                        if (stored := _stored(message.sequence, message.payload)) is not None:
-                            yield stored
+                async with aclosing(puller.pull()) as batches:
+                    async for messages in batches:
+                        for sequence, payload in messages:
+                            if sequence > end:
+                                return
+                            after = sequence
+                            if (stored := _stored(sequence, payload)) is not None:
+                                yield stored
             except ConsumerLostError as error:
                 log.info("ledger_reader_replaced", reason=str(error), after=after)
                 await asyncio.sleep(RETRY)
@@ -190,11 +193,12 @@ class JetStreamLedger:
         while True:
             puller = Puller(self._connection, self.stream, subjects, after, endless=True)
             try:
-                async with aclosing(puller.pull()) as messages:
-                    async for message in messages:
-                        after = message.sequence
-                        if (stored := _stored(message.sequence, message.payload)) is not None:
-                            yield stored
+                async with aclosing(puller.pull()) as batches:
+                    async for messages in batches:
+                        for sequence, payload in messages:
+                            after = sequence
+                            if (stored := _stored(sequence, payload)) is not None:
+                                yield stored
             except (ConsumerLostError, LedgerUnavailableError) as error:
                 log.info("ledger_reader_replaced", reason=str(error), after=after)
                 await asyncio.sleep(RETRY)
@@ -245,7 +249,7 @@ class JetStreamLedger:
         info = await self._info()
         if info.error is not None and info.error.err_code != _NO_STREAM:
             raise LedgerUnavailableError(f"the ledger can't be read: {info.error.description}")
-        wanted = msgspec.to_builtins(config)
+        wanted = msgspec.json.decode(msgspec.json.encode(config))
         if info.error is None and all(info.config.get(key) == value for key, value in wanted.items()):
             return
         call = "CREATE" if info.error is not None else "UPDATE"

@@ -1,6 +1,6 @@
 """The ledger: what every room needs of the append-only event log, whatever keeps it.
 
-Two implementations pass one contract suite (``tests/events/test_ledger_contract.py``): ``events.memory`` and
+Two implementations pass one contract suite (``tests/events/test_events_ledger_contract.py``): ``events.memory`` and
 ``events.jetstream``.
 """
 

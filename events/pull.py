@@ -29,6 +29,7 @@ _EXPIRES = 30.0
 _IDLE = 1.0  # of a reader that ends: a message it waits for may have been purged
 _GRACE = 2.0
 _API = 2.0
+_LEAVE = 0.5
 _ACK_TOKENS_V1 = 9
 
 
@@ -101,25 +102,22 @@ class Puller:
         self._standing = msgspec.json.encode(request)
         self._silence = (2 * _HEARTBEAT if endless else _IDLE) + _GRACE
 
-    async def pull(self) -> AsyncGenerator[Message, None]:
-        """Yield what matches. Raises ConsumerLostError, LedgerUnavailableError."""
+    async def pull(self) -> AsyncGenerator[list[Message], None]:
+        """Yield what matches, some messages at a time. Raises ConsumerLostError, LedgerUnavailableError."""
         subscription = await self._link.subscribe(self._inbox, self._deliver, self._on_lost)
+        creating = asyncio.create_task(self._create())
         try:
-            await self._create()
+            await asyncio.shield(creating)
             while self._endless or self._pending:
                 if self._credit <= BATCH and (self._endless or self._credit < self._pending):
                     await self._request()
-                elif not self._arrived:
+                elif self._arrived:
+                    yield self._take()
+                else:
                     await self._wait()
-                elif (msg := self._arrived.popleft()).reply:
-                    yield self._accept(msg)
-                else:  # only messages of the stream say where an acknowledgement would go
-                    self._settle(msg)
         finally:
             await subscription.unsubscribe()
-            # Not awaited for an answer: a reader that ends because the server is away must not wait for it. The server
-            # forgets the consumer by itself after a minute.
-            await self._link.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", b"")
+            await self._delete(creating)
 
     async def _deliver(self, msg: Msg, /) -> None:
         self._arrived.append(msg)
@@ -138,6 +136,17 @@ class Puller:
                 await self._wake.wait()
         except TimeoutError:
             raise ConsumerLostError(f"no sign of the server for {self._silence:.0f} s") from None
+
+    def _take(self) -> list[Message]:
+        """Return the messages that have arrived. Nothing is asked for while the reader is busy with them."""
+        messages: list[Message] = []
+        while self._arrived and (self._endless or self._pending):
+            msg = self._arrived.popleft()
+            if msg.reply:  # only messages of the stream say where an acknowledgement would go
+                messages.append(self._accept(msg))
+            else:
+                self._settle(msg)
+        return messages
 
     def _settle(self, msg: Msg) -> None:
         """Take in a status message: a heartbeat, or the end of a request, which gives back what it has not brought.
@@ -184,6 +193,13 @@ class Puller:
         if created.error is not None:
             raise LedgerUnavailableError(f"the ledger can't be read: {created.error.description}")
         self._pending = created.num_pending
+
+    async def _delete(self, creating: asyncio.Task[None]) -> None:
+        """Have the consumer deleted, but hardly wait for it: the server forgets it by itself after a minute."""
+        if not creating.done():  # the server may do the later of two requests first, and find nothing to delete
+            await asyncio.wait([creating], timeout=_LEAVE)
+            creating.cancel()
+        await self._link.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", b"")
 
     async def _request(self) -> None:
         self._credit += BATCH

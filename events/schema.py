@@ -106,8 +106,9 @@ class PluginRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     exit_code: int
     """Negative: the signal that ended it."""
     stdout: str = ""
+    """Empty for the plugin whose output is the result that the event records."""
     stderr: str = ""
-    """Both bounded: see ``nodeworker.delegates.exec``."""
+    """Both are bounded: see ``nodeworker.delegates.exec``."""
 
 
 class PlannedAttachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -463,9 +464,14 @@ def _decode_data(envelope: _Envelope) -> Data:
         return Unknown(type=envelope.type, version=envelope.v, data=msgspec.Raw(bytes(envelope.data)))
     if envelope.v == current:
         return decoder.decode(envelope.data)
-    return msgspec.convert(
-        upcast.lift(envelope.type, envelope.v, msgspec.json.decode(envelope.data)), TYPES[envelope.type]
-    )
+    older = msgspec.json.decode(envelope.data, type=dict[str, Any])
+    try:
+        lifted = upcast.lift(envelope.type, envelope.v, older)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise MalformedEventError(
+            f"not an event: the data is not that of {envelope.type} version {envelope.v}: {error!r}"
+        ) from error
+    return msgspec.convert(lifted, TYPES[envelope.type])
 
 
 def new_event_id(unix_ms: int, entropy: bytes) -> EventId:

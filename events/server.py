@@ -7,6 +7,7 @@ its first start, syncs every write before it confirms it, and dies with its pare
 from __future__ import annotations
 
 import fcntl
+import http.client
 import json
 import os
 import secrets
@@ -16,7 +17,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,29 @@ MAX_PAYLOAD = 8 * 1024 * 1024
 _START = 10.0
 _STOP = 5.0
 _POLL = 0.005
+_TAKEN = 2.0  # seconds that a port may be some connection's other end, and a killed server may hold its store
 
 
 class ServerError(Exception):
     """The server can't be started."""
 
 
+class _PortTakenError(ServerError):
+    """Another process has the port."""
+
+
 class EmbeddedServer:
     """A nats-server with JetStream over *store*, with its runtime files in *run_dir*.
 
-    *max_store* bounds the store in bytes (0: no bound but the disk). A *port* of 0 lets the kernel choose one, which
-    the server then keeps over restarts, because its clients come back to where it was.
+    *max_store* bounds the store in bytes (0: three quarters of what the disk has free at the start). A *port* of 0 lets
+    the kernel choose one, which the server then keeps over restarts, because its clients come back to where it was.
     """
 
     def __init__(self, store: Path, run_dir: Path, *, port: int = 0, max_store: int = 0) -> None:
         self._store = store
         self._run_dir = run_dir
+        self._log = run_dir / "nats-server.log"
+        self._log_begin = 0
         self._port = port
         self._max_store = max_store
         self._monitor_port = 0
@@ -70,26 +77,41 @@ class EmbeddedServer:
         """
         self._store.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.token = self._read_or_make_token()
-        self._port = self._port or _free_port()
-        self._monitor_port = self._monitor_port or _free_port()
         lock = self._lock_store()
         try:
-            config = self._write_config()
-            with (self._run_dir / "nats-server.log").open("ab") as said:
-                self._process = subprocess.Popen(
-                    [_binary(), "--config", str(config)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=said,
-                    pass_fds=(lock,),  # the store stays locked for as long as the server itself lives
-                    preexec_fn=die_with_parent(),  # noqa: PLW1509  # see above: no other thread is there
-                    env={"GOMEMLIMIT": "24MiB", "GOGC": "50", "PATH": os.environ.get("PATH", "")},
-                )
+            self.token = self._read_or_make_token()
+            self._start_on_a_port(lock)
         finally:
             os.close(lock)
-        self._wait_until_ready()
         self._publish_address()
+
+    def _start_on_a_port(self, lock: int) -> None:
+        """Start the server on the port it has, which may be some other process's for a moment, or on a free one."""
+        port, until = self._port, time.monotonic() + _TAKEN
+        while True:
+            self._port, self._monitor_port = port or _free_port(), _free_port()
+            self._launch(lock)
+            try:
+                return self._wait_until_ready()
+            except _PortTakenError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_POLL)
+
+    def _launch(self, lock: int) -> None:
+        config = self._write_config()
+        with self._log.open("ab") as said:
+            self._log_begin = said.tell()
+            self._process = subprocess.Popen(
+                [_binary(), "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                pass_fds=(lock,),  # the store stays locked for as long as the server itself lives
+                preexec_fn=die_with_parent(),  # noqa: PLW1509  # see ``start``: no other thread is there
+                # Small while the ledger is. A limit would make no large one smaller, and its server six times slower.
+                env={"GOGC": "25", "PATH": os.environ.get("PATH", "")},
+            )
 
     def stop(self) -> None:
         """Stop the server, if it runs, and return once it has ended."""
@@ -108,18 +130,23 @@ class EmbeddedServer:
 
     def healthy(self) -> bool:
         """Return whether the server can store events. One that met a full disk can't until it is started again."""
+        monitor = http.client.HTTPConnection("127.0.0.1", self._monitor_port, timeout=1)  # minds no proxy
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._monitor_port}/healthz", timeout=1) as answer:
-                return answer.status == 200
-        except OSError:
+            monitor.request("GET", "/healthz")
+            return monitor.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
             return False
+        finally:
+            monitor.close()
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
         until = time.monotonic() + _START
         while time.monotonic() < until:
             if self._process.poll() is not None:
-                raise ServerError(f"nats-server ended at its start: {self._last_words()}")
+                words = self._last_words()
+                kind = _PortTakenError if "address already in use" in words else ServerError
+                raise kind(f"nats-server ended at its start: {words}")
             try:
                 with (
                     socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection,
@@ -136,29 +163,35 @@ class EmbeddedServer:
         )
 
     def _last_words(self) -> str:
-        lines = (self._run_dir / "nats-server.log").read_text(errors="replace").splitlines()
+        with self._log.open("rb") as log:
+            log.seek(self._log_begin)
+            lines = log.read().decode(errors="replace").splitlines()
         return next((line for line in reversed(lines) if "[FTL]" in line or "[ERR]" in line), "it gave no reason")
 
     def _lock_store(self) -> int:
         lock = os.open(self._store / "lock", os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise ServerError(
-                f"another nats-server holds {self._store}: stop it first, or choose another state folder"
-            ) from None
-        return lock
+        until = time.monotonic() + _TAKEN
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(_POLL)
+                    continue
+                os.close(lock)
+                raise ServerError(
+                    f"another nats-server holds {self._store}: stop it first, or choose another state folder"
+                ) from None
+            return lock
 
     def _read_or_make_token(self) -> str:
         path = self._store / "token"
-        try:
-            return path.read_text().strip()
-        except FileNotFoundError:
+        token = path.read_text().strip() if path.exists() else ""
+        if not token:  # also when a crash came between making the file and filling it
             token = secrets.token_urlsafe(32)
-            with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            with open(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as file:
                 file.write(token)
-            return token
+        return token
 
     def _publish_address(self) -> None:
         """Leave the address where ``events.settings.ledger_address`` looks for it."""

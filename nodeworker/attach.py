@@ -32,7 +32,7 @@ from nodeworker.cluster.gather import gather
 from nodeworker.cluster.source import Source
 from nodeworker.delegates import chain, results
 from nodeworker.delegates.exec import PluginExecutor
-from nodeworker.detach import Detacher, target_of
+from nodeworker.detach import Detacher, planned_target, target_of
 from nodeworker.errors import RequestFailedError, failed, internal, naming, unusable_container_id
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.namespace import interfaces_present
@@ -71,8 +71,8 @@ class Attacher:
     async def attach(self, event: Event, request: AttachRequested, patience: Patience, *, resumed: bool) -> Reply:
         """Fulfil the intent *event* and return the answer for the runtime.
 
-        *resumed*: an earlier attempt may have left its last step half done. Nothing of a failed attach stays behind but
-        what the answer's event names as ``left``.
+        *resumed*: an earlier attempt may have made what the ledger does not tell of. Nothing of a failed attach stays
+        behind but what the answer's event names as ``left``.
         """
         key = SandboxKey(event.sandbox, request.ifname)
         sandbox = self._recorder.state.sandboxes.get(key)
@@ -86,10 +86,10 @@ class Attacher:
             )
             await record(self._recorder, outcome, event)
         except RequestFailedError as error:
-            return await self._give_up(event, request, naming(request.pod, error.failure))
+            return await self._give_up(event, request, naming(request.pod, error.failure), resumed=resumed)
         except Exception as error:  # what nobody foresaw must not leave half an attach behind
             log.exception("attach_broke", sandbox=event.sandbox[:12])
-            return await self._give_up(event, request, internal(Phase.ADD, error))
+            return await self._give_up(event, request, internal(Phase.ADD, error), resumed=resumed)
         return reply_of(outcome, request.config)
 
     async def _make(
@@ -105,19 +105,23 @@ class Attacher:
         async with Pipeline(self._recorder, event) as effects:
             for attachment in sandbox.attachments:
                 if attachment.phase is AttachmentPhase.PLANNED:
-                    if resumed:
+                    if resumed:  # the next may have been begun before the ledger had the last
                         await self._within(patience, self._detacher.delete(sandbox, attachment))
-                        resumed = False
                     effects.put(await self._add(sandbox, attachment, event, patience))
         if not patience.left:
             raise RequestFailedError(patience.failure)
         return self._result(self._sandbox(key))
 
     async def _plan(self, event: Event, request: AttachRequested) -> AttachPlanned:
-        """Return the plan, having made sure that its interface names are free: what is not ours is never deleted."""
+        """Return the plan, having made sure of what would spoil it.
+
+        Its plugins are there, and its interface names are free: what is not ours is never deleted.
+        """
         conf = parse_netconf(request.config, self._section.network)
         pod, networks = await gather(conf, request.pod, self._source)
         planned = plan(request, event.sandbox, conf, pod, networks)
+        for attachment in planned.attachments:
+            chain.require(self._executor, attachment, planned_target(event.sandbox, planned))
         names = {attachment.ifname for attachment in planned.attachments}
         taken = await asyncio.to_thread(interfaces_present, request.netns, names, Phase.RESOLVE)
         for attachment in planned.attachments:
@@ -177,14 +181,14 @@ class Attacher:
                 ifname=first.plan.ifname,
             ) from error
 
-    async def _give_up(self, event: Event, request: AttachRequested, failure: Failure) -> Reply:
+    async def _give_up(self, event: Event, request: AttachRequested, failure: Failure, *, resumed: bool) -> Reply:
         """Undo what the attach has made, record that it failed, and return the answer for the runtime."""
         key = SandboxKey(event.sandbox, request.ifname)
         sandbox = self._recorder.state.sandboxes.get(key)
         try:
             left: dict[IfName, Failure] = {}
             if sandbox is not None and sandbox.intent == event.id:
-                left = await self._detacher.undo(key, event, Phase.ROLLBACK)
+                left = await self._detacher.undo(key, event, Phase.ROLLBACK, everything=resumed)
             outcome = AttachFailed(
                 request=request.request,
                 ifname=request.ifname,

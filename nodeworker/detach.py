@@ -9,9 +9,12 @@ import asyncio
 import os
 
 import structlog
+from msgspec.structs import replace
 
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey
 from events.schema import (
+    AttachPlanned,
+    ContainerId,
     Data,
     DetachCompleted,
     DetachFailed,
@@ -30,6 +33,7 @@ from nodeworker.delegates import chain
 from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.errors import RequestFailedError, failed, naming, unusable_container_id
 from nodeworker.metrics import WorkerMetrics
+from nodeworker.namespace import is_namespace
 from nodeworker.patience import seconds_since
 from nodeworker.recorder import Recorder
 from nodeworker.recording import Pipeline, record
@@ -76,8 +80,13 @@ class Detacher:
             return refusal(refused, request.config) if refused else OK
         return reply_of(outcome, request.config)
 
-    async def undo(self, key: SandboxKey, event: Event, phase: Phase) -> dict[IfName, Failure]:
+    async def undo(
+        self, key: SandboxKey, event: Event, phase: Phase, *, everything: bool = False
+    ) -> dict[IfName, Failure]:
         """Detach, last first, whatever may be there of the sandbox; return what could not be detached, and why.
+
+        *everything*: also what comes behind the first attachment without outcome. An earlier worker may have begun it
+        before the ledger had the outcome.
 
         Raises RequestFailedError when the ledger did not take an event, after all has been tried.
         """
@@ -86,7 +95,7 @@ class Detacher:
         if sandbox is None:
             return left
         async with Pipeline(self._recorder, event) as effects:
-            for attachment in reversed(sandbox.attempted()):
+            for attachment in reversed(sandbox.attachments if everything else sandbox.attempted()):
                 if attachment.phase is AttachmentPhase.DETACHED:
                     continue
                 done = await self._detach_one(sandbox, attachment, phase)
@@ -113,24 +122,29 @@ class Detacher:
         return InterfaceDetached(network=network, ifname=ifname, seconds=loop.time() - started, runs=runs)
 
     async def delete(self, sandbox: Sandbox, attachment: Attachment) -> tuple[PluginRun, ...]:
-        """Run DEL of one attachment with what was recorded of it; return the runs. Raises DelegateError."""
+        """Run DEL of one attachment with what was recorded of it; return the runs. Raises DelegateError.
+
+        The plugins are not given a namespace that is gone (CNI specification 1.1, section 2, "DEL"): there is nothing
+        in it to delete, and some refuse a path that is none.
+        """
+        target = target_of(sandbox)
+        if not is_namespace(target.netns):
+            target = replace(target, netns="")
         return await chain.delete(
-            self._executor,
-            attachment.plan,
-            target_of(sandbox),
-            attachment.result or None,
-            self._section.delegate_timeout,
+            self._executor, attachment.plan, target, attachment.result or None, self._section.delegate_timeout
         )
 
 
 def target_of(sandbox: Sandbox) -> chain.Target:
     """Return *sandbox*, which has a plan, as its plugins are told of it."""
     assert sandbox.plan is not None
-    return chain.Target(
-        container_id=sandbox.key.container_id,
-        netns=sandbox.plan.netns,
-        path=tuple(folder for folder in sandbox.plan.path.split(os.pathsep) if folder),
-    )
+    return planned_target(sandbox.key.container_id, sandbox.plan)
+
+
+def planned_target(container_id: ContainerId, plan: AttachPlanned) -> chain.Target:
+    """Return the sandbox that *plan* is for, as its plugins will be told of it."""
+    folders = tuple(folder for folder in plan.path.split(os.pathsep) if folder)
+    return chain.Target(container_id=container_id, netns=plan.netns, path=folders)
 
 
 def _detach_problem(event: Event, request: DetachRequested) -> Failure | None:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import structlog
 
-from events.fold import Sandbox, SandboxKey, SandboxPhase
+from events.fold import Sandbox, SandboxPhase
 from events.ledger import LedgerError
 from events.schema import (
     DetachRequested,
@@ -61,7 +61,7 @@ class GarbageCollector:
                 GcFailed(request=request.request, failure=failures[0], seconds=seconds)
                 if failures
                 else GcCompleted(
-                    request=request.request, detached=tuple((k.container_id, k.ifname) for k in stale), seconds=seconds
+                    request=request.request, detached=tuple(sandbox.key for sandbox in stale), seconds=seconds
                 )
             )
         except RequestFailedError as error:
@@ -82,7 +82,7 @@ class GarbageCollector:
             )
         return conf.name
 
-    def _stale(self, name: str, valid: frozenset[tuple[str, str]]) -> Iterator[SandboxKey]:
+    def _stale(self, name: str, valid: frozenset[tuple[str, str]]) -> Iterator[Sandbox]:
         """Yield the sandboxes of the runtime's network *name* that it no longer holds valid.
 
         One whose ADD is under way is not stale: the runtime made its list before.
@@ -90,7 +90,7 @@ class GarbageCollector:
         for key, sandbox in self._recorder.state.sandboxes.items():
             settled = sandbox.phase not in (SandboxPhase.REQUESTED, SandboxPhase.PLANNED)
             if settled and tuple(key) not in valid and self._is_of(sandbox, name):
-                yield key
+                yield sandbox
 
     def _is_of(self, sandbox: Sandbox, name: str) -> bool:
         if sandbox.request is None:
@@ -100,9 +100,12 @@ class GarbageCollector:
         except RequestFailedError:
             return False
 
-    async def _detach(self, key: SandboxKey, event: Event) -> Failure | None:
+    async def _detach(self, sandbox: Sandbox, event: Event) -> Failure | None:
         """Detach one sandbox the way a DEL does; return why that failed, if it did."""
-        sandbox = self._recorder.state.sandboxes[key]
+        key = sandbox.key
+        now = self._recorder.state.sandboxes.get(key)
+        if now is None or now.intent != sandbox.intent:
+            return None  # a DEL came meanwhile
         request = RequestId(secrets.token_hex(16))
         self._answers.open(request)
         intent = DetachRequested(request=request, ifname=key.ifname, netns=sandbox.netns, pod=sandbox.pod)

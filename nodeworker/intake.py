@@ -25,7 +25,7 @@ from events.schema import (
 from nodeworker.answers import OK, Answers, Reply, refusal
 from nodeworker.check import Checker
 from nodeworker.dispatch import Dispatcher
-from nodeworker.errors import RequestFailedError, failed, internal, usable_container_id
+from nodeworker.errors import RequestFailedError, failed, internal, naming, usable_container_id
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.patience import deadline_in
 from nodeworker.recorder import Recorder
@@ -95,9 +95,10 @@ class Intake:
         return await self._answers.wait(frame.request)
 
     async def _check(self, frame: Frame, config: str) -> Reply:
-        container_id = ContainerId(frame.env.get("CNI_CONTAINERID", ""))
-        ifname = IfName(frame.env.get("CNI_IFNAME", ""))
-        pod = pod_of(frame.env.get("CNI_ARGS", ""))
+        env = _environment(frame)
+        container_id = ContainerId(env.get("CNI_CONTAINERID", ""))
+        ifname = IfName(env.get("CNI_IFNAME", ""))
+        pod = pod_of(env.get("CNI_ARGS", ""))
         return await self._dispatcher.take_turn(
             container_id, lambda: self._checker.check(container_id, ifname, pod, config)
         )
@@ -105,22 +106,23 @@ class Intake:
     def _without_ledger(self, frame: Frame, intent: Data, error: LedgerError) -> Reply:
         """Return the answer while the ledger takes no intent: DEL waits on disk, the runtime repeats the rest."""
         config = text_of(frame.stdin)
+        pod = pod_of(_environment(frame).get("CNI_ARGS", ""))
         full = isinstance(error, LedgerFullError)
         error_class = ErrorClass.LEDGER_FULL if full else ErrorClass.LEDGER_UNAVAILABLE
         if not isinstance(intent, DetachRequested):
-            return refusal(failed(error_class, Phase.INTAKE, str(error)).failure, config)
+            return refusal(naming(pod, failed(error_class, Phase.INTAKE, str(error)).failure), config)
         try:
             self._spool.put(frame)
         except OSError as problem:
             message = f"{error}; and DEL can't be kept on disk either: {problem.strerror}"
-            return refusal(failed(error_class, Phase.INTAKE, message).failure, config)
+            return refusal(naming(pod, failed(error_class, Phase.INTAKE, message).failure), config)
         log.warning("detach_spooled", request=frame.request, error=str(error))
         return OK
 
 
 def intent_of(command: str, frame: Frame, *, spooled: bool = False) -> tuple[Data, ContainerId]:
     """Return the intent in *frame*, and the sandbox it is for. Raises RequestFailedError for no known command."""
-    env = {key: value.encode(errors="surrogateescape").decode(errors="replace") for key, value in frame.env.items()}
+    env = _environment(frame)
     container_id = env.get("CNI_CONTAINERID", "")
     sandbox = ContainerId(container_id) if usable_container_id(container_id) else NO_SANDBOX
     common: dict[str, Any] = {
@@ -142,6 +144,11 @@ def intent_of(command: str, frame: Frame, *, spooled: bool = False) -> tuple[Dat
                 Phase.INTAKE,
                 f"CNI_COMMAND is {command!r}, not one of ADD, DEL, CHECK, GC, STATUS, VERSION",
             )
+
+
+def _environment(frame: Frame) -> dict[str, str]:
+    """Return the variables as text that can be written anywhere."""
+    return {key: value.encode(errors="surrogateescape").decode(errors="replace") for key, value in frame.env.items()}
 
 
 def _attachment(env: Mapping[str, str]) -> dict[str, Any]:

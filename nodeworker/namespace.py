@@ -36,6 +36,15 @@ def interfaces_present(path: str, names: Iterable[str], phase: Phase) -> set[str
         return {name for name in names if _exists(probe, name)}
 
 
+def is_namespace(path: str) -> bool:
+    """Return whether there is a network namespace at *path*; what it was mounted on may outlive it as a plain file."""
+    try:
+        os.close(_open(path, Phase.DEL))
+    except RequestFailedError:
+        return False
+    return True
+
+
 def _exists(probe: socket.socket, name: str) -> bool:
     try:
         fcntl.ioctl(probe, _SIOCGIFINDEX, _IFREQ.pack(name.encode()))

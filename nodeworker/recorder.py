@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import structlog
 
 from events import subjects
 from events.fold import State
-from events.ledger import Expect, Ledger, LedgerError, Stored
+from events.ledger import Expect, Ledger, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
 from events.schema import (
     INTENTS,
     NO_CAUSE,
@@ -47,8 +48,8 @@ class Recorder:
         self._boot_id = _BOOT_ID.read_text().strip()
         self._epoch = 0
         self._ledger = ledger
-        self._appending: set[asyncio.Task[Stored]] = set()
-        self._postponed = 0
+        self._appending: set[asyncio.Task[None]] = set()
+        self._postponed: deque[Event] = deque()
         self._loaded = 0
 
     async def load(self) -> AsyncIterator[Stored]:
@@ -86,7 +87,8 @@ class Recorder:
 
         Raises LedgerUnavailableError, LedgerFullError; the event is then appended as soon as the ledger takes it,
         because nobody knows whether the ledger has it, and state and ledger must not part. The same holds for a caller
-        that is cancelled.
+        that is cancelled. What follows for the same sandbox waits for it, and is refused until then: events stay in
+        order. Raises LedgerError for an event that the ledger will never take.
         """
         task = asyncio.create_task(self._append(self._event(data, sandbox, cause)))
         self._keep(task)
@@ -104,29 +106,36 @@ class Recorder:
         for task in self._appending:
             task.cancel()
 
-    async def _append(self, event: Event) -> Stored:
+    async def _append(self, event: Event) -> None:
+        if any(earlier.sandbox == event.sandbox for earlier in self._postponed):
+            self._postpone(event)
+            raise LedgerUnavailableError("the ledger has not yet taken what came before; it will be recorded later")
         try:
-            stored = Stored(await self._ledger.append(event), event)
-        except LedgerError:
-            self._keep(asyncio.create_task(self._append_later(event)))
+            sequence = await self._ledger.append(event)
+        except (LedgerUnavailableError, LedgerFullError):
+            self._postpone(event)
             raise
-        self.state.apply(stored)
-        return stored
+        self.state.apply(Stored(sequence, event))
 
-    async def _append_later(self, event: Event) -> Stored:
-        self._postponed += 1
-        try:
-            while True:
-                await asyncio.sleep(_RETRY)
-                try:
-                    stored = Stored(await self._append_once(event), event)
-                except LedgerError as error:
-                    log.warning("ledger_still_away", waiting=event.type, error=str(error))
-                    continue
-                self.state.apply(stored)
-                return stored
-        finally:
-            self._postponed -= 1
+    def _postpone(self, event: Event) -> None:
+        self._postponed.append(event)
+        if len(self._postponed) == 1:
+            self._keep(asyncio.create_task(self._catch_up()))
+
+    async def _catch_up(self) -> None:
+        """Append what was postponed, until nothing is left."""
+        while self._postponed:
+            await asyncio.sleep(_RETRY)
+            try:
+                while self._postponed:
+                    event = self._postponed[0]
+                    self.state.apply(Stored(await self._append_once(event), event))
+                    self._postponed.popleft()
+            except (LedgerUnavailableError, LedgerFullError) as error:
+                log.warning("ledger_still_away", waiting=len(self._postponed), error=str(error))
+            except LedgerError as error:
+                lost = self._postponed.popleft()
+                log.error("event_lost", type=lost.type, sandbox=lost.sandbox[:12], error=str(error))  # noqa: TRY400
 
     async def _append_once(self, event: Event) -> int:
         """Append *event* unless it is there: the server tells duplicates only for two minutes."""
@@ -135,11 +144,11 @@ class Recorder:
             return last.sequence
         return await self._ledger.append(event)
 
-    def _keep(self, task: asyncio.Task[Stored]) -> None:
+    def _keep(self, task: asyncio.Task[None]) -> None:
         self._appending.add(task)
         task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Task[Stored]) -> None:
+    def _done(self, task: asyncio.Task[None]) -> None:
         self._appending.discard(task)
         if not task.cancelled():
             task.exception()  # its caller was told, or was cancelled; the append goes on in a task of its own

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from contextlib import aclosing
 from typing import NamedTuple
 
 import structlog
@@ -88,8 +89,8 @@ class Upkeep:
             except RequestFailedError as error:
                 log.warning("spooled_request_refused", file=spooled.path.name, error=error.failure.message)
             else:
-                if self._answers.open(spooled.frame.request):
-                    await self._recorder.request(intent, sandbox)
+                await self._recorder.request(intent, sandbox)  # again, where that is not confirmed: DEL is idempotent
+                self._answers.open(spooled.frame.request)
                 drained.append(spooled.frame.request)
             self._spool.remove(spooled)
         self._metrics.spooled.set(len(self._spool))
@@ -150,11 +151,12 @@ class Retention:
         event goes, and only while the sandbox holds nothing. Raises LedgerUnavailableError.
         """
         closed: dict[str, int] = {}
-        async for stored in self._ledger.read(subjects.pattern(self._recorder.node)):
-            if unix_ns(stored.event.at) >= before:
-                break
-            if isinstance(stored.event.data, DetachCompleted | AttachFailed):
-                closed[stored.event.sandbox] = stored.sequence
+        async with aclosing(self._ledger.read(subjects.pattern(self._recorder.node))) as events:
+            async for stored in events:
+                if unix_ns(stored.event.at) >= before:
+                    break
+                if isinstance(stored.event.data, DetachCompleted | AttachFailed):
+                    closed[stored.event.sandbox] = stored.sequence
         live = {key.container_id for key in self._recorder.state.sandboxes}
         forgotten = [(sandbox, sequence) for sandbox, sequence in closed.items() if sandbox and sandbox not in live]
         for sandbox, sequence in forgotten:

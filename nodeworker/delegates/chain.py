@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from events.schema import ErrorClass, Failure, Phase, PlannedAttachment, PluginRun
 from nodeworker.delegates import results
 from nodeworker.delegates.complaints import complaint, not_read_as_success
 from nodeworker.delegates.conflist import with_prev_result
-from nodeworker.delegates.exec import PluginError, PluginExecutor
+from nodeworker.delegates.exec import PluginError, PluginExecutor, find
 from nodeworker.delegates.versions import at_least
 from nodeworker.errors import CNI_CODES, RequestFailedError
 
@@ -49,6 +50,19 @@ class DelegateError(RequestFailedError):
         self.runs = runs
 
 
+def require(executor: PluginExecutor, attachment: PlannedAttachment, target: Target) -> None:
+    """Raise DelegateError (plugin_missing) unless every plugin of the attachment is installed.
+
+    Ask before the first plugin runs: what a chain has made can't be deleted through a plugin that is not there.
+    """
+    operation = _Operation(executor, attachment, target, Phase.ADD, 0)
+    for plugin in attachment.plugins:
+        try:
+            find(_type(plugin), target.path)
+        except PluginError as error:
+            raise operation.failure(error.error_class, plugin, str(error)) from error
+
+
 async def add(
     executor: PluginExecutor,
     attachment: PlannedAttachment,
@@ -71,7 +85,8 @@ async def add(
             previous = results.convert(printed, version, version)
         except ValueError as error:
             raise operation.failure(ErrorClass.PLUGIN_OUTPUT, plugin, str(error)) from error
-    return printed, tuple(operation.runs)
+    *before, last = operation.runs
+    return printed, (*before, replace(last, stdout=""))  # it is in the result, and would be in the ledger twice
 
 
 async def delete(

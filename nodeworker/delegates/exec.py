@@ -31,6 +31,7 @@ __all__ = [
     "PluginError",
     "PluginExecutor",
     "end_orphans",
+    "find",
     "orphans",
 ]
 
@@ -91,7 +92,7 @@ class PluginExecutor:
             raise PluginError(ErrorClass.PLUGIN_TIMEOUT, f"plugin {plugin_type} was not started: no time was left")
         loop = asyncio.get_running_loop()
         started = loop.time()
-        binary = _find(plugin_type, search)
+        binary = find(plugin_type, search)
         child = await _start(binary, {**env, **self._base, "CNI_COMMAND": command}, stdin)
         timer = loop.call_at(started + timeout, child.kill, ErrorClass.PLUGIN_TIMEOUT)
         try:
@@ -207,10 +208,22 @@ class _Child:
         self._take_stderr(os.read(self._err.fileno(), _waiting(self._err.fileno())))
         for fd in (self._out.fileno(), self._err.fileno(), self._pidfd):
             self._loop.remove_reader(fd)
+        was_killed = self._end_group_of_the_killed() or self.killed_for is not None
         self._process.wait()
         self._close_pipes()
         os.close(self._pidfd)
-        self._settle(_GROUP_CHECKS if self.killed_for else 0)
+        self._settle(_GROUP_CHECKS if was_killed else 0)
+
+    def _end_group_of_the_killed(self) -> bool:
+        """Kill what a plugin that was killed, by whomever, had started: it would reserve addresses after the DEL.
+
+        Return whether it was killed. It is not reaped yet, so that the group's ID is still its own.
+        """
+        end = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
+        if end is None or end.si_code == os.CLD_EXITED:
+            return False
+        os.killpg(self._process.pid, signal.SIGKILL)
+        return True
 
     def _settle(self, checks: int) -> None:
         """Wait for the rest of a killed group too: what it had asked of the kernel must not happen after a later DEL.
@@ -227,7 +240,8 @@ class _Child:
         self._err.close()
 
 
-def _find(plugin_type: str, search: Sequence[str]) -> str:
+def find(plugin_type: str, search: Sequence[str]) -> str:
+    """Return the path of the plugin's binary. Raises PluginError (plugin_missing)."""
     folders = [folder for folder in search if os.path.isabs(folder)]
     if is_file_name(plugin_type):
         for folder in folders:

@@ -31,11 +31,15 @@ def parse_args(text: str) -> dict[str, str]:
 
 
 def pod_of(args: str) -> Pod:
-    """Return the pod that CNI_ARGS names, without complaint about anything else that is in them."""
+    """Return the pod that CNI_ARGS names, without complaint about anything else that is in them.
+
+    podman gives a name and no namespace; a manifest without one is in ``default`` too.
+    """
     found = dict(piece.split("=", 1) for piece in args.split(";") if "=" in piece)
+    name = found.get("K8S_POD_NAME", "")
     return Pod(
-        namespace=found.get("K8S_POD_NAMESPACE", ""),
-        name=found.get("K8S_POD_NAME", ""),
+        namespace=found.get("K8S_POD_NAMESPACE") or ("default" if name else ""),
+        name=name,
         uid=found.get("K8S_POD_UID", ""),
     )
 

@@ -95,7 +95,7 @@ def _decode(config: str) -> dict[str, Any]:
     try:
         value = decode_json(config)
     except ValueError as error:
-        raise _invalid(str(error), code=6) from error
+        raise _invalid(f"it is no JSON: {error}", code=6) from error
     if not isinstance(value, dict):
         raise _invalid("it is no JSON object", code=6)
     return cast("dict[str, Any]", value)

@@ -1,0 +1,88 @@
+"""A node for each test of the whole; after the test, everything must be closed and nothing left."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e_node import MakeNode, Node
+from e2e_runtime import PLUGINS
+
+from nodeworker import shim as entry_point
+from nodeworker.shim import build
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder is an end-to-end test."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The entry point as it is shipped."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    if not (PLUGINS / "bridge").exists():
+        pytest.skip(f"there are no plugins in {PLUGINS}: install Debian's package containernetworking-plugins")
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("ziglang is not installed: the entry point cannot be compiled")
+    out = tmp_path_factory.mktemp("shim") / "plumbline"
+    build.build(entry_point.architecture(), out)
+    return out
+
+
+@pytest.fixture
+def make_node(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeNode]:
+    """Make a node without worker, with settings of the test's own."""
+    with contextlib.ExitStack() as stack:
+        made: list[Node] = []
+
+        def make(**settings: Any) -> Node:
+            node = stack.enter_context(Node(tmp_path_factory.mktemp("n"), shim, **settings).entered())
+            made.append(node)
+            return node
+
+        yield make
+        for node in made:
+            prove_clean(node)
+
+
+@pytest.fixture
+def node(make_node: MakeNode) -> Node:
+    """A node whose worker runs."""
+    node = make_node()
+    node.start()
+    return node
+
+
+@pytest.fixture(scope="module")
+def module_node(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """The node behind ``shared_node``."""
+    with Node(tmp_path_factory.mktemp("n"), shim, delegateTimeout=2).entered() as node:
+        node.start()
+        yield node
+
+
+@pytest.fixture
+def shared_node(module_node: Node) -> Iterator[Node]:
+    """A node whose worker runs, for the tests of a module one after another, with a *delegateTimeout* of 2 s."""
+    yield module_node
+    prove_clean(module_node)
+
+
+def prove_clean(node: Node) -> None:
+    """Detach what is attached and assert that nothing is left of it."""
+    print(node.log.read_text())  # shown where a test fails
+    try:
+        node.settle()
+        node.assert_nothing_left()
+    finally:
+        node.forget()

@@ -1,0 +1,82 @@
+"""The node as the kernel has it: what every test of the whole compares the ledger with."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+_POLL = 0.005
+
+
+class Link(NamedTuple):
+    """One interface."""
+
+    mac: str
+    addresses: frozenset[str]
+    """With prefix length, without those that the kernel makes by itself."""
+
+
+def eventually(look: Callable[[], T], what: str, seconds: float = 15.0) -> T:
+    """Return what *look* returns once that is true. Raises AssertionError when it does not come to be in time."""
+    until = time.monotonic() + seconds
+    while not (seen := look()):
+        assert time.monotonic() < until, f"not within {seconds} s: {what}"
+        time.sleep(_POLL)
+    return seen
+
+
+@contextlib.contextmanager
+def own_network() -> Iterator[None]:
+    """Move this process, and what it starts, to a fresh network namespace: it stands for the node's own.
+
+    Whatever is made "on the node" goes with it, and other tests on the machine are neither seen nor disturbed.
+    """
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _libc("unshare", _CLONE_NEWNET)
+        ip("link", "set", "lo", "up")
+        yield
+    finally:
+        _libc("setns", before, _CLONE_NEWNET)
+        os.close(before)
+
+
+def _libc(function: str, *args: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc[function](*args) != 0:
+        raise OSError(ctypes.get_errno(), function)
+
+
+def ip(*args: str) -> str:
+    """Run ip(8) and return what it prints."""
+    done = subprocess.run(["ip", *args], check=False, capture_output=True, text=True)
+    assert not done.returncode, f"ip {' '.join(args)}: {done.stderr}"
+    return done.stdout
+
+
+def links(netns: str = "") -> dict[str, Link]:
+    """Return the interfaces of the namespace *netns*, by default of the node itself, but for the loopback."""
+    shown: list[dict[str, Any]] = json.loads(ip(*(("-n", netns) if netns else ()), "-json", "addr", "show"))
+    return {
+        link["ifname"]: Link(
+            link["address"],
+            frozenset(f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if a["scope"] != "link"),
+        )
+        for link in shown
+        if link["link_type"] != "loopback"
+    }
+
+
+def ping(netns: str, address: str) -> bool:
+    """Return whether *address* answers within *netns*."""
+    command = ["ip", "netns", "exec", netns, "ping", "-c", "1", "-W", "2", address]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0

@@ -1,0 +1,76 @@
+"""A worker that kills itself, as hard as a power cut would, right before or after one append to its ledger."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from events import logs
+from events.ledger import Expect, Ledger, Stored
+from events.schema import Event
+from events.settings import load
+from nodeworker.__main__ import run
+from nodeworker.settings import WorkerSettings
+
+
+class FatalLedger:
+    """The ledger *inner*; the process ends at the *count*-th append of an event of type *name*.
+
+    *moment* is ``before`` (the ledger never sees the event) or ``after`` (the worker never learns that it does).
+    """
+
+    def __init__(self, inner: Ledger, moment: str, name: str, count: int) -> None:
+        self._inner = inner
+        self._moment = moment
+        self._name = name
+        self._left = count
+
+    async def append(self, event: Event, expect: Expect | None = None) -> int:
+        fatal = event.type == self._name and self._next()
+        if fatal and self._moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        sequence = await self._inner.append(event, expect)
+        if fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sequence
+
+    def _next(self) -> bool:
+        self._left -= 1
+        return self._left == 0
+
+    def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
+        return self._inner.read(subject, after)
+
+    def follow(self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0) -> AsyncGenerator[Stored, None]:
+        return self._inner.follow(subjects, after)
+
+    async def last(self, subject: str) -> Stored | None:
+        return await self._inner.last(subject)
+
+    async def last_sequence(self) -> int:
+        return await self._inner.last_sequence()
+
+    async def purge(self, subject: str, up_to: int) -> int:
+        return await self._inner.purge(subject, up_to)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--fault", required=True, metavar="MOMENT:TYPE:COUNT")
+    options = parser.parse_args()
+    moment, name, count = options.fault.split(":")
+    settings = load(options.config, WorkerSettings)
+    logs.configure(settings.log_level, "worker")
+    asyncio.run(run(settings, wrap=lambda ledger: FatalLedger(ledger, moment, name, int(count))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""A worker that dies, at any instant, loses no request and leaves nothing half done.
+
+The boundaries are the appends to the ledger: what a worker does between two of them is what its successor can't know.
+Every one of them is tried, right before the ledger has the event and right after; the stories are held to be complete
+by ``test_the_stories_are_complete``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from e2e_kernel import eventually
+from e2e_node import ADD_STORY, DEL_STORY, ROLLBACK_STORY, MakeNode, Node
+from e2e_runtime import Answer, Call, PodSandbox
+
+from nodeworker.delegates.orphans import orphans
+
+GC_STORY = ("GcRequested", *DEL_STORY, "GcCompleted")
+
+
+def boundaries(story: tuple[str, ...]) -> list[str]:
+    """Return the faults that kill a worker around each event of *story*."""
+    counted = [(name, story[: index + 1].count(name)) for index, name in enumerate(story)]
+    return [f"{moment}:{name}:{count}" for name, count in counted for moment in ("before", "after")]
+
+
+@pytest.fixture
+def node(make_node: MakeNode) -> Node:
+    """A node whose worker does not run yet."""
+    return make_node()
+
+
+def succeed(node: Node, call: Call) -> Answer:
+    """Return the answer to *call*, given by the successor of the worker that is going to die of it."""
+    assert node.ended() == -signal.SIGKILL
+    node.start()
+    return call.answer()
+
+
+def broken_pod(node: Node) -> PodSandbox:
+    """Return a pod whose second network can't be attached."""
+    node.plugin(
+        "broken",
+        'cat > /dev/null; [ $CNI_COMMAND = DEL ] || { echo \'{"code":42,"msg":"no more uplinks"}\'; exit 1; }',
+    )
+    node.nad("broken", {"cniVersion": "1.0.0", "type": "broken"})
+    return node.pod("broken", "broken")
+
+
+def collect(node: Node) -> Call:
+    """Start a GC that finds nothing valid."""
+    request = {**node.conf(version="1.1.0"), "cni.dev/valid-attachments": []}
+    return node.runtime.call("GC", {"CNI_PATH": "/usr/lib/cni"}, request)
+
+
+def test_the_stories_are_complete(node: Node) -> None:
+    """What the other tests go by is what happens when nothing fails."""
+    node.start()
+    pod, broken = node.samplepod(), broken_pod(node)
+    assert pod.add().exit_code == 0
+    assert pod.delete().exit_code == 0
+    assert node.story(pod) == (*ADD_STORY, *DEL_STORY)
+    assert broken.add().exit_code == 1
+    assert node.story(broken) == ROLLBACK_STORY
+    pod.config = node.conf(version="1.1.0")
+    assert pod.add().exit_code == 0
+    before = node.events()[-1].sequence
+    assert collect(node).answer().exit_code == 0
+    assert tuple(s.event.type for s in node.events() if s.sequence > before) == GC_STORY
+
+
+@pytest.mark.parametrize("fault", boundaries(ADD_STORY))
+def test_attach_survives_the_worker(node: Node, fault: str) -> None:
+    node.start(fault)
+    pod = node.samplepod()
+    answer = succeed(node, pod.call("ADD"))
+    assert answer.exit_code == 0, answer
+    node.assert_attached(pod)
+    assert pod.delete().exit_code == 0
+    node.assert_detached(pod)
+
+
+@pytest.mark.parametrize("fault", boundaries(DEL_STORY))
+def test_detach_survives_the_worker(node: Node, fault: str) -> None:
+    node.start(fault)
+    pod = node.samplepod()
+    assert pod.add().exit_code == 0
+    answer = succeed(node, pod.call("DEL"))
+    assert answer == (0, "", "")
+    node.settle()
+    node.assert_detached(pod)
+
+
+@pytest.mark.parametrize("fault", boundaries(ROLLBACK_STORY))
+def test_rollback_survives_the_worker(node: Node, fault: str) -> None:
+    node.start(fault)
+    pod = broken_pod(node)
+    answer = succeed(node, pod.call("ADD"))
+    assert answer.exit_code == 1
+    assert "default/broken" in answer.msg or "gave up" in answer.msg, answer
+    node.assert_detached(pod)
+    assert node.story(pod)[-1] == "AttachFailed"
+    assert pod.delete() == (0, "", "")
+
+
+@pytest.mark.parametrize("fault", boundaries(GC_STORY))
+def test_gc_survives_the_worker(node: Node, fault: str) -> None:
+    node.start(fault)
+    pod = node.samplepod()
+    pod.config = node.conf(version="1.1.0")
+    assert pod.add().exit_code == 0
+    answer = succeed(node, collect(node))
+    assert answer == (0, "", "")
+    node.settle()
+    node.assert_detached(pod)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ("before:InterfaceAttached:1", "before:InterfaceAttached:1"),
+        ("before:InterfaceAttached:2", "before:InterfaceAttached:1"),
+        ("after:AttachPlanned:1", "before:AttachCompleted:1"),
+        ("before:AttachCompleted:1", "after:AttachCompleted:1"),
+    ],
+)
+def test_attach_survives_its_worker_and_the_next(node: Node, faults: tuple[str, str]) -> None:
+    first, second = faults
+    node.start(first)
+    pod = node.samplepod()
+    call = pod.call("ADD")
+    assert node.ended() == -signal.SIGKILL
+    node.start(second, wait=False)
+    answer = succeed(node, call)
+    assert answer.exit_code == 0, answer
+    node.assert_attached(pod)
+
+
+@pytest.mark.parametrize(
+    ("command", "network", "orphan"),
+    [
+        ("ADD", "default", "finishes"),
+        ("ADD", "additional", "finishes"),
+        ("ADD", "additional", "hangs"),
+        ("DEL", "default", "finishes"),
+        ("DEL", "additional", "finishes"),
+        ("DEL", "default", "hangs"),
+    ],
+)
+def test_a_worker_that_dies_while_host_local_runs(node: Node, command: str, network: str, orphan: str) -> None:
+    """The successor begins when the plugin that it inherited has finished, or has been given up."""
+    gate = node.gate("host-local", command)
+    if network == "default":
+        pod = node.samplepod()
+        pod.config = node.conf(node.bridge(ipam=node.host_local("10.87.0.0/16", gate.type)))
+    else:
+        node.nad("gated", node.macvlan(ipam=node.host_local("192.168.0.0/16", gate.type)))
+        pod = node.pod("gated", "gated")
+    node.start()
+    if command == "DEL":
+        assert pod.add().exit_code == 0
+    call = pod.call(command)
+    gate.reached()
+    node.kill()
+    assert orphans(node.name)
+    node.start(wait=False)
+    if orphan == "hangs":
+        eventually(lambda: not orphans(node.name), "the orphan is ended")
+    gate.open()
+    answer = call.answer()
+    assert answer.exit_code == 0, answer
+    if command == "ADD":
+        node.assert_attached(pod)
+    node.settle()
+
+
+def test_a_plugin_that_dies_takes_its_host_local_with_it(node: Node) -> None:
+    """An address that is reserved after its DEL would belong to nobody."""
+    node.start()
+    gate = node.gate("host-local")
+    pod = node.pod("killed", config=node.conf(node.bridge(ipam=node.host_local("10.87.0.0/16", gate.type))))
+    call = pod.call("ADD")
+    os.kill(gate.reached(), signal.SIGKILL)
+    answer = call.answer()
+    assert answer.code == 100
+    assert "ended by SIGKILL" in answer.msg
+    assert not orphans(node.name)
+    gate.open()
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_a_worker_that_is_stopped_finishes_what_it_is_at(node: Node, command: str) -> None:
+    gate = node.gate("host-local", command)
+    pod = node.pod("gated", config=node.conf(node.bridge(ipam=node.host_local("10.87.0.0/16", gate.type))))
+    node.start()
+    if command == "DEL":
+        assert pod.add().exit_code == 0
+    call = pod.call(command)
+    gate.reached()
+    node.terminate()
+    eventually(lambda: not node.socket.exists(), "the worker lets nobody in")
+    gate.open()
+    assert node.ended() == 0
+    node.start()
+    assert call.answer().exit_code == 0
+    if command == "ADD":
+        node.assert_attached(pod)
+        assert node.story(pod).count("AttachRequested") == 1
+    node.settle()
+
+
+def test_a_worker_that_is_stopped_does_not_wait_for_a_plugin_that_hangs(node: Node) -> None:
+    gate = node.gate("host-local")
+    pod = node.pod("gated", config=node.conf(node.bridge(ipam=node.host_local("10.87.0.0/16", gate.type))))
+    node.start()
+    call = pod.call("ADD")
+    gate.reached()
+    node.terminate()
+    assert node.ended(10) == 0
+    assert not orphans(node.name)
+    gate.open()
+    node.start()
+    assert call.answer().exit_code == 0
+    node.assert_attached(pod)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from events.jetstream import JetStreamLedger
+from events.ledger import Ledger
+from events.memory import MemoryLedger
+from events.server import EmbeddedServer
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def fast_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """A server whose store is in memory: for tests of many events, not of what survives."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as store:
+        server = EmbeddedServer(Path(store), tmp_path / "run")
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+async def jetstream(server: EmbeddedServer) -> AsyncIterator[JetStreamLedger]:
+    ledger = await JetStreamLedger.connect(server.url, server.token)
+    yield ledger
+    await ledger.close()
+
+
+@pytest.fixture(params=["memory", "jetstream"])
+async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Ledger]:
+    """Each implementation of the ``Ledger`` protocol, empty."""
+    if request.param == "memory":
+        yield MemoryLedger()
+        return
+    server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
+    server.start()
+    try:
+        ledger = await JetStreamLedger.connect(server.url, server.token)
+        yield ledger
+        await ledger.close()
+    finally:
+        server.stop()

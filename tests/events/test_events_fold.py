@@ -1,0 +1,334 @@
+"""The fold: no event breaks it, and a legal story leaves exactly what is attached."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Sequence
+
+import event_stories as stories
+import msgspec
+import pytest
+from event_stories import ENDINGS, ETH0, Life, Story, Teller, container, interleave
+from hypothesis import given
+from hypothesis import strategies as st
+
+from events.fold import (
+    MAX_ANOMALIES,
+    Attachment,
+    AttachmentPhase,
+    Sandbox,
+    SandboxKey,
+    SandboxPhase,
+    State,
+    advance,
+    request_of,
+)
+from events.ledger import Stored
+from events.schema import (
+    TYPES,
+    ContainerId,
+    Data,
+    ErrorClass,
+    Event,
+    EventId,
+    Failure,
+    IfName,
+    NodeName,
+    Phase,
+    RequestId,
+    Unknown,
+    WorkerStarted,
+)
+
+IDS = [EventId(f"id-{number}") for number in range(6)]
+FAILURE = Failure(error_class=ErrorClass.PLUGIN_FAILED, phase=Phase.ADD, message="no", code=100)
+
+
+def applied(events: Iterable[Event], *, keep_closed: bool = False) -> State:
+    state = State(keep_closed=keep_closed)
+    for sequence, event in enumerate(events, 1):
+        state.apply(Stored(sequence, event))
+    return state
+
+
+def contents(state: State) -> tuple[object, ...]:
+    return dict(state.sandboxes), dict(state.pending), dict(state.epochs), state.sequence
+
+
+def reasons(state: State) -> list[str]:
+    return [anomaly.reason for anomaly in state.anomalies]
+
+
+# --- any events ------------------------------------------------------------------------------------------------------
+
+
+def _data() -> st.SearchStrategy[Data]:
+    names = st.sampled_from([IfName("eth0"), IfName("net1"), IfName("")])
+    networks = st.sampled_from(["pods", "telecom/macvlan-1"])
+    plans = st.lists(
+        st.sampled_from([stories.planned(0), stories.planned(1), stories.planned(1, IfName("eth1"))]), max_size=3
+    )
+    values: dict[str, st.SearchStrategy[object]] = {
+        "ifname": names,
+        "network": networks,
+        "attachments": plans.map(tuple),
+        "failure": st.just(FAILURE),
+        "seconds": st.just(0.1),
+        "pid": st.just(1),
+        "request": st.just(RequestId("r")),
+    }
+    known = [
+        st.builds(
+            cls,
+            **{
+                field.name: values.get(field.name, st.sampled_from(["", "x"]))
+                for field in msgspec.structs.fields(cls)
+                if field.required
+            },
+        )
+        for cls in TYPES.values()
+    ]
+    return st.one_of(*known, st.just(Unknown(type="NeverHeardOf", version=7, data=msgspec.Raw(b"[]"))))
+
+
+ANY_EVENT = st.builds(
+    Event,
+    id=st.sampled_from(IDS),
+    at=st.just("2026-01-01T00:00:00.000000000Z"),
+    node=st.sampled_from([NodeName("n1"), NodeName("n2")]),
+    boot_id=st.just(""),
+    epoch=st.integers(0, 3),
+    sandbox=st.sampled_from([ContainerId(""), ContainerId("a"), ContainerId("b")]),
+    cause=st.sampled_from([EventId(""), *IDS]),
+    trace=st.just(""),
+    data=_data(),
+)
+
+
+@given(st.lists(ANY_EVENT, max_size=60), st.booleans())
+def test_no_sequence_of_events_breaks_the_fold(events: list[Event], keep_closed: bool) -> None:
+    state = applied(events, keep_closed=keep_closed)
+    assert state.sequence == len(events)
+    assert keep_closed or all(sandbox.holds_something for sandbox in state.sandboxes.values())
+    assert all(key == sandbox.key for key, sandbox in state.sandboxes.items())
+
+
+@given(st.lists(ANY_EVENT, max_size=40), st.data())
+def test_an_event_that_comes_again_changes_nothing(events: list[Event], data: st.DataObject) -> None:
+    state = applied(events)
+    before = contents(state)
+    again = data.draw(st.lists(st.integers(0, len(events)), max_size=10))
+    for sequence in again:
+        assert state.apply(Stored(sequence, events[sequence - 1] if sequence else _some_event())) is None
+    assert contents(state) == before
+
+
+@given(st.lists(ANY_EVENT, max_size=40), st.integers(0, 40), st.booleans())
+def test_a_log_read_in_two_parts_gives_the_same_state(events: list[Event], cut: int, keep_closed: bool) -> None:
+    """The second part begins with nothing but the values that the first part left."""
+    whole = applied(events, keep_closed=keep_closed)
+    first = applied(events[:cut], keep_closed=keep_closed)
+    second = State(keep_closed=keep_closed)
+    second.sandboxes, second.pending, second.epochs, second.sequence = copy.copy(contents(first))  # type: ignore[assignment]
+    for sequence, event in enumerate(events[cut:], len(events[:cut]) + 1):
+        second.apply(Stored(sequence, event))
+    assert contents(second) == contents(whole)
+    assert first.anomaly_count + second.anomaly_count == whole.anomaly_count
+
+
+@given(st.lists(ANY_EVENT, max_size=30))
+def test_advance_leaves_what_it_is_given_as_it_was(events: list[Event]) -> None:
+    sandbox: Sandbox | None = None
+    for sequence, event in enumerate(events, 1):
+        before = msgspec.json.encode(sandbox)
+        after, _ = advance(sandbox, event, sequence)
+        assert msgspec.json.encode(sandbox) == before
+        assert advance(sandbox, event, sequence) == (after, _)
+        sandbox = after
+
+
+@given(st.permutations(list(stories.failed_and_rolled_back(Teller(), container(1)))))
+def test_a_shuffled_story_breaks_nothing(events: list[Event]) -> None:
+    assert not applied(events).pending or reasons(applied(events))
+
+
+def test_anomalies_are_counted_when_they_are_too_many_to_keep() -> None:
+    state = applied(_some_event() for _ in range(MAX_ANOMALIES + 5))
+    assert (len(state.anomalies), state.anomaly_count) == (MAX_ANOMALIES, MAX_ANOMALIES + 5)
+
+
+def _some_event() -> Event:
+    return Teller().event(Unknown(type="NeverHeardOf", version=1, data=msgspec.Raw(b"{}")))
+
+
+# --- legal stories ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("story", ENDINGS, ids=lambda story: story.__name__)
+def test_a_legal_story_leaves_what_is_attached_and_nothing_open(story: Story) -> None:
+    state = applied(story(Teller(), container(1)))
+    assert reasons(state) == []
+    assert not state.pending
+    assert sorted(state.sandboxes) == [SandboxKey(container(1), ifname) for ifname in sorted(ENDINGS[story])]
+
+
+@given(st.lists(st.sampled_from(list(ENDINGS)), max_size=8), st.randoms(use_true_random=False))
+def test_stories_told_at_once_do_not_disturb_each_other(chosen: list[Story], dice: random.Random) -> None:
+    tellers = [Teller(), Teller("worker-2")]
+    told = [story(tellers[index % 2], container(index)) for index, story in enumerate(chosen)]
+    state = applied(interleave(told, dice.randrange))
+    expected = [SandboxKey(container(index), name) for index, story in enumerate(chosen) for name in ENDINGS[story]]
+    assert reasons(state) == []
+    assert not state.pending
+    assert sorted(state.sandboxes) == sorted(expected)
+
+
+@given(st.sampled_from(list(ENDINGS)), st.data())
+def test_the_same_story_may_be_told_under_one_container_id_again(story: Story, data: st.DataObject) -> None:
+    """Only what left nothing behind: a runtime adds a sandbox again when it was taken away."""
+    gone = data.draw(st.sampled_from([tale for tale, left in ENDINGS.items() if not left]))
+    teller = Teller()
+    state = applied([*gone(teller, container(1)), *story(teller, container(1))])
+    assert (reasons(state), sorted(key.ifname for key in state.sandboxes)) == ([], sorted(ENDINGS[story]))
+
+
+@pytest.mark.parametrize("story", ENDINGS, ids=lambda story: story.__name__)
+def test_keep_closed_keeps_what_is_gone_as_well(story: Story) -> None:
+    events = list(story(Teller(), container(1)))
+    live, all_kept = applied(events), applied(events, keep_closed=True)
+    assert {key: s for key, s in all_kept.sandboxes.items() if s.holds_something} == live.sandboxes
+    assert {key.ifname for key in all_kept.sandboxes} >= {ETH0}
+    assert all_kept.anomaly_count == 0
+
+
+def test_apply_returns_the_sandbox_also_when_it_is_dropped_hereby() -> None:
+    state = State()
+    told = [state.apply(Stored(n, e)) for n, e in enumerate(stories.attached_and_detached(Teller(), container(1)), 1)]
+    assert told[-1] is not None
+    assert told[-1].phase is SandboxPhase.DETACHED
+    assert not state.sandboxes
+
+
+def test_the_result_of_each_interface_is_kept_for_its_detach() -> None:
+    state = applied(stories.attached_and_kept(Teller(), container(1)))
+    sandbox = state.sandboxes[SandboxKey(container(1), ETH0)]
+    assert sandbox.phase is SandboxPhase.ATTACHED
+    assert [a.result for a in sandbox.attachments] == [
+        stories.result_of(a.plan, container(1)) for a in sandbox.attachments
+    ]
+    assert sandbox.result == sandbox.attachments[0].result
+
+
+def test_an_add_that_waits_for_a_detach_has_a_sandbox_of_its_own_afterwards() -> None:
+    life = Life(Teller(), container(1))
+    detach, again = life.del_requested(), life.add_requested(2)
+    state = applied([*life.add(), detach, again, *life.unmake(detach)])
+    sandbox = state.sandboxes[SandboxKey(container(1), ETH0)]
+    assert (sandbox.phase, sandbox.intent, sandbox.attachments) == (SandboxPhase.REQUESTED, again.id, ())
+
+
+def test_an_add_that_was_answered_does_not_begin_a_sandbox_later() -> None:
+    life = Life(Teller(), container(1))
+    again = life.add_requested(2)
+    state = applied([*life.add(), again, life.add_completed(again), *life.delete()])
+    assert not state.sandboxes
+
+
+def test_what_a_worker_writes_after_it_was_replaced_is_an_anomaly() -> None:
+    teller = Teller()
+    started = teller.event(WorkerStarted(version="0.1.0", pid=1))
+    late = msgspec.structs.replace(Life(teller, container(1)).add_requested(), epoch=0)
+    state = applied([started, late])
+    assert reasons(state) == ["written by a worker that another had replaced"]
+    assert state.epochs == {teller.node: 1}
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        (0, "no request for this sandbox came before it"),
+        (1, "the plan has no attachment eth0 of pods"),
+        (2, "completed before all its interfaces were attached"),
+    ],
+)
+def test_a_gap_in_a_story_is_named(missing: int, reason: str) -> None:
+    events = list(stories.attached_and_kept(Teller(), container(1)))
+    del events[missing]
+    assert reason in reasons(applied(events))
+
+
+def test_an_effect_that_comes_after_its_outcome_finds_the_sandbox_it_is_of() -> None:
+    teller = Teller()
+    first, second = Life(teller, container(1), IfName("eth0"), 1), Life(teller, container(1), IfName("eth1"), 2)
+    detach = second.del_requested()
+    late = second.detached(detach, second.plans[1])
+    story = [*first.add(), *second.add(), detach, second.del_failed(detach, second.plans[1]), late]
+    state = applied(story)
+    assert state.sandboxes[SandboxKey(container(1), IfName("eth1"))].attachments[1].phase is AttachmentPhase.DETACHED
+    assert reasons(state) == []
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+P, A, F, D, X = (
+    AttachmentPhase.PLANNED,
+    AttachmentPhase.ATTACHED,
+    AttachmentPhase.ATTACH_FAILED,
+    AttachmentPhase.DETACHED,
+    AttachmentPhase.DETACH_FAILED,
+)
+
+
+def sandbox_of(phase: SandboxPhase, *attachments: AttachmentPhase) -> Sandbox:
+    made = tuple(Attachment(plan=stories.planned(i), phase=phase) for i, phase in enumerate(attachments))
+    return Sandbox(key=SandboxKey(container(1), ETH0), node=NodeName("n"), phase=phase, attachments=made)
+
+
+@pytest.mark.parametrize(
+    ("phases", "count"),
+    [
+        ((), 0),
+        ((P, P), 2),  # the ledger may not have been told yet
+        ((A, P, P), 3),
+        ((A, A), 2),
+        ((P, A, P), 3),  # the first one's event was overtaken
+        ((F, P, P), 1),
+        ((A, F, P), 2),
+        ((P, F, P), 2),
+        ((A, D, P), 2),  # being undone
+        ((D, D, P), 2),
+        ((D, X, D), 3),
+        ((A, X, P), 2),
+        ((X, P), 1),
+    ],
+)
+def test_attempted_is_what_may_have_left_something(phases: Sequence[AttachmentPhase], count: int) -> None:
+    sandbox = sandbox_of(SandboxPhase.PLANNED, *phases)
+    assert sandbox.attempted() == sandbox.attachments[:count]
+
+
+@pytest.mark.parametrize(
+    ("phase", "attachments", "holds"),
+    [
+        (SandboxPhase.REQUESTED, (), True),
+        (SandboxPhase.PLANNED, (P, P), True),
+        (SandboxPhase.ATTACHED, (A, A), True),
+        (SandboxPhase.DETACHING, (A, D), True),
+        (SandboxPhase.DETACH_FAILED, (D, X), True),
+        (SandboxPhase.DETACHED, (A,), False),  # the outcome is the worker's word
+        (SandboxPhase.ATTACH_FAILED, (), False),
+        (SandboxPhase.ATTACH_FAILED, (D, D, P, P), False),
+        (SandboxPhase.ATTACH_FAILED, (D, X, P), True),
+        (SandboxPhase.ATTACH_FAILED, (A, D), True),
+        (SandboxPhase.ATTACH_FAILED, (P, P), True),
+    ],
+)
+def test_holds_something(phase: SandboxPhase, attachments: tuple[AttachmentPhase, ...], holds: bool) -> None:
+    assert sandbox_of(phase, *attachments).holds_something is holds
+
+
+def test_request_of_names_the_request_of_intents_and_outcomes_only() -> None:
+    told = [(event.type, request_of(event)) for event in stories.failed_and_rolled_back(Teller(), container(1))]
+    named = {name for name, request in told if request is not None}
+    assert named == {"AttachRequested", "AttachFailed"}

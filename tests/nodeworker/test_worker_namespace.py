@@ -1,0 +1,75 @@
+"""The look into a namespace: right where there is one, and refused where there is none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from events.schema import ErrorClass, Phase
+from nodeworker.errors import RequestFailedError
+from nodeworker.namespace import interfaces_present, is_namespace
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    name = f"plumbline-test-{os.urandom(4).hex()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run(["ip", "-n", name, "link", "add", "net1", "type", "veth", "peer", "name", "net2"], check=True)
+        yield f"/run/netns/{name}"
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def own() -> int:
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+def test_it_tells_which_interfaces_are_there(netns: str) -> None:
+    assert interfaces_present(netns, ["net1", "net2", "net3", "lo", "x" * 15], Phase.RESOLVE) == {"net1", "net2", "lo"}
+    assert interfaces_present(netns, [], Phase.RESOLVE) == set()
+
+
+def test_it_leaves_every_thread_where_it_was(netns: str) -> None:
+    here = own()
+    threads: set[int] = set()
+
+    def look(_: int) -> int:
+        threads.add(threading.get_ident())
+        assert interfaces_present(netns, ["net1"], Phase.RESOLVE) == {"net1"}
+        return own()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(look, range(200))) == {here}
+    assert threads
+
+
+def test_what_is_no_network_namespace_is_refused_and_not_opened(netns: str, tmp_path: Path) -> None:
+    fifo, regular = tmp_path / "fifo", tmp_path / "regular"
+    os.mkfifo(fifo)
+    regular.touch()
+    before = os.listdir("/proc/self/fd")
+    for path, words in (
+        (str(fifo), "no namespace file"),
+        (str(regular), "no namespace file"),
+        (str(tmp_path), "no namespace file"),
+        (str(tmp_path / "missing"), "No such file"),
+        ("", "No such file"),
+        ("/dev/null", "no namespace file"),
+        ("/proc/self/ns/mnt", "another kind"),
+        ("/proc/self/ns/net", "the node's own"),
+    ):
+        with pytest.raises(RequestFailedError, match=words) as caught:
+            interfaces_present(path, ["net1"], Phase.CHECK)
+        assert (caught.value.failure.error_class, caught.value.failure.code) == (ErrorClass.NAMESPACE_INVALID, 4)
+        assert is_namespace(path) is (words == "the node's own")
+    assert is_namespace(netns)
+    assert os.listdir("/proc/self/fd") == before

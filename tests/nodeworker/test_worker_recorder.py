@@ -1,0 +1,215 @@
+"""The recorder: state and ledger never part, whatever the ledger does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed, failed, until
+
+from events.fold import SandboxKey, SandboxPhase
+from events.ledger import Expect, LedgerError, LedgerFullError, LedgerUnavailableError
+from events.memory import MemoryLedger
+from events.schema import AttachRequested, Data, Event, InterfaceAttached, InterfaceDetached, NetworkName, WorkerStarted
+from nodeworker import recorder as module
+from nodeworker.recorder import Recorder
+
+KEY = SandboxKey(BOX, ETH0)
+ATTACHED = InterfaceAttached(network=NetworkName("default"), ifname=ETH0, result="{}", seconds=0.1)
+DETACHED = InterfaceDetached(network=NetworkName("default"), ifname=ETH0)
+
+
+class UnreliableLedger(MemoryLedger):
+    """A ledger in memory whose next appends go wrong: each error is raised once, after the append where it is late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[LedgerError] = []
+        self.late = False
+        self.appends = 0
+        self.hold = asyncio.Event()
+        self.hold.set()
+
+    async def append(self, event: Event, expect: Expect | None = None) -> int:
+        self.appends += 1
+        await self.hold.wait()
+        if not self.errors:
+            return await super().append(event, expect)
+        error = self.errors.pop(0)
+        if self.late:
+            await super().append(event, expect)
+        raise error
+
+    async def types(self) -> list[str]:
+        return [stored.event.type async for stored in self.read()]
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RETRY", 0.001)
+
+
+@pytest.fixture
+def ledger() -> UnreliableLedger:
+    return UnreliableLedger()
+
+
+@pytest.fixture
+async def recorder(ledger: UnreliableLedger) -> AsyncIterator[Recorder]:
+    recorder = Recorder(ledger, NODE)
+    await recorder.open_epoch(WorkerStarted(version="1", pid=1))
+    yield recorder
+    await recorder.close()
+
+
+async def taken_in(recorder: Recorder, intent: Data) -> Event:
+    """Have *intent* recorded and consumed, as the worker does."""
+    await recorder.request(intent, BOX)
+    async for stored in recorder.intents():
+        return stored.event
+    raise AssertionError
+
+
+async def settled(recorder: Recorder) -> None:
+    await until(lambda: recorder.settled)
+
+
+async def test_state_is_what_the_ledger_has_confirmed(recorder: Recorder) -> None:
+    intent = await taken_in(recorder, attach())
+    for data in (PLANNED, ATTACHED, completed()):
+        await recorder.record(data, BOX, intent.id)
+    assert recorder.state.sandboxes[KEY].phase is SandboxPhase.ATTACHED
+    assert not recorder.state.pending
+    assert not recorder.state.anomalies
+
+
+async def test_an_intent_is_applied_where_it_is_consumed(recorder: Recorder) -> None:
+    await recorder.request(attach(), BOX)
+    assert KEY not in recorder.state.sandboxes
+    async for _ in recorder.intents():
+        break
+    assert KEY in recorder.state.sandboxes
+
+
+async def test_a_successor_loads_the_same_state_and_follows_from_there(
+    ledger: UnreliableLedger, recorder: Recorder
+) -> None:
+    intent = await taken_in(recorder, attach())
+    await recorder.record(PLANNED, BOX, intent.id)
+    successor = Recorder(ledger, NODE)
+    assert [stored.event.type async for stored in successor.load()] == await ledger.types()
+    assert successor.state.sandboxes == recorder.state.sandboxes
+    await successor.open_epoch(WorkerStarted(version="1", pid=2))
+    assert successor.state.epochs == {NODE: 2}
+    again = await taken_in(successor, attach("r2"))
+    assert again.epoch == 2
+    assert isinstance(again.data, AttachRequested)
+    assert again.data.request == "r2"  # not r1, which was loaded
+
+
+async def test_of_two_workers_that_start_at_once_one_gives_up(ledger: UnreliableLedger) -> None:
+    ledger.hold.clear()
+    both = [asyncio.create_task(Recorder(ledger, NODE).open_epoch(WorkerStarted(version="1", pid=n))) for n in (1, 2)]
+    await until(lambda: ledger.appends == 2)
+    ledger.hold.set()
+    outcomes = await asyncio.gather(*both, return_exceptions=True)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ConflictError", "NoneType"]
+
+
+@pytest.mark.parametrize("error", [LedgerUnavailableError("away"), LedgerFullError("full")])
+async def test_what_the_ledger_does_not_take_is_raised_and_recorded_later(
+    ledger: UnreliableLedger, recorder: Recorder, error: LedgerError
+) -> None:
+    intent = await taken_in(recorder, attach())
+    ledger.errors = [error, LedgerUnavailableError("still away")]
+    with pytest.raises(type(error)):
+        await recorder.record(PLANNED, BOX, intent.id)
+    assert not recorder.settled
+    assert recorder.state.sandboxes[KEY].plan is None
+    await settled(recorder)
+    assert recorder.state.sandboxes[KEY].plan == PLANNED
+    assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
+
+
+async def test_what_the_ledger_took_without_saying_so_is_in_it_once(
+    ledger: UnreliableLedger, recorder: Recorder
+) -> None:
+    intent = await taken_in(recorder, attach())
+    ledger.errors, ledger.late = [LedgerUnavailableError("no answer")], True
+    with pytest.raises(LedgerUnavailableError):
+        await recorder.record(PLANNED, BOX, intent.id)
+    await settled(recorder)
+    assert recorder.state.sandboxes[KEY].plan == PLANNED
+    assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
+    assert not recorder.state.anomalies
+
+
+async def test_events_of_a_sandbox_stay_in_order_when_the_ledger_comes_back(
+    ledger: UnreliableLedger, recorder: Recorder
+) -> None:
+    intent = await taken_in(recorder, attach())
+    await recorder.record(PLANNED, BOX, intent.id)
+    ledger.errors = [LedgerUnavailableError("away")]
+    with pytest.raises(LedgerUnavailableError):
+        await recorder.record(ATTACHED, BOX, intent.id)
+    for data in (DETACHED, failed()):  # the ledger is back, and yet they wait
+        with pytest.raises(LedgerUnavailableError, match="what came before"):
+            await recorder.record(data, BOX, intent.id)
+    await recorder.record(WorkerStarted(version="1", pid=1))  # others do not wait
+    await settled(recorder)
+    assert [name for name in await ledger.types() if name != "WorkerStarted"] == [
+        "AttachRequested",
+        "AttachPlanned",
+        "InterfaceAttached",
+        "InterfaceDetached",
+        "AttachFailed",
+    ]
+    assert not recorder.state.sandboxes
+    assert not recorder.state.pending
+    assert not recorder.state.anomalies
+
+
+async def test_what_can_never_be_recorded_is_not_tried_again(ledger: UnreliableLedger, recorder: Recorder) -> None:
+    intent = await taken_in(recorder, attach())
+    ledger.errors = [LedgerError("larger than max_payload")]
+    with pytest.raises(LedgerError, match="max_payload"):
+        await recorder.record(PLANNED, BOX, intent.id)
+    assert recorder.settled
+    await recorder.record(failed(), BOX, intent.id)
+    assert not recorder.state.pending
+
+
+async def test_what_turns_out_to_be_impossible_holds_up_nobody(ledger: UnreliableLedger, recorder: Recorder) -> None:
+    intent = await taken_in(recorder, attach())
+    ledger.errors = [LedgerUnavailableError("away"), LedgerError("larger than max_payload")]
+    with pytest.raises(LedgerUnavailableError):
+        await recorder.record(PLANNED, BOX, intent.id)
+    with pytest.raises(LedgerUnavailableError):
+        await recorder.record(failed(), BOX, intent.id)
+    await settled(recorder)
+    assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachFailed"]
+
+
+async def test_an_append_goes_on_without_its_caller(ledger: UnreliableLedger, recorder: Recorder) -> None:
+    intent = await taken_in(recorder, attach())
+    ledger.hold.clear()
+    before = ledger.appends
+    caller = asyncio.create_task(recorder.record(PLANNED, BOX, intent.id))
+    await until(lambda: ledger.appends > before)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    ledger.hold.set()
+    await recorder.close()
+    assert recorder.state.sandboxes[KEY].plan == PLANNED
+
+
+async def test_closing_gives_up_what_the_ledger_does_not_take(ledger: UnreliableLedger, recorder: Recorder) -> None:
+    intent = await taken_in(recorder, attach())
+    ledger.hold.clear()
+    caller = asyncio.create_task(recorder.record(PLANNED, BOX, intent.id))
+    await asyncio.sleep(0)
+    await recorder.close()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
