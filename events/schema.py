@@ -56,6 +56,12 @@ class ErrorClass(enum.StrEnum):
     ABANDONED = "abandoned"
     OVERTAKEN = "overtaken"
     INTERNAL = "internal"
+    UNKNOWN = "unknown"
+    """What a newer Plumbline wrote: its event must not be lost for a word that this one does not know."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> ErrorClass:
+        return cls.UNKNOWN
 
 
 class Phase(enum.StrEnum):
@@ -69,6 +75,12 @@ class Phase(enum.StrEnum):
     CHECK = "check"
     GC = "gc"
     STATUS = "status"
+    UNKNOWN = "unknown"
+    """As for ``ErrorClass``."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Phase:
+        return cls.UNKNOWN
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -31,7 +31,7 @@ class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
     port: int = 0
     """Of the server that ``plumbline up`` runs; 0: the kernel chooses."""
     max_bytes: int = 0
-    """Of its store; 0: no bound but the disk."""
+    """Of its store; 0: three quarters of what the disk has free at its start."""
     retention_hours: float = 168.0
     """How long the events of a sandbox stay after it is detached."""
 

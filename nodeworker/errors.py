@@ -31,6 +31,7 @@ CNI_CODES: Mapping[ErrorClass, int] = {
     ErrorClass.ABANDONED: 11,
     ErrorClass.OVERTAKEN: 11,
     ErrorClass.INTERNAL: 103,
+    ErrorClass.UNKNOWN: 103,
 }
 """CNI specification 1.1, section 2, "Error": below 100 the specification's own; from 100 ours."""
 

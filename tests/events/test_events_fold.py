@@ -316,6 +316,8 @@ def test_attempted_is_what_may_have_left_something(phases: Sequence[AttachmentPh
         (SandboxPhase.ATTACHED, (A, A), True),
         (SandboxPhase.DETACHING, (A, D), True),
         (SandboxPhase.DETACH_FAILED, (D, X), True),
+        (SandboxPhase.DETACH_FAILED, (D, D), False),
+        (SandboxPhase.DETACH_FAILED, (), False),
         (SandboxPhase.DETACHED, (A,), False),  # the outcome is the worker's word
         (SandboxPhase.ATTACH_FAILED, (), False),
         (SandboxPhase.ATTACH_FAILED, (D, D, P, P), False),

@@ -92,6 +92,15 @@ def test_fields_of_a_later_release_are_ignored(file: Path) -> None:
     assert decode(json.dumps(later).encode()) == decode(file.read_bytes())
 
 
+def test_a_class_of_failure_of_a_later_release_does_not_hide_its_event() -> None:
+    golden = json.loads((GOLDEN / "AttachFailed.v1.json").read_bytes())
+    golden["data"]["failure"] |= {"error_class": "made_up_later", "phase": "another"}
+    data = decode(json.dumps(golden).encode()).data
+    assert isinstance(data, schema.AttachFailed)
+    assert (data.failure.error_class, data.failure.phase) == (schema.ErrorClass.UNKNOWN, schema.Phase.UNKNOWN)
+    assert data.failure.message == golden["data"]["failure"]["message"]
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_fields_that_have_a_default_may_be_missing(file: Path) -> None:
     golden = json.loads(file.read_bytes())
