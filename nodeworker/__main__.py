@@ -25,7 +25,7 @@ from events.settings import DEFAULT_PATH, SettingsError, ledger_address, load
 from nodeworker.answers import Answers, reply_of
 from nodeworker.attach import Attacher
 from nodeworker.check import Checker
-from nodeworker.cluster.manifests import Manifests
+from nodeworker.cluster.source import Source
 from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.delegates.orphans import end_orphans
 from nodeworker.detach import Detacher
@@ -43,6 +43,8 @@ from nodeworker.upkeep import Retention, Upkeep
 log = structlog.get_logger(__name__)
 
 _ORPHAN_PATIENCE = 5.0
+_SOURCE_PATIENCE = 5.0
+"""Seconds that a start waits for pods and networks; after that the copy on disk and single look-ups must do."""
 _GRACE = 5.0
 """Seconds that requests under way get to finish when the worker is told to stop."""
 
@@ -80,7 +82,7 @@ class _Worker:
         self._recorder = Recorder(ledger, NodeName(settings.node_name))
         self._answers = Answers()
         self._spool = Spool(settings.spool)
-        self._source = Manifests(Path(settings.manifests)) if settings.manifests else None
+        self._source = _open_source(settings, metrics)
         self._marker = settings.node_name
 
     async def run(self) -> None:
@@ -120,6 +122,10 @@ class _Worker:
             tasks.create_task(self._consume(dispatcher), name="consume"),
             tasks.create_task(Retention(self._ledger, self._recorder, self._settings.ledger.retention_hours).run()),
         ]
+        if self._source is not None:
+            background.append(tasks.create_task(self._source.run(), name="source"))
+            if not await self._source.ready(_SOURCE_PATIENCE):
+                log.warning("source_not_ready", after=_SOURCE_PATIENCE)
         with self._exposition():
             for request in [*upkeep.resume(), *await upkeep.drain_spool()]:
                 await self._answers.wait(request)
@@ -131,6 +137,7 @@ class _Worker:
             await dispatcher.finish(_GRACE)
         for task in background:
             task.cancel()
+        await asyncio.wait(background)
         with contextlib.suppress(LedgerError):
             await self._recorder.record(WorkerStopped(reason="signal"))
         await self._recorder.close()
@@ -191,6 +198,24 @@ class _Worker:
             server.shutdown()
             server.server_close()
             thread.join()
+
+
+def _open_source(settings: WorkerSettings, metrics: WorkerMetrics) -> Source | None:
+    """Return where pods and networks come from. Raises SettingsError."""
+    if settings.manifests:
+        from nodeworker.cluster.manifests import Manifests  # noqa: PLC0415  # each costs memory that only its user pays
+
+        return Manifests(Path(settings.manifests))
+    if (cluster := settings.worker.kubernetes) is None:
+        return None
+    from nodeworker.cluster.kubeconfig import from_kubeconfig, in_cluster  # noqa: PLC0415
+    from nodeworker.cluster.kubernetes import Kubernetes  # noqa: PLC0415
+
+    credentials = from_kubeconfig(Path(cluster.kubeconfig)) if cluster.kubeconfig else in_cluster()
+    folder = Path(settings.state_dir) / "cluster"
+    source = Kubernetes(credentials, settings.node_name, folder, pod_wait=cluster.pod_wait)
+    metrics.watch_cluster(source.watches)
+    return source
 
 
 def version() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -10,6 +12,40 @@ from events.schema import Failure, PluginRun
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Seconds."""
+
+
+class ClusterWatch(Protocol):
+    """A watch of the API server, as ``nodeworker.cluster.watch`` has it."""
+
+    @property
+    def resource(self) -> str:
+        """Plural name."""
+        ...
+
+    @property
+    def connected(self) -> bool:
+        """Whether changes come in."""
+        ...
+
+    @property
+    def relists(self) -> int:
+        """Since the start."""
+        ...
+
+    @property
+    def errors(self) -> int:
+        """Since the start."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+_CLUSTER: tuple[tuple[str, str, Callable[[ClusterWatch], float]], ...] = (
+    ("plumbline_cluster_watch_connected", "1 while changes of the resource come in.", lambda w: float(w.connected)),
+    ("plumbline_cluster_objects", "Objects of the resource that are at hand.", len),
+    ("plumbline_cluster_relists", "How often all objects were listed since the start.", lambda w: float(w.relists)),
+    ("plumbline_cluster_watch_errors", "How often the watch failed since the start.", lambda w: float(w.errors)),
+)
 
 
 class WorkerMetrics:
@@ -64,6 +100,13 @@ class WorkerMetrics:
     def ledger_acked(self, seconds: float) -> None:
         """Count one confirmed append."""
         self._ack_seconds.observe(seconds)
+
+    def watch_cluster(self, watches: Iterable[ClusterWatch]) -> None:
+        """Read the state of *watches* at every scrape."""
+        for name, text, read in _CLUSTER:
+            gauge = Gauge(name, text, ("resource",), registry=self.registry)
+            for watch in watches:
+                gauge.labels(watch.resource).set_function(partial(read, watch))
 
     def watch(
         self,

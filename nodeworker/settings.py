@@ -10,14 +10,25 @@ from events.settings import MetricsSettings, Settings
 from nodeworker.resolve.netconf import NodeDefaults
 
 
+class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The API server that pods and networks come from."""
+
+    kubeconfig: str = ""
+    """Empty: the service account of the worker's own pod."""
+    pod_wait: float = 2.0
+    """Seconds to wait for the watch to tell of a pod before it is asked for."""
+
+
 class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """Limits of the worker, and what it assumes where the CNI configuration is silent."""
 
     delegate_timeout: float = 20.0
     """Seconds that one delegate's ADD, CHECK or DEL may take."""
-    concurrency: int = max(4, 2 * (os.cpu_count() or 1))
+    concurrency: int = max(8, 2 * (os.cpu_count() or 1))
     """Sandboxes that are worked on at the same time; the others wait in their queues."""
     metrics: MetricsSettings = MetricsSettings()
+    kubernetes: KubernetesSettings | None = None
+    """Where pods and networks come from; None: the folder ``manifests``, or nowhere."""
     network: NodeDefaults = NodeDefaults()
     """Multus' configuration keys, for whatever the CNI configuration on standard input leaves out."""
 
@@ -32,3 +43,8 @@ class WorkerSettings(Settings, frozen=True, kw_only=True, rename="camel"):
     """All that the worker reads from the file."""
 
     worker: WorkerSection = WorkerSection()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.manifests and self.worker.kubernetes is not None:
+            raise ValueError("manifests and worker.kubernetes are both set: pods come from one of them")

@@ -56,7 +56,7 @@ async def _pod(pod: Pod, source: Source | None) -> PodObject | None:
         return None
     if source is None:
         return PodObject(namespace=pod.namespace, name=pod.name, uid=pod.uid)
-    found = await source.pod(pod.namespace, pod.name)
+    found = await source.pod(pod.namespace, pod.name, pod.uid)
     if found is None:
         raise failed(
             ErrorClass.POD_NOT_FOUND,

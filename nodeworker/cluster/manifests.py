@@ -85,13 +85,24 @@ class Manifests:
         # One thread: file access stays off the event loop, and look-ups follow one another.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifests")
 
-    async def pod(self, namespace: str, name: str) -> PodObject | None:
-        """Return the pod *namespace*/*name*. Raises SourceUnavailableError if the folder can't be read."""
+    async def pod(self, namespace: str, name: str, uid: str = "") -> PodObject | None:
+        """Return the pod *namespace*/*name*, of whatever *uid*: a folder has one incarnation.
+
+        Raises SourceUnavailableError if the folder can't be read.
+        """
         return await self._look_up(PodObject, namespace, name)
 
     async def nad(self, namespace: str, name: str) -> Nad | None:
         """Return the NAD *namespace*/*name*. Raises SourceUnavailableError if the folder can't be read."""
         return await self._look_up(Nad, namespace, name)
+
+    async def run(self) -> None:
+        """Do nothing until cancelled: the folder is looked at when it is asked."""
+        await asyncio.get_running_loop().create_future()
+
+    async def ready(self, seconds: float) -> bool:
+        """Return true at once, whatever *seconds*."""
+        return True
 
     def close(self) -> None:
         """End the thread once the look-ups under way are done."""

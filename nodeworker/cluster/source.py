@@ -14,10 +14,25 @@ class SourceUnavailableError(Exception):
 class Source(Protocol):
     """Look-up of the two kinds of objects that planning needs. None means: there certainly is none."""
 
-    async def pod(self, namespace: str, name: str) -> PodObject | None:
-        """Return the pod *namespace*/*name*. Raises SourceUnavailableError."""
+    async def pod(self, namespace: str, name: str, uid: str = "") -> PodObject | None:
+        """Return the pod *namespace*/*name*, if possible the incarnation *uid*, which another may have followed.
+
+        Raises SourceUnavailableError.
+        """
         ...
 
     async def nad(self, namespace: str, name: str) -> Nad | None:
         """Return the NetworkAttachmentDefinition *namespace*/*name*. Raises SourceUnavailableError."""
+        ...
+
+    async def run(self) -> None:
+        """Keep what is looked up current, until cancelled."""
+        ...
+
+    async def ready(self, seconds: float) -> bool:
+        """Return true once all can be looked up at once, false if that is not so within *seconds*."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the source holds. ``run`` has ended before."""
         ...

@@ -160,7 +160,8 @@ def test_a_detach_that_fails_is_repeated_until_it_succeeds(node: Node) -> None:
     node.plugin(
         "stubborn",
         f'cat > /dev/null; if [ $CNI_COMMAND = ADD ]; then echo \'{{"cniVersion":"1.0.0"}}\'; exit; fi; '
-        f'echo >> {tries}; [ $(wc -l < {tries}) -ge 3 ] || {{ echo \'{{"code":42,"msg":"switch is busy"}}\'; exit 1; }}',
+        f"echo >> {tries}; [ $(wc -l < {tries}) -ge 3 ] && exit; "
+        'echo \'{"code":42,"msg":"switch is busy"}\'; exit 1',
     )
     node.nad("stubborn", {"cniVersion": "1.0.0", "type": "stubborn"})
     pod = node.pod("stuck", "stubborn")

@@ -41,7 +41,8 @@ class Podman:
             f'[network]\nnetwork_backend = "cni"\ncni_plugin_dirs = ["{plugins}", "/usr/lib/cni"]\n'
             f'network_config_dir = "{networks}"\ndefault_network = "plumb"\n'
             '[containers]\ndefault_ulimits = ["nofile=256:256", "nproc=256:256"]\n'  # to raise them may be forbidden
-            f'[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "none"\ntmp_dir = "{folder}/libpod"\nruntime = "runc"\n'
+            f'[engine]\ncgroup_manager = "cgroupfs"\nruntime = "runc"\n'
+            f'events_logger = "none"\ntmp_dir = "{folder}/libpod"\n'
         )
         self._rootfs = folder / "rootfs"
         for name in ("bin", "proc", "sys", "dev", "etc", "run", "tmp"):
@@ -94,7 +95,7 @@ def test_podman_attaches_restarts_and_removes_a_container(node: Node, podman: Po
     assert not ran.returncode, ran.stderr
     sandbox = recorded(node)
     assert sandbox.key.container_id == ran.stdout.strip()
-    results = {a.plan.ifname: addresses_of(json.loads(a.result)) for a in sandbox.attachments}
+    results: dict[str, set[str]] = {a.plan.ifname: addresses_of(json.loads(a.result)) for a in sandbox.attachments}
     assert set(results) == {"eth0", "net1"}
     assert podman.addresses("samplepod") == results
     settings = podman.settings("samplepod")

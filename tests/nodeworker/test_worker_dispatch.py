@@ -224,6 +224,7 @@ async def test_a_question_takes_its_turn_among_the_requests(work: Work, answers:
 
     async with dispatching(work, answers) as dispatcher:
         dispatcher.dispatch(deleting("d1"))
+        await until(lambda: work.under_way == {"d1"})
         turn = asyncio.create_task(dispatcher.take_turn(BOX, question))
         await until(lambda: dispatcher.queue_depth == 1)
         dispatcher.dispatch(deleting("d2"))

@@ -136,7 +136,8 @@ async def test_what_the_ledger_took_without_saying_so_is_in_it_once(
     ledger: UnreliableLedger, recorder: Recorder
 ) -> None:
     intent = await taken_in(recorder, attach())
-    ledger.errors, ledger.late = [LedgerUnavailableError("no answer")], True
+    ledger.errors = [LedgerUnavailableError("no answer")]
+    ledger.late = True
     with pytest.raises(LedgerUnavailableError):
         await recorder.record(PLANNED, BOX, intent.id)
     await settled(recorder)

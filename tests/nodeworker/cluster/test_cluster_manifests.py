@@ -59,14 +59,6 @@ async def test_objects_are_found_in_all_documents_of_all_folders(manifests: Mani
     assert await source.nad("shop", "macvlan-conf") == Nad("shop", "macvlan-conf", '{"type": "macvlan"}')
 
 
-async def test_object_is_found_by_kind_namespace_and_name(manifests: Manifests, tmp_path: Path) -> None:
-    write(tmp_path / "a.yaml", POD + "---" + NAD)
-    assert await manifests.nad("default", "samplepod") is None
-    assert await manifests.pod("shop", "macvlan-conf") is None
-    assert await manifests.nad("default", "macvlan-conf") is None
-    assert await manifests.nad("shop", "another") is None
-
-
 async def test_lists_and_tab_indented_json_are_read(manifests: Manifests, tmp_path: Path) -> None:
     text = """{
 \t"kind": "List", "apiVersion": "v1",
@@ -84,16 +76,6 @@ async def test_lists_and_tab_indented_json_are_read(manifests: Manifests, tmp_pa
 async def test_nad_may_be_without_configuration(manifests: Manifests, tmp_path: Path, spec: str) -> None:
     write(tmp_path / "a.yaml", NAD.partition("spec:")[0] + spec)
     assert await manifests.nad("shop", "macvlan-conf") == Nad("shop", "macvlan-conf")
-
-
-@pytest.mark.parametrize(("origin", "static"), [("file", True), ("http", True), ("api", False)])
-async def test_static_pod_is_known_by_where_the_kubelet_has_it_from(
-    manifests: Manifests, tmp_path: Path, origin: str, static: bool
-) -> None:
-    write(tmp_path / "a.yaml", POD.replace("annotations:", f"annotations:\n    kubernetes.io/config.source: {origin}"))
-    pod = await manifests.pod("default", "samplepod")
-    assert pod is not None
-    assert pod.static is static
 
 
 async def test_other_groups_hidden_files_and_the_status_folder_are_passed_over(

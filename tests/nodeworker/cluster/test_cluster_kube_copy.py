@@ -1,0 +1,101 @@
+"""The copy on disk: what is written is read, and what was damaged is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from nodeworker.cluster.disk_copy import DiskCopy
+from nodeworker.cluster.kubeobjects import NADS, PODS
+from nodeworker.resolve.objects import Nad, PodObject
+
+OBJECTS = (Nad("default", "a", '{"type": "macvlan"}'), Nad("shop", "b", "line\nline", {"key": "value"}))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> DiskCopy[Nad]:
+    return DiskCopy(tmp_path / "state" / "networks.json", NADS, "networks")
+
+
+def saved(copy: DiskCopy[Nad], tmp_path: Path) -> Path:
+    copy.save(OBJECTS)
+    return tmp_path / "state" / "networks.json"
+
+
+def test_what_was_saved_is_loaded(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+    assert copy.load() == []
+    path = saved(copy, tmp_path)
+    assert copy.load() == list(OBJECTS)
+    assert path.stat().st_mode & 0o777 == 0o600
+    copy.save(OBJECTS[:1])
+    assert copy.load() == [OBJECTS[0]]
+    copy.save(())
+    assert copy.load() == []
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_copy_torn_at_any_byte_is_left_and_told(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+    path = saved(copy, tmp_path)
+    whole = path.read_bytes()
+    # Only without the last line's end is it still whole.
+    for length in range(len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with capture_logs() as logs:
+            assert copy.load() == []
+        assert [(log["event"], log["file"]) for log in logs] == [("cluster_copy_unusable", str(path))]
+
+
+def test_copy_with_any_flipped_bit_is_left(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+    path = saved(copy, tmp_path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with capture_logs():
+            assert copy.load() in ([], list(OBJECTS))
+
+
+def test_copy_of_something_else_or_in_another_format_is_left(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+    path = saved(copy, tmp_path)
+    with capture_logs() as logs:
+        assert DiskCopy(path, NADS, "pods of node a").load() == []
+        path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":2'))
+        assert copy.load() == []
+    assert [log["error"] for log in logs] == [
+        "it holds networks in format 1, not pods of node a in 1",
+        "it holds networks in format 2, not networks in 1",
+    ]
+
+
+def test_draft_of_a_killed_worker_is_in_nobodys_way(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+    path = saved(copy, tmp_path)
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text("half")
+    draft.chmod(0o644)
+    copy.save(OBJECTS)
+    assert copy.load() == list(OBJECTS)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_copy_that_can_not_be_written_leaves_the_last_one(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+    path = saved(copy, tmp_path)
+    path.with_name(f".{path.name}.tmp").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        copy.save(())
+    path.with_name(f".{path.name}.tmp").rmdir()
+    assert copy.load() == list(OBJECTS)
+
+
+def test_closed_copy_takes_nothing_older(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+    saved(copy, tmp_path)
+    copy.close()
+    copy.save(())
+    assert copy.load() == list(OBJECTS)
+
+
+def test_pods_are_kept_with_all_that_planning_reads(tmp_path: Path) -> None:
+    copy = DiskCopy(tmp_path / "pods.json", PODS, "pods")
+    pods = [PodObject("default", "a", "uid", {"k8s.v1.cni.cncf.io/networks": "a"}, static=True)]
+    copy.save(pods)
+    assert copy.load() == pods
