@@ -86,10 +86,10 @@ class Attacher:
             )
             await record(self._recorder, outcome, event)
         except RequestFailedError as error:
-            return await self._give_up(event, request, naming(request.pod, error.failure), resumed=resumed)
+            return await self._give_up(event, request, naming(request.pod, error.failure))
         except Exception as error:  # what nobody foresaw must not leave half an attach behind
             log.exception("attach_broke", sandbox=event.sandbox[:12])
-            return await self._give_up(event, request, internal(Phase.ADD, error), resumed=resumed)
+            return await self._give_up(event, request, internal(Phase.ADD, error))
         return reply_of(outcome, request.config)
 
     async def _make(
@@ -98,6 +98,7 @@ class Attacher:
         """Return the result for the runtime once every attachment of the sandbox is made."""
         _check(event, request)
         if self._sandbox(key).plan is None:
+            resumed = False  # without a plan in the ledger nothing was begun
             await record(self._recorder, await self._within(patience, self._plan(event, request)), event)
         sandbox = self._sandbox(key)
         if any(a.phase not in (AttachmentPhase.PLANNED, AttachmentPhase.ATTACHED) for a in sandbox.attachments):
@@ -181,14 +182,14 @@ class Attacher:
                 ifname=first.plan.ifname,
             ) from error
 
-    async def _give_up(self, event: Event, request: AttachRequested, failure: Failure, *, resumed: bool) -> Reply:
+    async def _give_up(self, event: Event, request: AttachRequested, failure: Failure) -> Reply:
         """Undo what the attach has made, record that it failed, and return the answer for the runtime."""
         key = SandboxKey(event.sandbox, request.ifname)
         sandbox = self._recorder.state.sandboxes.get(key)
         try:
             left: dict[IfName, Failure] = {}
             if sandbox is not None and sandbox.intent == event.id:
-                left = await self._detacher.undo(key, event, Phase.ROLLBACK, everything=resumed)
+                left = await self._detacher.undo(key, event, Phase.ROLLBACK)
             outcome = AttachFailed(
                 request=request.request,
                 ifname=request.ifname,

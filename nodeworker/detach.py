@@ -80,13 +80,8 @@ class Detacher:
             return refusal(refused, request.config) if refused else OK
         return reply_of(outcome, request.config)
 
-    async def undo(
-        self, key: SandboxKey, event: Event, phase: Phase, *, everything: bool = False
-    ) -> dict[IfName, Failure]:
+    async def undo(self, key: SandboxKey, event: Event, phase: Phase) -> dict[IfName, Failure]:
         """Detach, last first, whatever may be there of the sandbox; return what could not be detached, and why.
-
-        *everything*: also what comes behind the first attachment without outcome. An earlier worker may have begun it
-        before the ledger had the outcome.
 
         Raises RequestFailedError when the ledger did not take an event, after all has been tried.
         """
@@ -95,7 +90,7 @@ class Detacher:
         if sandbox is None:
             return left
         async with Pipeline(self._recorder, event) as effects:
-            for attachment in reversed(sandbox.attachments if everything else sandbox.attempted()):
+            for attachment in reversed(sandbox.attempted()):
                 if attachment.phase is AttachmentPhase.DETACHED:
                     continue
                 done = await self._detach_one(sandbox, attachment, phase)
