@@ -57,10 +57,13 @@ class Detacher:
     async def detach(self, event: Event, request: DetachRequested) -> Reply:
         """Fulfil the intent *event* and return the answer for the runtime.
 
-        The runtime is told of success also when the ledger can't take the last event: the intent is in it, and is
-        repeated until the ledger has its outcome.
+        Where the worker will see to the rest by itself, the runtime is told of success. So when the ledger can't take
+        the last event: the intent is in it, and is repeated until it has an outcome. And for a sandbox whose ADD
+        failed: a plugin that could not add may be as unable to delete, and a pod that never ran must not hang in its
+        deletion.
         """
         key = SandboxKey(event.sandbox, request.ifname)
+        before = self._recorder.state.sandboxes.get(key)
         refused = _detach_problem(event, request)
         try:
             left = {} if refused else await self.undo(key, event, Phase.DEL)
@@ -78,7 +81,8 @@ class Detacher:
         except RequestFailedError as error:
             log.warning("detach_outcome_not_recorded", sandbox=event.sandbox[:12], error=error.failure.message)
             return refusal(refused, request.config) if refused else OK
-        return reply_of(outcome, request.config)
+        never_attached = before is not None and not before.result
+        return OK if left and never_attached else reply_of(outcome, request.config)
 
     async def undo(self, key: SandboxKey, event: Event, phase: Phase) -> dict[IfName, Failure]:
         """Detach, last first, whatever may be there of the sandbox; return what could not be detached, and why.

@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 _INTERVAL = 1.0
 _FIRST_RETRY = 1.0
-_LAST_RETRY = 300.0
+_LAST_RETRY = 3600.0
 _RETENTION_INTERVAL = 3600.0
 
 

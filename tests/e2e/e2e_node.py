@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from e2e_gate import Gate
 from e2e_kernel import eventually, ip, links, own_network
-from e2e_runtime import PLUGINS, PodSandbox, Runtime
+from e2e_runtime import PodSandbox, Runtime
 
 from events.fold import Sandbox, SandboxPhase, State
 from events.jetstream import JetStreamLedger
@@ -49,31 +50,6 @@ _KEPT_BY_HOST_LOCAL = re.compile(r"lock|last_reserved_ip\.\d+")
 _MISTAKES = re.compile(r"Traceback|never retrieved|never awaited|level=(?:error|critical)")
 
 
-class Gate:
-    """A plugin that reports that it was called, and goes on, as another plugin, once it is let."""
-
-    def __init__(self, bin_dir: Path, plugin: str, command: str) -> None:
-        self.type = f"gated-{plugin}"
-        self._started = bin_dir / f"{self.type}.started"
-        self._open = bin_dir / f"{self.type}.open"
-        script = bin_dir / self.type
-        script.write_text(
-            f"#!/bin/sh\nif [ $CNI_COMMAND = {command} ]; then echo $PPID > {self._started}.new; "
-            f"mv {self._started}.new {self._started}; "
-            f"while [ ! -e {self._open} ]; do sleep 0.01; done; fi\nexec {PLUGINS / plugin}\n"
-        )
-        script.chmod(0o755)
-
-    def reached(self) -> int:
-        """Wait until the plugin has been called; return the process ID of its caller."""
-        eventually(self._started.exists, f"{self.type} is called")
-        return int(self._started.read_text())
-
-    def open(self) -> None:
-        """Let the plugin go on."""
-        self._open.touch()
-
-
 class Node:
     """A node. Enter it: inside, the node's own network is this process' network too.
 
@@ -97,6 +73,7 @@ class Node:
         self._worker: subprocess.Popen[bytes] | None = None
         for made in (self.bin, self.manifests, self.addresses):
             made.mkdir(parents=True)
+        self.log.touch()
         self.config.write_text(
             json.dumps(
                 {
@@ -334,7 +311,7 @@ class Node:
         eventually(lambda: not self._open_matters(), f"all is closed; open: {self._open_matters()}")
 
     def _open_matters(self) -> list[str | Sandbox]:
-        spooled = [path.name for path in self.spool.iterdir()]  # first: what leaves it is in the ledger by then
+        spooled = [path.name for path in self.spool.glob("*")]  # first: what leaves it is in the ledger by then
         state = self.state()
         return [*spooled, *(pending.event.type for pending in state.pending.values()), *state.sandboxes.values()]
 
@@ -357,6 +334,13 @@ class Node:
 
 MakeNode: TypeAlias = Callable[..., Node]
 """Makes a node without worker, with settings as ``Node`` takes them."""
+
+
+def gated_pod(node: Node, command: str = "ADD", name: str = "gated") -> tuple[PodSandbox, Gate]:
+    """Return a pod with two interfaces, and the gate that the address of the second waits at."""
+    gate = node.gate("host-local", command)
+    node.nad("gated", node.macvlan(ipam=node.host_local("192.168.0.0/16", gate.type)))
+    return node.pod(name, "gated"), gate
 
 
 def addresses_of(result: Mapping[str, Any]) -> set[str]:
