@@ -96,9 +96,21 @@ async def test_what_is_older_than_since_is_left_out_and_relative_times_stay(
     assert "neither a duration" in wrong.stderr
 
 
+def _interruptible() -> None:
+    """Undo what a shell does to a test run in its background: its children would ignore the signal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 async def test_following_goes_on_without_gap_and_ends_with_130(story: JetStreamLedger, config: Path) -> None:
     child = await asyncio.create_subprocess_exec(
-        *MAIN, "--config", str(config), "timeline", "web-2", "--follow", stdout=asyncio.subprocess.PIPE
+        *MAIN,
+        "--config",
+        str(config),
+        "timeline",
+        "web-2",
+        "--follow",
+        stdout=asyncio.subprocess.PIPE,
+        preexec_fn=_interruptible,
     )
     assert child.stdout is not None
     try:
