@@ -76,9 +76,10 @@ def main(arguments: list[str] | None = None) -> None:
         assert stage.worker is not None
         report("worker idle", resident(stage.worker.pid), "MiB", 40.0)
         report("nats-server idle", resident(stage.server.pid), "MiB", 32.0)
+        memory(stage, options.cycles)
+    with Stage() as stage:
         latency(stage, options.pods)
         throughput(stage, 60, 16, options.rounds)
-        memory(stage, options.cycles)
 
 
 if __name__ == "__main__":

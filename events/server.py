@@ -110,7 +110,7 @@ class EmbeddedServer:
                 pass_fds=(lock,),  # the store stays locked for as long as the server itself lives
                 preexec_fn=die_with_parent(),  # noqa: PLW1509  # see ``start``: no other thread is there
                 # Small while the ledger is. A limit would make no large one smaller, and its server six times slower.
-                env={"GOGC": "25", "PATH": os.environ.get("PATH", "")},
+                env={"GOGC": "15", "PATH": os.environ.get("PATH", "")},
             )
 
     def stop(self) -> None:
