@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec.structs import replace
 
+from events.ledger import LedgerError, LedgerFullError
 from events.schema import ErrorClass, Failure, Phase, Pod
 
 CNI_CODES: Mapping[ErrorClass, int] = {
@@ -70,6 +71,11 @@ def failed(
             details=details,
         )
     )
+
+
+def class_of(error: LedgerError) -> ErrorClass:
+    """Return the class of failure that *error* makes of a request."""
+    return ErrorClass.LEDGER_FULL if isinstance(error, LedgerFullError) else ErrorClass.LEDGER_UNAVAILABLE
 
 
 def error_json(failure: Failure, cni_version: str) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from events.ledger import LedgerError, LedgerFullError
+from events.ledger import LedgerError
 from events.schema import (
     NO_SANDBOX,
     AttachRequested,
@@ -25,7 +25,7 @@ from events.schema import (
 from nodeworker.answers import OK, Answers, Reply, refusal
 from nodeworker.check import Checker
 from nodeworker.dispatch import Dispatcher
-from nodeworker.errors import RequestFailedError, failed, internal, naming, usable_container_id
+from nodeworker.errors import RequestFailedError, class_of, failed, internal, naming, usable_container_id
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.patience import deadline_in
 from nodeworker.recorder import Recorder
@@ -107,8 +107,7 @@ class Intake:
         """Return the answer while the ledger takes no intent: DEL waits on disk, the runtime repeats the rest."""
         config = text_of(frame.stdin)
         pod = pod_of(_environment(frame).get("CNI_ARGS", ""))
-        full = isinstance(error, LedgerFullError)
-        error_class = ErrorClass.LEDGER_FULL if full else ErrorClass.LEDGER_UNAVAILABLE
+        error_class = class_of(error)
         if not isinstance(intent, DetachRequested):
             return refusal(naming(pod, failed(error_class, Phase.INTAKE, str(error)).failure), config)
         try:

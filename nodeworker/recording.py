@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-from events.ledger import LedgerError, LedgerFullError
-from events.schema import Data, ErrorClass, Event, Phase
-from nodeworker.errors import failed
+from events.ledger import LedgerError
+from events.schema import Data, Event, Phase
+from nodeworker.errors import class_of, failed
 from nodeworker.recorder import Recorder
 
 
@@ -16,10 +16,7 @@ async def record(recorder: Recorder, data: Data, intent: Event) -> None:
     try:
         await recorder.record(data, intent.sandbox, intent.id)
     except LedgerError as error:
-        full = isinstance(error, LedgerFullError)
-        raise failed(
-            ErrorClass.LEDGER_FULL if full else ErrorClass.LEDGER_UNAVAILABLE, Phase.INTAKE, str(error)
-        ) from error
+        raise failed(class_of(error), Phase.INTAKE, str(error)) from error
 
 
 class Pipeline:

@@ -13,11 +13,8 @@ from urllib.parse import quote
 import msgspec
 
 from nodeworker.resolve.annotation import DEFAULT_NETWORK, NETWORKS
-from nodeworker.resolve.objects import Nad, PodObject
+from nodeworker.resolve.objects import CONFIG_SOURCE, Nad, PodObject
 from nodeworker.resolve.plan import RESOURCE_NAME
-
-CONFIG_SOURCE = "kubernetes.io/config.source"
-"""Annotation of the kubelet's: what is neither absent nor ``api`` makes a static pod."""
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
 """What decoding JSON that is none, or is not what was expected, may raise."""

@@ -19,11 +19,9 @@ import yaml
 
 from nodeworker.cluster.source import SourceUnavailableError
 from nodeworker.resolve.grammar import decode_json
-from nodeworker.resolve.objects import Nad, PodObject
+from nodeworker.resolve.objects import CONFIG_SOURCE, Nad, PodObject
 
 NAD_API = "k8s.cni.cncf.io/v1"
-CONFIG_SOURCE = "kubernetes.io/config.source"
-"""Annotation of the kubelet's: what is neither absent nor ``api`` makes a static pod."""
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 STATUS = "status"

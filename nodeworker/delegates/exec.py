@@ -22,18 +22,7 @@ from typing import Final
 
 from events.schema import ErrorClass, PluginRun
 from nodeworker.delegates.conflist import is_file_name
-from nodeworker.delegates.orphans import MARKER, end_orphans, orphans, process_ids
-
-__all__ = [
-    "STDERR_RECORDED",
-    "STDOUT_LIMIT",
-    "STDOUT_RECORDED",
-    "PluginError",
-    "PluginExecutor",
-    "end_orphans",
-    "find",
-    "orphans",
-]
+from nodeworker.delegates.orphans import MARKER, process_ids
 
 STDOUT_LIMIT: Final = 2 * 1024 * 1024
 """Bytes that a plugin may print on standard output."""

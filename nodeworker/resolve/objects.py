@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import msgspec
 
+CONFIG_SOURCE = "kubernetes.io/config.source"
+"""Annotation of the kubelet's: what is neither absent nor ``api`` makes a static pod."""
+
 
 class PodObject(msgspec.Struct, frozen=True):
     """A pod as the cluster has it."""

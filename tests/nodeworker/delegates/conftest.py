@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from delegates_harness import Plugins, namespace, own_node
 
-from nodeworker.delegates.exec import PluginExecutor, orphans
+from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.delegates.orphans import orphans
 
 
 @pytest.fixture

@@ -22,9 +22,8 @@ from nodeworker.delegates.exec import (
     STDOUT_RECORDED,
     PluginError,
     PluginExecutor,
-    end_orphans,
-    orphans,
 )
+from nodeworker.delegates.orphans import end_orphans, orphans
 
 PATIENCE = 30.0
 """Seconds; a test that needs them has failed."""
@@ -323,7 +322,7 @@ async def test_orphans_are_found_by_their_marker(marker: str) -> None:
 
 
 def test_nobody_is_an_orphan_of_itself(marker: str) -> None:
-    script = f"from nodeworker.delegates.exec import orphans; print(orphans({marker!r}))"
+    script = f"from nodeworker.delegates.orphans import orphans; print(orphans({marker!r}))"
     environment = {"PLUMBLINE_DELEGATE": marker, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.check_output([sys.executable, "-c", script], env=environment) == b"[]\n"
 
