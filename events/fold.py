@@ -39,6 +39,9 @@ from events.schema import (
     PlannedAttachment,
     Pod,
     RequestId,
+    SandboxAdopted,
+    StatusPublished,
+    StatusPublishFailed,
     Unknown,
     WorkerStarted,
 )
@@ -86,6 +89,8 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     phase: AttachmentPhase = AttachmentPhase.PLANNED
     result: str = ""
     """The delegate's result once it is attached; stays for DEL and CHECK."""
+    device_info: str = ""
+    """As in ``InterfaceAttached``."""
 
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,9 +102,9 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     pod: Pod = Pod()
     netns: str = ""
     request: AttachRequested | None = None
-    """The ADD that the sandbox was made by. None: there was none, only a DEL."""
+    """The ADD that the sandbox was made by. None: it was adopted, or there was none, only a DEL."""
     intent: EventId = EventId("")
-    """The event of ``request``."""
+    """The event of ``request``, or that of the adoption."""
     plan: AttachPlanned | None = None
     attachments: tuple[Attachment, ...] = ()
     result: str = ""
@@ -162,6 +167,8 @@ def advance(sandbox: Sandbox | None, event: Event, sequence: int) -> tuple[Sandb
             return _attach_requested(sandbox, event, data, sequence)
         case DetachRequested():
             return _detach_requested(sandbox, event, data, sequence)
+        case SandboxAdopted():
+            return _adopted(sandbox, event, data, sequence)
         case DetachCompleted() | DetachFailed() if sandbox is None:
             return None, ""  # the ADD that it overtook was undone, so there was nothing to detach
         case _:
@@ -215,6 +222,33 @@ def _detach_requested(
     return replace(sandbox, phase=phase, changed_at=event.at, sequence=sequence), ""
 
 
+def _adopted(sandbox: Sandbox | None, event: Event, data: SandboxAdopted, sequence: int) -> tuple[Sandbox, str]:
+    if sandbox is not None and sandbox.holds_something:
+        return sandbox, f"adopted while {sandbox.phase}"
+    attachments = tuple(
+        Attachment(plan=plan, phase=AttachmentPhase.ATTACHED, result=result)
+        for plan, result in zip(data.plan.attachments, data.results, strict=False)
+    )
+    adopted = Sandbox(
+        key=SandboxKey(event.sandbox, data.ifname),
+        node=event.node,
+        phase=SandboxPhase.ATTACHED,
+        pod=data.plan.pod,
+        netns=data.plan.netns,
+        intent=event.id,
+        plan=data.plan,
+        attachments=attachments,
+        result=data.result,
+        requested_at=event.at,
+        changed_at=event.at,
+        boot_id=event.boot_id,
+        sequence=sequence,
+    )
+    if len(attachments) != len(data.plan.attachments):
+        return adopted, f"adopted with {len(data.results)} results for {len(data.plan.attachments)} attachments"
+    return adopted, ""
+
+
 _DETACHABLE = frozenset({SandboxPhase.ATTACHED, SandboxPhase.DETACH_FAILED, SandboxPhase.ATTACH_FAILED})
 
 
@@ -226,7 +260,7 @@ def _effect_or_outcome(sandbox: Sandbox, event: Event) -> tuple[Sandbox, str]:
             attachments = tuple(Attachment(plan=plan) for plan in data.attachments)
             return replace(sandbox, phase=SandboxPhase.PLANNED, plan=data, attachments=attachments), ""
         case InterfaceAttached() as data:
-            return _attachment(sandbox, data.network, data.ifname, AttachmentPhase.ATTACHED, data.result)
+            return _attachment(sandbox, data.network, data.ifname, AttachmentPhase.ATTACHED, data)
         case InterfaceAttachFailed() as data:
             return _attachment(sandbox, data.network, data.ifname, AttachmentPhase.ATTACH_FAILED)
         case InterfaceDetached() as data:
@@ -262,11 +296,13 @@ def _answered(sandbox: Sandbox, event: Event) -> Sandbox:
 
 
 def _attachment(
-    sandbox: Sandbox, network: str, ifname: str, phase: AttachmentPhase, result: str | None = None
+    sandbox: Sandbox, network: str, ifname: str, phase: AttachmentPhase, attached: InterfaceAttached | None = None
 ) -> tuple[Sandbox, str]:
     for index, attachment in enumerate(sandbox.attachments):
         if attachment.plan.ifname == ifname and attachment.plan.network == network:
-            after = replace(attachment, phase=phase, result=attachment.result if result is None else result)
+            after = replace(attachment, phase=phase)
+            if attached is not None:
+                after = replace(after, result=attached.result, device_info=attached.device_info)
             attachments = (*sandbox.attachments[:index], after, *sandbox.attachments[index + 1 :])
             return replace(sandbox, attachments=attachments), ""
     return sandbox, f"the plan has no attachment {ifname} of {network}"
@@ -309,6 +345,8 @@ class State:
             case Unknown(type=name, version=version):
                 self._anomaly(stored, f"{name} version {version} is not known to this version of Plumbline")
                 return None
+            case StatusPublished() | StatusPublishFailed():
+                return None  # of a pod's annotation, not of its interfaces
             case WorkerStarted():
                 self.epochs[event.node] = max(event.epoch, self.epochs.get(event.node, 0))
                 return None
@@ -350,6 +388,7 @@ class State:
                 | AttachFailed(ifname=ifname)
                 | DetachCompleted(ifname=ifname)
                 | DetachFailed(ifname=ifname)
+                | SandboxAdopted(ifname=ifname)
             ):
                 return SandboxKey(event.sandbox, ifname)
             case _:

@@ -29,6 +29,9 @@ RequestId = NewType("RequestId", str)
 NO_SANDBOX = ContainerId("")
 """The sandbox of an event that belongs to the node, or to a request that names no usable container ID."""
 
+NO_NODE = NodeName("")
+"""The node of the reconciler's events: it writes for many, and a node's own events have one writer, its worker."""
+
 NO_CAUSE = EventId("")
 """The cause of an event that nothing in the ledger led to."""
 
@@ -51,6 +54,10 @@ class ErrorClass(enum.StrEnum):
     PLUGIN_FAILED = "plugin_failed"
     PLUGIN_TIMEOUT = "plugin_timeout"
     PLUGIN_OUTPUT = "plugin_output"
+    ROUTE_FAILED = "route_failed"
+    DEVICE_UNAVAILABLE = "device_unavailable"
+    NODE_NOT_READY = "node_not_ready"
+    API_REFUSED = "api_refused"
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     LEDGER_FULL = "ledger_full"
     ABANDONED = "abandoned"
@@ -75,6 +82,7 @@ class Phase(enum.StrEnum):
     CHECK = "check"
     GC = "gc"
     STATUS = "status"
+    PUBLISH = "publish"
     UNKNOWN = "unknown"
     """As for ``ErrorClass``."""
 
@@ -140,6 +148,16 @@ class PlannedAttachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     """True for the pod's default network: its result is the runtime's."""
     disable_check: bool = False
     disable_gc: bool = False
+    native: tuple[bool, ...] = ()
+    """For each of ``plugins``, whether the worker does its work itself instead of executing it; empty: for none."""
+    default_route: tuple[str, ...] | None = None
+    """The pod's default routes go over this attachment: gateways, none for those that its plugins bring."""
+    resource: str = ""
+    """Device plugin resource, or DRA's, that ``device`` was drawn from."""
+    device: str = ""
+    """ID of the device that the attachment uses."""
+    device_info: str = ""
+    """Path of the file in which the plugins find, and may say, what the device is (Device Information 1.1.0)."""
 
 
 # --- intents ---------------------------------------------------------------------------------------------------------
@@ -201,6 +219,9 @@ class AttachPlanned(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Version the runtime is answered in."""
     attachments: tuple[PlannedAttachment, ...]
     pod: Pod = Pod()
+    """As the cluster knows it: by that UID a static pod's mirror is found."""
+    publish: bool = False
+    """Whether the pod's network-status is to be published."""
 
 
 # --- effects ---------------------------------------------------------------------------------------------------------
@@ -215,6 +236,8 @@ class InterfaceAttached(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     """The last plugin's result, as it printed it."""
     seconds: float
     runs: tuple[PluginRun, ...] = ()
+    device_info: str = ""
+    """What the attachment's device is: the JSON text of its file once the plugins had run."""
 
 
 class InterfaceAttachFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -304,6 +327,53 @@ class GcFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seconds: float = 0.0
 
 
+# --- taking over -----------------------------------------------------------------------------------------------------
+
+
+class SandboxAdopted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A sandbox that another meta plugin had attached is Plumbline's from here on, as if it had been attached so."""
+
+    ifname: IfName
+    source: str
+    """Whose state it was read from."""
+    plan: AttachPlanned
+    results: tuple[str, ...]
+    """For each of the plan's attachments, what its delegate had returned."""
+    result: str = ""
+    """What the runtime had been answered."""
+    config: str = ""
+    """The network configuration that the runtime gave."""
+    args: str = ""
+    evidence: tuple[str, ...] = ()
+    """The files that all this was read from."""
+
+
+# --- publication -----------------------------------------------------------------------------------------------------
+
+
+class StatusPublished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The pod's network-status says what the sandbox is attached to. Of the reconciler: ``node`` stands here."""
+
+    node: NodeName
+    ifname: IfName
+    pod: Pod
+    text: str
+    """The annotation."""
+    seconds: float = 0.0
+    """Since the attach was completed."""
+
+
+class StatusPublishFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The pod's network-status could not be published. The reconciler tries again unless the pod is gone."""
+
+    node: NodeName
+    ifname: IfName
+    pod: Pod
+    failure: Failure
+    final: bool = False
+    """True when it will not be tried again."""
+
+
 # --- lifecycle -------------------------------------------------------------------------------------------------------
 
 
@@ -346,6 +416,9 @@ Data: TypeAlias = (
     | DetachFailed
     | GcCompleted
     | GcFailed
+    | SandboxAdopted
+    | StatusPublished
+    | StatusPublishFailed
     | WorkerStarted
     | WorkerStopped
     | Unknown
@@ -368,6 +441,9 @@ TYPES: dict[str, type[Any]] = {
         DetachFailed,
         GcCompleted,
         GcFailed,
+        SandboxAdopted,
+        StatusPublished,
+        StatusPublishFailed,
         WorkerStarted,
         WorkerStopped,
     )

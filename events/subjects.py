@@ -11,7 +11,7 @@ import re
 # Every text has a token, and no two texts share one: of the ways to write a surrogate only this one is injective.
 _UTF8 = ("utf-8", "surrogatepass")
 ROOT = "plumbline.ev"
-_NODE_SCOPE = "-"
+_NOBODY = "-"
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_\-]")
 _ESCAPED = re.compile(r"=([0-9A-F]{2})")
 
@@ -20,7 +20,7 @@ def token(name: str) -> str:
     """Return *name* as one subject token. Raises ValueError when it is empty."""
     if not name:
         raise ValueError("a subject token can't be empty")
-    if name == _NODE_SCOPE:
+    if name == _NOBODY:
         return "=2D"
     return _UNSAFE.sub(lambda match: b"=%02X" % match[0][0], name.encode(*_UTF8)).decode("ascii")
 
@@ -32,15 +32,15 @@ def name_of(text: str) -> str:
 
 
 def subject(node: str, sandbox: str, event_type: str) -> str:
-    """Return the subject of an event; an empty *sandbox* stands for the node itself."""
-    return f"{ROOT}.{token(node)}.{token(sandbox) if sandbox else _NODE_SCOPE}.{token(event_type)}"
+    """Return the subject of an event; empty are the *sandbox* of the node's events and the *node* of nobody's."""
+    return f"{ROOT}.{_part(node)}.{_part(sandbox)}.{token(event_type)}"
 
 
 def pattern(node: str | None = None, sandbox: str | None = None, event_type: str | None = None) -> str:
     """Return the subject filter for all events that have the given parts; None matches any."""
     parts = [
-        "*" if node is None else token(node),
-        "*" if sandbox is None else (token(sandbox) if sandbox else _NODE_SCOPE),
+        "*" if node is None else _part(node),
+        "*" if sandbox is None else _part(sandbox),
         "*" if event_type is None else token(event_type),
     ]
     return ".".join((ROOT, *parts))
@@ -52,4 +52,12 @@ def parse(text: str) -> tuple[str, str, str]:
     if len(parts) != 5 or ".".join(parts[:2]) != ROOT:
         raise ValueError(f"{text!r} is not the subject of an event")
     node, sandbox, event_type = parts[2:]
-    return name_of(node), "" if sandbox == _NODE_SCOPE else name_of(sandbox), name_of(event_type)
+    return _part_of(node), _part_of(sandbox), name_of(event_type)
+
+
+def _part(name: str) -> str:
+    return token(name) if name else _NOBODY
+
+
+def _part_of(text: str) -> str:
+    return "" if text == _NOBODY else name_of(text)

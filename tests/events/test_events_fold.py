@@ -27,6 +27,7 @@ from events.fold import (
 from events.ledger import Stored
 from events.schema import (
     TYPES,
+    AttachPlanned,
     ContainerId,
     Data,
     ErrorClass,
@@ -36,7 +37,10 @@ from events.schema import (
     IfName,
     NodeName,
     Phase,
+    Pod,
     RequestId,
+    SandboxAdopted,
+    StatusPublished,
     Unknown,
     WorkerStarted,
 )
@@ -77,6 +81,16 @@ def _data() -> st.SearchStrategy[Data]:
         "seconds": st.just(0.1),
         "pid": st.just(1),
         "request": st.just(RequestId("r")),
+        "pod": st.just(Pod("default", "p")),
+        "results": st.sampled_from([(), ("{}",), ("{}", "{}")]),
+        "plan": st.builds(
+            AttachPlanned,
+            ifname=names,
+            netns=st.just("/run/netns/a"),
+            path=st.just(""),
+            cni_version=st.just("1.0.0"),
+            attachments=plans.map(tuple),
+        ),
     }
     known = [
         st.builds(
@@ -334,3 +348,59 @@ def test_request_of_names_the_request_of_intents_and_outcomes_only() -> None:
     told = [(event.type, request_of(event)) for event in stories.failed_and_rolled_back(Teller(), container(1))]
     named = {name for name, request in told if request is not None}
     assert named == {"AttachRequested", "AttachFailed"}
+
+
+# --- adoption --------------------------------------------------------------------------------------------------------
+
+
+def adoption(teller: stories.Teller, sandbox: ContainerId, results: int = 2) -> Event:
+    plans = tuple(stories.planned(index) for index in range(2))
+    plan = AttachPlanned(
+        ifname=stories.ETH0,
+        netns=stories.netns_of(sandbox),
+        path="/opt/cni/bin",
+        cni_version="1.0.0",
+        attachments=plans,
+    )
+    given = tuple(stories.result_of(each, sandbox) for each in plans[:results])
+    return teller.event(SandboxAdopted(ifname=stories.ETH0, source="multus", plan=plan, results=given), sandbox)
+
+
+def test_an_adopted_sandbox_stands_as_if_it_had_been_attached() -> None:
+    sandbox = stories.container(1)
+    event = adoption(stories.Teller(), sandbox)
+    state = applied([event])
+    (adopted,) = state.sandboxes.values()
+    assert (adopted.phase, adopted.intent, state.pending) == (SandboxPhase.ATTACHED, event.id, {})
+    assert all(attachment.phase is AttachmentPhase.ATTACHED and attachment.result for attachment in adopted.attachments)
+    assert not state.anomalies
+
+
+def test_an_adopted_sandbox_is_detached_like_any_other() -> None:
+    teller, sandbox = stories.Teller(), stories.container(1)
+    events = [adoption(teller, sandbox), *stories.Life(teller, sandbox).delete()]
+    state = applied(events)
+    assert (state.sandboxes, reasons(state)) == ({}, [])
+
+
+def test_what_is_attached_is_not_adopted() -> None:
+    teller, sandbox = stories.Teller(), stories.container(1)
+    before = list(stories.attached_and_kept(teller, sandbox))
+    state = applied([*before, adoption(teller, sandbox)])
+    assert reasons(state) == ["adopted while attached"]
+    assert state.sandboxes == applied(before).sandboxes
+
+
+def test_an_adoption_with_too_few_results_is_told_as_odd() -> None:
+    state = applied([adoption(stories.Teller(), stories.container(1), results=1)])
+    assert reasons(state) == ["adopted with 1 results for 2 attachments"]
+
+
+def test_the_reconcilers_events_change_no_sandbox() -> None:
+    teller, sandbox = stories.Teller(), stories.container(1)
+    before = list(stories.attached_and_kept(teller, sandbox))
+    published = teller.event(
+        StatusPublished(node=NodeName("n1"), ifname=stories.ETH0, pod=stories.pod_of(sandbox), text="[]"), sandbox
+    )
+    state = applied([*before, published])
+    assert (state.sandboxes, reasons(state)) == (applied(before).sandboxes, [])

@@ -1,0 +1,91 @@
+"""What a native plugin is: the verbs of the CNI specification as functions, instead of a process.
+
+A plugin's functions are called on a thread of their own and may block. They raise ``NativeError`` where the reference
+plugin would end with an error; whatever they had made until then is taken away by a DEL that follows, as with any
+plugin (CNI specification 1.1, section 2, "DEL").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from nodeworker.delegates.results import Result
+
+
+class NativeError(Exception):
+    """A native plugin can't do what it was asked to; ``code`` is the CNI error code of the reference plugin."""
+
+    def __init__(self, message: str, code: int = 999) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One execution of a plugin: what a process would find in its environment and on its standard input."""
+
+    container_id: str
+    netns: str
+    """Path of the container's network namespace; empty in a DEL after it is gone."""
+    ifname: str
+    config: dict[str, Any]
+    """The plugin's configuration, with ``name``, ``cniVersion`` and ``runtimeConfig``, without ``prevResult``."""
+    args: Mapping[str, str] = {}
+    """CNI_ARGS."""
+    prev_result: Result | None = None
+    """Of the plugin before in the chain; in CHECK and DEL, the attachment's."""
+
+    @property
+    def network(self) -> str:
+        """``name`` of the network configuration."""
+        return str(self.config.get("name", ""))
+
+
+class InterfacePlugin(Protocol):
+    """A main or meta plugin; a module of this package is one."""
+
+    TYPE: str
+    """``type`` in the configuration, which is the name of the reference plugin's binary."""
+
+    def unsupported(self, config: Mapping[str, Any]) -> str:
+        """Return what *config* asks for that only the reference plugin knows, or an empty text. Pure."""
+        ...
+
+    def add(self, call: Call, ipam: Result | None) -> Result:
+        """Make the interface and return the result; *ipam* is what the IPAM plugin has assigned, None without one.
+
+        Repeating it after it was cut at any point gives the same interface. Raises NativeError.
+        """
+        ...
+
+    def check(self, call: Call) -> None:
+        """Raise NativeError unless the interface is as ``call.prev_result`` says."""
+        ...
+
+    def delete(self, call: Call) -> None:
+        """Take away what ``add`` made; what is gone already is fine. Raises NativeError."""
+        ...
+
+
+class IpamPlugin(Protocol):
+    """An IPAM plugin; a module of ``nodeworker.ipam`` is one. ``config`` of a call is the main plugin's."""
+
+    TYPE: str
+
+    def unsupported(self, config: Mapping[str, Any]) -> str:
+        """Return what *config* asks for that only the reference plugin knows, or an empty text. Pure."""
+        ...
+
+    def add(self, call: Call) -> Result:
+        """Assign addresses and return them, with routes and dns, without interfaces. Raises NativeError."""
+        ...
+
+    def check(self, call: Call) -> None:
+        """Raise NativeError unless the addresses are still assigned."""
+        ...
+
+    def delete(self, call: Call) -> None:
+        """Free the addresses; there may be none. Raises NativeError."""
+        ...
