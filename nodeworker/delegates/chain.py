@@ -18,7 +18,7 @@ from events.schema import ErrorClass, Failure, Phase, PlannedAttachment, PluginR
 from nodeworker.delegates import results
 from nodeworker.delegates.complaints import complaint, not_read_as_success
 from nodeworker.delegates.conflist import with_prev_result
-from nodeworker.delegates.exec import PluginError, PluginExecutor, find
+from nodeworker.delegates.exec import PluginError, Runners, type_of
 from nodeworker.delegates.versions import at_least
 from nodeworker.errors import CNI_CODES, RequestFailedError
 
@@ -50,35 +50,35 @@ class DelegateError(RequestFailedError):
         self.runs = runs
 
 
-def require(executor: PluginExecutor, attachment: PlannedAttachment, target: Target) -> None:
+def require(runners: Runners, attachment: PlannedAttachment, target: Target) -> None:
     """Raise DelegateError (plugin_missing) unless every plugin of the attachment is installed.
 
     Ask before the first plugin runs: what a chain has made can't be deleted through a plugin that is not there.
     """
-    operation = _Operation(executor, attachment, target, Phase.ADD, 0)
-    for plugin in attachment.plugins:
+    operation = _Operation(runners, attachment, target, Phase.ADD, 0)
+    for plugin, native in _chain(attachment):
         try:
-            find(_type(plugin), target.path)
+            runners.require(plugin, native, target.path)
         except PluginError as error:
             raise operation.failure(error.error_class, plugin, str(error)) from error
 
 
 async def add(
-    executor: PluginExecutor,
+    runners: Runners,
     attachment: PlannedAttachment,
     target: Target,
-    timeout: float,  # noqa: ASYNC109 - shared by the plugins of the chain; see PluginExecutor.run
+    timeout: float,  # noqa: ASYNC109 - shared by the plugins of the chain; see Runner.run
 ) -> tuple[str, tuple[PluginRun, ...]]:
     """Add the attachment; return the last plugin's result as it was printed, with its ``cniVersion``, and the runs.
 
     *timeout* is in seconds, for the whole chain. What a failed chain left behind is for the caller to delete. Raises
     DelegateError. Section 3, "Adding an attachment".
     """
-    operation = _Operation(executor, attachment, target, Phase.ADD, timeout)
+    operation = _Operation(runners, attachment, target, Phase.ADD, timeout)
     version = attachment.cni_version
     printed, previous = "", None
-    for plugin in attachment.plugins:
-        stdout = await operation.run(plugin, with_prev_result(plugin, previous))
+    for plugin, native in _chain(attachment):
+        stdout = await operation.run(plugin, native, with_prev_result(plugin, previous))
         try:
             printed = results.stated(stdout.decode().strip(), version)
             results.decode(printed, version)
@@ -90,7 +90,7 @@ async def add(
 
 
 async def delete(
-    executor: PluginExecutor,
+    runners: Runners,
     attachment: PlannedAttachment,
     target: Target,
     result: str | None,
@@ -101,20 +101,20 @@ async def delete(
     *result* is what ``add`` returned, None if it never did; *timeout* is in seconds, for the whole chain. Raises
     DelegateError at the first plugin that fails. Section 3, "Deleting an attachment".
     """
-    operation = _Operation(executor, attachment, target, Phase.DEL, timeout)
+    operation = _Operation(runners, attachment, target, Phase.DEL, timeout)
     previous = None
     if result is not None and at_least(attachment.cni_version, "0.4.0"):
         try:
             previous = results.convert(result, attachment.cni_version, attachment.cni_version)
         except results.ResultError:
             previous = None  # plugins must cope without it, and an unreadable record must not hold up a DEL for ever
-    for plugin in reversed(attachment.plugins):
-        await operation.run(plugin, with_prev_result(plugin, previous))
+    for plugin, native in reversed(_chain(attachment)):
+        await operation.run(plugin, native, with_prev_result(plugin, previous))
     return tuple(operation.runs)
 
 
 async def check(
-    executor: PluginExecutor,
+    runners: Runners,
     attachment: PlannedAttachment,
     target: Target,
     result: str,
@@ -127,19 +127,19 @@ async def check(
     """
     if attachment.disable_check or not at_least(attachment.cni_version, "0.4.0"):
         return ()
-    operation = _Operation(executor, attachment, target, Phase.CHECK, timeout)
+    operation = _Operation(runners, attachment, target, Phase.CHECK, timeout)
     try:
         previous = results.convert(result, attachment.cni_version, attachment.cni_version)
     except results.ResultError as error:
         message = f"what ADD returned can't be read: {error}"
         raise operation.failure(ErrorClass.PLUGIN_OUTPUT, attachment.plugins[0], message) from error
-    for plugin in attachment.plugins:
-        await operation.run(plugin, with_prev_result(plugin, previous))
+    for plugin, native in _chain(attachment):
+        await operation.run(plugin, native, with_prev_result(plugin, previous))
     return tuple(operation.runs)
 
 
 async def gc(
-    executor: PluginExecutor,
+    runners: Runners,
     attachment: PlannedAttachment,
     target: Target,
     valid: Sequence[tuple[str, str]],
@@ -153,14 +153,14 @@ async def gc(
     """
     if attachment.disable_gc or not at_least(attachment.cni_version, "1.1.0"):
         return ()
-    operation = _Operation(executor, attachment, target, Phase.GC, timeout)
+    operation = _Operation(runners, attachment, target, Phase.GC, timeout)
     attachments = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in valid]
     # The second key is what the Go library called it before 1.1.0 was final; plugins built with that read no other.
     keys = {"cni.dev/valid-attachments": attachments, "cni.dev/attachments": attachments}
     failures: list[Failure] = []
-    for plugin in attachment.plugins:
+    for plugin, native in _chain(attachment):
         try:
-            await operation.run(plugin, _of_network(plugin, keys))
+            await operation.run(plugin, native, _of_network(plugin, keys))
         except DelegateError as error:
             failures.append(error.failure)
     if failures:
@@ -170,7 +170,7 @@ async def gc(
 
 
 async def status(
-    executor: PluginExecutor,
+    runners: Runners,
     attachment: PlannedAttachment,
     target: Target,
     timeout: float,  # noqa: ASYNC109
@@ -182,9 +182,9 @@ async def status(
     """
     if not at_least(attachment.cni_version, "1.1.0"):
         return ()
-    operation = _Operation(executor, attachment, target, Phase.STATUS, timeout)
-    for plugin in attachment.plugins:
-        await operation.run(plugin, _of_network(plugin, {}))
+    operation = _Operation(runners, attachment, target, Phase.STATUS, timeout)
+    for plugin, native in _chain(attachment):
+        await operation.run(plugin, native, _of_network(plugin, {}))
     return tuple(operation.runs)
 
 
@@ -192,10 +192,10 @@ class _Operation:
     """One verb on one attachment: its environment, the time that is left, the runs so far."""
 
     def __init__(
-        self, executor: PluginExecutor, attachment: PlannedAttachment, target: Target, phase: Phase, seconds: float
+        self, runners: Runners, attachment: PlannedAttachment, target: Target, phase: Phase, seconds: float
     ) -> None:
         self.runs: list[PluginRun] = []
-        self._executor = executor
+        self._runners = runners
         self._attachment = attachment
         self._phase = phase
         self._search = target.path
@@ -209,11 +209,11 @@ class _Operation:
             }
         self._deadline = asyncio.get_running_loop().time() + seconds
 
-    async def run(self, plugin: str, stdin: bytes) -> bytes:
-        """Return what *plugin* printed. Raises DelegateError."""
+    async def run(self, plugin: str, native: bool, stdin: bytes) -> bytes:
+        """Return what *plugin* printed; *native* is the way that was planned. Raises DelegateError."""
         try:
-            run, stdout = await self._executor.run(
-                _type(plugin),
+            run, stdout = await self._runners.runner(plugin, native, self._search).run(
+                type_of(plugin),
                 command=self._phase.value.upper(),
                 env=self._env,
                 stdin=stdin,
@@ -234,7 +234,7 @@ class _Operation:
         self, error_class: ErrorClass, plugin: str, message: str, *, code: int = 0, details: str = ""
     ) -> DelegateError:
         """Return the error for *plugin*; *message* is the part that says why, *code* the plugin's own."""
-        plugin_type, network, ifname = _type(plugin), self._attachment.network, self._attachment.ifname
+        plugin_type, network, ifname = type_of(plugin), self._attachment.network, self._attachment.ifname
         sentence = f"{plugin_type} {_TASKS[self._phase].format(ifname=ifname, network=network)}: {message}"
         if self._phase is Phase.DEL:
             sentence, details = not_read_as_success(sentence), not_read_as_success(details)
@@ -251,15 +251,10 @@ class _Operation:
         return DelegateError(failure, tuple(self.runs))
 
 
-class _Typed(msgspec.Struct, frozen=True):
-    type: str
-
-
-_typed = msgspec.json.Decoder(_Typed)
-
-
-def _type(plugin: str) -> str:
-    return _typed.decode(plugin).type
+def _chain(attachment: PlannedAttachment) -> list[tuple[str, bool]]:
+    """Return the plugins of *attachment* in order, each with whether it was planned to run natively."""
+    ways = attachment.native or (False,) * len(attachment.plugins)
+    return list(zip(attachment.plugins, ways, strict=True))
 
 
 def _of_network(plugin: str, keys: Mapping[str, Any]) -> bytes:

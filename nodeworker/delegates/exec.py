@@ -18,7 +18,9 @@ import struct
 import subprocess
 import termios
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
+
+import msgspec
 
 from events.schema import ErrorClass, PluginRun
 from nodeworker.delegates.conflist import is_file_name
@@ -54,12 +56,55 @@ class PluginError(Exception):
         """None when it was never started."""
 
 
+class Runner(Protocol):
+    """Runs a plugin, one way or another."""
+
+    async def run(
+        self,
+        plugin_type: str,
+        *,
+        command: str,
+        env: Mapping[str, str],
+        stdin: bytes,
+        search: Sequence[str],
+        timeout: float,  # noqa: ASYNC109
+    ) -> tuple[PluginRun, bytes]:
+        """Return how *plugin_type* ran, whatever its exit code, and all that it printed on standard output.
+
+        *search* are the folders with plugin binaries, *timeout* is in seconds. Raises PluginError.
+        """
+        ...
+
+
+class Runners(Protocol):
+    """Knows who runs a plugin. *plugin* is its rendered configuration, *native* the way that was planned for it."""
+
+    def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
+        """Return who runs *plugin*."""
+        ...
+
+    def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
+        """Raise PluginError (plugin_missing) unless all that *plugin* needs is there."""
+        ...
+
+
 class PluginExecutor:
-    """Runs plugins, each in a session of its own and with nothing of the worker's environment but PATH."""
+    """Runs plugins, each in a session of its own and with nothing of the worker's environment but PATH.
+
+    Alone it is ``Runners`` too, of a worker that executes everything.
+    """
 
     def __init__(self, *, marker: str) -> None:
         """*marker* is put into every child's environment: see ``nodeworker.delegates.orphans``."""
         self._base = {"PATH": os.environ.get("PATH", _PATH), MARKER: marker}
+
+    def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
+        """See ``Runners``."""
+        return self
+
+    def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
+        """See ``Runners``."""
+        find(type_of(plugin), search)
 
     async def run(
         self,
@@ -227,6 +272,18 @@ class _Child:
     def _close_pipes(self) -> None:
         self._out.close()
         self._err.close()
+
+
+class _Typed(msgspec.Struct, frozen=True):
+    type: str
+
+
+_typed = msgspec.json.Decoder(_Typed)
+
+
+def type_of(plugin: str) -> str:
+    """Return the ``type`` in the rendered configuration *plugin*."""
+    return _typed.decode(plugin).type
 
 
 def find(plugin_type: str, search: Sequence[str]) -> str:
