@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -44,16 +44,48 @@ class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel",
     """0: nowhere."""
 
 
+class InstallSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Where the container runtime is told of Plumbline, and what it is told."""
+
+    cni_bin_dir: str = "/opt/cni/bin"
+    """The runtime's folder of plugins."""
+    cni_conf_dir: str = "/etc/cni/net.d"
+    """The runtime's folder of configurations."""
+    cni_autoconf_dir: str = ""
+    """Where the default network's configuration is; empty: with the others."""
+    master_file_name: str = ""
+    """Of that configuration; empty: the first by name."""
+    network_name: str = ""
+    """Name of our configuration; empty: that of the default network."""
+    network: dict[str, Any] = {}
+    """Multus' keys, for our configuration."""
+    replace_multus: bool = False
+    """Take the place of the Multus that the node has."""
+
+    def __post_init__(self) -> None:
+        for key, folder in (
+            ("cniBinDir", self.cni_bin_dir),
+            ("cniConfDir", self.cni_conf_dir),
+            ("cniAutoconfDir", self.cni_autoconf_dir or "/"),
+        ):
+            if not folder.startswith("/"):
+                raise ValueError(f"{key} is {folder!r}, not an absolute path")
+        if "/" in self.master_file_name:
+            raise ValueError(f"masterFileName is {self.master_file_name!r}, not the name of a file in cniAutoconfDir")
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What all processes share. Each process extends it by its own section."""
 
     node: str = ""
-    """Empty: the host's name, in lower case as kubelet has it."""
+    """Empty: the environment's ``PLUMBLINE_NODE``, else the host's name, in lower case as kubelet has it."""
     state_dir: str = "/var/lib/plumbline"
     run_dir: str = "/run/plumbline"
     manifests: str = ""
     """Folder of manifests that pods and NetworkAttachmentDefinitions are read from, and status is written to."""
     ledger: LedgerSettings = LedgerSettings()
+    install: InstallSection | None = None
+    """What ``plumbline up`` keeps installed; None: nothing."""
     log_level: str = "info"
     """``debug``, ``info``, ``warning`` or ``error``."""
 
@@ -67,7 +99,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     @property
     def node_name(self) -> str:
         """The node's name in the ledger."""
-        return self.node or socket.gethostname().lower()
+        return self.node or os.environ.get("PLUMBLINE_NODE") or socket.gethostname().lower()
 
     @property
     def store(self) -> Path:

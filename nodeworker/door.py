@@ -116,6 +116,11 @@ class Door:
         """Let nobody in, and send away those who wait: they will find the next worker."""
         self._path.unlink(missing_ok=True)
         if self._server is not None:
+            for listening in self._server.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            # A connection that is accepted and not started when the server closes is lost unclosed: let it start.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
             self._server.close()
         for connection in tuple(self._connections):
             connection.close()

@@ -36,9 +36,9 @@ _ROOM = 64 * 1024 * 1024
 class _Child:
     """One process that is started again whenever it ends."""
 
-    def __init__(self, name: str, module: str, config: Path | None) -> None:
+    def __init__(self, name: str, module: str, config: Path | None, *arguments: str) -> None:
         self.name = name
-        self._argv = [sys.executable, "-m", module, *(["--config", str(config)] if config else [])]
+        self._argv = [sys.executable, "-m", module, *(["--config", str(config)] if config else []), *arguments]
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._pause = 0.0
@@ -85,6 +85,8 @@ class _Supervisor:
             )
         )
         self._children = [_Child("worker", "nodeworker", config), _Child("reconciler", "reconciler", config)]
+        if settings.install is not None:
+            self._children.append(_Child("install", "nodeworker.install", config, "install", "--watch"))
         self._next_health_check = 0.0
 
     def run(self) -> int:

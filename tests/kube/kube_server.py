@@ -122,6 +122,7 @@ class KubeServer:
             f"--service-account-signing-key-file={self.folder / 'server.key'}",
             f"--service-account-issuer={self.url}",
             "--service-cluster-ip-range=10.96.0.0/24",
+            "--allow-privileged",
             "--authorization-mode=RBAC",
             "--disable-admission-plugins=ServiceAccount",
         )
