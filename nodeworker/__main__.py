@@ -29,14 +29,20 @@ from nodeworker.cluster.source import Source
 from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.delegates.orphans import end_orphans
 from nodeworker.detach import Detacher
+from nodeworker.devices.kubelet import Kubelet
+from nodeworker.devices.source import DeviceSource
 from nodeworker.dispatch import Dispatcher
 from nodeworker.door import Door
 from nodeworker.gc import GarbageCollector
 from nodeworker.intake import Intake
+from nodeworker.interfaces.runner import WayRunners
+from nodeworker.logfile import LogFiles
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.patience import seconds_since, seconds_until
+from nodeworker.readiness import Readiness
 from nodeworker.recorder import Recorder
-from nodeworker.settings import WorkerSettings
+from nodeworker.requestlog import RequestLog
+from nodeworker.settings import DeviceSettings, WorkerSettings
 from nodeworker.spool import Spool
 from nodeworker.upkeep import Retention, Upkeep
 
@@ -83,13 +89,14 @@ class _Worker:
         self._answers = Answers()
         self._spool = Spool(settings.spool)
         self._source = _open_source(settings, metrics)
+        self._log_files = LogFiles()
         self._marker = settings.node_name
 
     async def run(self) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        with self._only_worker():
+        with self._only_worker(), self._log_files:
             await self._take_over(stop)
 
     async def _take_over(self, stop: asyncio.Event) -> None:
@@ -108,14 +115,20 @@ class _Worker:
     async def _serve(self, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
         """Finish what is open, open the door, and stay until *stop*."""
         section = self._settings.worker
-        executor = PluginExecutor(marker=self._marker)
-        detacher = Detacher(self._recorder, executor, section, self._metrics)
-        attacher = Attacher(self._recorder, detacher, self._source, executor, section, self._metrics)
-        collector = GarbageCollector(self._recorder, self._answers, executor, section)
+        runners = WayRunners(PluginExecutor(marker=self._marker), section.native)
+        detacher = Detacher(self._recorder, runners, section, self._metrics)
+        readiness = Readiness(seats=section.concurrency // 2)
+        device_sources = _device_sources(section.devices, self._source)
+        attacher = Attacher(
+            self._recorder, detacher, self._source, runners, section, self._metrics, readiness, device_sources
+        )
+        collector = GarbageCollector(self._recorder, self._answers, runners, section, readiness)
         dispatcher = Dispatcher(attacher, detacher, collector, self._answers, tasks, section.concurrency)
-        checker = Checker(self._recorder, executor, section, self._ledger_connected)
+        checker = Checker(self._recorder, runners, section, self._source, self._ledger_connected)
         upkeep = Upkeep(self._recorder, dispatcher, self._answers, self._spool, self._metrics)
-        intake = Intake(self._recorder, dispatcher, checker, self._answers, self._spool, self._metrics)
+        request_log = RequestLog(section.network, self._log_files)
+        request_log.warn_of_keys(section.unknown_network_keys, "worker.network")
+        intake = Intake(self._recorder, dispatcher, checker, self._answers, self._spool, self._metrics, request_log)
         door = Door(self._settings.socket, intake)
         self._watch(dispatcher)
         background = [
@@ -141,6 +154,7 @@ class _Worker:
         with contextlib.suppress(LedgerError):
             await self._recorder.record(WorkerStopped(reason="signal"))
         await self._recorder.close()
+        runners.close()
         if self._source is not None:
             self._source.close()
         log.info("worker_stopped")
@@ -216,6 +230,13 @@ def _open_source(settings: WorkerSettings, metrics: WorkerMetrics) -> Source | N
     source = Kubernetes(credentials, settings.node_name, folder, pod_wait=cluster.pod_wait)
     metrics.watch_cluster(source.watches)
     return source
+
+
+def _device_sources(settings: DeviceSettings, source: Source | None) -> list[DeviceSource]:
+    """Return who knows which devices pods have, in the order in which they are asked."""
+    kubelet = Kubelet(Path(settings.pod_resources), Path(settings.checkpoint))
+    claims = source.claims if source else None
+    return [kubelet, claims] if claims else [kubelet]
 
 
 def version() -> str:

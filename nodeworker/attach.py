@@ -8,10 +8,11 @@ a new one. Calls for one container come one after another (``nodeworker.dispatch
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 import structlog
+from msgspec.structs import replace
 
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase
 from events.schema import (
@@ -27,18 +28,24 @@ from events.schema import (
     InterfaceAttachFailed,
     Phase,
 )
+from nodeworker import default_route
 from nodeworker.answers import Reply, refusal, reply_of
 from nodeworker.cluster.gather import gather
 from nodeworker.cluster.source import Source
 from nodeworker.delegates import chain, results
-from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.delegates.exec import Runners
 from nodeworker.detach import Detacher, planned_target, target_of
+from nodeworker.devices import info
+from nodeworker.devices.source import DeviceSource, find
 from nodeworker.errors import RequestFailedError, failed, internal, naming, unusable_container_id
+from nodeworker.interfaces import registry
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.namespace import interfaces_present
 from nodeworker.patience import Patience, seconds_since
+from nodeworker.readiness import Readiness
 from nodeworker.recorder import Recorder
 from nodeworker.recording import Pipeline, record
+from nodeworker.resolve.default_route import wanted
 from nodeworker.resolve.grammar import ifname_problem, shown
 from nodeworker.resolve.netconf import parse_netconf
 from nodeworker.resolve.plan import plan
@@ -57,16 +64,20 @@ class Attacher:
         recorder: Recorder,
         detacher: Detacher,
         source: Source | None,
-        executor: PluginExecutor,
+        runners: Runners,
         section: WorkerSection,
         metrics: WorkerMetrics,
+        readiness: Readiness,
+        device_sources: Sequence[DeviceSource],
     ) -> None:
         self._recorder = recorder
         self._detacher = detacher
         self._source = source
-        self._executor = executor
+        self._runners = runners
         self._section = section
         self._metrics = metrics
+        self._readiness = readiness
+        self._device_sources = device_sources
 
     async def attach(self, event: Event, request: AttachRequested, patience: Patience, *, resumed: bool) -> Reply:
         """Fulfil the intent *event* and return the answer for the runtime.
@@ -98,8 +109,9 @@ class Attacher:
         """Return the result for the runtime once every attachment of the sandbox is made."""
         _check(event, request)
         if self._sandbox(key).plan is None:
+            wait = 0.0 if resumed else patience.left  # a worker that starts waits for what it resumes
             resumed = False  # without a plan in the ledger nothing was begun
-            await record(self._recorder, await self._within(patience, self._plan(event, request)), event)
+            await record(self._recorder, await self._within(patience, self._plan(event, request, wait)), event)
         sandbox = self._sandbox(key)
         if any(a.phase not in (AttachmentPhase.PLANNED, AttachmentPhase.ATTACHED) for a in sandbox.attachments):
             raise RequestFailedError(patience.failure)  # an earlier worker was undoing it already
@@ -109,20 +121,24 @@ class Attacher:
                     if resumed:  # the next may have been begun before the ledger had the last
                         await self._within(patience, self._detacher.delete(sandbox, attachment))
                     effects.put(await self._add(sandbox, attachment, event, patience))
+        await self._move_default_route(self._sandbox(key))
         if not patience.left:
             raise RequestFailedError(patience.failure)
         return self._result(self._sandbox(key))
 
-    async def _plan(self, event: Event, request: AttachRequested) -> AttachPlanned:
+    async def _plan(self, event: Event, request: AttachRequested, wait: float) -> AttachPlanned:
         """Return the plan, having made sure of what would spoil it.
 
         Its plugins are there, and its interface names are free: what is not ours is never deleted.
         """
         conf = parse_netconf(request.config, self._section.network)
+        await self._readiness.wait(conf.readiness_file, wait, Phase.RESOLVE)
         pod, networks = await gather(conf, request.pod, self._source)
-        planned = plan(request, event.sandbox, conf, pod, networks)
+        devices = await find(conf, request.pod, pod, networks, self._device_sources)
+        info_folder = self._section.devices.info_folder
+        planned = self._with_ways(plan(request, event.sandbox, conf, pod, networks, devices, info_folder))
         for attachment in planned.attachments:
-            chain.require(self._executor, attachment, planned_target(event.sandbox, planned))
+            chain.require(self._runners, attachment, planned_target(event.sandbox, planned))
         names = {attachment.ifname for attachment in planned.attachments}
         taken = await asyncio.to_thread(interfaces_present, request.netns, names, Phase.RESOLVE)
         for attachment in planned.attachments:
@@ -137,6 +153,14 @@ class Attacher:
                 )
         return planned
 
+    def _with_ways(self, planned: AttachPlanned) -> AttachPlanned:
+        """Return *planned* with the decision which plugins the worker itself stands in for."""
+        ways = (registry.choose(attachment.plugins, self._section.native) for attachment in planned.attachments)
+        attachments = (
+            replace(each, native=way if any(way) else ()) for each, way in zip(planned.attachments, ways, strict=True)
+        )
+        return replace(planned, attachments=tuple(attachments))
+
     async def _add(
         self, sandbox: Sandbox, attachment: Attachment, event: Event, patience: Patience
     ) -> InterfaceAttached:
@@ -145,7 +169,8 @@ class Attacher:
         plan = attachment.plan
         seconds = min(self._section.delegate_timeout, patience.left)
         try:
-            result, runs = await self._within(patience, chain.add(self._executor, plan, target_of(sandbox), seconds))
+            await info.provide(plan)
+            result, runs = await self._within(patience, chain.add(self._runners, plan, target_of(sandbox), seconds))
         except RequestFailedError as error:
             runs = error.runs if isinstance(error, chain.DelegateError) else ()
             self._metrics.runs_done("ADD", runs)
@@ -163,8 +188,19 @@ class Attacher:
             raise
         self._metrics.runs_done("ADD", runs)
         return InterfaceAttached(
-            network=plan.network, ifname=plan.ifname, result=result, seconds=loop.time() - started, runs=runs
+            network=plan.network,
+            ifname=plan.ifname,
+            result=result,
+            seconds=loop.time() - started,
+            runs=runs,
+            device_info=await info.recorded(plan),
         )
+
+    async def _move_default_route(self, sandbox: Sandbox) -> None:
+        """Give the pod's default routes to the attachments that claim them, if any does."""
+        assert sandbox.plan is not None
+        for route in wanted(sandbox.attachments):
+            await asyncio.to_thread(default_route.move, sandbox.plan.netns, route, sandbox.pod)
 
     def _result(self, sandbox: Sandbox) -> str:
         """Return the default network's result in the version that the runtime asked for."""

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from events.fold import SandboxKey, SandboxPhase
-from events.schema import ContainerId, ErrorClass, IfName, NetworkName, Phase, PlannedAttachment, Pod
+from events.schema import ContainerId, ErrorClass, IfName, Phase, PlannedAttachment, Pod
+from nodeworker import default_route
 from nodeworker.answers import OK, Reply, refusal
+from nodeworker.cluster.gather import gather_default
+from nodeworker.cluster.source import Source
 from nodeworker.delegates import chain, conflist
-from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.delegates.exec import PluginError, Runners
 from nodeworker.delegates.versions import at_least
 from nodeworker.detach import target_of
 from nodeworker.errors import RequestFailedError, failed
+from nodeworker.interfaces import registry
 from nodeworker.namespace import interfaces_present
+from nodeworker.readiness import absence, not_ready
 from nodeworker.recorder import Recorder
+from nodeworker.resolve.default_route import adjusted, wanted
 from nodeworker.resolve.netconf import NetConf, parse_netconf
+from nodeworker.resolve.plan import definition
 from nodeworker.settings import WorkerSection
 
 _UNKNOWN_CONTAINER = 3
@@ -30,13 +38,15 @@ class Checker:
     def __init__(
         self,
         recorder: Recorder,
-        executor: PluginExecutor,
+        runners: Runners,
         section: WorkerSection,
+        source: Source | None,
         ledger_connected: Callable[[], bool],
     ) -> None:
         self._recorder = recorder
-        self._executor = executor
+        self._runners = runners
         self._section = section
+        self._source = source
         self._ledger_connected = ledger_connected
 
     async def check(self, container_id: ContainerId, ifname: IfName, pod: Pod, config: str) -> Reply:
@@ -71,7 +81,9 @@ class Checker:
                     "the node ledger does not answer, so nothing can be attached: is nats-server running?",
                     code=_NOT_AVAILABLE,
                 )
-            await self._delegates_ready(conf, path)
+            if reason := absence(conf.readiness_file):
+                raise not_ready(conf.readiness_file, reason, Phase.STATUS, _NOT_AVAILABLE)
+            await self._default_network_ready(conf, conf.plugin_folders(path))
         except RequestFailedError as error:
             return refusal(error.failure, config)
         return OK
@@ -98,29 +110,50 @@ class Checker:
                     network=network,
                     ifname=ifname,
                 )
+        for route in wanted(sandbox.attachments):
+            await asyncio.to_thread(default_route.check, sandbox.plan.netns, route, sandbox.pod)
         for attachment in sandbox.attachments:
             await chain.check(
-                self._executor,
+                self._runners,
                 attachment.plan,
                 target_of(sandbox),
-                attachment.result,
+                adjusted(sandbox.attachments, attachment),
                 self._section.delegate_timeout,
             )
 
-    async def _delegates_ready(self, conf: NetConf, path: str) -> None:
-        """Ask the default network's plugins, which every pod needs."""
-        for delegate in conf.delegates[:1]:
-            try:
-                config = conflist.parse(delegate, default_name=conf.name)
-            except conflist.ConfigError as error:
-                raise failed(ErrorClass.INVALID_CONFIG, Phase.STATUS, str(error), code=_NOT_AVAILABLE) from error
-            attachment = PlannedAttachment(
-                network=NetworkName(config.name),
-                ifname=IfName(""),
-                cni_name=config.name,
-                cni_version=config.cni_version,
-                plugins=conflist.render(config),
-            )
-            folders = (*(folder for folder in path.split(os.pathsep) if folder), conf.bin_dir)
-            target = chain.Target(container_id="", netns="", path=folders)
-            await chain.status(self._executor, attachment, target, _STATUS_SECONDS)
+    async def _default_network_ready(self, conf: NetConf, folders: tuple[str, ...]) -> None:
+        """Ask the plugins of the default network, which every pod needs, if an ADD would get as far as to them."""
+        try:
+            async with asyncio.timeout(_STATUS_SECONDS):
+                attachment = await self._default_attachment(conf, folders)
+        except TimeoutError as error:
+            message = "the default network could not be looked up in time; is the API server slow to answer?"
+            raise failed(ErrorClass.SOURCE_UNAVAILABLE, Phase.STATUS, message, code=_NOT_AVAILABLE) from error
+        except RequestFailedError as error:
+            unavailable = replace(error.failure, phase=Phase.STATUS, code=_NOT_AVAILABLE)
+            raise RequestFailedError(unavailable) from error
+        target = chain.Target(container_id="", netns="", path=folders)
+        await chain.status(self._runners, attachment, target, _STATUS_SECONDS)
+
+    async def _default_attachment(self, conf: NetConf, folders: tuple[str, ...]) -> PlannedAttachment:
+        """Return the default network as if it were to be attached. Raises RequestFailedError."""
+        who = "the default network"
+        found = await gather_default(conf, self._source)
+        network, config = definition(found.want, found.networks, who)
+        plugins = conflist.render(config)
+        ways = registry.choose(plugins, self._section.native)
+        try:
+            for plugin, native in zip(plugins, ways, strict=True):
+                self._runners.require(plugin, native, folders)
+        except PluginError as error:
+            raise failed(
+                error.error_class, Phase.STATUS, f"{who} {network} can't be attached: {error}", network=network
+            ) from error
+        return PlannedAttachment(
+            network=network,
+            ifname=IfName(""),
+            cni_name=config.name,
+            cni_version=config.cni_version,
+            plugins=plugins,
+            native=ways,
+        )

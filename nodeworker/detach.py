@@ -30,13 +30,15 @@ from events.schema import (
 )
 from nodeworker.answers import OK, Reply, refusal, reply_of
 from nodeworker.delegates import chain
-from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.delegates.exec import Runners
+from nodeworker.devices import info
 from nodeworker.errors import RequestFailedError, failed, naming, unusable_container_id
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.namespace import is_namespace
 from nodeworker.patience import seconds_since
 from nodeworker.recorder import Recorder
 from nodeworker.recording import Pipeline, record
+from nodeworker.resolve.default_route import adjusted
 from nodeworker.resolve.grammar import ifname_problem, shown
 from nodeworker.settings import WorkerSection
 
@@ -46,11 +48,9 @@ log = structlog.get_logger(__name__)
 class Detacher:
     """Fulfils the intents of detaching, and undoes attaches."""
 
-    def __init__(
-        self, recorder: Recorder, executor: PluginExecutor, section: WorkerSection, metrics: WorkerMetrics
-    ) -> None:
+    def __init__(self, recorder: Recorder, runners: Runners, section: WorkerSection, metrics: WorkerMetrics) -> None:
         self._recorder = recorder
-        self._executor = executor
+        self._runners = runners
         self._section = section
         self._metrics = metrics
 
@@ -129,9 +129,15 @@ class Detacher:
         target = target_of(sandbox)
         if not is_namespace(target.netns):
             target = replace(target, netns="")
-        return await chain.delete(
-            self._executor, attachment.plan, target, attachment.result or None, self._section.delegate_timeout
+        runs = await chain.delete(
+            self._runners,
+            attachment.plan,
+            target,
+            adjusted(sandbox.attachments, attachment) or None,
+            self._section.delegate_timeout,
         )
+        await info.withdraw(attachment.plan)
+        return runs
 
 
 def target_of(sandbox: Sandbox) -> chain.Target:

@@ -28,12 +28,13 @@ from events.schema import (
 )
 from nodeworker.answers import Answers, Reply, refusal, reply_of
 from nodeworker.delegates import chain
-from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.delegates.exec import Runners
 from nodeworker.delegates.versions import at_least
-from nodeworker.errors import RequestFailedError, failed
-from nodeworker.patience import seconds_since
+from nodeworker.errors import RequestFailedError, class_of, failed
+from nodeworker.patience import seconds_since, seconds_until
+from nodeworker.readiness import Readiness
 from nodeworker.recorder import Recorder
-from nodeworker.resolve.netconf import parse_netconf
+from nodeworker.resolve.netconf import NetConf, parse_netconf
 from nodeworker.settings import WorkerSection
 
 log = structlog.get_logger(__name__)
@@ -42,20 +43,29 @@ log = structlog.get_logger(__name__)
 class GarbageCollector:
     """Fulfils the intent of collecting garbage."""
 
-    def __init__(self, recorder: Recorder, answers: Answers, executor: PluginExecutor, section: WorkerSection) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        answers: Answers,
+        runners: Runners,
+        section: WorkerSection,
+        readiness: Readiness,
+    ) -> None:
         self._recorder = recorder
         self._answers = answers
-        self._executor = executor
+        self._runners = runners
         self._section = section
+        self._readiness = readiness
 
     async def collect(self, event: Event, request: GcRequested) -> Reply:
         """Fulfil the intent *event* and return the answer for the runtime."""
         try:
-            name = self._network(request)
-            stale = () if request.valid is None else tuple(self._stale(name, frozenset(request.valid)))
+            conf = self._configuration(request)
+            await self._readiness.wait(conf.readiness_file, seconds_until(request.deadline), Phase.GC)
+            stale = () if request.valid is None else tuple(self._stale(conf.name, frozenset(request.valid)))
             failures = [failure for sandbox in stale if (failure := await self._detach(sandbox, event)) is not None]
             if request.valid is not None:
-                failures += [failure async for failure in self._collect(request)]
+                failures += [failure async for failure in self._collect(conf.plugin_folders(request.path))]
             seconds = seconds_since(event.at)
             outcome = (
                 GcFailed(request=request.request, failure=failures[0], seconds=seconds)
@@ -69,10 +79,10 @@ class GarbageCollector:
         try:
             await self._recorder.record(outcome, event.sandbox, event.id)
         except LedgerError as error:
-            return refusal(failed(ErrorClass.LEDGER_UNAVAILABLE, Phase.GC, str(error)).failure, request.config)
+            return refusal(failed(class_of(error), Phase.GC, str(error)).failure, request.config)
         return reply_of(outcome, request.config)
 
-    def _network(self, request: GcRequested) -> str:
+    def _configuration(self, request: GcRequested) -> NetConf:
         conf = parse_netconf(request.config, self._section.network)
         if not at_least(conf.cni_version, "1.1.0"):
             raise failed(
@@ -80,7 +90,7 @@ class GarbageCollector:
                 Phase.GC,
                 f"GC needs cniVersion 1.1.0, and network {conf.name} is configured with {conf.cni_version}",
             )
-        return conf.name
+        return conf
 
     def _stale(self, name: str, valid: frozenset[tuple[str, str]]) -> Iterator[Sandbox]:
         """Yield the sandboxes of the runtime's network *name* that it no longer holds valid.
@@ -112,18 +122,16 @@ class GarbageCollector:
         try:
             await self._recorder.request(intent, key.container_id, event.id)
         except LedgerError as error:
-            return failed(ErrorClass.LEDGER_UNAVAILABLE, Phase.GC, str(error)).failure
+            return failed(class_of(error), Phase.GC, str(error)).failure
         reply = await self._answers.wait(request)
         return reply.failure
 
-    async def _collect(self, request: GcRequested) -> AsyncIterator[Failure]:
+    async def _collect(self, folders: tuple[str, ...]) -> AsyncIterator[Failure]:
         """Run GC of every delegate in use, each network once; yield what failed."""
         for attachment, valid in self._networks():
-            target = chain.Target(
-                container_id="", netns="", path=(*request.path.split(":"), self._section.network.bin_dir)
-            )
+            target = chain.Target(container_id="", netns="", path=folders)
             try:
-                await chain.gc(self._executor, attachment, target, valid, self._section.delegate_timeout)
+                await chain.gc(self._runners, attachment, target, valid, self._section.delegate_timeout)
             except chain.DelegateError as error:
                 log.warning("gc_failed", network=attachment.network, error=error.failure.message)
                 yield error.failure

@@ -29,6 +29,7 @@ from nodeworker.errors import RequestFailedError, class_of, failed, internal, na
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.patience import deadline_in
 from nodeworker.recorder import Recorder
+from nodeworker.requestlog import RequestLog
 from nodeworker.resolve.cni_args import pod_of
 from nodeworker.shim.frame import Frame
 from nodeworker.spool import Spool
@@ -47,6 +48,7 @@ class Intake:
         answers: Answers,
         spool: Spool,
         metrics: WorkerMetrics,
+        request_log: RequestLog,
     ) -> None:
         self._recorder = recorder
         self._dispatcher = dispatcher
@@ -54,9 +56,10 @@ class Intake:
         self._answers = answers
         self._spool = spool
         self._metrics = metrics
+        self._request_log = request_log
 
     async def answer(self, frame: Frame) -> Reply:
-        """Return the answer to one request, however long it takes, and count it."""
+        """Return the answer to one request, however long it takes; count it, and tell of it in the log."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         command = frame.env.get("CNI_COMMAND", "")
@@ -64,9 +67,11 @@ class Intake:
             reply = await self._fulfil(command, frame)
         except Exception as error:  # one bad request never stops the others
             log.exception("intake_broke", command=command, request=frame.request)
-            reply = refusal(internal(Phase.INTAKE, error), text_of(frame.stdin))
+            reply = refusal(internal(Phase.INTAKE, error), frame.config)
+        seconds = loop.time() - started
         known = command if command in ("ADD", "DEL", "CHECK", "GC", "STATUS") else "other"
-        self._metrics.request_done(known, loop.time() - started, reply.failure)
+        self._metrics.request_done(known, seconds, reply.failure)
+        self._request_log.done(frame, reply, seconds)
         return reply
 
     def abandon(self, frame: Frame) -> None:
@@ -78,7 +83,7 @@ class Intake:
         self._answers.taken(frame.request)
 
     async def _fulfil(self, command: str, frame: Frame) -> Reply:
-        config = text_of(frame.stdin)
+        config = frame.config
         if command == "STATUS":
             return await self._checker.status(config, frame.env.get("CNI_PATH", ""))
         if command == "CHECK":
@@ -105,7 +110,7 @@ class Intake:
 
     def _without_ledger(self, frame: Frame, intent: Data, error: LedgerError) -> Reply:
         """Return the answer while the ledger takes no intent: DEL waits on disk, the runtime repeats the rest."""
-        config = text_of(frame.stdin)
+        config = frame.config
         pod = pod_of(_environment(frame).get("CNI_ARGS", ""))
         error_class = class_of(error)
         if not isinstance(intent, DetachRequested):
@@ -126,7 +131,7 @@ def intent_of(command: str, frame: Frame, *, spooled: bool = False) -> tuple[Dat
     sandbox = ContainerId(container_id) if usable_container_id(container_id) else NO_SANDBOX
     common: dict[str, Any] = {
         "request": RequestId(frame.request),
-        "config": text_of(frame.stdin),
+        "config": frame.config,
         "path": env.get("CNI_PATH", ""),
         "deadline": "" if spooled else deadline_in(frame.remaining),
     }
@@ -178,8 +183,3 @@ def _valid_attachments(stdin: bytes) -> tuple[tuple[str, str], ...] | None:
         return None  # the configuration is refused where it is read as one
     entries = keys.valid if keys.valid is not None else keys.attachments
     return None if entries is None else tuple((entry.container_id, entry.ifname) for entry in entries)
-
-
-def text_of(stdin: bytes) -> str:
-    """Return *stdin* as text, exactly; what is not UTF-8, and so no JSON, stays visible and stays no JSON."""
-    return stdin.decode(errors="backslashreplace")

@@ -1,6 +1,6 @@
-"""The one way to look into a network namespace.
+"""The one way into a network namespace.
 
-A thread enters it just long enough to open a socket there; the socket keeps its namespace and answers afterwards from
+A thread enters it just long enough to open something there; a socket keeps its namespace and answers afterwards from
 anywhere. No process is forked, and a path that is no namespace is refused instead of being made one.
 """
 
@@ -13,10 +13,13 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Self, TypeVar
 
 from events.schema import ErrorClass, Phase
 from nodeworker.errors import RequestFailedError, failed
+
+T = TypeVar("T")
 
 _NS_GET_NSTYPE = 0xB703
 _CLONE_NEWNET = 0x40000000
@@ -32,7 +35,10 @@ def interfaces_present(path: str, names: Iterable[str], phase: Phase) -> set[str
 
     Call it from a thread that does nothing else meanwhile. Raises RequestFailedError (namespace_invalid).
     """
-    with _socket_in(path, phase) as probe:
+    with (
+        Namespace(path, phase) as container,
+        container.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe,
+    ):
         return {name for name in names if _exists(probe, name)}
 
 
@@ -45,6 +51,51 @@ def is_namespace(path: str) -> bool:
     return True
 
 
+class Namespace:
+    """A container's network namespace, held open. A context manager; for threads that do nothing else meanwhile."""
+
+    def __init__(self, path: str, phase: Phase) -> None:
+        """Open the namespace at *path*.
+
+        Raises RequestFailedError (namespace_invalid) if there is none, or if it is the one that the thread is in.
+        """
+        self.path = path
+        self._phase = phase
+        self.fd = _open(path, phase)
+        try:
+            self.node_fd = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        if os.path.sameopenfile(self.node_fd, self.fd):
+            self.close()
+            raise _invalid(path, phase, "it is the node's own")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self.fd)
+        os.close(self.node_fd)
+
+    def inside(self, act: Callable[[], T]) -> T:
+        """Return what *act* returns in the namespace, where the calling thread is as long as that takes.
+
+        What *act* opens there stays there. Raises RequestFailedError (namespace_invalid).
+        """
+        if _libc.setns(self.fd, _CLONE_NEWNET):
+            raise _invalid(self.path, self._phase, os.strerror(ctypes.get_errno()))
+        try:
+            return act()
+        finally:
+            if _libc.setns(self.node_fd, _CLONE_NEWNET):
+                os.abort()  # a worker thread lost in a pod's namespace would work on the wrong interfaces
+
+
 def _exists(probe: socket.socket, name: str) -> bool:
     try:
         fcntl.ioctl(probe, _SIOCGIFINDEX, _IFREQ.pack(name.encode()))
@@ -53,26 +104,6 @@ def _exists(probe: socket.socket, name: str) -> bool:
             return False
         raise
     return True
-
-
-def _socket_in(path: str, phase: Phase) -> socket.socket:
-    target = _open(path, phase)
-    try:
-        own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if os.path.sameopenfile(own, target):
-                raise _invalid(path, phase, "it is the node's own")
-            if _libc.setns(target, _CLONE_NEWNET):
-                raise _invalid(path, phase, os.strerror(ctypes.get_errno()))
-            try:
-                return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            finally:
-                if _libc.setns(own, _CLONE_NEWNET):
-                    os.abort()  # a worker thread lost in a pod's namespace would work on the wrong interfaces
-        finally:
-            os.close(own)
-    finally:
-        os.close(target)
 
 
 def _open(path: str, phase: Phase) -> int:

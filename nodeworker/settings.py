@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
+from typing import Any
 
 import msgspec
 
 from events.settings import MetricsSettings, Settings
-from nodeworker.resolve.netconf import NodeDefaults
+from nodeworker.devices.draw import INFO_FOLDER
+from nodeworker.interfaces.registry import AUTO, NEVER, TYPES
+from nodeworker.resolve.keys import unknown_keys
+from nodeworker.resolve.netconf import KEYS, NodeDefaults, parse_defaults
 
 
 class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -19,17 +24,35 @@ class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, rename="came
     """Seconds to wait for the watch to tell of a pod before it is asked for."""
 
 
-class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """Where the kubelet and device plugins tell of devices; a worker in a pod needs the folders of all three."""
+
+    pod_resources: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    """Socket of the kubelet's PodResources API."""
+    checkpoint: str = "/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint"
+    """File of the kubelet's that is read where there is no such socket."""
+    info_folder: str = INFO_FOLDER
+    """The files with device information are in its folders ``dp`` and ``cni``."""
+
+    def __post_init__(self) -> None:
+        if not self.info_folder.startswith("/"):
+            raise ValueError(f"infoFolder is {self.info_folder!r}, not an absolute path: plugins are given it")
+
+
+class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True, dict=True):
     """Limits of the worker, and what it assumes where the CNI configuration is silent."""
 
     delegate_timeout: float = 20.0
     """Seconds that one delegate's ADD, CHECK or DEL may take."""
     concurrency: int = max(8, 2 * (os.cpu_count() or 1))
     """Sandboxes that are worked on at the same time; the others wait in their queues."""
+    native: str | tuple[str, ...] = NEVER
+    """Plugins whose work the worker does itself: ``auto`` for all it can, ``never``, or a list of their types."""
     metrics: MetricsSettings = MetricsSettings()
     kubernetes: KubernetesSettings | None = None
     """Where pods and networks come from; None: the folder ``manifests``, or nowhere."""
-    network: NodeDefaults = NodeDefaults()
+    devices: DeviceSettings = DeviceSettings()
+    network_keys: dict[str, Any] = msgspec.field(default_factory=dict, name="network")
     """Multus' configuration keys, for whatever the CNI configuration on standard input leaves out."""
 
     def __post_init__(self) -> None:
@@ -37,6 +60,29 @@ class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
             raise ValueError(f"delegateTimeout is {self.delegate_timeout}, not a positive number of seconds")
         if self.concurrency < 2:  # GC waits for the detaches that it asks for
             raise ValueError(f"concurrency is {self.concurrency}, not at least 2")
+        _check_native(self.native)
+        try:
+            parse_defaults(self.network_keys)
+        except ValueError as error:
+            raise ValueError(f"network can't be used: {error}") from error
+
+    @cached_property
+    def network(self) -> NodeDefaults:
+        """What ``network_keys`` say."""
+        return parse_defaults(self.network_keys)
+
+    @property
+    def unknown_network_keys(self) -> tuple[str, ...]:
+        """Those of ``network_keys`` that mean nothing to anybody."""
+        return unknown_keys(self.network_keys, KEYS)
+
+
+def _check_native(switch: str | tuple[str, ...]) -> None:
+    if isinstance(switch, str):
+        if switch not in (AUTO, NEVER):
+            raise ValueError(f"native is {switch!r}, not auto, never or a list of plugin types")
+    elif unknown := set(switch) - TYPES:
+        raise ValueError(f"native names {', '.join(sorted(unknown))}: built in are {', '.join(sorted(TYPES))}")
 
 
 class WorkerSettings(Settings, frozen=True, kw_only=True, rename="camel"):

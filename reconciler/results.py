@@ -13,6 +13,8 @@ import msgspec
 NIL = "<nil>"
 """How Go prints an IP address that is not there."""
 
+_EVERYWHERE = {"0.0.0.0": 4, "::": 6}  # noqa: S104  # routes, not listeners
+
 
 class ResultError(ValueError):
     """The text is not the result of a plugin."""
@@ -40,6 +42,13 @@ class Address(msgspec.Struct, frozen=True):
         return canonical(self.address)
 
 
+class DefaultRoute(msgspec.Struct, frozen=True):
+    """A route to everywhere: its IP version, and its gateway in canonical form, or ``NIL``."""
+
+    family: int
+    gateway: str
+
+
 class Dns(msgspec.Struct, frozen=True, omit_defaults=True):
     """Resolver settings."""
 
@@ -54,9 +63,13 @@ class Result(msgspec.Struct, frozen=True):
 
     interfaces: tuple[Interface, ...] = ()
     ips: tuple[Address, ...] = ()
-    default_gateways: tuple[str, ...] = ()
-    """Of the default routes; ``NIL`` for one that has no gateway."""
+    default_routes: tuple[DefaultRoute, ...] = ()
     dns: Dns = Dns()
+
+    @property
+    def default_gateways(self) -> tuple[str, ...]:
+        """The gateways of the default routes, ``NIL`` for one that has none."""
+        return tuple(route.gateway for route in self.default_routes)
 
 
 class _Interface(msgspec.Struct):
@@ -128,7 +141,11 @@ def read(text: str, cni_version: str) -> Result:
     return Result(
         interfaces=interfaces,
         ips=ips,
-        default_gateways=tuple(canonical(r.gw) if r.gw else NIL for r in routes if _is_default(r)),
+        default_routes=tuple(
+            DefaultRoute(_EVERYWHERE[to], canonical(r.gw) if r.gw else NIL)
+            for r in routes
+            if (to := _bare(r)) in _EVERYWHERE
+        ),
         dns=Dns(tuple(dns.nameservers or ()), dns.domain or "", tuple(dns.search or ()), tuple(dns.options or ())),
     )
 
@@ -143,9 +160,9 @@ def canonical(text: str) -> str:
     return str(mapped or ip)
 
 
-def _is_default(route: _Route) -> bool:
-    # Whatever the prefix length: the readers of the annotation have never seen it otherwise.
-    return not route.dst or canonical(route.dst) in ("0.0.0.0", "::")  # noqa: S104  # a route, not a listener
+def _bare(route: _Route) -> str:
+    # Without the prefix length: the readers of the annotation have never seen it otherwise.
+    return canonical(route.dst) if route.dst else "0.0.0.0"  # noqa: S104  # a route, not a listener
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -7,14 +7,18 @@ Network Custom Resource Definition De-facto Standard 1.3, section 5).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
+from events.default_routes import claims, dropped
 from events.fold import Attachment, Sandbox, SandboxPhase
 from events.schema import Pod
-from reconciler.results import Dns, Result, ResultError, read
+from reconciler import device_info
+from reconciler.results import DefaultRoute, Dns, Result, ResultError, read
 
 ANNOTATION = "k8s.v1.cni.cncf.io/network-status"
 
@@ -47,6 +51,7 @@ class Element(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     default: bool = False
     dns: Dns
     """Always there, if only as ``{}``."""
+    device_info: device_info.DeviceInfo | None = msgspec.field(default=None, name="device-info")
     gateway: tuple[str, ...] = ()
 
 
@@ -71,9 +76,7 @@ def pod_status(sandboxes: Sequence[Sandbox]) -> PodStatus | None:
         element
         for sandbox in attached
         if sandbox.key.container_id == newest.key.container_id
-        for attachment in sandbox.attachments
-        if attachment.result
-        for element in _of_attachment(newest.pod, attachment)
+        for element in _of_sandbox(newest.pod, sandbox)
     ]
     return PodStatus(newest.pod, text(listed)) if listed else None
 
@@ -130,10 +133,47 @@ def _one_per_sandboxed_interface(result: Result, network: str, *, default: bool)
     ]
 
 
-def _of_attachment(pod: Pod, attachment: Attachment) -> list[Element]:
+def _of_sandbox(pod: Pod, sandbox: Sandbox) -> list[Element]:
+    made = [attachment for attachment in sandbox.attachments if attachment.result]
+    listed: list[Element] = []
+    for attachment, result in zip(made, _with_default_routes([_read(pod, each) for each in made], made), strict=True):
+        info = device_info.read(attachment.device_info)
+        with _unusable(pod, attachment):
+            told = elements(result, attachment.plan.network, default=attachment.plan.default)
+        listed += [replace(element, device_info=info) for element in told]
+    return listed
+
+
+def _with_default_routes(results: Sequence[Result], made: Sequence[Attachment]) -> Sequence[Result]:
+    """Return *results* with the default routes that are there, where one of the attachments claims the pod's.
+
+    Multus repeats here what the plugins said. A reader of ``gateway`` wants to know where the pod's traffic goes, and
+    would be told of routes that the pod has not got, and not of the one that it asked for. Without a claim, plugins
+    are right, and the text is Multus' to the byte. The specification's own key, ``default-route``, is not written: no
+    client library knows it, and ``gateway`` says the same.
+    """
+    found = claims([each.plan for each in made], lambda index: {r.family for r in results[index].default_routes})
+    if not found:
+        return results
+    kept = [
+        tuple(route for route in result.default_routes if not dropped(found, index, route.family))
+        for index, result in enumerate(results)
+    ]
+    for claim in found:
+        kept[claim.index] += tuple(DefaultRoute(family, gateway) for family, gateway in claim.gateways.items())
+    return [replace(result, default_routes=routes) for result, routes in zip(results, kept, strict=True)]
+
+
+def _read(pod: Pod, attachment: Attachment) -> Result:
+    with _unusable(pod, attachment):
+        return read(attachment.result, attachment.plan.cni_version)
+
+
+@contextmanager
+def _unusable(pod: Pod, attachment: Attachment) -> Generator[None]:
     plan = attachment.plan
     try:
-        return elements(read(attachment.result, plan.cni_version), plan.network, default=plan.default)
+        yield
     except ResultError as error:
         raise StatusError(
             f"pod {pod}: the result of network {plan.network} ({plan.ifname}) is unusable: {error}"

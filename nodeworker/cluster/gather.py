@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from nodeworker.errors import RequestFailedError, failed
 from nodeworker.resolve.grammar import shown
 from nodeworker.resolve.netconf import NetConf
 from nodeworker.resolve.objects import Nad, NetworkRef, PodObject
-from nodeworker.resolve.wanted import wanted
+from nodeworker.resolve.wanted import Wanted, default_network, wanted
 
 
 class Gathered(NamedTuple):
@@ -25,6 +27,13 @@ class Gathered(NamedTuple):
     """A network that does not exist is not in it."""
 
 
+class DefaultNetwork(NamedTuple):
+    """The node's default network, as ``nodeworker.resolve.plan`` takes it."""
+
+    want: Wanted
+    networks: dict[NetworkRef, Nad]
+
+
 async def gather(conf: NetConf, pod: Pod, source: Source | None) -> Gathered:
     """Return the pod as *source* has it and the networks it is to be attached to, each with its configuration.
 
@@ -34,21 +43,44 @@ async def gather(conf: NetConf, pod: Pod, source: Source | None) -> Gathered:
     NETWORK_NOT_FOUND where the disk was searched in vain, and what ``wanted`` raises.
     """
     who = f"pod {pod}" if pod.name else "a sandbox without pod"
-    try:
+    with _source_errors(who):
         found = await _pod(pod, source)
-        networks: dict[NetworkRef, Nad] = {}
-        for want in wanted(conf, found):
-            if want.ref is None or want.ref in networks:
-                continue
-            if nad := await _network(want.ref, conf, source, who):
-                networks[want.ref] = nad
+        return Gathered(found, await _networks(wanted(conf, found), conf, source, who))
+
+
+async def gather_default(conf: NetConf, source: Source | None) -> DefaultNetwork:
+    """Return the network that every pod of the node gets unless it asks for another in its place.
+
+    Raises RequestFailedError: SOURCE_UNAVAILABLE, NETWORK_NOT_FOUND.
+    """
+    who = "the default network"
+    want = default_network(conf)
+    with _source_errors(who):
+        return DefaultNetwork(want, await _networks((want,), conf, source, who))
+
+
+@contextmanager
+def _source_errors(who: str) -> Generator[None]:
+    """Turn a source that can't say into the failure of the request."""
+    try:
+        yield
     except SourceUnavailableError as error:
         raise failed(
             ErrorClass.SOURCE_UNAVAILABLE,
             Phase.RESOLVE,
             f"{who}: pods and networks can't be looked up now: {error}; the runtime will try again",
         ) from error
-    return Gathered(found, networks)
+
+
+async def _networks(wants: Iterable[Wanted], conf: NetConf, source: Source | None, who: str) -> dict[NetworkRef, Nad]:
+    networks: dict[NetworkRef, Nad] = {}
+    for want in wants:
+        if want.ref is None or want.ref in networks:
+            continue
+        nad = await (_auxiliary(conf, who) if want.auxiliary else _network(want.ref, conf, source, who))
+        if nad is not None:
+            networks[want.ref] = nad
+    return networks
 
 
 async def _pod(pod: Pod, source: Source | None) -> PodObject | None:
@@ -89,6 +121,20 @@ async def _network(ref: NetworkRef, conf: NetConf, source: Source | None, who: s
     )
 
 
+async def _auxiliary(conf: NetConf, who: str) -> Nad | None:
+    """Return the auxiliary chain; None if its folder holds no plugin."""
+    name = conf.auxiliary_chain
+    found = await asyncio.to_thread(on_disk.auxiliary_chain, Path(conf.cluster_network), name, conf.cni_version)
+    if found.skipped:
+        raise failed(
+            ErrorClass.NETWORK_NOT_FOUND,
+            Phase.RESOLVE,
+            f"{who}: the auxiliary chain {name} can't be read: {'; '.join(found.skipped)}; correct or remove it",
+            network=name,
+        )
+    return Nad(namespace="", name=name, config=found.config) if found.config else None
+
+
 def _not_on_disk(
     ref: NetworkRef, nad: Nad | None, conf_dir: Path, skipped: tuple[str, ...], who: str
 ) -> RequestFailedError:
@@ -98,15 +144,14 @@ def _not_on_disk(
             f"holds a configuration of that name; provide one of the two"
         )
     elif "/" in ref.name:
-        problem = (
-            f"network {shown(ref.name)} of the node's configuration is no readable configuration; correct the path"
-        )
+        reason = "; ".join(skipped) or "there is no configuration in the folder"
+        problem = f"network {shown(ref.name)} of the node's configuration can't be read: {reason}; correct the path"
     else:
         problem = (
             f"network {shown(ref.name)} of the node's configuration is neither a NetworkAttachmentDefinition in "
             f"namespace {ref.namespace} nor a configuration in {conf_dir}; create one of the two"
         )
-    details = f"passed over: {'; '.join(skipped)}" if skipped else ""
+    details = f"passed over: {'; '.join(skipped)}" if skipped and "/" not in ref.name else ""
     return failed(
         ErrorClass.NETWORK_NOT_FOUND,
         Phase.RESOLVE,

@@ -13,8 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from nodeworker.resolve.annotation import DEFAULT_NETWORK, NETWORKS
-from nodeworker.resolve.objects import CONFIG_SOURCE, Nad, PodObject
-from nodeworker.resolve.plan import RESOURCE_NAME
+from nodeworker.resolve.objects import CONFIG_SOURCE, RESOURCE_NAME, Nad, PodObject
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
 """What decoding JSON that is none, or is not what was expected, may raise."""

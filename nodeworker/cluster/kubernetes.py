@@ -20,6 +20,7 @@ from nodeworker.cluster.kubeconfig import Credentials
 from nodeworker.cluster.kubeobjects import NADS, PODS, UNREADABLE, Key, Kind, ObjectT, key_of
 from nodeworker.cluster.source import SourceUnavailableError
 from nodeworker.cluster.watch import Pace, Watch
+from nodeworker.devices.claims import Claims
 from nodeworker.resolve.grammar import is_namespace, is_object_name
 from nodeworker.resolve.objects import Nad, PodObject
 
@@ -42,6 +43,7 @@ class Kubernetes:
     ) -> None:
         pace = pace or Pace()
         self._api = Api(credentials, _AGENT)
+        self._claims = Claims(self._api, node)
         self._pod_wait = pod_wait
         selector = f"spec.nodeName={node}"
         self._pods = _Kept(PODS, DiskCopy(folder / "pods.json", PODS, f"pods of node {node}"))
@@ -81,6 +83,11 @@ class Kubernetes:
                 for watch in self.watches:
                     await watch.synced.wait()
         return self.synced
+
+    @property
+    def claims(self) -> Claims:
+        """Who knows of the devices that pods have by resource claims: the API server is asked each time."""
+        return self._claims
 
     @property
     def synced(self) -> bool:

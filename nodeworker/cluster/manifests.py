@@ -94,6 +94,11 @@ class Manifests:
         """Return the NAD *namespace*/*name*. Raises SourceUnavailableError if the folder can't be read."""
         return await self._look_up(Nad, namespace, name)
 
+    @property
+    def claims(self) -> None:
+        """None: nobody allocates devices to the pods of a folder."""
+        return None
+
     async def run(self) -> None:
         """Do nothing until cancelled: the folder is looked at when it is asked."""
         await asyncio.get_running_loop().create_future()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from nodeworker.devices.source import DeviceSource
 from nodeworker.resolve.objects import Nad, PodObject
 
 
@@ -23,6 +24,11 @@ class Source(Protocol):
 
     async def nad(self, namespace: str, name: str) -> Nad | None:
         """Return the NetworkAttachmentDefinition *namespace*/*name*. Raises SourceUnavailableError."""
+        ...
+
+    @property
+    def claims(self) -> DeviceSource | None:
+        """Who knows of the devices that pods have by resource claims; None where there are no claims."""
         ...
 
     async def run(self) -> None:

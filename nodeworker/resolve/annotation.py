@@ -2,7 +2,8 @@
 
 Multus lets much of this through and fails late, or attaches something else than was asked. Here a selection that is
 accepted can be planned; a mistake is named by annotation, element and field, before anything is done. As in Multus, a
-field that is null, empty or zero asks for nothing, and an unknown field is ignored.
+field that is null, empty or zero asks for nothing, the case of its name does not matter, and an unknown field is
+ignored.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from nodeworker.resolve.grammar import (
     is_mac,
     is_namespace,
     is_object_name,
+    respelled,
     shown,
 )
+from nodeworker.resolve.keys import names_of
 
 NETWORKS = "k8s.v1.cni.cncf.io/networks"
 DEFAULT_NETWORK = "v1.multus-cni.io/default-network"
@@ -85,9 +88,14 @@ class Selection(
     default_route: tuple[str, ...] | None = None
     """Gateways. An empty list is a request too: keep the route the network comes with."""
     ipam_claim_reference: str = ""
+    """Not handed on: who implements IPAMClaims reads it from the pod, and whoever does not shall ignore it."""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+
+_DEPRECATED = "interfaceRequest"
+_FIELDS = (*names_of(Selection), _DEPRECATED)
 
 
 def parse_networks(text: str, default_namespace: str, *, pod: str = "") -> tuple[Selection, ...]:
@@ -169,10 +177,9 @@ def _json_elements(text: str, complaint: _Complaint) -> Iterator[dict[str, Any]]
     for index, element in enumerate(cast("list[Any]", value), 1):
         if not isinstance(element, dict):
             raise complaint.at(index, "", "is no JSON object")
-        given = {
-            key: field for key, field in cast("dict[str, Any]", element).items() if field is not None and field != ""
-        }
-        given.setdefault("interface", given.get("interfaceRequest", ""))
+        fields = respelled(cast("dict[str, Any]", element), _FIELDS)
+        given = {key: field for key, field in fields.items() if field is not None and field != ""}
+        given.setdefault("interface", given.get(_DEPRECATED, ""))
         yield given
 
 
@@ -210,6 +217,9 @@ def _address_problems(selection: Selection) -> Iterator[tuple[str, str]]:
     for gateway in selection.default_route or ():
         if not is_ip(gateway):
             yield "default-route", f"holds {shown(gateway)}, which is no IP address"
+    for family, count in Counter(":" in gateway for gateway in selection.default_route or ()).items():
+        if count > 1:
+            yield "default-route", f"holds {count} IPv{6 if family else 4} gateways; a family has one default route"
     if selection.ips and selection.ipam_claim_reference:
         yield "ips", "and field ipam-claim-reference exclude each other"
 
@@ -241,8 +251,3 @@ def _check_together(selections: list[Selection], complaint: _Complaint) -> None:
     for ifname, count in Counter(s.ifname for s in selections if s.ifname).items():
         if count > 1:
             raise complaint.about(f"gives the interface name {shown(ifname)} to {count} elements")
-    routed = [str(s) for s in selections if s.default_route is not None]
-    if len(routed) > 1:
-        raise complaint.about(
-            f"has default-route on {len(routed)} elements ({', '.join(routed)}); only one may have it"
-        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ IFNAME_BYTES = 15
 
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
+_NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _HEX = r"[0-9A-Fa-f]"
 _MAC = re.compile(rf"{_HEX}{{2}}(?:(?::{_HEX}{{2}}){{5}}|(?:-{_HEX}{{2}}){{5}})|{_HEX}{{4}}(?:\.{_HEX}{{4}}){{2}}")
 _GUID = re.compile(rf"{_HEX}{{2}}(?:(?::{_HEX}{{2}}){{7}}|(?:-{_HEX}{{2}}){{7}})|{_HEX}{{4}}(?:\.{_HEX}{{4}}){{3}}")
@@ -37,6 +39,21 @@ def decode_json(text: str) -> Any:
         raise ValueError(str(error)) from error
     except RecursionError as error:
         raise ValueError("JSON is nested too deeply") from error
+
+
+def respelled(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return *given* with its keys spelled as in *names* where only the case differs; an exact spelling counts first.
+
+    Go's decoder, which reads all this for Multus, does not look at the case of a key.
+    """
+    exact = {name.casefold(): name for name in names}
+    folded = {exact.get(key.casefold(), key): value for key, value in given.items()}
+    return folded | {key: value for key, value in given.items() if key in folded}
+
+
+def is_network_name(text: str) -> bool:
+    """Whether *text* can name a network, and a folder beside others (CNI specification 1.1, section 1)."""
+    return _NETWORK.fullmatch(text) is not None
 
 
 def is_label(text: str) -> bool:

@@ -9,6 +9,9 @@ import msgspec
 CONFIG_SOURCE = "kubernetes.io/config.source"
 """Annotation of the kubelet's: what is neither absent nor ``api`` makes a static pod."""
 
+RESOURCE_NAME = "k8s.v1.cni.cncf.io/resourceName"
+"""Annotation of a NAD that draws a device for each use."""
+
 
 class PodObject(msgspec.Struct, frozen=True):
     """A pod as the cluster has it."""

@@ -15,17 +15,18 @@ import msgspec
 from events.schema import AttachPlanned, AttachRequested, ErrorClass, IfName, NetworkName, Phase, PlannedAttachment, Pod
 from nodeworker.delegates import conflist
 from nodeworker.delegates.conflist import ConfigError, NetworkConfig
+from nodeworker.devices import draw
 from nodeworker.errors import failed
 from nodeworker.resolve.annotation import PortMapping, Selection
 from nodeworker.resolve.cni_args import delegate_args, parse_args
+from nodeworker.resolve.default_route import claimed
 from nodeworker.resolve.grammar import ifname_problem, shown
 from nodeworker.resolve.netconf import NetConf
 from nodeworker.resolve.objects import Nad, NetworkRef, PodObject
 from nodeworker.resolve.wanted import Wanted, wanted
 
-RESOURCE_NAME = "k8s.v1.cni.cncf.io/resourceName"
-"""Annotation of a NAD that draws a device for each use."""
-
+_NO_DEVICES: Mapping[str, tuple[str, ...]] = {}
+_DEVICE_INFO = "CNIDeviceInfoFile"
 _ALSO_IN_CNI_ARGS = frozenset({"ips", "mac"})
 """Requests that reach a plugin which declares no capability too: old static IPAM and macvlan NADs live on that."""
 
@@ -36,30 +37,40 @@ def plan(
     conf: NetConf,
     pod: PodObject | None,
     networks: Mapping[NetworkRef, Nad],
+    devices: Mapping[str, tuple[str, ...]] = _NO_DEVICES,
+    info_folder: str = draw.INFO_FOLDER,
 ) -> AttachPlanned:
     """Return what has to be done for *request*, in order.
 
-    *networks* holds what was found of all that ``wanted`` refers to. ``runtimeConfig`` of the runtime goes to the
-    default network only (NPWG specification 1.3, section 6); what an annotation requests goes to the network it
-    selects.
+    *networks* holds what was found of all that ``wanted`` refers to, *devices* what the pod has of each resource;
+    files that tell of devices are below *info_folder*. ``runtimeConfig`` of the runtime goes to the default network
+    only (NPWG specification 1.3, section 6); what an annotation requests goes to the network it selects.
 
     Raises RequestFailedError: INVALID_REQUEST, INVALID_CONFIG, INVALID_ANNOTATION, NETWORK_NOT_FOUND,
-    NETWORK_FORBIDDEN, POD_CHANGED.
+    NETWORK_FORBIDDEN, POD_CHANGED, DEVICE_UNAVAILABLE.
     """
     given_args = parse_args(request.args)
     _check_same_pod(request.pod, pod)
-    wants = wanted(conf, pod)
+    wants = [want for want in wanted(conf, pod) if not want.auxiliary or want.ref in networks]
     who = f"pod {request.pod}" if request.pod.name else f"sandbox {container_id[:12]}"
     ifnames = _ifnames(request.ifname, wants, who)
+    default_routes = claimed(wants, who)
+    drawn = draw.drawn(wants, networks, devices, who)
     attachments: list[PlannedAttachment] = []
     for index, (ifname, want) in enumerate(zip(ifnames, wants, strict=True)):
         default = index == 0
-        network, config = _definition(want, networks, who)
+        network, config = definition(want, networks, who)
         requests = _requests(network, config, want.selection, who)
+        device = drawn[index].device or requests.get("deviceID", "")
+        device_info = ""
+        if device or not conflist.unsupported_capabilities(config, [_DEVICE_INFO]):
+            device_info = draw.info_path(info_folder, network, container_id, ifname)
+        offered = {**conf.runtime_config, **requests} if default else requests
         with _config_errors(who, network):
             plugins = conflist.render(
                 config,
-                capability_args={**conf.runtime_config, **requests} if default else requests,
+                capability_args=offered | _of_device(drawn[index].device, device_info),
+                device=drawn[index].device,
                 cni_args=want.selection.cni_args if want.selection else {},
             )
         attachments.append(
@@ -75,12 +86,16 @@ def plan(
                 default=default,
                 disable_check=config.disable_check,
                 disable_gc=config.disable_gc,
+                default_route=default_routes[index],
+                resource=drawn[index].resource,
+                device=device,
+                device_info=device_info,
             )
         )
     return AttachPlanned(
         ifname=request.ifname,
         netns=request.netns,
-        path=_search_path(request.path, conf.bin_dir),
+        path=":".join(conf.plugin_folders(request.path)),
         cni_version=conf.cni_version,
         attachments=tuple(attachments),
         pod=request.pod,
@@ -136,8 +151,11 @@ def _label(want: Wanted) -> str:
     return want.ref.name if want.ref else str((want.delegate or {}).get("name", ""))
 
 
-def _definition(want: Wanted, networks: Mapping[NetworkRef, Nad], who: str) -> tuple[NetworkName, NetworkConfig]:
-    """Return the network's display name and its configuration."""
+def definition(want: Wanted, networks: Mapping[NetworkRef, Nad], who: str) -> tuple[NetworkName, NetworkConfig]:
+    """Return the network's display name and its configuration.
+
+    Raises RequestFailedError: NETWORK_NOT_FOUND, INVALID_CONFIG.
+    """
     if want.ref is None:
         with _config_errors(who, _label(want)):
             config = conflist.parse(want.delegate or {})
@@ -153,14 +171,6 @@ def _definition(want: Wanted, networks: Mapping[NetworkRef, Nad], who: str) -> t
             network=missing,
         )
     display = f"{nad.namespace}/{nad.name}" if nad.namespace else nad.name
-    if RESOURCE_NAME in nad.annotations:
-        raise failed(
-            ErrorClass.INVALID_CONFIG,
-            Phase.RESOLVE,
-            f"{who}: network {display} draws a device from resource {shown(nad.annotations[RESOURCE_NAME])}, and "
-            f"devices are not supported yet; remove annotation {RESOURCE_NAME} from the network or select another one",
-            network=display,
-        )
     with _config_errors(who, display):
         config = conflist.parse(nad.config, default_name=nad.name if nad.namespace else "")
     return NetworkName(display if nad.namespace else config.name), config
@@ -197,27 +207,23 @@ def _requests(network: NetworkName, config: NetworkConfig, selection: Selection 
     }
     requests = {capability: value for capability, value in all_requests.items() if value}
     missing = conflist.unsupported_capabilities(config, [name for name in requests if name not in _ALSO_IN_CNI_ARGS])
-    problem = ""
-    if selection.default_route is not None:
-        problem = "default-route is not supported yet; remove it from the annotation"
-    elif missing:
-        problem = (
-            f"no plugin of the network declares the capability {', '.join(missing)} that the annotation makes use of; "
-            f"declare it in the network's configuration or remove the request"
-        )
-    if problem:
+    if missing:
         raise failed(
-            ErrorClass.INVALID_ANNOTATION, Phase.RESOLVE, f"{who}: network {network}: {problem}", network=network
+            ErrorClass.INVALID_ANNOTATION,
+            Phase.RESOLVE,
+            f"{who}: network {network}: no plugin of the network declares the capability {', '.join(missing)} that the "
+            f"annotation makes use of; declare it in the network's configuration or remove the request",
+            network=network,
         )
     return requests
+
+
+def _of_device(device: str, device_info: str) -> dict[str, str]:
+    """Return what is offered to plugins of an attachment's device, by capability. It wins over what anybody asked."""
+    offered = {"deviceID": device, _DEVICE_INFO: device_info}
+    return {capability: value for capability, value in offered.items() if value}
 
 
 def _port_mapping(mapping: PortMapping) -> dict[str, Any]:
     """Return *mapping* as plugins know it from the runtimes: the protocol always there, in lower case."""
     return {**msgspec.to_builtins(mapping), "protocol": mapping.protocol.lower()}
-
-
-def _search_path(path: str, bin_dir: str) -> str:
-    """Return CNI_PATH with the node's own plugin folder, first unless the runtime placed it."""
-    folders = [folder for folder in path.split(":") if folder]
-    return ":".join(folders if bin_dir in folders else [bin_dir, *folders])

@@ -27,6 +27,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What to fetch, where it does not."""
     selection: Selection | None = None
     """The pod's own request, where it is the pod that asks."""
+    auxiliary: bool = False
+    """True for the chain that there is only if its folder has files. It is the last: nobody's position hangs on it."""
 
 
 def wanted(conf: NetConf, pod: PodObject | None) -> tuple[Wanted, ...]:
@@ -36,8 +38,9 @@ def wanted(conf: NetConf, pod: PodObject | None) -> tuple[Wanted, ...]:
     NETWORK_FORBIDDEN where ``namespaceIsolation`` keeps the pod from what its annotations select.
     """
     default, *further = _of_node(conf, pod)
+    last = (_auxiliary(conf),) if conf.auxiliary_chain else ()
     if pod is None:
-        return (default, *further)
+        return (default, *further, *last)
     override = pod.annotations.get(DEFAULT_NETWORK, "")
     if override.strip():
         selection = parse_default_network(override, conf.multus_namespace, pod=str(pod))
@@ -47,7 +50,16 @@ def wanted(conf: NetConf, pod: PodObject | None) -> tuple[Wanted, ...]:
     selections = parse_networks(pod.annotations.get(NETWORKS, ""), pod.namespace, pod=str(pod))
     for selection in selections:
         _check_isolation(conf, pod, selection, conf.shared_namespaces, NETWORKS)
-    return (default, *further, *map(_selected, selections))
+    return (default, *further, *map(_selected, selections), *last)
+
+
+def default_network(conf: NetConf) -> Wanted:
+    """Return the node's default network, whatever a pod may have in its place."""
+    return next(_of_node(conf, None))
+
+
+def _auxiliary(conf: NetConf) -> Wanted:
+    return Wanted(ref=NetworkRef("", conf.auxiliary_chain, on_disk=True), auxiliary=True)
 
 
 def _of_node(conf: NetConf, pod: PodObject | None) -> Iterator[Wanted]:

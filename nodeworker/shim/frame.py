@@ -44,6 +44,11 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     """The CNI_ variables. Bytes that are not UTF-8 are surrogate escapes, as in ``os.environ``."""
     stdin: bytes
 
+    @property
+    def config(self) -> str:
+        """``stdin`` as text, exactly; what is not UTF-8, and so no JSON, stays visible and stays no JSON."""
+        return self.stdin.decode(errors="backslashreplace")
+
 
 def body_length(header: bytes) -> int:
     """Return the bytes that follow *header*, the first ``HEADER`` bytes of a request. Raises FrameError."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from events.schema import AttachPlanned, AttachRequested, ErrorClass, Failure, IfName, Pod, RequestId
-from nodeworker.cluster.gather import gather
+from nodeworker.cluster.gather import gather, gather_default
 from nodeworker.cluster.manifests import Manifests
 from nodeworker.cluster.source import Source
 from nodeworker.errors import RequestFailedError
@@ -103,6 +103,57 @@ async def test_cluster_network_may_be_a_file_or_a_folder(node: Node) -> None:
     for cluster_network, name in ((path, "by-file"), (node.conf_dir, "by-folder")):
         result = await node.planned(source=node.source, clusterNetwork=str(cluster_network))
         assert networks(result) == [(name, name)]
+
+
+async def test_lists_named_by_path_go_on_in_the_folder_of_their_name(node: Node) -> None:
+    node.pod("")
+    cluster = node.conf("10.conflist", name="podnet", type=None, plugins=[{"type": "ptp"}])
+    further = node.conf("20.conflist", name="sidecar", type=None, plugins=[{"type": "bridge"}])
+    for folder, plugin in (("podnet", "tuning"), ("sidecar", "sbr")):
+        (node.conf_dir / folder).mkdir()
+        (node.conf_dir / folder / "50.conf").write_text(json.dumps({"type": plugin}))
+    result = await node.planned(source=node.source, clusterNetwork=str(cluster), defaultNetworks=[str(further)])
+    assert [[json.loads(text)["type"] for text in each.plugins] for each in result.attachments] == [
+        ["ptp", "tuning"],
+        ["bridge", "sbr"],
+    ]
+
+
+async def test_auxiliary_chain_is_attached_where_its_folder_has_plugins(node: Node) -> None:
+    node.pod("a")
+    node.nad("a", config='{"type": "macvlan"}')
+    path = node.conf("10.conf", name="podnet")
+    keys = {"clusterNetwork": str(path), "auxiliaryCNIChainName": "vendor"}
+    assert networks(await node.planned(source=node.source, **keys)) == [("podnet", "podnet"), ("shop/a", "a")]
+    (node.conf_dir / "vendor").mkdir()
+    (node.conf_dir / "vendor" / "10.conf").write_text('{"type": "tuning"}')
+    result = await node.planned(source=node.source, **keys)
+    assert networks(result) == [("podnet", "podnet"), ("shop/a", "a"), ("vendor", "vendor")]
+    assert result.attachments[-1].ifname == "net2"
+    assert [json.loads(text)["type"] for text in result.attachments[-1].plugins] == ["passthru", "tuning"]
+
+
+@pytest.mark.parametrize("chain", ["podnet", "vendor"])
+async def test_chain_with_an_unreadable_plugin_is_refused_with_the_file(node: Node, chain: str) -> None:
+    node.pod("")
+    path = node.conf("10.conflist", name="podnet", type=None, plugins=[{"type": "ptp"}])
+    (node.conf_dir / chain).mkdir()
+    (node.conf_dir / chain / "10-broken.conf").write_text("{")
+    failure = await node.refused(source=node.source, clusterNetwork=str(path), auxiliaryCNIChainName="vendor")
+    assert failure.error_class is ErrorClass.NETWORK_NOT_FOUND
+    assert "10-broken.conf" in failure.message
+    assert "pod shop/samplepod: " in failure.message
+
+
+async def test_default_network_alone_is_found_without_a_pod(node: Node) -> None:
+    node.nad("podnet", "kube-system", config='{"type": "bridge"}')
+    config = {"name": "n", "clusterNetwork": "podnet", "defaultNetworks": ["absent"], "confDir": str(node.conf_dir)}
+    want, found = await gather_default(parse_netconf(json.dumps(config), NodeDefaults()), node.source)
+    assert [ref.name for ref in found] == ["podnet"]
+    assert want.ref in found
+    config = {"name": "n", "delegates": DELEGATES}
+    want, found = await gather_default(parse_netconf(json.dumps(config), NodeDefaults()), node.source)
+    assert (want.delegate, found) == (DELEGATES[0], {})
 
 
 async def test_default_networks_are_looked_up_like_the_cluster_network(node: Node) -> None:

@@ -15,8 +15,7 @@ from nodeworker.cluster.kubernetes import Kubernetes
 from nodeworker.cluster.source import SourceUnavailableError
 from nodeworker.cluster.watch import Pace
 from nodeworker.resolve.annotation import DEFAULT_NETWORK, NETWORKS
-from nodeworker.resolve.objects import Nad, PodObject
-from nodeworker.resolve.plan import RESOURCE_NAME
+from nodeworker.resolve.objects import RESOURCE_NAME, Nad, PodObject
 from tests.kube.kube_manifests import nad
 from tests.kube.kube_server import NOBODY, KubeServer
 

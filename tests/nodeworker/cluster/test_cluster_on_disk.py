@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from nodeworker.cluster.on_disk import find_config, read_config
+from nodeworker.cluster.on_disk import auxiliary_chain, find_config, read_config
 
 CONF = '{"name": "wanted", "type": "macvlan"}'
 
@@ -62,3 +63,95 @@ def test_path_is_a_file_or_the_first_file_of_a_folder(tmp_path: Path) -> None:
 def test_path_without_configuration_is_nothing(tmp_path: Path) -> None:
     assert read_config(tmp_path) == (None, ())
     assert read_config(tmp_path / "none.conf").skipped == (f"{tmp_path}/none.conf: No such file or directory",)
+
+
+LIST = """{"cniVersion": "1.0.0", "name": "podnet", "unheard-of": {"n": 1.5e3, "big": 12345678901234567890123},
+ "plugins": [ {"type": "ptp", "mtu": 1.50} ]%s}"""
+
+
+@pytest.fixture
+def chained(tmp_path: Path) -> Path:
+    """A list that goes on in a folder."""
+    (tmp_path / "podnet").mkdir()
+    (tmp_path / "podnet" / "20-b.conf").write_text('{"type": "b", "weight": 2.50, "id": 98765432109876543210987}')
+    (tmp_path / "podnet" / "10-a.conf").write_text('{"type": "a"}')
+    (tmp_path / "podnet" / "15-c.conflist").write_text("is not looked at")
+    (tmp_path / "podnet" / "sub.conf").mkdir()
+    path = tmp_path / "10.conflist"
+    path.write_text(LIST % "")
+    return path
+
+
+def types(text: str | None) -> list[str]:
+    return [plugin["type"] for plugin in json.loads(text or "")["plugins"]]
+
+
+def test_list_goes_on_in_the_folder_of_its_name(chained: Path) -> None:
+    assert types(read_config(chained).config) == ["ptp", "a", "b"]
+
+
+def test_what_a_plugin_owns_stays_to_the_digit(chained: Path) -> None:
+    text = read_config(chained).config or ""
+    for digits in ("1.5e3", "12345678901234567890123", "1.50", "2.50", "98765432109876543210987"):
+        assert digits in text
+
+
+def test_list_may_have_all_its_plugins_in_the_folder(chained: Path) -> None:
+    chained.write_text('{"cniVersion": "1.0.0", "name": "podnet"}')
+    assert types(read_config(chained).config) == ["a", "b"]
+
+
+def test_list_that_loads_inlined_plugins_only_stays_as_it_is(chained: Path) -> None:
+    text = LIST % ', "loadOnlyInlinedPlugins": true'
+    chained.write_text(text)
+    assert read_config(chained).config == text
+
+
+def test_whether_a_list_goes_on_is_not_guessed(chained: Path) -> None:
+    chained.write_text(LIST % ', "loadOnlyInlinedPlugins": "false"')
+    assert read_config(chained) == (None, (f"{chained}: loadOnlyInlinedPlugins is neither true nor false",))
+
+
+def test_without_a_folder_the_text_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "10.conflist").write_text(LIST % "")
+    (tmp_path / "podnet").mkdir()
+    assert read_config(tmp_path / "10.conflist").config == LIST % ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"plugins": []}', '{"name": 5}', '{"name": "../podnet"}', '{"name": "podnet", "type": "single"}'],
+)
+def test_what_is_no_list_with_a_usable_name_is_left_to_others(chained: Path, text: str) -> None:
+    chained.write_text(text)
+    assert read_config(chained).config == text
+
+
+def test_only_a_path_to_a_list_goes_on(chained: Path) -> None:
+    assert types(find_config(chained.parent, "podnet").config) == ["ptp"]
+    assert types(read_config(chained.parent).config) == ["ptp"]
+    other = chained.rename(chained.with_suffix(".conf"))
+    assert types(read_config(other).config) == ["ptp"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": "no type"}', '{"type": ""}'])
+def test_plugin_that_can_not_be_read_is_never_left_out_in_silence(chained: Path, text: str) -> None:
+    broken = chained.parent / "podnet" / "20-b.conf"
+    broken.write_text(text)
+    for found in (read_config(chained), auxiliary_chain(chained, "podnet", "1.0.0")):
+        assert found.config is None
+        assert found.skipped[0].startswith(f"{broken}: ")
+
+
+def test_auxiliary_chain_begins_with_passthru(chained: Path) -> None:
+    text = auxiliary_chain(chained, "podnet", "0.4.0").config
+    assert types(text) == ["passthru", "a", "b"]
+    assert json.loads(text or "")["cniVersion"] == "0.4.0"
+    assert json.loads(text or "")["name"] == "podnet"
+    assert auxiliary_chain(chained.parent, "podnet", "0.4.0").config == text
+
+
+def test_auxiliary_chain_without_a_plugin_is_none(chained: Path) -> None:
+    (chained.parent / "empty").mkdir()
+    assert auxiliary_chain(chained, "empty", "1.0.0") == (None, ())
+    assert auxiliary_chain(chained, "absent", "1.0.0") == (None, ())

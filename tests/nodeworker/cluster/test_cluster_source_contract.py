@@ -14,8 +14,7 @@ from nodeworker.cluster.kubernetes import Kubernetes
 from nodeworker.cluster.manifests import Manifests
 from nodeworker.cluster.source import Source
 from nodeworker.resolve.annotation import NETWORKS
-from nodeworker.resolve.objects import Nad, PodObject
-from nodeworker.resolve.plan import RESOURCE_NAME
+from nodeworker.resolve.objects import RESOURCE_NAME, Nad, PodObject
 from tests.kube.kube_manifests import nad
 from tests.kube.kube_server import NADS, PODS, KubeServer
 

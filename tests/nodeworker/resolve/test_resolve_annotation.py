@@ -154,6 +154,19 @@ def test_deprecated_interface_request_counts_where_interface_is_empty(fields: st
     assert parse_networks(f'[{{"name": "net1", {fields}}}]', "test")[0].ifname == expected
 
 
+def test_fields_count_whatever_the_case_of_their_names() -> None:
+    element = {"Name": "net1", "NameSpace": "other", "Interface": "x0", "default-Route": [], "interfacerequest": "y0"}
+    (selection,) = parse_networks(json.dumps([element]), "test")
+    assert (str(selection), selection.ifname, selection.default_route) == ("other/net1", "x0", ())
+    (exact,) = parse_networks('[{"name": "net1", "interface": "x0", "INTERFACE": "y0"}]', "test")
+    assert exact.ifname == "x0"
+
+
+def test_ipam_claim_reference_is_taken_and_left_to_whoever_implements_it() -> None:
+    (selection,) = parse_networks('[{"name": "net1", "ipam-claim-reference": "vm-a.net1"}]', "test")
+    assert selection == Selection("test", "net1", ipam_claim_reference="vm-a.net1")
+
+
 def test_empty_default_route_is_a_request() -> None:
     assert parse_networks('[{"name": "net1", "default-route": []}]', "test")[0].default_route == ()
 
@@ -188,6 +201,8 @@ def test_empty_default_route_is_a_request() -> None:
         ('"bandwidth": {"egressRate": "1M"}', "bandwidth.egressRate"),
         ('"cni-args": ["a"]', "field cni-args: Expected `object`"),
         ('"default-route": ["10.0.0.1/24"]', "field default-route"),
+        ('"default-route": ["10.0.0.1", "10.0.0.2"]', "holds 2 IPv4 gateways"),
+        ('"default-route": ["10.0.0.1", "fd00::1", "fd00::2"]', "holds 2 IPv6 gateways"),
         ('"ips": ["10.0.0.1"], "ipam-claim-reference": "vm-a"', "ipam-claim-reference"),
         ('"namespace": "No"', "field namespace"),
     ],
@@ -210,7 +225,6 @@ def test_json_form_is_refused_with_element_and_field(fields: str, why: str) -> N
         ('[{"name": 7}]', "element 1: field name"),
         ("[" * 100_000, "nested too deeply"),
         ('[{"name":"a","interface":"x0"},{"name":"b","interface":"x0"}]', '"x0" to 2 elements'),
-        ('[{"name":"a","default-route":[]},{"name":"b","default-route":["10.0.0.1"]}]', "test/a, test/b"),
     ],
 )
 def test_json_text_is_refused_with_reason(text: str, why: str) -> None:

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from events.schema import ErrorClass
 from nodeworker.delegates.versions import SUPPORTED
 from nodeworker.errors import RequestFailedError
-from nodeworker.resolve.netconf import NodeDefaults, parse_netconf, version_asked
+from nodeworker.resolve.netconf import (
+    LogOptions,
+    NodeDefaults,
+    logging_of,
+    parse_defaults,
+    parse_netconf,
+    unknown_to_us,
+    version_asked,
+)
 
 BRIDGE = {"name": "podnet", "type": "bridge"}
 NO_DEFAULTS = NodeDefaults()
@@ -65,6 +73,20 @@ def test_every_key_of_the_runtime_wins() -> None:
     assert conf.runtime_config == {"portMappings": []}
 
 
+def test_keys_count_whatever_the_case_of_their_letters() -> None:
+    conf = parse_netconf(text(CLUSTERNETWORK="podnet", readinessIndicatorFile="/run/ready"), NO_DEFAULTS)
+    assert (conf.cluster_network, conf.readiness_file) == ("podnet", "/run/ready")
+    both = parse_netconf(text(clusterNetwork="exact", clusternetwork="other"), NO_DEFAULTS)
+    assert both.cluster_network == "exact"
+
+
+def test_the_workers_own_keys_are_read_like_a_runtimes() -> None:
+    keys = {"ClusterNetwork": "podnet", "binDir": None, "globalNamespaces": "", "cniDir": "/x", "bogus": 1}
+    assert parse_defaults(keys) == NodeDefaults(cluster_network="podnet")
+    with pytest.raises(ValueError, match=r"\$\.delegates"):
+        parse_defaults({"delegates": "bridge"})
+
+
 @pytest.mark.parametrize("nothing", [None, ""])
 def test_key_that_is_null_or_empty_leaves_the_worker_its_own(nothing: str | None) -> None:
     conf = parse_netconf(text(clusterNetwork=nothing, globalNamespaces=nothing), NodeDefaults(cluster_network="podnet"))
@@ -107,6 +129,11 @@ def test_missing_version_is_the_oldest() -> None:
         (text(delegates=["bridge"]), ErrorClass.INVALID_CONFIG, 7, "$.delegates[0]"),
         (text(clusterNetwork="c", namespaceIsolation="true"), ErrorClass.INVALID_CONFIG, 7, "$.namespaceIsolation"),
         (text(clusterNetwork="c", runtimeConfig=[]), ErrorClass.INVALID_CONFIG, 7, "$.runtimeConfig"),
+        (text(clusterNetwork="c", logOptions={"maxSize": "1"}), ErrorClass.INVALID_CONFIG, 7, "$.logOptions.maxSize"),
+        (text(clusterNetwork="c", auxiliaryCNIChainName="aux"), ErrorClass.INVALID_CONFIG, 7, "which is no path"),
+        (text(delegates=[BRIDGE], auxiliaryCNIChainName="aux"), ErrorClass.INVALID_CONFIG, 7, "which is no path"),
+        (text(clusterNetwork="/c", auxiliaryCNIChainName="../aux"), ErrorClass.INVALID_CONFIG, 7, '"../aux"'),
+        (text(clusterNetwork="c", prevResult=[]), ErrorClass.INVALID_CONFIG, 7, "$.prevResult"),
     ],
 )
 def test_unusable_configuration_is_refused(config: str, error_class: ErrorClass, code: int, why: str) -> None:
@@ -115,6 +142,71 @@ def test_unusable_configuration_is_refused(config: str, error_class: ErrorClass,
     failure = caught.value.failure
     assert (failure.error_class, failure.code) == (error_class, code)
     assert why in failure.message
+
+
+IPS_OF_0_4 = {"ips": [{"version": "4", "address": "10.0.0.5/24", "interface": 0}], "interfaces": [{"name": "eth0"}]}
+IPS_OF_0_2 = {"ip4": {"ip": "10.0.0.5/24"}}
+
+
+@pytest.mark.parametrize(
+    ("version", "prev_result"),
+    [
+        ("1.1.0", {"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.5/24"}]}),
+        ("1.0.0", {"ips": [{"address": "10.0.0.5/24"}], "dns": {}}),
+        ("0.3.1", {"cniVersion": "0.4.0", **IPS_OF_0_4}),
+        ("0.2.0", {"cniVersion": "0.2.0", **IPS_OF_0_2}),
+    ],
+)
+def test_previous_result_of_the_configurations_shape_is_accepted(version: str, prev_result: dict[str, Any]) -> None:
+    conf = parse_netconf(text(cniVersion=version, clusterNetwork="c", prevResult=prev_result), NO_DEFAULTS)
+    assert conf.prev_result == prev_result
+
+
+@pytest.mark.parametrize(
+    ("version", "prev_result", "why"),
+    [
+        ("1.0.0", {"cniVersion": "0.2.0", **IPS_OF_0_2}, '"0.2.0"'),
+        ("0.2.0", {"cniVersion": "0.4.0", **IPS_OF_0_4}, '"0.4.0"'),
+        ("0.4.0", {"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.5/24"}]}, '"1.0.0"'),
+        ("1.0.0", {"cniVersion": "7.0.0"}, "7.0.0"),
+        ("1.0.0", {"cniVersion": "old"}, "not a version"),
+        ("1.0.0", {"ips": [{"address": "10.0.0.5"}]}, "prefix length"),
+        ("1.0.0", {"ips": "10.0.0.5/24"}, "not a result"),
+    ],
+)
+def test_previous_result_that_does_not_fit_is_refused(version: str, prev_result: dict[str, Any], why: str) -> None:
+    with pytest.raises(RequestFailedError) as caught:
+        parse_netconf(text(cniVersion=version, clusterNetwork="c", prevResult=prev_result), NO_DEFAULTS)
+    assert (caught.value.failure.error_class, caught.value.failure.code) == (ErrorClass.INVALID_CONFIG, 7)
+    assert "prevResult" in caught.value.failure.message
+    assert why in caught.value.failure.message
+
+
+def test_plugins_are_searched_in_the_nodes_folder_first_unless_the_runtime_placed_it() -> None:
+    conf = parse_netconf(text(clusterNetwork="c", binDir="/node/bin"), NO_DEFAULTS)
+    assert conf.plugin_folders("/a::/b:") == ("/node/bin", "/a", "/b")
+    assert conf.plugin_folders("/a:/node/bin") == ("/a", "/node/bin")
+    assert conf.plugin_folders("") == ("/node/bin",)
+
+
+def test_unknown_keys_are_named_and_no_others() -> None:
+    daemons = {"chrootDir": "/hostroot", "cniDir": "", "retryDeleteOnError": True, "LOGTOSTDERR": True}
+    config = text(cniversions=[], bogus=1, defaultNetwork="x", **daemons, **{"cni.dev/valid-attachments": []})
+    assert unknown_to_us(config) == ("bogus", "defaultNetwork")
+    assert unknown_to_us("no json") == ()
+
+
+def test_logging_is_read_from_a_configuration_that_is_unusable_otherwise() -> None:
+    defaults = NodeDefaults(log_file="/var/log/worker", log_level="error")
+    wishes = logging_of('{"delegates": 5, "logFile": "/var/log/x", "logOptions": {"maxSize": 7}}', defaults)
+    assert (wishes.log_file, wishes.log_level) == ("/var/log/x", "error")
+    assert wishes.log_options == LogOptions(max_size=7)
+
+
+@pytest.mark.parametrize("config", ["no json", '{"logFile": 5}', '{"logFile": "/x", "logOptions": []}', "{}"])
+def test_logging_that_is_unusable_or_not_given_leaves_the_workers_own(config: str) -> None:
+    defaults = NodeDefaults(log_file="/var/log/worker")
+    assert logging_of(config, defaults) == defaults
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,20 @@ def test_default_network_annotation_replaces_the_default_and_may_rename_it() -> 
     assert result.ifname == "eth0"
 
 
+def test_auxiliary_chain_is_the_last_and_takes_the_next_position() -> None:
+    stdin = {"clusterNetwork": "/etc/cni/net.d/10.conf", "auxiliaryCNIChainName": "vendor"}
+    chain = Nad("", "vendor", '{"cniVersion": "1.0.0", "name": "vendor", "plugins": [{"type": "passthru"}]}')
+    found = (nad("a"), Nad("", "/etc/cni/net.d/10.conf", json.dumps(FLANNEL)))
+    asked = '[{"name": "a", "interface": "x0"}]'
+    assert names(planned(asked, found, stdin=stdin)) == [("cbr0", "eth0"), ("default/a", "x0")]
+    assert names(planned(asked, (*found, chain), stdin=stdin)) == [
+        ("cbr0", "eth0"),
+        ("default/a", "x0"),
+        ("vendor", "net2"),
+    ]
+    assert names(planned("", (*found, chain), stdin=stdin, args=""))[-1] == ("vendor", "net1")
+
+
 def test_blank_default_network_annotation_replaces_nothing() -> None:
     assert names(planned({DEFAULT_NETWORK: " "})) == [("cbr0", "eth0")]
 
@@ -269,7 +283,9 @@ ISOLATED = {"delegates": [FLANNEL], "namespaceIsolation": True}
         ({NETWORKS: "other/a"}, {}, True),
         ({NETWORKS: "kube-system/a"}, {}, True),
         ({NETWORKS: "b,other/a"}, {}, True),
+        ({NETWORKS: '[{"name": "b"}, {"name": "a", "namespace": "other"}]'}, {}, True),
         ({DEFAULT_NETWORK: "other/a"}, {}, True),
+        ({DEFAULT_NETWORK: '[{"name": "a", "namespace": "other"}]'}, {}, True),
         ({NETWORKS: "b"}, {}, False),
         ({NETWORKS: "default/c"}, {}, False),
         ({NETWORKS: "default/c"}, {"globalNamespaces": "other"}, True),
@@ -384,11 +400,9 @@ def test_flags_of_the_configuration_are_recorded() -> None:
     assert (attachment.disable_check, attachment.disable_gc) == (True, True)
 
 
-@pytest.mark.parametrize("gateways", [[], ["10.0.0.1"]])
-def test_default_route_is_refused_rather_than_ignored(gateways: list[str]) -> None:
-    failure = refused(json.dumps([{"name": "a", "default-route": gateways}]), (nad("a"),))
-    assert failure.error_class is ErrorClass.INVALID_ANNOTATION
-    assert "default-route is not supported yet" in failure.message
+def test_default_route_is_recorded_with_the_attachment_that_claims_it() -> None:
+    result = planned('[{"name": "a"}, {"name": "b", "default-route": ["10.0.0.1", "FD00:0::1"]}]', (nad("a"), nad("b")))
+    assert [attachment.default_route for attachment in result.attachments] == [None, None, ("10.0.0.1", "fd00::1")]
 
 
 def test_network_that_draws_devices_is_refused_rather_than_attached_without() -> None:

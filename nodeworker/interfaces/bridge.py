@@ -1,0 +1,226 @@
+"""An interface whose other end is a port of a bridge on the node, which is made when the first one needs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from events.schema import Phase
+from nodeworker.delegates.results import Interface, Result
+from nodeworker.interfaces import sysctl
+from nodeworker.interfaces.addressing import Assignment, assignments, configure, with_interface
+from nodeworker.interfaces.announce import announce
+from nodeworker.interfaces.checking import addressed, container_link, found, recorded
+from nodeworker.interfaces.ends import Ends, explaining, made, opened, present, taken_away
+from nodeworker.interfaces.forwarding import forward
+from nodeworker.interfaces.gateway import ensure_addresses, with_default_routes, with_gateways
+from nodeworker.interfaces.native import Call, NativeError
+from nodeworker.interfaces.netconf import NetConf, load, misfit, requested_mac
+from nodeworker.interfaces.veth import Pair, pair
+from nodeworker.netlink import links
+from nodeworker.netlink.links import Link
+from nodeworker.netlink.message import Request
+from nodeworker.netlink.socket import Netlink
+
+TYPE = "bridge"
+
+_NO_MAC = "00:00:00:00:00:00"
+"""What a bridge has that lost its last port, until it gets another."""
+_PORT_PATIENCE = 2.5
+"""Seconds until a port that carries no traffic is an error."""
+_PORT_PAUSE = 0.001
+"""Seconds before the second look at a port; each pause is twice the one before."""
+
+
+class Bridge(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The configuration of a network on a bridge."""
+
+    bridge: str = "cni0"
+    is_gateway: bool = False
+    is_default_gateway: bool = False
+    force_address: bool = False
+    ip_masq: bool = False
+    mtu: int = 0
+    """0 for the kernel's choice."""
+    hairpin_mode: bool = False
+    promisc_mode: bool = False
+    vlan: int = 0
+    preserve_default_vlan: bool = True
+    macspoofchk: bool = False
+    enabledad: bool = False
+    disable_container_interface: bool = False
+    port_isolation: bool = False
+
+    @property
+    def gateway(self) -> bool:
+        """Whether the bridge is the gateway of the network."""
+        return self.is_gateway or self.is_default_gateway
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only the reference plugin knows, or an empty text.
+
+    NAT and MAC address filters are left to it, so that each rule has one author, who also takes it away. So are VLANs,
+    and duplicate address detection, which would hold a thread for seconds.
+    """
+    options = misfit(config, Bridge)
+    if isinstance(options, str):
+        return options
+    foreign = {
+        "ipMasq": options.ip_masq,
+        "macspoofchk": options.macspoofchk,
+        "enabledad": options.enabledad,
+        "vlan": options.vlan,
+    }
+    return ", ".join(name for name, asked in foreign.items() if asked)
+
+
+def add(call: Call, ipam: Result | None) -> Result:
+    """Make the interface, and the bridge if need be, and return the result. Raises NativeError."""
+    config = _checked(load(call, Bridge), ipam)
+    mac = requested_mac(call, config, _cni_args_mac(config))
+    given = [] if ipam is None else assignments(call, ipam)
+    if ipam is not None and config.gateway:
+        given = with_gateways(given)
+        ipam = _with_gateways(ipam, given)
+    if ipam is not None and config.is_default_gateway:
+        ipam = with_default_routes(ipam, given)
+    with opened(call, Phase.ADD) as ends:
+        bridge = _bridge(ends.node, config)
+        wire = pair(ends, call, mtu=config.mtu, mac=mac)
+        _plug(ends.node, wire, bridge, config)
+        _set_up(ends, call, wire, config, ipam, given)
+        if config.gateway:
+            if bridge.mac == _NO_MAC:
+                _, bridge = _look(ends.node, wire, bridge)
+            ensure_addresses(ends.node, bridge, given, force=config.force_address)
+            forward(given)
+        if config.disable_container_interface:
+            outside, bridge = _look(ends.node, wire, bridge)
+        else:
+            outside, bridge = _carrying(ends.node, wire, bridge)
+    interfaces = (
+        Interface(name=bridge.name, mac=bridge.mac),
+        Interface(name=outside.name, mac=outside.mac),
+        Interface(name=wire.inside.name, mac=wire.inside.mac, sandbox=call.netns),
+    )
+    result = Result(cni_version=config.cni_version, interfaces=interfaces, dns=config.dns)
+    if ipam is None:
+        return result
+    return replace(
+        result,
+        ips=with_interface(ipam.ips, len(interfaces) - 1),
+        routes=ipam.routes,
+    )
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless the interface and its port are as ``call.prev_result`` says."""
+    config, result = load(call, Bridge), recorded(call)
+    with opened(call, Phase.CHECK) as ends:
+        inside = container_link(ends, call, result, "veth")
+        outer = {each.name: each for each in result.interfaces if not each.sandbox}
+        if config.bridge not in outer:
+            raise NativeError(f"prevResult holds no bridge {config.bridge}")
+        bridge = found(ends.node, outer[config.bridge], "bridge")
+        if bridge.promiscuous != config.promisc_mode:
+            raise NativeError(f"bridge {bridge.name} is {'' if bridge.promiscuous else 'not '}promiscuous")
+        with explaining(f"look up the port of {call.ifname}"):
+            outside = links.find(ends.node, links.numbered(inside.parent))
+        if outside is None or outside.name not in outer:
+            raise NativeError(f"interface {call.ifname} no longer has its other end on the node")
+        found(ends.node, outer[outside.name], "veth")
+        if outside.master != bridge.index:
+            raise NativeError(f"interface {outside.name} is no longer a port of {bridge.name}")
+        addressed(ends, call, inside, result)
+
+
+def delete(call: Call) -> None:
+    """Take the interface and its port away; they and the namespace may be gone. Raises NativeError."""
+    taken_away(call)
+
+
+def _checked(config: Bridge, ipam: Result | None) -> Bridge:
+    """Return *config*, which asks for nothing that can't be. Raises NativeError."""
+    if config.hairpin_mode and config.promisc_mode:
+        raise NativeError("hairpinMode and promiscMode exclude each other: leave one out")
+    if config.disable_container_interface and ipam is not None:
+        raise NativeError("disableContainerInterface leaves the interface down and without addresses: leave ipam out")
+    return config
+
+
+def _cni_args_mac(config: Bridge) -> Any:
+    given = config.args.get("cni")
+    return given.get("mac", "") if isinstance(given, dict) else ""
+
+
+def _with_gateways(ipam: Result, given: list[Assignment]) -> Result:
+    ips = zip(ipam.ips, given, strict=True)
+    return replace(ipam, ips=tuple(replace(ip, gateway=str(each.gateway)) for ip, each in ips))
+
+
+def _bridge(node: Netlink, config: Bridge) -> Link:
+    """Return the bridge, which is up; an existing one is left as it is in all else but *promisc_mode*."""
+    bridge = present(node, config.bridge)
+    if bridge is None:
+        create = links.create(config.bridge, "bridge", mtu=config.mtu)
+        # Somebody else's ADD may have been faster.
+        bridge = made(node, config.bridge, "bridge", create) or present(node, config.bridge)
+    if bridge is None:
+        raise NativeError(f"bridge {config.bridge} was taken away by somebody while it was made")
+    if bridge.kind != "bridge":
+        raise NativeError(f"interface {config.bridge} of the node is no bridge: name another one in the configuration")
+    sysctl.prefer(f"ipv6/conf/{bridge.name}/accept_ra", "0")
+    promiscuous = config.promisc_mode and not bridge.promiscuous
+    if promiscuous or not bridge.up:
+        with explaining(f"set bridge {bridge.name} up"):
+            node.do(links.change(bridge.index, up=True, promiscuous=True if promiscuous else None))
+    return bridge
+
+
+def _plug(node: Netlink, wire: Pair, bridge: Link, config: Bridge) -> None:
+    port = wire.outside.index
+    requests: list[Request] = [links.change(port, up=True, master=bridge.index)]
+    if config.hairpin_mode or config.port_isolation:
+        requests.append(links.port(port, hairpin=config.hairpin_mode, isolated=config.port_isolation))
+    with explaining(f"make {wire.outside.name} a port of bridge {bridge.name}"):
+        node.do(*requests)
+
+
+def _set_up(ends: Ends, call: Call, wire: Pair, config: Bridge, ipam: Result | None, given: list[Assignment]) -> None:
+    if ipam is not None:
+        ends.netns.inside(lambda: _notify(call.ifname))
+        configure(ends, call, wire.inside, given, ipam, dad=True)
+        announce(ends, wire.inside, given)
+    elif not config.disable_container_interface:
+        with explaining(f"set {call.ifname} up"):
+            ends.container.do(links.change(wire.inside.index, up=True))
+
+
+def _notify(ifname: str) -> None:
+    """Let *ifname* have its addresses without asking around, and tell the neighbours."""
+    sysctl.prefer(f"ipv6/conf/{ifname}/accept_dad", "0")
+    sysctl.prefer(f"ipv4/conf/{ifname}/arp_notify", "1")
+
+
+def _carrying(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:
+    """Return the port and the bridge once the port carries traffic. Raises NativeError if it never does."""
+    pause, until = _PORT_PAUSE, time.monotonic() + _PORT_PATIENCE
+    while True:
+        outside, bridge = _look(node, wire, bridge)
+        if outside.operstate == links.OPERSTATE_UP:
+            return outside, bridge
+        if time.monotonic() > until:
+            raise NativeError(f"{outside.name}, the port of bridge {bridge.name}, does not come up")
+        time.sleep(pause)
+        pause *= 2
+
+
+def _look(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:
+    """Return the port and the bridge as they are now: the bridge's first port may have given it its MAC address."""
+    with explaining(f"look up {wire.outside.name} and bridge {bridge.name}"):
+        outside, now = node.ask_all(links.numbered(wire.outside.index), links.numbered(bridge.index))
+    return links.described(outside), links.described(now)

@@ -1,0 +1,92 @@
+"""The two ends of an attachment, open for work: the node, and the container's namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+import msgspec
+
+from events.schema import Phase
+from nodeworker import namespace
+from nodeworker.errors import RequestFailedError
+from nodeworker.interfaces.native import Call, NativeError
+from nodeworker.namespace import Namespace
+from nodeworker.netlink import links
+from nodeworker.netlink.links import Link
+from nodeworker.netlink.message import Request
+from nodeworker.netlink.socket import Netlink
+
+
+class Ends(msgspec.Struct, frozen=True, kw_only=True):
+    """The node and the container."""
+
+    node: Netlink
+    container: Netlink
+    netns: Namespace
+
+
+@contextlib.contextmanager
+def opened(call: Call, phase: Phase) -> Iterator[Ends]:
+    """Hold both ends of *call* open. Raises NativeError if the container's namespace can't be used."""
+    with contextlib.ExitStack() as stack:
+        try:
+            netns = stack.enter_context(Namespace(call.netns, phase))
+            container = stack.enter_context(Netlink.within(netns))
+        except RequestFailedError as error:
+            raise NativeError(error.failure.message, error.failure.code) from error
+        yield Ends(node=stack.enter_context(Netlink.on_node()), container=container, netns=netns)
+
+
+@contextlib.contextmanager
+def explaining(task: str) -> Iterator[None]:
+    """Turn the kernel's refusal inside into a NativeError that says what could not be done: "can not *task*"."""
+    try:
+        yield
+    except OSError as error:
+        raise NativeError(f"can not {task}: {error.strerror or error}") from error
+
+
+def made(netlink: Netlink, name: str, kind: str, create: Request) -> Link | None:
+    """Return the new interface *name*, None if that name, or that of its other end, is taken. Raises NativeError."""
+    refused, answer = netlink.make(create, links.named(name))
+    if refused is None and answer is not None:
+        return links.described(answer)
+    if refused is None:
+        raise NativeError(f"interface {name} was taken away by somebody while it was made")
+    if refused.errno == errno.EEXIST:
+        return None
+    if refused.errno == errno.EOPNOTSUPP:
+        words = f"this node's kernel offers no such {kind} ({refused.strerror}): load its module"
+        raise NativeError(f"can not make {name}: {words}") from refused
+    raise NativeError(f"can not make {name} as a {kind}: {refused.strerror}") from refused
+
+
+def present(netlink: Netlink, name: str) -> Link | None:
+    """Return the interface *name*, None if there is none. Raises NativeError."""
+    with explaining(f"look up interface {name}"):
+        return links.find(netlink, links.named(name))
+
+
+def name_taken(call: Call) -> NativeError:
+    """Return the error for an interface that has the name of *call* and was made by somebody else."""
+    return NativeError(f"the container has another interface {call.ifname} already: ask for another name")
+
+
+def taken_away(call: Call) -> None:
+    """Take the container's interface of *call* away, if it and its namespace are there. Raises NativeError."""
+    if not call.netns or not namespace.is_namespace(call.netns):
+        return
+    with opened(call, Phase.DEL) as ends, explaining(f"take interface {call.ifname} away"):
+        link = links.find(ends.container, links.named(call.ifname))
+        if link is not None:
+            ends.container.do(links.delete(link.index))
+
+
+def node_link(node: Netlink, name: str, role: str) -> Link:
+    """Return the node's interface *name*, which serves as *role*. Raises NativeError if there is none."""
+    link = present(node, name)
+    if link is None:
+        raise NativeError(f"the {role} {name} is missing on this node: create it, or name another one")
+    return link

@@ -1,0 +1,94 @@
+"""Which plugins are native, and whether one can do what a configuration asks for.
+
+Modules are imported when a configuration first needs them: their memory is paid on every node that uses them, and on
+no other.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any, TypeAlias, cast
+
+import msgspec
+import structlog
+
+from nodeworker.interfaces.native import InterfacePlugin, IpamPlugin
+
+log = structlog.get_logger(__name__)
+
+Switch: TypeAlias = str | tuple[str, ...]
+"""``auto``, ``never``, or the plugin types to run natively, those of IPAM plugins among them."""
+
+AUTO, NEVER = "auto", "never"
+
+_INTERFACES = {
+    "bridge": "bridge",
+    "loopback": "loopback",
+    "macvlan": "macvlan",
+    "passthru": "passthru",
+    "ptp": "ptp",
+}
+_IPAM = {"host-local": "host_local", "static": "static"}
+
+_ALWAYS = frozenset({"passthru"})
+
+TYPES = frozenset({*_INTERFACES, *_IPAM})
+
+
+def interface_plugin(plugin_type: str) -> InterfacePlugin | None:
+    """Return the native plugin of that type, None if there is none."""
+    name = _INTERFACES.get(plugin_type)
+    return cast("InterfacePlugin", _module(f"nodeworker.interfaces.{name}")) if name else None
+
+
+def ipam_plugin(plugin_type: str) -> IpamPlugin | None:
+    """Return the native IPAM plugin of that type, None if there is none."""
+    name = _IPAM.get(plugin_type)
+    return cast("IpamPlugin", _module(f"nodeworker.ipam.{name}")) if name else None
+
+
+def ipam_type(config: Mapping[str, Any]) -> str:
+    """Return the type of the IPAM plugin that *config* names, or an empty text."""
+    ipam = config.get("ipam")
+    kind = cast("dict[str, Any]", ipam).get("type") if isinstance(ipam, dict) else ""
+    return kind if isinstance(kind, str) else ""
+
+
+def enabled(plugin_type: str, switch: Switch) -> bool:
+    """Return whether *switch* lets plugins of that type run natively; for some there is no other way."""
+    return plugin_type in _ALWAYS or (plugin_type in switch if isinstance(switch, tuple) else switch == AUTO)
+
+
+def obstacle(plugin_type: str, config: Mapping[str, Any], switch: Switch) -> str:
+    """Return why *config* can't be done natively, or an empty text. A type that is never native has no reason."""
+    plugin = interface_plugin(plugin_type)
+    if plugin is None or not enabled(plugin_type, switch):
+        return "off"
+    return plugin.unsupported(config)
+
+
+def choose(plugins: tuple[str, ...], switch: Switch) -> tuple[bool, ...]:
+    """Return for each of a chain's rendered *plugins* whether it is to run natively; say once why one is not."""
+    return tuple(_is_native(cast("dict[str, Any]", msgspec.json.decode(plugin)), switch) for plugin in plugins)
+
+
+def _is_native(config: Mapping[str, Any], switch: Switch) -> bool:
+    kind = str(config.get("type", ""))
+    if not _INTERFACES.get(kind) or not enabled(kind, switch):
+        return False
+    reason = obstacle(kind, config, switch)
+    if reason:
+        _say_once(kind, reason)
+    return not reason
+
+
+@functools.lru_cache(1024)
+def _say_once(kind: str, reason: str) -> None:
+    log.info("plugin_executed", plugin=kind, not_native=reason)
+
+
+@functools.cache
+def _module(name: str) -> Any:
+    return importlib.import_module(name)

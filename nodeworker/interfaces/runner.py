@@ -1,0 +1,227 @@
+"""Run a native plugin where a process would have been executed, so that nothing around it need know the difference.
+
+It takes what ``PluginExecutor.run`` takes and returns what that returns: exit code, standard output, a record of the
+run. What blocks (rtnetlink works in its sender's context, host-local waits for a lock) runs on a few threads: the
+kernel has one lock for all links, behind which more of them would only queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from events.schema import ErrorClass, PluginRun
+from nodeworker.delegates import results
+from nodeworker.delegates.complaints import complaint
+from nodeworker.delegates.exec import PluginError, PluginExecutor, Runner, find
+from nodeworker.delegates.results import Result
+from nodeworker.delegates.versions import UNSTATED
+from nodeworker.interfaces.native import Call, InterfacePlugin, IpamPlugin, NativeError
+from nodeworker.interfaces.registry import AUTO, Switch, enabled, interface_plugin, ipam_plugin, ipam_type, obstacle
+from nodeworker.resolve.cni_args import parse_args
+
+THREADS = 4
+_UNDECODABLE = 6
+_GENERIC = 999
+
+T = TypeVar("T")
+
+
+class WayRunners:
+    """Runs each plugin the way that was planned, whatever *switch* says by now, or the other where that one is closed.
+
+    Both ways leave and find the same on the node, so a binary that was removed since its ADD strands nobody.
+    """
+
+    def __init__(self, executor: PluginExecutor, switch: Switch) -> None:
+        self._executor = executor
+        self._switch = switch
+        self._native = NativeRunner(executor, switch)
+
+    def close(self) -> None:
+        """Let go of what running natively holds."""
+        self._native.close()
+
+    def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
+        """See ``Runners``."""
+        config = cast("dict[str, Any]", msgspec.json.decode(plugin))
+        kind = str(config["type"])
+        if native:
+            return self._executor if interface_plugin(kind) is None else self._native
+        return self._executor if _installed(kind, search) or obstacle(kind, config, AUTO) else self._native
+
+    def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
+        """See ``Runners``."""
+        config = cast("dict[str, Any]", msgspec.json.decode(plugin))
+        if not native:
+            find(str(config["type"]), search)
+        elif (ipam := ipam_type(config)) and self._native.native_ipam(ipam, config) is None:
+            find(ipam, search)
+
+
+class NativeRunner:
+    """Runs native plugins. Those IPAM plugins that are not native are executed by *executor*."""
+
+    def __init__(self, executor: PluginExecutor, switch: Switch) -> None:
+        self._executor = executor
+        self._switch = switch
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="native")
+
+    def close(self) -> None:
+        """Let go of the threads, when what they do is done."""
+        self._threads.shutdown()
+
+    async def run(
+        self,
+        plugin_type: str,
+        *,
+        command: str,
+        env: Mapping[str, str],
+        stdin: bytes,
+        search: Sequence[str],
+        timeout: float,  # noqa: ASYNC109 - as in PluginExecutor.run
+    ) -> tuple[PluginRun, bytes]:
+        """Do what ``PluginExecutor.run`` does. Raises PluginError for an IPAM plugin that could not be executed."""
+        if timeout <= 0:
+            raise PluginError(ErrorClass.PLUGIN_TIMEOUT, f"plugin {plugin_type} was not started: no time was left")
+        plugin = interface_plugin(plugin_type)
+        if plugin is None:
+            raise PluginError(ErrorClass.PLUGIN_MISSING, f"plugin {plugin_type} is not one that Plumbline has built in")
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        job = _Job(self, plugin, command, env, stdin, search, started + timeout)
+        try:
+            stdout, exit_code = await job.run(), 0
+        except NativeError as error:
+            stdout, exit_code = job.refusal(error), 1
+        run = PluginRun(type=plugin_type, command=command, seconds=loop.time() - started, exit_code=exit_code)
+        return run, stdout
+
+    async def on_thread(self, work: Callable[[], T]) -> T:
+        """Return what *work* returns. A cancellation is raised when it has ended: nothing goes on behind its back."""
+        running = asyncio.wrap_future(self._threads.submit(work))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            raise
+
+    async def execute(self, plugin_type: str, **how: Any) -> tuple[PluginRun, bytes]:
+        """Execute an IPAM plugin that is not native."""
+        return await self._executor.run(plugin_type, **how)
+
+    def native_ipam(self, ipam: str, config: Mapping[str, Any]) -> IpamPlugin | None:
+        """Return the IPAM plugin of *config* if it is to run natively."""
+        plugin = ipam_plugin(ipam)
+        return plugin if plugin and enabled(ipam, self._switch) and not plugin.unsupported(config) else None
+
+
+class _Job:
+    """One verb of one plugin, and of the IPAM plugin that it delegates to (CNI specification 1.1, section 4)."""
+
+    def __init__(
+        self,
+        runner: NativeRunner,
+        plugin: InterfacePlugin,
+        command: str,
+        env: Mapping[str, str],
+        stdin: bytes,
+        search: Sequence[str],
+        deadline: float,
+    ) -> None:
+        self._runner = runner
+        self._plugin = plugin
+        self._command = command
+        self._env = env
+        self._stdin = stdin
+        self._search = search
+        self._deadline = deadline
+        self._config = cast("dict[str, Any]", msgspec.json.decode(stdin))
+        self._previous = self._config.pop("prevResult", None)
+        self._version: str = self._config.get("cniVersion") or UNSTATED
+        self._ipam = ipam_type(self._config)
+
+    async def run(self) -> bytes:
+        """Return what the plugin would print. Raises NativeError, PluginError."""
+        call = self._call()
+        match self._command:
+            case "ADD":
+                assigned = await self._assign(call) if self._ipam else None
+                result = await self._runner.on_thread(lambda: self._plugin.add(call, assigned))
+                try:
+                    return results.encode(result, self._version).encode()
+                except results.ResultError as error:
+                    raise NativeError(str(error)) from error
+            case "CHECK":
+                await self._ask_ipam(call, lambda ipam: ipam.check(call))
+                await self._runner.on_thread(lambda: self._plugin.check(call))
+            case "DEL":
+                # An address is free for others only when it is out of use.
+                await self._runner.on_thread(lambda: self._plugin.delete(call))
+                await self._ask_ipam(call, lambda ipam: ipam.delete(call))
+            case _:
+                pass
+        return b""
+
+    def refusal(self, error: NativeError) -> bytes:
+        """Return the error object that the plugin would print."""
+        return msgspec.json.encode({"cniVersion": self._version, "code": error.code, "msg": str(error)})
+
+    def _call(self) -> Call:
+        return Call(
+            container_id=self._env.get("CNI_CONTAINERID", ""),
+            netns=self._env.get("CNI_NETNS", ""),
+            ifname=self._env.get("CNI_IFNAME", ""),
+            config=self._config,
+            args=parse_args(self._env.get("CNI_ARGS", "")),
+            prev_result=_previous(self._previous, self._version),
+        )
+
+    async def _assign(self, call: Call) -> Result:
+        if plugin := self._runner.native_ipam(self._ipam, self._config):
+            return await self._runner.on_thread(lambda: plugin.add(call))
+        try:
+            return results.decode((await self._execute_ipam()).decode(), self._version)
+        except ValueError as error:
+            raise NativeError(f"IPAM plugin {self._ipam} printed no usable result: {error}") from error
+
+    async def _ask_ipam(self, call: Call, work: Callable[[IpamPlugin], None]) -> None:
+        if plugin := self._runner.native_ipam(self._ipam, self._config):
+            await self._runner.on_thread(lambda: work(plugin))
+        elif self._ipam:
+            await self._execute_ipam()
+
+    async def _execute_ipam(self) -> bytes:
+        run, stdout = await self._runner.execute(
+            self._ipam,
+            command=self._command,
+            env=self._env,
+            stdin=self._stdin,
+            search=self._search,
+            timeout=self._deadline - asyncio.get_running_loop().time(),
+        )
+        if run.exit_code:
+            said = complaint(run, stdout)
+            raise NativeError(f"IPAM plugin {self._ipam}: {said.message}", said.code or _GENERIC)
+        return stdout
+
+
+def _installed(plugin_type: str, search: Sequence[str]) -> bool:
+    try:
+        find(plugin_type, search)
+    except PluginError:
+        return False
+    return True
+
+
+def _previous(previous: Any, version: str) -> Result | None:
+    if previous is None:
+        return None
+    try:
+        return results.decode(msgspec.json.encode(previous).decode(), version)
+    except results.ResultError as error:
+        raise NativeError(f"prevResult can't be read: {error}", _UNDECODABLE) from error

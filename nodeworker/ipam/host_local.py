@@ -1,0 +1,232 @@
+"""The ``host-local`` IPAM plugin: addresses of ranges that are the node's own.
+
+It shares its folder with the executed plugin, so that each can free what the other has assigned. On purpose it differs
+in this: an ADD that is repeated gets the addresses that it has already, all addresses are assigned under one lock, a
+DEL needs no sound ranges, and an address that can't be freed is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from nodeworker.delegates.results import DNS, IP, Result, Route
+from nodeworker.interfaces.native import Call, NativeError
+from nodeworker.ipam import netconf, store
+from nodeworker.ipam.addresses import Address, address, with_prefix
+from nodeworker.ipam.ranges import Range, RangeConfig, RangeSet, candidates, range_of, range_sets, shown
+from nodeworker.ipam.resolver import resolver
+
+TYPE = "host-local"
+
+DATA_DIR = "/var/lib/cni/networks"
+"""Where the folders of the networks are unless the configuration says otherwise."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
+_TRY_AGAIN, _IO_FAILURE, _INVALID_CONFIG = 11, 5, 7
+
+
+class _HostLocal(RangeConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """``ipam``, which may have a first range among its own keys."""
+
+    type: str = TYPE
+    name: str = ""
+    routes: tuple[netconf.RouteConfig, ...] = ()
+    data_dir: str = ""
+    resolv_conf: str = ""
+    ranges: tuple[tuple[RangeConfig, ...], ...] = ()
+
+
+class _RuntimeConfig(netconf.RuntimeConfig, frozen=True):
+    ip_ranges: tuple[tuple[RangeConfig, ...], ...] = msgspec.field(default=(), name="ipRanges")
+
+
+class _Net(netconf.NetConf, frozen=True, kw_only=True, rename="camel"):
+    ipam: _HostLocal
+    runtime_config: _RuntimeConfig = _RuntimeConfig()
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What an ADD asks for."""
+
+    range_sets: tuple[RangeSet, ...]
+    requested: tuple[Address | None, ...]
+    """For each range set the address that it has to be."""
+    routes: tuple[Route, ...]
+    dns: DNS
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    net = netconf.misfit(config, _Net)
+    if isinstance(net, str):
+        return net
+    return "dataDir is not an absolute path" if net.ipam.data_dir and not os.path.isabs(net.ipam.data_dir) else ""
+
+
+def add(call: Call) -> Result:
+    """Reserve an address of each range set and return them. Raises NativeError."""
+    net = _load(call)
+    request = _request(call, net)
+    with _folder(call, net, _owner(call)) as folder:
+        assigned = _assign(folder, call, request)
+    return Result(
+        cni_version=net.cni_version,
+        ips=tuple(
+            IP(address=f"{each}/{of.subnet.prefixlen}", gateway=str(of.gateway)) for each, of in assigned.items()
+        ),
+        routes=request.routes,
+        dns=request.dns,
+    )
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless an address is reserved for the interface."""
+    with contextlib.suppress(FileNotFoundError), _folder(call, _load(call)) as folder:
+        if folder.held_by(_owner(call)) or folder.held_by(_old_owner(call)):
+            return
+    raise NativeError(
+        f"host-local has no address of network {call.network} for interface {call.ifname}: attach it again"
+    )
+
+
+def delete(call: Call) -> None:
+    """Free the addresses of the interface; there may be none, and no folder. Raises NativeError."""
+    with contextlib.suppress(FileNotFoundError), _folder(call, _load(call)) as folder:
+        for owner in (_owner(call), _old_owner(call)):
+            if held := folder.held_by(owner):
+                _free(folder, held, owner)
+                return
+
+
+def _load(call: Call) -> _Net:
+    try:
+        net = netconf.load(call.config, _Net)
+    except ValueError as error:
+        raise _refusal(call, error) from None
+    if not _NAME.fullmatch(net.name):
+        raise NativeError(
+            f"{net.name!r} is no name for a network: host-local can't keep its addresses", _INVALID_CONFIG
+        )
+    return net
+
+
+def _request(call: Call, net: _Net) -> _Request:
+    ipam, runtime = net.ipam, net.runtime_config
+    old_style = ((RangeConfig(**{name: getattr(ipam, name) for name in RangeConfig.__struct_fields__}),),)
+    try:
+        sets = range_sets((*runtime.ip_ranges, *(old_style if ipam.subnet else ()), *ipam.ranges))
+        netconf.refuse_many(net.cni_version, (members[0].subnet.version for members in sets))
+        in_args = netconf.cni_args(call, ("IP",)).get("IP", "")
+        asked = (*((in_args,) if in_args else ()), *net.args.cni.ips, *runtime.ips)
+        return _Request(
+            range_sets=sets,
+            requested=_matched([_requested(text) for text in asked], sets),
+            routes=netconf.routes(ipam.routes),
+            dns=resolver(ipam.resolv_conf) if ipam.resolv_conf else DNS(),
+        )
+    except ValueError as error:
+        raise _refusal(call, error) from None
+    except OSError as error:
+        raise _refusal(call, f"resolvConf {ipam.resolv_conf} can't be read: {error.strerror}") from error
+
+
+def _requested(text: str) -> Address:
+    return with_prefix(text).ip if "/" in text else address(text)
+
+
+def _matched(wanted: Iterable[Address], sets: tuple[RangeSet, ...]) -> tuple[Address | None, ...]:
+    """Return for each range set the first of the *wanted* addresses in it. Raises ValueError for what is left."""
+    left = list(dict.fromkeys(wanted))
+    matched: list[Address | None] = []
+    for ranges in sets:
+        found = next((each for each in left if range_of(ranges, each)), None)
+        if found is not None:
+            left.remove(found)
+        matched.append(found)
+    if left:
+        raise ValueError(f"requested {', '.join(map(str, left))}, which no range set has left to give")
+    return tuple(matched)
+
+
+def _assign(folder: store.Folder, call: Call, request: _Request) -> dict[Address, Range]:
+    """Return an address of each range set, reserved now or by an ADD that was cut. Raises NativeError, OSError."""
+    owner = _owner(call)
+    held = folder.held_by(owner)
+    assigned: dict[Address, Range] = {}
+    try:
+        for number, (ranges, requested) in enumerate(zip(request.range_sets, request.requested, strict=True)):
+            mine = next((each for each in held if requested in {None, each} and range_of(ranges, each)), None)
+            chosen = _reserve(folder, call, number, ranges, requested) if mine is None else mine
+            of = range_of(ranges, chosen)
+            assert of is not None
+            assigned[chosen] = of
+    except (NativeError, OSError):
+        # What can't be taken back now is taken by the DEL that follows.
+        with contextlib.suppress(OSError):
+            _free(folder, set(folder.held_by(owner)) - set(held), owner)
+        raise
+    _free(folder, set(held) - set(assigned), owner)
+    return assigned
+
+
+def _reserve(folder: store.Folder, call: Call, number: int, ranges: RangeSet, requested: Address | None) -> Address:
+    """Reserve and return an address of *ranges*, which are range set *number*. Raises NativeError, OSError."""
+    if requested is not None:
+        offered = iter([requested])
+        of = range_of(ranges, requested)
+        if of is not None and requested == of.gateway:
+            raise _refusal(call, f"requested address {requested} is the gateway's")
+    else:
+        if any(range_of(ranges, each) for each in folder.held_by(_old_owner(call))):
+            # It may be another interface's.
+            raise _refusal(call, f"container {call.container_id} has an address in {shown(ranges)} already")
+        offered = candidates(ranges, folder.last_reserved(number))
+    for each in offered:
+        if folder.reserve(each, _owner(call)):
+            folder.remember(number, each)
+            return each
+    if requested is not None:
+        raise _refusal(call, f"requested address {requested} is taken")
+    raise _refusal(call, f"all addresses of {shown(ranges)} are taken: detach pods, or make the range larger")
+
+
+def _free(folder: store.Folder, held: Iterable[Address], owner: bytes) -> None:
+    for each in held:
+        folder.free(each, owner)
+
+
+def _owner(call: Call) -> bytes:
+    return f"{call.container_id}\r\n{call.ifname}".encode()
+
+
+def _old_owner(call: Call) -> bytes:
+    """Return what a file of plugins before 0.8 says, which do not tell interfaces apart."""
+    return call.container_id.encode()
+
+
+@contextlib.contextmanager
+def _folder(call: Call, net: _Net, owner: bytes | None = None) -> Iterator[store.Folder]:
+    """Hold the network's folder. Raises NativeError, and FileNotFoundError where none is made for an *owner*."""
+    path = os.path.join(net.ipam.data_dir or DATA_DIR, net.name)
+    try:
+        with store.locked(path, owner=owner) as folder:
+            yield folder
+    except store.BusyError as error:
+        raise NativeError(f"host-local can't use network {call.network} now: {error}; try again", _TRY_AGAIN) from None
+    except OSError as error:
+        if owner is None and isinstance(error, FileNotFoundError):
+            raise
+        raise NativeError(
+            f"host-local can't use {path} for interface {call.ifname}: {error.strerror}; mend the file system",
+            _IO_FAILURE,
+        ) from error
+
+
+def _refusal(call: Call, reason: ValueError | str) -> NativeError:
+    return NativeError(f"host-local can't assign an address of network {call.network} to {call.ifname}: {reason}")

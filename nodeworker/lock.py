@@ -1,0 +1,24 @@
+"""A node's events have one writer at a time: whoever holds the lock in the run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class WorkerRunningError(OSError):
+    """The node has a worker already."""
+
+
+@contextlib.contextmanager
+def only_worker(run_dir: Path) -> Iterator[None]:
+    """Hold the lock of *run_dir* meanwhile. Raises WorkerRunningError."""
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (run_dir / "worker.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkerRunningError(f"another worker holds {lock.name}: a node has one") from None
+        yield

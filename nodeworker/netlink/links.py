@@ -1,0 +1,264 @@
+"""Requests that make, change and find interfaces, and what the kernel says about one.
+
+Layouts: RFC 3549, section 2.3.3.1, and the kernel's ``include/uapi/linux/if_link.h``.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+import msgspec
+
+from nodeworker.netlink import message
+from nodeworker.netlink.message import Answer, Request
+from nodeworker.netlink.socket import Netlink, NetlinkError
+
+RTM_NEWLINK = 16
+RTM_DELLINK = 17
+RTM_GETLINK = 18
+RTM_SETLINK = 19
+RTM_NEWNSID = 88
+RTM_GETNSID = 90
+
+IFF_UP = 0x1
+IFF_PROMISC = 0x100
+IFF_ALLMULTI = 0x200
+
+IFLA_ADDRESS = 1
+IFLA_IFNAME = 3
+IFLA_MTU = 4
+IFLA_LINK = 5
+IFLA_MASTER = 10
+IFLA_PROTINFO = 12
+IFLA_TXQLEN = 13
+IFLA_OPERSTATE = 16
+IFLA_LINKINFO = 18
+IFLA_IFALIAS = 20
+IFLA_GROUP = 27
+IFLA_NET_NS_FD = 28
+IFLA_EXT_MASK = 29
+IFLA_LINK_NETNSID = 37
+
+IFLA_INFO_KIND = 1
+IFLA_INFO_DATA = 2
+
+IFLA_BRPORT_MODE = 4
+IFLA_BRPORT_ISOLATED = 33
+
+VETH_INFO_PEER = 1
+
+NETNSA_NSID = 1
+NETNSA_FD = 3
+
+AF_BRIDGE = 7
+OPERSTATE_UP = 6
+
+RTEXT_FILTER_SKIP_STATS = 0x8
+
+_HEADER = struct.Struct("=BxHiII")
+"""Family, device type, index, flags, mask of flags to change."""
+_ABSENT = frozenset({errno.ENODEV})
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """An interface as the kernel describes it."""
+
+    index: int
+    name: str
+    kind: str
+    """``bridge``, ``veth``, ``macvlan``, ...; empty for what is none of the kernel's own kinds."""
+    mac: str
+    mtu: int
+    flags: int
+    master: int
+    """Index of the bridge, bond or VRF that it is a port of, 0 for none."""
+    parent: int
+    """Index of what it rests on, or of a veth's other end, which may be an index in another namespace; 0 for none."""
+    parent_netnsid: int | None
+    """The namespace of ``parent`` as this one numbers it; None: this one."""
+    operstate: int
+    """RFC 2863 state; ``OPERSTATE_UP`` carries traffic."""
+    data: bytes
+    """Attributes of its kind."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it is administratively up."""
+        return bool(self.flags & IFF_UP)
+
+    @property
+    def promiscuous(self) -> bool:
+        """Whether it was told to take in every frame."""
+        return bool(self.flags & IFF_PROMISC)
+
+
+def create(
+    name: str,
+    kind: str,
+    *,
+    data: bytes = b"",
+    parent: int = 0,
+    parent_netnsid: int | None = None,
+    mtu: int = 0,
+    mac: str = "",
+    queue_length: int | None = None,
+) -> Request:
+    """Return the request for a new interface; 0 and empty leave the choice to the kernel.
+
+    It fails with EEXIST if the name is taken, and with EOPNOTSUPP if the kernel has no such kind.
+    """
+    attributes = [message.text(IFLA_IFNAME, name)]
+    if parent:
+        attributes.append(message.u32(IFLA_LINK, parent))
+    if parent_netnsid is not None:
+        attributes.append(message.u32(IFLA_LINK_NETNSID, parent_netnsid))
+    attributes += _common(mtu, mac, queue_length)
+    info = [message.text(IFLA_INFO_KIND, kind)]
+    if data:
+        info.append(message.attribute(IFLA_INFO_DATA | message.NESTED, data))
+    attributes.append(message.nested(IFLA_LINKINFO, *info))
+    return Request(
+        RTM_NEWLINK, message.NLM_F_CREATE | message.NLM_F_EXCL, _HEADER.pack(0, 0, 0, 0, 0) + b"".join(attributes)
+    )
+
+
+def peer(name: str, *, netns_fd: int, mtu: int = 0, queue_length: int | None = None) -> bytes:
+    """Return the ``data`` of a veth whose other end is *name*, made in the namespace *netns_fd* at once."""
+    attributes = [
+        message.text(IFLA_IFNAME, name),
+        message.u32(IFLA_NET_NS_FD, netns_fd),
+        *_common(mtu, "", queue_length),
+    ]
+    return message.attribute(VETH_INFO_PEER, _HEADER.pack(0, 0, 0, 0, 0) + b"".join(attributes))
+
+
+def change(
+    index: int,
+    *,
+    up: bool | None = None,
+    promiscuous: bool | None = None,
+    allmulti: bool | None = None,
+    mtu: int = 0,
+    mac: str = "",
+    master: int | None = None,
+    alias: str | None = None,
+    group: int | None = None,
+    queue_length: int | None = None,
+) -> Request:
+    """Return the request that changes the interface *index*; None, 0 and empty leave a thing as it is.
+
+    *master* 0 takes it out of its bridge, bond or VRF.
+    """
+    flags = mask = 0
+    for wanted, flag in ((up, IFF_UP), (promiscuous, IFF_PROMISC), (allmulti, IFF_ALLMULTI)):
+        if wanted is not None:
+            mask |= flag
+            flags |= flag if wanted else 0
+    attributes = _common(mtu, mac, queue_length)
+    if master is not None:
+        attributes.append(message.u32(IFLA_MASTER, master))
+    if alias is not None:
+        attributes.append(message.attribute(IFLA_IFALIAS, alias.encode()))
+    if group is not None:
+        attributes.append(message.u32(IFLA_GROUP, group))
+    return Request(RTM_SETLINK, 0, _HEADER.pack(0, 0, index, flags, mask) + b"".join(attributes))
+
+
+def port(index: int, *, hairpin: bool | None = None, isolated: bool | None = None) -> Request:
+    """Return the request that changes how its bridge treats the port *index*; None leaves a thing as it is."""
+    attributes = [
+        message.u8(kind, wanted)
+        for kind, wanted in ((IFLA_BRPORT_MODE, hairpin), (IFLA_BRPORT_ISOLATED, isolated))
+        if wanted is not None
+    ]
+    return Request(RTM_SETLINK, 0, _HEADER.pack(AF_BRIDGE, 0, index, 0, 0) + message.nested(IFLA_PROTINFO, *attributes))
+
+
+def delete(index: int) -> Request:
+    """Return the request that takes the interface *index* away, and the other end of a veth with it."""
+    return Request(RTM_DELLINK, 0, _HEADER.pack(0, 0, index, 0, 0), _ABSENT)
+
+
+def delete_group(group: int) -> Request:
+    """Return the request that takes away all interfaces of *group*, which takes little longer than one."""
+    return Request(RTM_DELLINK, 0, _HEADER.pack(0, 0, 0, 0, 0) + message.u32(IFLA_GROUP, group), _ABSENT)
+
+
+def named(name: str) -> Request:
+    """Return the request for the interface *name*."""
+    return _get(0, message.text(IFLA_IFNAME, name))
+
+
+def numbered(index: int) -> Request:
+    """Return the request for the interface *index*."""
+    return _get(index, b"")
+
+
+def find(netlink: Netlink, wanted: Request) -> Link | None:
+    """Return the interface that *wanted* (``named`` or ``numbered``) asks for, None if there is none."""
+    try:
+        return described(netlink.ask(wanted))
+    except NetlinkError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+
+
+def every(netlink: Netlink) -> list[Link]:
+    """Return all interfaces."""
+    return [described(answer) for answer in netlink.dump(_get(0, b"")) if answer.type == RTM_NEWLINK]
+
+
+def described(answer: Answer) -> Link:
+    """Return the interface that *answer* describes."""
+    _, _, index, flags, _ = _HEADER.unpack_from(answer.body)
+    found = message.attributes(answer.body, _HEADER.size)
+    info = message.attributes(found.get(IFLA_LINKINFO, b""))
+    netnsid = found.get(IFLA_LINK_NETNSID)
+    return Link(
+        index=index,
+        name=message.as_text(found.get(IFLA_IFNAME)),
+        kind=message.as_text(info.get(IFLA_INFO_KIND)),
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        mtu=message.as_int(found.get(IFLA_MTU)),
+        flags=flags,
+        master=message.as_int(found.get(IFLA_MASTER)),
+        parent=message.as_int(found.get(IFLA_LINK)),
+        parent_netnsid=None if netnsid is None else message.as_int(netnsid),
+        operstate=message.as_int(found.get(IFLA_OPERSTATE)),
+        data=info.get(IFLA_INFO_DATA, b""),
+    )
+
+
+def netnsid(netlink: Netlink, netns_fd: int) -> int:
+    """Return the number of the namespace *netns_fd* in the socket's own, which gives it one if it has none.
+
+    Raises NetlinkError.
+    """
+    family = b"\0\0\0\0"
+    wanted = family + message.u32(NETNSA_FD, netns_fd)
+    give = Request(RTM_NEWNSID, 0, wanted + message.u32(NETNSA_NSID, 0xFFFFFFFF))
+    refused, answer = netlink.make(give, Request(RTM_GETNSID, 0, wanted))
+    if refused is not None and refused.errno != errno.EEXIST:
+        raise refused
+    number = message.attributes(answer.body, len(family)).get(NETNSA_NSID) if answer else None
+    if number is None:
+        raise NetlinkError(errno.ENODATA, "the kernel gave the namespace no number")
+    return message.as_int(number)
+
+
+def _get(index: int, attributes: bytes) -> Request:
+    mask = message.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    return Request(RTM_GETLINK, 0, _HEADER.pack(0, 0, index, 0, 0) + attributes + mask)
+
+
+def _common(mtu: int, mac: str, queue_length: int | None) -> list[bytes]:
+    attributes: list[bytes] = []
+    if mtu:
+        attributes.append(message.u32(IFLA_MTU, mtu))
+    if mac:
+        attributes.append(message.attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", ""))))
+    if queue_length is not None:
+        attributes.append(message.u32(IFLA_TXQLEN, queue_length))
+    return attributes

@@ -1,0 +1,167 @@
+"""What the kernel and the result say of an attachment, with everything that is random made comparable.
+
+Two attachments that nobody can tell apart have equal views. Meant for whoever compares a native plugin with the
+reference's binary, or a repeated request with an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from events.schema import Phase
+from nodeworker.namespace import Namespace
+
+REFERENCE = Path("/usr/lib/cni")
+
+_CLONE_NEWNET = 0x40000000
+_MAC = re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b")
+_VETH = re.compile(r"\bveth[0-9a-f]{8}\b")
+_LINK_LOCAL = re.compile(r"\bfe80::[0-9a-f:]*[0-9a-f]\b(?!/64\")")
+_FIXED_MACS = {"00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"}
+_PASSING = re.compile(r"ifindex|link_index|operstate|.*_timer|topology_change.*|bridge_id|root_id|designated_.*|nodad")
+"""Keys of what passes, of numbers that mean nothing, and of the one difference that is on purpose: IPv6 addresses of
+native interfaces are usable at once."""
+_LATE = {"NO-CARRIER", "linkdown"}
+"""Flags that the kernel derives from ``LOWER_UP``, up to a second later, as it does ``operstate``."""
+_UNREADABLE = {"stable_secret"}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def node() -> Iterator[None]:
+    """Put the calling thread onto a node of its own: a network namespace with nothing in it but ``lo``."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        assert _libc.unshare(_CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        _hasten()
+        yield
+    finally:
+        assert _libc.setns(home, _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        os.close(home)
+
+
+@contextlib.contextmanager
+def container() -> Iterator[str]:
+    """Make a container's network namespace and give its path."""
+    name = f"plumbline-test-{os.urandom(4).hex()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        path = f"/run/netns/{name}"
+        with Namespace(path, Phase.ADD) as opened:
+            opened.inside(_hasten)
+        yield path
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def view(netns: str, result: Any = None) -> dict[str, Any]:
+    """Return the thread's node, the container in *netns* and *result*, when no address is tentative any more."""
+    with Namespace(netns, Phase.CHECK) as opened:
+        while opened.inside(_tentative) or _tentative():
+            pass
+        seen = {"result": result, "container": opened.inside(_namespace), "node": _namespace()}
+    text = json.dumps(_lasting(seen), sort_keys=True).replace(netns, "<netns>")
+    return _sorted(json.loads(_without_chance(text)))
+
+
+def differences(mine: Any, theirs: Any, place: str = "") -> list[str]:
+    """Return where two views differ, one line for each place."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        keys = sorted(mine.keys() | theirs.keys())
+        return [line for key in keys for line in differences(mine.get(key), theirs.get(key), f"{place}/{key}")]
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        pairs = enumerate(zip(mine, theirs, strict=True))
+        return [line for number, (one, other) in pairs for line in differences(one, other, f"{place}/{number}")]
+    return [] if mine == theirs else [f"{place}: {mine} instead of {theirs}"]
+
+
+def execute(plugin: str, command: str, config: dict[str, Any], netns: str, ifname: str, **env: str) -> Any:
+    """Return what the reference plugin prints, executed on the thread's node."""
+    ran = subprocess.run(
+        [REFERENCE / plugin],
+        input=json.dumps(config),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": "sandbox",
+            "CNI_NETNS": netns,
+            "CNI_IFNAME": ifname,
+            "CNI_PATH": str(REFERENCE),
+            **env,
+        },
+    )
+    assert ran.returncode == 0, ran.stdout
+    return json.loads(ran.stdout) if ran.stdout else None
+
+
+def _hasten() -> None:
+    """Let duplicate address detection end at once: the reference plugins wait for it."""
+    for name, value in (("dad_transmits", "0"), ("router_solicitation_delay", "0")):
+        Path("/proc/sys/net/ipv6/conf/default", name).write_text(value)
+
+
+def _ip(*words: str) -> Any:
+    ran = subprocess.run(["ip", "-j", "-d", *words], check=True, capture_output=True, text=True)
+    return json.loads(ran.stdout or "[]")
+
+
+def _tentative() -> bool:
+    ran = subprocess.run(["ip", "-o", "addr", "show", "tentative"], check=True, capture_output=True, text=True)
+    return bool(ran.stdout)
+
+
+def _namespace() -> dict[str, Any]:
+    vlans = subprocess.run(["bridge", "-j", "vlan"], check=True, capture_output=True, text=True)
+    return {
+        "links": _ip("addr"),
+        "routes": _ip("-4", "route", "show", "table", "all") + _ip("-6", "route", "show", "table", "all"),
+        "rules": _ip("-4", "rule") + _ip("-6", "rule"),
+        "neighbours": [each for each in _ip("neigh") if "PERMANENT" in each["state"]],
+        "vlans": json.loads(vlans.stdout or "[]"),
+        "parameters": _parameters(),
+    }
+
+
+def _parameters() -> dict[str, str]:
+    root = Path("/proc/sys/net")
+    files = [root / "ipv4/ip_forward", *sorted(root.glob("ipv[46]/conf/*/*"))]
+    return {str(file.relative_to(root)): file.read_text().strip() for file in files if file.name not in _UNREADABLE}
+
+
+def _lasting(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lasting(each) for key, each in value.items() if not _PASSING.fullmatch(key)}
+    if isinstance(value, list):
+        return [_lasting(each) for each in value if not (isinstance(each, str) and each in _LATE)]
+    return value
+
+
+def _sorted(seen: dict[str, Any]) -> dict[str, Any]:
+    """Put the routes into an order that does not depend on what their random addresses were."""
+    for side in ("container", "node"):
+        seen[side]["routes"].sort(key=json.dumps)
+    return seen
+
+
+def _without_chance(text: str) -> str:
+    """Number MAC addresses and the names of veth interfaces in the order in which they appear."""
+    names: dict[str, str] = {}
+
+    def numbered(match: re.Match[str]) -> str:
+        word = match.group()
+        kind = "veth" if word.startswith("veth") else "mac"
+        return word if word in _FIXED_MACS else names.setdefault(word, f"<{kind} {len(names)}>")
+
+    text = _VETH.sub(numbered, _MAC.sub(numbered, text))
+    return _LINK_LOCAL.sub("<link-local>", text)

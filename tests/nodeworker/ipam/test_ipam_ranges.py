@@ -1,0 +1,62 @@
+"""The order in which addresses are offered."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodeworker.ipam.addresses import Address, address, with_prefix
+from nodeworker.ipam.ranges import RangeConfig, RangeSet, candidates, range_of, range_sets
+
+POOLS = ["10.1.0.0/29", "10.2.0.0/28", "10.3.0.0/30"]
+
+
+def ranges(*subnets: str) -> RangeSet:
+    return range_sets([[RangeConfig(subnet=each) for each in subnets]])[0]
+
+
+def texts(found: list[Address]) -> list[str]:
+    return [str(each) for each in found]
+
+
+def test_it_begins_behind_the_last_and_ends_with_it() -> None:
+    found = texts(list(candidates(ranges("10.1.0.0/29", "10.3.0.0/30"), address("10.1.0.4"))))
+    assert found == ["10.1.0.5", "10.1.0.6", "10.3.0.2", "10.1.0.2", "10.1.0.3", "10.1.0.4"]
+
+
+@given(
+    subnets=st.lists(st.sampled_from(POOLS), min_size=1, unique=True),
+    last=st.none() | st.ip_addresses(network="10.0.0.0/14") | st.ip_addresses(v=6),
+)
+def test_every_address_but_gateways_is_offered_once(subnets: list[str], last: Address | None) -> None:
+    pool = ranges(*subnets)
+    offered = list(candidates(pool, last))
+    usable = [each for subnet in subnets for each in list(ipaddress.ip_network(subnet).hosts())[1:]]
+    assert len(offered) == len(set(offered))
+    assert set(offered) == set(usable)
+    if last in offered:
+        assert offered[-1] == last
+    assert all(range_of(pool, each) for each in offered)
+
+
+def test_a_large_range_is_not_listed_to_find_the_next() -> None:
+    assert next(candidates(ranges("fd00::/8"), address("fd00::ffff"))) == address("fd00::1:0")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10.1", "10.1.0.1 ", "010.1.0.1", "fe80::1%eth0", "10.1.0.1/24", "1:2:3:4:5:6:7:8:9"]
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no IP address"):
+        address(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["10.1.0.1", "10.1.0.1/", "10.1.0.1/33", "10.1.0.1/+8", "10.1.0.1/٨", "10.1.0.1/0000", "::ffff:10.1.0.1/95"]
+)
+def test_what_has_no_prefix_length_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="prefix length"):
+        with_prefix(text)
