@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def interfaces_present(path: str, names: Iterable[str], phase: Phase) -> set[str]:
     """Return which of *names* are interfaces in the network namespace at *path*.
 
-    Call it from a thread that does nothing else meanwhile. Raises RequestFailedError (namespace_invalid).
+    It takes a tenth of a millisecond, less than a thread would cost. Raises RequestFailedError (namespace_invalid).
     """
     with (
         Namespace(path, phase) as container,

@@ -46,8 +46,10 @@ class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
     """Seconds that one delegate's ADD, CHECK or DEL may take."""
     concurrency: int = max(8, 2 * (os.cpu_count() or 1))
     """Sandboxes that are worked on at the same time; the others wait in their queues."""
-    native: str | tuple[str, ...] = NEVER
+    native: str | tuple[str, ...] = AUTO
     """Plugins whose work the worker does itself: ``auto`` for all it can, ``never``, or a list of their types."""
+    status_wait: float = 2.0
+    """Seconds that the answer to an ADD waits at most for the pod's network-status to be published; 0: not at all."""
     metrics: MetricsSettings = MetricsSettings()
     kubernetes: KubernetesSettings | None = None
     """Where pods and networks come from; None: the folder ``manifests``, or nowhere."""
@@ -58,6 +60,8 @@ class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
     def __post_init__(self) -> None:
         if self.delegate_timeout <= 0:
             raise ValueError(f"delegateTimeout is {self.delegate_timeout}, not a positive number of seconds")
+        if self.status_wait < 0:
+            raise ValueError(f"statusWait is {self.status_wait}, a negative number of seconds")
         if self.concurrency < 2:  # GC waits for the detaches that it asks for
             raise ValueError(f"concurrency is {self.concurrency}, not at least 2")
         _check_native(self.native)

@@ -14,7 +14,7 @@ from nodeworker.devices.source import Devices, DevicesUnknownError
 _MAX_BYTES = 32 * 1024 * 1024
 
 
-class _Entry(msgspec.Struct):
+class _Entry(msgspec.Struct, frozen=True):
     pod_uid: str = msgspec.field(name="PodUID")
     container: str = msgspec.field(name="ContainerName")
     resource: str = msgspec.field(name="ResourceName")
@@ -22,11 +22,11 @@ class _Entry(msgspec.Struct):
     """By NUMA node; a list before Kubernetes 1.20."""
 
 
-class _Data(msgspec.Struct):
+class _Data(msgspec.Struct, frozen=True):
     entries: list[_Entry] | None = msgspec.field(name="PodDeviceEntries")
 
 
-class _Checkpoint(msgspec.Struct):
+class _Checkpoint(msgspec.Struct, frozen=True):
     data: _Data = msgspec.field(name="Data")
 
 

@@ -25,46 +25,46 @@ _API = "/apis/resource.k8s.io/v1"
 _UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
 
-class _Annotations(msgspec.Struct):
+class _Annotations(msgspec.Struct, frozen=True):
     config_source: str = msgspec.field(default="api", name=CONFIG_SOURCE)
 
 
-class _Meta(msgspec.Struct):
+class _Meta(msgspec.Struct, frozen=True):
     uid: str = ""
     annotations: _Annotations | None = None
 
 
-class _PodClaim(msgspec.Struct, rename="camel"):
+class _PodClaim(msgspec.Struct, frozen=True, rename="camel"):
     name: str
     resource_claim_name: str | None = None
 
 
-class _Mapping(msgspec.Struct, rename="camel"):
+class _Mapping(msgspec.Struct, frozen=True, rename="camel"):
     resource_name: str
     request_name: str
 
 
-class _Extended(msgspec.Struct, rename="camel"):
+class _Extended(msgspec.Struct, frozen=True, rename="camel"):
     resource_claim_name: str
     request_mappings: list[_Mapping]
 
 
-class _PodSpec(msgspec.Struct, rename="camel"):
+class _PodSpec(msgspec.Struct, frozen=True, rename="camel"):
     resource_claims: list[_PodClaim] | None = None
 
 
-class _PodStatus(msgspec.Struct, rename="camel"):
+class _PodStatus(msgspec.Struct, frozen=True, rename="camel"):
     resource_claim_statuses: list[_PodClaim] | None = None
     extended_resource_claim_status: _Extended | None = None
 
 
-class _Pod(msgspec.Struct):
+class _Pod(msgspec.Struct, frozen=True):
     metadata: _Meta
     spec: _PodSpec
     status: _PodStatus = _PodStatus()
 
 
-class _Allocated(msgspec.Struct):
+class _Allocated(msgspec.Struct, frozen=True):
     """One device of a claim."""
 
     request: str
@@ -73,52 +73,52 @@ class _Allocated(msgspec.Struct):
     device: str
 
 
-class _AllocatedDevices(msgspec.Struct):
+class _AllocatedDevices(msgspec.Struct, frozen=True):
     results: list[_Allocated] | None = None
 
 
-class _Allocation(msgspec.Struct):
+class _Allocation(msgspec.Struct, frozen=True):
     devices: _AllocatedDevices = _AllocatedDevices()
 
 
-class _ClaimStatus(msgspec.Struct):
+class _ClaimStatus(msgspec.Struct, frozen=True):
     allocation: _Allocation | None = None
 
 
-class _Claim(msgspec.Struct):
+class _Claim(msgspec.Struct, frozen=True):
     status: _ClaimStatus = _ClaimStatus()
 
 
-class _Attribute(msgspec.Struct):
+class _Attribute(msgspec.Struct, frozen=True):
     string: str = ""
 
 
-class _Attributes(msgspec.Struct):
+class _Attributes(msgspec.Struct, frozen=True):
     device_id: _Attribute = msgspec.field(default=_Attribute(), name=DEVICE_ID)
     resource: _Attribute = msgspec.field(default=_Attribute(), name=RESOURCE)
 
 
-class _Device(msgspec.Struct):
+class _Device(msgspec.Struct, frozen=True):
     name: str
     attributes: _Attributes = _Attributes()
 
 
-class _Pool(msgspec.Struct):
+class _Pool(msgspec.Struct, frozen=True):
     name: str
     generation: int
 
 
-class _SliceSpec(msgspec.Struct):
+class _SliceSpec(msgspec.Struct, frozen=True):
     driver: str
     pool: _Pool
     devices: list[_Device] | None = None
 
 
-class _Slice(msgspec.Struct):
+class _Slice(msgspec.Struct, frozen=True):
     spec: _SliceSpec
 
 
-class _Slices(msgspec.Struct):
+class _Slices(msgspec.Struct, frozen=True):
     items: list[_Slice]
 
 

@@ -23,7 +23,7 @@ MAX_BYTES = 16 * 1024
 log = structlog.get_logger(__name__)
 
 
-class _Info(msgspec.Struct):
+class _Info(msgspec.Struct, frozen=True):
     type: Literal["pci", "vdpa", "vhost-user", "memif"]
 
 

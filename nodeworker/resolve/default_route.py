@@ -7,6 +7,7 @@ come to the same without a record of its own.
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -58,8 +59,7 @@ def claimed(wants: Sequence[Wanted], who: str) -> list[tuple[str, ...] | None]:
             gateways[index] = tuple(map(_gateway, given))
         except ValueError as error:
             raise _refused(who, f"network {selection}: default-route {error}", str(selection)) from error
-    families = [_families(each) for each in gateways.values()]
-    if len(gateways) > 1 and (not all(families) or len(frozenset().union(*families)) < sum(map(len, families))):
+    if _contradict(list(gateways.values())):
         names = ", ".join(str(selection) for selection, _ in asked.values())
         raise _refused(
             who,
@@ -120,8 +120,10 @@ def _gateway(text: str) -> str:
     return str(address)
 
 
-def _families(gateways: Sequence[str]) -> frozenset[int]:
-    return frozenset(ipaddress.ip_address(gateway).version for gateway in gateways)
+def _contradict(claims: Sequence[tuple[str, ...]]) -> bool:
+    """Return whether two of *claims* may be about one family; one without gateways may be about any."""
+    families = Counter(ipaddress.ip_address(gateway).version for gateways in claims for gateway in gateways)
+    return len(claims) > 1 and (not all(claims) or max(families.values()) > 1)
 
 
 def _refused(who: str, problem: str, network: str = "") -> RequestFailedError:

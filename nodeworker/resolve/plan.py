@@ -98,7 +98,8 @@ def plan(
         path=":".join(conf.plugin_folders(request.path)),
         cni_version=conf.cni_version,
         attachments=tuple(attachments),
-        pod=request.pod,
+        pod=request.pod if pod is None else Pod(pod.namespace, pod.name, pod.uid or request.pod.uid),
+        publish=pod is not None and pod.namespace not in conf.system_namespaces,
     )
 
 

@@ -63,6 +63,14 @@ def node(make_node: MakeNode) -> Node:
     return node
 
 
+@pytest.fixture
+def executing_node(make_node: MakeNode) -> Node:
+    """A node whose worker runs and executes every plugin."""
+    node = make_node(native="never")
+    node.start()
+    return node
+
+
 @pytest.fixture(scope="module")
 def module_node(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """The node behind ``shared_node``."""

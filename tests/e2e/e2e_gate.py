@@ -15,6 +15,8 @@ class Gate:
         self.type = f"gated-{plugin}"
         self._started = bin_dir / f"{self.type}.started"
         self._open = bin_dir / f"{self.type}.open"
+        for left in (self._started, self._open):  # by an earlier one of the same node
+            left.unlink(missing_ok=True)
         script = bin_dir / self.type
         script.write_text(
             f"#!/bin/sh\nif [ $CNI_COMMAND = {command} ]; then echo $PPID > {self._started}.new; "

@@ -26,10 +26,10 @@ def boundaries(story: tuple[str, ...]) -> list[str]:
     return [f"{moment}:{name}:{count}" for name, count in counted for moment in ("before", "after")]
 
 
-@pytest.fixture
-def node(make_node: MakeNode) -> Node:
-    """A node whose worker does not run yet."""
-    return make_node()
+@pytest.fixture(params=["auto", "never"], ids=["native", "executed"])
+def node(make_node: MakeNode, request: pytest.FixtureRequest) -> Node:
+    """A node whose worker does not run yet; it makes interfaces itself, or has plugins make them."""
+    return make_node(native=request.param)
 
 
 def succeed(node: Node, call: Call) -> Answer:

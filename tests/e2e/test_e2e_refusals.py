@@ -188,7 +188,21 @@ def test_a_plugin_that_is_not_installed(node: Node) -> None:
 
 
 def test_an_uplink_that_is_not_there(node: Node) -> None:
-    """The plugin refuses DEL too for as long as it is away. The pod can go all the same; the worker comes back."""
+    node.nad("foreign", node.macvlan(master="nowhere0"))
+    pod = node.pod("unlucky", "foreign")
+    answer = pod.add()
+    assert answer.code == 999
+    assert answer.msg == (
+        "pod default/unlucky: macvlan failed to add net1 of default/foreign: "
+        "the master interface nowhere0 is missing on this node: create it, or name another one"
+    )
+    assert pod.delete() == (0, "", "")
+    node.assert_detached(pod)
+
+
+def test_an_uplink_that_an_executed_plugin_does_not_find(executing_node: Node) -> None:
+    """That plugin refuses DEL too for as long as it is away. The pod can go all the same; the worker comes back."""
+    node = executing_node
     node.nad("foreign", node.macvlan(master="nowhere0"))
     pod = node.pod("unlucky", "foreign")
     answer = pod.add()

@@ -11,13 +11,16 @@ import pytest
 from worker_harness import BOX, NODE, attach, detach, until
 
 from events.ledger import Stored
+from events.memory import MemoryLedger
 from events.schema import ContainerId, Data, ErrorClass, Event, EventId, GcRequested, RequestId
 from nodeworker.answers import OK, Answers, Reply, refusal
 from nodeworker.attach import Attacher
 from nodeworker.detach import Detacher
 from nodeworker.dispatch import Dispatcher
 from nodeworker.gc import GarbageCollector
+from nodeworker.metrics import WorkerMetrics
 from nodeworker.patience import Patience, deadline_in
+from nodeworker.publication import StatusWait
 
 
 class Work:
@@ -92,13 +95,16 @@ def answers() -> Answers:
 
 
 @asynccontextmanager
-async def dispatching(work: Work, answers: Answers, concurrency: int = 10) -> AsyncIterator[Dispatcher]:
+async def dispatching(
+    work: Work, answers: Answers, concurrency: int = 10, statuses: StatusWait | None = None
+) -> AsyncIterator[Dispatcher]:
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         yield Dispatcher(
             cast("Attacher", work),
             cast("Detacher", work),
             cast("GarbageCollector", work),
             answers,
+            statuses or StatusWait(MemoryLedger(), 0.0, WorkerMetrics()),
             tasks,
             concurrency,
         )

@@ -29,6 +29,7 @@ from events.fold import Pending
 from events.jetstream import JetStreamLedger
 from events.ledger import Ledger, LedgerUnavailableError, Stored
 from events.schema import (
+    NO_NODE,
     ContainerId,
     Data,
     DetachCompleted,
@@ -40,8 +41,12 @@ from events.schema import (
     InterfaceDetached,
     InterfaceDetachFailed,
     NetworkName,
+    Pod,
     RequestId,
+    StatusPublished,
     WorkerStarted,
+    new_event_id,
+    rfc3339,
 )
 from events.server import EmbeddedServer
 from nodeworker import upkeep as module
@@ -280,6 +285,24 @@ async def of(ledger: Ledger, sandbox: str) -> list[Event]:
     return [stored.event async for stored in ledger.read() if stored.event.sandbox == sandbox]
 
 
+async def publish(ledger: Ledger, sandbox: str) -> None:
+    """Append what the reconciler writes of a sandbox."""
+    data = StatusPublished(node=NODE, ifname=ETH0, pod=Pod(), text="[]")
+    now = time.time_ns()
+    event = Event(
+        id=new_event_id(now // 1_000_000, secrets.token_bytes(10)),
+        at=rfc3339(now),
+        node=NO_NODE,
+        boot_id="",
+        epoch=0,
+        sandbox=ContainerId(sandbox),
+        cause=EventId(""),
+        trace="",
+        data=data,
+    )
+    await ledger.append(event)
+
+
 async def test_retention_forgets_sandboxes_that_were_closed_before(lasting: tuple[JetStreamLedger, Worker]) -> None:
     ledger, worker = lasting
     closed, live, failure, back, recent = (f"{name}-{secrets.token_hex(4)}" for name in ("c", "l", "f", "b", "r"))
@@ -291,16 +314,19 @@ async def test_retention_forgets_sandboxes_that_were_closed_before(lasting: tupl
         await worker.attached(back)
         await worker.detached(back)
     await worker.attached(back)
+    await publish(ledger, closed)  # later than it was closed
+    await publish(ledger, live)
+    await worker.story(attach(), failed(), sandbox=f"last-{failure}")
     now = time.time_ns()
     await worker.attached(recent)
     await worker.detached(recent)
 
     retention = Retention(ledger, worker.recorder, hours=1)
     assert await retention.forget(now - int(3600e9)) == 0
-    assert len(await of(ledger, closed)) == 7
-    assert await retention.forget(now) == 2
+    assert len(await of(ledger, closed)) == 8
+    assert await retention.forget(now) == 3
     assert await of(ledger, closed) == await of(ledger, failure) == []
-    assert [event.type for event in await of(ledger, live)][-1] == "AttachCompleted"
+    assert [event.type for event in await of(ledger, live)][-2:] == ["AttachCompleted", "StatusPublished"]
     assert len(await of(ledger, back)) == 18  # it lives: nothing of it goes
     assert len(await of(ledger, recent)) == 7
     assert [event.type for event in await of(ledger, "")][-1] == "WorkerStarted"

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from nodeworker.delegates.conflist import ConfigError, parse, render, unsupported_capabilities, with_prev_result
 
+LONG = 1024 * 1024
+
 CHAIN = {
     "cniVersion": "1.0.0",
     "name": "net",
@@ -61,9 +63,9 @@ def test_switches_may_be_booleans_or_strings(value: object, switched: bool) -> N
         ("[]", "not a JSON object"),
         ({"name": "net"}, "neither type nor plugins"),
         ({"type": "bridge"}, "has no name"),
-        ({"name": "-net", "type": "bridge"}, "'-net'"),
-        ({"name": "net/1", "type": "bridge"}, "'net/1'"),
-        ({"name": "net\n", "type": "bridge"}, r"'net\\n'"),
+        ({"name": "-net", "type": "bridge"}, '"-net"'),
+        ({"name": "net/1", "type": "bridge"}, '"net/1"'),
+        ({"name": "net\n", "type": "bridge"}, r'"net\\n"'),
         ({"name": 5, "type": "bridge"}, "name of the configuration is not a string"),
         ({"name": "net", "type": 5}, "type of the configuration is not a string"),
         ({"name": "net", "plugins": []}, "at least one plugin"),
@@ -96,6 +98,24 @@ def test_unusable_configuration_is_refused_in_one_sentence(config: str | dict[st
     with pytest.raises(ConfigError, match=complaint) as raised:
         parse(config)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "/" * LONG, "type": "bridge"},
+        {"name": "net", "type": "x" * LONG},
+        {"name": "net", "plugins": [{"type": "x" * LONG}]},
+        {"name": "net", "type": "bridge", "ipam": {"type": "x" * LONG}},
+        {"name": "net", "type": "bridge", "cniVersion": "9" * LONG},
+        {"name": "net", "type": "bridge", "cniVersions": ["9"] * LONG},
+    ],
+    ids=["name", "type", "type in a list", "ipam", "cniVersion", "cniVersions"],
+)
+def test_sentence_is_short_however_long_the_text_that_it_complains_of(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(config)
+    assert len(str(raised.value)) < 300
 
 
 def test_empty_ipam_and_nulls_are_no_error() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -153,6 +156,23 @@ def test_the_nodes_end_takes_another_name_when_its_own_is_taken(netns: str) -> N
     bridge.delete(call(BRIDGE, netns))
     ip(f"link add {name} type bridge")
     assert add(BRIDGE, netns).interfaces[1].name not in {name, ""}
+
+
+def test_many_at_once_share_a_bridge_that_was_not_there(netns: str) -> None:
+    containers = 8
+    with contextlib.ExitStack() as stack:
+        paths = [netns, *(stack.enter_context(container()) for _ in range(containers - 1))]
+        start = threading.Barrier(containers)
+
+        def attach(path: str) -> results.Result:
+            start.wait()
+            config = {"cniVersion": "1.0.0", "name": "net", "isGateway": True} | BRIDGE
+            return bridge.add(Call(container_id=path, netns=path, ifname="net1", config=config), IPAM)
+
+        with ThreadPoolExecutor(containers) as threads:
+            attached = list(threads.map(attach, paths))
+    assert {result.interfaces[0].name for result in attached} == {"br0"}
+    assert len({result.interfaces[1].name for result in attached}) == containers
 
 
 def test_port_isolation_and_a_disabled_interface_reach_the_kernel(netns: str) -> None:
