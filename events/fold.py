@@ -102,7 +102,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     pod: Pod = Pod()
     netns: str = ""
     request: AttachRequested | None = None
-    """The ADD that the sandbox was made by. None: it was adopted, or there was none, only a DEL."""
+    """The ADD that the sandbox was made by, of an adopted one as far as it is known. None: there was only a DEL."""
     intent: EventId = EventId("")
     """The event of ``request``, or that of the adoption."""
     plan: AttachPlanned | None = None
@@ -235,6 +235,15 @@ def _adopted(sandbox: Sandbox | None, event: Event, data: SandboxAdopted, sequen
         phase=SandboxPhase.ATTACHED,
         pod=data.plan.pod,
         netns=data.plan.netns,
+        request=AttachRequested(
+            request=RequestId(""),
+            ifname=data.ifname,
+            netns=data.plan.netns,
+            config=data.config,
+            args=data.args,
+            path=data.plan.path,
+            pod=data.plan.pod,
+        ),
         intent=event.id,
         plan=data.plan,
         attachments=attachments,

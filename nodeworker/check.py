@@ -99,7 +99,7 @@ class Checker:
                 code=_UNKNOWN_CONTAINER,
             )
         made = {a.plan.ifname: a.plan.network for a in sandbox.attachments if '"interfaces"' in a.result}
-        present = await asyncio.to_thread(interfaces_present, sandbox.plan.netns, made, Phase.CHECK)
+        present = interfaces_present(sandbox.plan.netns, made, Phase.CHECK)
         for ifname, network in made.items():
             if ifname not in present:
                 raise failed(
@@ -113,6 +113,8 @@ class Checker:
         for route in wanted(sandbox.attachments):
             await asyncio.to_thread(default_route.check, sandbox.plan.netns, route, sandbox.pod)
         for attachment in sandbox.attachments:
+            if not attachment.result:
+                continue  # adopted, and what its ADD had returned was lost: there is nothing to compare with
             await chain.check(
                 self._runners,
                 attachment.plan,

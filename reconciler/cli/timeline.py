@@ -26,7 +26,7 @@ from reconciler.history.timeline import Line, Timeline
 
 _PATIENCE = 5.0
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-_NAMING = ("AttachRequested", "DetachRequested")
+_NAMING = ("AttachRequested", "DetachRequested", "SandboxAdopted")
 """The types of events that name a pod before any other does."""
 
 

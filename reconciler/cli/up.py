@@ -30,6 +30,8 @@ _LAST_PAUSE = 5.0
 _STEADY = 10.0
 _STOP = 15.0
 _CONFIGURATION = 2
+_NOT_ALL_ADOPTED = 1
+_WORKER_RUNS = 3
 _ROOM = 64 * 1024 * 1024
 
 
@@ -38,7 +40,7 @@ class _Child:
 
     def __init__(self, name: str, module: str, config: Path | None, *arguments: str) -> None:
         self.name = name
-        self._argv = [sys.executable, "-m", module, *(["--config", str(config)] if config else []), *arguments]
+        self._argv = [sys.executable, "-m", module, *_chosen(config), *arguments]
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._pause = 0.0
@@ -74,8 +76,9 @@ class _Child:
 
 
 class _Supervisor:
-    def __init__(self, settings: Settings, config: Path | None, stop: threading.Event) -> None:
+    def __init__(self, settings: Settings, config: Path | None, stop: threading.Event, *, adopt: bool) -> None:
         self._stop = stop
+        self._adoption = [sys.executable, "-m", "nodeworker.adopt", *_chosen(config)] if adopt else []
         self._store = settings.store
         self._server = (
             None
@@ -95,6 +98,8 @@ class _Supervisor:
             self._server.start()
             log.info("ledger_started", url=self._server.url, store=str(self._store))
         try:
+            if self._adoption and (exit_code := self._adopt()):
+                return exit_code
             while not self._stop.is_set():
                 self._keep_server()
                 for child in self._children:
@@ -109,6 +114,17 @@ class _Supervisor:
                 child.stop()
             if self._server is not None:
                 self._server.stop()
+        return 0
+
+    def _adopt(self) -> int:
+        """Take over what Multus attached; return what to end with, 0 to go on, also when not all could be."""
+        while not self._stop.is_set():
+            done = subprocess.run(self._adoption, check=False, preexec_fn=die_with_parent(signal.SIGTERM))
+            if done.returncode in (0, _NOT_ALL_ADOPTED):
+                break
+            if done.returncode != _WORKER_RUNS:  # that of an earlier supervisor ends in a moment
+                return _CONFIGURATION if done.returncode == _CONFIGURATION else 1
+            self._stop.wait(_TICK)
         return 0
 
     def _keep_server(self) -> None:
@@ -144,9 +160,14 @@ class _Supervisor:
             log.info("ledger_started", url=self._server.url)
 
 
+def _chosen(config: Path | None) -> list[str]:
+    return ["--config", str(config)] if config else []
+
+
 @click.command("up")
+@click.option("--adopt", is_flag=True, help="First take over the pods that Multus attached, as `plumbline adopt` does.")
 @click.pass_obj
-def command(config: Path | None) -> None:
+def command(config: Path | None, adopt: bool) -> None:
     """Run ledger, worker and reconciler of this machine in the foreground.
 
     Ends with exit code 0 on SIGINT or SIGTERM, 1 when it can't start, 2 when the configuration is wrong.
@@ -157,7 +178,7 @@ def command(config: Path | None) -> None:
     try:
         settings = load(config, Settings)
         logs.configure(settings.log_level, "up")
-        sys.exit(_Supervisor(settings, config, stop).run())
+        sys.exit(_Supervisor(settings, config, stop, adopt=adopt).run())
     except SettingsError as error:
         click.echo(f"plumbline: {error}", err=True)
         sys.exit(_CONFIGURATION)

@@ -5,7 +5,7 @@ Pure. A name stands for every pod that ever had it: the one that is gone is the 
 
 from __future__ import annotations
 
-from events.schema import AttachPlanned, AttachRequested, ContainerId, DetachRequested, Event, Pod
+from events.schema import AttachPlanned, AttachRequested, ContainerId, DetachRequested, Event, Pod, SandboxAdopted
 
 _LISTED = 20
 
@@ -68,5 +68,7 @@ def pod_of(event: Event) -> Pod | None:
     match event.data:
         case AttachRequested(pod=pod) | DetachRequested(pod=pod) | AttachPlanned(pod=pod):
             return pod
+        case SandboxAdopted(plan=plan):
+            return plan.pod
         case _:
             return None

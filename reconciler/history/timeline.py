@@ -34,6 +34,9 @@ from events.schema import (
     PlannedAttachment,
     PluginRun,
     Pod,
+    SandboxAdopted,
+    StatusPublished,
+    StatusPublishFailed,
     Unknown,
     WorkerStarted,
     WorkerStopped,
@@ -45,7 +48,7 @@ from reconciler.results import ResultError, read
 SANDBOX_LETTERS = 12
 """What people are used to see of a container ID."""
 
-_FAILURES = (InterfaceAttachFailed, InterfaceDetachFailed, AttachFailed, DetachFailed, GcFailed)
+_FAILURES = (InterfaceAttachFailed, InterfaceDetachFailed, AttachFailed, DetachFailed, GcFailed, StatusPublishFailed)
 _REQUESTS = (AttachRequested, DetachRequested, GcRequested)
 
 
@@ -89,7 +92,7 @@ class Timeline:
             sequence=sequence,
             at=_shown_time(event.at),
             since_request=since,
-            node=NodeName(printable(event.node)),
+            node=NodeName(printable(_node_of(event))),
             sandbox=printable(event.sandbox[:SANDBOX_LETTERS]),
             words=printable(told),
             failed=isinstance(event.data, _FAILURES),
@@ -146,6 +149,13 @@ def _outcome(event: Event) -> str:
             return f"garbage collection done in {_ms(data.seconds)}: {detached} detached"
         case GcFailed() as data:
             return f"garbage collection FAILED after {_ms(data.seconds)}: {_why(data.failure)}"
+        case StatusPublished() as data:
+            return f"network-status{_of(data.pod)} published, {_ms(data.seconds)} after the attach"
+        case StatusPublishFailed() as data:
+            again = "" if data.final else "; it is tried again"
+            return f"network-status{_of(data.pod)} NOT published: {_why(data.failure)}{again}"
+        case SandboxAdopted() as data:
+            return f"adopted from {data.source}{_of(data.plan.pod)}: {'; '.join(_adopted(data))}"
         case _:
             return event.type
 
@@ -153,6 +163,11 @@ def _outcome(event: Event) -> str:
 def printable(text: str) -> str:
     """Return *text* on one line, without anything that a terminal would obey."""
     return "".join(c if c.isprintable() else " " if c in "\r\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _node_of(event: Event) -> NodeName:
+    """Return the node that *event* is about: the reconciler writes of every node, in nobody's name."""
+    return event.data.node if isinstance(event.data, StatusPublished | StatusPublishFailed) else event.node
 
 
 def _of(pod: Pod) -> str:
@@ -169,6 +184,12 @@ def _planned(attachment: PlannedAttachment) -> str:
     default = ", default" if attachment.default else ""
     types = "+".join(_plugin_type(text) for text in attachment.plugins)
     return f"{attachment.ifname} on {attachment.network} ({types}{default})"
+
+
+def _adopted(data: SandboxAdopted) -> Iterable[str]:
+    for attachment, result in zip(data.plan.attachments, data.results, strict=False):
+        addresses = _addresses(result) if result else ", with a result that is not known"
+        yield f"{_planned(attachment)}{addresses}"
 
 
 class _Plugin(msgspec.Struct):

@@ -363,7 +363,10 @@ def adoption(teller: stories.Teller, sandbox: ContainerId, results: int = 2) -> 
         attachments=plans,
     )
     given = tuple(stories.result_of(each, sandbox) for each in plans[:results])
-    return teller.event(SandboxAdopted(ifname=stories.ETH0, source="multus", plan=plan, results=given), sandbox)
+    return teller.event(
+        SandboxAdopted(ifname=stories.ETH0, source="multus", plan=plan, results=given, config='{"name": "multus"}'),
+        sandbox,
+    )
 
 
 def test_an_adopted_sandbox_stands_as_if_it_had_been_attached() -> None:
@@ -373,6 +376,9 @@ def test_an_adopted_sandbox_stands_as_if_it_had_been_attached() -> None:
     (adopted,) = state.sandboxes.values()
     assert (adopted.phase, adopted.intent, state.pending) == (SandboxPhase.ATTACHED, event.id, {})
     assert all(attachment.phase is AttachmentPhase.ATTACHED and attachment.result for attachment in adopted.attachments)
+    assert isinstance(event.data, SandboxAdopted)
+    assert adopted.request is not None
+    assert adopted.request.config == event.data.config, "by its name GC knows whose network it is"
     assert not state.anomalies
 
 

@@ -93,7 +93,13 @@ class Node:
         plans = tuple(planned(index, network) for index, network in enumerate(networks))
         yield self.event(
             AttachPlanned(
-                ifname=ETH0, netns=f"/run/netns/{sandbox}", path="/opt/cni/bin", cni_version="1.1.0", attachments=plans
+                ifname=ETH0,
+                netns=f"/run/netns/{sandbox}",
+                path="/opt/cni/bin",
+                cni_version="1.1.0",
+                attachments=plans,
+                pod=pod,
+                publish=bool(pod.name),
             ),
             sandbox,
             asked.id,

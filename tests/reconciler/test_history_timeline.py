@@ -12,17 +12,24 @@ from stories import ETH0, NETWORKS, SECRET, Node, busy_day
 
 from events.ledger import Stored
 from events.schema import (
+    NO_NODE,
     AttachCompleted,
     Data,
     DetachRequested,
+    ErrorClass,
     Event,
+    Failure,
     GcCompleted,
     GcRequested,
     IfName,
     InterfaceAttached,
     NetworkName,
+    NodeName,
+    Phase,
     Pod,
     RequestId,
+    StatusPublished,
+    StatusPublishFailed,
     Unknown,
     WorkerStarted,
     WorkerStopped,
@@ -118,6 +125,21 @@ def attached(result: str) -> InterfaceAttached:
 )
 def test_other_events_in_words(data: Data, said: str) -> None:
     assert words(Node().event(data)) == said
+
+
+def test_the_publication_of_a_status_is_told_of_the_node_that_it_was_for() -> None:
+    node, failure = Node(), Failure(error_class=ErrorClass.API_REFUSED, phase=Phase.PUBLISH, message="no.", code=0)
+    events = [
+        replace(node.event(data, "a" * 64, epoch=0), node=NO_NODE)
+        for data in (
+            StatusPublishFailed(node=NodeName("node-7"), ifname=ETH0, pod=POD, failure=failure),
+            StatusPublished(node=NodeName("node-7"), ifname=ETH0, pod=POD, text="[]", seconds=0.0031),
+        )
+    ]
+    failed, published = (line[40:] for line in told(events))
+    who = "node-7  aaaaaaaaaaaa  network-status of shop/web-0"
+    assert failed == f"{who} NOT published: no. [api_refused]; it is tried again"
+    assert published == f"{who} published, 3.1 ms after the attach"
 
 
 def test_no_configuration_and_no_plugin_input_is_printed() -> None:

@@ -1,0 +1,184 @@
+"""``plumbline adopt``: see to it that there is a ledger, let the worker's side take the pods over, tell what it did.
+
+The worker's side reads the node and writes the ledger, as it alone may; this is the part that people see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+import msgspec
+
+from events.schema import NO_CAUSE, ContainerId, Event, EventId, NodeName, Pod, SandboxAdopted
+from events.server import EmbeddedServer, ServerError
+from events.settings import Settings, SettingsError, ledger_address, load
+from reconciler.history.redact import redacted, without_secrets
+from reconciler.history.timeline import SANDBOX_LETTERS, printable, words
+
+_WRONG, _NO_LEDGER = 2, 4
+
+
+class _Adoption(msgspec.Struct, frozen=True):
+    container_id: ContainerId
+    data: SandboxAdopted
+    notes: tuple[str, ...] = ()
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    container_id: ContainerId
+    problem: str
+    pod: Pod = Pod()
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """What ``nodeworker.adopt`` writes."""
+
+    node: NodeName
+    dry_run: bool
+    ledger_read: bool
+    adoptions: tuple[_Adoption, ...]
+    refusals: tuple[_Refusal, ...]
+    orphans: tuple[str, ...]
+    known: int
+    leftovers: int
+
+
+@click.command("adopt")
+@click.option("--dry-run", is_flag=True, help="Say what would be adopted, and write nothing.")
+@click.option("--cni-dir", metavar="DIR", help="Multus' cniDir. Default: /var/lib/cni/multus.")
+@click.option(
+    "--cache-dir", metavar="DIR", multiple=True, help="The runtime's, may be repeated. Default: /var/lib/cni."
+)
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.pass_obj
+def command(config: Path | None, dry_run: bool, cni_dir: str | None, cache_dir: tuple[str, ...], output: str) -> None:
+    """Take over the pods of this node that Multus attached: they go on running.
+
+    Each becomes one event in the ledger, so that DEL, CHECK and repair know it. The files of Multus stay as they are.
+    No worker may run meanwhile; where no ledger runs either, one does for as long as this takes. What is in the ledger
+    already stays as it is: it can be run again at any time.
+
+    Exit codes: 0 all is taken over; 1 not all, and each that is not has its sentence; 2 wrong usage or configuration;
+    3 a worker runs; 4 the ledger is out of reach.
+    """
+    argv = [sys.executable, "-m", "nodeworker.adopt", "--output", "json"]
+    argv += ["--config", str(config)] if config else []
+    argv += ["--dry-run"] if dry_run else []
+    argv += ["--cni-dir", cni_dir] if cni_dir else []
+    argv += [part for folder in cache_dir for part in ("--cache-dir", folder)]
+    try:
+        settings = load(config, Settings)
+        with contextlib.nullcontext() if dry_run else _ledger(settings):
+            done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
+    except SettingsError as error:
+        raise _exit(error, _WRONG) from error
+    except (ServerError, OSError) as error:
+        raise _exit(error, _NO_LEDGER) from error
+    if done.stdout:
+        report = msgspec.json.decode(done.stdout, type=_Report)
+        click.echo(_json(report) if output == "json" else "\n".join(_lines(report)))
+    sys.exit(done.returncode)
+
+
+@contextlib.contextmanager
+def _ledger(settings: Settings) -> Iterator[None]:
+    """Have a ledger meanwhile: that which runs, or one of our own. Raises ServerError."""
+    if settings.ledger.url or _runs(settings):
+        yield
+        return
+    server = EmbeddedServer(
+        settings.store, Path(settings.run_dir), port=settings.ledger.port, max_store=settings.ledger.max_bytes
+    )
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+def _runs(settings: Settings) -> bool:
+    try:
+        address = urlsplit(ledger_address(settings).url)
+        socket.create_connection((address.hostname or "", address.port or 0), timeout=1).close()
+    except (SettingsError, OSError, ValueError):
+        return False
+    return True
+
+
+def _lines(report: _Report) -> Iterator[str]:
+    if not report.ledger_read:
+        yield "no ledger runs: what it may hold already is not left out"
+    for each in report.adoptions:
+        yield _line(each.container_id, words(_event(report, each)))
+        yield from (_line("", f"note: {without_secrets(note)}") for note in each.notes)
+    for refusal in report.refusals:
+        yield _line(refusal.container_id, without_secrets(refusal.problem))
+    for orphan in report.orphans:
+        yield _line("-", f"{orphan}, and belongs to no sandbox that is known: remove it")
+    verb = "would be adopted" if report.dry_run else "adopted"
+    yield (
+        f"{_count(len(report.adoptions))} {verb}, {len(report.refusals)} not; "
+        f"{report.known} in the ledger already, {report.leftovers} gone and holding nothing"
+    )
+
+
+def _json(report: _Report) -> str:
+    adopted = [
+        {
+            "sandbox": each.container_id,
+            "data": msgspec.json.decode(redacted(_event(report, each)))["data"],
+            "notes": [without_secrets(note) for note in each.notes],
+        }
+        for each in report.adoptions
+    ]
+    refused = [
+        {"sandbox": each.container_id, "pod": str(each.pod), "problem": without_secrets(each.problem)}
+        for each in report.refusals
+    ]
+    told: dict[str, Any] = {
+        "node": report.node,
+        "dryRun": report.dry_run,
+        "ledgerRead": report.ledger_read,
+        "adopted": adopted,
+        "refused": refused,
+        "orphans": report.orphans,
+        "known": report.known,
+        "leftovers": report.leftovers,
+    }
+    return msgspec.json.format(msgspec.json.encode(told), indent=2).decode()
+
+
+def _event(report: _Report, adoption: _Adoption) -> Event:
+    """Return the event as it is told; when and under which epoch is the ledger's to say."""
+    return Event(
+        id=EventId(""),
+        at="",
+        node=report.node,
+        boot_id="",
+        epoch=0,
+        sandbox=adoption.container_id,
+        cause=NO_CAUSE,
+        trace="",
+        data=adoption.data,
+    )
+
+
+def _line(sandbox: str, told: str) -> str:
+    return f"{printable(sandbox[:SANDBOX_LETTERS]):<{SANDBOX_LETTERS}}  {printable(told)}"
+
+
+def _count(number: int) -> str:
+    return f"{number} sandbox{'' if number == 1 else 'es'}"
+
+
+def _exit(error: Exception, code: int) -> SystemExit:
+    click.echo(f"plumbline: {error}", err=True)
+    return SystemExit(code)
