@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from bench import attach, entry_point, fold
+from bench import attach, cluster_memory, entry_point, fold, kubernetes
 
 entry_point.main([])
 attach.main([])
 fold.main([])
+cluster_memory.main([])
+kubernetes.main([])

@@ -20,6 +20,7 @@ from nodeworker import shim
 
 PLUGINS = "/usr/lib/cni"
 BRIDGE, PARENT, PEER = "plbench-br", "plbench-parent", "plbench-peer"
+NODE, POD = "bench-node", "bench"
 _PATIENCE = 20.0
 
 
@@ -30,6 +31,7 @@ class Stage:
         self.folder = Path(tempfile.mkdtemp(prefix="plumbline-bench-"))
         self.server = EmbeddedServer(self.folder / "state" / "ledger", self.folder / "run")
         self.worker: subprocess.Popen[bytes] | None = None
+        self.settings = self.folder / "plumbline.json"
         self.socket = self.folder / "run" / "worker.sock"
         self.delegates = _delegates(self.folder / "ipam")
         self.config = json.dumps(
@@ -39,20 +41,16 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self._make_parent()
-        manifests = self.folder / "manifests"
-        manifests.mkdir()
-        (manifests / "all.json").write_text(json.dumps({"kind": "List", "items": self._objects()}))
-        config = self.folder / "plumbline.json"
         settings = {
-            "node": "bench-node",
+            "node": NODE,
             "stateDir": str(self.folder / "state"),
             "runDir": str(self.folder / "run"),
-            "manifests": str(manifests),
             "logLevel": "warning",
+            **self.cluster_settings(),
         }
-        config.write_text(json.dumps(settings))
+        self.settings.write_text(json.dumps(settings))
         self.server.start()
-        self.worker = subprocess.Popen([sys.executable, "-m", "nodeworker", "--config", str(config)])
+        self.worker = subprocess.Popen([sys.executable, "-m", "nodeworker", "--config", str(self.settings)])
         until = time.monotonic() + _PATIENCE
         while not self.socket.exists():
             if time.monotonic() > until:
@@ -108,7 +106,14 @@ class Stage:
         ):
             subprocess.run(argv, check=True)
 
-    def _objects(self) -> Iterator[dict[str, Any]] | list[dict[str, Any]]:
+    def cluster_settings(self) -> dict[str, Any]:
+        """Make the pod and its network known; return the settings that say where they are."""
+        manifests = self.folder / "manifests"
+        manifests.mkdir()
+        (manifests / "all.json").write_text(json.dumps({"kind": "List", "items": self._objects()}))
+        return {"manifests": str(manifests)}
+
+    def _objects(self) -> list[dict[str, Any]]:
         nad = {
             "apiVersion": "k8s.cni.cncf.io/v1",
             "kind": "NetworkAttachmentDefinition",
@@ -118,7 +123,7 @@ class Stage:
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": "bench", "annotations": {"k8s.v1.cni.cncf.io/networks": "macvlan-conf"}},
+            "metadata": {"name": POD, "annotations": {"k8s.v1.cni.cncf.io/networks": "macvlan-conf"}},
         }
         return [nad, pod]
 
@@ -161,7 +166,7 @@ def _environment(command: str, pod: str, ifname: str) -> dict[str, str]:
         "CNI_CONTAINERID": f"{pod}-cid",
         "CNI_NETNS": f"/var/run/netns/{pod}",
         "CNI_IFNAME": ifname,
-        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=bench;"
+        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={POD};"
         f"K8S_POD_INFRA_CONTAINER_ID={pod}-cid",
         "CNI_PATH": PLUGINS,
     }

@@ -14,12 +14,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 import msgspec
-import nats.errors
 import structlog
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from events.ledger import LedgerError, LedgerUnavailableError
+from events.natspy import Client, Msg, errors
 
 log = structlog.get_logger(__name__)
 
@@ -107,7 +105,7 @@ class Connection:
                 await client.subscribe(
                     f"{self._inbox}.*", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0
                 )
-            except nats.errors.Error as error:
+            except errors.Error as error:
                 if self._made:
                     raise  # it was good before: whoever needs the connection tries again
                 raise LedgerError(f"there is no ledger at {self._url!r}: {reason_of(error)}") from error
@@ -144,13 +142,13 @@ class Connection:
                 if error is None or error.err_code not in _PASSING:
                     return answer
                 reason = error.description
-            except nats.errors.MaxPayloadError:
+            except errors.MaxPayloadError:
                 raise LedgerError(
                     f"the ledger can't {what}: its {len(payload)} bytes are more than nats-server takes (max_payload)"
                 ) from None
             except TimeoutError:
                 reason = "no answer"
-            except (nats.errors.Error, OSError) as error:
+            except (errors.Error, OSError) as error:
                 reason = reason_of(error)
             if not trouble:
                 log.warning("ledger_request_repeated", subject=subject, error=reason)
@@ -174,14 +172,14 @@ class Connection:
         finally:
             del self._answers[number]
         if message.headers is not None and message.headers.get("Status") == "503":
-            raise nats.errors.NoRespondersError
+            raise errors.NoRespondersError
         return message.data
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Send a message without waiting for an answer; while disconnected it is dropped."""
         try:
             await self._client.publish(subject, payload, reply)
-        except (nats.errors.Error, OSError) as error:
+        except (errors.Error, OSError) as error:
             log.debug("ledger_publish_dropped", subject=subject, error=reason_of(error))
 
     async def subscribe(self, inbox: str, deliver: MessageCallback, lost: Callable[[], None]) -> Subscription:
@@ -193,7 +191,7 @@ class Connection:
             if self._client.is_closed:
                 await self.open()
             inner = await self._client.subscribe(inbox, cb=deliver, pending_msgs_limit=0, pending_bytes_limit=0)
-        except nats.errors.Error as error:
+        except errors.Error as error:
             raise LedgerUnavailableError(f"the ledger can't be read: {reason_of(error)}") from error
         self._lost.add(lost)
         return Subscription(inner, lambda: self._lost.discard(lost))
@@ -256,7 +254,7 @@ class Subscription:
         self._forget()
         try:
             await self._inner.unsubscribe()
-        except nats.errors.Error as error:
+        except errors.Error as error:
             log.debug("ledger_unsubscribe", error=reason_of(error))
 
 

@@ -1,11 +1,11 @@
-"""The ledger on NATS JetStream: the node's own server, or a cluster's hub."""
+"""The ledger, and notices beside it, on NATS JetStream: the node's own server, or a cluster's hub."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
 import msgspec
@@ -13,7 +13,9 @@ import structlog
 
 from events import subjects
 from events.connection import RETRY, ApiError, Connection
+from events.hearing import hearing
 from events.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
+from events.notices import Notice
 from events.pull import ConsumerLostError, Puller
 from events.schema import Event, EventId, MalformedEventError, decode, encode
 
@@ -82,7 +84,7 @@ _ack = msgspec.json.Decoder(_Ack)
 
 
 class JetStreamLedger:
-    """The ``Ledger`` protocol on one stream. Make one with ``connect``.
+    """The ``Ledger`` and ``Notices`` protocols on one stream and its server. Make one with ``connect``.
 
     *patience* is how long, in seconds, a call is repeated before it is given up as unavailable; a restart of a node's
     own server takes less than one.
@@ -231,6 +233,14 @@ class JetStreamLedger:
         if purged.error is not None:
             raise LedgerError(f"the ledger refused a purge: {purged.error.description}")
         return purged.purged
+
+    async def tell(self, subject: str, payload: bytes = b"") -> None:
+        """See ``Notices.tell``."""
+        await self._connection.publish(subject, payload)
+
+    def hear(self, *subjects: str) -> AbstractAsyncContextManager[AsyncIterator[Notice]]:
+        """See ``Notices.hear``."""
+        return hearing(self._connection, subjects)
 
     async def close(self) -> None:
         """See ``Ledger.close``."""

@@ -1,12 +1,14 @@
-"""The ledger in memory: for tests of whatever uses a ledger, and the measure of what one must do."""
+"""The ledger in memory, and notices: for tests of whatever uses them, and the measure of what they must do."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 
 from events import subjects
 from events.ledger import ConflictError, Expect, LedgerFullError, LedgerUnavailableError, Stored
+from events.notices import PENDING_LIMIT, Notice
 from events.schema import Event, EventId, decode, encode
 
 
@@ -22,13 +24,14 @@ def matches(subject: str, pattern: str) -> bool:
 
 
 class MemoryLedger:
-    """The ``Ledger`` protocol on a list. Events pass through their encoding, as they do anywhere else."""
+    """The ``Ledger`` protocol on a list, and ``Notices``. Events pass through their encoding, as anywhere else."""
 
     def __init__(self) -> None:
         self._entries: list[tuple[int, str, bytes]] = []
         self._sequences: dict[EventId, int] = {}
         self._next = 1
         self._changed = asyncio.Condition()
+        self._ears: list[_Ear] = []
         self.available = True
         self.full = False
 
@@ -49,6 +52,7 @@ class MemoryLedger:
             self._entries.append((sequence, subject, text))
             self._sequences[event.id] = sequence
             self._changed.notify_all()
+        self._say(Notice(subject, text))
         return sequence
 
     async def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
@@ -93,10 +97,47 @@ class MemoryLedger:
         self._entries = kept
         return purged
 
+    async def tell(self, subject: str, payload: bytes = b"") -> None:
+        """See ``Notices.tell``."""
+        if self.available:
+            self._say(Notice(subject, payload))
+
+    @asynccontextmanager
+    async def hear(self, *subjects: str) -> AsyncGenerator[AsyncIterator[Notice], None]:
+        """See ``Notices.hear``."""
+        self._check()
+        ear = _Ear(subjects)
+        self._ears.append(ear)
+        try:
+            yield ear.heard()
+        finally:
+            self._ears.remove(ear)
+
     async def close(self) -> None:
         """See ``Ledger.close``."""
         self.available = False
 
+    def _say(self, notice: Notice) -> None:
+        for ear in self._ears:
+            ear.take(notice)
+
     def _check(self) -> None:
         if not self.available:
             raise LedgerUnavailableError("the ledger is away")
+
+
+class _Ear:
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        self._patterns = patterns
+        self._queue: asyncio.Queue[Notice] = asyncio.Queue(PENDING_LIMIT)
+
+    def take(self, notice: Notice) -> None:
+        for pattern in self._patterns:
+            if matches(notice.subject, pattern):
+                if self._queue.full():
+                    self._queue.get_nowait()
+                self._queue.put_nowait(notice)
+
+    async def heard(self) -> AsyncIterator[Notice]:
+        while True:
+            yield await self._queue.get()

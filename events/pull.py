@@ -14,10 +14,10 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import msgspec
-from nats.aio.msg import Msg
 
 from events.connection import ApiError, MessageCallback
 from events.ledger import LedgerUnavailableError
+from events.natspy import Msg
 
 BATCH = 500
 """Messages of one request; two requests may be outstanding."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
-import importlib.metadata
 import os
 import signal
 import sys
@@ -20,6 +18,7 @@ from events import logs
 from events.fold import request_of
 from events.jetstream import NODE_STREAM, JetStreamLedger
 from events.ledger import Ledger, LedgerError
+from events.notices import Notices
 from events.schema import INTENTS, Event, EventId, NodeName, WorkerStarted, WorkerStopped
 from events.settings import DEFAULT_PATH, SettingsError, ledger_address, load
 from nodeworker.answers import Answers, reply_of
@@ -36,15 +35,18 @@ from nodeworker.door import Door
 from nodeworker.gc import GarbageCollector
 from nodeworker.intake import Intake
 from nodeworker.interfaces.runner import WayRunners
+from nodeworker.lock import only_worker
 from nodeworker.logfile import LogFiles
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.patience import seconds_since, seconds_until
+from nodeworker.publication import StatusWait
 from nodeworker.readiness import Readiness
 from nodeworker.recorder import Recorder
 from nodeworker.requestlog import RequestLog
 from nodeworker.settings import DeviceSettings, WorkerSettings
 from nodeworker.spool import Spool
 from nodeworker.upkeep import Retention, Upkeep
+from nodeworker.version import version
 
 log = structlog.get_logger(__name__)
 
@@ -67,22 +69,24 @@ async def run(settings: WorkerSettings, wrap: Callable[[Ledger], Ledger] = lambd
         address.url, address.token, config=NODE_STREAM, name="worker", observe_ack=metrics.ledger_acked
     )
     try:
-        worker = _Worker(settings, wrap(connection), metrics, lambda: connection.connected)
+        worker = _Worker(settings, wrap(connection), connection, metrics, lambda: connection.connected)
         await worker.run()
     finally:
         await connection.close()
 
 
-class WorkerRunningError(OSError):
-    """The node has a worker already."""
-
-
 class _Worker:
     def __init__(
-        self, settings: WorkerSettings, ledger: Ledger, metrics: WorkerMetrics, ledger_connected: Callable[[], bool]
+        self,
+        settings: WorkerSettings,
+        ledger: Ledger,
+        notices: Notices,
+        metrics: WorkerMetrics,
+        ledger_connected: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._ledger = ledger
+        self._notices = notices
         self._metrics = metrics
         self._ledger_connected = ledger_connected
         self._recorder = Recorder(ledger, NodeName(settings.node_name))
@@ -96,7 +100,7 @@ class _Worker:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        with self._only_worker(), self._log_files:
+        with only_worker(Path(self._settings.run_dir)), self._log_files:
             await self._take_over(stop)
 
     async def _take_over(self, stop: asyncio.Event) -> None:
@@ -119,11 +123,12 @@ class _Worker:
         detacher = Detacher(self._recorder, runners, section, self._metrics)
         readiness = Readiness(seats=section.concurrency // 2)
         device_sources = _device_sources(section.devices, self._source)
+        statuses = StatusWait(self._notices, section.status_wait, self._metrics)
         attacher = Attacher(
-            self._recorder, detacher, self._source, runners, section, self._metrics, readiness, device_sources
+            self._recorder, detacher, self._source, runners, section, self._metrics, readiness, device_sources, statuses
         )
         collector = GarbageCollector(self._recorder, self._answers, runners, section, readiness)
-        dispatcher = Dispatcher(attacher, detacher, collector, self._answers, tasks, section.concurrency)
+        dispatcher = Dispatcher(attacher, detacher, collector, self._answers, statuses, tasks, section.concurrency)
         checker = Checker(self._recorder, runners, section, self._source, self._ledger_connected)
         upkeep = Upkeep(self._recorder, dispatcher, self._answers, self._spool, self._metrics)
         request_log = RequestLog(section.network, self._log_files)
@@ -133,6 +138,7 @@ class _Worker:
         self._watch(dispatcher)
         background = [
             tasks.create_task(self._consume(dispatcher), name="consume"),
+            tasks.create_task(statuses.run(), name="hear-publisher"),
             tasks.create_task(Retention(self._ledger, self._recorder, self._settings.ledger.retention_hours).run()),
         ]
         if self._source is not None:
@@ -175,18 +181,6 @@ class _Worker:
                     waiting[event.id] = event
             elif (intent := waiting.pop(event.cause, None)) is not None:
                 self._answers.give(request, reply_of(event.data, getattr(intent.data, "config", "")))
-
-    @contextlib.contextmanager
-    def _only_worker(self) -> Iterator[None]:
-        """Hold the run folder's lock meanwhile. Raises WorkerRunningError."""
-        folder = Path(self._settings.run_dir)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (folder / "worker.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise WorkerRunningError(f"another worker holds {lock.name}: a node has one") from None
-            yield
 
     def _watch(self, dispatcher: Dispatcher) -> None:
         state = self._recorder.state
@@ -237,14 +231,6 @@ def _device_sources(settings: DeviceSettings, source: Source | None) -> list[Dev
     kubelet = Kubelet(Path(settings.pod_resources), Path(settings.checkpoint))
     claims = source.claims if source else None
     return [kubelet, claims] if claims else [kubelet]
-
-
-def version() -> str:
-    """Return the installed version of Plumbline."""
-    try:
-        return importlib.metadata.version("plumbline")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+unknown"
 
 
 def main() -> int:

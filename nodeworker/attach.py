@@ -42,6 +42,7 @@ from nodeworker.interfaces import registry
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.namespace import interfaces_present
 from nodeworker.patience import Patience, seconds_since
+from nodeworker.publication import StatusWait
 from nodeworker.readiness import Readiness
 from nodeworker.recorder import Recorder
 from nodeworker.recording import Pipeline, record
@@ -69,6 +70,7 @@ class Attacher:
         metrics: WorkerMetrics,
         readiness: Readiness,
         device_sources: Sequence[DeviceSource],
+        statuses: StatusWait,
     ) -> None:
         self._recorder = recorder
         self._detacher = detacher
@@ -78,6 +80,7 @@ class Attacher:
         self._metrics = metrics
         self._readiness = readiness
         self._device_sources = device_sources
+        self._statuses = statuses
 
     async def attach(self, event: Event, request: AttachRequested, patience: Patience, *, resumed: bool) -> Reply:
         """Fulfil the intent *event* and return the answer for the runtime.
@@ -92,6 +95,7 @@ class Attacher:
                 result = _recorded_result(sandbox, request)
             else:
                 result = await self._make(key, event, request, patience, resumed=resumed)
+                self._statuses.expect(self._sandbox(key))
             outcome = AttachCompleted(
                 request=request.request, ifname=request.ifname, result=result, seconds=seconds_since(event.at)
             )
@@ -140,7 +144,7 @@ class Attacher:
         for attachment in planned.attachments:
             chain.require(self._runners, attachment, planned_target(event.sandbox, planned))
         names = {attachment.ifname for attachment in planned.attachments}
-        taken = await asyncio.to_thread(interfaces_present, request.netns, names, Phase.RESOLVE)
+        taken = interfaces_present(request.netns, names, Phase.RESOLVE)
         for attachment in planned.attachments:
             if attachment.ifname in taken:
                 raise failed(

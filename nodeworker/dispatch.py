@@ -32,6 +32,7 @@ from nodeworker.detach import Detacher
 from nodeworker.errors import failed, internal
 from nodeworker.gc import GarbageCollector
 from nodeworker.patience import Patience, seconds_until
+from nodeworker.publication import StatusWait
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +55,7 @@ class Dispatcher:
         detacher: Detacher,
         collector: GarbageCollector,
         answers: Answers,
+        statuses: StatusWait,
         tasks: asyncio.TaskGroup,
         concurrency: int,
     ) -> None:
@@ -61,11 +63,13 @@ class Dispatcher:
         self._detacher = detacher
         self._collector = collector
         self._answers = answers
+        self._statuses = statuses
         self._tasks = tasks
         self._places = asyncio.Semaphore(concurrency)
         self._queues: dict[str, deque[Job]] = {}
         self._under_way: set[EventId] = set()
         self._at_work: set[asyncio.Task[None]] = set()
+        self._held: set[asyncio.Task[None]] = set()
         self._patience: dict[RequestId, tuple[SandboxKey, Patience]] = {}
         self.in_progress = 0
 
@@ -119,7 +123,12 @@ class Dispatcher:
             waiting[1].end(_ABANDONED)
 
     async def finish(self, grace: float) -> None:
-        """Let what is under way end within *grace* seconds; the rest stays open in the ledger, for the next worker."""
+        """Let what is under way end within *grace* seconds; the rest stays open in the ledger, for the next worker.
+
+        Answers that wait for a status are given at once.
+        """
+        for task in self._held:
+            task.cancel()
         if self._at_work:
             await asyncio.wait(self._at_work, timeout=grace)
         for task in self._at_work:
@@ -148,9 +157,21 @@ class Dispatcher:
                 reply = refusal(internal(Phase.INTAKE, error), config)
             finally:
                 self._under_way.discard(event.id)
-            self._answers.give(request, reply)
+            self._answer(event, request, reply)
 
         self._enqueue(event.sandbox, job)
+
+    def _answer(self, intent: Event, request: RequestId, reply: Reply) -> None:
+        """Give the answer; where the pod's status is to be published first, later, in nobody's place or queue."""
+        if reply.failure is not None or not self._statuses.expects(intent.id):
+            self._statuses.forget(intent.id)
+            self._answers.give(request, reply)
+            return
+        assert isinstance(intent.data, AttachRequested)
+        task = self._tasks.create_task(self._statuses.wait(intent.id, seconds_until(intent.data.deadline)))
+        self._held.add(task)
+        task.add_done_callback(self._held.discard)
+        task.add_done_callback(lambda _: self._answers.give(request, reply))  # also where it is cancelled
 
     def _enqueue(self, container_id: str, job: Job) -> None:
         if (queue := self._queues.get(container_id)) is not None:

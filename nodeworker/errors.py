@@ -40,6 +40,9 @@ CNI_CODES: Mapping[ErrorClass, int] = {
 }
 """CNI specification 1.1, section 2, "Error": below 100 the specification's own; from 100 ours."""
 
+_LONGEST = 4096
+"""Characters of a sentence. What it quotes, a plugin's output or somebody's network, may have a mebibyte."""
+
 _CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
@@ -67,7 +70,7 @@ def failed(
         Failure(
             error_class=error_class,
             phase=phase,
-            message=message,
+            message=message if len(message) <= _LONGEST else f"{message[: _LONGEST - 1]}…",
             code=CNI_CODES[error_class] if code is None else code,
             network=network,
             ifname=ifname,

@@ -79,6 +79,13 @@ class WorkerMetrics:
             buckets=(0.0001, 0.00025, 0.0005, *BUCKETS),
             registry=self.registry,
         )
+        self._status_seconds = Histogram(
+            "plumbline_status_wait_seconds",
+            "Seconds that the answer to an ADD waited for the pod's network-status.",
+            ("result",),
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
         self.spooled = Gauge(
             "plumbline_spooled_requests", "DEL requests on disk that wait for the ledger.", registry=self.registry
         )
@@ -96,6 +103,10 @@ class WorkerMetrics:
         """Count executions of plugins."""
         for run in runs:
             self._plugin_seconds.labels(command, run.type, "error" if run.exit_code else "ok").observe(run.seconds)
+
+    def status_waited(self, result: str, seconds: float) -> None:
+        """Count one answer that waited: for the status to be ``published`` or ``failed``, or until ``timeout``."""
+        self._status_seconds.labels(result).observe(seconds)
 
     def ledger_acked(self, seconds: float) -> None:
         """Count one confirmed append."""

@@ -17,7 +17,7 @@ import structlog
 from events import subjects
 from events.fold import Sandbox, SandboxKey, SandboxPhase
 from events.ledger import Ledger, LedgerError
-from events.schema import AttachFailed, DetachCompleted, DetachRequested, RequestId, unix_ns
+from events.schema import NO_NODE, AttachFailed, DetachCompleted, DetachRequested, RequestId, unix_ns
 from nodeworker.answers import Answers
 from nodeworker.dispatch import Dispatcher
 from nodeworker.errors import RequestFailedError
@@ -151,15 +151,18 @@ class Retention:
         event goes, and only while the sandbox holds nothing. Raises LedgerUnavailableError.
         """
         closed: dict[str, int] = {}
+        end = 0
         async with aclosing(self._ledger.read(subjects.pattern(self._recorder.node))) as events:
             async for stored in events:
                 if unix_ns(stored.event.at) >= before:
                     break
+                end = stored.sequence
                 if isinstance(stored.event.data, DetachCompleted | AttachFailed):
                     closed[stored.event.sandbox] = stored.sequence
         live = {key.container_id for key in self._recorder.state.sandboxes}
         forgotten = [(sandbox, sequence) for sandbox, sequence in closed.items() if sandbox and sandbox not in live]
         for sandbox, sequence in forgotten:
             await self._ledger.purge(subjects.pattern(self._recorder.node, sandbox), sequence)
+            await self._ledger.purge(subjects.pattern(NO_NODE, sandbox), end)  # it may have been told of later
         log.info("retention_done", sandboxes=len(forgotten))
         return len(forgotten)

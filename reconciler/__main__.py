@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -14,12 +15,15 @@ from events import logs
 from events.jetstream import JetStreamLedger
 from events.ledger import LedgerError, LedgerUnavailableError
 from events.settings import DEFAULT_PATH, LedgerAddress, SettingsError, ledger_address, load
+from reconciler.delays import delays
 from reconciler.metrics import Metrics
 from reconciler.projection.engine import ProjectionError
 from reconciler.projection.store import Store
-from reconciler.publish import Publisher, StatusFolder
-from reconciler.reconcile import Reconciler, delays
+from reconciler.publication import Publication
+from reconciler.publisher import Publisher
+from reconciler.reconcile import Listener, Reconciler
 from reconciler.settings import ReconcilerSettings
+from reconciler.status_folder import StatusFolder
 
 log = structlog.get_logger(__name__)
 
@@ -72,16 +76,27 @@ async def _until_signalled(settings: ReconcilerSettings) -> None:
 async def _serve(settings: ReconcilerSettings) -> None:
     metrics = Metrics()
     with metrics.served(settings.reconciler.metrics):
-        ledger = await _connect(ledger_address(settings))
-        store = Store(settings.database, ledger.stream)
-        try:
-            publisher = None
-            if settings.manifests:
-                publisher = Publisher(StatusFolder(Path(settings.manifests)), store.sandboxes_of, metrics)
-            await Reconciler(ledger, store, publisher, metrics).run()
-        finally:
-            store.close()
-            await ledger.close()
+        async with contextlib.AsyncExitStack() as stack:
+            ledger = await _connect(ledger_address(settings))
+            stack.push_async_callback(ledger.close)
+            store = Store(settings.database, ledger.stream)
+            stack.callback(store.close)
+            listeners: list[Listener] = []
+            if (publisher := await _open_publisher(settings)) is not None:
+                stack.push_async_callback(publisher.close)
+                listeners.append(Publication(publisher, ledger, ledger, metrics))
+            await Reconciler(ledger, store, listeners, metrics).run()
+
+
+async def _open_publisher(settings: ReconcilerSettings) -> Publisher | None:
+    """Return where statuses go; None: nowhere. Raises SettingsError."""
+    if settings.manifests:
+        return StatusFolder(Path(settings.manifests))
+    if (cluster := settings.reconciler.kubernetes) is None:
+        return None
+    from reconciler.pod_annotation import PodAnnotation  # noqa: PLC0415  # 50 MB that only its user pays
+
+    return await PodAnnotation.connect(cluster.kubeconfig)
 
 
 async def _connect(address: LedgerAddress) -> JetStreamLedger:

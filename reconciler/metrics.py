@@ -13,6 +13,7 @@ from events.settings import MetricsSettings, SettingsError
 
 _UNKNOWN = "unknown"
 _BATCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_STATUS_BUCKETS = (*_BATCH_BUCKETS[1:], 30.0, 60.0, 300.0, 1800.0)
 
 
 class Metrics:
@@ -39,6 +40,15 @@ class Metrics:
         )
         self.status_failed = Counter(
             f"{prefix}_status_failed", "Network statuses that could not be told or written", registry=self.registry
+        )
+        self.status_seconds = Histogram(
+            f"{prefix}_status_seconds",
+            "Time from a pod's attach to its status being published",
+            buckets=_STATUS_BUCKETS,
+            registry=self.registry,
+        )
+        self.status_pending = Gauge(
+            f"{prefix}_status_pending", "Pods whose status is to be written or withdrawn", registry=self.registry
         )
         self.anomalies = Counter(
             f"{prefix}_anomalies", "Events that did not fit what came before them", registry=self.registry

@@ -1,48 +1,73 @@
-"""Follow the ledger, keep the projection, publish what it says.
+"""Follow the ledger, keep the projection, and tell whoever acts on it.
 
-First everything that the ledger has is projected, then all pods' statuses are compared with what is published, then
-each batch is projected and published as it comes. One task reads, one projects; between them is a queue of one batch,
-and a database that is slow or away stops the reading, because nothing pulls the next events.
+First everything that the ledger has is projected, then the listeners take up what is open, then each batch is projected
+and they are told of it as it comes. One task reads, one projects; between them is a queue of one batch, and a database
+that is slow or away stops the reading, because nothing pulls the next events.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 
 from events.ledger import Ledger, LedgerUnavailableError, Stored
+from reconciler.delays import delays
 from reconciler.metrics import Metrics
 from reconciler.projection.engine import DatabaseAwayError, ProjectionError
+from reconciler.projection.project import Changes
 from reconciler.projection.store import Store
-from reconciler.publish import Publisher
-from reconciler.status import PodName
 
 log = structlog.get_logger(__name__)
 
 BATCH = 500
 """Events projected in one transaction, at most."""
-_PULSE = 5.0
-_FIRST_DELAY = 0.2
-_LAST_DELAY = 30.0
+PULSE = 5.0
+"""Seconds between two looks at what only metrics tell."""
 
 T = TypeVar("T")
 
 
-class Reconciler:
-    """One ledger's reconciler. *publisher* is None where there is nowhere to publish to."""
+class Ask(Protocol):
+    """Asks the projection, on its own thread, until the database answers."""
 
-    def __init__(self, ledger: Ledger, store: Store, publisher: Publisher | None, metrics: Metrics) -> None:
+    async def __call__(self, work: Callable[[Store], T]) -> T:
+        """Return what *work* returns."""
+        ...
+
+
+class Listener(Protocol):
+    """Somebody who acts on what the ledger says."""
+
+    async def caught_up(self, ask: Ask) -> None:
+        """The projection has all there was at the start: what is open is to be taken up. Of that no batch tells."""
+        ...
+
+    def changed(self, changes: Changes) -> None:
+        """A batch that came since then was projected. This must not block: everything waits for it."""
+        ...
+
+    async def run(self) -> None:
+        """Act, without end."""
+        ...
+
+
+class Reconciler:
+    """One ledger's reconciler."""
+
+    def __init__(
+        self, ledger: Ledger, store: Store, listeners: Sequence[Listener], metrics: Metrics, *, pulse: float = PULSE
+    ) -> None:
         self._ledger = ledger
         self._store = store
-        self._publisher = publisher
+        self._listeners = listeners
         self._metrics = metrics
+        self._pulse = pulse
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="projection")
-        self._unpublished: set[PodName] = set()
         self.sequence = 0
         """Up to where the ledger is projected."""
 
@@ -50,13 +75,17 @@ class Reconciler:
         """Run without end. Raises ProjectionError."""
         try:
             await self._catch_up()
-            await self._publish_all()
+            for listener in self._listeners:
+                await listener.caught_up(self._ask)
+            await self._count_sandboxes()
             log.info("reconciler_ready", sequence=self.sequence)
             arrived: asyncio.Queue[Stored] = asyncio.Queue(BATCH)
             async with asyncio.TaskGroup() as tasks:
+                for listener in self._listeners:
+                    tasks.create_task(listener.run(), name=type(listener).__name__)
                 tasks.create_task(self._read(arrived), name="read")
                 tasks.create_task(self._project(arrived), name="project")
-                tasks.create_task(self._measure_lag(), name="measure-lag")
+                tasks.create_task(self._measure(), name="measure")
         finally:
             self._thread.shutdown()
 
@@ -94,59 +123,47 @@ class Reconciler:
 
     async def _project(self, arrived: asyncio.Queue[Stored]) -> None:
         while True:
-            batch: list[Stored] = []
-            try:
-                async with asyncio.timeout(_PULSE):
-                    batch.append(await arrived.get())
-            except TimeoutError:
-                pass  # time to try again what could not be published
+            batch = [await arrived.get()]
             while len(batch) < BATCH and not arrived.empty():
                 batch.append(arrived.get_nowait())
-            await self._apply(batch)
-            await self._publish()
+            changes = await self._apply(batch)
+            if changes is not None:
+                for listener in self._listeners:
+                    listener.changed(changes)
 
-    async def _measure_lag(self) -> None:
+    async def _measure(self) -> None:
         while True:
             done = self.sequence
             try:
                 end = await self._ledger.last_sequence()
             except LedgerUnavailableError as error:
-                log.warning("ledger_away", error=str(error), retry_in=_PULSE)
+                log.warning("ledger_away", error=str(error), retry_in=self._pulse)
             else:
                 _check_ledger(done, end)
                 self._metrics.lag.set(max(0, end - self.sequence))
-            await asyncio.sleep(_PULSE)
+            await self._count_sandboxes()
+            await asyncio.sleep(self._pulse)
 
-    async def _apply(self, batch: Sequence[Stored]) -> None:
+    async def _count_sandboxes(self) -> None:
+        self._metrics.set_sandboxes(await self._in_database(self._store.live_phases))
+
+    async def _apply(self, batch: Sequence[Stored]) -> Changes | None:
         if not batch:
-            return
+            return None
         with self._metrics.batch.time():
             changes = await self._in_database(lambda: self._store.apply(batch))
         for stored in batch:
             self._metrics.count(stored.event)
         self._advance(batch[-1].sequence)
         if changes is not None:
-            self._unpublished |= changes.pods
             self._metrics.anomalies.inc(len(changes.anomalies))
             for row in changes.anomalies:
                 log.warning("event_odd", sequence=row["sequence"], type=row["type"], reason=row["reason"])
-        self._metrics.set_sandboxes(await self._in_database(self._store.live_phases))
         log.debug("batch_projected", events=len(batch), sequence=self.sequence)
+        return changes
 
-    async def _publish_all(self) -> None:
-        """Publish what is live and withdraw what is not, whatever was published before."""
-        if self._publisher is not None:
-            live, published = self._store.live_pods, self._publisher.published
-            self._unpublished = await self._in_database(lambda: live() | published())
-        await self._publish()
-        self._metrics.set_sandboxes(await self._in_database(self._store.live_phases))
-
-    async def _publish(self) -> None:
-        if self._publisher is None:
-            self._unpublished.clear()
-        elif self._unpublished:
-            publish, pods = self._publisher.publish, self._unpublished
-            self._unpublished = await self._in_database(lambda: publish(pods))
+    async def _ask(self, work: Callable[[Store], T]) -> T:
+        return await self._in_database(lambda: work(self._store))
 
     async def _in_database(self, work: Callable[[], T]) -> T:
         """Return what *work* returns, for which it is repeated until the database does it."""
@@ -169,11 +186,3 @@ def _check_ledger(done: int, end: int) -> None:
             f"the database has {done} events of the ledger, which has but {end}: it is another ledger, or one that "
             "lost its end; move the database away to have it made again"
         )
-
-
-def delays() -> Iterator[float]:
-    """Yield the seconds to wait between attempts, without end."""
-    delay = _FIRST_DELAY
-    while True:
-        yield delay
-        delay = min(2 * delay, _LAST_DELAY)

@@ -9,12 +9,21 @@ from events.settings import MetricsSettings, Settings
 _SQLITE = "sqlite:///"
 
 
+class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The API server at whose pods the status is published."""
+
+    kubeconfig: str = ""
+    """Empty: the service account of the reconciler's own pod."""
+
+
 class ReconcilerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The key ``reconciler``."""
 
     database: str = ""
     """SQLAlchemy URL of the projection. Empty: an SQLite file in ``stateDir``."""
     metrics: MetricsSettings = MetricsSettings()
+    kubernetes: KubernetesSettings | None = None
+    """Where the status of pods is published; None: beside ``manifests``, or nowhere."""
 
     def __post_init__(self) -> None:
         dialect = self.database.partition(":")[0].partition("+")[0]
@@ -28,6 +37,11 @@ class ReconcilerSettings(Settings, frozen=True, kw_only=True):
     """What the reconciler reads of the file; the sections of other processes are theirs to judge."""
 
     reconciler: ReconcilerSection = ReconcilerSection()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.manifests and self.reconciler.kubernetes is not None:
+            raise ValueError("manifests and reconciler.kubernetes are both set: statuses go to one of them")
 
     @property
     def database(self) -> str:

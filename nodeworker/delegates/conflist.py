@@ -14,9 +14,11 @@ import msgspec
 
 from nodeworker.delegates import versions
 from nodeworker.delegates.versions import ConfigError
+from nodeworker.resolve.grammar import shown
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NO_ARGS: Mapping[str, Any] = {}
+_LONGEST_FILE_NAME = 255
 
 
 class NetworkConfig(msgspec.Struct, frozen=True):
@@ -43,7 +45,7 @@ def parse(
     name = _string(config, "name", "the configuration") or default_name
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"name {name!r} of the configuration is not usable: "
+            f"name {shown(name)} of the configuration is not usable: "
             "start it with a letter or digit and go on with letters, digits, '_', '.' and '-'"
             if name
             else "the configuration has no name"
@@ -89,6 +91,8 @@ def with_prev_result(plugin: str, prev_result: str | None) -> bytes:
 
 def is_file_name(plugin_type: str) -> bool:
     """Tell whether *plugin_type* is the bare name of a file, so that it can't point out of the plugin folders."""
+    if len(plugin_type) > _LONGEST_FILE_NAME:
+        return False
     return plugin_type not in {"", ".", ".."} and "/" not in plugin_type and "\0" not in plugin_type
 
 
@@ -139,9 +143,9 @@ def _plugin(plugin: object, own_types: frozenset[str]) -> dict[str, Any]:
 
 def _check_type(plugin_type: str, key: str, own_types: frozenset[str]) -> None:
     if not is_file_name(plugin_type):
-        raise ConfigError(f"{key} {plugin_type!r} is not the bare name of a plugin")
+        raise ConfigError(f"{key} {shown(plugin_type)} is not the bare name of a plugin")
     if plugin_type in own_types:
-        raise ConfigError(f"{key} {plugin_type!r} would call itself")
+        raise ConfigError(f"{key} {shown(plugin_type)} would call itself")
 
 
 def _object(owner: Mapping[str, Any], key: str, owner_type: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ SUPPORTED = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 UNSTATED = "0.1.0"
 """The version of a configuration that states none."""
 
+_SHOWN = 64
+
 
 class ConfigError(ValueError):
     """A network configuration that can't be used; its text is one sentence that says why."""
@@ -33,7 +35,7 @@ def highest(version: str, versions: Sequence[str] = ()) -> str:
     supported = [each for each in SUPPORTED if each in stated]
     if not supported:
         known = ", ".join(SUPPORTED)
-        raise ConfigError(f"cniVersion {', '.join(stated)} is not supported: use one of {known}")
+        raise ConfigError(f"cniVersion {_brief(', '.join(stated))} is not supported: use one of {known}")
     return supported[-1]
 
 
@@ -41,4 +43,8 @@ def _parts(version: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in version.split("."))
     except ValueError:
-        raise ConfigError(f"cniVersion {version!r} is not a version: write it like {SUPPORTED[-1]}") from None
+        raise ConfigError(f"cniVersion {_brief(version)!r} is not a version: write it like {SUPPORTED[-1]}") from None
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

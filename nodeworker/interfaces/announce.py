@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
+import sys
 from collections.abc import Sequence
 
 from nodeworker.interfaces.addressing import Assignment
@@ -36,7 +37,7 @@ def announce(ends: Ends, link: Link, given: Sequence[Assignment]) -> None:
         for address in local:
             connection.sendmsg(
                 [advertisement(address, link.mac)],
-                [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, address.packed + link.index.to_bytes(4, "little"))],
+                [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, address.packed + link.index.to_bytes(4, sys.byteorder))],
                 socket.MSG_DONTWAIT,
                 (_ALL_NODES, 0, 0, link.index),
             )

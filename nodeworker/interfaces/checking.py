@@ -23,20 +23,20 @@ def recorded(call: Call) -> Result:
     return call.prev_result
 
 
-def container_link(ends: Ends, call: Call, result: Result, kind: str) -> Link:
-    """Return the container's interface, which is of *kind* and has the recorded MAC address. Raises NativeError."""
+def container_link(ends: Ends, call: Call, result: Result, kind: str | None) -> Link:
+    """Return the container's interface of *kind* (None: any), with the recorded MAC address. Raises NativeError."""
     wanted = next((each for each in result.interfaces if (each.name, each.sandbox) == (call.ifname, call.netns)), None)
     if wanted is None:
         raise NativeError(f"prevResult holds no interface {call.ifname} in {call.netns}")
     return found(ends.container, wanted, kind)
 
 
-def found(netlink: Netlink, wanted: Interface, kind: str) -> Link:
-    """Return the interface *wanted*, which is of *kind* and has the recorded MAC address. Raises NativeError."""
+def found(netlink: Netlink, wanted: Interface, kind: str | None) -> Link:
+    """Return the interface *wanted* of *kind* (None: any), with the recorded MAC address. Raises NativeError."""
     link = present(netlink, wanted.name)
     if link is None:
         raise NativeError(f"interface {wanted.name} is gone")
-    if link.kind != kind:
+    if kind is not None and link.kind != kind:
         raise NativeError(f"interface {wanted.name} is a {link.kind or 'device of its own'}, not the {kind} of the ADD")
     if wanted.mac and wanted.mac.lower() != link.mac:
         raise NativeError(f"interface {wanted.name} has MAC address {link.mac}, not {wanted.mac}")

@@ -18,6 +18,9 @@ from nodeworker.netlink.links import Link
 from nodeworker.netlink.message import Request
 from nodeworker.netlink.socket import Netlink
 
+_MODULES = {"vlan": "8021q"}
+"""The kernel modules that are not named like the kind of interface that they bring."""
+
 
 class Ends(msgspec.Struct, frozen=True, kw_only=True):
     """The node and the container."""
@@ -30,13 +33,15 @@ class Ends(msgspec.Struct, frozen=True, kw_only=True):
 @contextlib.contextmanager
 def opened(call: Call, phase: Phase) -> Iterator[Ends]:
     """Hold both ends of *call* open. Raises NativeError if the container's namespace can't be used."""
-    with contextlib.ExitStack() as stack:
-        try:
-            netns = stack.enter_context(Namespace(call.netns, phase))
-            container = stack.enter_context(Netlink.within(netns))
-        except RequestFailedError as error:
-            raise NativeError(error.failure.message, error.failure.code) from error
-        yield Ends(node=stack.enter_context(Netlink.on_node()), container=container, netns=netns)
+    try:
+        with (
+            Namespace(call.netns, phase) as netns,
+            Netlink.within(netns) as container,
+            Netlink.on_node() as node,
+        ):
+            yield Ends(node=node, container=container, netns=netns)
+    except RequestFailedError as error:
+        raise NativeError(error.failure.message, error.failure.code) from error
 
 
 @contextlib.contextmanager
@@ -48,8 +53,11 @@ def explaining(task: str) -> Iterator[None]:
         raise NativeError(f"can not {task}: {error.strerror or error}") from error
 
 
-def made(netlink: Netlink, name: str, kind: str, create: Request) -> Link | None:
-    """Return the new interface *name*, None if that name, or that of its other end, is taken. Raises NativeError."""
+def made(netlink: Netlink, name: str, kind: str, create: Request, *, ability: str = "") -> Link | None:
+    """Return the new interface *name*, None if that name, or that of its other end, is taken. Raises NativeError.
+
+    *ability* is what it takes beside the *kind*, and what the kernel may lack instead.
+    """
     refused, answer = netlink.make(create, links.named(name))
     if refused is None and answer is not None:
         return links.described(answer)
@@ -58,7 +66,8 @@ def made(netlink: Netlink, name: str, kind: str, create: Request) -> Link | None
     if refused.errno == errno.EEXIST:
         return None
     if refused.errno == errno.EOPNOTSUPP:
-        words = f"this node's kernel offers no such {kind} ({refused.strerror}): load its module"
+        remedy = f"it lacks {ability}" if ability else f"load its module {_MODULES.get(kind, kind)}"
+        words = f"this node's kernel offers no such {kind} ({refused.strerror}): {remedy}"
         raise NativeError(f"can not make {name}: {words}") from refused
     raise NativeError(f"can not make {name} as a {kind}: {refused.strerror}") from refused
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -18,6 +18,9 @@ from nodeworker.delegates.results import DNS
 from nodeworker.interfaces.native import Call, NativeError
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?P<mark>[:-])(?:[0-9A-Fa-f]{2}(?P=mark)){4}[0-9A-Fa-f]{2}")
+
+U32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+"""A number that fits the messages to the kernel."""
 
 
 class NetConf(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):

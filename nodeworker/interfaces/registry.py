@@ -25,14 +25,23 @@ AUTO, NEVER = "auto", "never"
 
 _INTERFACES = {
     "bridge": "bridge",
+    "dummy": "dummy",
+    "host-device": "host_device",
+    "ipvlan": "ipvlan",
     "loopback": "loopback",
     "macvlan": "macvlan",
     "passthru": "passthru",
     "ptp": "ptp",
+    "sbr": "sbr",
+    "tap": "tap",
+    "tuning": "tuning",
+    "vlan": "vlan",
+    "vrf": "vrf",
+    "vxlan": "vxlan",
 }
 _IPAM = {"host-local": "host_local", "static": "static"}
 
-_ALWAYS = frozenset({"passthru"})
+_ALWAYS = frozenset({"passthru", "vxlan"})
 
 TYPES = frozenset({*_INTERFACES, *_IPAM})
 

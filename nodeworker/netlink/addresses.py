@@ -31,6 +31,7 @@ IFA_FLAGS = 8
 IFA_F_NODAD = 0x02
 IFA_F_DADFAILED = 0x08
 IFA_F_TENTATIVE = 0x40
+IFA_F_PERMANENT = 0x80
 
 _HEADER = struct.Struct("=BBBBI")
 """Family, prefix length, flags, scope, interface index."""

@@ -35,6 +35,7 @@ IFLA_TXQLEN = 13
 IFLA_OPERSTATE = 16
 IFLA_LINKINFO = 18
 IFLA_IFALIAS = 20
+IFLA_AF_SPEC = 26
 IFLA_GROUP = 27
 IFLA_NET_NS_FD = 28
 IFLA_EXT_MASK = 29
@@ -42,6 +43,15 @@ IFLA_LINK_NETNSID = 37
 
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
+
+IFLA_BR_VLAN_FILTERING = 7
+IFLA_BR_VLAN_DEFAULT_PVID = 39
+
+IFLA_BRIDGE_FLAGS = 0
+IFLA_BRIDGE_VLAN_INFO = 2
+BRIDGE_FLAGS_MASTER = 1
+BRIDGE_VLAN_INFO_PVID = 0x2
+BRIDGE_VLAN_INFO_UNTAGGED = 0x4
 
 IFLA_BRPORT_MODE = 4
 IFLA_BRPORT_ISOLATED = 33
@@ -58,6 +68,8 @@ RTEXT_FILTER_SKIP_STATS = 0x8
 
 _HEADER = struct.Struct("=BxHiII")
 """Family, device type, index, flags, mask of flags to change."""
+_VLAN = struct.Struct("=HH")
+"""Flags, VLAN ID."""
 _ABSENT = frozenset({errno.ENODEV})
 
 
@@ -79,8 +91,11 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     """The namespace of ``parent`` as this one numbers it; None: this one."""
     operstate: int
     """RFC 2863 state; ``OPERSTATE_UP`` carries traffic."""
+    queue_length: int
+    """Of its transmission queue, in packets."""
     data: bytes
     """Attributes of its kind."""
+    alias: str = ""
 
     @property
     def up(self) -> bool:
@@ -145,10 +160,12 @@ def change(
     alias: str | None = None,
     group: int | None = None,
     queue_length: int | None = None,
+    name: str = "",
+    netns_fd: int | None = None,
 ) -> Request:
     """Return the request that changes the interface *index*; None, 0 and empty leave a thing as it is.
 
-    *master* 0 takes it out of its bridge, bond or VRF.
+    *master* 0 takes it out of its bridge, bond or VRF. In the namespace *netns_fd* it arrives with *name*, down.
     """
     flags = mask = 0
     for wanted, flag in ((up, IFF_UP), (promiscuous, IFF_PROMISC), (allmulti, IFF_ALLMULTI)):
@@ -158,6 +175,10 @@ def change(
     attributes = _common(mtu, mac, queue_length)
     if master is not None:
         attributes.append(message.u32(IFLA_MASTER, master))
+    if name:
+        attributes.append(message.text(IFLA_IFNAME, name))
+    if netns_fd is not None:
+        attributes.append(message.u32(IFLA_NET_NS_FD, netns_fd))
     if alias is not None:
         attributes.append(message.attribute(IFLA_IFALIAS, alias.encode()))
     if group is not None:
@@ -173,6 +194,26 @@ def port(index: int, *, hairpin: bool | None = None, isolated: bool | None = Non
         if wanted is not None
     ]
     return Request(RTM_SETLINK, 0, _HEADER.pack(AF_BRIDGE, 0, index, 0, 0) + message.nested(IFLA_PROTINFO, *attributes))
+
+
+def vlan_filtering() -> bytes:
+    """Return the ``data`` of a bridge whose ports belong to VLANs."""
+    return message.u8(IFLA_BR_VLAN_FILTERING, 1)
+
+
+def default_vlan(bridge: Link) -> int:
+    """Return the VLAN that every new port of *bridge* belongs to, 0 for none."""
+    return message.as_int(message.attributes(bridge.data).get(IFLA_BR_VLAN_DEFAULT_PVID))
+
+
+def into_vlan(index: int, vlan: int) -> Request:
+    """Return the request that makes the port *index* one of *vlan*, which is known by no tag on that port."""
+    return Request(RTM_SETLINK, 0, _port_vlan(index, vlan, BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED))
+
+
+def out_of_vlan(index: int, vlan: int) -> Request:
+    """Return the request that takes the port *index* out of *vlan*; it may be out."""
+    return Request(RTM_DELLINK, 0, _port_vlan(index, vlan, 0), frozenset({errno.ENOENT}))
 
 
 def delete(index: int) -> Request:
@@ -227,7 +268,9 @@ def described(answer: Answer) -> Link:
         parent=message.as_int(found.get(IFLA_LINK)),
         parent_netnsid=None if netnsid is None else message.as_int(netnsid),
         operstate=message.as_int(found.get(IFLA_OPERSTATE)),
+        queue_length=message.as_int(found.get(IFLA_TXQLEN)),
         data=info.get(IFLA_INFO_DATA, b""),
+        alias=message.as_text(found.get(IFLA_IFALIAS)),
     )
 
 
@@ -246,6 +289,12 @@ def netnsid(netlink: Netlink, netns_fd: int) -> int:
     if number is None:
         raise NetlinkError(errno.ENODATA, "the kernel gave the namespace no number")
     return message.as_int(number)
+
+
+def _port_vlan(index: int, vlan: int, flags: int) -> bytes:
+    which = message.u16(IFLA_BRIDGE_FLAGS, BRIDGE_FLAGS_MASTER)
+    info = message.attribute(IFLA_BRIDGE_VLAN_INFO, _VLAN.pack(flags, vlan))
+    return _HEADER.pack(AF_BRIDGE, 0, index, 0, 0) + message.nested(IFLA_AF_SPEC, which, info)
 
 
 def _get(index: int, attributes: bytes) -> Request:

@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Self
+from typing import ClassVar, Self
 
 from msgspec.structs import replace
 
@@ -47,6 +47,8 @@ class NetlinkError(OSError):
 class Netlink:
     """One netlink socket, in the namespace that it was opened in. A context manager; not for two threads at once."""
 
+    protocol: ClassVar[int] = socket.NETLINK_ROUTE
+
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._sequence = 0
@@ -55,12 +57,12 @@ class Netlink:
     @classmethod
     def on_node(cls) -> Self:
         """Return a socket in the namespace of the worker."""
-        return cls(_socket())
+        return cls(_socket(cls.protocol))
 
     @classmethod
     def within(cls, container: Namespace) -> Self:
         """Return a socket in the namespace of *container*. Raises RequestFailedError (namespace_invalid)."""
-        return cls(container.inside(_socket))
+        return cls(container.inside(lambda: _socket(cls.protocol)))
 
     @classmethod
     def in_namespace(cls, path: str, phase: Phase) -> Self:
@@ -141,7 +143,7 @@ class Netlink:
                     continue
                 if kind == NLMSG_ERROR:
                     pending.discard(place)
-                    refused = _error(kind, body, flags)
+                    refused = refusal(kind, body, flags)
                     if refused is not None and refused.errno not in requests[place].fine:
                         errors[place] = refused
                 else:
@@ -159,7 +161,7 @@ class Netlink:
                     continue
                 whole = whole and not flags & message.NLM_F_DUMP_INTR
                 if kind in {NLMSG_ERROR, NLMSG_DONE}:
-                    refused = _error(kind, body, flags)
+                    refused = refusal(kind, body, flags)
                     if refused is not None:
                         raise refused
                     return answers if whole else None
@@ -189,8 +191,8 @@ class Netlink:
             start += length + (-length % 4)
 
 
-def _socket() -> socket.socket:
-    connection = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+def _socket(protocol: int) -> socket.socket:
+    connection = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
@@ -203,7 +205,7 @@ def _socket() -> socket.socket:
     return connection
 
 
-def _error(kind: int, body: bytes, flags: int) -> NetlinkError | None:
+def refusal(kind: int, body: bytes, flags: int) -> NetlinkError | None:
     """Return the error in an acknowledgement or at the end of a dump, None if there is none."""
     code = -_ERROR.unpack_from(body)[0] if len(body) >= _ERROR.size else 0
     if not code:

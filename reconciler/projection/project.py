@@ -15,7 +15,17 @@ import msgspec
 
 from events.fold import Anomaly, Pending, Sandbox, SandboxKey, State
 from events.ledger import Stored
-from events.schema import ContainerId, Event, EventId, NodeName, encode
+from events.schema import (
+    ContainerId,
+    Event,
+    EventId,
+    NodeName,
+    Pod,
+    StatusPublished,
+    StatusPublishFailed,
+    encode,
+)
+from reconciler.due import Published, became_attached
 from reconciler.results import ResultError, read
 from reconciler.status import PodName
 
@@ -47,7 +57,7 @@ class Loaded(msgspec.Struct, kw_only=True):
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """What a batch does to the tables."""
+    """What a batch does to the tables, and what whoever acts on it has to know."""
 
     sequence: int
     sandboxes: list[Row]
@@ -57,8 +67,19 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """Intents that have an outcome now."""
     nodes: list[Row]
     anomalies: list[Row]
-    pods: frozenset[PodName]
-    """Whose sandboxes changed."""
+    statuses: list[Row]
+    story: list[tuple[Event, Sandbox | None]]
+    """Each event with the sandbox that it belongs to, as it was after it."""
+    folded: dict[SandboxKey, Sandbox]
+    """The sandboxes of all containers that the batch touches, oldest first."""
+    attached: frozenset[PodName]
+    """Pods of which a sandbox became attached."""
+    published: dict[PodName, Published] = {}
+    """What is published of those, as far as the ledger knows; the store's to say."""
+    closed_pods: frozenset[PodName]
+    """Pods of which a sandbox came to hold nothing any more."""
+    left: frozenset[PodName] = frozenset()
+    """Those of them that have nothing on any node now; the store's to say."""
 
 
 def needed(batch: Sequence[Stored]) -> Needed:
@@ -66,7 +87,7 @@ def needed(batch: Sequence[Stored]) -> Needed:
     return Needed(
         containers=frozenset(event.sandbox for _, event in batch if event.sandbox),
         intents=frozenset(event.cause for _, event in batch if event.cause),
-        nodes=frozenset(event.node for _, event in batch),
+        nodes=frozenset(event.node for _, event in batch if event.node),
     )
 
 
@@ -81,16 +102,21 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
     touched: set[SandboxKey] = set()
     latest: dict[NodeName, Stored] = {}
     odd: list[Anomaly] = []
+    statuses: dict[PodName, Row] = {}
+    story: list[tuple[Event, Sandbox | None]] = []
     for stored in batch:
         sandbox = state.apply(stored)
+        story.append((stored.event, sandbox))
         if sandbox is not None:
             created.setdefault(sandbox.key, stored.sequence)
             touched.add(sandbox.key)
-        latest[stored.event.node] = stored
+        if stored.event.node:
+            latest[stored.event.node] = stored
+        if (row := status_row(stored)) is not None:
+            statuses[PodName(row["namespace"], row["pod"])] = row
         odd.extend(state.anomalies)
         state.anomalies.clear()
     changed = [state.sandboxes[key] for key in sorted(touched)]
-    before = [loaded.sandboxes[key] for key in touched if key in loaded.sandboxes]
     opened = {stored.event.id for stored in batch} | loaded.pending.keys()
     return Changes(
         sequence=state.sequence,
@@ -100,8 +126,16 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
         closed=sorted(opened - state.pending.keys()),
         nodes=[node_row(stored, state.epochs.get(node, 0)) for node, stored in latest.items()],
         anomalies=anomaly_rows(odd),
-        pods=frozenset(PodName(s.pod.namespace, s.pod.name) for s in (*before, *changed) if s.pod.name),
+        statuses=list(statuses.values()),
+        story=story,
+        folded=state.sandboxes,
+        attached=_pods(box for event, box in story if became_attached(event, box)),
+        closed_pods=_pods(box for _, box in story if box is not None and not box.holds_something),
     )
+
+
+def _pods(sandboxes: Iterable[Sandbox | None]) -> frozenset[PodName]:
+    return frozenset(PodName(box.pod.namespace, box.pod.name) for box in sandboxes if box is not None and box.pod.name)
 
 
 def sandbox_row(sandbox: Sandbox, created: int) -> Row:
@@ -172,6 +206,29 @@ def node_row(last: Stored, epoch: int) -> Row:
         "boot_id": event.boot_id,
         "changed_at": event.at,
         "sequence": last.sequence,
+    }
+
+
+def status_row(stored: Stored) -> Row | None:
+    """Return the row of the pod whose status *stored* says the last word of; None for any other event."""
+    match stored.event.data:
+        case StatusPublished(ifname=ifname, pod=Pod(name=name) as pod, text=text) if name:
+            refused = False
+        case StatusPublishFailed(ifname=ifname, pod=Pod(name=name) as pod, final=True) if name:
+            text, refused = "", True
+        case _:
+            return None
+    return {
+        "namespace": pod.namespace,
+        "pod": pod.name,
+        "uid": pod.uid,
+        "container_id": stored.event.sandbox,
+        "ifname": ifname,
+        "intent": stored.event.cause,
+        "text": text,
+        "refused": refused,
+        "at": stored.event.at,
+        "sequence": stored.sequence,
     }
 
 

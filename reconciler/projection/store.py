@@ -5,24 +5,38 @@ Everything here blocks; ``reconciler.reconcile`` calls it on one thread of its o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
+from msgspec.structs import replace
 from sqlalchemy.dialects import postgresql, sqlite
 
 from events.fold import Pending, Sandbox, SandboxKey
 from events.ledger import Stored
 from events.schema import ContainerId, EventId, IfName, NodeName, decode
+from reconciler.due import Published
 from reconciler.projection.engine import ProjectionError, open_engine, transaction
 from reconciler.projection.project import Changes, Loaded, Needed, Row, needed, project, sandbox_of
 from reconciler.projection.schema import upgrade
-from reconciler.projection.tables import anomalies, attachments, nodes, pending, position, sandboxes
+from reconciler.projection.tables import (
+    anomalies,
+    attachments,
+    metadata,
+    nodes,
+    pending,
+    position,
+    sandboxes,
+    statuses,
+)
 from reconciler.status import PodName
 
 _INSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+T = TypeVar("T")
 
 
 class Store:
@@ -32,6 +46,7 @@ class Store:
         self._url = url
         self._engine = open_engine(url)
         self._ledger = ledger
+        self._upserts = {table.name: _upsert(table, self._engine.dialect.name) for table in metadata.tables.values()}
 
     def prepare(self) -> None:
         """Make the tables what this code works with. Raises DatabaseAwayError, ProjectionError."""
@@ -54,7 +69,9 @@ class Store:
                 return None
             changes = project(_load(connection, needed(fresh), done), fresh)
             self._write(connection, changes)
-        return changes
+            published = _published(connection, changes.attached)
+            left = changes.closed_pods - _live(connection, changes.closed_pods)
+        return replace(changes, published=published, left=left)
 
     def skip_to(self, sequence: int) -> None:
         """Note that there is nothing more to read up to *sequence*. Raises as ``position``."""
@@ -62,21 +79,18 @@ class Store:
             if sequence > self._position(connection):
                 self._set_position(connection, sequence)
 
-    def sandboxes_of(self, pod: PodName) -> list[Sandbox]:
-        """Return what *pod* has on its node, oldest first. Raises DatabaseAwayError."""
-        chosen = (
-            sa.select(sandboxes.c.fold)
-            .where(sandboxes.c.namespace == pod.namespace, sandboxes.c.pod == pod.name, sandboxes.c.live)
-            .order_by(sandboxes.c.created)
-        )
-        with self._transaction() as connection:
-            return [sandbox_of(fold) for fold in connection.scalars(chosen)]
+    def of_live_pods(self, judge: Callable[[PodName, Sequence[Sandbox], Published | None], T]) -> list[T]:
+        """Return what *judge* says of each pod that has something on a node.
 
-    def live_pods(self) -> set[PodName]:
-        """Return the pods that have something on a node. Raises DatabaseAwayError."""
-        chosen = sa.select(sandboxes.c.namespace, sandboxes.c.pod).where(sandboxes.c.live, sandboxes.c.pod != "")
+        It is given the pod's sandboxes, oldest first, and what is published of it. Raises DatabaseAwayError.
+        """
         with self._transaction() as connection:
-            return {PodName(namespace, name) for namespace, name in connection.execute(chosen)}
+            rows = connection.execute(_LIVE_PODS, execution_options={"yield_per": _PAGE})
+            judged: list[T] = []
+            for name, group in groupby(rows, lambda row: PodName(row.namespace, row.pod)):
+                same = list(group)
+                judged.append(judge(name, [sandbox_of(row.fold) for row in same], _status_of(same[0])))
+            return judged
 
     def live_phases(self) -> Mapping[str, int]:
         """Return how many live sandboxes are in each phase. Raises DatabaseAwayError."""
@@ -101,7 +115,7 @@ class Store:
             ) from error
 
     def _position(self, connection: sa.Connection) -> int:
-        row = connection.execute(sa.select(position).with_for_update()).one_or_none()
+        row = connection.execute(_POSITION).one_or_none()
         if row is None:
             return 0
         if row.ledger != self._ledger:
@@ -113,51 +127,107 @@ class Store:
 
     def _write(self, connection: sa.Connection, changes: Changes) -> None:
         keys = [{"id": row["container_id"], "name": row["ifname"]} for row in changes.sandboxes]
-        _upsert(connection, sandboxes, changes.sandboxes)
+        self._put(connection, sandboxes, changes.sandboxes)
         if keys:
             connection.execute(_DELETE_ATTACHMENTS, keys)
-        _upsert(connection, attachments, changes.attachments)
+        self._put(connection, attachments, changes.attachments)
         if changes.closed:
             connection.execute(_DELETE_PENDING, [{"id": event_id} for event_id in changes.closed])
-        _upsert(connection, pending, changes.pending)
-        _upsert(connection, nodes, changes.nodes)
-        _upsert(connection, anomalies, changes.anomalies)
+        self._put(connection, pending, changes.pending)
+        self._put(connection, nodes, changes.nodes)
+        self._put(connection, statuses, changes.statuses)
+        self._put(connection, anomalies, changes.anomalies)
         self._set_position(connection, changes.sequence)
 
     def _set_position(self, connection: sa.Connection, sequence: int) -> None:
-        _upsert(connection, position, [{"ledger": self._ledger, "sequence": sequence}])
+        self._put(connection, position, [{"ledger": self._ledger, "sequence": sequence}])
+
+    def _put(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+        if rows:
+            connection.execute(self._upserts[table.name], rows)
 
 
+def _upsert(table: sa.Table, dialect: str) -> sa.Executable:
+    insert = _INSERT[dialect](table)
+    keys = [column.name for column in table.primary_key]
+    fresh = {column.name: insert.excluded[column.name] for column in table.columns if column.name not in keys}
+    return insert.on_conflict_do_update(index_elements=keys, set_=fresh)
+
+
+# Statements are made once: SQLAlchemy takes longer to make one than SQLite to execute it.
+
+_PAGE = 500
+_POSITION = sa.select(position).with_for_update()
 _DELETE_ATTACHMENTS = sa.delete(attachments).where(
     attachments.c.container_id == sa.bindparam("id"), attachments.c.sandbox_ifname == sa.bindparam("name")
 )
 _DELETE_PENDING = sa.delete(pending).where(pending.c.event_id == sa.bindparam("id"))
+_SANDBOXES = (
+    sa.select(sandboxes.c.container_id, sandboxes.c.ifname, sandboxes.c.created, sandboxes.c.fold)
+    .where(sandboxes.c.container_id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(sandboxes.c.created)
+)
+_PENDING = sa.select(pending.c.event_id, pending.c.sequence, pending.c.event).where(
+    pending.c.event_id.in_(sa.bindparam("ids", expanding=True))
+)
+_EPOCHS = sa.select(nodes.c.node, nodes.c.epoch).where(nodes.c.node.in_(sa.bindparam("ids", expanding=True)))
+_PUBLISHED = sa.select(statuses).where(
+    sa.tuple_(statuses.c.namespace, statuses.c.pod).in_(sa.bindparam("pods", expanding=True))
+)
+_LIVE = (
+    sa.select(sandboxes.c.namespace, sandboxes.c.pod)
+    .distinct()
+    .where(
+        sa.tuple_(sandboxes.c.namespace, sandboxes.c.pod).in_(sa.bindparam("pods", expanding=True)), sandboxes.c.live
+    )
+)
+_LIVE_PODS = (
+    sa.select(sandboxes.c.namespace, sandboxes.c.pod, sandboxes.c.fold)
+    .add_columns(*(statuses.c[name].label(f"status_{name}") for name in Published._fields))
+    .select_from(
+        sa.outerjoin(
+            sandboxes,
+            statuses,
+            sa.and_(sandboxes.c.namespace == statuses.c.namespace, sandboxes.c.pod == statuses.c.pod),
+        )
+    )
+    .where(sandboxes.c.live, sandboxes.c.pod != "")
+    .order_by(sandboxes.c.namespace, sandboxes.c.pod, sandboxes.c.created)
+)
 
 
 def _load(connection: sa.Connection, what: Needed, done: int) -> Loaded:
     loaded = Loaded(sequence=done)
-    rows: Any = connection.execute(
-        sa.select(sandboxes.c.container_id, sandboxes.c.ifname, sandboxes.c.created, sandboxes.c.fold)
-        .where(sandboxes.c.container_id.in_(what.containers))
-        .order_by(sandboxes.c.created)
-    )
-    for container_id, ifname, created, fold in rows:
-        key = SandboxKey(ContainerId(container_id), IfName(ifname))
-        loaded.sandboxes[key], loaded.created[key] = sandbox_of(fold), created
-    rows = connection.execute(
-        sa.select(pending.c.event_id, pending.c.sequence, pending.c.event).where(pending.c.event_id.in_(what.intents))
-    )
-    for event_id, sequence, event in rows:
-        loaded.pending[EventId(event_id)] = Pending(decode(event), sequence)
-    rows = connection.execute(sa.select(nodes.c.node, nodes.c.epoch).where(nodes.c.node.in_(what.nodes)))
-    loaded.epochs.update({NodeName(node): epoch for node, epoch in rows})
+    rows: Any
+    if what.containers:
+        rows = connection.execute(_SANDBOXES, {"ids": list(what.containers)})
+        for container_id, ifname, created, fold in rows:
+            key = SandboxKey(ContainerId(container_id), IfName(ifname))
+            loaded.sandboxes[key], loaded.created[key] = sandbox_of(fold), created
+    if what.intents:
+        rows = connection.execute(_PENDING, {"ids": list(what.intents)})
+        for event_id, sequence, event in rows:
+            loaded.pending[EventId(event_id)] = Pending(decode(event), sequence)
+    if what.nodes:
+        rows = connection.execute(_EPOCHS, {"ids": list(what.nodes)})
+        loaded.epochs.update({NodeName(node): epoch for node, epoch in rows})
     return loaded
 
 
-def _upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
-    if not rows:
-        return
-    insert = _INSERT[connection.dialect.name](table)
-    keys = [column.name for column in table.primary_key]
-    fresh = {column.name: insert.excluded[column.name] for column in table.columns if column.name not in keys}
-    connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=fresh), rows)
+def _status_of(row: sa.Row[Any]) -> Published | None:
+    """Return what is published of the pod that *row* of ``_LIVE_PODS`` is of."""
+    values = [getattr(row, f"status_{name}") for name in Published._fields]
+    return None if values[0] is None else Published(*values)
+
+
+def _published(connection: sa.Connection, pods: frozenset[PodName]) -> dict[PodName, Published]:
+    if not pods:
+        return {}
+    rows = connection.execute(_PUBLISHED, {"pods": list(pods)})
+    return {PodName(row.namespace, row.pod): Published(row.uid, row.intent, row.text, row.refused) for row in rows}
+
+
+def _live(connection: sa.Connection, pods: frozenset[PodName]) -> frozenset[PodName]:
+    if not pods:
+        return frozenset()
+    return frozenset(PodName(*row) for row in connection.execute(_LIVE, {"pods": list(pods)}))

@@ -91,3 +91,20 @@ anomalies = sa.Table(
     sa.Column("container_id", sa.Text, nullable=False),
 )
 """Events that did not fit what came before them."""
+
+statuses = sa.Table(
+    "statuses",
+    metadata,
+    sa.Column("namespace", sa.Text, primary_key=True),
+    sa.Column("pod", sa.Text, primary_key=True),
+    sa.Column("uid", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("ifname", sa.Text, nullable=False),
+    sa.Column("intent", sa.Text, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("refused", sa.Boolean, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+)
+"""The last word about each pod's network-status: what was published for which sandbox, or (``refused``) that its status
+can't be."""

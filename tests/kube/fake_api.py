@@ -85,7 +85,7 @@ async def missing(_: Request, reply: Reply) -> None:
 
 
 class FakeApi:
-    """Behaves as it is told for networks; there are no pods, and nothing happens to them."""
+    """Behaves as it is told for networks, and for a pod that is asked for; no pod is listed, or ever changes."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -93,6 +93,7 @@ class FakeApi:
         self.on_list: Behaviour = empty_list
         self.on_watch: Behaviour = silence
         self.on_get: Behaviour = missing
+        self.on_get_pod: Behaviour = missing
         self.url = ""
         self._more = asyncio.Event()
 
@@ -122,7 +123,7 @@ class FakeApi:
 
     def _behaviour(self, request: Request) -> Behaviour:
         if request.verb == "get":
-            return self.on_get if request.kind == "nads" else missing
+            return self.on_get if request.kind == "nads" else self.on_get_pod
         if request.kind == "pods":
             return silence if request.verb == "watch" else empty_list
         return self.on_watch if request.verb == "watch" else self.on_list
@@ -139,7 +140,7 @@ def _request(head: bytes) -> Request:
 
 @asynccontextmanager
 async def fake_api(**behaviour: Behaviour) -> AsyncGenerator[FakeApi, None]:
-    """Serve as ``on_list``, ``on_watch`` and ``on_get`` say."""
+    """Serve as ``on_list``, ``on_watch``, ``on_get`` and ``on_get_pod`` say."""
     fake = FakeApi()
     for name, does in behaviour.items():
         setattr(fake, name, does)

@@ -34,13 +34,19 @@ class Etcd:
         prefix = f"{_NADS}/{namespace}/"
         self._ask("deleterange", {"key": _b64(prefix), "range_end": _b64(prefix[:-1] + "0")})
 
-    def _ask(self, call: str, body: object) -> None:
+    def writes(self, kind: str, namespace: str, name: str) -> int:
+        """Return how often the object of the plural *kind* was written, the first time included."""
+        (found,) = self._ask("range", {"key": _b64(f"/registry/{kind}/{namespace}/{name}")})["kvs"]
+        return int(found["version"])
+
+    def _ask(self, call: str, body: object) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         try:
             connection.request("POST", f"/v3/kv/{call}", json.dumps(body))
             response = connection.getresponse()
             content = response.read()
             assert response.status == 200, content
+            return json.loads(content)
         finally:
             connection.close()
 

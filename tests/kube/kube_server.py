@@ -149,6 +149,10 @@ class KubeServer:
         self._api.wait()
         self._hang_up()
 
+    def runs(self) -> bool:
+        """Return whether the API server was started and has not ended."""
+        return self._api is not None and self._api.poll() is None
+
     def stop(self) -> None:
         """End both and leave nothing."""
         self._hang_up()

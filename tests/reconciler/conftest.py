@@ -4,10 +4,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from kube_publishing import annotation, cluster, namespace
 
 from events.jetstream import JetStreamLedger
 from events.server import EmbeddedServer
 from reconciler.projection.schema import upgrade
+from tests.kube.kube_fixtures import kube
+
+__all__ = ["annotation", "cluster", "kube", "namespace"]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,14 @@ import sqlalchemy as sa
 
 from events.fold import SandboxKey, State
 from events.ledger import Stored
-from reconciler.projection.project import anomaly_rows, attachment_rows, node_row, pending_row, sandbox_row
+from reconciler.projection.project import (
+    anomaly_rows,
+    attachment_rows,
+    node_row,
+    pending_row,
+    sandbox_row,
+    status_row,
+)
 from reconciler.projection.tables import metadata
 
 Table = list[tuple[Any, ...]]
@@ -22,11 +29,15 @@ def folded(events: Iterable[Stored], ledger: str = "NODE") -> dict[str, Table]:
     created: dict[SandboxKey, int] = {}
     latest: dict[str, Stored] = {}
     odd: list[dict[str, Any]] = []
+    statuses: dict[tuple[str, str], dict[str, Any]] = {}
     for stored in events:
         sandbox = state.apply(stored)
         if sandbox is not None:
             created.setdefault(sandbox.key, stored.sequence)
-        latest[stored.event.node] = stored
+        if stored.event.node:
+            latest[stored.event.node] = stored
+        if (row := status_row(stored)) is not None:
+            statuses[row["namespace"], row["pod"]] = row
         odd += anomaly_rows(state.anomalies)
         state.anomalies.clear()
     return _sorted(
@@ -37,6 +48,7 @@ def folded(events: Iterable[Stored], ledger: str = "NODE") -> dict[str, Table]:
             "attachments": [row for sandbox in state.sandboxes.values() for row in attachment_rows(sandbox)],
             "pending": [pending_row(*entry) for entry in state.pending.values()],
             "anomalies": odd,
+            "statuses": list(statuses.values()),
         }
     )
 

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from events.ledger import Ledger
+from events.jetstream import JetStreamLedger
+from events.memory import MemoryLedger
 from reconciler.metrics import Metrics
 from reconciler.projection.store import Store
-from reconciler.publish import Publisher, StatusFolder
+from reconciler.publication import Publication
+from reconciler.publisher import Publisher
 from reconciler.reconcile import Reconciler
 
 
@@ -39,12 +41,14 @@ class Running:
 
 
 @asynccontextmanager
-async def running(ledger: Ledger, database: Path, manifests: Path | None = None) -> AsyncIterator[Running]:
+async def running(
+    ledger: MemoryLedger | JetStreamLedger, database: Path, publisher: Publisher | None = None
+) -> AsyncIterator[Running]:
     """Run a reconciler meanwhile."""
     metrics = Metrics()
     store = Store(f"sqlite:///{database}", "NODE")
-    publisher = manifests and Publisher(StatusFolder(manifests), store.sandboxes_of, metrics)
-    reconciler = Reconciler(ledger, store, publisher or None, metrics)
+    listeners = [Publication(publisher, ledger, ledger, metrics)] if publisher is not None else []
+    reconciler = Reconciler(ledger, store, listeners, metrics, pulse=0.01)
     task = asyncio.create_task(reconciler.run())
     try:
         yield Running(reconciler, metrics, task)

@@ -25,9 +25,12 @@ from events.server import EmbeddedServer
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "plumbline.json"
-    shared = {"stateDir": str(tmp_path), "runDir": str(tmp_path / "run"), "manifests": str(tmp_path / "manifests")}
-    path.write_text(json.dumps({**shared, "logLevel": "debug"}))
+    path.write_text(json.dumps({"stateDir": str(tmp_path), "runDir": str(tmp_path / "run"), "logLevel": "debug"}))
     return path
+
+
+def extend(config: Path, **more: object) -> None:
+    config.write_text(json.dumps({**json.loads(config.read_text()), **more}))
 
 
 @asynccontextmanager
@@ -57,6 +60,7 @@ async def said(child: Process, words: str) -> str:
 async def test_kills_in_the_middle_lose_nothing_and_double_nothing(
     server: EmbeddedServer, ledger: JetStreamLedger, config: Path, tmp_path: Path
 ) -> None:
+    extend(config, manifests=str(tmp_path / "manifests"))
     appended = 0
     for event in busy_day(320):
         appended = await ledger.append(event)
@@ -72,17 +76,19 @@ async def test_kills_in_the_middle_lose_nothing_and_double_nothing(
         reached.append(position(database))
     assert reached == sorted(set(reached))
     assert reached[-1] < appended
+    everything = [stored async for stored in ledger.read()]
+    live = {dict(row)["pod"] for row in folded(everything)["sandboxes"] if dict(row)["live"]}
+    assert live
     async with process(config) as child:
         assert f"sequence={reached[-1]}" in await said(child, "projection_resumed")
         await said(child, "reconciler_ready")
+        for _ in live:
+            await said(child, "status_published")
         child.send_signal(signal.SIGTERM)
         assert await child.wait() == 0
-    everything = [stored async for stored in ledger.read()]
-    tables = stored_in(database)
-    assert tables == folded(everything)
-    live = {f"{dict(row)['pod']}.json" for row in tables["sandboxes"] if dict(row)["live"]}
-    assert {path.name for path in (tmp_path / "manifests/status/shop").iterdir()} == live
-    assert live
+    assert {path.name for path in (tmp_path / "manifests/status/shop").iterdir()} == {f"{pod}.json" for pod in live}
+    reached.append(position(database))
+    assert stored_in(database) == folded([s async for s in ledger.read() if s.sequence <= reached[-1]])
 
 
 def position(database: Path) -> int:
@@ -123,6 +129,7 @@ async def test_it_goes_on_after_the_ledger_was_restarted(
         ('{"logLevel": "loud"}', "logLevel is 'loud'"),
         ('{"reconciler": {"databse": ""}}', "databse"),
         ('{"runDir": "/nonexistent"}', "no ledger"),
+        ('{"manifests": "/m", "reconciler": {"kubernetes": {}}}', "both set"),
         ("{", "is not JSON"),
     ],
 )
@@ -142,7 +149,7 @@ async def test_metrics_are_served_and_a_port_that_is_taken_is_said(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    serve_metrics(config, port)
+    extend(config, reconciler={"metrics": {"port": port}})
     last = 0
     for event in busy_day(5):
         last = await ledger.append(event)
@@ -158,10 +165,6 @@ async def test_metrics_are_served_and_a_port_that_is_taken_is_said(
         assert f"metrics can't be served on 127.0.0.1:{port}: Address already in use" in stderr.decode()
 
 
-def serve_metrics(config: Path, port: int) -> None:
-    config.write_text(json.dumps({**json.loads(config.read_text()), "reconciler": {"metrics": {"port": port}}}))
-
-
 def scrape(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         return answer.read().decode()
@@ -175,4 +178,13 @@ async def test_a_database_of_a_newer_version_is_refused(server: EmbeddedServer, 
     connection.close()
     async with process(config) as child:
         assert "revision future" in await said(child, "plumbline:")
+        assert await child.wait() == 2
+
+
+async def test_a_kubeconfig_that_is_missing_is_one_sentence_and_exit_code_2(
+    server: EmbeddedServer, config: Path
+) -> None:
+    extend(config, reconciler={"kubernetes": {"kubeconfig": "/nonexistent"}})
+    async with process(config) as child:
+        assert "kubeconfig /nonexistent can't be used" in await said(child, "plumbline:")
         assert await child.wait() == 2

@@ -14,18 +14,26 @@ from stories import Node, busy_day, container_id
 
 from events.ledger import Stored
 from events.schema import (
+    NO_NODE,
     AttachPlanned,
     AttachRequested,
     ContainerId,
     DetachRequested,
+    ErrorClass,
     Event,
     EventId,
+    Failure,
     IfName,
+    NodeName,
+    Phase,
     Pod,
     RequestId,
+    StatusPublished,
+    StatusPublishFailed,
     Unknown,
     WorkerStarted,
 )
+from reconciler.due import Published
 from reconciler.projection.engine import ProjectionError
 from reconciler.projection.store import Store
 from reconciler.status import PodName
@@ -152,14 +160,67 @@ def test_a_forged_epoch_stops_nobody(database: Path) -> None:
     assert len(stored_in(database)["sandboxes"]) == 2
 
 
-def test_only_what_is_live_is_given_to_the_publisher(database: Path) -> None:
+def published(sandbox: str, pod: Pod, text: str, intent: str = "i") -> Event:
+    data = StatusPublished(node=NodeName("node-1"), ifname=IfName("eth0"), pod=pod, text=text)
+    return replace(Node().event(data, sandbox, intent, epoch=0), node=NO_NODE)
+
+
+def test_of_live_pods_it_is_told_what_they_have_and_what_is_published_of_them(database: Path) -> None:
+    events = [*busy_day(10), published(container_id(4), Pod("shop", "web-4", "uid-4"), "[]")]
+    project(database, stored(events))
+    store = Store(f"sqlite:///{database}", "NODE")
+    told = store.of_live_pods(lambda pod, boxes, said: (pod, [box.key.container_id for box in boxes], said))
+    store.close()
+    assert told == [
+        (PodName("shop", "web-4"), [container_id(4)], Published("uid-4", "i", "[]", refused=False)),
+        (PodName("shop", "web-9"), [container_id(9)], None),
+    ]
+
+
+def test_sandboxes_are_counted_by_phase(database: Path) -> None:
     project(database, stored(busy_day(10)))
     store = Store(f"sqlite:///{database}", "NODE")
-    assert store.live_pods() == {PodName("shop", "web-4"), PodName("shop", "web-9")}
-    assert [s.key.container_id for s in store.sandboxes_of(PodName("shop", "web-4"))] == [container_id(4)]
-    assert store.sandboxes_of(PodName("shop", "web-0")) == []
     assert store.live_phases() == {"attached": 2}
     store.close()
+
+
+def test_a_batch_tells_what_became_of_its_pods(database: Path) -> None:
+    node, stays, goes = Node(), Pod("d", "stays", "u1"), Pod("d", "goes", "u2")
+    before = [*node.attach("a" * 64, stays), *node.attach("b" * 64, goes)]
+    said = published("a" * 64, stays, "[]")
+    after = [*node.attach("c" * 64, stays), *node.detach("a" * 64, stays), *node.detach("b" * 64, goes)]
+    events = stored([*before, said, *after])
+    project(database, events[: len(before) + 1])
+    store = Store(f"sqlite:///{database}", "NODE")
+    changes = store.apply(events[len(before) + 1 :])
+    store.close()
+    assert changes is not None
+    assert [event for event, _ in changes.story] == after
+    assert [key.container_id for key in changes.folded] == ["a" * 64, "b" * 64, "c" * 64]
+    assert changes.attached == {PodName("d", "stays")}
+    assert changes.published == {PodName("d", "stays"): Published("u1", "i", "[]", refused=False)}
+    assert changes.left == {PodName("d", "goes")}
+
+
+def test_the_last_word_about_a_pods_status_is_kept_and_the_reconciler_is_no_node(database: Path) -> None:
+    pod = Pod("d", "p", "u")
+    failure = Failure(error_class=ErrorClass.API_REFUSED, phase=Phase.PUBLISH, message="no", code=0)
+    passing, final = (
+        replace(
+            published("c" * 64, pod, ""),
+            data=StatusPublishFailed(
+                node=NodeName("node-1"), ifname=IfName("eth0"), pod=pod, failure=failure, final=final
+            ),
+        )
+        for final in (False, True)
+    )
+    events = stored([published("a" * 64, pod, "[1]"), published("b" * 64, pod, "[2]"), passing])
+    project(database, events, [1])
+    assert stored_in(database) == folded(events)
+    assert [(dict(row)["text"], dict(row)["refused"]) for row in stored_in(database)["statuses"]] == [("[2]", False)]
+    assert stored_in(database)["nodes"] == []
+    project(database, [*events, *[Stored(4, final)]])
+    assert [(dict(row)["text"], dict(row)["refused"]) for row in stored_in(database)["statuses"]] == [("", True)]
 
 
 def test_the_rows_of_another_ledger_are_not_mixed_with_these(database: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sqlite3
 from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
@@ -149,46 +148,6 @@ async def test_a_database_that_is_away_costs_a_delay_and_no_event(
         blocker.close()
         await run.at(last)
     assert stored_in(tmp_path / "x.db") == folded(await everything(ledger))
-
-
-async def test_a_pod_has_its_status_from_attach_to_detach(tmp_path: Path) -> None:
-    ledger, node, pod = MemoryLedger(), Node(), Pod("shop", "web", "u")
-    path = tmp_path / "status/shop/web.json"
-    async with running(ledger, tmp_path / "x.db", tmp_path) as run:
-        await fill(ledger, node.attach("e" * 64, pod))
-        await run.until(path.exists)
-        assert json.loads(path.read_text())["uid"] == "u"
-        assert run.value("sandboxes", phase="attached") == 1
-        await fill(ledger, node.detach("e" * 64, pod))
-        await run.until(lambda: not path.exists())
-        assert run.value("status_published_total") == 2
-        assert run.value("sandboxes", phase="attached") == 0
-
-
-async def test_a_start_mends_what_a_crash_left_of_the_statuses(tmp_path: Path) -> None:
-    ledger, node = MemoryLedger(), Node()
-    await fill(ledger, node.attach("a" * 64, Pod("shop", "here", "u1")))
-    await fill(ledger, node.attach("b" * 64, Pod("shop", "gone", "u2")))
-    last = await fill(ledger, node.detach("b" * 64, Pod("shop", "gone", "u2")))
-    async with running(ledger, tmp_path / "x.db") as run:  # projects, and publishes nowhere
-        await run.at(last)
-    folder = tmp_path / "status/shop"
-    folder.mkdir(parents=True)
-    (folder / "gone.json").write_text("{}")
-    async with running(ledger, tmp_path / "x.db", tmp_path) as run:
-        await run.until(lambda: [path.name for path in folder.iterdir()] == ["here.json"])
-    assert json.loads((folder / "here.json").read_text())["uid"] == "u1"
-
-
-async def test_a_status_that_could_not_be_written_is_written_with_the_next_batch(tmp_path: Path) -> None:
-    ledger, node = MemoryLedger(), Node()
-    (tmp_path / "status").write_text("in the way")
-    async with running(ledger, tmp_path / "x.db", tmp_path) as run:
-        await fill(ledger, node.attach("a" * 64, Pod("shop", "web", "u")))
-        await run.until(lambda: (run.value("status_failed_total") or 0) > 0)
-        (tmp_path / "status").unlink()
-        await ledger.append(node.start())
-        await run.until((tmp_path / "status/shop/web.json").exists)
 
 
 async def test_lag_is_what_the_ledger_has_and_the_projection_has_not(tmp_path: Path) -> None:

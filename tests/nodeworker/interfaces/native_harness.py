@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from kernel_view import container, differences, execute, node, view
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from test_interfaces_cut_short import Cut, cut_after
 
 from nodeworker.delegates import results
 from nodeworker.delegates.results import Result
 from nodeworker.interfaces.native import Call, NativeError
 from nodeworker.netlink import links, message
-from nodeworker.netlink.message import Request
 
 MODULES = {"vlan": "8021q"}
 
@@ -83,7 +83,9 @@ def encoded(result: Result) -> dict[str, Any]:
 def outcome(plugin: Any, config: dict[str, Any], ipam: dict[str, Any], furnish: Callable[[], None]) -> list[Any]:
     """Return the views after ADD and after DEL; *ipam* is the configuration of the static IPAM plugin."""
     config = {"cniVersion": "1.0.0", "name": "net"} | config
-    assigned = results.decode(json.dumps({"cniVersion": "1.0.0", "ips": ipam["addresses"]} | ipam), "1.0.0") if ipam else None
+    assigned = (
+        results.decode(json.dumps({"cniVersion": "1.0.0", "ips": ipam["addresses"]} | ipam), "1.0.0") if ipam else None
+    )
     assert plugin.unsupported(config | ({"ipam": {"type": "static"}} if ipam else {})) == ""
     with node(), container() as netns:
         furnish()
@@ -176,13 +178,7 @@ def works_or_names_its_module(plugin: Any, kind: str, asked: Call, ipam: Result 
 
 def data_of(kind: str, data: bytes) -> Any:
     """Return what pyroute2 reads in the request for an interface of *kind* with *data*."""
-    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-
-    decoded: Any = ifinfmsg(packed(links.create("net1", kind, data=data)))
+    decoded: Any = ifinfmsg(message.packed(links.create("net1", kind, data=data), 1))
     decoded.decode()
     assert decoded.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == kind
     return decoded.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
-
-
-def packed(request: Request) -> bytes:
-    return message.packed(request, 1)

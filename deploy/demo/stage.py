@@ -1,0 +1,197 @@
+"""The machine that the demo is played on: a node with Plumbline, and a runtime that executes its entry point.
+
+Everything is below the private ``/run`` and in the private network of ``seclusion``, so nobody has to tidy up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from telling import expect, quiet, quote, show, type_in, wait_for
+
+from events.process import die_with_parent
+from nodeworker import shim
+
+_HERE = Path(__file__).parent
+_COMMAND = Path(sys.executable).with_name("plumbline")
+_FOLDER = Path("/run/plumbline-demo")
+_BRIDGE, _PARENT, _PARENT_PEER = "pldemo-br", "pldemo-parent", "pldemo-peer"
+_PEERCRED = struct.Struct("iII")
+
+
+class Stage:
+    """The node. A context manager: afterwards no process of it runs."""
+
+    manifests = _FOLDER / "manifests"
+    plugins = _FOLDER / "plugins"
+    """What the demo itself brings along; the folder of CNI_PATH stays empty."""
+
+    def __init__(self) -> None:
+        self._no_plugins = _FOLDER / "no-plugins"
+        self._ipam = _FOLDER / "ipam"
+        self._config = _FOLDER / "plumbline.json"
+        self._socket = _FOLDER / "run" / "worker.sock"
+        self._entry_point = _FOLDER / "bin" / "plumbline"
+        self._up: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Lay out the folder, and make the interface that macvlan needs as its parent."""
+        for folder in (self._no_plugins, self._entry_point.parent):
+            folder.mkdir(parents=True)
+        shutil.copytree(_HERE / "manifests", self.manifests)
+        shutil.copytree(_HERE / "plugins", self.plugins)
+        shutil.copy2(shim.binary(), self._entry_point)
+        settings = {
+            "node": "demo-node",
+            "stateDir": str(_FOLDER / "state"),
+            "runDir": str(self._socket.parent),
+            "manifests": str(self.manifests),
+        }
+        self._config.write_text(json.dumps(settings, indent=2))
+        quiet("ip", "link", "add", _PARENT, "type", "veth", "peer", "name", _PARENT_PEER)
+        for link in ("lo", _PARENT, _PARENT_PEER):
+            quiet("ip", "link", "set", link, "up")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Run ``plumbline up`` and return when pods can be attached."""
+        argv = [str(_COMMAND), "--config", str(self._config), "up"]
+        type_in(f"{' '.join(argv)} &")
+        self._up = subprocess.Popen(argv, preexec_fn=die_with_parent(signal.SIGTERM))  # noqa: PLW1509  # one thread
+        wait_for(self._socket)
+
+    def stop(self) -> int:
+        """Send SIGTERM to ``plumbline up``, if it runs; return its exit code."""
+        if self._up is None:
+            return 0
+        self._up.terminate()
+        exit_code = self._up.wait(30)
+        self._up = None
+        return exit_code
+
+    def kill_worker(self) -> None:
+        """Send SIGKILL to whoever listens on the worker's socket."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self._socket))
+            pid, _, _ = _PEERCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+        type_in(f"kill -9 {pid}")
+        os.kill(pid, signal.SIGKILL)
+
+    def make_namespace(self, pod: str) -> None:
+        """Make the pod's network namespace."""
+        quiet("ip", "netns", "add", f"pldemo-{pod}")
+        quiet("ip", "-n", f"pldemo-{pod}", "link", "set", "lo", "up")
+
+    def attach(self, pod: str) -> None:
+        """Make the pod's namespace and attach it."""
+        self.make_namespace(pod)
+        self.answer(self.execute("ADD", pod))
+
+    def detach(self, pod: str) -> None:
+        """Detach the pod and remove its namespace."""
+        self.answer(self.execute("DEL", pod))
+        quiet("ip", "netns", "del", f"pldemo-{pod}")
+
+    def execute(self, command: str, pod: str) -> subprocess.Popen[str]:
+        """Execute the entry point as containerd does: parameters in the environment, configuration on stdin."""
+        container = f"pldemo-{pod}-0123456789ab"
+        env = {
+            "PLUMBLINE_SOCKET": str(self._socket),
+            "PLUMBLINE_SPOOL": str(_FOLDER / "state" / "spool"),
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": f"/var/run/netns/pldemo-{pod}",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": str(self._no_plugins),
+            "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};"
+            f"K8S_POD_INFRA_CONTAINER_ID={container}",
+        }
+        type_in(f"CNI_COMMAND={command} CNI_CONTAINERID={container} … {self._entry_point} < network.json")
+        process = subprocess.Popen(
+            [self._entry_point],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+            preexec_fn=die_with_parent(),  # noqa: PLW1509  # one thread
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(self._network()))
+        process.stdin.close()
+        process.stdin = None
+        return process
+
+    def answer(self, process: subprocess.Popen[str]) -> None:
+        """Print what the entry point answers."""
+        stdout, _ = process.communicate(timeout=60)
+        quote(stdout)
+        expect(process.returncode == 0, f"the entry point ended with exit code {process.returncode}")
+
+    def _network(self) -> dict[str, Any]:
+        """Return the configuration that an administrator would have put into /etc/cni/net.d."""
+        default = {
+            "cniVersion": "1.0.0",
+            "name": "demo-default",
+            "type": "bridge",
+            "bridge": _BRIDGE,
+            "isGateway": True,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": str(self._ipam),
+                "ranges": [[{"subnet": "10.88.0.0/24"}]],
+                "routes": [{"dst": "0.0.0.0/0", "gw": "10.88.0.1"}],
+            },
+        }
+        return {
+            "cniVersion": "1.0.0",
+            "name": "demo-network",
+            "type": "plumbline",
+            "binDir": str(self.plugins),
+            "delegates": [default],
+        }
+
+    def within(self, pod: str, *argv: str) -> None:
+        """Run a command in the pod's namespace and print both."""
+        show("ip", "netns", "exec", f"pldemo-{pod}", *argv)
+
+    def address(self, pod: str, interface: str) -> str:
+        """Return the IPv4 address of an interface in a pod."""
+        links = json.loads(quiet("ip", "-n", f"pldemo-{pod}", "-j", "-4", "addr", "show", interface))
+        return str(links[0]["addr_info"][0]["local"])
+
+    def status(self, pod: str) -> str:
+        """Return the pod's network-status annotation once the reconciler has published it."""
+        path = self.manifests / "status" / "default" / f"{pod}.json"
+        wait_for(path)
+        return json.loads(path.read_text())["annotations"]["k8s.v1.cni.cncf.io/network-status"]
+
+    def timeline(self, pod: str) -> None:
+        """Print the story of a pod."""
+        show(str(_COMMAND), "--config", str(self._config), "timeline", pod)
+
+    def prove_nothing_left(self) -> None:
+        """Show what the node holds of the pods. Raises DemoFailedError if that is anything."""
+        held = [path for path in self._ipam.glob("*/*") if path.name != "lock" and not path.name.startswith("last_")]
+        print(f"\n   addresses taken in {self._ipam}: {len(held)}")
+        ports = [link["ifname"] for link in json.loads(quiet("ip", "-j", "link", "show", "master", _BRIDGE) or "[]")]
+        print(f"   ports of {_BRIDGE}: {len(ports)}")
+        namespaces = os.listdir("/var/run/netns")
+        print(f"   namespaces: {len(namespaces)}", flush=True)
+        expect(not held, f"addresses are still taken: {held}")
+        expect(not ports, f"the bridge still has ports: {ports}")
+        expect(not namespaces, f"namespaces are left: {namespaces}")

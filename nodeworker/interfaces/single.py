@@ -1,0 +1,42 @@
+"""What the plugins that put one interface into the container do alike once it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nodeworker.delegates.results import DNS, Interface, Result
+from nodeworker.interfaces import sysctl
+from nodeworker.interfaces.addressing import Assignment, configure, with_interface
+from nodeworker.interfaces.announce import announce
+from nodeworker.interfaces.ends import Ends, explaining
+from nodeworker.interfaces.native import Call
+from nodeworker.netlink import links
+from nodeworker.netlink.links import Link
+
+
+def set_up(
+    ends: Ends, call: Call, link: Link, given: Sequence[Assignment], ipam: Result | None, *, arp_notify: bool = False
+) -> None:
+    """Set *link*, in the container, up, with what *ipam* assigns, if it does; *given* are its addresses.
+
+    With *arp_notify* the kernel tells IPv4 neighbours, as that of the reference plugin does. Raises NativeError.
+    """
+    if ipam is None:
+        with explaining(f"set {call.ifname} up"):
+            ends.container.do(links.change(link.index, up=True))
+        return
+    if arp_notify:
+        ends.netns.inside(lambda: sysctl.prefer(f"ipv4/conf/{call.ifname}/arp_notify", "1"))
+    configure(ends, call, link, given, ipam, dad=False)
+    announce(ends, link, given)
+
+
+def result(call: Call, version: str, link: Link, ipam: Result | None, dns: DNS) -> Result:
+    """Return the result, in CNI version *version*, of an ADD that made *link* with what *ipam* assigns."""
+    return Result(
+        cni_version=version,
+        interfaces=(Interface(name=link.name, mac=link.mac, sandbox=call.netns),),
+        ips=() if ipam is None else with_interface(ipam.ips, 0),
+        routes=() if ipam is None else ipam.routes,
+        dns=dns,
+    )

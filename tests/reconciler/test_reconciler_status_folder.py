@@ -1,0 +1,112 @@
+"""The status beside the manifests: one whole file a pod, and nothing else anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from events.schema import Pod
+from reconciler.publisher import PublishError
+from reconciler.status import PodName, PodStatus
+from reconciler.status_folder import StatusFolder
+
+POD = PodName("shop", "web-0")
+STATUS = PodStatus(Pod("shop", "web-0", "uid"), "[{}]")
+
+
+def of(pod: PodName) -> PodStatus:
+    return PodStatus(Pod(pod.namespace, pod.name, "uid"), "[{}]")
+
+
+async def test_the_file_says_the_pod_and_its_annotation_and_everyone_may_read_it(tmp_path: Path) -> None:
+    assert await StatusFolder(tmp_path).put(STATUS, None)
+    path = tmp_path / "status/shop/web-0.json"
+    assert json.loads(path.read_text()) == {
+        "namespace": "shop",
+        "name": "web-0",
+        "uid": "uid",
+        "annotations": {"k8s.v1.cni.cncf.io/network-status": "[{}]"},
+    }
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert [p.name for p in path.parent.iterdir()] == ["web-0.json"]
+
+
+async def test_an_equal_status_is_not_written_again(tmp_path: Path) -> None:
+    folder = StatusFolder(tmp_path)
+    await folder.put(STATUS, None)
+    before = (tmp_path / "status/shop/web-0.json").stat()
+    assert not await folder.put(STATUS, None)
+    after = (tmp_path / "status/shop/web-0.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+async def test_a_file_that_is_missing_is_written_though_the_ledger_says_that_it_is_there(tmp_path: Path) -> None:
+    assert await StatusFolder(tmp_path).put(STATUS, STATUS)
+    assert (tmp_path / "status/shop/web-0.json").exists()
+
+
+async def test_a_torn_file_is_replaced(tmp_path: Path) -> None:
+    folder = StatusFolder(tmp_path)
+    await folder.put(STATUS, None)
+    whole = (tmp_path / "status/shop/web-0.json").read_bytes()
+    (tmp_path / "status/shop/web-0.json").write_bytes(b"")
+    (tmp_path / "status/shop/.web-0").write_bytes(b"left by a crash, and longer than the file that comes" * 10)
+    assert await folder.put(STATUS, None)
+    assert (tmp_path / "status/shop/web-0.json").read_bytes() == whole
+
+
+async def test_pods_of_one_namespace_are_written_side_by_side(tmp_path: Path) -> None:
+    folder, names = StatusFolder(tmp_path), [PodName("shop", f"web-{number}") for number in range(40)]
+    assert all(await asyncio.gather(*(folder.put(of(name), None) for name in names)))
+    assert await folder.pods() == set(names)
+    for name in names:
+        assert json.loads((tmp_path / f"status/shop/{name.name}.json").read_text())["name"] == name.name
+
+
+async def test_a_withdrawn_status_is_gone_and_withdrawing_it_again_is_nothing(tmp_path: Path) -> None:
+    folder = StatusFolder(tmp_path)
+    await folder.put(STATUS, None)
+    assert await folder.pods() == {POD}
+    assert await folder.withdraw(POD)
+    assert not await folder.withdraw(POD)
+    assert await folder.pods() == set()
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name"),
+    [
+        ("..", "x"), ("shop", ".."), ("shop", "../../x"), ("shop", "a/b"), ("", "x"), ("shop", ""), ("Shop", "x"),
+        ("shop", ".x"), ("shop", "x\n"), ("shop", "x\0"), ("a" * 64, "x"), ("shop", "a" * 254), ("a.b", "x"),
+    ],
+)  # fmt: skip
+async def test_a_name_that_no_pod_can_have_touches_no_file(tmp_path: Path, namespace: str, name: str) -> None:
+    folder = StatusFolder(tmp_path / "m")
+    for call in (folder.put(of(PodName(namespace, name)), None), folder.withdraw(PodName(namespace, name))):
+        with pytest.raises(PublishError, match="RFC 1123") as error:
+            await call
+        assert error.value.final
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_link_in_the_place_of_the_new_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "status/shop").mkdir(parents=True)
+    (tmp_path / "status/shop/.web-0").symlink_to(tmp_path / "victim")
+    with pytest.raises(PublishError, match="symbolic links") as error:
+        await StatusFolder(tmp_path).put(STATUS, None)
+    assert not error.value.final
+    assert not (tmp_path / "victim").exists()
+
+
+async def test_a_folder_that_cannot_be_written_to_may_be_mended(tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("in the way")
+    folder = StatusFolder(tmp_path)
+    with pytest.raises(PublishError, match=r"pod shop/web-0: .*Not a directory; mend the folder") as error:
+        await folder.put(STATUS, None)
+    assert not error.value.final
+    (tmp_path / "status").unlink()
+    assert await folder.put(STATUS, None)
