@@ -65,7 +65,9 @@ class GarbageCollector:
             stale = () if request.valid is None else tuple(self._stale(conf.name, frozenset(request.valid)))
             failures = [failure for sandbox in stale if (failure := await self._detach(sandbox, event)) is not None]
             if request.valid is not None:
-                failures += [failure async for failure in self._collect(conf.plugin_folders(request.path))]
+                failures += [
+                    failure async for failure in self._collect(conf.plugin_folders(request.path), request.valid)
+                ]
             seconds = seconds_since(event.at)
             outcome = (
                 GcFailed(request=request.request, failure=failures[0], seconds=seconds)
@@ -126,9 +128,11 @@ class GarbageCollector:
         reply = await self._answers.wait(request)
         return reply.failure
 
-    async def _collect(self, folders: tuple[str, ...]) -> AsyncIterator[Failure]:
+    async def _collect(
+        self, folders: tuple[str, ...], runtime_valid: tuple[tuple[str, str], ...]
+    ) -> AsyncIterator[Failure]:
         """Run GC of every delegate in use, each network once; yield what failed."""
-        for attachment, valid in self._networks():
+        for attachment, valid in self._networks(runtime_valid):
             target = chain.Target(container_id="", netns="", path=folders)
             try:
                 await chain.gc(self._runners, attachment, target, valid, self._section.delegate_timeout)
@@ -136,10 +140,24 @@ class GarbageCollector:
                 log.warning("gc_failed", network=attachment.network, error=error.failure.message)
                 yield error.failure
 
-    def _networks(self) -> Iterator[tuple[PlannedAttachment, list[tuple[str, str]]]]:
+    def _networks(
+        self, runtime_valid: tuple[tuple[str, str], ...]
+    ) -> Iterator[tuple[PlannedAttachment, list[tuple[str, str]]]]:
+        """Yield each network in use, and what is valid in it.
+
+        A container that the runtime holds valid and the ledger does not know was attached before Plumbline came. Nobody
+        knows its interfaces, so all names that occur in a network are taken for its own: what is kept for nothing is
+        freed with the container, what is freed wrongly is a live pod's.
+        """
         networks: dict[str, tuple[PlannedAttachment, list[tuple[str, str]]]] = {}
+        known: set[str] = set()
         for key, sandbox in self._recorder.state.sandboxes.items():
+            known.add(key.container_id)
             for attachment in sandbox.attachments:
                 _, valid = networks.setdefault(attachment.plan.cni_name, (attachment.plan, []))
                 valid.append((key.container_id, attachment.plan.ifname))
-        yield from networks.values()
+        foreign = [(container_id, ifname) for container_id, ifname in runtime_valid if container_id not in known]
+        for attachment, valid in networks.values():
+            names = {ifname for _, ifname in valid}
+            kept = {(container_id, name) for container_id, ifname in foreign for name in (ifname, *names)}
+            yield attachment, [*valid, *sorted(kept)]

@@ -176,6 +176,7 @@ def test_a_worker_that_dies_while_host_local_runs(node: Node, command: str, netw
     node.settle()
 
 
+@pytest.mark.parametrize("node", ["never"], ids=["executed"], indirect=True)
 def test_a_plugin_that_dies_takes_its_host_local_with_it(node: Node) -> None:
     """An address that is reserved after its DEL would belong to nobody."""
     node.start()

@@ -64,6 +64,7 @@ def test_without_ledger_add_fails_and_del_is_done_later(node: Node) -> None:
     assert len(list(node.spool.iterdir())) == 1
     node.server.start()
     eventually(lambda: node.story(pod)[-1] == "DetachCompleted", "the spooled DEL is done")
+    node.settle()
     node.assert_detached(pod, late)
     assert late.add().exit_code == 0
 
