@@ -85,6 +85,7 @@ async def _serve(settings: ReconcilerSettings) -> None:
             if (publisher := await _open_publisher(settings)) is not None:
                 stack.push_async_callback(publisher.close)
                 listeners.append(Publication(publisher, ledger, ledger, metrics))
+                listeners += _speakers(publisher, settings, metrics)
             await Reconciler(ledger, store, listeners, metrics).run()
 
 
@@ -97,6 +98,17 @@ async def _open_publisher(settings: ReconcilerSettings) -> Publisher | None:
     from reconciler.pod_annotation import PodAnnotation  # noqa: PLC0415  # 50 MB that only its user pays
 
     return await PodAnnotation.connect(cluster.kubeconfig)
+
+
+def _speakers(publisher: Publisher, settings: ReconcilerSettings, metrics: Metrics) -> list[Listener]:
+    """Return who writes Kubernetes Events: nobody without an API server, or where they are not wanted."""
+    if settings.reconciler.kubernetes is None or not settings.reconciler.kubernetes.events:
+        return []
+    from reconciler.pod_annotation import PodAnnotation  # noqa: PLC0415  # as above
+    from reconciler.pod_event_writer import PodEventWriter  # noqa: PLC0415
+
+    assert isinstance(publisher, PodAnnotation)
+    return [PodEventWriter(publisher.api, metrics)]
 
 
 async def _connect(address: LedgerAddress) -> JetStreamLedger:

@@ -41,6 +41,12 @@ class Metrics:
         self.status_failed = Counter(
             f"{prefix}_status_failed", "Network statuses that could not be told or written", registry=self.registry
         )
+        self.pod_events_written = Counter(
+            f"{prefix}_pod_events_written", "Kubernetes Events written", registry=self.registry
+        )
+        self.pod_events_dropped = Counter(
+            f"{prefix}_pod_events_dropped", "Kubernetes Events said too often, or refused", registry=self.registry
+        )
         self.status_seconds = Histogram(
             f"{prefix}_status_seconds",
             "Time from a pod's attach to its status being published",

@@ -43,10 +43,11 @@ class PodAnnotation:
 
     def __init__(self, configuration: client.Configuration) -> None:
         self._host = configuration.host
-        self._api = client.ApiClient(configuration)
+        self.api = client.ApiClient(configuration)
+        """For whoever else has something to tell this API server."""
         # Any: the library's types know of no undecoded answers, nor of content types.
-        self._pods: Any = client.CoreV1Api(self._api)
-        self._version: Any = client.VersionApi(self._api)
+        self._pods: Any = client.CoreV1Api(self.api)
+        self._version: Any = client.VersionApi(self.api)
         self._heard_at = float("-inf")
         self._healthy = False
 
@@ -110,7 +111,7 @@ class PodAnnotation:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._api.close()
+        await self.api.close()
 
     async def _patch(self, status: PodStatus, body: object) -> None:
         try:

@@ -14,6 +14,8 @@ class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, rename="came
 
     kubeconfig: str = ""
     """Empty: the service account of the reconciler's own pod."""
+    events: bool = True
+    """Whether pods get Kubernetes Events: AddedInterface for each interface, and warnings."""
 
 
 class ReconcilerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):

@@ -10,12 +10,11 @@ from msgspec.structs import replace
 
 from events.schema import Phase
 from nodeworker.delegates.results import Interface, Result
-from nodeworker.interfaces import masquerade, portvlan, spoofcheck, sysctl
+from nodeworker.interfaces import sysctl
 from nodeworker.interfaces.addressing import Assignment, assignments, configure, with_interface
 from nodeworker.interfaces.announce import announce
 from nodeworker.interfaces.checking import addressed, container_link, found, recorded
-from nodeworker.interfaces.ends import Ends, explaining, made, opened, present
-from nodeworker.interfaces.filters import taken_away_with
+from nodeworker.interfaces.ends import Ends, explaining, made, opened, present, taken_away
 from nodeworker.interfaces.forwarding import forward
 from nodeworker.interfaces.gateway import ensure_addresses, with_default_routes, with_gateways
 from nodeworker.interfaces.native import Call, NativeError
@@ -30,8 +29,6 @@ TYPE = "bridge"
 
 _NO_MAC = "00:00:00:00:00:00"
 """What a bridge has that lost its last port, until it gets another."""
-_INSIDE = 2
-"""Place of the container's interface in the result."""
 _PORT_PATIENCE = 2.5
 """Seconds until a port that carries no traffic is an error."""
 _PORT_PAUSE = 0.001
@@ -46,14 +43,12 @@ class Bridge(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_
     is_default_gateway: bool = False
     force_address: bool = False
     ip_masq: bool = False
-    ip_masq_backend: str | None = None
     mtu: int = 0
     """0 for the kernel's choice."""
     hairpin_mode: bool = False
     promisc_mode: bool = False
     vlan: int = 0
     preserve_default_vlan: bool = True
-    """Whether the port stays in the VLAN that the bridge gives to all."""
     macspoofchk: bool = False
     enabledad: bool = False
     disable_container_interface: bool = False
@@ -68,14 +63,19 @@ class Bridge(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return what *config* asks for that only the reference plugin knows, or an empty text.
 
-    NAT by iptables is left to it, and duplicate address detection, which would hold a thread for seconds.
+    NAT and MAC address filters are left to it, so that each rule has one author, who also takes it away. So are VLANs,
+    and duplicate address detection, which would hold a thread for seconds.
     """
     options = misfit(config, Bridge)
     if isinstance(options, str):
         return options
-    if options.ip_masq and options.ip_masq_backend not in masquerade.BACKENDS:
-        return f"ipMasqBackend {options.ip_masq_backend}"
-    return "enabledad" if options.enabledad else ""
+    foreign = {
+        "ipMasq": options.ip_masq,
+        "macspoofchk": options.macspoofchk,
+        "enabledad": options.enabledad,
+        "vlan": options.vlan,
+    }
+    return ", ".join(name for name, asked in foreign.items() if asked)
 
 
 def add(call: Call, ipam: Result | None) -> Result:
@@ -91,13 +91,13 @@ def add(call: Call, ipam: Result | None) -> Result:
     with opened(call, Phase.ADD) as ends:
         bridge = _bridge(ends.node, config)
         wire = pair(ends, call, mtu=config.mtu, mac=mac)
-        if config.macspoofchk:
-            spoofcheck.add(call, wire.outside.name, wire.inside.mac)
         _plug(ends.node, wire, bridge, config)
         _set_up(ends, call, wire, config, ipam, given)
-        gateways = _gateways(ends, wire, bridge, config, given) if ipam is not None and config.gateway else ()
-        if config.ip_masq:
-            masquerade.add(call, [each.address for each in given], repeated=wire.repeated)
+        if config.gateway:
+            if bridge.mac == _NO_MAC:
+                _, bridge = _look(ends.node, wire, bridge)
+            ensure_addresses(ends.node, bridge, given, force=config.force_address)
+            forward(given)
         if config.disable_container_interface:
             outside, bridge = _look(ends.node, wire, bridge)
         else:
@@ -106,12 +106,15 @@ def add(call: Call, ipam: Result | None) -> Result:
         Interface(name=bridge.name, mac=bridge.mac),
         Interface(name=outside.name, mac=outside.mac),
         Interface(name=wire.inside.name, mac=wire.inside.mac, sandbox=call.netns),
-        *gateways,
     )
     result = Result(cni_version=config.cni_version, interfaces=interfaces, dns=config.dns)
     if ipam is None:
         return result
-    return replace(result, ips=with_interface(ipam.ips, _INSIDE), routes=ipam.routes)
+    return replace(
+        result,
+        ips=with_interface(ipam.ips, len(interfaces) - 1),
+        routes=ipam.routes,
+    )
 
 
 def check(call: Call) -> None:
@@ -133,17 +136,11 @@ def check(call: Call) -> None:
         if outside.master != bridge.index:
             raise NativeError(f"interface {outside.name} is no longer a port of {bridge.name}")
         addressed(ends, call, inside, result)
-    if config.macspoofchk:
-        spoofcheck.check(call)
-    if config.ip_masq:
-        masquerade.check(call, len(result.ips))
 
 
 def delete(call: Call) -> None:
-    """Take the interface, its port and its rules away; they and the namespace may be gone. Raises NativeError."""
-    config = load(call, Bridge)
-    rules = ((masquerade.delete, config.ip_masq), (spoofcheck.delete, config.macspoofchk))
-    taken_away_with(call, [delete_rules for delete_rules, asked in rules if asked])
+    """Take the interface and its port away; they and the namespace may be gone. Raises NativeError."""
+    taken_away(call)
 
 
 def _checked(config: Bridge, ipam: Result | None) -> Bridge:
@@ -152,8 +149,6 @@ def _checked(config: Bridge, ipam: Result | None) -> Bridge:
         raise NativeError("hairpinMode and promiscMode exclude each other: leave one out")
     if config.disable_container_interface and ipam is not None:
         raise NativeError("disableContainerInterface leaves the interface down and without addresses: leave ipam out")
-    if config.vlan and not portvlan.FIRST <= config.vlan <= portvlan.LAST:
-        raise NativeError(f"vlan {config.vlan} is not between {portvlan.FIRST} and {portvlan.LAST}, nor 0 for none")
     return config
 
 
@@ -171,10 +166,9 @@ def _bridge(node: Netlink, config: Bridge) -> Link:
     """Return the bridge, which is up; an existing one is left as it is in all else but *promisc_mode*."""
     bridge = present(node, config.bridge)
     if bridge is None:
-        data, ability = (links.vlan_filtering(), "VLAN filtering") if config.vlan else (b"", "")
-        create = links.create(config.bridge, "bridge", mtu=config.mtu, data=data)
+        create = links.create(config.bridge, "bridge", mtu=config.mtu)
         # Somebody else's ADD may have been faster.
-        bridge = made(node, config.bridge, "bridge", create, ability=ability) or present(node, config.bridge)
+        bridge = made(node, config.bridge, "bridge", create) or present(node, config.bridge)
     if bridge is None:
         raise NativeError(f"bridge {config.bridge} was taken away by somebody while it was made")
     if bridge.kind != "bridge":
@@ -192,21 +186,8 @@ def _plug(node: Netlink, wire: Pair, bridge: Link, config: Bridge) -> None:
     requests: list[Request] = [links.change(port, up=True, master=bridge.index)]
     if config.hairpin_mode or config.port_isolation:
         requests.append(links.port(port, hairpin=config.hairpin_mode, isolated=config.port_isolation))
-    if config.vlan:
-        requests += portvlan.membership(port, bridge, config.vlan, keep_default=config.preserve_default_vlan)
     with explaining(f"make {wire.outside.name} a port of bridge {bridge.name}"):
         node.do(*requests)
-
-
-def _gateways(ends: Ends, wire: Pair, bridge: Link, config: Bridge, given: list[Assignment]) -> tuple[Interface, ...]:
-    """Make the bridge the gateway, or an interface in its VLAN, which is returned."""
-    if config.vlan:
-        gateway = portvlan.gateway(ends, bridge, config.vlan, keep_default=config.preserve_default_vlan)
-    else:
-        gateway = _look(ends.node, wire, bridge)[1] if bridge.mac == _NO_MAC else bridge
-    ensure_addresses(ends.node, gateway, given, force=config.force_address)
-    forward(given)
-    return (Interface(name=gateway.name, mac=gateway.mac),) if config.vlan else ()
 
 
 def _set_up(ends: Ends, call: Call, wire: Pair, config: Bridge, ipam: Result | None, given: list[Assignment]) -> None:

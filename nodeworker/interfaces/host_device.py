@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 from msgspec.structs import replace
 
 from events.schema import Phase
@@ -38,6 +39,8 @@ _USERSPACE_DRIVERS = frozenset({"vfio-pci", "uio_pci_generic", "igb_uio"})
 """Drivers of cards that a program in the container works with itself; the kernel has no interface for them."""
 _KERNELS_NAME = re.compile(r"dev[0-9]+")
 """The name that a card gets that returns from a container by itself to a node where its name is taken."""
+
+log = structlog.get_logger(__name__)
 
 
 class HostDevice(NetConf, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,7 +139,10 @@ def delete(call: Call) -> None:
         link = present(ends.container, call.ifname)
         if link is None or not card.is_lent(link, call.ifname):
             return
-        _require_free(ends.node, call, link.alias)
+        if present(ends.node, link.alias) is not None:
+            raise NativeError(
+                f"{call.ifname} can not be {link.alias} on the node again, which another interface is: rename that"
+            )
         with explaining(f"give {call.ifname} back to the node as {link.alias}"):
             ends.container.do(links.change(link.index, name=link.alias, netns_fd=ends.netns.node_fd, alias=""))
 
@@ -158,17 +164,23 @@ def _lent(ends: Ends, call: Call, card: Card) -> Link:
 
 def _rename_returned(node: Netlink, call: Call, card: Card) -> None:
     """Give the card its name again if the kernel brought it back, under the name that it had in the container."""
-    for link in _every(node):
+    there = _every(node)
+    for link in there:
         returned = link.name == call.ifname or _KERNELS_NAME.fullmatch(link.name)
-        if returned and link.alias not in {"", link.name} and (link.alias == card.name or card.is_on_node(link)):
-            _require_free(node, call, link.alias)
-            with explaining(f"name {link.name} {link.alias} again"):
-                node.do(links.change(link.index, up=False), links.change(link.index, name=link.alias, alias=""))
-
-
-def _require_free(node: Netlink, call: Call, name: str) -> None:
-    if present(node, name) is not None:
-        raise NativeError(f"{call.ifname} can not be {name} on the node again, which another interface is: rename that")
+        if not returned or link.alias in {"", link.name} or not (link.alias == card.name or card.is_on_node(link)):
+            continue
+        if any(other.name == link.alias for other in there):
+            log.warning(
+                "card_not_renamed",
+                network=call.network,
+                sandbox=call.container_id[:12],
+                card=link.name,
+                wanted=link.alias,
+                error="another interface of the node has that name",
+            )
+            continue
+        with explaining(f"name {link.name} {link.alias} again"):
+            node.do(links.change(link.index, up=False), links.change(link.index, name=link.alias, alias=""))
 
 
 def _every(node: Netlink) -> list[Link]:

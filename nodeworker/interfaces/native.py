@@ -7,7 +7,7 @@ plugin (CNI specification 1.1, section 2, "DEL").
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -88,4 +88,15 @@ class IpamPlugin(Protocol):
 
     def delete(self, call: Call) -> None:
         """Free the addresses; there may be none. Raises NativeError."""
+        ...
+
+    def status(self, call: Call) -> None:
+        """Raise NativeError unless an ADD would get its addresses now; *call* is for no container."""
+        ...
+
+    def collect(self, call: Call, valid: Collection[tuple[str, str]]) -> None:
+        """Free the network's addresses of all but the *valid* (container ID, interface name). Raises NativeError.
+
+        *call* is for no container.
+        """
         ...

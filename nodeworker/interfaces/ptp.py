@@ -10,11 +10,9 @@ from msgspec.structs import replace
 
 from events.schema import Phase
 from nodeworker.delegates.results import DNS, Interface, Result
-from nodeworker.interfaces import masquerade
 from nodeworker.interfaces.addressing import Assignment, assignments, configure, with_interface
 from nodeworker.interfaces.checking import addressed, container_link, recorded
-from nodeworker.interfaces.ends import explaining, opened
-from nodeworker.interfaces.filters import taken_away_with
+from nodeworker.interfaces.ends import explaining, opened, taken_away
 from nodeworker.interfaces.forwarding import forward
 from nodeworker.interfaces.native import Call, NativeError
 from nodeworker.interfaces.netconf import NetConf, load, misfit
@@ -31,7 +29,6 @@ class Ptp(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fie
     """The configuration of a point-to-point network."""
 
     ip_masq: bool = False
-    ip_masq_backend: str | None = None
     mtu: int = 0
     """0 for the kernel's choice."""
 
@@ -41,8 +38,8 @@ def unsupported(config: Mapping[str, Any]) -> str:
     options = misfit(config, Ptp)
     if isinstance(options, str):
         return options
-    if options.ip_masq and options.ip_masq_backend not in masquerade.BACKENDS:
-        return f"ipMasqBackend {options.ip_masq_backend}"
+    if options.ip_masq:
+        return "ipMasq"
     return "" if options.has_ipam else "no ipam"
 
 
@@ -63,8 +60,6 @@ def add(call: Call, ipam: Result | None) -> Result:
             ends.container.do(*_by_the_node(wire.inside, given, gateways))
         with explaining(f"route to {call.ifname} through {wire.outside.name}"):
             ends.node.do(*_to_the_container(wire.outside, given, gateways))
-        if config.ip_masq:
-            masquerade.add(call, [each.address for each in given], repeated=wire.repeated)
     return replace(
         ipam,
         cni_version=config.cni_version,
@@ -79,17 +74,16 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the wire is as ``call.prev_result`` says."""
-    config, result = load(call, Ptp), recorded(call)
+    load(call, Ptp)
+    result = recorded(call)
     with opened(call, Phase.CHECK) as ends:
         link = container_link(ends, call, result, "veth")
         addressed(ends, call, link, result)
-    if config.ip_masq:
-        masquerade.check(call, len(result.ips))
 
 
 def delete(call: Call) -> None:
-    """Take the wire and its rules away; they and the container's namespace may be gone. Raises NativeError."""
-    taken_away_with(call, [masquerade.delete] if load(call, Ptp).ip_masq else [])
+    """Take the wire away; it and the container's namespace may be gone. Raises NativeError."""
+    taken_away(call)
 
 
 def _gateway(call: Call, given: Assignment) -> Gateway:

@@ -8,6 +8,7 @@ kernel has one lock for all links, behind which more of them would only queue.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
@@ -20,13 +21,15 @@ from nodeworker.delegates.complaints import complaint
 from nodeworker.delegates.exec import PluginError, PluginExecutor, Runner, find
 from nodeworker.delegates.results import Result
 from nodeworker.delegates.versions import UNSTATED
+from nodeworker.errors import RequestFailedError
 from nodeworker.interfaces.native import Call, InterfacePlugin, IpamPlugin, NativeError
 from nodeworker.interfaces.registry import AUTO, Switch, enabled, interface_plugin, ipam_plugin, ipam_type, obstacle
 from nodeworker.resolve.cni_args import parse_args
 
 THREADS = 4
-_UNDECODABLE = 6
-_GENERIC = 999
+_INVALID_ENVIRONMENT, _IO_FAILURE, _UNDECODABLE, _INVALID_CONFIG, _GENERIC = 4, 5, 6, 7, 999
+_VALID_ATTACHMENTS = "cni.dev/valid-attachments"
+_OLD_VALID_ATTACHMENTS = "cni.dev/attachments"
 
 T = TypeVar("T")
 
@@ -98,16 +101,23 @@ class NativeRunner:
             stdout, exit_code = await job.run(), 0
         except NativeError as error:
             stdout, exit_code = job.refusal(error), 1
+        except OSError as error:
+            # What the plugin did not foresee: no descriptor or memory is left, most likely.
+            failure = NativeError(f"the node does not let it work: {error.strerror or error}", _IO_FAILURE)
+            stdout, exit_code = job.refusal(failure), 1
         run = PluginRun(type=plugin_type, command=command, seconds=loop.time() - started, exit_code=exit_code)
         return run, stdout
 
     async def on_thread(self, work: Callable[[], T]) -> T:
         """Return what *work* returns. A cancellation is raised when it has ended: nothing goes on behind its back."""
-        running = asyncio.wrap_future(self._threads.submit(work))
+        job = self._threads.submit(work)
+        running = asyncio.wrap_future(job)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            await asyncio.wait([running])
+            while not (job.cancel() or running.done()):
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
             raise
 
     async def execute(self, plugin_type: str, **how: Any) -> tuple[PluginRun, bytes]:
@@ -118,6 +128,13 @@ class NativeRunner:
         """Return the IPAM plugin of *config* if it is to run natively."""
         plugin = ipam_plugin(ipam)
         return plugin if plugin and enabled(ipam, self._switch) and not plugin.unsupported(config) else None
+
+
+class _Attachment(msgspec.Struct, frozen=True):
+    """One of those that GC is told to keep (CNI specification 1.1, section 2, "GC")."""
+
+    container_id: str = msgspec.field(name="containerID")
+    ifname: str
 
 
 class _Job:
@@ -142,6 +159,8 @@ class _Job:
         self._deadline = deadline
         self._config = cast("dict[str, Any]", msgspec.json.decode(stdin))
         self._previous = self._config.pop("prevResult", None)
+        self._valid = self._config.pop(_VALID_ATTACHMENTS, None)
+        self._config.pop(_OLD_VALID_ATTACHMENTS, None)
         self._version: str = self._config.get("cniVersion") or UNSTATED
         self._ipam = ipam_type(self._config)
 
@@ -163,8 +182,13 @@ class _Job:
                 # An address is free for others only when it is out of use.
                 await self._runner.on_thread(lambda: self._plugin.delete(call))
                 await self._ask_ipam(call, lambda ipam: ipam.delete(call))
+            case "GC":
+                valid = _valid_attachments(self._valid)
+                await self._ask_ipam(call, lambda ipam: ipam.collect(call, valid))
+            case "STATUS":
+                await self._ask_ipam(call, lambda ipam: ipam.status(call))
             case _:
-                pass
+                raise NativeError(f"{self._command} is no verb of CNI", _INVALID_ENVIRONMENT)
         return b""
 
     def refusal(self, error: NativeError) -> bytes:
@@ -172,12 +196,16 @@ class _Job:
         return msgspec.json.encode({"cniVersion": self._version, "code": error.code, "msg": str(error)})
 
     def _call(self) -> Call:
+        try:
+            args = parse_args(self._env.get("CNI_ARGS", ""))
+        except RequestFailedError as error:
+            raise NativeError(error.failure.message, error.failure.code) from error
         return Call(
             container_id=self._env.get("CNI_CONTAINERID", ""),
             netns=self._env.get("CNI_NETNS", ""),
             ifname=self._env.get("CNI_IFNAME", ""),
             config=self._config,
-            args=parse_args(self._env.get("CNI_ARGS", "")),
+            args=args,
             prev_result=_previous(self._previous, self._version),
         )
 
@@ -216,6 +244,16 @@ def _installed(plugin_type: str, search: Sequence[str]) -> bool:
     except PluginError:
         return False
     return True
+
+
+def _valid_attachments(listed: Any) -> frozenset[tuple[str, str]]:
+    """Return what is to be kept. Raises NativeError where nobody says what that is, or not in a way to rely on."""
+    try:
+        attachments = msgspec.convert(listed, tuple[_Attachment, ...])
+    except msgspec.ValidationError as error:
+        message = f"{_VALID_ATTACHMENTS} can't be used, so nothing is freed: {error}"
+        raise NativeError(message, _INVALID_CONFIG) from None
+    return frozenset((each.container_id, each.ifname) for each in attachments)
 
 
 def _previous(previous: Any, version: str) -> Result | None:

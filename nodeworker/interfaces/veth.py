@@ -24,8 +24,6 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
     inside: Link
     outside: Link
-    repeated: bool
-    """Whether an ADD that was cut has made it."""
 
 
 def node_names(call: Call) -> list[str]:
@@ -40,24 +38,21 @@ def pair(ends: Ends, call: Call, *, mtu: int = 0, mac: str = "") -> Pair:
     As those of the reference plugins, the ends have no transmission queue, and the node's takes no router's advice.
     """
     names = node_names(call)
-    inside, repeated = _inside(ends, call, names, mtu, mac)
+    inside = _inside(ends, call, names, mtu, mac)
     with explaining(f"look up the other end of {call.ifname}"):
         outside = links.find(ends.node, links.numbered(inside.parent))
     if outside is None or outside.name not in names or (outside.kind, outside.parent) != ("veth", inside.index):
         raise name_taken(call)
     sysctl.prefer(f"ipv6/conf/{outside.name}/accept_ra", "0")
-    return Pair(inside=inside, outside=outside, repeated=repeated)
+    return Pair(inside=inside, outside=outside)
 
 
-def _inside(ends: Ends, call: Call, names: list[str], mtu: int, mac: str) -> tuple[Link, bool]:
-    """Return the container's end, or whatever has its name, and whether it was there."""
+def _inside(ends: Ends, call: Call, names: list[str], mtu: int, mac: str) -> Link:
+    """Return the container's end, or whatever has its name."""
     for name in names:
         other = links.peer(name, netns_fd=ends.netns.node_fd, mtu=mtu, queue_length=0)
         create = links.create(call.ifname, "veth", data=other, mtu=mtu, mac=mac, queue_length=0)
-        inside = made(ends.container, call.ifname, "veth", create)
+        inside = made(ends.container, call.ifname, "veth", create) or present(ends.container, call.ifname)
         if inside is not None:
-            return inside, False
-        inside = present(ends.container, call.ifname)
-        if inside is not None:
-            return inside, True
+            return inside
     raise NativeError(f"can not make {call.ifname}: the node has other interfaces named {', '.join(names)}")

@@ -17,10 +17,10 @@ from events.schema import Phase
 from nodeworker import namespace
 from nodeworker.delegates.results import Result
 from nodeworker.delegates.versions import ConfigError, at_least
-from nodeworker.interfaces.checking import recorded
 from nodeworker.interfaces.ends import Ends, explaining, made, opened, present
 from nodeworker.interfaces.native import Call, NativeError
 from nodeworker.interfaces.netconf import U32, NetConf, load, misfit
+from nodeworker.interfaces.previous import made_before, previous
 from nodeworker.netlink import addresses, links, message, routes
 from nodeworker.netlink.addresses import Assigned
 from nodeworker.netlink.links import Link
@@ -61,16 +61,10 @@ def add(call: Call, ipam: Result | None) -> Result:
 
     Raises NativeError.
     """
-    config, before = load(call, Vrf), call.prev_result
-    if before is None:
-        raise NativeError(f"vrf changes an interface that another plugin made: {call.network} has none before it")
+    config, before = load(call, Vrf), previous(call)
     with opened(call, Phase.ADD) as ends:
         vrf = _vrf(ends, config)
-        link = present(ends.container, call.ifname)
-        if link is None:
-            raise NativeError(
-                f"the container has no interface {call.ifname} that could be part of VRF {config.vrfname}"
-            )
+        link = made_before(ends, call)
         if link.master != vrf.index:
             _enslave(ends, call, link, vrf)
     return before
@@ -79,7 +73,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is part of the VRF."""
     config = load(call, Vrf)
-    recorded(call)
+    previous(call)
     with opened(call, Phase.CHECK) as ends:
         vrf, link = present(ends.container, config.vrfname), present(ends.container, call.ifname)
         if vrf is None or vrf.kind != TYPE:

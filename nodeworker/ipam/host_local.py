@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
+import structlog
 
 from nodeworker.delegates.results import DNS, IP, Result, Route
 from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.ipam import netconf, store
+from nodeworker.ipam import netconf, store, vacancy
 from nodeworker.ipam.addresses import Address, address, with_prefix
 from nodeworker.ipam.ranges import Range, RangeConfig, RangeSet, candidates, range_of, range_sets, shown
 from nodeworker.ipam.resolver import resolver
@@ -28,7 +29,11 @@ DATA_DIR = "/var/lib/cni/networks"
 """Where the folders of the networks are unless the configuration says otherwise."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
-_TRY_AGAIN, _IO_FAILURE, _INVALID_CONFIG = 11, 5, 7
+_OWNER = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.\-]*\r\n[^\s/]{1,15}")
+"""What a reservation says: container ID and interface name."""
+_TRY_AGAIN, _IO_FAILURE, _INVALID_CONFIG, _NOT_AVAILABLE = 11, 5, 7, 50
+
+log = structlog.get_logger(__name__)
 
 
 class _HostLocal(RangeConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -104,6 +109,32 @@ def delete(call: Call) -> None:
                 return
 
 
+def status(call: Call) -> None:
+    """Raise NativeError unless there is an address left of each range set, and a folder to reserve it in."""
+    net = _load(call)
+    try:
+        sets = _range_sets(net) if net.ipam.subnet or net.ipam.ranges or not _with_each_add(call) else ()
+    except ValueError as error:
+        raise NativeError(f"host-local can't serve network {call.network}: {error}", _INVALID_CONFIG) from None
+    if reason := vacancy.obstacle(_path(net), sets):
+        raise NativeError(f"host-local can't serve network {call.network}: {reason}", _NOT_AVAILABLE)
+
+
+def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
+    """Free the network's addresses of interfaces that are none of *valid*: (container ID, interface name).
+
+    Files that are no reservation of an interface stay, those of plugins before 0.8 among them. Raises NativeError.
+    """
+    kept = {_reservation(container_id, ifname) for container_id, ifname in valid}
+    with contextlib.suppress(FileNotFoundError), _folder(call, _load(call)) as folder:
+        for each, owner in folder.reservations().items():
+            if owner not in kept and _OWNER.fullmatch(owner) and folder.free(each, owner):
+                container_id, ifname = owner.decode().split("\r\n")
+                log.info(
+                    "address_freed", network=call.network, sandbox=container_id[:12], ifname=ifname, address=str(each)
+                )
+
+
 def _load(call: Call) -> _Net:
     try:
         net = netconf.load(call.config, _Net)
@@ -118,9 +149,8 @@ def _load(call: Call) -> _Net:
 
 def _request(call: Call, net: _Net) -> _Request:
     ipam, runtime = net.ipam, net.runtime_config
-    old_style = ((RangeConfig(**{name: getattr(ipam, name) for name in RangeConfig.__struct_fields__}),),)
     try:
-        sets = range_sets((*runtime.ip_ranges, *(old_style if ipam.subnet else ()), *ipam.ranges))
+        sets = _range_sets(net)
         netconf.refuse_many(net.cni_version, (members[0].subnet.version for members in sets))
         in_args = netconf.cni_args(call, ("IP",)).get("IP", "")
         asked = (*((in_args,) if in_args else ()), *net.args.cni.ips, *runtime.ips)
@@ -134,6 +164,18 @@ def _request(call: Call, net: _Net) -> _Request:
         raise _refusal(call, error) from None
     except OSError as error:
         raise _refusal(call, f"resolvConf {ipam.resolv_conf} can't be read: {error.strerror}") from error
+
+
+def _range_sets(net: _Net) -> tuple[RangeSet, ...]:
+    ipam = net.ipam
+    old_style = ((RangeConfig(**{name: getattr(ipam, name) for name in RangeConfig.__struct_fields__}),),)
+    return range_sets((*net.runtime_config.ip_ranges, *(old_style if ipam.subnet else ()), *ipam.ranges))
+
+
+def _with_each_add(call: Call) -> bool:
+    """Return whether the runtime gives the ranges, which it does for an ADD only."""
+    capabilities = call.config.get("capabilities")
+    return isinstance(capabilities, dict) and bool(capabilities.get("ipRanges"))
 
 
 def _requested(text: str) -> Address:
@@ -202,7 +244,11 @@ def _free(folder: store.Folder, held: Iterable[Address], owner: bytes) -> None:
 
 
 def _owner(call: Call) -> bytes:
-    return f"{call.container_id}\r\n{call.ifname}".encode()
+    return _reservation(call.container_id, call.ifname)
+
+
+def _reservation(container_id: str, ifname: str) -> bytes:
+    return f"{container_id}\r\n{ifname}".encode()
 
 
 def _old_owner(call: Call) -> bytes:
@@ -213,7 +259,7 @@ def _old_owner(call: Call) -> bytes:
 @contextlib.contextmanager
 def _folder(call: Call, net: _Net, owner: bytes | None = None) -> Iterator[store.Folder]:
     """Hold the network's folder. Raises NativeError, and FileNotFoundError where none is made for an *owner*."""
-    path = os.path.join(net.ipam.data_dir or DATA_DIR, net.name)
+    path = _path(net)
     try:
         with store.locked(path, owner=owner) as folder:
             yield folder
@@ -223,9 +269,13 @@ def _folder(call: Call, net: _Net, owner: bytes | None = None) -> Iterator[store
         if owner is None and isinstance(error, FileNotFoundError):
             raise
         raise NativeError(
-            f"host-local can't use {path} for interface {call.ifname}: {error.strerror}; mend the file system",
+            f"host-local can't use {path} for network {call.network}: {error.strerror}; mend the file system",
             _IO_FAILURE,
         ) from error
+
+
+def _path(net: _Net) -> str:
+    return os.path.join(net.ipam.data_dir or DATA_DIR, net.name)
 
 
 def _refusal(call: Call, reason: ValueError | str) -> NativeError:

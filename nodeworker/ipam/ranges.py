@@ -66,6 +66,11 @@ def shown(ranges: RangeSet) -> str:
     return ", ".join(str(each) for each in ranges)
 
 
+def room(ranges: RangeSet) -> int:
+    """Return how many addresses *ranges* have to hand out."""
+    return sum(int(each.last) - int(each.first) + (0 if each.gateway in each else 1) for each in ranges)
+
+
 def range_of(ranges: RangeSet, address: Address) -> Range | None:
     """Return the range that holds *address*."""
     return next((each for each in ranges if address in each), None)

@@ -5,7 +5,7 @@ Nothing is reserved, so there is nothing to free.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -85,6 +85,14 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
+    """Do nothing: nothing is reserved."""
+
+
+def status(call: Call) -> None:
+    """Do nothing: nothing can run out."""
+
+
+def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
     """Do nothing: nothing is reserved."""
 
 

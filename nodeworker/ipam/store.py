@@ -96,8 +96,12 @@ class Folder:
         names = [name for name, content in self._contents.items() if content == owner]
         # The folder's time does not tell of a file that was written to in place.
         names = [name for name in names if _read(self._fd, name) == owner]
-        found = [each for name in names if (each := _address_of(name)) is not None]
+        found = [each for name in names if (each := address_of(name)) is not None]
         return sorted(found, key=lambda each: (each.version, int(each)))
+
+    def reservations(self) -> dict[Address, bytes]:
+        """Return the addresses that have a file, and what it was last known to say."""
+        return {each: content for name, content in self._contents.items() if (each := address_of(name)) is not None}
 
     def reserve(self, wanted: Address, owner: bytes) -> bool:
         """Make *wanted* the *owner*'s; return False if it is taken, be it by something that is no reservation."""
@@ -114,14 +118,16 @@ class Folder:
         self._contents[name] = owner
         return True
 
-    def free(self, held: Address, owner: bytes) -> None:
-        """Free *held* if its file says *owner* indeed."""
+    def free(self, held: Address, owner: bytes) -> bool:
+        """Free *held* if its file says *owner* indeed, and return whether it did."""
         name = str(held)
-        if _read(self._fd, name) == owner:
+        confirmed = _read(self._fd, name) == owner
+        if confirmed:
             self._changed = True
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self._fd)
         self._contents.pop(name, None)
+        return confirmed
 
     def last_reserved(self, range_set: int) -> Address | None:
         """Return the address that was reserved last of the *range_set*, None if that is not known."""
@@ -194,6 +200,15 @@ def locked(path: str, *, owner: bytes | None = None) -> Iterator[Folder]:
             folder.seal()
 
 
+def address_of(name: str) -> Address | None:
+    """Return the address that a file of that *name* stands for, None for a file of another kind."""
+    try:
+        parsed = address(name)
+    except ValueError:
+        return None
+    return parsed if str(parsed) == name else None
+
+
 def _opened(stack: contextlib.ExitStack, name: str, flags: int, mode: int = 0o644, *, folder: int | None = None) -> int:
     fd = os.open(name, flags, mode, dir_fd=folder)
     stack.callback(os.close, fd)
@@ -253,12 +268,3 @@ def _write(fd: int, content: bytes) -> None:
 
 def _last_reserved(range_set: int) -> str:
     return f"last_reserved_ip.{range_set}"
-
-
-def _address_of(name: str) -> Address | None:
-    """Return the address that a file of that *name* stands for, None for a file of another kind."""
-    try:
-        parsed = address(name)
-    except ValueError:
-        return None
-    return parsed if str(parsed) == name else None

@@ -130,6 +130,7 @@ def test_a_full_disk_costs_nothing_but_time(disk: Path, make_node: MakeNode) -> 
     node.server.stop()
     node.server.start()
     eventually(lambda: node.story(pod)[-1] == "DetachCompleted", "the spooled DEL is done")
+    node.settle()
     node.assert_detached(pod, late)
     assert late.add().exit_code == 0
     node.assert_attached(late)

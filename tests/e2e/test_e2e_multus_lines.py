@@ -284,3 +284,12 @@ def test_nothing_is_kept_where_multus_keeps_its_state(node: Node, tmp_path: Path
     assert node.story(pod)[:2] == ("AttachRequested", "AttachPlanned")
     assert pod.delete() == (0, "", "")
     assert not (tmp_path / "multus").exists()
+
+
+def test_level_that_is_none_counts_as_verbose(node: Node, tmp_path: Path) -> None:
+    pod = node.pod("logged", config=node.conf(logFile=str(tmp_path / "log"), logLevel="chatty"))
+    assert pod.add().exit_code == 0
+    assert pod.check().exit_code == 0
+    assert pod.delete() == (0, "", "")
+    commands = [line.split("command=")[1].split()[0] for line in (tmp_path / "log").read_text().splitlines()]
+    assert commands == ["ADD", "DEL"]

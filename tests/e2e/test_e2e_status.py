@@ -27,6 +27,8 @@ STATUS = "k8s.v1.cni.cncf.io/network-status"
 WAIT = 1.0
 """Seconds that the answer to an ADD waits at most."""
 
+MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
+
 _REPOSITORY = Path(__file__).parents[2]
 
 
@@ -51,7 +53,7 @@ class Cluster:
     @contextlib.contextmanager
     def up(self) -> Iterator[int]:
         """Run ``plumbline up`` meanwhile; yield its process ID once an attach waits for its status."""
-        command = [sys.executable, "-m", "reconciler.cli.main", "--config", str(self.node.config), "up"]
+        command = [*MAIN, "--config", str(self.node.config), "up"]
         with self.node.log.open("ab") as said:
             up = subprocess.Popen(
                 command,
@@ -62,7 +64,8 @@ class Cluster:
                 preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509  # pytest has no other thread
             )
         try:
-            eventually(self.node.socket.exists, "the worker lets calls in")
+            eventually(lambda: self.node.socket.exists() or up.poll() is not None, "the worker lets calls in")
+            assert up.poll() is None
             eventually(self._publishes, "an attach is published before it is answered", 30.0)
             yield up.pid
         finally:
@@ -153,7 +156,7 @@ def test_the_status_is_there_when_the_runtime_is_answered(cluster: Cluster) -> N
         assert event.pod.uid == uid
         assert cluster.kube.etcd.writes("pods", "default", "samplepod") == 2
 
-        cluster.pod("coredns", namespace="kube-system")
+        cluster.pod("coredns", "", "kube-system")
         system = cluster.sandbox("coredns", "kube-system")
         assert system.add().exit_code == 0
         assert cluster.status("coredns", "kube-system") is None
@@ -161,7 +164,7 @@ def test_the_status_is_there_when_the_runtime_is_answered(cluster: Cluster) -> N
         assert sandbox.delete().exit_code == 0
         assert cluster.status("samplepod") == found  # it goes with the pod
         shown = subprocess.run(
-            [sys.executable, "-m", "reconciler.cli.main", "--config", cluster.node.config, "timeline", "samplepod"],
+            [*MAIN, "--config", cluster.node.config, "timeline", "samplepod"],
             cwd=_REPOSITORY, capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         assert "network-status of default/samplepod published" in shown

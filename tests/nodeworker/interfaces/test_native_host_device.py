@@ -133,6 +133,16 @@ def test_a_card_that_the_kernel_brought_back_gets_its_name_again(netns: str, nam
         assert "ifalias" not in shown("link show nic0")[0]
 
 
+@pytest.mark.usefixtures("netns")
+def test_a_card_whose_name_is_taken_by_now_stops_no_del() -> None:
+    ip("link set nic0 down")
+    ip("link set nic0 name net1")
+    ip("link set net1 alias nic0")
+    ip("link add nic0 type bridge")
+    host_device.delete(call(DEVICE, ""))
+    assert shown("link show net1")[0]["ifalias"] == "nic0"
+
+
 @pytest.mark.parametrize(
     "words", ["link set nic0 alias nic1", "link set mac0 alias nic0", "link set wnic0 alias nic0"], ids=["a", "b", "c"]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 from kernel_view import REFERENCE, container, differences, execute, node, view
 from native_harness import call, cut_everywhere, encoded, ip, shown
+from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
 from nodeworker.delegates import results
 from nodeworker.delegates.results import Result
 from nodeworker.interfaces import sbr
 from nodeworker.interfaces.native import Call, NativeError
+from nodeworker.netlink import message, rules
+from nodeworker.netlink.rules import Rule
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 like_reference = pytest.mark.skipif(
@@ -258,6 +262,18 @@ def test_what_can_not_be_done_is_refused_with_a_reason(netns: str) -> None:
             sbr.add(wanted, None)
         assert caught.value.code == 999
     assert any(each["dst"] == "10.77.0.0/24" for each in shown("route", netns)), "the main table is as it was"
+
+
+@pytest.mark.parametrize(("source", "table", "priority"), [("10.77.0.5/32", 100, 0), ("fd77::5/128", 100_000, 77)])
+def test_a_rule_is_what_another_reader_of_netlink_takes_it_for(source: str, table: int, priority: int) -> None:
+    rule = Rule(source=ipaddress.ip_network(source), table=table, priority=priority)
+    decoded: Any = fibmsg(message.packed(rules.add(rule), 1))
+    decoded.decode()
+    address, _, length = source.partition("/")
+    assert (decoded["family"], decoded["src_len"], decoded["action"]) == (10 if ":" in source else 2, int(length), 1)
+    assert decoded.get_attr("FRA_SRC") == address
+    assert (decoded.get_attr("FRA_TABLE") or decoded["table"]) == table
+    assert (decoded.get_attr("FRA_PRIORITY") or 0) == priority
 
 
 def test_options_that_only_the_reference_plugin_knows_are_left_to_it() -> None:

@@ -1,0 +1,376 @@
+"""The runner of native plugins, over real namespaces: every verb, every kind of end, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import resource
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kernel_view import container, node
+from native_harness import card, ip, names, shown
+
+from events.schema import ErrorClass, PluginRun
+from nodeworker.delegates.exec import PluginError, PluginExecutor
+from nodeworker.interfaces.registry import AUTO
+from nodeworker.interfaces.runner import THREADS, NativeRunner
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+SCRIPT = """#!/bin/sh
+printf '%s %s %s\\n' "$CNI_COMMAND" "$CNI_CONTAINERID" "$(ip -n {netns} -o link show net1 2>/dev/null | wc -l)" >> {log}
+cat >> {log}.stdin
+{then}
+"""
+ASSIGN = """echo '{"cniVersion": "1.1.0", "ips": [{"address": "10.77.0.9/24"}], "routes": [{"dst": "10.88.0.0/16"}]}'"""
+
+
+class Plugin:
+    """A plugin of a network, run as a chain would run it."""
+
+    def __init__(self, runner: NativeRunner, netns: str, folder: Path, config: dict[str, Any]) -> None:
+        self.runner = runner
+        self.netns = netns
+        self.folder = folder
+        self.config: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net"} | config
+
+    async def run(self, command: str, *, container_id: str = "c1", **more: Any) -> tuple[PluginRun, Any]:
+        """Return the run and what was printed; *more* are keys for the configuration."""
+        env = {"CNI_PATH": str(self.folder)}
+        if command in {"ADD", "CHECK", "DEL"}:
+            env |= {"CNI_CONTAINERID": container_id, "CNI_NETNS": self.netns, "CNI_IFNAME": "net1", "CNI_ARGS": ""}
+        run, stdout = await self.runner.run(
+            self.config["type"],
+            command=command,
+            env=env,
+            stdin=json.dumps(self.config | more).encode(),
+            search=(str(self.folder),),
+            timeout=30,
+        )
+        assert (run.type, run.command, run.stderr) == (self.config["type"], command, "")
+        return run, json.loads(stdout) if stdout else None
+
+    async def done(self, command: str, **more: Any) -> Any:
+        run, printed = await self.run(command, **more)
+        assert run.exit_code == 0, printed
+        return printed
+
+    async def refused(self, command: str, **more: Any) -> tuple[int, str]:
+        """Return the code and the message."""
+        run, printed = await self.run(command, **more)
+        assert run.exit_code == 1
+        assert printed["cniVersion"] == "1.1.0"
+        return printed["code"], printed["msg"]
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    with node(), container() as path:
+        card()
+        yield path
+
+
+@pytest.fixture
+async def runner(netns: str) -> AsyncIterator[NativeRunner]:
+    runner = NativeRunner(PluginExecutor(marker=f"test-{os.urandom(8).hex()}"), AUTO)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture
+def bridge(runner: NativeRunner, netns: str, tmp_path: Path) -> Plugin:
+    ipam = {"type": "host-local", "dataDir": str(tmp_path), "subnet": "10.77.0.0/29"}
+    return Plugin(runner, netns, tmp_path, {"type": "bridge", "bridge": "br0", "ipam": ipam})
+
+
+@pytest.fixture
+def macvlan(runner: NativeRunner, netns: str, tmp_path: Path) -> Plugin:
+    ipam = {"type": "static", "addresses": [{"address": "10.77.0.5/24"}]}
+    return Plugin(runner, netns, tmp_path, {"type": "macvlan", "master": "par0", "ipam": ipam})
+
+
+def valid(*attachments: tuple[str, str]) -> dict[str, Any]:
+    listed = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in attachments]
+    return {"cni.dev/valid-attachments": listed, "cni.dev/attachments": listed}
+
+
+def reserved(plugin: Plugin) -> dict[str, str]:
+    return {file.name: file.read_bytes().decode() for file in (plugin.folder / "net").glob("10.*")}
+
+
+def addresses(netns: str) -> list[str]:
+    found = shown("addr show net1", netns)[0]["addr_info"]
+    return [f"{each['local']}/{each['prefixlen']}" for each in found if each["scope"] == "global"]
+
+
+async def test_every_verb_of_a_bridge_with_host_local(bridge: Plugin) -> None:
+    await bridge.done("STATUS")
+    result = await bridge.done("ADD")
+    assert result["cniVersion"] == "1.1.0"
+    assert [each["name"] for each in result["interfaces"]][::2] == ["br0", "net1"]
+    assert result["ips"] == [{"interface": 2, "address": "10.77.0.2/29", "gateway": "10.77.0.1"}]
+    assert addresses(bridge.netns) == ["10.77.0.2/29"]
+    await bridge.done("CHECK", prevResult=result)
+    await bridge.done("GC", **valid(("c1", "net1")))
+    assert reserved(bridge) == {"10.77.0.2": "c1\r\nnet1"}
+    await bridge.done("DEL", prevResult=result)
+    await bridge.done("DEL", prevResult=result)
+    assert reserved(bridge) == {}
+    assert names(bridge.netns) == {"lo"}
+
+
+async def test_every_verb_of_a_macvlan_with_static(macvlan: Plugin) -> None:
+    await macvlan.done("STATUS")
+    result = await macvlan.done("ADD")
+    assert addresses(macvlan.netns) == ["10.77.0.5/24"]
+    await macvlan.done("CHECK", prevResult=result)
+    await macvlan.done("GC", **valid())
+    assert addresses(macvlan.netns) == ["10.77.0.5/24"]
+    await macvlan.done("DEL", prevResult=result)
+    assert names(macvlan.netns) == {"lo"}
+
+
+async def test_gc_frees_the_addresses_of_what_is_not_valid(bridge: Plugin) -> None:
+    await bridge.done("ADD")
+    (bridge.folder / "net" / "10.77.0.4").write_bytes(b"gone\r\nnet1")
+    await bridge.done("GC", **valid(("c1", "net1")))
+    assert reserved(bridge) == {"10.77.0.2": "c1\r\nnet1"}
+
+
+@pytest.mark.parametrize("listed", [None, "all", [{"containerID": "c1"}], [{"containerID": 1, "ifname": "net1"}]])
+async def test_gc_without_a_list_to_rely_on_frees_nothing(bridge: Plugin, listed: Any) -> None:
+    await bridge.done("ADD")
+    keys = {} if listed is None else {"cni.dev/valid-attachments": listed}
+    code, words = await bridge.refused("GC", **keys)
+    assert code == 7
+    assert "nothing is freed" in words
+    assert reserved(bridge) == {"10.77.0.2": "c1\r\nnet1"}
+
+
+async def test_status_tells_that_no_address_is_left(bridge: Plugin) -> None:
+    for container_id in ("c2", "c3", "c4", "c5"):
+        await bridge.done("STATUS")
+        await bridge.done("ADD", container_id=container_id)
+        ip("link del net1", bridge.netns)
+    await bridge.done("ADD")
+    code, words = await bridge.refused("STATUS")
+    assert code == 50
+    assert "all addresses of 10.77.0.1-10.77.0.6 are taken" in words
+    await bridge.done("DEL")
+    await bridge.done("STATUS")
+
+
+async def test_an_error_is_an_object_with_the_code_of_the_reference(bridge: Plugin, macvlan: Plugin) -> None:
+    result = await bridge.done("ADD")
+    ip("link del net1", bridge.netns)
+    assert await bridge.refused("CHECK", prevResult=result) == (999, "interface net1 is gone")
+    assert await bridge.refused("CHECK", prevResult={"ips": [{"address": "x"}]}) == (
+        6,
+        "prevResult can't be read: 'x' in the result has no prefix length",
+    )
+    bridge.netns = "/run/netns/plumbline-test-gone"
+    code, words = await bridge.refused("ADD")
+    assert (code, "can't be used as a network namespace" in words) == (4, True)
+    assert await bridge.refused("LIST") == (4, "LIST is no verb of CNI")
+    macvlan.config["ipam"]["addresses"] = [{"address": "10.77.0.5"}]
+    assert (await macvlan.refused("ADD"))[0] == 999
+    assert names(macvlan.netns) == {"lo"}
+
+
+async def test_what_could_not_be_run_at_all_is_told_apart(runner: NativeRunner, bridge: Plugin) -> None:
+    how: dict[str, Any] = {"command": "ADD", "env": {}, "stdin": b"{}", "search": ()}
+    with pytest.raises(PluginError, match="no time was left") as caught:
+        await runner.run("bridge", **how, timeout=0)
+    assert caught.value.error_class is ErrorClass.PLUGIN_TIMEOUT
+    with pytest.raises(PluginError, match="is not one that Plumbline has built in") as caught:
+        await runner.run("portmap", **how, timeout=1)
+    assert caught.value.error_class is ErrorClass.PLUGIN_MISSING
+    bridge.config["ipam"] = {"type": "dhcp"}
+    with pytest.raises(PluginError, match="plugin dhcp is not in") as caught:
+        await bridge.run("ADD")
+    assert caught.value.error_class is ErrorClass.PLUGIN_MISSING
+
+
+class Executed(Plugin):
+    """A native bridge whose IPAM plugin is a script."""
+
+    def script(self, then: str) -> None:
+        path = self.folder / "own-ipam"
+        text = SCRIPT.replace("{netns}", self.netns.rpartition("/")[2]).replace("{log}", str(self.folder / "log"))
+        path.write_text(text.replace("{then}", then))
+        path.chmod(0o755)
+
+    def called(self) -> list[str]:
+        """Return the verbs, each with the container and how many interfaces net1 there were."""
+        return (self.folder / "log").read_text().splitlines()
+
+
+@pytest.fixture
+def executed(runner: NativeRunner, netns: str, tmp_path: Path) -> Executed:
+    config = {"type": "bridge", "bridge": "br0", "ipam": {"type": "own-ipam"}}
+    return Executed(runner, netns, tmp_path, config)
+
+
+async def test_an_ipam_plugin_that_is_not_native_is_executed_for_every_verb(executed: Executed) -> None:
+    executed.script(f'[ "$CNI_COMMAND" != ADD ] || {ASSIGN}')
+    await executed.done("STATUS")
+    result = await executed.done("ADD")
+    assert addresses(executed.netns) == ["10.77.0.9/24"]
+    assert shown("route show 10.88.0.0/16", executed.netns)[0]["dev"] == "net1"
+    await executed.done("CHECK", prevResult=result)
+    await executed.done("GC", **valid(("c1", "net1")))
+    await executed.done("DEL", prevResult=result)
+    assert executed.called() == ["STATUS  0", "ADD c1 0", "CHECK c1 1", "GC  1", "DEL c1 0"]
+    given = (executed.folder / "log.stdin").read_text()
+    assert '"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "net1"}]' in given
+
+
+@pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL", "GC", "STATUS"])
+async def test_what_an_executed_ipam_plugin_objects_to_is_the_plugins_error(executed: Executed, command: str) -> None:
+    executed.script(ASSIGN)
+    result = await executed.done("ADD")
+    executed.script("""echo '{"code": 51, "msg": "the server is away"}'; exit 1""")
+    if command == "ADD":
+        await executed.run("DEL")
+    given = valid() if command == "GC" else {"prevResult": result} if command in {"CHECK", "DEL"} else {}
+    assert await executed.refused(command, **given) == (51, "IPAM plugin own-ipam: the server is away")
+    assert ("net1" in names(executed.netns)) == (command not in {"ADD", "DEL"})
+
+
+@pytest.mark.parametrize("then", ["echo none", "echo '{}'", "echo '{\"ips\": [{}]}'", "true"])
+async def test_what_an_executed_ipam_plugin_prints_has_to_be_a_result(executed: Executed, then: str) -> None:
+    executed.script(then)
+    code, words = await executed.refused("ADD")
+    assert code == 999
+    assert "IPAM plugin" in words
+    assert names(executed.netns) == {"lo"}
+
+
+async def test_a_cancellation_is_raised_when_the_thread_is_done(bridge: Plugin) -> None:
+    await bridge.done("ADD", container_id="c9")
+    ip("link del net1", bridge.netns)
+    with (bridge.folder / "net" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        adding = asyncio.create_task(bridge.run("ADD"))
+        await queued_for(bridge.folder / "net" / "lock", 1)
+        for _ in range(3):
+            adding.cancel()
+            await asyncio.sleep(0)
+        assert not adding.done()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    assert set(reserved(bridge).values()) == {"c9\r\nnet1", "c1\r\nnet1"}, "what was begun was ended"
+    assert names(bridge.netns) == {"lo"}, "and nothing more"
+
+
+async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin) -> None:
+    await bridge.done("ADD", container_id="c9")
+    ip("link del net1", bridge.netns)
+    with (bridge.folder / "net" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        adding = [asyncio.create_task(bridge.run("ADD", container_id=f"c{each}")) for each in range(THREADS)]
+        await queued_for(bridge.folder / "net" / "lock", THREADS)
+        waiting = asyncio.create_task(bridge.run("ADD", container_id="late"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not any(each.done() for each in adding)
+        for each in adding:
+            each.cancel()
+    await asyncio.gather(*adding, return_exceptions=True)
+    assert "late\r\nnet1" not in reserved(bridge).values()
+
+
+async def queued_for(file: Path, threads: int) -> None:
+    """Return when so many *threads* have the lock's file open, beside the test itself."""
+
+    def look() -> None:
+        while [pointed_to(each) for each in os.listdir("/proc/self/fd")].count(str(file)) < threads + 1:
+            os.sched_yield()
+
+    await asyncio.to_thread(look)
+
+
+def pointed_to(descriptor: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except FileNotFoundError:
+        return ""
+
+
+async def test_nothing_is_left_after_many_runs(netns: str, tmp_path: Path) -> None:
+    threads = set(threading.enumerate())
+    runner = NativeRunner(PluginExecutor(marker="unused"), AUTO)
+    ipam = {"type": "host-local", "dataDir": str(tmp_path), "subnet": "10.77.0.0/29"}
+    bridge = Plugin(runner, netns, tmp_path, {"type": "bridge", "bridge": "br0", "ipam": ipam})
+    tuning = Plugin(runner, netns, tmp_path, {"type": "tuning", "dataDir": str(tmp_path), "mtu": 1400})
+    await bridge.done("ADD")
+    before = descriptors()
+    for number in range(70):
+        await bridge.done("STATUS")
+        result = await bridge.done("ADD")
+        await tuning.done("ADD", prevResult=result)
+        await bridge.done("CHECK", prevResult=result)
+        await tuning.done("DEL", prevResult=result)
+        await bridge.done("DEL" if number % 2 else "GC", **valid())
+        assert (await bridge.refused("CHECK"))[0] == 999
+        await bridge.done("DEL")
+    assert descriptors() == before
+    assert {thread.name for thread in set(threading.enumerate()) - threads} <= {f"native_{n}" for n in range(THREADS)}
+    runner.close()
+    assert set(threading.enumerate()) == threads
+
+
+async def test_a_node_without_descriptors_to_spare_is_an_error_that_leaves_none(bridge: Plugin) -> None:
+    await bridge.done("ADD")
+    await bridge.done("DEL")
+    before = descriptors()
+    codes: list[int] = []
+    spare = 0
+    while not codes or codes[-1]:
+        with scarce(spare):
+            run, printed = await bridge.run("ADD")
+        codes.append(printed["code"] if run.exit_code else 0)
+        await bridge.done("DEL")
+        assert descriptors() == before
+        assert reserved(bridge) == {}
+        spare += 1
+    assert len(codes) > 3
+    assert set(codes) == {0, 5}
+
+
+class scarce:  # noqa: N801 - a context manager
+    """Let the process open *spare* more files and no other."""
+
+    def __init__(self, spare: int) -> None:
+        self._spare = spare
+        self._filler: list[int] = []
+        self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def __enter__(self) -> None:
+        highest = max(descriptors())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + self._spare + 2, self._limits[1]))
+        while True:
+            try:
+                self._filler.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError:
+                break
+        for _ in range(self._spare):
+            os.close(self._filler.pop())
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._limits)
+        for each in self._filler:
+            os.close(each)
+
+
+def descriptors() -> set[int]:
+    found = {int(name) for name in os.listdir("/proc/self/fd")}
+    return {each for each in found if os.path.exists(f"/proc/self/fd/{each}")}
