@@ -27,6 +27,8 @@ from nodeworker.resolve.wanted import Wanted, wanted
 
 _NO_DEVICES: Mapping[str, tuple[str, ...]] = {}
 _DEVICE_INFO = "CNIDeviceInfoFile"
+_LARGEST = 7 * 1024 * 1024
+"""Bytes of a plan. It has to fit, with its envelope, into one message of the ledger, which takes 8 MiB."""
 _ALSO_IN_CNI_ARGS = frozenset({"ips", "mac"})
 """Requests that reach a plugin which declares no capability too: old static IPAM and macvlan NADs live on that."""
 
@@ -92,7 +94,7 @@ def plan(
                 device_info=device_info,
             )
         )
-    return AttachPlanned(
+    planned = AttachPlanned(
         ifname=request.ifname,
         netns=request.netns,
         path=":".join(conf.plugin_folders(request.path)),
@@ -101,6 +103,8 @@ def plan(
         pod=request.pod if pod is None else Pod(pod.namespace, pod.name, pod.uid or request.pod.uid),
         publish=pod is not None and pod.namespace not in conf.system_namespaces,
     )
+    _check_size(planned, who)
+    return planned
 
 
 def _check_same_pod(asked: Pod, found: PodObject | None) -> None:
@@ -113,6 +117,18 @@ def _check_same_pod(asked: Pod, found: PodObject | None) -> None:
         f"pod {found} was replaced: the sandbox is for UID {shown(asked.uid)} and the cluster has {shown(found.uid)}; "
         f"the kubelet will make a new sandbox for the new pod",
     )
+
+
+def _check_size(planned: AttachPlanned, who: str) -> None:
+    """Raise INVALID_CONFIG where the ledger could not take the plan, however often the runtime tries."""
+    size = len(msgspec.json.encode(planned))
+    if size > _LARGEST:
+        raise failed(
+            ErrorClass.INVALID_CONFIG,
+            Phase.RESOLVE,
+            f"{who}: the plan of its {len(planned.attachments)} attachments has {size} bytes, and the ledger takes "
+            f"{_LARGEST}: select fewer networks, or make their configurations smaller",
+        )
 
 
 def _ifnames(runtime_name: str, wants: Sequence[Wanted], who: str) -> list[IfName]:

@@ -321,7 +321,8 @@ class Node:
         assert not state.pending
         assert not state.sandboxes
         assert not state.anomalies
-        assert set(links()) == {PARENT, "uplink1", BRIDGE}
+        # The kernel takes a namespace's links down some time after the namespace.
+        eventually(lambda: set(links()) == {PARENT, "uplink1", BRIDGE}, "no link is left")
         self.assert_detached(*self.sandboxes)
         assert not self.reserved()
         assert not orphans(self.name)

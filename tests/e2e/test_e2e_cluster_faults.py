@@ -401,10 +401,10 @@ def test_plan_that_is_too_large_for_the_ledger_is_refused_before_anything_is_don
     cluster.start()
     sandbox = cluster.pod("too-large", ",".join(["too-large"] * 9))
     answer = sandbox.add()
-    assert answer.code == 11
-    assert "pod default/too-large: " in answer.msg
-    assert "bytes are more than nats-server takes (max_payload)" in answer.msg
-    assert failure_of(cluster, sandbox).error_class is ErrorClass.LEDGER_UNAVAILABLE
+    assert answer.code == 7
+    assert "pod default/too-large: the plan of its 10 attachments has " in answer.msg
+    assert "select fewer networks, or make their configurations smaller" in answer.msg
+    assert failure_of(cluster, sandbox).error_class is ErrorClass.INVALID_CONFIG
     cluster.node.assert_detached(sandbox)
 
 

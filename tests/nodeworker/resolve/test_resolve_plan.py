@@ -114,6 +114,15 @@ def plugin(plan: AttachPlanned, attachment: int, index: int = 0) -> dict[str, An
     return json.loads(plan.attachments[attachment].plugins[index])
 
 
+@pytest.mark.parametrize(("selected", "size"), [(8, 1_000_000), (30_000, 100)])
+def test_plan_that_no_ledger_could_take_is_refused(selected: int, size: int) -> None:
+    large = nad("large", {"remark": "x" * size})
+    assert len(planned("large", (large,)).attachments) == 2
+    failure = refused(",".join(["large"] * selected), (large,))
+    assert failure.error_class is ErrorClass.INVALID_CONFIG
+    assert f"pod default/samplepod: the plan of its {selected + 1} attachments has " in failure.message
+
+
 def test_samplepod_with_macvlan_twice_is_planned_as_recorded() -> None:
     result = planned("macvlan-conf,macvlan-conf", (Nad("default", "macvlan-conf", MACVLAN),))
     assert msgspec.json.format(msgspec.json.encode(result)).decode() + "\n" == (GOLDEN / "samplepod.json").read_text()
