@@ -143,7 +143,8 @@ def test_a_plan_too_large_for_the_ledger_fails_alone(node: Node) -> None:
     answer = bulky.add()
     assert answer.exit_code == 1
     assert "pod default/bulky" in answer.msg
-    assert "max_payload" in answer.msg
+    assert "the ledger takes" in answer.msg
+    assert "select fewer networks" in answer.msg
     assert node.story(bulky)[-1] == "AttachFailed"
     node.kill()
     assert pod.add(PLUMBLINE_DEADLINE="0.1").code == 11
