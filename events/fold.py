@@ -16,14 +16,20 @@ from msgspec.structs import replace
 
 from events.ledger import Stored
 from events.schema import (
+    INTENTS,
     AttachCompleted,
     AttachFailed,
     AttachPlanned,
     AttachRequested,
+    ComparisonRequested,
     ContainerId,
     DetachCompleted,
     DetachFailed,
     DetachRequested,
+    Drift,
+    DriftObserved,
+    DriftRepaired,
+    DriftRepairFailed,
     Event,
     EventId,
     Failure,
@@ -35,9 +41,17 @@ from events.schema import (
     InterfaceAttachFailed,
     InterfaceDetached,
     InterfaceDetachFailed,
+    LeakId,
+    LeakObserved,
+    LeakReclaimed,
+    LeakReclaimFailed,
+    NodeCompared,
     NodeName,
     PlannedAttachment,
     Pod,
+    ReclaimRequested,
+    ReconcilerElected,
+    RepairRequested,
     RequestId,
     SandboxAdopted,
     StatusPublished,
@@ -47,6 +61,20 @@ from events.schema import (
 )
 
 MAX_ANOMALIES = 1000
+
+_OUTCOMES = (
+    AttachCompleted,
+    AttachFailed,
+    DetachCompleted,
+    DetachFailed,
+    GcCompleted,
+    GcFailed,
+    DriftRepaired,
+    DriftRepairFailed,
+    LeakReclaimed,
+    LeakReclaimFailed,
+    NodeCompared,
+)
 
 
 class SandboxKey(NamedTuple):
@@ -114,7 +142,11 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     changed_at: str = ""
     boot_id: str = ""
     sequence: int = 0
-    """Of the last event that was applied."""
+    """Of the last event of its life; what was observed of it meanwhile is none."""
+    drifts: tuple[Drift, ...] = ()
+    """How the node differs from all this, as of the last look at it."""
+    drift: EventId = EventId("")
+    """The ``DriftObserved`` that says so, for as long as something differs."""
     waiting: tuple[Sandbox, ...] = ()
     """What ADDs that came while this sandbox held something, and have no outcome yet, make of it once it is closed."""
 
@@ -149,6 +181,20 @@ class Pending(NamedTuple):
     sequence: int
 
 
+class Leaked(NamedTuple):
+    """Something that is held without a live attachment, as of the last look at it."""
+
+    observed: LeakObserved
+    event: EventId
+    """The observation."""
+    first_at: str
+    """When it was first seen, RFC 3339."""
+    at: str
+    sequence: int
+    refused: Failure | None = None
+    """Why it was not freed when that was last tried."""
+
+
 class Anomaly(NamedTuple):
     """An event that does not fit what came before it."""
 
@@ -169,6 +215,8 @@ def advance(sandbox: Sandbox | None, event: Event, sequence: int) -> tuple[Sandb
             return _detach_requested(sandbox, event, data, sequence)
         case SandboxAdopted():
             return _adopted(sandbox, event, data, sequence)
+        case DriftObserved() | DriftRepaired() | DriftRepairFailed():
+            return _drifted(sandbox, event, data)
         case DetachCompleted() | DetachFailed() if sandbox is None:
             return None, ""  # the ADD that it overtook was undone, so there was nothing to detach
         case _:
@@ -219,7 +267,7 @@ def _detach_requested(
             boot_id=event.boot_id,
         )
     phase = SandboxPhase.DETACHING if sandbox.phase in _DETACHABLE else sandbox.phase
-    return replace(sandbox, phase=phase, changed_at=event.at, sequence=sequence), ""
+    return replace(sandbox, phase=phase, changed_at=event.at, sequence=sequence, drifts=(), drift=EventId("")), ""
 
 
 def _adopted(sandbox: Sandbox | None, event: Event, data: SandboxAdopted, sequence: int) -> tuple[Sandbox, str]:
@@ -256,6 +304,17 @@ def _adopted(sandbox: Sandbox | None, event: Event, data: SandboxAdopted, sequen
     if len(attachments) != len(data.plan.attachments):
         return adopted, f"adopted with {len(data.results)} results for {len(data.plan.attachments)} attachments"
     return adopted, ""
+
+
+def _drifted(
+    sandbox: Sandbox | None, event: Event, data: DriftObserved | DriftRepaired | DriftRepairFailed
+) -> tuple[Sandbox | None, str]:
+    """Return *sandbox* as it was seen. One that is on its way out, or gone, has no drift any more."""
+    if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED:
+        return sandbox, ""
+    drifts = data.drifts if isinstance(data, DriftObserved) else data.left
+    drift = event.id if isinstance(data, DriftObserved) else sandbox.drift
+    return replace(sandbox, drifts=drifts, drift=drift if drifts else EventId("")), ""
 
 
 _DETACHABLE = frozenset({SandboxPhase.ATTACHED, SandboxPhase.DETACH_FAILED, SandboxPhase.ATTACH_FAILED})
@@ -318,7 +377,7 @@ def _attachment(
 
 
 class State:
-    """The fold of a ledger: sandboxes, open requests, epochs, anomalies.
+    """The fold of a ledger: sandboxes, open requests, leaks, epochs, anomalies.
 
     A container for values that are frozen; ``apply`` is its only way forward. Sandboxes that hold nothing any more are
     dropped unless *keep_closed*: a node that has run for a year must not remember every pod it had.
@@ -332,6 +391,9 @@ class State:
         self.sandboxes: dict[SandboxKey, Sandbox] = {}
         self.pending: dict[EventId, Pending] = {}
         self.epochs: dict[NodeName, int] = {}
+        self.leaks: dict[tuple[NodeName, LeakId], Leaked] = {}
+        self.commands: dict[NodeName, int] = {}
+        """The last command that each node took, by its sequence in the stream of commands."""
         self.anomalies: deque[Anomaly] = deque(maxlen=MAX_ANOMALIES)
         self.anomaly_count = 0
         self.sequence = 0
@@ -350,23 +412,48 @@ class State:
         self.sequence = max(sequence, self.sequence)
         if event.epoch < self.epochs.get(event.node, 0):
             self._anomaly(stored, "written by a worker that another had replaced")
+        if isinstance(event.data, Unknown):
+            name, version = event.data.type, event.data.version
+            self._anomaly(stored, f"{name} version {version} is not known to this version of Plumbline")
+            return None
+        if event.type in INTENTS:
+            self.pending[event.id] = Pending(event, sequence)
+        elif isinstance(event.data, _OUTCOMES) and event.data.request:  # else nobody asked
+            self._close(stored)
         match event.data:
-            case Unknown(type=name, version=version):
-                self._anomaly(stored, f"{name} version {version} is not known to this version of Plumbline")
-                return None
-            case StatusPublished() | StatusPublishFailed():
-                return None  # of a pod's annotation, not of its interfaces
             case WorkerStarted():
                 self.epochs[event.node] = max(event.epoch, self.epochs.get(event.node, 0))
-                return None
-            case AttachRequested() | DetachRequested() | GcRequested():
-                self.pending[event.id] = Pending(event, sequence)
-            case AttachCompleted() | AttachFailed() | DetachCompleted() | DetachFailed() | GcCompleted() | GcFailed():
-                if self.pending.pop(event.cause, None) is None:
-                    self._anomaly(stored, "closes a request that is not open")
+            case LeakObserved() | LeakReclaimed() | LeakReclaimFailed() as data:
+                self._leak(stored, data)
+            case RepairRequested() | ReclaimRequested() | ComparisonRequested() as data:
+                self.commands[event.node] = max(data.command, self.commands.get(event.node, 0))
+            case StatusPublished() | StatusPublishFailed() | ReconcilerElected() | NodeCompared():
+                pass  # of a pod's annotation, or of nobody's interfaces
+            case _ if event.sandbox and event.node:
+                return self._advance(stored)
             case _:
                 pass
-        return self._advance(stored) if event.sandbox else None
+        return None
+
+    def _close(self, stored: Stored) -> None:
+        if self.pending.pop(stored.event.cause, None) is None:
+            self._anomaly(stored, "closes a request that is not open")
+
+    def _leak(self, stored: Stored, data: LeakObserved | LeakReclaimed | LeakReclaimFailed) -> None:
+        event, key = stored.event, (stored.event.node, data.leak.id)
+        known = self.leaks.get(key)
+        match data:
+            case LeakObserved(gone=True):
+                self.leaks.pop(key, None)
+            case LeakObserved():
+                first_at = event.at if known is None else known.first_at
+                refused = None if known is None else known.refused
+                self.leaks[key] = Leaked(data, event.id, first_at, event.at, stored.sequence, refused)
+            case LeakReclaimed():
+                self.leaks.pop(key, None)
+            case LeakReclaimFailed(failure=failure):
+                if known is not None:
+                    self.leaks[key] = known._replace(refused=failure)
 
     def _advance(self, stored: Stored) -> Sandbox | None:
         sequence, event = stored
@@ -398,6 +485,9 @@ class State:
                 | DetachCompleted(ifname=ifname)
                 | DetachFailed(ifname=ifname)
                 | SandboxAdopted(ifname=ifname)
+                | DriftObserved(ifname=ifname)
+                | DriftRepaired(ifname=ifname)
+                | DriftRepairFailed(ifname=ifname)
             ):
                 return SandboxKey(event.sandbox, ifname)
             case _:
@@ -435,6 +525,14 @@ def request_of(event: Event) -> RequestId | None:
             AttachRequested(request=request)
             | DetachRequested(request=request)
             | GcRequested(request=request)
+            | NodeCompared(request=request)
+            | RepairRequested(request=request)
+            | ReclaimRequested(request=request)
+            | ComparisonRequested(request=request)
+            | DriftRepaired(request=request)
+            | DriftRepairFailed(request=request)
+            | LeakReclaimed(request=request)
+            | LeakReclaimFailed(request=request)
             | AttachCompleted(request=request)
             | AttachFailed(request=request)
             | DetachCompleted(request=request)

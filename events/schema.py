@@ -25,6 +25,8 @@ ContainerId = NewType("ContainerId", str)
 IfName = NewType("IfName", str)
 NetworkName = NewType("NetworkName", str)
 RequestId = NewType("RequestId", str)
+LeakId = NewType("LeakId", str)
+"""``<kind of thing>/<what it is called on the node>``: the same thing has the same, however often it is seen."""
 
 NO_SANDBOX = ContainerId("")
 """The sandbox of an event that belongs to the node, or to a request that names no usable container ID."""
@@ -58,6 +60,8 @@ class ErrorClass(enum.StrEnum):
     DEVICE_UNAVAILABLE = "device_unavailable"
     NODE_NOT_READY = "node_not_ready"
     API_REFUSED = "api_refused"
+    NOT_REPAIRABLE = "not_repairable"
+    EVIDENCE_CHANGED = "evidence_changed"
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     LEDGER_FULL = "ledger_full"
     ABANDONED = "abandoned"
@@ -83,11 +87,61 @@ class Phase(enum.StrEnum):
     GC = "gc"
     STATUS = "status"
     PUBLISH = "publish"
+    REPAIR = "repair"
+    RECLAIM = "reclaim"
     UNKNOWN = "unknown"
     """As for ``ErrorClass``."""
 
     @classmethod
     def _missing_(cls, value: object) -> Phase:
+        return cls.UNKNOWN
+
+
+class DriftKind(enum.StrEnum):
+    """How a node differs from what the ledger says of a sandbox. A closed list: it is also a metric's label."""
+
+    LINK_MISSING = "link_missing"
+    LINK_DOWN = "link_down"
+    MAC_CHANGED = "mac_changed"
+    MTU_CHANGED = "mtu_changed"
+    ADDRESS_MISSING = "address_missing"
+    ADDRESS_FOREIGN = "address_foreign"
+    ROUTE_MISSING = "route_missing"
+    PARENT_MISSING = "parent_missing"
+    PARENT_DOWN = "parent_down"
+    PORT_DETACHED = "port_detached"
+    """The node's end of a veth is no longer a port of its bridge."""
+    STATUS_CHANGED = "status_changed"
+    """The pod's network-status was edited or removed; seen and put right by the reconciler."""
+    UNKNOWN = "unknown"
+    """As for ``ErrorClass``."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> DriftKind:
+        return cls.UNKNOWN
+
+
+class LeakKind(enum.StrEnum):
+    """Why nobody owns what is held. A closed list: it is also a metric's label."""
+
+    SANDBOX_GONE = "sandbox_gone"
+    """The runtime does not know the sandbox and its namespace is gone: its DEL never came."""
+    REBOOTED = "rebooted"
+    """The sandbox is of an earlier boot of the node."""
+    DETACH_UNFINISHED = "detach_unfinished"
+    """A plugin refuses the DEL, and the namespace is gone."""
+    ADDRESS_UNOWNED = "address_unowned"
+    """A file of host-local names a holder that neither ledger nor runtime knows."""
+    ADDRESS_TORN = "address_torn"
+    """A file of host-local names nobody."""
+    LINK_UNOWNED = "link_unowned"
+    DEVICE_INFO_STALE = "device_info_stale"
+    RESULT_STALE = "result_stale"
+    UNKNOWN = "unknown"
+    """As for ``ErrorClass``."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> LeakKind:
         return cls.UNKNOWN
 
 
@@ -160,6 +214,33 @@ class PlannedAttachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     """Path of the file in which the plugins find, and may say, what the device is (Device Information 1.1.0)."""
 
 
+class Drift(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One way in which an attachment is not what the ledger says."""
+
+    kind: DriftKind
+    network: NetworkName
+    ifname: IfName
+    expected: str = ""
+    """What the ledger says: an address with its prefix length, a route as ``destination via gateway``, a MAC, …"""
+    found: str = ""
+    """What the node has instead; empty: nothing."""
+
+
+class Leak(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that is held without a live attachment."""
+
+    id: LeakId
+    kind: LeakKind
+    what: str
+    """The address, link, or file."""
+    holder: ContainerId = NO_SANDBOX
+    ifname: IfName = IfName("")
+    """Of a sandbox: the name that its runtime gave with the ADD."""
+    network: str = ""
+    path: str = ""
+    """File or folder that it is in, where it is in one."""
+
+
 # --- intents ---------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +285,38 @@ class GcRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     valid: tuple[tuple[str, str], ...] | None = None
     """(container ID, interface name) that the runtime holds valid. None: it gave no list, so nothing may be freed."""
     deadline: str = ""
+
+
+class RepairRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A sandbox is to be brought back to what the ledger says. ``cause`` is the ``DriftObserved`` that it rests on."""
+
+    request: RequestId
+    """ID of the command; a command that comes again is the same request."""
+    ifname: IfName
+    drifts: tuple[Drift, ...]
+    """What is to be put right, in this order."""
+    by: str = "reconciler"
+    command: int = 0
+    """Sequence of the command in its stream: the next worker goes on behind it."""
+
+
+class ReclaimRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A leak is to be freed. ``cause`` is the ``LeakObserved`` that it rests on: a newer one makes it void."""
+
+    request: RequestId
+    leak: Leak
+    by: str = "reconciler"
+    command: int = 0
+    """As in ``RepairRequested``."""
+
+
+class ComparisonRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The whole node is to be compared with the ledger."""
+
+    request: RequestId
+    by: str = "reconciler"
+    command: int = 0
+    """As in ``RepairRequested``."""
 
 
 # --- decision --------------------------------------------------------------------------------------------------------
@@ -348,6 +461,88 @@ class SandboxAdopted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """The files that all this was read from."""
 
 
+# --- observations ----------------------------------------------------------------------------------------------------
+
+
+class DriftObserved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """All that differs now between the node and what the ledger says of a sandbox; nothing: it is as it should be."""
+
+    ifname: IfName
+    """The sandbox's, as in ``AttachRequested``."""
+    pod: Pod
+    drifts: tuple[Drift, ...] = ()
+    node: NodeName = NO_NODE
+    """Of what the reconciler observed of a pod's network-status: where the sandbox is."""
+
+
+class DriftRepaired(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was asked to be put right is as the ledger says: the node was looked at again."""
+
+    request: RequestId
+    ifname: IfName
+    drifts: tuple[Drift, ...]
+    left: tuple[Drift, ...] = ()
+    """What differs still, or by now; nobody asked for its repair."""
+    seconds: float = 0.0
+
+
+class DriftRepairFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that was asked to be put right could not be."""
+
+    request: RequestId
+    ifname: IfName
+    failure: Failure
+    left: tuple[Drift, ...] = ()
+    """All that differs still."""
+    seconds: float = 0.0
+
+
+class LeakObserved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something is held that nobody owns. Each look that found it so is an event of its own, with the evidence."""
+
+    leak: Leak
+    evidence: tuple[str, ...] = ()
+    sightings: int = 1
+    """How many looks in a row have found it so, this one included."""
+    judged: int = 0
+    """Of a sandbox: the node ledger's sequence of its last event. Whatever happens to it later makes this void."""
+    gone: bool = False
+    """It is a leak no longer: somebody owns it, or it is not there any more."""
+
+
+class LeakReclaimed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What nobody owned is free."""
+
+    request: RequestId
+    leak: Leak
+    evidence: tuple[str, ...] = ()
+    """As it was when it was freed."""
+    seconds: float = 0.0
+
+
+class LeakReclaimFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What nobody owned was not freed: it can't be, or it has an owner by now."""
+
+    request: RequestId
+    leak: Leak
+    failure: Failure
+    seconds: float = 0.0
+
+
+class NodeCompared(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The node was compared with the ledger; what differs was told in events of its own before."""
+
+    request: RequestId
+    """Empty: nobody asked."""
+    sandboxes: int = 0
+    drifted: int = 0
+    """Sandboxes of which something differs."""
+    leaks: int = 0
+    unseen: tuple[str, ...] = ()
+    """What could not be looked at, and why."""
+    seconds: float = 0.0
+
+
 # --- publication -----------------------------------------------------------------------------------------------------
 
 
@@ -372,6 +567,16 @@ class StatusPublishFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaul
     failure: Failure
     final: bool = False
     """True when it will not be tried again."""
+
+
+# --- reconcilers -----------------------------------------------------------------------------------------------------
+
+
+class ReconcilerElected(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A reconciler took over from the one before, whose writing the ledger refuses from here on."""
+
+    replica: str
+    version: str = ""
 
 
 # --- lifecycle -------------------------------------------------------------------------------------------------------
@@ -405,6 +610,9 @@ Data: TypeAlias = (
     AttachRequested
     | DetachRequested
     | GcRequested
+    | RepairRequested
+    | ReclaimRequested
+    | ComparisonRequested
     | AttachPlanned
     | InterfaceAttached
     | InterfaceAttachFailed
@@ -417,8 +625,16 @@ Data: TypeAlias = (
     | GcCompleted
     | GcFailed
     | SandboxAdopted
+    | DriftObserved
+    | DriftRepaired
+    | DriftRepairFailed
+    | LeakObserved
+    | LeakReclaimed
+    | LeakReclaimFailed
+    | NodeCompared
     | StatusPublished
     | StatusPublishFailed
+    | ReconcilerElected
     | WorkerStarted
     | WorkerStopped
     | Unknown
@@ -430,6 +646,9 @@ TYPES: dict[str, type[Any]] = {
         AttachRequested,
         DetachRequested,
         GcRequested,
+        RepairRequested,
+        ReclaimRequested,
+        ComparisonRequested,
         AttachPlanned,
         InterfaceAttached,
         InterfaceAttachFailed,
@@ -442,14 +661,24 @@ TYPES: dict[str, type[Any]] = {
         GcCompleted,
         GcFailed,
         SandboxAdopted,
+        DriftObserved,
+        DriftRepaired,
+        DriftRepairFailed,
+        LeakObserved,
+        LeakReclaimed,
+        LeakReclaimFailed,
+        NodeCompared,
         StatusPublished,
         StatusPublishFailed,
+        ReconcilerElected,
         WorkerStarted,
         WorkerStopped,
     )
 }
 
-INTENTS = frozenset({"AttachRequested", "DetachRequested", "GcRequested"})
+COMMANDS = frozenset({"RepairRequested", "ReclaimRequested", "ComparisonRequested"})
+"""Intents that come down to a node from the reconciler or from people, through ``events.commands``."""
+INTENTS = frozenset({"AttachRequested", "DetachRequested", "GcRequested"}) | COMMANDS
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,6 +36,59 @@ class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
     """How long the events of a sandbox stay after it is detached."""
 
 
+class HubSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The cluster's ledger, which node ledgers are copied to and which the reconciler reads."""
+
+    url: str
+    """Of its nats-server, or several, separated by commas."""
+    token_file: str = ""
+    replicas: int = 1
+    """Servers that hold each event: 3 in a cluster of servers."""
+
+
+_DRIFT_POLICIES = ("repair", "observe", "off")
+_LEAK_POLICIES = ("reclaim", "observe", "off")
+
+
+class DriftSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """What is done where a node is not what the ledger says."""
+
+    policy: str = "repair"
+    """``repair`` it, ``observe`` it (say so in the ledger, leave it), or ``off``: do not even look."""
+    networks: dict[str, str] = {}
+    """The same for single networks, by ``namespace/name``, or the name of a default network."""
+    interval: float = 300.0
+    """Seconds between two comparisons of the whole node; what changes meanwhile is seen as it happens."""
+
+    def __post_init__(self) -> None:
+        for key, policy in (("policy", self.policy), *self.networks.items()):
+            if policy not in _DRIFT_POLICIES:
+                raise ValueError(f"drift: {key} is {policy!r}, not one of {', '.join(_DRIFT_POLICIES)}")
+        if self.interval < 1:
+            raise ValueError(f"drift: interval is {self.interval}, not at least 1 second")
+
+    def of(self, network: str) -> str:
+        """Return the policy for *network*."""
+        return self.networks.get(network, self.policy)
+
+
+class LeakSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """What is done where something is held that nobody owns."""
+
+    policy: str = "reclaim"
+    """``reclaim`` it, ``observe`` it (say so in the ledger, leave it), or ``off``: do not even look."""
+    cri_socket: str = ""
+    """Of the container runtime; empty: the first of containerd's and CRI-O's usual ones that is there."""
+    interval: float = 30.0
+    """Seconds between two looks at everything; a namespace that goes is seen as it happens."""
+
+    def __post_init__(self) -> None:
+        if self.policy not in _LEAK_POLICIES:
+            raise ValueError(f"leaks: policy is {self.policy!r}, not one of {', '.join(_LEAK_POLICIES)}")
+        if self.interval < 1:
+            raise ValueError(f"leaks: interval is {self.interval}, not at least 1 second")
+
+
 class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """Where a process serves ``/metrics``."""
 
@@ -84,6 +137,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     manifests: str = ""
     """Folder of manifests that pods and NetworkAttachmentDefinitions are read from, and status is written to."""
     ledger: LedgerSettings = LedgerSettings()
+    hub: HubSettings | None = None
+    """None: the node ledger is the whole ledger."""
+    drift: DriftSettings = DriftSettings()
+    leaks: LeakSettings = LeakSettings()
     install: InstallSection | None = None
     """What ``plumbline up`` keeps installed; None: nothing."""
     log_level: str = "info"

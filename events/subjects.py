@@ -11,6 +11,7 @@ import re
 # Every text has a token, and no two texts share one: of the ways to write a surrogate only this one is injective.
 _UTF8 = ("utf-8", "surrogatepass")
 ROOT = "plumbline.ev"
+COMMAND_ROOT = "plumbline.cmd"
 _NOBODY = "-"
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_\-]")
 _ESCAPED = re.compile(r"=([0-9A-F]{2})")
@@ -34,6 +35,16 @@ def name_of(text: str) -> str:
 def subject(node: str, sandbox: str, event_type: str) -> str:
     """Return the subject of an event; empty are the *sandbox* of the node's events and the *node* of nobody's."""
     return f"{ROOT}.{_part(node)}.{_part(sandbox)}.{token(event_type)}"
+
+
+def command(node: str, event_type: str) -> str:
+    """Return the subject of a command for *node*."""
+    return f"{COMMAND_ROOT}.{_part(node)}.{token(event_type)}"
+
+
+def command_pattern(node: str) -> str:
+    """Return the subject filter for all commands for *node*."""
+    return f"{COMMAND_ROOT}.{_part(node)}.>"
 
 
 def pattern(node: str | None = None, sandbox: str | None = None, event_type: str | None = None) -> str:

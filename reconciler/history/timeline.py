@@ -17,9 +17,14 @@ from events.schema import (
     AttachFailed,
     AttachPlanned,
     AttachRequested,
+    ComparisonRequested,
     DetachCompleted,
     DetachFailed,
     DetachRequested,
+    Drift,
+    DriftObserved,
+    DriftRepaired,
+    DriftRepairFailed,
     Event,
     EventId,
     Failure,
@@ -30,10 +35,18 @@ from events.schema import (
     InterfaceAttachFailed,
     InterfaceDetached,
     InterfaceDetachFailed,
+    Leak,
+    LeakObserved,
+    LeakReclaimed,
+    LeakReclaimFailed,
+    NodeCompared,
     NodeName,
     PlannedAttachment,
     PluginRun,
     Pod,
+    ReclaimRequested,
+    ReconcilerElected,
+    RepairRequested,
     SandboxAdopted,
     StatusPublished,
     StatusPublishFailed,
@@ -48,8 +61,17 @@ from reconciler.results import ResultError, read
 SANDBOX_LETTERS = 12
 """What people are used to see of a container ID."""
 
-_FAILURES = (InterfaceAttachFailed, InterfaceDetachFailed, AttachFailed, DetachFailed, GcFailed, StatusPublishFailed)
-_REQUESTS = (AttachRequested, DetachRequested, GcRequested)
+_FAILURES = (
+    InterfaceAttachFailed,
+    InterfaceDetachFailed,
+    AttachFailed,
+    DetachFailed,
+    GcFailed,
+    StatusPublishFailed,
+    DriftRepairFailed,
+    LeakReclaimFailed,
+)
+_REQUESTS = (AttachRequested, DetachRequested, GcRequested, RepairRequested, ReclaimRequested, ComparisonRequested)
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +153,42 @@ def words(event: Event) -> str:
         case Unknown(type=name, version=version):
             return f"{name} version {version}, which this version of Plumbline does not know"
         case _:
-            return _outcome(event)
+            return _observation(event) or _outcome(event)
+
+
+def _observation(event: Event) -> str:
+    """Return what is said of the node's keeping to the ledger; nothing for any other event."""
+    match event.data:
+        case DriftObserved(drifts=drifts) as data:
+            return f"drift{_of(data.pod)}: {_drifts(drifts)}" if drifts else f"no drift{_of(data.pod)} any more"
+        case RepairRequested(drifts=drifts, by=by):
+            return f"repair requested by {by}: {_drifts(drifts)}"
+        case DriftRepaired() as data:
+            left = f"; left: {_drifts(data.left)}" if data.left else ""
+            return f"repaired in {_ms(data.seconds)}: {_drifts(data.drifts)}{left}"
+        case DriftRepairFailed() as data:
+            left = f"; left: {_drifts(data.left)}" if data.left else ""
+            return f"repair FAILED after {_ms(data.seconds)}: {_why(data.failure)}{left}"
+        case LeakObserved(gone=True, leak=leak):
+            return f"no leak any more: {_leak(leak)}"
+        case LeakObserved() as data:
+            return f"leak: {_leak(data.leak)}, seen {_count(data.sightings, 'time')}: {'; '.join(data.evidence)}"
+        case ReclaimRequested(leak=leak, by=by):
+            return f"reclaim requested by {by}: {_leak(leak)}"
+        case LeakReclaimed() as data:
+            return f"reclaimed in {_ms(data.seconds)}: {_leak(data.leak)}"
+        case LeakReclaimFailed() as data:
+            return f"reclaim of {_leak(data.leak)} FAILED after {_ms(data.seconds)}: {_why(data.failure)}"
+        case ComparisonRequested(by=by):
+            return f"comparison of the node with the ledger requested by {by}"
+        case NodeCompared() as data:
+            unseen = f"; not seen: {'; '.join(data.unseen)}" if data.unseen else ""
+            return (
+                f"compared with the ledger in {_ms(data.seconds)}: {_count(data.sandboxes, 'sandbox', 'es')}, "
+                f"{data.drifted} with drift, {_count(data.leaks, 'leak')}{unseen}"
+            )
+        case _:
+            return ""
 
 
 def _outcome(event: Event) -> str:
@@ -154,6 +211,8 @@ def _outcome(event: Event) -> str:
         case StatusPublishFailed() as data:
             again = "" if data.final else "; it is tried again"
             return f"network-status{_of(data.pod)} NOT published: {_why(data.failure)}{again}"
+        case ReconcilerElected(replica=replica):
+            return f"reconciler {replica} took over"
         case SandboxAdopted() as data:
             return f"adopted from {data.source}{_of(data.plan.pod)}: {'; '.join(_adopted(data))}"
         case _:
@@ -167,7 +226,9 @@ def printable(text: str) -> str:
 
 def _node_of(event: Event) -> NodeName:
     """Return the node that *event* is about: the reconciler writes of every node, in nobody's name."""
-    return event.data.node if isinstance(event.data, StatusPublished | StatusPublishFailed) else event.node
+    if isinstance(event.data, StatusPublished | StatusPublishFailed | DriftObserved) and event.data.node:
+        return event.data.node
+    return event.node
 
 
 def _of(pod: Pod) -> str:
@@ -219,6 +280,21 @@ def _took(runs: Sequence[PluginRun], seconds: float) -> str:
     if not runs:
         return f" ({_ms(seconds)})"
     return f" ({', '.join(f'{run.type} {_ms(run.seconds)}' for run in runs)})"
+
+
+def _drifts(drifts: Sequence[Drift]) -> str:
+    return "; ".join(
+        f"{drift.ifname} of {drift.network} {drift.kind.value}"
+        + (f", expected {drift.expected}" if drift.expected else "")
+        + (f", found {drift.found}" if drift.found else "")
+        for drift in drifts
+    )
+
+
+def _leak(leak: Leak) -> str:
+    network = f" of {leak.network}" if leak.network else ""
+    holder = f", held by {leak.holder[:SANDBOX_LETTERS]}" if leak.holder else ""
+    return f"{leak.what}{network}{holder} ({leak.kind.value})"
 
 
 def _why(failure: Failure) -> str:

@@ -24,6 +24,10 @@ from events.schema import (
     DetachCompleted,
     DetachFailed,
     DetachRequested,
+    Drift,
+    DriftKind,
+    DriftObserved,
+    DriftRepaired,
     ErrorClass,
     Event,
     EventId,
@@ -35,12 +39,19 @@ from events.schema import (
     InterfaceAttachFailed,
     InterfaceDetached,
     InterfaceDetachFailed,
+    Leak,
+    LeakId,
+    LeakKind,
+    LeakObserved,
+    LeakReclaimed,
     NetworkName,
     NodeName,
     Phase,
     PlannedAttachment,
     PluginRun,
     Pod,
+    ReclaimRequested,
+    RepairRequested,
     RequestId,
     WorkerStarted,
     WorkerStopped,
@@ -458,6 +469,62 @@ def worker_replaced(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
     yield life.add_completed(intent)
 
 
+def _drift(life: Life) -> Drift:
+    plan = life.plans[0]
+    return Drift(kind=DriftKind.LINK_DOWN, network=plan.network, ifname=plan.ifname, expected="up", found="down")
+
+
+def drifted_and_repaired(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+    life = Life(teller, sandbox)
+    yield from life.add()
+    drift = _drift(life)
+    observed = teller.event(DriftObserved(ifname=ETH0, pod=pod_of(sandbox), drifts=(drift,)), sandbox)
+    yield observed
+    request = RequestId(f"repair-{sandbox[-8:]}")
+    intent = teller.event(
+        RepairRequested(request=request, ifname=ETH0, drifts=(drift,), command=7),
+        sandbox,
+        cause=observed.id,
+    )
+    yield intent
+    yield teller.event(
+        DriftRepaired(request=request, ifname=ETH0, drifts=(drift,), seconds=0.01), sandbox, cause=intent.id
+    )
+
+
+def drifted_and_given_up(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+    """The pod is deleted while it drifts: nobody minds its drift any more."""
+    life = Life(teller, sandbox)
+    yield from life.add()
+    drift = _drift(life)
+    yield teller.event(DriftObserved(ifname=ETH0, pod=pod_of(sandbox), drifts=(drift,)), sandbox)
+    yield from life.delete()
+
+
+def leaked_and_reclaimed(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+    """Its DEL never came: the worker sees so twice, is told to reclaim it, and does what a DEL would have."""
+    life = Life(teller, sandbox)
+    yield from life.add()
+    leak = Leak(
+        id=LeakId(f"sandbox/{sandbox}/eth0"),
+        kind=LeakKind.SANDBOX_GONE,
+        what=f"{sandbox[:12]} eth0",
+        holder=sandbox,
+        ifname=ETH0,
+    )
+    evidence = ("the runtime does not know the sandbox", "its namespace is gone")
+    yield teller.event(LeakObserved(leak=leak, evidence=evidence, judged=1), sandbox)
+    observed = teller.event(LeakObserved(leak=leak, evidence=evidence, sightings=2, judged=1), sandbox)
+    yield observed
+    request = RequestId(f"reclaim-{sandbox[-8:]}")
+    intent = teller.event(ReclaimRequested(request=request, leak=leak), sandbox, cause=observed.id)
+    yield intent
+    yield from life.delete(cause=intent.id)
+    yield teller.event(
+        LeakReclaimed(request=request, leak=leak, evidence=evidence, seconds=0.02), sandbox, cause=intent.id
+    )
+
+
 ENDINGS: dict[Story, tuple[IfName, ...]] = {
     attached_and_kept: (ETH0,),
     attached_and_detached: (),
@@ -478,6 +545,9 @@ ENDINGS: dict[Story, tuple[IfName, ...]] = {
     collected: (),
     two_interface_names: (ETH1,),
     worker_replaced: (ETH0,),
+    drifted_and_repaired: (ETH0,),
+    drifted_and_given_up: (),
+    leaked_and_reclaimed: (),
 }
 
 

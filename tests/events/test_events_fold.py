@@ -28,16 +28,27 @@ from events.ledger import Stored
 from events.schema import (
     TYPES,
     AttachPlanned,
+    ComparisonRequested,
     ContainerId,
     Data,
+    Drift,
+    DriftKind,
+    DriftObserved,
     ErrorClass,
     Event,
     EventId,
     Failure,
     IfName,
+    Leak,
+    LeakId,
+    LeakKind,
+    LeakObserved,
+    LeakReclaimFailed,
+    NodeCompared,
     NodeName,
     Phase,
     Pod,
+    ReclaimRequested,
     RequestId,
     SandboxAdopted,
     StatusPublished,
@@ -46,6 +57,8 @@ from events.schema import (
 )
 
 IDS = [EventId(f"id-{number}") for number in range(6)]
+MOVED = Drift(kind=DriftKind.LINK_DOWN, network=stories.planned(0).network, ifname=ETH0)
+LEAK = Leak(id=LeakId("address/10.0.0.2"), kind=LeakKind.ADDRESS_UNOWNED, what="10.0.0.2")
 FAILURE = Failure(error_class=ErrorClass.PLUGIN_FAILED, phase=Phase.ADD, message="no", code=100)
 
 
@@ -82,6 +95,8 @@ def _data() -> st.SearchStrategy[Data]:
         "pid": st.just(1),
         "request": st.just(RequestId("r")),
         "pod": st.just(Pod("default", "p")),
+        "drifts": st.just((MOVED,)),
+        "leak": st.sampled_from([LEAK, msgspec.structs.replace(LEAK, id=LeakId("link/x"))]),
         "results": st.sampled_from([(), ("{}",), ("{}", "{}")]),
         "plan": st.builds(
             AttachPlanned,
@@ -410,3 +425,63 @@ def test_the_reconcilers_events_change_no_sandbox() -> None:
     )
     state = applied([*before, published])
     assert (state.sandboxes, reasons(state)) == (applied(before).sandboxes, [])
+
+
+# --- drift and leaks -------------------------------------------------------------------------------------------------
+
+
+def drifting(teller: Teller, sandbox: ContainerId) -> Event:
+    return teller.event(DriftObserved(ifname=ETH0, pod=Pod("a", "b"), drifts=(MOVED,)), sandbox)
+
+
+def test_drift_is_what_was_seen_last_and_changes_nothing_else() -> None:
+    teller, box = Teller(), container(1)
+    attached = list(Life(teller, box).add())
+    observed = drifting(teller, box)
+    state = applied([*attached, observed])
+    seen = state.sandboxes[SandboxKey(box, ETH0)]
+    assert (seen.drifts, seen.drift) == ((MOVED,), observed.id)
+    before = applied(attached).sandboxes[SandboxKey(box, ETH0)]
+    assert msgspec.structs.replace(seen, drifts=(), drift=EventId("")) == before
+    later = teller.event(DriftObserved(ifname=ETH0, pod=Pod("a", "b")), box)
+    assert applied([*attached, observed, later]).sandboxes[SandboxKey(box, ETH0)] == before
+
+
+def test_a_sandbox_that_is_being_detached_has_no_drift() -> None:
+    teller, box = Teller(), container(1)
+    life = Life(teller, box)
+    story = [*life.add(), drifting(teller, box), life.del_requested(), drifting(teller, box)]
+    assert applied(story).sandboxes[SandboxKey(box, ETH0)].drifts == ()
+
+
+def test_the_reconciler_s_own_observations_leave_the_sandbox_alone() -> None:
+    teller, box = Teller(), container(1)
+    story = [*Life(teller, box).add(), msgspec.structs.replace(drifting(teller, box), node=NodeName(""))]
+    state = applied(story)
+    assert state.sandboxes[SandboxKey(box, ETH0)].drifts == ()
+    assert not state.anomalies
+
+
+def test_a_leak_is_known_from_its_first_sight_until_it_is_gone_or_reclaimed() -> None:
+    teller = Teller()
+    first, second = (teller.event(LeakObserved(leak=LEAK, sightings=n)) for n in (1, 2))
+    intent = teller.event(ReclaimRequested(request=RequestId("r"), leak=LEAK, command=5), cause=second.id)
+    refused = teller.event(LeakReclaimFailed(request=RequestId("r"), leak=LEAK, failure=FAILURE), cause=intent.id)
+    state = applied([first, second, intent, refused])
+    (leaked,) = state.leaks.values()
+    assert (leaked.first_at, leaked.event, leaked.observed.sightings) == (first.at, second.id, 2)
+    assert leaked.refused == FAILURE
+    assert (state.commands, state.pending) == ({teller.node: 5}, {})
+    gone = teller.event(LeakObserved(leak=LEAK, gone=True))
+    assert not applied([first, second, intent, refused, gone]).leaks
+
+
+def test_a_comparison_closes_the_request_for_it_and_one_that_nobody_asked_for_closes_none() -> None:
+    teller = Teller()
+    intent = teller.event(ComparisonRequested(request=RequestId("r")))
+    by_itself = teller.event(NodeCompared(request=RequestId("")))
+    state = applied([intent, by_itself])
+    assert list(state.pending) == [intent.id]
+    assert not state.anomalies
+    closing = teller.event(NodeCompared(request=RequestId("r")), cause=intent.id)
+    assert not applied([intent, closing]).pending

@@ -14,8 +14,13 @@ from events.ledger import Stored
 from events.schema import (
     NO_NODE,
     AttachCompleted,
+    ContainerId,
     Data,
     DetachRequested,
+    Drift,
+    DriftKind,
+    DriftObserved,
+    DriftRepaired,
     ErrorClass,
     Event,
     Failure,
@@ -23,10 +28,18 @@ from events.schema import (
     GcRequested,
     IfName,
     InterfaceAttached,
+    Leak,
+    LeakId,
+    LeakKind,
+    LeakObserved,
+    LeakReclaimed,
     NetworkName,
+    NodeCompared,
     NodeName,
     Phase,
     Pod,
+    ReconcilerElected,
+    RepairRequested,
     RequestId,
     StatusPublished,
     StatusPublishFailed,
@@ -88,6 +101,23 @@ UNKNOWN = Unknown(type="PortOpened", version=3, data=msgspec.Raw(b"{}"))
 OLD_RESULT = '{"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.2/8"}}'
 
 
+MOVED = Drift(
+    kind=DriftKind.MTU_CHANGED,
+    network=NetworkName("shop/n"),
+    ifname=IfName("net1"),
+    expected="1500",
+    found="1400",
+)
+HELD = Leak(
+    id=LeakId("address/n/10.0.0.2"),
+    kind=LeakKind.SANDBOX_GONE,
+    what="10.0.0.2",
+    holder=ContainerId("abcdef" * 6),
+    network="shop/n",
+)
+HELD_IN_WORDS = "10.0.0.2 of shop/n, held by abcdefabcdef (sandbox_gone)"
+
+
 def attached(result: str) -> InterfaceAttached:
     return InterfaceAttached(network=NetworkName("n"), ifname=IfName("net1"), result=result, seconds=0.001)
 
@@ -117,6 +147,36 @@ def attached(result: str) -> InterfaceAttached:
             "worker 1.2 started as epoch 1, process 7: 2 open requests, 1 spooled detach",
         ),
         (WorkerStopped(reason="SIGTERM"), "worker stopped: SIGTERM"),
+        (
+            DriftObserved(ifname=ETH0, pod=Pod("shop", "web"), drifts=(MOVED,)),
+            "drift of shop/web: net1 of shop/n mtu_changed, expected 1500, found 1400",
+        ),
+        (DriftObserved(ifname=ETH0, pod=Pod("shop", "web")), "no drift of shop/web any more"),
+        (
+            RepairRequested(request=R, ifname=ETH0, drifts=(MOVED,), by="alice"),
+            "repair requested by alice: net1 of shop/n mtu_changed, expected 1500, found 1400",
+        ),
+        (
+            DriftRepaired(request=R, ifname=ETH0, drifts=(MOVED,), seconds=0.002),
+            "repaired in 2.0 ms: net1 of shop/n mtu_changed, expected 1500, found 1400",
+        ),
+        (
+            LeakObserved(leak=HELD, evidence=("the namespace is gone", "the runtime does not know it"), sightings=2),
+            f"leak: {HELD_IN_WORDS}, seen 2 times: the namespace is gone; the runtime does not know it",
+        ),
+        (
+            LeakObserved(leak=HELD, gone=True),
+            "no leak any more: 10.0.0.2 of shop/n, held by abcdefabcdef (sandbox_gone)",
+        ),
+        (
+            LeakReclaimed(request=R, leak=HELD),
+            "reclaimed in 0.0 ms: 10.0.0.2 of shop/n, held by abcdefabcdef (sandbox_gone)",
+        ),
+        (
+            NodeCompared(request=R, sandboxes=2, drifted=1, unseen=("the runtime: no socket",)),
+            "compared with the ledger in 0.0 ms: 2 sandboxes, 1 with drift, 0 leaks; not seen: the runtime: no socket",
+        ),
+        (ReconcilerElected(replica="r-1"), "reconciler r-1 took over"),
         (UNKNOWN, "PortOpened version 3, which this version of Plumbline does not know"),
         (attached("torn"), "net1 attached to n, with a result that can't be read (1.0 ms)"),
         (attached("{}"), "net1 attached to n, without address (1.0 ms)"),

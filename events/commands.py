@@ -1,0 +1,66 @@
+"""Commands: what the reconciler, or people, ask a node to do.
+
+They are intents on their way down. A command is an event of one of the types in ``events.schema.COMMANDS``, addressed
+to a node; the node's worker makes it an intent in its own ledger before it acts, under the command's ID as the
+``request``, so that one that comes twice is one. Two implementations pass one contract suite
+(``tests/events/test_events_commands_contract.py``): ``MemoryCommands`` here, and ``events.jetstream_commands``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from events.ledger import LedgerUnavailableError, Stored
+from events.schema import Event, NodeName, decode, encode
+
+
+class Commands(Protocol):
+    """The stream of commands. Sequences rise, with gaps; those of a node's commands are remembered in its ledger."""
+
+    async def send(self, command: Event) -> int:
+        """Return the sequence of *command*, addressed to its ``node``, once it is durable.
+
+        Sending the same command (by id) again returns the sequence it has. Raises LedgerUnavailableError,
+        LedgerFullError, and ConflictError when another reconciler was elected since.
+        """
+        ...
+
+    def receive(self, node: NodeName, after: int = 0) -> AsyncGenerator[Stored, None]:
+        """Yield the commands for *node* behind *after* without end, each once and in order, over reconnects."""
+        ...
+
+
+class MemoryCommands:
+    """The ``Commands`` protocol on a list: for tests of whatever uses it, and the measure of what it must do."""
+
+    def __init__(self) -> None:
+        self._entries: list[bytes] = []
+        self._changed = asyncio.Condition()
+        self.available = True
+
+    async def send(self, command: Event) -> int:
+        """See ``Commands.send``."""
+        if not self.available:
+            raise LedgerUnavailableError("the commands are away")
+        async with self._changed:
+            for index, text in enumerate(self._entries):
+                if decode(text).id == command.id:
+                    return index + 1
+            self._entries.append(encode(command))
+            self._changed.notify_all()
+            return len(self._entries)
+
+    async def receive(self, node: NodeName, after: int = 0) -> AsyncGenerator[Stored, None]:
+        """See ``Commands.receive``."""
+        while True:
+            async with self._changed:
+                while len(self._entries) <= after:
+                    await self._changed.wait()
+                fresh = list(enumerate(self._entries, 1))[after:]
+                after = len(self._entries)
+            for sequence, text in fresh:
+                command = decode(text)
+                if command.node == node:
+                    yield Stored(sequence, command)
