@@ -9,32 +9,35 @@ a runtime that repeats DEL after a week must not turn the story of a sandbox int
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
-from events.fold import Anomaly, Pending, Sandbox, SandboxKey, State
+from events.fold import Anomaly, Leaked, Pending, Sandbox, SandboxKey, State
 from events.ledger import Stored
 from events.schema import (
     ContainerId,
     Event,
     EventId,
+    LeakId,
+    LeakObserved,
+    LeakReclaimed,
+    LeakReclaimFailed,
     NodeName,
-    Pod,
-    StatusPublished,
-    StatusPublishFailed,
-    encode,
 )
 from reconciler.due import Published, became_attached
-from reconciler.results import ResultError, read
+from reconciler.projection.rows import (
+    Row,
+    anomaly_rows,
+    attachment_rows,
+    node_row,
+    pending_row,
+    sandbox_row,
+    status_row,
+)
 from reconciler.status import PodName
 
-Row: TypeAlias = dict[str, Any]
-
-_BIGINT = 2**63 - 1
-
-_encode_sandbox = msgspec.json.Encoder().encode
-_sandbox_decoder = msgspec.json.Decoder(Sandbox)
+LeakKey: TypeAlias = tuple[NodeName, LeakId]
 
 
 class Needed(msgspec.Struct, frozen=True):
@@ -43,6 +46,7 @@ class Needed(msgspec.Struct, frozen=True):
     containers: frozenset[ContainerId]
     intents: frozenset[EventId]
     nodes: frozenset[NodeName]
+    leaks: frozenset[LeakKey]
 
 
 class Loaded(msgspec.Struct, kw_only=True):
@@ -54,6 +58,8 @@ class Loaded(msgspec.Struct, kw_only=True):
     created: dict[SandboxKey, int] = {}
     pending: dict[EventId, Pending] = {}
     epochs: dict[NodeName, int] = {}
+    commands: dict[NodeName, int] = {}
+    leaks: dict[LeakKey, Leaked] = {}
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +74,10 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     nodes: list[Row]
     anomalies: list[Row]
     statuses: list[Row]
+    leaks: list[tuple[NodeName, Leaked]]
+    """What came to be known, or was looked at again, and is held still."""
+    freed: list[LeakKey]
+    """Leaks that are none any more."""
     story: list[tuple[Event, Sandbox | None]]
     """Each event with the sandbox that it belongs to, as it was after it."""
     folded: dict[SandboxKey, Sandbox]
@@ -88,7 +98,17 @@ def needed(batch: Sequence[Stored]) -> Needed:
         containers=frozenset(event.sandbox for _, event in batch if event.sandbox),
         intents=frozenset(event.cause for _, event in batch if event.cause),
         nodes=frozenset(event.node for _, event in batch if event.node),
+        leaks=frozenset(key for _, event in batch if (key := leak_key(event)) is not None),
     )
+
+
+def leak_key(event: Event) -> LeakKey | None:
+    """Return the leak that *event* tells of; None: it tells of none."""
+    match event.data:
+        case LeakObserved(leak=leak) | LeakReclaimed(leak=leak) | LeakReclaimFailed(leak=leak):
+            return event.node, leak.id
+        case _:
+            return None
 
 
 def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
@@ -98,6 +118,8 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
     state.sandboxes.update(loaded.sandboxes)
     state.pending.update(loaded.pending)
     state.epochs.update(loaded.epochs)
+    state.commands.update(loaded.commands)
+    state.leaks.update(loaded.leaks)
     created = dict(loaded.created)
     touched: set[SandboxKey] = set()
     latest: dict[NodeName, Stored] = {}
@@ -117,6 +139,7 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
         odd.extend(state.anomalies)
         state.anomalies.clear()
     changed = [state.sandboxes[key] for key in sorted(touched)]
+    leaks = sorted({key for stored in batch if (key := leak_key(stored.event)) is not None})
     opened = {stored.event.id for stored in batch} | loaded.pending.keys()
     return Changes(
         sequence=state.sequence,
@@ -124,9 +147,13 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
         attachments=[row for sandbox in changed for row in attachment_rows(sandbox)],
         pending=[pending_row(*entry) for entry in state.pending.values() if entry.sequence > loaded.sequence],
         closed=sorted(opened - state.pending.keys()),
-        nodes=[node_row(stored, state.epochs.get(node, 0)) for node, stored in latest.items()],
+        nodes=[
+            node_row(stored, state.epochs.get(node, 0), state.commands.get(node, 0)) for node, stored in latest.items()
+        ],
         anomalies=anomaly_rows(odd),
         statuses=list(statuses.values()),
+        leaks=[(key[0], state.leaks[key]) for key in leaks if key in state.leaks],
+        freed=[key for key in leaks if key not in state.leaks],
         story=story,
         folded=state.sandboxes,
         attached=_pods(box for event, box in story if became_attached(event, box)),
@@ -136,120 +163,3 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
 
 def _pods(sandboxes: Iterable[Sandbox | None]) -> frozenset[PodName]:
     return frozenset(PodName(box.pod.namespace, box.pod.name) for box in sandboxes if box is not None and box.pod.name)
-
-
-def sandbox_row(sandbox: Sandbox, created: int) -> Row:
-    """Return the row of *sandbox*, whose first event had the sequence *created*."""
-    failure = sandbox.failure
-    return {
-        "container_id": sandbox.key.container_id,
-        "ifname": sandbox.key.ifname,
-        "node": sandbox.node,
-        "namespace": sandbox.pod.namespace,
-        "pod": sandbox.pod.name,
-        "uid": sandbox.pod.uid,
-        "netns": sandbox.netns,
-        "phase": sandbox.phase.value,
-        "live": sandbox.holds_something,
-        "error_class": failure.error_class.value if failure is not None else "",
-        "failure": failure.message if failure is not None else "",
-        "requested_at": sandbox.requested_at,
-        "changed_at": sandbox.changed_at,
-        "created": created,
-        "sequence": sandbox.sequence,
-        "fold": _encode_sandbox(sandbox),
-    }
-
-
-def sandbox_of(fold: bytes) -> Sandbox:
-    """Return the sandbox that ``sandbox_row`` put away. Raises msgspec.MsgspecError."""
-    return _sandbox_decoder.decode(fold)
-
-
-def attachment_rows(sandbox: Sandbox) -> list[Row]:
-    """Return the rows of the attachments of *sandbox*, in plan order."""
-    return [
-        {
-            "container_id": sandbox.key.container_id,
-            "sandbox_ifname": sandbox.key.ifname,
-            "place": place,
-            "ifname": attachment.plan.ifname,
-            "network": attachment.plan.network,
-            "cni_name": attachment.plan.cni_name,
-            "is_default": attachment.plan.default,
-            "phase": attachment.phase.value,
-            "addresses": _addresses(attachment.result, attachment.plan.cni_version),
-        }
-        for place, attachment in enumerate(sandbox.attachments)
-    ]
-
-
-def pending_row(event: Event, sequence: int) -> Row:
-    """Return the row of an intent without outcome."""
-    return {
-        "event_id": event.id,
-        "sequence": sequence,
-        "node": event.node,
-        "container_id": event.sandbox,
-        "type": event.type,
-        "at": event.at,
-        "event": encode(event),
-    }
-
-
-def node_row(last: Stored, epoch: int) -> Row:
-    """Return the row of the node whose latest event is *last*."""
-    event = last.event
-    return {
-        "node": event.node,
-        "epoch": min(epoch, _BIGINT),  # a forged one must not stop everybody's projection
-        "boot_id": event.boot_id,
-        "changed_at": event.at,
-        "sequence": last.sequence,
-    }
-
-
-def status_row(stored: Stored) -> Row | None:
-    """Return the row of the pod whose status *stored* says the last word of; None for any other event."""
-    match stored.event.data:
-        case StatusPublished(ifname=ifname, pod=Pod(name=name) as pod, text=text) if name:
-            refused = False
-        case StatusPublishFailed(ifname=ifname, pod=Pod(name=name) as pod, final=True) if name:
-            text, refused = "", True
-        case _:
-            return None
-    return {
-        "namespace": pod.namespace,
-        "pod": pod.name,
-        "uid": pod.uid,
-        "container_id": stored.event.sandbox,
-        "ifname": ifname,
-        "intent": stored.event.cause,
-        "text": text,
-        "refused": refused,
-        "at": stored.event.at,
-        "sequence": stored.sequence,
-    }
-
-
-def anomaly_rows(odd: Iterable[Anomaly]) -> list[Row]:
-    """Return the rows of anomalies."""
-    return [
-        {
-            "sequence": anomaly.sequence,
-            "reason": anomaly.reason,
-            "event_id": anomaly.event_id,
-            "type": anomaly.type,
-            "container_id": anomaly.sandbox,
-        }
-        for anomaly in odd
-    ]
-
-
-def _addresses(result: str, cni_version: str) -> str:
-    if not result:
-        return ""
-    try:
-        return " ".join(ip.address for ip in read(result, cni_version).ips)
-    except ResultError:
-        return ""  # the recorded text itself is in the fold, and whoever publishes it complains

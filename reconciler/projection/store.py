@@ -15,16 +15,18 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 from sqlalchemy.dialects import postgresql, sqlite
 
-from events.fold import Pending, Sandbox, SandboxKey
+from events.fold import Leaked, Pending, Sandbox, SandboxKey
 from events.ledger import Stored
-from events.schema import ContainerId, EventId, IfName, NodeName, decode
+from events.schema import ContainerId, EventId, IfName, LeakId, NodeName, decode
 from reconciler.due import Published
 from reconciler.projection.engine import ProjectionError, open_engine, transaction
-from reconciler.projection.project import Changes, Loaded, Needed, Row, needed, project, sandbox_of
+from reconciler.projection.project import Changes, Loaded, Needed, needed, project
+from reconciler.projection.rows import Row, leak_row, leaked_of, sandbox_of
 from reconciler.projection.schema import upgrade
 from reconciler.projection.tables import (
     anomalies,
     attachments,
+    leaks,
     metadata,
     nodes,
     pending,
@@ -92,6 +94,16 @@ class Store:
                 judged.append(judge(name, [sandbox_of(row.fold) for row in same], _status_of(same[0])))
             return judged
 
+    def drifting(self) -> list[Sandbox]:
+        """Return the live sandboxes that their node differs from, oldest first. Raises DatabaseAwayError."""
+        with self._transaction() as connection:
+            return [sandbox_of(fold) for (fold,) in connection.execute(_DRIFTING)]
+
+    def leaks(self) -> list[tuple[NodeName, Leaked]]:
+        """Return what is held without a live attachment, and where, oldest first. Raises DatabaseAwayError."""
+        with self._transaction() as connection:
+            return [(NodeName(node), leaked_of(fold)) for node, fold in connection.execute(_LEAKS)]
+
     def live_phases(self) -> Mapping[str, int]:
         """Return how many live sandboxes are in each phase. Raises DatabaseAwayError."""
         phase = sandboxes.c.phase
@@ -136,6 +148,9 @@ class Store:
         self._put(connection, pending, changes.pending)
         self._put(connection, nodes, changes.nodes)
         self._put(connection, statuses, changes.statuses)
+        if changes.freed:
+            connection.execute(_DELETE_LEAKS, [{"on": node, "id": leak_id} for node, leak_id in changes.freed])
+        self._put(connection, leaks, [leak_row(node, leaked) for node, leaked in changes.leaks])
         self._put(connection, anomalies, changes.anomalies)
         self._set_position(connection, changes.sequence)
 
@@ -170,7 +185,19 @@ _SANDBOXES = (
 _PENDING = sa.select(pending.c.event_id, pending.c.sequence, pending.c.event).where(
     pending.c.event_id.in_(sa.bindparam("ids", expanding=True))
 )
-_EPOCHS = sa.select(nodes.c.node, nodes.c.epoch).where(nodes.c.node.in_(sa.bindparam("ids", expanding=True)))
+_DELETE_LEAKS = sa.delete(leaks).where(leaks.c.node == sa.bindparam("on"), leaks.c.leak_id == sa.bindparam("id"))
+_LEAKS = sa.select(leaks.c.node, leaks.c.fold).order_by(leaks.c.first_at, leaks.c.node, leaks.c.leak_id)
+_SOME_LEAKS = sa.select(leaks.c.node, leaks.c.leak_id, leaks.c.fold).where(
+    sa.tuple_(leaks.c.node, leaks.c.leak_id).in_(sa.bindparam("keys", expanding=True))
+)
+_DRIFTING = (
+    sa.select(sandboxes.c.fold)
+    .where(sa.text("sandboxes.drifting"), sandboxes.c.live)  # as the index has it
+    .order_by(sandboxes.c.created)
+)
+_NODES = sa.select(nodes.c.node, nodes.c.epoch, nodes.c.command).where(
+    nodes.c.node.in_(sa.bindparam("ids", expanding=True))
+)
 _PUBLISHED = sa.select(statuses).where(
     sa.tuple_(statuses.c.namespace, statuses.c.pod).in_(sa.bindparam("pods", expanding=True))
 )
@@ -209,8 +236,13 @@ def _load(connection: sa.Connection, what: Needed, done: int) -> Loaded:
         for event_id, sequence, event in rows:
             loaded.pending[EventId(event_id)] = Pending(decode(event), sequence)
     if what.nodes:
-        rows = connection.execute(_EPOCHS, {"ids": list(what.nodes)})
-        loaded.epochs.update({NodeName(node): epoch for node, epoch in rows})
+        rows = connection.execute(_NODES, {"ids": list(what.nodes)})
+        for node, epoch, command in rows:
+            loaded.epochs[NodeName(node)], loaded.commands[NodeName(node)] = epoch, command
+    if what.leaks:
+        rows = connection.execute(_SOME_LEAKS, {"keys": list(what.leaks)})
+        for node, leak_id, fold in rows:
+            loaded.leaks[NodeName(node), LeakId(leak_id)] = leaked_of(fold)
     return loaded
 
 

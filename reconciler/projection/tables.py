@@ -1,7 +1,8 @@
 """The projection's tables.
 
-Columns are for people and their queries. ``sandboxes.fold`` and ``pending.event`` are for the projection itself: with
-them the rows hold all that the fold needs to go on, so nothing has to be kept in memory or read again.
+Columns are for people and their queries. ``sandboxes.fold``, ``leaks.fold`` and ``pending.event`` are for the
+projection itself: with them the rows hold all that the fold needs to go on, so nothing has to be kept in memory or
+read again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ nodes = sa.Table(
     metadata,
     sa.Column("node", sa.Text, primary_key=True),
     sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("command", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("boot_id", sa.Text, nullable=False),
     sa.Column("changed_at", sa.Text, nullable=False),
     sa.Column("sequence", sa.BigInteger, nullable=False),
@@ -40,6 +42,7 @@ sandboxes = sa.Table(
     sa.Column("netns", sa.Text, nullable=False),
     sa.Column("phase", sa.Text, nullable=False),
     sa.Column("live", sa.Boolean, nullable=False),
+    sa.Column("drifting", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("error_class", sa.Text, nullable=False),
     sa.Column("failure", sa.Text, nullable=False),
     sa.Column("requested_at", sa.Text, nullable=False),
@@ -49,8 +52,12 @@ sandboxes = sa.Table(
     sa.Column("fold", sa.LargeBinary, nullable=False),
     sa.Index("sandboxes_by_pod", "namespace", "pod"),
     sa.Index("sandboxes_by_phase", "live", "phase"),
+    sa.Index(
+        "sandboxes_drifting", "container_id", sqlite_where=sa.text("drifting"), postgresql_where=sa.text("drifting")
+    ),
 )
-"""One row for each sandbox there ever was. ``live``: it may hold something on the node. ``created`` is the sequence of
+"""One row for each sandbox there ever was. ``live``: it may hold something on the node. ``drifting``:
+the node differs from it, as of the last look. ``created`` is the sequence of
 its first event, ``sequence`` that of its last."""
 
 attachments = sa.Table(
@@ -91,6 +98,28 @@ anomalies = sa.Table(
     sa.Column("container_id", sa.Text, nullable=False),
 )
 """Events that did not fit what came before them."""
+
+leaks = sa.Table(
+    "leaks",
+    metadata,
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("leak_id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("what", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("ifname", sa.Text, nullable=False),
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("sightings", sa.BigInteger, nullable=False),
+    sa.Column("error_class", sa.Text, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.Column("first_at", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("fold", sa.LargeBinary, nullable=False),
+)
+"""What is held without a live attachment, as of the last look at it. ``failure`` says why it was not freed when that
+was last tried."""
 
 statuses = sa.Table(
     "statuses",

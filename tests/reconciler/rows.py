@@ -10,9 +10,10 @@ import sqlalchemy as sa
 
 from events.fold import SandboxKey, State
 from events.ledger import Stored
-from reconciler.projection.project import (
+from reconciler.projection.rows import (
     anomaly_rows,
     attachment_rows,
+    leak_row,
     node_row,
     pending_row,
     sandbox_row,
@@ -43,7 +44,11 @@ def folded(events: Iterable[Stored], ledger: str = "NODE") -> dict[str, Table]:
     return _sorted(
         {
             "position": [{"ledger": ledger, "sequence": state.sequence}] if state.sequence else [],
-            "nodes": [node_row(stored, state.epochs.get(stored.event.node, 0)) for stored in latest.values()],
+            "nodes": [
+                node_row(stored, state.epochs.get(stored.event.node, 0), state.commands.get(stored.event.node, 0))
+                for stored in latest.values()
+            ],
+            "leaks": [leak_row(node, leaked) for (node, _), leaked in state.leaks.items()],
             "sandboxes": [sandbox_row(sandbox, created[key]) for key, sandbox in state.sandboxes.items()],
             "attachments": [row for sandbox in state.sandboxes.values() for row in attachment_rows(sandbox)],
             "pending": [pending_row(*entry) for entry in state.pending.values()],

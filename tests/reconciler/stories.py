@@ -19,6 +19,11 @@ from events.schema import (
     DetachCompleted,
     DetachFailed,
     DetachRequested,
+    Drift,
+    DriftKind,
+    DriftObserved,
+    DriftRepaired,
+    DriftRepairFailed,
     ErrorClass,
     Event,
     EventId,
@@ -28,12 +33,20 @@ from events.schema import (
     InterfaceAttachFailed,
     InterfaceDetached,
     InterfaceDetachFailed,
+    Leak,
+    LeakId,
+    LeakKind,
+    LeakObserved,
+    LeakReclaimed,
+    LeakReclaimFailed,
     NetworkName,
     NodeName,
     Phase,
     PlannedAttachment,
     PluginRun,
     Pod,
+    ReclaimRequested,
+    RepairRequested,
     RequestId,
     WorkerStarted,
     new_event_id,
@@ -141,6 +154,46 @@ class Node:
             yield self.event(DetachFailed(request=request, ifname=ETH0, failure=failure), sandbox, asked.id)
         else:
             yield self.event(DetachCompleted(request=request, ifname=ETH0, seconds=0.01), sandbox, asked.id)
+
+    def drift(self, sandbox: str, pod: Pod, *, ends: str = "") -> Iterator[Event]:
+        """A link goes down; it is to be repaired, which *ends* as ``repaired``, ``failed`` or not yet."""
+        drifts = (Drift(kind=DriftKind.LINK_DOWN, network=NetworkName(NETWORKS[0]), ifname=ETH0, expected="up"),)
+        seen = self.event(DriftObserved(ifname=ETH0, pod=pod, drifts=drifts), sandbox)
+        yield seen
+        request = RequestId(f"repair-{seen.id}")
+        asked = self.event(RepairRequested(request=request, ifname=ETH0, drifts=drifts, command=7), sandbox, seen.id)
+        yield asked
+        if ends == "repaired":
+            yield self.event(DriftRepaired(request=request, ifname=ETH0, drifts=drifts), sandbox, asked.id)
+        if ends == "failed":
+            failure = failure_of(Phase.REPAIR, NETWORKS[0])
+            failed = DriftRepairFailed(request=request, ifname=ETH0, failure=failure, left=drifts)
+            yield self.event(failed, sandbox, asked.id)
+
+    def leak(self, sandbox: str, *, ends: str = "") -> Iterator[Event]:
+        """An address is held by *sandbox*, a stranger; *ends* is ``reclaimed``, ``failed``, ``gone`` or not yet."""
+        leak = Leak(
+            id=LeakId(f"address/k8s-pod-network/10.0.0.9/{sandbox[:4]}"),
+            kind=LeakKind.ADDRESS_UNOWNED,
+            what="10.0.0.9",
+            holder=ContainerId(sandbox),
+            network=NETWORKS[0],
+            path="/var/lib/cni/networks/k8s-pod-network/10.0.0.9",
+        )
+        yield self.event(LeakObserved(leak=leak, evidence=("nobody knows its holder",)), sandbox)
+        seen = self.event(LeakObserved(leak=leak, evidence=("nobody knows its holder",), sightings=2), sandbox)
+        yield seen
+        if ends == "gone":
+            yield self.event(LeakObserved(leak=leak, gone=True), sandbox)
+            return
+        request = RequestId(f"reclaim-{seen.id}")
+        asked = self.event(ReclaimRequested(request=request, leak=leak, command=8), sandbox, seen.id)
+        yield asked
+        if ends == "reclaimed":
+            yield self.event(LeakReclaimed(request=request, leak=leak), sandbox, asked.id)
+        if ends == "failed":
+            failure = failure_of(Phase.RECLAIM, NETWORKS[0])
+            yield self.event(LeakReclaimFailed(request=request, leak=leak, failure=failure), sandbox, asked.id)
 
     def _fail(self, sandbox: str, cause: EventId, plans: Sequence[PlannedAttachment], index: int) -> Iterator[Event]:
         failure = failure_of(Phase.ADD, plans[index].network)

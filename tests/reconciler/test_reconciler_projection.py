@@ -243,6 +243,56 @@ def test_rows_that_cannot_be_read_are_said_in_one_sentence(database: Path) -> No
     store.close()
 
 
+def test_of_what_drifts_it_is_told_until_it_is_as_it_was_or_on_its_way_out(database: Path) -> None:
+    node, pod = Node(), Pod("d", "p", "u")
+    attached = [*node.attach("a" * 64, pod), *node.attach("b" * 64, pod), *node.attach("c" * 64, pod)]
+    drifted = [
+        *node.drift("b" * 64, pod, ends="failed"),
+        *node.drift("a" * 64, pod, ends="repaired"),
+        *node.drift("c" * 64, pod),
+    ]
+    (asked, *_) = node.detach("c" * 64, pod)
+    events = stored([*attached, *drifted, asked])
+    project(database, events, [len(attached), len(events) - 1])
+    store = Store(f"sqlite:///{database}", "NODE")
+    drifting = store.drifting()
+    store.close()
+    assert stored_in(database) == folded(events)
+    assert [(box.key.container_id, [drift.kind for drift in box.drifts]) for box in drifting] == [
+        ("b" * 64, ["link_down"])
+    ]
+
+
+def test_of_leaks_it_is_told_until_they_are_none(database: Path) -> None:
+    node, other = Node(), Node("node-2")
+    before = [*node.leak("a" * 64), *other.leak("a" * 64, ends="failed")]
+    after = [*node.leak("b" * 64, ends="reclaimed"), *node.leak("a" * 64, ends="gone"), *other.leak("c" * 64)]
+    events = stored([*before, *after])
+    project(database, events[: len(before)])
+    store = Store(f"sqlite:///{database}", "NODE")
+    open_before = store.leaks()
+    changes = store.apply(events[len(before) :])
+    open_after = store.leaks()
+    store.close()
+    assert changes is not None
+    assert stored_in(database) == folded(events)
+    assert [(name, leaked.observed.sightings, leaked.refused is None) for name, leaked in open_before] == [
+        ("node-1", 2, True),
+        ("node-2", 2, False),
+    ]
+    assert [(name, leaked.observed.leak.holder[0]) for name, leaked in open_after] == [("node-2", "a"), ("node-2", "c")]
+    assert [(name, leaked.observed.leak.holder[0]) for name, leaked in changes.leaks] == [("node-2", "c")]
+
+
+def test_of_a_node_the_last_command_that_it_took_is_known(database: Path) -> None:
+    node = Node()
+    events = stored([node.start(), *node.leak("a" * 64), *node.drift("b" * 64, Pod())])
+    project(database, events, [3])
+    (row,) = (dict(row) for row in stored_in(database)["nodes"])
+    assert (row["epoch"], row["command"]) == (2, 8)
+    assert [dict(row)["type"] for row in stored_in(database)["pending"]] == ["ReclaimRequested", "RepairRequested"]
+
+
 @st.composite
 def nonsense(draw: st.DrawFn) -> list[Event]:
     """Draw stories that are cut, mixed, repeated and misattributed."""
@@ -252,7 +302,7 @@ def nonsense(draw: st.DrawFn) -> list[Event]:
     events: list[Event] = []
     for _ in range(draw(st.integers(1, 6))):
         sandbox, pod = draw(st.sampled_from(sandboxes)), draw(st.sampled_from(pods))
-        story = draw(st.sampled_from(["attach", "fail", "detach", "start", "lone", "unknown"]))
+        story = draw(st.sampled_from(["attach", "fail", "detach", "start", "lone", "drift", "leak", "unknown"]))
         if story == "attach":
             part = list(node.attach(sandbox, pod))
         elif story == "fail":
@@ -261,6 +311,10 @@ def nonsense(draw: st.DrawFn) -> list[Event]:
             part = list(node.detach(sandbox, pod, fails=draw(st.booleans())))
         elif story == "start":
             part = [node.start()]
+        elif story == "drift":
+            part = list(node.drift(sandbox, pod, ends=draw(st.sampled_from(["", "repaired", "failed"]))))
+        elif story == "leak":
+            part = list(node.leak(sandbox, ends=draw(st.sampled_from(["", "reclaimed", "failed", "gone"]))))
         elif story == "lone":
             asked = DetachRequested(
                 request=RequestId("r"), ifname=IfName(draw(st.sampled_from(["eth0", "net9"]))), pod=pod
