@@ -38,6 +38,7 @@ from nodeworker.interfaces.runner import WayRunners
 from nodeworker.lock import only_worker
 from nodeworker.logfile import LogFiles
 from nodeworker.metrics import WorkerMetrics
+from nodeworker.orders import Orders
 from nodeworker.patience import seconds_since, seconds_until
 from nodeworker.publication import StatusWait
 from nodeworker.readiness import Readiness
@@ -128,7 +129,10 @@ class _Worker:
             self._recorder, detacher, self._source, runners, section, self._metrics, readiness, device_sources, statuses
         )
         collector = GarbageCollector(self._recorder, self._answers, runners, section, readiness)
-        dispatcher = Dispatcher(attacher, detacher, collector, self._answers, statuses, tasks, section.concurrency)
+        orders = Orders(self._recorder, {})
+        dispatcher = Dispatcher(
+            attacher, detacher, collector, orders, self._answers, statuses, tasks, section.concurrency
+        )
         checker = Checker(self._recorder, runners, section, self._source, self._ledger_connected)
         upkeep = Upkeep(self._recorder, dispatcher, self._answers, self._spool, self._metrics)
         request_log = RequestLog(section.network, self._log_files)

@@ -8,8 +8,10 @@ nothing and is not recorded, takes its turn among them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
 
 import structlog
@@ -18,12 +20,15 @@ from events.fold import Pending, SandboxKey
 from events.ledger import Stored
 from events.schema import (
     AttachRequested,
+    ComparisonRequested,
     DetachRequested,
     ErrorClass,
     Event,
     EventId,
     GcRequested,
     Phase,
+    ReclaimRequested,
+    RepairRequested,
     RequestId,
 )
 from nodeworker.answers import Answers, Reply, refusal
@@ -31,6 +36,7 @@ from nodeworker.attach import Attacher
 from nodeworker.detach import Detacher
 from nodeworker.errors import failed, internal
 from nodeworker.gc import GarbageCollector
+from nodeworker.orders import Orders
 from nodeworker.patience import Patience, seconds_until
 from nodeworker.publication import StatusWait
 
@@ -54,6 +60,7 @@ class Dispatcher:
         attacher: Attacher,
         detacher: Detacher,
         collector: GarbageCollector,
+        orders: Orders,
         answers: Answers,
         statuses: StatusWait,
         tasks: asyncio.TaskGroup,
@@ -62,6 +69,7 @@ class Dispatcher:
         self._attacher = attacher
         self._detacher = detacher
         self._collector = collector
+        self._orders = orders
         self._answers = answers
         self._statuses = statuses
         self._tasks = tasks
@@ -97,6 +105,10 @@ class Dispatcher:
                 self._queue(event, data.request, data.config, lambda: self._detacher.detach(event, data))
             case GcRequested():
                 self._queue(event, data.request, data.config, lambda: self._collector.collect(event, data))
+            case RepairRequested():
+                self._queue(event, data.request, "", lambda: self._orders.fulfil(event, data))
+            case ReclaimRequested() | ComparisonRequested():
+                self._queue(event, data.request, "", lambda: self._orders.fulfil(event, data), aside=True)
             case _:
                 raise TypeError(f"{event.type} is not an intent")
 
@@ -114,7 +126,7 @@ class Dispatcher:
                 if not turn.done():
                     turn.set_result(reply)
 
-        self._enqueue(container_id, job)
+        self._enqueue(container_id, job, self._places)
         return await turn
 
     def abandon(self, request: RequestId) -> None:
@@ -145,7 +157,16 @@ class Dispatcher:
         finally:
             self._patience.pop(data.request, None)
 
-    def _queue(self, event: Event, request: RequestId, config: str, work: Callable[[], Awaitable[Reply]]) -> None:
+    def _queue(
+        self,
+        event: Event,
+        request: RequestId,
+        config: str,
+        work: Callable[[], Awaitable[Reply]],
+        *,
+        aside: bool = False,
+    ) -> None:
+        """Have *work* done in its container's turn; *aside*: at once, as it may itself ask for detaches and wait."""
         self._answers.open(request)
         self._under_way.add(event.id)
 
@@ -159,7 +180,7 @@ class Dispatcher:
                 self._under_way.discard(event.id)
             self._answer(event, request, reply)
 
-        self._enqueue(event.sandbox, job)
+        self._enqueue(event.id if aside else event.sandbox, job, contextlib.nullcontext() if aside else self._places)
 
     def _answer(self, intent: Event, request: RequestId, reply: Reply) -> None:
         """Give the answer; where the pod's status is to be published first, later, in nobody's place or queue."""
@@ -173,24 +194,24 @@ class Dispatcher:
         task.add_done_callback(self._held.discard)
         task.add_done_callback(lambda _: self._answers.give(request, reply))  # also where it is cancelled
 
-    def _enqueue(self, container_id: str, job: Job) -> None:
-        if (queue := self._queues.get(container_id)) is not None:
+    def _enqueue(self, name: str, job: Job, places: AbstractAsyncContextManager[None]) -> None:
+        if (queue := self._queues.get(name)) is not None:
             queue.append(job)
             return
-        self._queues[container_id] = deque()
-        task = self._tasks.create_task(self._work(container_id, job), name=f"sandbox-{container_id[:12]}")
+        self._queues[name] = deque()
+        task = self._tasks.create_task(self._work(name, job, places), name=f"queue-{name[:12]}")
         self._at_work.add(task)
         task.add_done_callback(self._at_work.discard)
 
-    async def _work(self, container_id: str, job: Job | None) -> None:
-        """Do the jobs of one container until there are none."""
-        queue = self._queues[container_id]
+    async def _work(self, name: str, job: Job | None, places: AbstractAsyncContextManager[None]) -> None:
+        """Do the jobs of one queue until there are none."""
+        queue = self._queues[name]
         while job is not None:
-            async with self._places:
+            async with places:
                 self.in_progress += 1
                 try:
                     await job()
                 finally:
                     self.in_progress -= 1
             job = queue.popleft() if queue else None
-        del self._queues[container_id]
+        del self._queues[name]

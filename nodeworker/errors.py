@@ -31,6 +31,8 @@ CNI_CODES: Mapping[ErrorClass, int] = {
     ErrorClass.DEVICE_UNAVAILABLE: 11,
     ErrorClass.NODE_NOT_READY: 11,
     ErrorClass.API_REFUSED: 105,
+    ErrorClass.NOT_REPAIRABLE: 106,
+    ErrorClass.EVIDENCE_CHANGED: 107,
     ErrorClass.LEDGER_UNAVAILABLE: 11,
     ErrorClass.LEDGER_FULL: 11,
     ErrorClass.ABANDONED: 11,

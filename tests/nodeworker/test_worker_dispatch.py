@@ -8,17 +8,31 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
-from worker_harness import BOX, NODE, attach, detach, until
+from worker_harness import BOX, ETH0, NODE, attach, detach, until
 
 from events.ledger import Stored
 from events.memory import MemoryLedger
-from events.schema import ContainerId, Data, ErrorClass, Event, EventId, GcRequested, RequestId
+from events.schema import (
+    ContainerId,
+    Data,
+    ErrorClass,
+    Event,
+    EventId,
+    GcRequested,
+    Leak,
+    LeakId,
+    LeakKind,
+    ReclaimRequested,
+    RepairRequested,
+    RequestId,
+)
 from nodeworker.answers import OK, Answers, Reply, refusal
 from nodeworker.attach import Attacher
 from nodeworker.detach import Detacher
 from nodeworker.dispatch import Dispatcher
 from nodeworker.gc import GarbageCollector
 from nodeworker.metrics import WorkerMetrics
+from nodeworker.orders import Orders
 from nodeworker.patience import Patience, deadline_in
 from nodeworker.publication import StatusWait
 
@@ -42,6 +56,9 @@ class Work:
 
     async def detach(self, event: Event, data: object) -> Reply:
         return await self.collect(event, data)
+
+    async def fulfil(self, event: Event, order: object) -> Reply:
+        return await self.collect(event, order)
 
     async def collect(self, event: Event, data: object) -> Reply:
         self.begun.append(event.id)
@@ -103,6 +120,7 @@ async def dispatching(
             cast("Attacher", work),
             cast("Detacher", work),
             cast("GarbageCollector", work),
+            cast("Orders", work),
             answers,
             statuses or StatusWait(MemoryLedger(), 0.0, WorkerMetrics()),
             tasks,
@@ -268,3 +286,19 @@ async def test_what_does_not_end_in_time_is_left_to_the_next_worker(work: Work, 
         await dispatcher.finish(0.05)
     assert answers.given(RequestId("d1"))
     assert not answers.given(RequestId("d2"))
+
+
+async def test_a_repair_takes_its_turn_and_a_reclaim_does_not_wait_for_what_it_may_itself_wait_for(
+    work: Work, answers: Answers
+) -> None:
+    leak = Leak(id=LeakId("sandbox/box/eth0"), kind=LeakKind.SANDBOX_GONE, what="box")
+    async with dispatching(work, answers, concurrency=1) as dispatcher:
+        dispatcher.dispatch(deleting("d1"))
+        dispatcher.dispatch(stored("repair", RepairRequested(request=RequestId("repair"), ifname=ETH0, drifts=())))
+        dispatcher.dispatch(stored("reclaim", ReclaimRequested(request=RequestId("reclaim"), leak=leak)))
+        await until(lambda: work.under_way == {"d1", "reclaim"})
+        work.go("d1")
+        await until(lambda: work.under_way == {"repair", "reclaim"})
+        work.go("repair", "reclaim")
+        await asyncio.gather(*(answers.wait(RequestId(name)) for name in ("d1", "repair", "reclaim")))
+    assert (dispatcher.queue_depth, dispatcher.in_progress) == (0, 0)
