@@ -12,23 +12,32 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from events.ledger import LedgerUnavailableError, Stored
+from events import subjects
+from events.ledger import ConflictError, Expect, LedgerUnavailableError, Stored
 from events.schema import Event, NodeName, decode, encode
 
 
 class Commands(Protocol):
     """The stream of commands. Sequences rise, with gaps; those of a node's commands are remembered in its ledger."""
 
-    async def send(self, command: Event) -> int:
+    async def send(self, command: Event, expect: Expect | None = None) -> int:
         """Return the sequence of *command*, addressed to its ``node``, once it is durable.
 
         Sending the same command (by id) again returns the sequence it has. Raises LedgerUnavailableError,
-        LedgerFullError, and ConflictError when another reconciler was elected since.
+        LedgerFullError, and ConflictError when *expect*, of the subject of commands, does not hold: another reconciler
+        was elected since (see ``events.election``).
         """
         ...
 
+    async def last(self, subject: str) -> Stored | None:
+        """Return the newest command on *subject*. Raises LedgerUnavailableError."""
+        ...
+
     def receive(self, node: NodeName, after: int = 0) -> AsyncGenerator[Stored, None]:
-        """Yield the commands for *node* behind *after* without end, each once and in order, over reconnects."""
+        """Yield the commands for *node* behind *after* without end, each once and in order, over reconnects.
+
+        Only where the stream has lost what it had, which it tells by sequences below *after*, all it has come again.
+        """
         ...
 
 
@@ -40,20 +49,33 @@ class MemoryCommands:
         self._changed = asyncio.Condition()
         self.available = True
 
-    async def send(self, command: Event) -> int:
+    async def send(self, command: Event, expect: Expect | None = None) -> int:
         """See ``Commands.send``."""
-        if not self.available:
-            raise LedgerUnavailableError("the commands are away")
+        self._check()
         async with self._changed:
             for index, text in enumerate(self._entries):
                 if decode(text).id == command.id:
                     return index + 1
+            if expect is not None:
+                last = await self.last(expect.subject)
+                if (last.sequence if last is not None else 0) != expect.sequence:
+                    raise ConflictError(f"the last command on {expect.subject} is not {expect.sequence}")
             self._entries.append(encode(command))
             self._changed.notify_all()
             return len(self._entries)
 
+    async def last(self, subject: str) -> Stored | None:
+        """See ``Commands.last``."""
+        self._check()
+        for sequence in range(len(self._entries), 0, -1):
+            command = decode(self._entries[sequence - 1])
+            if subjects.matches(subjects.command(command.node, command.type), subject):
+                return Stored(sequence, command)
+        return None
+
     async def receive(self, node: NodeName, after: int = 0) -> AsyncGenerator[Stored, None]:
         """See ``Commands.receive``."""
+        after = after if after <= len(self._entries) else 0
         while True:
             async with self._changed:
                 while len(self._entries) <= after:
@@ -64,3 +86,7 @@ class MemoryCommands:
                 command = decode(text)
                 if command.node == node:
                     yield Stored(sequence, command)
+
+    def _check(self) -> None:
+        if not self.available:
+            raise LedgerUnavailableError("the commands are away")

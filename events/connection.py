@@ -26,8 +26,9 @@ MessageCallback: TypeAlias = Callable[[Msg], Awaitable[None]]
 RETRY = 0.2
 """Seconds between two attempts."""
 
-_PASSING = frozenset({10008, 10009, 10158, 10167})
-"""JetStream error codes that ask for patience: no leader yet, the same message is being stored, too many requests."""
+_PASSING = frozenset({10008, 10009, 10158, 10164, 10167})
+"""JetStream error codes that ask for patience: no leader yet, the same message is being stored, or another of which the
+same is expected, too many requests."""
 
 
 class ApiError(msgspec.Struct, frozen=True):
@@ -88,7 +89,7 @@ class Connection:
             client = Client()
             try:
                 await client.connect(
-                    self._url,
+                    self._url.split(","),
                     token=self._token or None,
                     name=self._name,
                     error_cb=self._on_error,

@@ -3,84 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any
 
-import msgspec
 import structlog
 
 from events import subjects
-from events.connection import RETRY, ApiError, Connection
+from events.connection import RETRY, Connection
 from events.hearing import hearing
-from events.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
+from events.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableError, Stored
 from events.notices import Notice
 from events.pull import ConsumerLostError, Puller
-from events.schema import Event, EventId, MalformedEventError, decode, encode
+from events.schema import Event, MalformedEventError, decode, encode
+from events.streams import NODE_STREAM, Stream, StreamConfig, lasting
 
 log = structlog.get_logger(__name__)
 
-_WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
-_NO_ROOM = frozenset({10023, 10047})
-_NOT_STORED = 10077  # for a reason that only its description tells
-_NO_STREAM = 10059
-_NO_MESSAGE = 10037
-_APPEND = 0.5  # a request that a server took to its grave is not answered by the next one
-_API = 2.0
 _SUBJECT_BYTES = 1024  # a command line longer than 4096 ends the connection, and readers' are longer than the subject
-
-
-class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The properties of a stream that Plumbline decides; the server's defaults rule the rest."""
-
-    name: str
-    subjects: tuple[str, ...] = (f"{subjects.ROOT}.>",)
-    storage: str = "file"
-    retention: str = "limits"
-    discard: str = "new"
-    num_replicas: int = 1
-    max_age: int = 0
-    """Nanoseconds; 0: no limit."""
-    max_bytes: int = -1
-    duplicate_window: int = 120_000_000_000
-    allow_direct: bool = True
-
-
-NODE_STREAM = StreamConfig(name="NODE")
-
-
-class _Ack(msgspec.Struct):
-    seq: int = 0
-    error: ApiError | None = None
-
-
-class _StreamState(msgspec.Struct):
-    last_seq: int = 0
-
-
-class _StreamInfo(msgspec.Struct):
-    config: dict[str, Any] = {}
-    state: _StreamState = msgspec.field(default_factory=_StreamState)
-    error: ApiError | None = None
-
-
-class _StoredMessage(msgspec.Struct):
-    seq: int
-    data: str = ""
-
-
-class _MessageAnswer(msgspec.Struct):
-    message: _StoredMessage | None = None
-    error: ApiError | None = None
-
-
-class _Purged(msgspec.Struct):
-    purged: int = 0
-    error: ApiError | None = None
-
-
-_ack = msgspec.json.Decoder(_Ack)
 
 
 class JetStreamLedger:
@@ -90,9 +29,11 @@ class JetStreamLedger:
     own server takes less than one.
     """
 
-    def __init__(self, connection: Connection, stream: str, observe: Callable[[float], None]) -> None:
-        self.stream = stream
-        self._connection = connection
+    def __init__(self, connection: Connection, config: StreamConfig, observe: Callable[[float], None]) -> None:
+        self.stream = config.name
+        self.connection = connection
+        self._stream = Stream(connection, config.name)
+        self._ages = config.max_age > 0
         self._observe = observe
 
     @classmethod
@@ -112,10 +53,10 @@ class JetStreamLedger:
         the stream.
         """
         connection = Connection(url, token, name, patience)
-        ledger = cls(connection, config.name, observe_ack)
+        ledger = cls(connection, config, observe_ack)
         try:
             await connection.open()
-            await ledger._ensure_stream(config)
+            await ledger._stream.ensure(config)
         except BaseException:
             await connection.close()
             raise
@@ -124,12 +65,12 @@ class JetStreamLedger:
     @property
     def generation(self) -> int:
         """Counts the connections made."""
-        return self._connection.made
+        return self.connection.made
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._connection.up
+        return self.connection.up
 
     async def append(self, event: Event, expect: Expect | None = None) -> int:
         """See ``Ledger.append``."""
@@ -138,41 +79,27 @@ class JetStreamLedger:
         subject = subjects.subject(event.node, event.sandbox, event.type)
         if len(subject) > _SUBJECT_BYTES:
             raise LedgerError(f"the ledger can't confirm {event.type}: its node and sandbox make a subject too long")
-        headers: dict[str, str] = {"Nats-Msg-Id": event.id}
-        if expect is not None:
-            headers["Nats-Expected-Last-Subject-Sequence"] = str(expect.sequence)
-            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = expect.subject
-        answer = await self._connection.request(
-            subject, encode(event), what=f"confirm {event.type}", each=_APPEND, headers=headers
-        )
-        ack = _ack.decode(answer)
-        if ack.error is not None:
-            return await self._refused(event.id, subject, expect, ack.error)
+        headers = {"Nats-Msg-Id": event.id, **(lasting(event.type) if self._ages else {})}
+        try:
+            sequence = await self._stream.store(subject, encode(event), what=event.type, headers=headers, expect=expect)
+        except ConflictError:
+            if expect is None:
+                raise
+            # A repeated append meets its own event: one server alone checks the expectation before it looks for
+            # duplicates. Others may have been appended since, so it is looked for wherever it can be.
+            async with aclosing(self.read(subject, expect.sequence)) as later:
+                async for stored in later:
+                    if stored.event.id == event.id:
+                        return stored.sequence
+            raise
         self._observe(loop.time() - started)
-        return ack.seq
-
-    async def _refused(self, event_id: EventId, subject: str, expect: Expect | None, error: ApiError) -> int:
-        if _no_room(error):
-            raise LedgerFullError(
-                f"the ledger is full ({error.description}): free room on its disk, or raise its limit"
-            )
-        if error.err_code == _NOT_STORED:
-            raise LedgerUnavailableError(f"the ledger could not store an event ({error.description}): look at its disk")
-        if error.err_code not in _WRONG_LAST_SEQUENCE or expect is None:
-            raise LedgerError(f"the ledger refused an event: {error.description} ({error.err_code})")
-        # A repeated append meets its own event: one server alone checks the expectation before it looks for duplicates.
-        # Others may have been appended since, so it is looked for wherever it can be.
-        async with aclosing(self.read(subject, expect.sequence)) as later:
-            async for stored in later:
-                if stored.event.id == event_id:
-                    return stored.sequence
-        raise ConflictError(f"another writer was first: {error.description}")
+        return sequence
 
     async def read(self, subject: str = f"{subjects.ROOT}.>", after: int = 0) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.read``."""
         end = await self.last_sequence()
         while after < end:
-            puller = Puller(self._connection, self.stream, (subject,), after, endless=False)
+            puller = Puller(self.connection, self.stream, (subject,), after, endless=False)
             try:
                 async with aclosing(puller.pull()) as batches:
                     async for messages in batches:
@@ -193,7 +120,7 @@ class JetStreamLedger:
     ) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.follow``."""
         while True:
-            puller = Puller(self._connection, self.stream, subjects, after, endless=True)
+            puller = Puller(self.connection, self.stream, subjects, after, endless=True)
             try:
                 async with aclosing(puller.pull()) as batches:
                     async for messages in batches:
@@ -207,13 +134,10 @@ class JetStreamLedger:
 
     async def last(self, subject: str) -> Stored | None:
         """See ``Ledger.last``."""
-        answer = await self.api(f"STREAM.MSG.GET.{self.stream}", {"last_by_subj": subject})
-        found = msgspec.json.decode(answer, type=_MessageAnswer)
-        if found.error is not None and found.error.err_code == _NO_MESSAGE:
+        message = await self._stream.message(last_by_subj=subject)
+        if message is None:
             return None
-        if found.message is None:
-            raise LedgerUnavailableError(f"the ledger can't be read: {_description(found.error)}")
-        newest = _stored(found.message.seq, base64.b64decode(found.message.data))
+        newest = _stored(message.sequence, message.payload)
         if newest is None:
             async for stored in self.read(subject):
                 newest = stored
@@ -221,61 +145,27 @@ class JetStreamLedger:
 
     async def last_sequence(self) -> int:
         """See ``Ledger.last_sequence``."""
-        info = await self._info()
-        if info.error is not None:
-            raise LedgerUnavailableError(f"the ledger can't be read: {info.error.description}")
-        return info.state.last_seq
+        return (await self._stream.info()).state.last_seq
 
     async def purge(self, subject: str, up_to: int) -> int:
         """See ``Ledger.purge``."""
-        answer = await self.api(f"STREAM.PURGE.{self.stream}", {"filter": subject, "seq": up_to + 1})
-        purged = msgspec.json.decode(answer, type=_Purged)
-        if purged.error is not None:
-            raise LedgerError(f"the ledger refused a purge: {purged.error.description}")
-        return purged.purged
+        return await self._stream.purge(subject, up_to)
 
     async def tell(self, subject: str, payload: bytes = b"") -> None:
         """See ``Notices.tell``."""
-        await self._connection.publish(subject, payload)
+        await self.connection.publish(subject, payload)
 
     def hear(self, *subjects: str) -> AbstractAsyncContextManager[AsyncIterator[Notice]]:
         """See ``Notices.hear``."""
-        return hearing(self._connection, subjects)
+        return hearing(self.connection, subjects)
 
     async def close(self) -> None:
         """See ``Ledger.close``."""
-        await self._connection.close()
+        await self.connection.close()
 
     async def api(self, call: str, body: object) -> bytes:
         """Return the answer of the JetStream API *call*. Raises LedgerUnavailableError."""
-        return await self._connection.request(
-            f"$JS.API.{call}", msgspec.json.encode(body), what=f"answer {call}", each=_API
-        )
-
-    async def _info(self) -> _StreamInfo:
-        return msgspec.json.decode(await self.api(f"STREAM.INFO.{self.stream}", {}), type=_StreamInfo)
-
-    async def _ensure_stream(self, config: StreamConfig) -> None:
-        info = await self._info()
-        if info.error is not None and info.error.err_code != _NO_STREAM:
-            raise LedgerUnavailableError(f"the ledger can't be read: {info.error.description}")
-        wanted = msgspec.json.decode(msgspec.json.encode(config))
-        if info.error is None and all(info.config.get(key) == value for key, value in wanted.items()):
-            return
-        call = "CREATE" if info.error is not None else "UPDATE"
-        answer = await self.api(f"STREAM.{call}.{config.name}", {**info.config, **wanted})
-        made = msgspec.json.decode(answer, type=_StreamInfo)
-        if made.error is not None:
-            raise LedgerError(f"nats-server refused the stream {config.name}: {made.error.description}")
-
-
-def _no_room(error: ApiError) -> bool:
-    said = error.description
-    return error.err_code in _NO_ROOM or (error.err_code == _NOT_STORED and ("maximum" in said or "no space" in said))
-
-
-def _description(error: ApiError | None) -> str:
-    return "it gave no reason" if error is None else error.description
+        return await self._stream.api(call, body)
 
 
 def _stored(sequence: int, payload: bytes) -> Stored | None:

@@ -10,17 +10,7 @@ from events import subjects
 from events.ledger import ConflictError, Expect, LedgerFullError, LedgerUnavailableError, Stored
 from events.notices import PENDING_LIMIT, Notice
 from events.schema import Event, EventId, decode, encode
-
-
-def matches(subject: str, pattern: str) -> bool:
-    """Return whether NATS would hand *subject* to a subscription on *pattern*."""
-    wanted, got = pattern.split("."), subject.split(".")
-    for index, part in enumerate(wanted):
-        if part == ">":
-            return len(got) > index
-        if index >= len(got) or part not in ("*", got[index]):
-            return False
-    return len(wanted) == len(got)
+from events.subjects import matches
 
 
 class MemoryLedger:

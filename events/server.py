@@ -89,7 +89,7 @@ class EmbeddedServer:
         """Start the server on the port it has, which may be some other process's for a moment, or on a free one."""
         port, until = self._port, time.monotonic() + _TAKEN
         while True:
-            self._port, self._monitor_port = port or _free_port(), _free_port()
+            self._port, self._monitor_port = port or free_port(), free_port()
             self._launch(lock)
             try:
                 return self._wait_until_ready()
@@ -103,7 +103,7 @@ class EmbeddedServer:
         with self._log.open("ab") as said:
             self._log_begin = said.tell()
             self._process = subprocess.Popen(
-                [_binary(), "--config", str(config)],
+                [binary(), "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=said,
@@ -221,7 +221,8 @@ class EmbeddedServer:
         return path
 
 
-def _binary() -> str:
+def binary() -> str:
+    """Return the path of nats-server. Raises ServerError."""
     beside = Path(sys.executable).parent / "nats-server"
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     if found is None:
@@ -229,7 +230,8 @@ def _binary() -> str:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on for now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

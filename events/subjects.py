@@ -12,6 +12,8 @@ import re
 _UTF8 = ("utf-8", "surrogatepass")
 ROOT = "plumbline.ev"
 COMMAND_ROOT = "plumbline.cmd"
+DOWN_ROOT = "plumbline.down"
+"""Where the server tells of commands that it has stored."""
 _NOBODY = "-"
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_\-]")
 _ESCAPED = re.compile(r"=([0-9A-F]{2})")
@@ -47,6 +49,11 @@ def command_pattern(node: str) -> str:
     return f"{COMMAND_ROOT}.{_part(node)}.>"
 
 
+def down_pattern(node: str) -> str:
+    """Return the subject filter for what the server tells of commands for *node*."""
+    return f"{DOWN_ROOT}.{_part(node)}.>"
+
+
 def pattern(node: str | None = None, sandbox: str | None = None, event_type: str | None = None) -> str:
     """Return the subject filter for all events that have the given parts; None matches any."""
     parts = [
@@ -55,6 +62,17 @@ def pattern(node: str | None = None, sandbox: str | None = None, event_type: str
         "*" if event_type is None else token(event_type),
     ]
     return ".".join((ROOT, *parts))
+
+
+def matches(subject: str, pattern: str) -> bool:
+    """Return whether NATS would hand *subject* to a subscription on *pattern*."""
+    wanted, got = pattern.split("."), subject.split(".")
+    for index, part in enumerate(wanted):
+        if part == ">":
+            return len(got) > index
+        if index >= len(got) or part not in ("*", got[index]):
+            return False
+    return len(wanted) == len(got)
 
 
 def parse(text: str) -> tuple[str, str, str]:

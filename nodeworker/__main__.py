@@ -16,11 +16,12 @@ import structlog
 
 from events import logs
 from events.fold import request_of
-from events.jetstream import NODE_STREAM, JetStreamLedger
+from events.jetstream import JetStreamLedger
 from events.ledger import Ledger, LedgerError
 from events.notices import Notices
 from events.schema import INTENTS, Event, EventId, NodeName, WorkerStarted, WorkerStopped
 from events.settings import DEFAULT_PATH, SettingsError, ledger_address, load
+from events.streams import NODE_STREAM
 from nodeworker.answers import Answers, reply_of
 from nodeworker.attach import Attacher
 from nodeworker.check import Checker

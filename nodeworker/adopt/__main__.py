@@ -19,10 +19,11 @@ import structlog
 from msgspec.structs import replace
 
 from events import logs
-from events.jetstream import NODE_STREAM, JetStreamLedger
+from events.jetstream import JetStreamLedger
 from events.ledger import Ledger, LedgerError
 from events.schema import AttachRequested, ContainerId, NodeName, SandboxAdopted, WorkerStarted, WorkerStopped, unix_ns
 from events.settings import DEFAULT_PATH, SettingsError, ledger_address, load
+from events.streams import NODE_STREAM
 from nodeworker.adopt.places import Places, without_false_claims
 from nodeworker.adopt.plan import Adoption, Leftover, Refusal, Verdict, judge
 from nodeworker.adopt.read import Files, Unreadable, read

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hub_servers import HubServers, connect_hub
 
 from events.jetstream import JetStreamLedger
 from events.ledger import Ledger
@@ -51,3 +52,19 @@ async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         await ledger.close()
     finally:
         server.stop()
+
+
+@pytest.fixture
+def three() -> Iterator[HubServers]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        servers = HubServers(Path(folder), 3)
+        servers.start()
+        yield servers
+        servers.kill()
+
+
+@pytest.fixture
+async def hub(three: HubServers) -> AsyncIterator[JetStreamLedger]:
+    ledger = await connect_hub(three)
+    yield ledger
+    await ledger.close()

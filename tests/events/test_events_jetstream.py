@@ -21,11 +21,12 @@ from nats.aio.client import Client
 
 from events import pull, subjects
 from events.connection import Connection
-from events.jetstream import NODE_STREAM, JetStreamLedger, StreamConfig
+from events.jetstream import JetStreamLedger
 from events.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
-from events.memory import matches
 from events.schema import Event, EventId
 from events.server import MAX_PAYLOAD, EmbeddedServer
+from events.streams import NODE_STREAM, StreamConfig
+from events.subjects import matches
 
 ONE = container(1)
 
@@ -191,7 +192,7 @@ async def test_a_connection_that_the_server_ends_with_an_error_is_replaced(
     async with aclosing(jetstream.follow()) as events:
         await anext(events)
         following = asyncio.ensure_future(anext(events))
-        await jetstream._connection.publish("far." + "x" * 5000, b"")
+        await jetstream.connection.publish("far." + "x" * 5000, b"")
         event = Teller("later").note()
         await jetstream.append(event)
         async with asyncio.timeout(5):

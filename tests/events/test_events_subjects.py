@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from events import subjects
-from events.memory import matches
+from events.subjects import matches
 
 NAMES = st.text(st.characters(codec=None), min_size=1, max_size=40) | st.sampled_from(
     ["-", "--", ".", "*", ">", "=", "=2D", "a.b", "a b", "é", "\udcc3\udca9", "\ud800", "\n", "node-1.example.net"]

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from install_harness import BRIDGE, MULTUS, SINGLE, Host
 
-from events.jetstream import NODE_STREAM, JetStreamLedger
+from events.jetstream import JetStreamLedger
 from events.ledger import LedgerError
 from events.schema import Pod
 from events.server import EmbeddedServer
 from events.settings import SettingsError
+from events.streams import NODE_STREAM
 from nodeworker.install import installer
 from nodeworker.install.uninstall import BinaryKeptError, StillAttachedError, Uninstaller
 from tests.reconciler.stories import NETWORKS, Node
