@@ -8,6 +8,7 @@ that is slow or away stops the reading, because nothing pulls the next events.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -24,8 +25,8 @@ from reconciler.projection.store import Store
 
 log = structlog.get_logger(__name__)
 
-BATCH = 500
-"""Events projected in one transaction, at most."""
+BATCH = 2000
+"""Events projected in one transaction, at most. Of most sandboxes it has the whole attach, so they are written once."""
 PULSE = 5.0
 """Seconds between two looks at what only metrics tell."""
 
@@ -68,6 +69,7 @@ class Reconciler:
         self._metrics = metrics
         self._pulse = pulse
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="projection")
+        self._phases: Counter[str] = Counter()
         self.sequence = 0
         """Up to where the ledger is projected."""
 
@@ -77,7 +79,6 @@ class Reconciler:
             await self._catch_up()
             for listener in self._listeners:
                 await listener.caught_up(self._ask)
-            await self._count_sandboxes()
             log.info("reconciler_ready", sequence=self.sequence)
             arrived: asyncio.Queue[Stored] = asyncio.Queue(BATCH)
             async with asyncio.TaskGroup() as tasks:
@@ -92,6 +93,7 @@ class Reconciler:
     async def _catch_up(self) -> None:
         await self._in_database(self._store.prepare)
         self.sequence = await self._in_database(self._store.position)
+        await self._count_sandboxes()
         log.info("projection_resumed", sequence=self.sequence)
         for delay in delays():
             try:
@@ -141,11 +143,11 @@ class Reconciler:
             else:
                 _check_ledger(done, end)
                 self._metrics.lag.set(max(0, end - self.sequence))
-            await self._count_sandboxes()
             await asyncio.sleep(self._pulse)
 
     async def _count_sandboxes(self) -> None:
-        self._metrics.set_sandboxes(await self._in_database(self._store.live_phases))
+        self._phases = await self._in_database(self._store.live_phases)
+        self._metrics.set_sandboxes(self._phases)
 
     async def _apply(self, batch: Sequence[Stored]) -> Changes | None:
         if not batch:
@@ -155,7 +157,11 @@ class Reconciler:
         for stored in batch:
             self._metrics.count(stored.event)
         self._advance(batch[-1].sequence)
-        if changes is not None:
+        if changes is None:  # somebody else put it there, and more perhaps
+            await self._count_sandboxes()
+        else:
+            self._phases.update(changes.phases)
+            self._metrics.set_sandboxes(self._phases)
             self._metrics.anomalies.inc(len(changes.anomalies))
             for row in changes.anomalies:
                 log.warning("event_odd", sequence=row["sequence"], type=row["type"], reason=row["reason"])

@@ -1,14 +1,15 @@
 """Fold a batch of events into rows.
 
 Pure. The rows equal the fold of the whole ledger by ``events.fold.State(keep_closed=True)``, because every batch begins
-with exactly the part of that state which its events can touch (``Loaded``), and the part is in the rows. So there is no
-state in memory that a restart could lose or rebuild wrongly: every batch is a restart. Closed sandboxes take part too:
-a runtime that repeats DEL after a week must not turn the story of a sandbox into that of an empty one.
+with exactly the part of that state which its events can touch (``Loaded``), and the part is in the rows. What is kept
+in memory (``reconciler.projection.kept``) only saves reading it back. Closed sandboxes take part too: a runtime that
+repeats DEL after a week must not turn the story of a sandbox into that of an empty one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -26,10 +27,12 @@ from events.schema import (
     NodeName,
 )
 from reconciler.due import Published, became_attached
+from reconciler.projection.chronicle import Histories, Versions
+from reconciler.projection.held import Holdings
 from reconciler.projection.rows import (
     Row,
     anomaly_rows,
-    attachment_rows,
+    attachment_row,
     node_row,
     pending_row,
     sandbox_row,
@@ -54,8 +57,8 @@ class Loaded(msgspec.Struct, kw_only=True):
 
     sequence: int = 0
     sandboxes: dict[SandboxKey, Sandbox] = {}
-    """In the order of ``created``."""
     created: dict[SandboxKey, int] = {}
+    """The sequence of the first event of each."""
     pending: dict[EventId, Pending] = {}
     epochs: dict[NodeName, int] = {}
     commands: dict[NodeName, int] = {}
@@ -68,9 +71,12 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     sandboxes: list[Row]
     attachments: list[Row]
+    """Of those that are not as before."""
+    unplanned: list[SandboxKey]
+    """Sandboxes that have fewer attachments than before."""
     pending: list[Row]
     closed: list[EventId]
-    """Intents that have an outcome now."""
+    """Intents of before the batch that have an outcome now."""
     nodes: list[Row]
     anomalies: list[Row]
     statuses: list[Row]
@@ -78,10 +84,19 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """What came to be known, or was looked at again, and is held still."""
     freed: list[LeakKey]
     """Leaks that are none any more."""
+    holdings: Holdings
+    versions: list[Row]
+    histories: Histories
     story: list[tuple[Event, Sandbox | None]]
     """Each event with the sandbox that it belongs to, as it was after it."""
     folded: dict[SandboxKey, Sandbox]
     """The sandboxes of all containers that the batch touches, oldest first."""
+    created: dict[SandboxKey, int]
+    """The sequence of the first event of each of those."""
+    open: dict[EventId, Pending]
+    """Of the intents that the batch touches, those without outcome."""
+    phases: Counter[str]
+    """How many more live sandboxes there are in each phase, or how many fewer."""
     attached: frozenset[PodName]
     """Pods of which a sandbox became attached."""
     published: dict[PodName, Published] = {}
@@ -113,40 +128,42 @@ def leak_key(event: Event) -> LeakKey | None:
 
 def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
     """Return what *batch*, whose sequences all lie behind *loaded*, does to the tables."""
-    state = State(keep_closed=True)
-    state.sequence = loaded.sequence
-    state.sandboxes.update(loaded.sandboxes)
-    state.pending.update(loaded.pending)
-    state.epochs.update(loaded.epochs)
-    state.commands.update(loaded.commands)
-    state.leaks.update(loaded.leaks)
+    state = _state(loaded)
     created = dict(loaded.created)
-    touched: set[SandboxKey] = set()
+    now: dict[SandboxKey, Sandbox] = {}
     latest: dict[NodeName, Stored] = {}
     odd: list[Anomaly] = []
     statuses: dict[PodName, Row] = {}
     story: list[tuple[Event, Sandbox | None]] = []
+    holdings, versions, histories = Holdings(), Versions(), Histories()
     for stored in batch:
         sandbox = state.apply(stored)
-        story.append((stored.event, sandbox))
+        event = stored.event
+        story.append((event, sandbox))
         if sandbox is not None:
-            created.setdefault(sandbox.key, stored.sequence)
-            touched.add(sandbox.key)
-        if stored.event.node:
-            latest[stored.event.node] = stored
+            key = sandbox.key
+            before = now.get(key) or loaded.sandboxes.get(key)
+            if before is None:
+                created[key] = stored.sequence
+            holdings.step(stored, before, sandbox)
+            now[key] = sandbox
+        if event.node:
+            latest[event.node] = stored
+        versions.step(stored)
+        histories.step(stored, sandbox)
         if (row := status_row(stored)) is not None:
             statuses[PodName(row["namespace"], row["pod"])] = row
-        odd.extend(state.anomalies)
-        state.anomalies.clear()
-    changed = [state.sandboxes[key] for key in sorted(touched)]
+        if state.anomalies:
+            odd.extend(state.anomalies)
+            state.anomalies.clear()
     leaks = sorted({key for stored in batch if (key := leak_key(stored.event)) is not None})
-    opened = {stored.event.id for stored in batch} | loaded.pending.keys()
     return Changes(
         sequence=state.sequence,
-        sandboxes=[sandbox_row(sandbox, created[sandbox.key]) for sandbox in changed],
-        attachments=[row for sandbox in changed for row in attachment_rows(sandbox)],
+        sandboxes=[sandbox_row(now[key], created[key]) for key in sorted(now)],
+        attachments=[row for key in sorted(now) for row in _attachments(loaded.sandboxes.get(key), now[key])],
+        unplanned=[key for key, box in now.items() if _fewer(loaded.sandboxes.get(key), box)],
         pending=[pending_row(*entry) for entry in state.pending.values() if entry.sequence > loaded.sequence],
-        closed=sorted(opened - state.pending.keys()),
+        closed=sorted(loaded.pending.keys() - state.pending.keys()),
         nodes=[
             node_row(stored, state.epochs.get(node, 0), state.commands.get(node, 0)) for node, stored in latest.items()
         ],
@@ -154,11 +171,55 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
         statuses=list(statuses.values()),
         leaks=[(key[0], state.leaks[key]) for key in leaks if key in state.leaks],
         freed=[key for key in leaks if key not in state.leaks],
+        holdings=holdings,
+        versions=versions.rows,
+        histories=histories,
         story=story,
         folded=state.sandboxes,
+        created=created,
+        open=state.pending,
+        phases=_phases(loaded.sandboxes, now),
         attached=_pods(box for event, box in story if became_attached(event, box)),
         closed_pods=_pods(box for _, box in story if box is not None and not box.holds_something),
     )
+
+
+def _state(loaded: Loaded) -> State:
+    state = State(keep_closed=True)
+    state.sequence = loaded.sequence
+    oldest_first = sorted(loaded.sandboxes, key=loaded.created.__getitem__)
+    state.sandboxes.update((key, loaded.sandboxes[key]) for key in oldest_first)
+    state.pending.update(loaded.pending)
+    state.epochs.update(loaded.epochs)
+    state.commands.update(loaded.commands)
+    state.leaks.update(loaded.leaks)
+    return state
+
+
+def _attachments(before: Sandbox | None, after: Sandbox) -> list[Row]:
+    """Return the rows of those attachments of *after* that are not as *before*."""
+    had = before.attachments if before is not None else ()
+    return [
+        attachment_row(after, place)
+        for place, attachment in enumerate(after.attachments)
+        if place >= len(had) or had[place] != attachment
+    ]
+
+
+def _fewer(before: Sandbox | None, after: Sandbox) -> bool:
+    return before is not None and len(before.attachments) > len(after.attachments)
+
+
+def _phases(before: Mapping[SandboxKey, Sandbox], after: Mapping[SandboxKey, Sandbox]) -> Counter[str]:
+    """Return how many more live sandboxes there are in each phase, or how many fewer."""
+    more: Counter[str] = Counter()
+    for key, sandbox in after.items():
+        had = before.get(key)
+        if had is not None and had.holds_something:
+            more[had.phase.value] -= 1
+        if sandbox.holds_something:
+            more[sandbox.phase.value] += 1
+    return more
 
 
 def _pods(sandboxes: Iterable[Sandbox | None]) -> frozenset[PodName]:

@@ -20,11 +20,11 @@ from events.schema import (
     StatusPublishFailed,
     encode,
 )
-from reconciler.results import ResultError, read
+from reconciler.projection.addresses import addresses_of
 
 Row: TypeAlias = dict[str, Any]
 
-_BIGINT = 2**63 - 1
+BIGINT = 2**63 - 1
 
 _encode = msgspec.json.Encoder().encode
 _sandbox_decoder = msgspec.json.Decoder(Sandbox)
@@ -60,22 +60,21 @@ def sandbox_of(fold: bytes) -> Sandbox:
     return _sandbox_decoder.decode(fold)
 
 
-def attachment_rows(sandbox: Sandbox) -> list[Row]:
-    """Return the rows of the attachments of *sandbox*, in plan order."""
-    return [
-        {
-            "container_id": sandbox.key.container_id,
-            "sandbox_ifname": sandbox.key.ifname,
-            "place": place,
-            "ifname": attachment.plan.ifname,
-            "network": attachment.plan.network,
-            "cni_name": attachment.plan.cni_name,
-            "is_default": attachment.plan.default,
-            "phase": attachment.phase.value,
-            "addresses": _addresses(attachment.result, attachment.plan.cni_version),
-        }
-        for place, attachment in enumerate(sandbox.attachments)
-    ]
+def attachment_row(sandbox: Sandbox, place: int) -> Row:
+    """Return the row of the attachment at *place* in the plan of *sandbox*."""
+    attachment = sandbox.attachments[place]
+    plan = attachment.plan
+    return {
+        "container_id": sandbox.key.container_id,
+        "sandbox_ifname": sandbox.key.ifname,
+        "place": place,
+        "ifname": plan.ifname,
+        "network": plan.network,
+        "cni_name": plan.cni_name,
+        "is_default": plan.default,
+        "phase": attachment.phase.value,
+        "addresses": " ".join(str(each) for each in addresses_of(attachment.result, plan.cni_version)),
+    }
 
 
 def pending_row(event: Event, sequence: int) -> Row:
@@ -96,8 +95,8 @@ def node_row(last: Stored, epoch: int, command: int) -> Row:
     event = last.event
     return {
         "node": event.node,
-        "epoch": min(epoch, _BIGINT),  # a forged one must not stop everybody's projection
-        "command": min(command, _BIGINT),
+        "epoch": min(epoch, BIGINT),  # a forged one must not stop everybody's projection
+        "command": min(command, BIGINT),
         "boot_id": event.boot_id,
         "changed_at": event.at,
         "sequence": last.sequence,
@@ -117,7 +116,7 @@ def leak_row(node: NodeName, leaked: Leaked) -> Row:
         "ifname": leak.ifname,
         "network": leak.network,
         "path": leak.path,
-        "sightings": min(observed.sightings, _BIGINT),
+        "sightings": min(observed.sightings, BIGINT),
         "error_class": refused.error_class.value if refused is not None else "",
         "failure": refused.message if refused is not None else "",
         "first_at": leaked.first_at,
@@ -167,12 +166,3 @@ def anomaly_rows(odd: Iterable[Anomaly]) -> list[Row]:
         }
         for anomaly in odd
     ]
-
-
-def _addresses(result: str, cni_version: str) -> str:
-    if not result:
-        return ""
-    try:
-        return " ".join(ip.address for ip in read(result, cni_version).ips)
-    except ResultError:
-        return ""  # the recorded text itself is in the fold, and whoever publishes it complains

@@ -5,7 +5,8 @@ Everything here blocks; ``reconciler.reconcile`` calls it on one thread of its o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, TypeVar
@@ -13,32 +14,38 @@ from typing import Any, TypeVar
 import msgspec
 import sqlalchemy as sa
 from msgspec.structs import replace
-from sqlalchemy.dialects import postgresql, sqlite
 
-from events.fold import Leaked, Pending, Sandbox, SandboxKey
+from events.fold import Leaked, Sandbox
 from events.ledger import Stored
-from events.schema import ContainerId, EventId, IfName, LeakId, NodeName, decode
+from events.schema import NodeName
 from reconciler.due import Published
 from reconciler.projection.engine import ProjectionError, open_engine, transaction
-from reconciler.projection.project import Changes, Loaded, Needed, needed, project
-from reconciler.projection.rows import Row, leak_row, leaked_of, sandbox_of
+from reconciler.projection.kept import Kept
+from reconciler.projection.load import load
+from reconciler.projection.project import Changes, Loaded, needed, project
+from reconciler.projection.rows import leaked_of, sandbox_of
 from reconciler.projection.schema import upgrade
-from reconciler.projection.tables import (
-    anomalies,
-    attachments,
-    leaks,
-    metadata,
-    nodes,
-    pending,
-    position,
-    sandboxes,
-    statuses,
-)
+from reconciler.projection.tables import addresses, leaks, position, sandboxes, statuses
+from reconciler.projection.write import Writer
 from reconciler.status import PodName
 
-_INSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-
 T = TypeVar("T")
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who held an address, on which network, from when to when."""
+
+    network: str
+    prefix_length: int
+    node: str
+    namespace: str
+    pod: str
+    uid: str
+    container_id: str
+    ifname: str
+    since: str
+    until: str | None
+    """None: it is held still."""
 
 
 class Store:
@@ -48,7 +55,8 @@ class Store:
         self._url = url
         self._engine = open_engine(url)
         self._ledger = ledger
-        self._upserts = {table.name: _upsert(table, self._engine.dialect.name) for table in metadata.tables.values()}
+        self._writer = Writer(self._engine.dialect.name)
+        self._kept = Kept()
 
     def prepare(self) -> None:
         """Make the tables what this code works with. Raises DatabaseAwayError, ProjectionError."""
@@ -64,22 +72,34 @@ class Store:
 
     def apply(self, batch: Sequence[Stored]) -> Changes | None:
         """Project *batch*; return what changed, None when all of it was there. Raises as ``position``."""
+        try:
+            return self._apply(batch)
+        except BaseException:
+            self._kept.forget()
+            raise
+
+    def _apply(self, batch: Sequence[Stored]) -> Changes | None:
         with self._transaction() as connection:
             done = self._position(connection)
             fresh = [stored for stored in batch if stored.sequence > done]
             if not fresh:
                 return None
-            changes = project(_load(connection, needed(fresh), done), fresh)
-            self._write(connection, changes)
+            if done != self._kept.position:
+                self._kept.forget()
+            what, loaded = needed(fresh), Loaded(sequence=done)
+            load(connection, self._kept.load(what, loaded), loaded)
+            changes = project(loaded, fresh)
+            self._writer.write(connection, self._ledger, changes)
             published = _published(connection, changes.attached)
             left = changes.closed_pods - _live(connection, changes.closed_pods)
+        self._kept.committed(what, changes)
         return replace(changes, published=published, left=left)
 
     def skip_to(self, sequence: int) -> None:
         """Note that there is nothing more to read up to *sequence*. Raises as ``position``."""
         with self._transaction() as connection:
             if sequence > self._position(connection):
-                self._set_position(connection, sequence)
+                self._writer.set_position(connection, self._ledger, sequence)
 
     def of_live_pods(self, judge: Callable[[PodName, Sequence[Sandbox], Published | None], T]) -> list[T]:
         """Return what *judge* says of each pod that has something on a node.
@@ -104,12 +124,19 @@ class Store:
         with self._transaction() as connection:
             return [(NodeName(node), leaked_of(fold)) for node, fold in connection.execute(_LEAKS)]
 
-    def live_phases(self) -> Mapping[str, int]:
+    def live_phases(self) -> Counter[str]:
         """Return how many live sandboxes are in each phase. Raises DatabaseAwayError."""
-        phase = sandboxes.c.phase
-        chosen = sa.select(phase, sa.func.count().label("live")).where(sandboxes.c.live).group_by(phase)
         with self._transaction() as connection:
-            return {row.phase: row.live for row in connection.execute(chosen)}
+            return Counter({row.phase: row.live for row in connection.execute(_LIVE_PHASES)})
+
+    def holders(self, address: str, at: str) -> list[Holder]:
+        """Return who held *address*, in canonical form, at the time *at*, RFC 3339 as events have it.
+
+        More than one: the address is used on several networks, or it was given twice. Raises DatabaseAwayError.
+        """
+        with self._transaction() as connection:
+            rows = connection.execute(_HOLDERS, {"address": address, "at": at})
+            return [Holder(**row._mapping) for row in rows]
 
     def close(self) -> None:
         """Let go of the database."""
@@ -137,66 +164,25 @@ class Store:
             )
         return row.sequence
 
-    def _write(self, connection: sa.Connection, changes: Changes) -> None:
-        keys = [{"id": row["container_id"], "name": row["ifname"]} for row in changes.sandboxes]
-        self._put(connection, sandboxes, changes.sandboxes)
-        if keys:
-            connection.execute(_DELETE_ATTACHMENTS, keys)
-        self._put(connection, attachments, changes.attachments)
-        if changes.closed:
-            connection.execute(_DELETE_PENDING, [{"id": event_id} for event_id in changes.closed])
-        self._put(connection, pending, changes.pending)
-        self._put(connection, nodes, changes.nodes)
-        self._put(connection, statuses, changes.statuses)
-        if changes.freed:
-            connection.execute(_DELETE_LEAKS, [{"on": node, "id": leak_id} for node, leak_id in changes.freed])
-        self._put(connection, leaks, [leak_row(node, leaked) for node, leaked in changes.leaks])
-        self._put(connection, anomalies, changes.anomalies)
-        self._set_position(connection, changes.sequence)
-
-    def _set_position(self, connection: sa.Connection, sequence: int) -> None:
-        self._put(connection, position, [{"ledger": self._ledger, "sequence": sequence}])
-
-    def _put(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
-        if rows:
-            connection.execute(self._upserts[table.name], rows)
-
-
-def _upsert(table: sa.Table, dialect: str) -> sa.Executable:
-    insert = _INSERT[dialect](table)
-    keys = [column.name for column in table.primary_key]
-    fresh = {column.name: insert.excluded[column.name] for column in table.columns if column.name not in keys}
-    return insert.on_conflict_do_update(index_elements=keys, set_=fresh)
-
 
 # Statements are made once: SQLAlchemy takes longer to make one than SQLite to execute it.
 
 _PAGE = 500
+_IS_LIVE = sa.text("sandboxes.live")  # in the words of the index
 _POSITION = sa.select(position).with_for_update()
-_DELETE_ATTACHMENTS = sa.delete(attachments).where(
-    attachments.c.container_id == sa.bindparam("id"), attachments.c.sandbox_ifname == sa.bindparam("name")
-)
-_DELETE_PENDING = sa.delete(pending).where(pending.c.event_id == sa.bindparam("id"))
-_SANDBOXES = (
-    sa.select(sandboxes.c.container_id, sandboxes.c.ifname, sandboxes.c.created, sandboxes.c.fold)
-    .where(sandboxes.c.container_id.in_(sa.bindparam("ids", expanding=True)))
-    .order_by(sandboxes.c.created)
-)
-_PENDING = sa.select(pending.c.event_id, pending.c.sequence, pending.c.event).where(
-    pending.c.event_id.in_(sa.bindparam("ids", expanding=True))
-)
-_DELETE_LEAKS = sa.delete(leaks).where(leaks.c.node == sa.bindparam("on"), leaks.c.leak_id == sa.bindparam("id"))
 _LEAKS = sa.select(leaks.c.node, leaks.c.fold).order_by(leaks.c.first_at, leaks.c.node, leaks.c.leak_id)
-_SOME_LEAKS = sa.select(leaks.c.node, leaks.c.leak_id, leaks.c.fold).where(
-    sa.tuple_(leaks.c.node, leaks.c.leak_id).in_(sa.bindparam("keys", expanding=True))
-)
 _DRIFTING = (
-    sa.select(sandboxes.c.fold)
-    .where(sa.text("sandboxes.drifting"), sandboxes.c.live)  # as the index has it
-    .order_by(sandboxes.c.created)
+    sa.select(sandboxes.c.fold).where(sa.text("sandboxes.drifting"), sandboxes.c.live).order_by(sandboxes.c.created)
 )
-_NODES = sa.select(nodes.c.node, nodes.c.epoch, nodes.c.command).where(
-    nodes.c.node.in_(sa.bindparam("ids", expanding=True))
+_LIVE_PHASES = sa.select(sandboxes.c.phase, sa.func.count().label("live")).where(_IS_LIVE).group_by(sandboxes.c.phase)
+_HOLDERS = (
+    sa.select(*(addresses.c[name] for name in Holder.__struct_fields__))
+    .where(
+        addresses.c.address == sa.bindparam("address"),
+        addresses.c.since <= sa.bindparam("at"),
+        sa.or_(addresses.c.until.is_(None), addresses.c.until > sa.bindparam("at")),
+    )
+    .order_by(addresses.c.sequence)
 )
 _PUBLISHED = sa.select(statuses).where(
     sa.tuple_(statuses.c.namespace, statuses.c.pod).in_(sa.bindparam("pods", expanding=True))
@@ -204,9 +190,7 @@ _PUBLISHED = sa.select(statuses).where(
 _LIVE = (
     sa.select(sandboxes.c.namespace, sandboxes.c.pod)
     .distinct()
-    .where(
-        sa.tuple_(sandboxes.c.namespace, sandboxes.c.pod).in_(sa.bindparam("pods", expanding=True)), sandboxes.c.live
-    )
+    .where(sa.tuple_(sandboxes.c.namespace, sandboxes.c.pod).in_(sa.bindparam("pods", expanding=True)), _IS_LIVE)
 )
 _LIVE_PODS = (
     sa.select(sandboxes.c.namespace, sandboxes.c.pod, sandboxes.c.fold)
@@ -218,32 +202,9 @@ _LIVE_PODS = (
             sa.and_(sandboxes.c.namespace == statuses.c.namespace, sandboxes.c.pod == statuses.c.pod),
         )
     )
-    .where(sandboxes.c.live, sandboxes.c.pod != "")
+    .where(_IS_LIVE, sandboxes.c.pod != "")
     .order_by(sandboxes.c.namespace, sandboxes.c.pod, sandboxes.c.created)
 )
-
-
-def _load(connection: sa.Connection, what: Needed, done: int) -> Loaded:
-    loaded = Loaded(sequence=done)
-    rows: Any
-    if what.containers:
-        rows = connection.execute(_SANDBOXES, {"ids": list(what.containers)})
-        for container_id, ifname, created, fold in rows:
-            key = SandboxKey(ContainerId(container_id), IfName(ifname))
-            loaded.sandboxes[key], loaded.created[key] = sandbox_of(fold), created
-    if what.intents:
-        rows = connection.execute(_PENDING, {"ids": list(what.intents)})
-        for event_id, sequence, event in rows:
-            loaded.pending[EventId(event_id)] = Pending(decode(event), sequence)
-    if what.nodes:
-        rows = connection.execute(_NODES, {"ids": list(what.nodes)})
-        for node, epoch, command in rows:
-            loaded.epochs[NodeName(node)], loaded.commands[NodeName(node)] = epoch, command
-    if what.leaks:
-        rows = connection.execute(_SOME_LEAKS, {"keys": list(what.leaks)})
-        for node, leak_id, fold in rows:
-            loaded.leaks[NodeName(node), LeakId(leak_id)] = leaked_of(fold)
-    return loaded
 
 
 def _status_of(row: sa.Row[Any]) -> Published | None:

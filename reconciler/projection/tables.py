@@ -51,7 +51,7 @@ sandboxes = sa.Table(
     sa.Column("sequence", sa.BigInteger, nullable=False),
     sa.Column("fold", sa.LargeBinary, nullable=False),
     sa.Index("sandboxes_by_pod", "namespace", "pod"),
-    sa.Index("sandboxes_by_phase", "live", "phase"),
+    sa.Index("sandboxes_live", "namespace", "pod", sqlite_where=sa.text("live"), postgresql_where=sa.text("live")),
     sa.Index(
         "sandboxes_drifting", "container_id", sqlite_where=sa.text("drifting"), postgresql_where=sa.text("drifting")
     ),
@@ -137,3 +137,90 @@ statuses = sa.Table(
 )
 """The last word about each pod's network-status: what was published for which sandbox, or (``refused``) that its status
 can't be."""
+
+addresses = sa.Table(
+    "addresses",
+    metadata,
+    sa.Column("address", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("ifname", sa.Text, primary_key=True),
+    sa.Column("prefix_length", sa.Integer, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("sandbox_ifname", sa.Text, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("pod", sa.Text, nullable=False),
+    sa.Column("uid", sa.Text, nullable=False),
+    sa.Column("since", sa.Text, nullable=False),
+    sa.Column("until", sa.Text),
+    sa.Column("until_sequence", sa.BigInteger),
+    sa.Index(
+        "addresses_held",
+        "container_id",
+        sqlite_where=sa.text("until_sequence IS NULL"),
+        postgresql_where=sa.text("until_sequence IS NULL"),
+    ),
+    sqlite_with_rowid=False,
+)
+"""Who held which address, canonical and without prefix length, on which network. ``until`` is null while it is held;
+``sequence`` and ``until_sequence`` are of the events that said so."""
+
+network_versions = sa.Table(
+    "network_versions",
+    metadata,
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("cni_name", sa.Text, nullable=False),
+    sa.Column("config", sa.Text, nullable=False),
+    sa.Column("first_at", sa.Text, nullable=False),
+    sa.Column("first_sequence", sa.BigInteger, nullable=False),
+    sa.Column("last_at", sa.Text, nullable=False),
+    sa.Column("last_sequence", sa.BigInteger, nullable=False),
+    sa.Column("uses", sa.BigInteger, nullable=False),
+)
+"""The configurations that plans used, each network's without what is of one pod: the network's versions."""
+
+drift_history = sa.Table(
+    "drift_history",
+    metadata,
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("sandbox_ifname", sa.Text, nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("pod", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("ifname", sa.Text, nullable=False),
+    sa.Column("expected", sa.Text, nullable=False),
+    sa.Column("found", sa.Text, nullable=False),
+    sa.Column("error_class", sa.Text, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.Index("drift_history_by_container", "container_id"),
+)
+"""Each drift that was ``observed``, ``repaired``, or whose repair ``failed``. Without ``kind``: nothing differed."""
+
+leak_history = sa.Table(
+    "leak_history",
+    metadata,
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("leak_id", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("what", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("ifname", sa.Text, nullable=False),
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("sightings", sa.BigInteger, nullable=False),
+    sa.Column("evidence", sa.Text, nullable=False),
+    sa.Column("error_class", sa.Text, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.Index("leak_history_by_leak", "node", "leak_id"),
+)
+"""Each leak that was ``observed``, ``gone``, ``reclaimed``, or whose reclaim ``failed``."""

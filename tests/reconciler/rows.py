@@ -8,11 +8,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from events.fold import SandboxKey, State
+from events.fold import Sandbox, SandboxKey, State
 from events.ledger import Stored
+from reconciler.projection.chronicle import Versions, drift_rows, leak_history_row
+from reconciler.projection.held import Held, held
 from reconciler.projection.rows import (
     anomaly_rows,
-    attachment_rows,
+    attachment_row,
     leak_row,
     node_row,
     pending_row,
@@ -31,8 +33,18 @@ def folded(events: Iterable[Stored], ledger: str = "NODE") -> dict[str, Table]:
     latest: dict[str, Stored] = {}
     odd: list[dict[str, Any]] = []
     statuses: dict[tuple[str, str], dict[str, Any]] = {}
+    drift: list[dict[str, Any]] = []
+    leaks: list[dict[str, Any]] = []
+    versions: dict[tuple[str, str], dict[str, Any]] = {}
+    addresses: list[dict[str, Any]] = []
     for stored in events:
+        before = dict(state.sandboxes)
         sandbox = state.apply(stored)
+        if sandbox is not None:
+            _hold(addresses, stored, before.get(sandbox.key), sandbox)
+        drift += drift_rows(stored, sandbox)
+        leaks += [row for row in [leak_history_row(stored)] if row is not None]
+        _use(versions, stored)
         if sandbox is not None:
             created.setdefault(sandbox.key, stored.sequence)
         if stored.event.node:
@@ -50,12 +62,46 @@ def folded(events: Iterable[Stored], ledger: str = "NODE") -> dict[str, Table]:
             ],
             "leaks": [leak_row(node, leaked) for (node, _), leaked in state.leaks.items()],
             "sandboxes": [sandbox_row(sandbox, created[key]) for key, sandbox in state.sandboxes.items()],
-            "attachments": [row for sandbox in state.sandboxes.values() for row in attachment_rows(sandbox)],
+            "attachments": [
+                attachment_row(sandbox, place)
+                for sandbox in state.sandboxes.values()
+                for place in range(len(sandbox.attachments))
+            ],
             "pending": [pending_row(*entry) for entry in state.pending.values()],
             "anomalies": odd,
             "statuses": list(statuses.values()),
+            "addresses": addresses,
+            "network_versions": list(versions.values()),
+            "drift_history": drift,
+            "leak_history": leaks,
         }
     )
+
+
+def _hold(rows: list[dict[str, Any]], stored: Stored, before: Sandbox | None, after: Sandbox) -> None:
+    """Begin and end what *stored* began and ended, by what is held before and after it."""
+    had, has = held(before), held(after)
+    for row in rows:
+        if row["until"] is None and (row["container_id"], row["sandbox_ifname"]) == after.key:
+            one = Held(row["network"], row["ifname"], row["address"], row["prefix_length"])
+            assert one in had
+            if one not in has:
+                row.update(until=stored.event.at, until_sequence=stored.sequence)
+    for one in has:
+        if one not in had:
+            pod = {"namespace": after.pod.namespace, "pod": after.pod.name, "uid": after.pod.uid, "node": after.node}
+            place = {"container_id": after.key.container_id, "sandbox_ifname": after.key.ifname}
+            span = {"since": stored.event.at, "sequence": stored.sequence, "until": None, "until_sequence": None}
+            rows.append({**one._asdict(), **pod, **place, **span})
+
+
+def _use(rows: dict[tuple[str, str], dict[str, Any]], stored: Stored) -> None:
+    versions = Versions()
+    versions.step(stored)
+    for row in versions.rows:
+        key = row["network"], row["digest"]
+        known = rows.setdefault(key, {**row, "uses": 0})
+        known.update(last_at=row["last_at"], last_sequence=row["last_sequence"], uses=known["uses"] + row["uses"])
 
 
 def stored_in(database: Path) -> dict[str, Table]:

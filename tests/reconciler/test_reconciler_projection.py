@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -291,6 +292,64 @@ def test_of_a_node_the_last_command_that_it_took_is_known(database: Path) -> Non
     (row,) = (dict(row) for row in stored_in(database)["nodes"])
     assert (row["epoch"], row["command"]) == (2, 8)
     assert [dict(row)["type"] for row in stored_in(database)["pending"]] == ["ReclaimRequested", "RepairRequested"]
+
+
+def test_who_held_an_address_is_told_for_any_time(database: Path) -> None:
+    node, first, second = Node(), Pod("d", "first", "u1"), Pod("d", "second", "u2")
+    one, other = "ab" * 32, "ba" * 32  # whose addresses are the same
+    before = [*node.attach(one, first), *node.detach(one, first, fails=True)]
+    events = stored([*before, *node.detach(one, first), *node.attach(other, second)])
+    project(database, events, [4, len(before), len(before) + 2])
+    assert stored_in(database) == folded(events)
+    store = Store(f"sqlite:///{database}", "NODE")
+    held = [[holder.pod for holder in store.holders("10.1.0.240", event.at)] for _, event in events]
+    (last,) = store.holders("10.1.0.240", events[-1].event.at)
+    store.close()
+    gone = next(n for n, (_, event) in enumerate(events) if event.type == "InterfaceDetached" and n > len(before))
+    made = [n for n, (_, event) in enumerate(events) if event.type == "InterfaceAttached"]
+    assert held == [
+        ["first"] if made[1] <= n < gone else ["second"] if n >= made[3] else [] for n in range(len(events))
+    ]
+    assert (last.network, last.prefix_length, last.until) == ("default/storage", 24, None)
+
+
+def test_the_versions_of_a_network_are_told_without_what_is_of_one_pod(database: Path) -> None:
+    def plan(node: Node, sandbox: str, config: dict[str, object]) -> list[Event]:
+        asked, planned, *_ = node.attach(sandbox, Pod("d", "p", "u"), ["one"])
+        assert isinstance(planned.data, AttachPlanned)
+        (attachment,) = planned.data.attachments
+        attachment = replace(attachment, plugins=(json.dumps(config),))
+        return [asked, replace(planned, data=replace(planned.data, attachments=(attachment,)))]
+
+    node = Node()
+    events = stored(
+        [
+            *plan(node, "a" * 64, {"type": "bridge", "vlan": 1, "runtimeConfig": {"mac": "02:00:00:00:00:01"}}),
+            *plan(node, "b" * 64, {"type": "bridge", "vlan": 2}),
+            *plan(node, "c" * 64, {"vlan": 1, "type": "bridge", "runtimeConfig": {"mac": "02:00:00:00:00:02"}}),
+        ]
+    )
+    project(database, events, [3])
+    assert stored_in(database) == folded(events)
+    rows = sorted((dict(row) for row in stored_in(database)["network_versions"]), key=lambda row: row["first_sequence"])
+    assert [(row["first_sequence"], row["last_sequence"], row["uses"]) for row in rows] == [(2, 6, 2), (4, 4, 1)]
+    assert json.loads(rows[0]["config"]) == {"cniVersion": "1.1.0", "plugins": [{"type": "bridge", "vlan": 1}]}
+
+
+def test_what_was_seen_and_done_about_drift_and_leaks_stays(database: Path) -> None:
+    node, pod = Node(), Pod("d", "p", "u")
+    drift = [*node.attach("a" * 64, pod), *node.drift("a" * 64, pod, ends="repaired")]
+    events = stored([*drift, *node.drift("a" * 64, pod, ends="failed"), *node.leak("b" * 64, ends="reclaimed")])
+    project(database, events, [len(drift)])
+    tables = stored_in(database)
+    assert tables == folded(events)
+    assert [dict(row)["outcome"] for row in tables["leak_history"]] == ["observed", "observed", "reclaimed"]
+    assert sorted((dict(row)["pod"], dict(row)["outcome"]) for row in tables["drift_history"]) == [
+        ("p", "failed"),
+        ("p", "observed"),
+        ("p", "observed"),
+        ("p", "repaired"),
+    ]
 
 
 @st.composite

@@ -1,0 +1,116 @@
+"""Write what a batch changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import psycopg
+
+from reconciler.projection.project import Changes
+from reconciler.projection.rows import Row, leak_row
+from reconciler.projection.tables import (
+    addresses,
+    anomalies,
+    attachments,
+    drift_history,
+    leak_history,
+    leaks,
+    metadata,
+    network_versions,
+    nodes,
+    pending,
+    position,
+    sandboxes,
+    statuses,
+)
+
+_DIALECTS: dict[str, sa.Dialect] = {
+    "sqlite": sqlite.dialect(paramstyle="named"),
+    "postgresql": psycopg.dialect(),
+}
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+class Writer:
+    """Writes to the tables of one kind of database.
+
+    The driver is given the rows as they are: SQLAlchemy would look at each, which takes longer than to write it.
+    """
+
+    def __init__(self, dialect: str) -> None:
+        self._upserts = {table.name: _text(_upsert(table, dialect), dialect) for table in metadata.tables.values()}
+        self._unplan = _text(_UNPLAN, dialect)
+        self._close = _text(_CLOSE, dialect)
+        self._free = _text(_FREE, dialect)
+        self._let_go = _text(_LET_GO, dialect)
+
+    def write(self, connection: sa.Connection, ledger: str, changes: Changes) -> None:
+        """Write *changes*, and up to where the ledger called *ledger* is projected by that."""
+        self._put(connection, sandboxes, changes.sandboxes)
+        _each(connection, self._unplan, [{"id": key.container_id, "name": key.ifname} for key in changes.unplanned])
+        self._put(connection, attachments, changes.attachments)
+        _each(connection, self._close, [{"id": event_id} for event_id in changes.closed])
+        self._put(connection, pending, changes.pending)
+        self._put(connection, nodes, changes.nodes)
+        self._put(connection, statuses, changes.statuses)
+        _each(connection, self._free, [{"node": node, "id": leak_id} for node, leak_id in changes.freed])
+        self._put(connection, leaks, [leak_row(node, leaked) for node, leaked in changes.leaks])
+        _each(connection, self._let_go, changes.holdings.closed)
+        self._put(connection, addresses, changes.holdings.opened)
+        self._put(connection, network_versions, changes.versions)
+        self._put(connection, drift_history, changes.histories.drift)
+        self._put(connection, leak_history, changes.histories.leaks)
+        self._put(connection, anomalies, changes.anomalies)
+        self.set_position(connection, ledger, changes.sequence)
+
+    def set_position(self, connection: sa.Connection, ledger: str, sequence: int) -> None:
+        """Write up to where the ledger called *ledger* is projected."""
+        self._put(connection, position, [{"ledger": ledger, "sequence": sequence}])
+
+    def _put(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+        _each(connection, self._upserts[table.name], rows)
+
+
+def _each(connection: sa.Connection, statement: str, rows: Sequence[Row]) -> None:
+    if rows:
+        connection.exec_driver_sql(statement, list(rows))
+
+
+def _text(statement: sa.ClauseElement, dialect: str) -> str:
+    return str(statement.compile(dialect=_DIALECTS[dialect]))
+
+
+def _upsert(table: sa.Table, dialect: str) -> sa.ClauseElement:
+    insert = _INSERT[dialect](table)
+    keys = [column.name for column in table.primary_key]
+    fresh = {column.name: insert.excluded[column.name] for column in table.columns if column.name not in keys}
+    if table is network_versions:
+        del fresh["first_at"], fresh["first_sequence"]
+        fresh["uses"] = table.c.uses + insert.excluded.uses
+    return insert.on_conflict_do_update(index_elements=keys, set_=fresh)
+
+
+def _equal(column: sa.Column[Any], name: str) -> sa.ColumnElement[bool]:
+    return column == sa.bindparam(name, type_=column.type)
+
+
+_UNPLAN = sa.delete(attachments).where(
+    _equal(attachments.c.container_id, "id"), _equal(attachments.c.sandbox_ifname, "name")
+)
+_CLOSE = sa.delete(pending).where(_equal(pending.c.event_id, "id"))
+_FREE = sa.delete(leaks).where(_equal(leaks.c.node, "node"), _equal(leaks.c.leak_id, "id"))
+_LET_GO = (
+    sa.update(addresses)
+    .where(
+        addresses.c.until_sequence.is_(None),
+        _equal(addresses.c.container_id, "id"),
+        _equal(addresses.c.sandbox_ifname, "name"),
+        _equal(addresses.c.network, "on"),
+        _equal(addresses.c.ifname, "as"),
+        _equal(addresses.c.address, "what"),
+    )
+    .values(until=sa.bindparam("at"), until_sequence=sa.bindparam("end"))
+)
