@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import MutableMapping
 from typing import NamedTuple
 
 import msgspec
@@ -389,11 +390,17 @@ class State:
 
     A reader applies events in the order of the ledger, so one at or before the last is a duplicate. The writer of a
     ledger applies its own events as they are confirmed, where a repeated append may be overtaken by a later one: it
-    says so by *in_order* = False.
+    says so by *in_order* = False. *sandboxes* is where they are kept, for who has more of them than memory.
     """
 
-    def __init__(self, *, keep_closed: bool = False, in_order: bool = True) -> None:
-        self.sandboxes: dict[SandboxKey, Sandbox] = {}
+    def __init__(
+        self,
+        *,
+        keep_closed: bool = False,
+        in_order: bool = True,
+        sandboxes: MutableMapping[SandboxKey, Sandbox] | None = None,
+    ) -> None:
+        self.sandboxes: MutableMapping[SandboxKey, Sandbox] = {} if sandboxes is None else sandboxes
         self.pending: dict[EventId, Pending] = {}
         self.epochs: dict[NodeName, int] = {}
         self.leaks: dict[tuple[NodeName, LeakId], Leaked] = {}
@@ -507,7 +514,8 @@ class State:
         pending = self.pending.get(event.cause)
         if pending is not None and isinstance(pending.event.data, AttachRequested | DetachRequested):
             return SandboxKey(event.sandbox, pending.event.data.ifname)
-        return next((key for key, sandbox in self.sandboxes.items() if _has_place_for(sandbox, event)), None)
+        same = (key for key in self.sandboxes if key.container_id == event.sandbox)
+        return next((key for key in same if _has_place_for(self.sandboxes[key], event)), None)
 
     def _anomaly(self, stored: Stored, reason: str) -> None:
         self.anomaly_count += 1
@@ -524,9 +532,7 @@ def _has_place_for(sandbox: Sandbox, event: Event) -> bool:
             | InterfaceDetached(network=network, ifname=ifname)
             | InterfaceDetachFailed(network=network, ifname=ifname)
         ):
-            return sandbox.key.container_id == event.sandbox and any(
-                (a.plan.network, a.plan.ifname) == (network, ifname) for a in sandbox.attachments
-            )
+            return any((a.plan.network, a.plan.ifname) == (network, ifname) for a in sandbox.attachments)
         case _:
             return False
 

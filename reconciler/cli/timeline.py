@@ -16,15 +16,14 @@ from rich.console import Console
 from rich.text import Text
 
 from events import logs, subjects
-from events.jetstream import JetStreamLedger
 from events.ledger import Ledger, LedgerError, Stored
 from events.schema import rfc3339
-from events.settings import Settings, SettingsError, ledger_address, load
+from events.settings import Settings, SettingsError, load
+from reconciler.cli.ledger import connect
 from reconciler.history.catalog import Catalog, NotFoundError
 from reconciler.history.redact import redacted
 from reconciler.history.timeline import Line, Timeline
 
-_PATIENCE = 5.0
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _NAMING = ("AttachRequested", "DetachRequested", "SandboxAdopted")
 """The types of events that name a pod before any other does."""
@@ -94,7 +93,7 @@ class _Printer:
 
 
 async def _run(settings: Settings, wanted: str, since: str, printer: _Printer, *, follow: bool) -> None:
-    ledger = await _connect(settings)
+    ledger = await connect(settings)
     try:
         timeline = Timeline()
         async with aclosing(story(ledger, wanted, follow=follow)) as events:
@@ -104,15 +103,6 @@ async def _run(settings: Settings, wanted: str, since: str, printer: _Printer, *
                     printer.print(line, stored)
     finally:
         await ledger.close()
-
-
-async def _connect(settings: Settings) -> JetStreamLedger:
-    address = ledger_address(settings)
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            return await JetStreamLedger.connect(address.url, address.token, name="plumbline-cli")
-    except TimeoutError:
-        raise LedgerError(f"the ledger at {address.url} does not answer: is nats-server running?") from None
 
 
 async def story(ledger: Ledger, wanted: str, *, follow: bool) -> AsyncGenerator[Stored, None]:

@@ -175,7 +175,7 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
         versions=versions.rows,
         histories=histories,
         story=story,
-        folded=state.sandboxes,
+        folded=dict(state.sandboxes),
         created=created,
         open=state.pending,
         phases=_phases(loaded.sandboxes, now),

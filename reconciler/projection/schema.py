@@ -29,6 +29,16 @@ def upgrade(url: str) -> None:
         engine.dispose()
 
 
+def require_current(connection: sa.Connection) -> None:
+    """Raise ProjectionError unless the database has the schema that this code works with."""
+    scripts = ScriptDirectory.from_config(_config(connection))
+    _refuse_unknown(connection, scripts)
+    if set(MigrationContext.configure(connection).get_current_heads()) != set(scripts.get_heads()):
+        raise ProjectionError(
+            "the database has an older schema: start the reconciler of this version, which brings it up"
+        )
+
+
 def _config(connection: sa.Connection) -> Config:
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(Path(migrations.__path__[0])).replace("%", "%%"))

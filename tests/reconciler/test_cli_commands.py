@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from stories import SECRET, Node, busy_day
 from events.jetstream import JetStreamLedger
 from events.schema import Pod
 from events.server import EmbeddedServer
+from reconciler.projection.store import Store
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
 
@@ -212,3 +214,27 @@ def test_what_the_worker_refuses_is_refused(tmp_path: Path) -> None:
     done = run(path, "check-config")
     assert done.returncode == 2
     assert "worker" in done.stderr
+
+
+async def test_verify_proves_the_database_or_says_what_differs(story: JetStreamLedger, config: Path) -> None:
+    unseen = await asyncio.to_thread(run, config, "verify")
+    assert unseen.returncode == 2
+    assert "no reconciler has run here yet" in unseen.stdout
+    store = Store(f"sqlite:///{config.parent}/reconciler.db", "NODE")
+    store.prepare()
+    store.apply([stored async for stored in story.read()])
+    done = await asyncio.to_thread(run, config, "verify", "--json")
+    assert json.loads(done.stdout)["differences"] == []
+    with sqlite3.connect(config.parent / "reconciler.db") as connection:
+        connection.execute("UPDATE sandboxes SET phase = 'detached' WHERE live")
+    connection.close()
+    done = await asyncio.to_thread(run, config, "verify", "--node", "node-1")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "pod shop/web-4, sandbox 400000000000 (eth0) on node node-1: the database differs" in done.stdout
+    store.close()
+
+
+def test_verify_without_a_ledger_cannot_look(config: Path) -> None:
+    done = run(config, "verify")
+    assert done.returncode == 2
+    assert "no ledger" in done.stderr

@@ -1,0 +1,54 @@
+"""``plumbline verify``: prove that the picture is true, or say where it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from events import logs
+from events.ledger import LedgerError
+from events.schema import NodeName
+from events.settings import SettingsError, load
+from reconciler.cli.ledger import connect
+from reconciler.settings import ReconcilerSettings
+from reconciler.verify.report import Report, lines
+from reconciler.verify.run import verify
+
+_NOT_SEEN = 2
+
+
+@click.command("verify")
+@click.option("--node", default="", help="Only this node.")
+@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+@click.pass_obj
+def command(config: Path | None, node: str, as_json: bool) -> None:
+    """Hold projection, ledger and reality against one another.
+
+    The ledger is replayed from its beginning and compared with the database; nodes compare themselves with it anew; the
+    network-status of pods is read where they have it. Nothing is changed.
+
+    Exit codes: 0 all is as it should be, 1 something differs, 2 not all could be looked at.
+    """
+    try:
+        settings = load(config, ReconcilerSettings)
+        logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
+        report = asyncio.run(_verify(settings, NodeName(node)))
+    except (SettingsError, LedgerError) as error:
+        click.echo(f"plumbline: {error}", err=True)
+        sys.exit(_NOT_SEEN)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    click.echo(msgspec.json.encode(report).decode() if as_json else "\n".join(lines(report)))
+    sys.exit(report.exit_code)
+
+
+async def _verify(settings: ReconcilerSettings, node: NodeName) -> Report:
+    ledger = await connect(settings)
+    try:
+        return await verify(ledger, ledger.stream, settings.database, node=node)
+    finally:
+        await ledger.close()

@@ -1,0 +1,110 @@
+"""Look at the projection as it was at one instant, without keeping its writer from going on.
+
+For whoever judges the rows; whoever acts on them asks the ``Store``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+
+from reconciler.projection.engine import DatabaseAwayError, ProjectionError
+from reconciler.projection.rows import Row
+from reconciler.projection.schema import require_current
+from reconciler.projection.tables import attachments, leaks, nodes, pending, position, sandboxes, statuses
+
+_PAGE = 500
+
+
+class Instant:
+    """The rows of one instant. Raises DatabaseAwayError from wherever the database is asked."""
+
+    def __init__(self, connection: sa.Connection, ledger: str) -> None:
+        self._connection = connection
+        found = connection.execute(sa.select(position)).one_or_none()
+        if found is not None and found.ledger != ledger:
+            raise ProjectionError(f"the database is the projection of the ledger {found.ledger}, not of {ledger}")
+        self.sequence: int = 0 if found is None else found.sequence
+        """Up to where the ledger is in the rows."""
+
+    def sandboxes(self, node: str = "") -> Iterator[tuple[Row, list[Row]]]:
+        """Yield each row of ``sandboxes``, of *node* if one is given, with its ``attachments`` in plan order."""
+        chosen = sa.select(sandboxes)
+        if node:
+            chosen = chosen.where(sandboxes.c.node == node)
+        rows = self._connection.execute(chosen, execution_options={"yield_per": _PAGE})
+        for page in rows.partitions():
+            ids = {row.container_id for row in page}
+            parts: dict[tuple[str, str], list[Row]] = {}
+            of_page = sa.select(attachments).where(attachments.c.container_id.in_(ids)).order_by(attachments.c.place)
+            for part in self._connection.execute(of_page):
+                parts.setdefault((part.container_id, part.sandbox_ifname), []).append(_plain(part))
+            for row in page:
+                yield _plain(row), parts.get((row.container_id, row.ifname), [])
+
+    def nodes(self) -> Iterator[Row]:
+        """Yield the rows of ``nodes``."""
+        return self._all(nodes)
+
+    def pending(self) -> Iterator[Row]:
+        """Yield the rows of ``pending``."""
+        return self._all(pending)
+
+    def leaks(self) -> Iterator[Row]:
+        """Yield the rows of ``leaks``."""
+        return self._all(leaks)
+
+    def statuses(self) -> Iterator[Row]:
+        """Yield the rows of ``statuses``."""
+        return self._all(statuses)
+
+    def _all(self, table: sa.Table) -> Iterator[Row]:
+        for row in self._connection.execute(sa.select(table), execution_options={"yield_per": _PAGE}):
+            yield _plain(row)
+
+
+@contextmanager
+def instant(url: str, ledger: str) -> Iterator[Instant]:
+    """Yield the rows of *ledger* as they are at the beginning of the block.
+
+    Raises ProjectionError where there is no database, or one of another version's or ledger's; DatabaseAwayError.
+    """
+    engine = _open(url)
+    try:
+        with engine.connect() as connection, connection.begin():
+            require_current(connection)
+            yield Instant(connection, ledger)
+    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+        reason = error.orig if isinstance(error, exc.DBAPIError) else error
+        raise DatabaseAwayError(f"the database does not answer: {reason}") from error
+    finally:
+        engine.dispose()
+
+
+def _open(url: str) -> sa.Engine:
+    try:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() != "sqlite":
+            return sa.create_engine(parsed, isolation_level="REPEATABLE READ")
+        if not Path(parsed.database or "").is_file():
+            raise ProjectionError(f"there is no database at {parsed.database}: no reconciler has run here yet")
+        engine = sa.create_engine(parsed)
+    except (exc.ArgumentError, ImportError) as error:
+        raise ProjectionError(f"the database can't be opened: {error}") from error
+    event.listen(engine, "connect", _only_read)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return engine
+
+
+def _only_read(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA query_only = ON")
+
+
+def _plain(row: sa.Row[Any]) -> Row:
+    return dict(row._mapping)

@@ -1,0 +1,175 @@
+"""Hold the projection's rows against a fold of the ledger from zero."""
+
+from __future__ import annotations
+
+import msgspec
+
+from events.fold import Sandbox, SandboxKey
+from events.schema import ContainerId, IfName, NodeName
+from reconciler.projection.reading import Instant
+from reconciler.projection.rows import (
+    Row,
+    attachment_rows,
+    leak_row,
+    node_row,
+    pending_row,
+    sandbox_of,
+    sandbox_row,
+)
+from reconciler.status import PodName
+from reconciler.verify.replay import Replay
+from reconciler.verify.report import Difference, Findings, Kind
+from reconciler.verify.shelf import Kept
+
+_REMEDY = (
+    "somebody wrote to the database, or it is a mistake in Plumbline, to be reported: "
+    "`plumbline rebuild` makes it again from the ledger"
+)
+
+
+def compare(rows: Instant, replay: Replay, findings: Findings) -> int:
+    """Add to *findings* what of *rows* is not as *replay*, which is at the same sequence, has it.
+
+    Return how many sandboxes are live. A ledger forgets, and so does a database, but each of its own: of what has
+    ended either may have nothing, and a row that is older than the ledger's memory of it proves nothing and is counted.
+    """
+    live = _sandboxes(rows, replay, findings)
+    _pending(rows, replay, findings)
+    _nodes(rows, replay, findings)
+    _leaks(rows, replay, findings)
+    _statuses(rows, replay, findings)
+    return live
+
+
+def _sandboxes(rows: Instant, replay: Replay, findings: Findings) -> int:
+    live = 0
+    for row, parts in rows.sandboxes(replay.node):
+        live += row["live"]
+        kept = replay.shelf.look(SandboxKey(ContainerId(row["container_id"]), IfName(row["ifname"])))
+        if kept is None and row["live"] and _remembers(replay, row["node"], row["created"]):
+            what = f"sandbox {row['container_id'][:12]} ({row['ifname']}) on node {row['node']}"
+            findings.add(_plain(row, f"{what} is live in the database and unknown to the ledger: {_REMEDY}"))
+        elif kept is None or kept.created > row["created"]:
+            findings.unproved += 1
+        elif wrong := _wrong(row, parts, kept):
+            findings.add(_of(kept.sandbox, f"the database differs from the ledger in {', '.join(wrong)}: {_REMEDY}"))
+    for kept in replay.shelf.unlooked():
+        if kept.sandbox.holds_something:
+            findings.add(
+                _of(kept.sandbox, f"the database lacks this sandbox, which is {kept.sandbox.phase}: {_REMEDY}")
+            )
+    return live
+
+
+def _wrong(row: Row, parts: list[Row], kept: Kept) -> list[str]:
+    wrong = _unequal(row, sandbox_row(kept.sandbox, kept.created))
+    if not _same_fold(row["fold"], kept.sandbox):
+        wrong.append("fold")
+    if parts != attachment_rows(kept.sandbox):
+        wrong.append("attachments")
+    return wrong
+
+
+def _pending(rows: Instant, replay: Replay, findings: Findings) -> None:
+    state = dict(replay.state.pending)
+    for row in rows.pending():
+        if replay.node and row["node"] != replay.node:
+            continue
+        entry = state.pop(row["event_id"], None)
+        what = f"request {row['event_id']} ({row['type']}) on node {row['node']}"
+        if entry is None:
+            if _remembers(replay, row["node"], row["sequence"]):
+                findings.add(_plain(row, f"{what} is open in the database and not in the ledger: {_REMEDY}"))
+        elif wrong := _unequal(row, pending_row(*entry)):
+            findings.add(_plain(row, f"{what} differs from the ledger in {', '.join(wrong)}: {_REMEDY}"))
+    for entry in state.values():
+        row = pending_row(*entry)
+        what = f"request {row['event_id']} ({row['type']}) on node {row['node']}"
+        findings.add(_plain(row, f"{what} is open in the ledger and not in the database: {_REMEDY}"))
+
+
+def _nodes(rows: Instant, replay: Replay, findings: Findings) -> None:
+    known = {row["node"]: row for row in rows.nodes()}
+    for node, stored in replay.latest.items():
+        expected = node_row(stored, replay.state.epochs.get(node, 0), replay.state.commands.get(node, 0))
+        row = known.get(node)
+        if row is None:
+            findings.add(_plain(expected, f"the database lacks node {node}: {_REMEDY}"))
+        elif row["sequence"] > expected["sequence"]:
+            findings.unproved += 1
+        elif wrong := [name for name in _unequal(row, expected) if name not in _MAXIMA or row[name] < expected[name]]:
+            findings.add(
+                _plain(row, f"the row of node {node} differs from the ledger in {', '.join(wrong)}: {_REMEDY}")
+            )
+
+
+_MAXIMA = frozenset({"epoch", "command"})
+"""The ledger may have forgotten the event that had the greatest."""
+
+
+def _leaks(rows: Instant, replay: Replay, findings: Findings) -> None:
+    state = dict(replay.state.leaks)
+    for row in rows.leaks():
+        if replay.node and row["node"] != replay.node:
+            continue
+        leaked = state.pop((NodeName(row["node"]), row["leak_id"]), None)
+        what = f"leak {row['leak_id']} on node {row['node']}"
+        if leaked is None:
+            if _remembers(replay, row["node"], row["sequence"]):
+                findings.add(_plain(row, f"{what} is open in the database and not in the ledger: {_REMEDY}"))
+            continue
+        # The ledger forgets the earlier sightings of what it still knows to be held.
+        wrong = [name for name in _unequal(row, leak_row(NodeName(row["node"]), leaked)) if name != "first_at"]
+        if wrong:
+            findings.add(_plain(row, f"{what} differs from the ledger in {', '.join(wrong)}: {_REMEDY}"))
+    for node, leak in state:
+        message = f"leak {leak} on node {node} is open in the ledger and not in the database: {_REMEDY}"
+        findings.add(Difference(kind=Kind.PROJECTION, message=message, node=node))
+
+
+def _statuses(rows: Instant, replay: Replay, findings: Findings) -> None:
+    for row in rows.statuses():
+        pod = PodName(row["namespace"], row["pod"])
+        expected = replay.words.look(pod)
+        if expected is None or expected["sequence"] < row["sequence"]:
+            findings.unproved += 1
+        elif wrong := _unequal(row, expected):
+            message = f"pod {pod}: what was published last differs from the ledger in {', '.join(wrong)}: {_REMEDY}"
+            findings.add(Difference(kind=Kind.PROJECTION, message=message, pod=str(pod)))
+    for pod in replay.words.unlooked():
+        message = f"pod {pod}: the database does not know that its network-status was published: {_REMEDY}"
+        findings.add(Difference(kind=Kind.PROJECTION, message=message, pod=str(pod)))
+
+
+def _remembers(replay: Replay, node: str, sequence: int) -> bool:
+    """Return whether the ledger would have what is open since *sequence*: it forgets by age, and what has ended."""
+    oldest = replay.oldest.get(NodeName(node))
+    return oldest is not None and sequence >= oldest
+
+
+def _same_fold(fold: bytes, sandbox: Sandbox) -> bool:
+    """Compare values: the text may be an older version's."""
+    try:
+        return sandbox_of(fold) == sandbox
+    except msgspec.MsgspecError:
+        return False
+
+
+def _unequal(row: Row, expected: Row) -> list[str]:
+    """Return the columns that differ, but for those that the projection alone reads."""
+    return [name for name, value in expected.items() if name not in {"fold", "event"} and row.get(name) != value]
+
+
+def _of(sandbox: Sandbox, message: str) -> Difference:
+    key = sandbox.key
+    return Difference(
+        kind=Kind.PROJECTION,
+        message=f"pod {sandbox.pod}, sandbox {key.container_id[:12]} ({key.ifname}) on node {sandbox.node}: {message}",
+        node=sandbox.node,
+        pod=str(sandbox.pod),
+        sandbox=key.container_id,
+    )
+
+
+def _plain(row: Row, message: str) -> Difference:
+    return Difference(kind=Kind.PROJECTION, message=message, node=row["node"], sandbox=row.get("container_id", ""))
