@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
@@ -16,9 +16,28 @@ from sqlalchemy import event, exc
 from reconciler.projection.engine import DatabaseAwayError, ProjectionError
 from reconciler.projection.rows import Row
 from reconciler.projection.schema import require_current
-from reconciler.projection.tables import attachments, leaks, nodes, pending, position, sandboxes, statuses
+from reconciler.projection.tables import (
+    addresses,
+    attachments,
+    leaks,
+    nodes,
+    pending,
+    position,
+    sandboxes,
+    statuses,
+)
 
 _PAGE = 500
+
+
+class SandboxRows(NamedTuple):
+    """One row of ``sandboxes`` and what belongs to it."""
+
+    sandbox: Row
+    attachments: list[Row]
+    """In plan order."""
+    holds: list[Row]
+    """Of ``addresses``, those that have no end."""
 
 
 class Instant:
@@ -32,20 +51,23 @@ class Instant:
         self.sequence: int = 0 if found is None else found.sequence
         """Up to where the ledger is in the rows."""
 
-    def sandboxes(self, node: str = "") -> Iterator[tuple[Row, list[Row]]]:
-        """Yield each row of ``sandboxes``, of *node* if one is given, with its ``attachments`` in plan order."""
+    def sandboxes(self, node: str = "") -> Iterator[SandboxRows]:
+        """Yield all that the tables have of each sandbox, of those of *node* if one is given."""
         chosen = sa.select(sandboxes)
         if node:
             chosen = chosen.where(sandboxes.c.node == node)
         rows = self._connection.execute(chosen, execution_options={"yield_per": _PAGE})
         for page in rows.partitions():
             ids = {row.container_id for row in page}
-            parts: dict[tuple[str, str], list[Row]] = {}
-            of_page = sa.select(attachments).where(attachments.c.container_id.in_(ids)).order_by(attachments.c.place)
-            for part in self._connection.execute(of_page):
-                parts.setdefault((part.container_id, part.sandbox_ifname), []).append(_plain(part))
+            parts = self._by_sandbox(
+                sa.select(attachments).where(attachments.c.container_id.in_(ids)).order_by(attachments.c.place)
+            )
+            holds = self._by_sandbox(
+                sa.select(addresses).where(addresses.c.container_id.in_(ids), addresses.c.until_sequence.is_(None))
+            )
             for row in page:
-                yield _plain(row), parts.get((row.container_id, row.ifname), [])
+                key = row.container_id, row.ifname
+                yield SandboxRows(_plain(row), parts.get(key, []), holds.get(key, []))
 
     def nodes(self) -> Iterator[Row]:
         """Yield the rows of ``nodes``."""
@@ -62,6 +84,12 @@ class Instant:
     def statuses(self) -> Iterator[Row]:
         """Yield the rows of ``statuses``."""
         return self._all(statuses)
+
+    def _by_sandbox(self, chosen: sa.Select[Any]) -> dict[tuple[str, str], list[Row]]:
+        found: dict[tuple[str, str], list[Row]] = {}
+        for row in self._connection.execute(chosen):
+            found.setdefault((row.container_id, row.sandbox_ifname), []).append(_plain(row))
+        return found
 
     def _all(self, table: sa.Table) -> Iterator[Row]:
         for row in self._connection.execute(sa.select(table), execution_options={"yield_per": _PAGE}):

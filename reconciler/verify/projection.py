@@ -6,10 +6,11 @@ import msgspec
 
 from events.fold import Sandbox, SandboxKey
 from events.schema import ContainerId, IfName, NodeName
-from reconciler.projection.reading import Instant
+from reconciler.projection.held import Held, held
+from reconciler.projection.reading import Instant, SandboxRows
 from reconciler.projection.rows import (
     Row,
-    attachment_rows,
+    attachment_row,
     leak_row,
     node_row,
     pending_row,
@@ -43,7 +44,8 @@ def compare(rows: Instant, replay: Replay, findings: Findings) -> int:
 
 def _sandboxes(rows: Instant, replay: Replay, findings: Findings) -> int:
     live = 0
-    for row, parts in rows.sandboxes(replay.node):
+    for found in rows.sandboxes(replay.node):
+        row = found.sandbox
         live += row["live"]
         kept = replay.shelf.look(SandboxKey(ContainerId(row["container_id"]), IfName(row["ifname"])))
         if kept is None and row["live"] and _remembers(replay, row["node"], row["created"]):
@@ -51,7 +53,7 @@ def _sandboxes(rows: Instant, replay: Replay, findings: Findings) -> int:
             findings.add(_plain(row, f"{what} is live in the database and unknown to the ledger: {_REMEDY}"))
         elif kept is None or kept.created > row["created"]:
             findings.unproved += 1
-        elif wrong := _wrong(row, parts, kept):
+        elif wrong := _wrong(found, kept):
             findings.add(_of(kept.sandbox, f"the database differs from the ledger in {', '.join(wrong)}: {_REMEDY}"))
     for kept in replay.shelf.unlooked():
         if kept.sandbox.holds_something:
@@ -61,12 +63,16 @@ def _sandboxes(rows: Instant, replay: Replay, findings: Findings) -> int:
     return live
 
 
-def _wrong(row: Row, parts: list[Row], kept: Kept) -> list[str]:
-    wrong = _unequal(row, sandbox_row(kept.sandbox, kept.created))
-    if not _same_fold(row["fold"], kept.sandbox):
+def _wrong(found: SandboxRows, kept: Kept) -> list[str]:
+    sandbox = kept.sandbox
+    wrong = _unequal(found.sandbox, sandbox_row(sandbox, kept.created))
+    if not _same_fold(found.sandbox["fold"], sandbox):
         wrong.append("fold")
-    if parts != attachment_rows(kept.sandbox):
+    if found.attachments != [attachment_row(sandbox, place) for place in range(len(sandbox.attachments))]:
         wrong.append("attachments")
+    holds = {Held(row["network"], row["ifname"], row["address"], row["prefix_length"]) for row in found.holds}
+    if holds != set(held(sandbox)):
+        wrong.append("addresses")
     return wrong
 
 
