@@ -75,6 +75,11 @@ class Connection:
         """Counts the connections made."""
         return self._made
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest message that the server takes, headers included."""
+        return self._client.max_payload
+
     async def open(self) -> None:
         """Connect, for as long as it takes. Raises LedgerError when the server does not accept the token.
 
@@ -176,10 +181,12 @@ class Connection:
             raise errors.NoRespondersError
         return message.data
 
-    async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+    async def publish(
+        self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
         """Send a message without waiting for an answer; while disconnected it is dropped."""
         try:
-            await self._client.publish(subject, payload, reply)
+            await self._client.publish(subject, payload, reply, dict(headers) if headers else None)
         except (errors.Error, OSError) as error:
             log.debug("ledger_publish_dropped", subject=subject, error=reason_of(error))
 

@@ -43,11 +43,12 @@ class JetStreamLedger:
         token: str,
         *,
         config: StreamConfig = NODE_STREAM,
+        make: bool = True,
         name: str = "plumbline",
         patience: float = 4.0,
         observe_ack: Callable[[float], None] = lambda seconds: None,
     ) -> JetStreamLedger:
-        """Connect, for as long as it takes, and make the stream what *config* says.
+        """Connect, for as long as it takes, and *make* the stream what *config* says, or leave that to somebody else.
 
         *observe_ack* is told the seconds that each append took. Raises LedgerError when the server refuses the token or
         the stream.
@@ -56,7 +57,8 @@ class JetStreamLedger:
         ledger = cls(connection, config, observe_ack)
         try:
             await connection.open()
-            await ledger._stream.ensure(config)
+            if make:
+                await ledger._stream.ensure(config)
         except BaseException:
             await connection.close()
             raise

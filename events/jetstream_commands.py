@@ -17,14 +17,15 @@ import structlog
 from events import subjects
 from events.connection import RETRY, Connection
 from events.jetstream import JetStreamLedger
-from events.ledger import ConflictError, Expect, LedgerUnavailableError, Stored
+from events.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableError, Stored
 from events.natspy import Msg
 from events.pull import Subscription
 from events.schema import Event, MalformedEventError, NodeName, decode, encode
-from events.streams import Stream, StreamConfig, lasting
+from events.streams import Stream, StreamConfig, command_stream, lasting
 
 log = structlog.get_logger(__name__)
 
+_REMAKE = 5.0
 _LOOK = 60.0
 """Seconds until a node looks for commands that it was not told of: a broken route between two servers loses notices."""
 
@@ -146,3 +147,16 @@ def _command(sequence: int, payload: bytes) -> Stored | None:
     except MalformedEventError as error:
         log.warning("command_malformed", sequence=sequence, error=str(error))
         return None
+
+
+async def made_commands(ledger: JetStreamLedger, replicas: int = 1) -> JetStreamCommands:
+    """Return the commands beside *ledger*, their stream made where it is not there, for as long as that takes."""
+    commands = JetStreamCommands(ledger)
+    while True:
+        try:
+            await commands.make(command_stream(replicas))
+        except LedgerError as error:
+            log.warning("commands_not_made", error=str(error), retry_in=_REMAKE)
+            await asyncio.sleep(_REMAKE)
+        else:
+            return commands

@@ -718,7 +718,18 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
     data: msgspec.Raw
 
 
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What of an event's envelope says where it belongs, for whoever passes the event on as it is."""
+
+    id: EventId
+    type: str
+    at: str
+    node: NodeName
+    sandbox: ContainerId = NO_SANDBOX
+
+
 _encoder = msgspec.json.Encoder()
+_head = msgspec.json.Decoder(Head)
 _envelope = msgspec.json.Decoder(_Envelope)
 _data = {name: msgspec.json.Decoder(cls) for name, cls in TYPES.items()}
 
@@ -772,6 +783,14 @@ def decode(text: bytes) -> Event:
         trace=envelope.trace,
         data=data,
     )
+
+
+def decode_head(text: bytes) -> Head | None:
+    """Return the head of the event in *text*; None: it is no event."""
+    try:
+        return _head.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _decode_data(envelope: _Envelope) -> Data:

@@ -109,6 +109,14 @@ class Kept(NamedTuple):
     payload: bytes
     headers: bytes
 
+    def header(self, name: str) -> str:
+        """Return the value of a header; empty: it has none of that name."""
+        for line in self.headers.decode(errors="replace").split("\r\n"):
+            key, _, value = line.partition(":")
+            if key == name:
+                return value.strip()
+        return ""
+
 
 class _Ack(msgspec.Struct):
     seq: int = 0
@@ -181,20 +189,24 @@ class Stream:
         return Kept(message.seq, base64.b64decode(message.data), base64.b64decode(message.hdrs))
 
     async def store(
-        self, subject: str, payload: bytes, *, what: str, headers: Mapping[str, str], expect: Expect | None = None
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        what: str,
+        headers: Mapping[str, str],
+        expect: Expect | None = None,
+        each: float = _STORE,
     ) -> int:
         """Return the sequence of a message once the stream has it; *headers* give it an ID, so that it is stored once.
 
-        *what* names it in the sentence "the ledger did not confirm …". Raises LedgerUnavailableError, LedgerFullError,
-        LedgerError, and ConflictError when *expect* does not hold, which also a repeated message may meet.
+        *what* names it in the sentence "the ledger did not confirm …"; it is repeated every *each* seconds. Raises
+        LedgerUnavailableError, LedgerFullError, LedgerError, and ConflictError when *expect* does not hold, which also
+        a repeated message may meet.
         """
         if expect is not None:
-            headers = {
-                **headers,
-                "Nats-Expected-Last-Subject-Sequence": str(expect.sequence),
-                "Nats-Expected-Last-Subject-Sequence-Subject": expect.subject,
-            }
-        answer = await self.connection.request(subject, payload, what=f"confirm {what}", each=_STORE, headers=headers)
+            headers = {**headers, **expectation(expect)}
+        answer = await self.connection.request(subject, payload, what=f"confirm {what}", each=each, headers=headers)
         ack = _ack.decode(answer)
         if ack.error is not None:
             raise _refusal(ack.error)
@@ -216,6 +228,14 @@ class Stream:
 
     async def _info(self) -> StreamInfo:
         return msgspec.json.decode(await self.api(f"STREAM.INFO.{self.name}", {}), type=StreamInfo)
+
+
+def expectation(expect: Expect) -> dict[str, str]:
+    """Return the headers of a message that is stored only where *expect* holds."""
+    return {
+        "Nats-Expected-Last-Subject-Sequence": str(expect.sequence),
+        "Nats-Expected-Last-Subject-Sequence-Subject": expect.subject,
+    }
 
 
 def _refusal(error: ApiError) -> LedgerError:

@@ -17,8 +17,8 @@ import structlog
 from events import logs
 from events.fold import request_of
 from events.jetstream import JetStreamLedger
+from events.jetstream_commands import made_commands
 from events.ledger import Ledger, LedgerError
-from events.notices import Notices
 from events.schema import INTENTS, Event, EventId, NodeName, WorkerStarted, WorkerStopped
 from events.settings import DEFAULT_PATH, SettingsError, ledger_address, load
 from events.streams import NODE_STREAM
@@ -71,8 +71,7 @@ async def run(settings: WorkerSettings, wrap: Callable[[Ledger], Ledger] = lambd
         address.url, address.token, config=NODE_STREAM, name="worker", observe_ack=metrics.ledger_acked
     )
     try:
-        worker = _Worker(settings, wrap(connection), connection, metrics, lambda: connection.connected)
-        await worker.run()
+        await _Worker(settings, wrap(connection), connection, metrics).run()
     finally:
         await connection.close()
 
@@ -82,15 +81,13 @@ class _Worker:
         self,
         settings: WorkerSettings,
         ledger: Ledger,
-        notices: Notices,
+        connection: JetStreamLedger,
         metrics: WorkerMetrics,
-        ledger_connected: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._ledger = ledger
-        self._notices = notices
+        self._connection = connection
         self._metrics = metrics
-        self._ledger_connected = ledger_connected
         self._recorder = Recorder(ledger, NodeName(settings.node_name))
         self._answers = Answers()
         self._spool = Spool(settings.spool)
@@ -125,7 +122,7 @@ class _Worker:
         detacher = Detacher(self._recorder, runners, section, self._metrics)
         readiness = Readiness(seats=section.concurrency // 2)
         device_sources = _device_sources(section.devices, self._source)
-        statuses = StatusWait(self._notices, section.status_wait, self._metrics)
+        statuses = StatusWait(self._connection, section.status_wait, self._metrics)
         attacher = Attacher(
             self._recorder, detacher, self._source, runners, section, self._metrics, readiness, device_sources, statuses
         )
@@ -144,6 +141,7 @@ class _Worker:
         background = [
             tasks.create_task(self._consume(dispatcher), name="consume"),
             tasks.create_task(statuses.run(), name="hear-publisher"),
+            tasks.create_task(self._take_orders(orders), name="orders"),
             tasks.create_task(Retention(self._ledger, self._recorder, self._settings.ledger.retention_hours).run()),
         ]
         if self._source is not None:
@@ -173,6 +171,12 @@ class _Worker:
     async def _consume(self, dispatcher: Dispatcher) -> None:
         async for intent in self._recorder.intents():
             dispatcher.dispatch(intent)
+
+    async def _take_orders(self, orders: Orders) -> None:
+        await orders.run(await made_commands(self._connection))
+
+    def _ledger_connected(self) -> bool:
+        return self._connection.connected
 
     async def _load(self) -> None:
         """Learn what the ledger says, and keep the answers that an entry point may still come back for."""
