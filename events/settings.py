@@ -71,6 +71,11 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
         """Return the policy for *network*."""
         return self.networks.get(network, self.policy)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to be looked at."""
+        return any(policy != "off" for policy in (self.policy, *self.networks.values()))
+
 
 class LeakSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """What is done where something is held that nobody owns."""

@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import prometheus_client
@@ -19,7 +19,16 @@ from events.fold import request_of
 from events.jetstream import JetStreamLedger
 from events.jetstream_commands import made_commands
 from events.ledger import Ledger, LedgerError
-from events.schema import INTENTS, Event, EventId, NodeName, WorkerStarted, WorkerStopped
+from events.schema import (
+    INTENTS,
+    ComparisonRequested,
+    Event,
+    EventId,
+    NodeName,
+    RepairRequested,
+    WorkerStarted,
+    WorkerStopped,
+)
 from events.settings import DEFAULT_PATH, SettingsError, ledger_address, load
 from events.streams import NODE_STREAM
 from nodeworker.answers import Answers, reply_of
@@ -39,11 +48,15 @@ from nodeworker.interfaces.runner import WayRunners
 from nodeworker.lock import only_worker
 from nodeworker.logfile import LogFiles
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.orders import Orders
+from nodeworker.observe.comparing import Comparer
+from nodeworker.observe.eyes import Eyes
+from nodeworker.observe.observer import Observer
+from nodeworker.orders import Handler, Order, Orders
 from nodeworker.patience import seconds_since, seconds_until
 from nodeworker.publication import StatusWait
 from nodeworker.readiness import Readiness
 from nodeworker.recorder import Recorder
+from nodeworker.repair.repairer import Repairer
 from nodeworker.requestlog import RequestLog
 from nodeworker.settings import DeviceSettings, WorkerSettings
 from nodeworker.spool import Spool
@@ -127,10 +140,14 @@ class _Worker:
             self._recorder, detacher, self._source, runners, section, self._metrics, readiness, device_sources, statuses
         )
         collector = GarbageCollector(self._recorder, self._answers, runners, section, readiness)
-        orders = Orders(self._recorder, {})
+        eyes = Eyes(self._settings.drift)
+        observer = Observer(self._recorder, eyes)
+        comparer = Comparer(self._recorder, observer, self._settings.drift.interval)
+        orders = Orders(self._recorder, self._handlers(comparer, eyes, runners))
         dispatcher = Dispatcher(
             attacher, detacher, collector, orders, self._answers, statuses, tasks, section.concurrency
         )
+        observer.give_turns(dispatcher.take_turn)
         checker = Checker(self._recorder, runners, section, self._source, self._ledger_connected)
         upkeep = Upkeep(self._recorder, dispatcher, self._answers, self._spool, self._metrics)
         request_log = RequestLog(section.network, self._log_files)
@@ -152,6 +169,8 @@ class _Worker:
             for request in [*upkeep.resume(), *await upkeep.drain_spool()]:
                 await self._answers.wait(request)
             background.append(tasks.create_task(upkeep.run(), name="upkeep"))
+            if self._settings.drift.wanted:
+                background += [tasks.create_task(part.run()) for part in (observer, comparer)]
             await door.open()
             log.info("worker_open", socket=str(self._settings.socket))
             await stop.wait()
@@ -163,10 +182,18 @@ class _Worker:
         with contextlib.suppress(LedgerError):
             await self._recorder.record(WorkerStopped(reason="signal"))
         await self._recorder.close()
-        runners.close()
-        if self._source is not None:
-            self._source.close()
+        for part in (eyes, runners, self._source):
+            if part is not None:
+                part.close()
         log.info("worker_stopped")
+
+    def _handlers(self, comparer: Comparer, eyes: Eyes, runners: WayRunners) -> Mapping[type[Order], Handler]:
+        """Return who fulfils which orders."""
+        handlers: dict[type[Order], Handler] = {ComparisonRequested: comparer.compare}
+        if self._settings.drift.wanted:
+            repairer = Repairer(self._recorder, eyes, runners, self._settings.worker, self._metrics)
+            handlers[RepairRequested] = repairer.repair
+        return handlers
 
     async def _consume(self, dispatcher: Dispatcher) -> None:
         async for intent in self._recorder.intents():

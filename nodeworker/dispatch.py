@@ -12,7 +12,7 @@ import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import structlog
 
@@ -42,6 +42,7 @@ from nodeworker.publication import StatusWait
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 Job: TypeAlias = Callable[[], Awaitable[None]]
 
 _ABANDONED = failed(
@@ -112,19 +113,19 @@ class Dispatcher:
             case _:
                 raise TypeError(f"{event.type} is not an intent")
 
-    async def take_turn(self, container_id: str, work: Callable[[], Awaitable[Reply]]) -> Reply:
+    async def take_turn(self, container_id: str, work: Callable[[], Awaitable[T]]) -> T:
         """Return what *work* returns when the requests for the container that came before are done."""
-        turn: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         async def job() -> None:
             try:
-                reply = await work()
+                done = await work()
             except Exception as error:  # noqa: BLE001  # it is the asker's, not the queue's
                 if not turn.done():
                     turn.set_exception(error)
             else:
                 if not turn.done():
-                    turn.set_result(reply)
+                    turn.set_result(done)
 
         self._enqueue(container_id, job, self._places)
         return await turn

@@ -11,13 +11,13 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import structlog
 
 from events import subjects
-from events.fold import State
+from events.fold import Sandbox, State
 from events.ledger import Expect, Ledger, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
 from events.schema import (
     INTENTS,
@@ -51,6 +51,11 @@ class Recorder:
         self._appending: set[asyncio.Task[None]] = set()
         self._postponed: deque[Event] = deque()
         self._loaded = 0
+        self._listeners: list[Callable[[Event, Sandbox | None], None]] = []
+
+    def on_recorded(self, listener: Callable[[Event, Sandbox | None], None]) -> None:
+        """Have *listener* told of every event from here on, with its sandbox as it is then, as ``state`` has it."""
+        self._listeners.append(listener)
 
     async def load(self) -> AsyncIterator[Stored]:
         """Apply the node's events to ``state``, and yield each. Raises LedgerUnavailableError."""
@@ -79,7 +84,7 @@ class Recorder:
         """Yield the intents that come after those loaded, each applied to ``state``, without end."""
         patterns = tuple(subjects.pattern(self.node, event_type=name) for name in sorted(INTENTS))
         async for stored in self._ledger.follow(patterns, self._loaded):
-            self.state.apply(stored)
+            self._apply(stored)
             yield stored
 
     async def record(self, data: Data, sandbox: ContainerId = NO_SANDBOX, cause: EventId = NO_CAUSE) -> None:
@@ -115,7 +120,12 @@ class Recorder:
         except (LedgerUnavailableError, LedgerFullError):
             self._postpone(event)
             raise
-        self.state.apply(Stored(sequence, event))
+        self._apply(Stored(sequence, event))
+
+    def _apply(self, stored: Stored) -> None:
+        sandbox = self.state.apply(stored)
+        for listener in self._listeners:
+            listener(stored.event, sandbox)
 
     def _postpone(self, event: Event) -> None:
         self._postponed.append(event)
@@ -129,7 +139,7 @@ class Recorder:
             try:
                 while self._postponed:
                     event = self._postponed[0]
-                    self.state.apply(Stored(await self._append_once(event), event))
+                    self._apply(Stored(await self._append_once(event), event))
                     self._postponed.popleft()
             except (LedgerUnavailableError, LedgerFullError) as error:
                 log.warning("ledger_still_away", waiting=len(self._postponed), error=str(error))

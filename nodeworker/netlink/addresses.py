@@ -35,6 +35,7 @@ IFA_F_PERMANENT = 0x80
 
 _HEADER = struct.Struct("=BBBBI")
 """Family, prefix length, flags, scope, interface index."""
+_FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
 _HAS_BROADCAST = 30
 """The longest IPv4 prefix that has room for a broadcast address."""
 
@@ -81,6 +82,12 @@ def of(netlink: Netlink, index: int) -> list[Assigned]:
     ]
     # A kernel without strict checking answers with the addresses of all interfaces.
     return [each for each in map(_assigned, (answer.body for answer in answers)) if each.index == index]
+
+
+def every(netlink: Netlink) -> list[Assigned]:
+    """Return the addresses of all interfaces. Raises NetlinkError."""
+    answers = netlink.dump(Request(RTM_GETADDR, 0, _HEADER.pack(socket.AF_UNSPEC, 0, 0, 0, 0)))
+    return [_assigned(each.body) for each in answers if each.type == RTM_NEWADDR and each.body[0] in _FAMILIES]
 
 
 def _body(index: int, address: Address) -> bytes:

@@ -1,0 +1,170 @@
+"""What the node must have for a sandbox, as far as its recorded plan and results tell.
+
+Pure. What nobody recorded (a result that was lost before the sandbox was adopted, an MTU that the plugin left to the
+kernel) is not expected to be anything.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, cast
+
+import msgspec
+
+from events.fold import Attachment, Sandbox
+from events.schema import IfName, NetworkName
+from nodeworker.delegates import results
+from nodeworker.delegates.results import IP, Result
+from nodeworker.resolve.default_route import adjusted
+
+Address: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+Gateway: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+OF_THE_NODE = frozenset({"macvlan", "ipvlan", "vlan"})
+"""Plugins whose interface rests on one of the node's, which they do not make."""
+PLAIN = frozenset({"bridge", "dummy", "host-device", "ipvlan", "macvlan", "ptp", "tap", "vlan"})
+"""Plugins that configure their interface with exactly what their result says."""
+_DEFAULT_BRIDGE = "cni0"
+
+
+class ExpectedRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """A route of the container."""
+
+    destination: Network
+    gateway: Gateway | None = None
+    """None: whatever the kernel has."""
+    source: Gateway | None = None
+    metric: int = 0
+    table: int | None = None
+    """None: any."""
+    scope: int | None = None
+    own: bool = True
+    """Whether it must leave through the attachment's interface."""
+    by_kernel: bool = False
+    """The kernel makes it when the address is added."""
+
+    def __str__(self) -> str:
+        return f"{self.destination} via {self.gateway}" if self.gateway else str(self.destination)
+
+
+class ExpectedLink(msgspec.Struct, frozen=True, kw_only=True):
+    """The interface of an attachment, with all that belongs to it."""
+
+    network: NetworkName
+    ifname: IfName
+    kind: str
+    """Type of the plugin that made it."""
+    mac: str = ""
+    """Empty: any."""
+    mtu: int = 0
+    """0: what it was when it was first seen."""
+    up: bool = True
+    optional: bool = False
+    """It may be a device that no network driver serves: it is not missed."""
+    addresses: tuple[Address, ...] = ()
+    """If there are any, there must be no others."""
+    routes: tuple[ExpectedRoute, ...] = ()
+    parent: str = ""
+    """The node's interface that it rests on, or the bridge that its other end is a port of; empty: not known."""
+
+    @property
+    def is_port(self) -> bool:
+        """Whether its other end is a port of ``parent``."""
+        return self.kind == "bridge"
+
+
+def expected(sandbox: Sandbox, policy: Callable[[str], str]) -> tuple[ExpectedLink, ...]:
+    """Return the interfaces of *sandbox*, which is attached; but for networks whose *policy* is ``off``."""
+    return tuple(
+        link
+        for attachment in sandbox.attachments
+        if policy(attachment.plan.network) != "off" and (link := _link(sandbox, attachment)) is not None
+    )
+
+
+def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
+    """Return the interface of *attachment*; None: its result tells of none, or is not known."""
+    plan = attachment.plan
+    if not attachment.result:
+        return None
+    try:
+        result = results.decode(adjusted(sandbox.attachments, attachment), plan.cni_version)
+    except results.ResultError:
+        return None
+    told = next((each for each in result.interfaces if each.sandbox and each.name == plan.ifname), None)
+    if told is None and result.interfaces:
+        return None
+    configs = [cast("dict[str, Any]", msgspec.json.decode(plugin)) for plugin in plan.plugins]
+    kind = str(configs[0].get("type", ""))
+    ips = [ip for ip in result.ips if _is_own(result, ip, plan.ifname)]
+    return ExpectedLink(
+        network=plan.network,
+        ifname=plan.ifname,
+        kind=kind,
+        mac=told.mac.lower() if told is not None else "",
+        mtu=(told.mtu if told is not None else 0) or _configured_mtu(configs),
+        up=not configs[0].get("disableContainerInterface", False),
+        optional=bool(plan.device) and not (told is not None and told.mac),
+        addresses=tuple(ipaddress.ip_interface(ip.address) for ip in ips),
+        routes=tuple(_routes(kind, result, ips)),
+        parent=_parent(kind, configs[0]),
+    )
+
+
+def _is_own(result: Result, ip: IP, ifname: str) -> bool:
+    if ip.interface is None or not 0 <= ip.interface < len(result.interfaces):
+        return True
+    owner = result.interfaces[ip.interface]
+    return bool(owner.sandbox) and owner.name == ifname
+
+
+def _configured_mtu(configs: list[dict[str, Any]]) -> int:
+    asked = [config.get("mtu") for config in configs]
+    return next((mtu for mtu in reversed(asked) if isinstance(mtu, int) and mtu > 0), 0)
+
+
+def _parent(kind: str, config: Mapping[str, Any]) -> str:
+    if kind == "bridge":
+        return str(config.get("bridge") or _DEFAULT_BRIDGE)
+    if kind in OF_THE_NODE and not config.get("linkInContainer"):
+        return str(config.get("master") or "")
+    return ""
+
+
+def _routes(kind: str, result: Result, ips: list[IP]) -> list[ExpectedRoute]:
+    plain = kind in PLAIN
+    gateways: dict[int, Gateway] = {}
+    routes: list[ExpectedRoute] = []
+    for ip in ips:
+        address = ipaddress.ip_interface(ip.address)
+        gateway = _gateway(ip.gateway)
+        if gateway is not None:
+            gateways.setdefault(gateway.version, gateway)
+        if kind == "ptp" and gateway is not None:
+            routes.append(ExpectedRoute(destination=ipaddress.ip_network(gateway), source=address.ip))
+            routes.append(ExpectedRoute(destination=address.network, gateway=gateway, source=address.ip))
+        elif plain and address.network.prefixlen < address.max_prefixlen:
+            routes.append(ExpectedRoute(destination=address.network, source=address.ip, by_kernel=True))
+    for each in result.routes:
+        destination = ipaddress.ip_network(each.dst, strict=False)
+        fallback = gateways.get(destination.version) if plain else None
+        routes.append(
+            ExpectedRoute(
+                destination=destination,
+                gateway=_gateway(each.gw) or fallback,
+                metric=each.priority,
+                table=each.table or None,
+                scope=each.scope,
+                own=plain,
+            )
+        )
+    return routes
+
+
+def _gateway(text: str) -> Gateway | None:
+    try:
+        return ipaddress.ip_address(text) if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,113 @@
+"""Who has to be looked at when something changes: by namespace, by parent, by port.
+
+Pure. A node tells of its links all day, mostly of what matters to no sandbox: only a parent that went, came, or was set
+up or down wakes those that rest on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from events.fold import SandboxKey
+from nodeworker.netlink.links import Link
+
+_NOBODY: frozenset[SandboxKey] = frozenset()
+
+
+class _State(NamedTuple):
+    """What matters of a parent, or of a port."""
+
+    number: int
+    """Its index."""
+    up: bool
+    master: int
+
+
+class _Watched:
+    """A link of the node, and who rests on it."""
+
+    __slots__ = ("sandboxes", "state")
+
+    def __init__(self) -> None:
+        self.state: _State | None = None
+        self.sandboxes: set[SandboxKey] = set()
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """Where a sandbox is known."""
+
+    netnsid: int
+    parents: frozenset[str]
+    ports: frozenset[str]
+
+
+class Interest:
+    """The sandboxes that are watched."""
+
+    def __init__(self) -> None:
+        self._places: dict[SandboxKey, _Place] = {}
+        self._namespaces: dict[int, set[SandboxKey]] = {}
+        self._links: dict[str, _Watched] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: SandboxKey) -> bool:
+        return key in self._places
+
+    def watch(
+        self, key: SandboxKey, netnsid: int, parents: Mapping[str, Link | None], ports: Mapping[str, Link]
+    ) -> None:
+        """Watch the sandbox in the namespace of number *netnsid*, and what it rests on, which is as given.
+
+        *parents* and *ports* are links of the node by name; None: one that is missing.
+        """
+        place = _Place(netnsid, frozenset(parents), frozenset(ports))
+        if self._places.get(key) != place:
+            self.forget(key)
+            self._places[key] = place
+            self._namespaces.setdefault(netnsid, set()).add(key)
+            for name in place.parents | place.ports:
+                self._links.setdefault(name, _Watched()).sandboxes.add(key)
+        for name, link in (*parents.items(), *ports.items()):
+            self._links[name].state = None if link is None else _State(link.index, link.up, link.master)
+
+    def forget(self, key: SandboxKey) -> None:
+        """Watch the sandbox no longer."""
+        place = self._places.pop(key, None)
+        if place is None:
+            return
+        if (there := self._namespaces.get(place.netnsid)) is not None:
+            there.discard(key)
+            if not there:
+                del self._namespaces[place.netnsid]
+        for name in place.parents | place.ports:
+            watched = self._links[name]
+            watched.sandboxes.discard(key)
+            if not watched.sandboxes:
+                del self._links[name]
+
+    def forget_namespaces(self) -> None:
+        """Forget which number belongs to whom: it may have been told, unheard, that numbers were given to others."""
+        for key in tuple(self._places):
+            self.forget(key)
+
+    def within(self, netnsid: int) -> Iterable[SandboxKey]:
+        """Return whom a change in that namespace concerns."""
+        return self._namespaces.get(netnsid, _NOBODY)
+
+    def on(self, name: str, *, index: int, up: bool, master: int, gone: bool) -> Iterable[SandboxKey]:
+        """Return whom it concerns that the node's link *name* is like that; nobody if nothing that matters changed."""
+        watched = self._links.get(name)
+        if watched is None:
+            return _NOBODY
+        state = None if gone else _State(index, up, master)
+        if gone and (watched.state is None or watched.state.number != index):
+            return _NOBODY  # another link of that name has come since
+        if state == watched.state:
+            return _NOBODY
+        watched.state = state
+        return watched.sandboxes

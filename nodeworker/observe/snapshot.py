@@ -1,0 +1,58 @@
+"""Take in at one glance what the kernel has of a sandbox: a millisecond, on a thread that may block."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection
+
+import msgspec
+
+from events.schema import Phase
+from nodeworker.namespace import Namespace
+from nodeworker.netlink import addresses, links, routes
+from nodeworker.netlink.links import Link
+from nodeworker.netlink.socket import Netlink
+from nodeworker.observe.compare import Snapshot
+from nodeworker.observe.expected import ExpectedLink
+
+_PAIRED = "veth"
+
+
+class Glance(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot, and the number by which the node's kernel knows the namespace."""
+
+    seen: Snapshot
+    netnsid: int
+
+
+def take(netns: str, wanted: Collection[ExpectedLink], phase: Phase) -> Glance:
+    """Return what the kernel has of the *wanted* interfaces of the namespace at *netns*.
+
+    Raises RequestFailedError (namespace_invalid), NetlinkError.
+    """
+    with Namespace(netns, phase) as container, Netlink.within(container) as inside, Netlink.on_node() as node:
+        there = {link.name: link for link in links.every(inside)}
+        ports = {str(each.ifname): port for each in wanted if (port := _other_end(node, there.get(each.ifname)))}
+        parents = {name: link for name in {each.parent for each in wanted} - {""} if (link := _named(node, name))}
+        seen = Snapshot(
+            links=there,
+            addresses=tuple(addresses.every(inside)),
+            routes=tuple(
+                route for family in (socket.AF_INET, socket.AF_INET6) for route in routes.every(inside, family)
+            ),
+            parents=parents,
+            ports=ports,
+        )
+        return Glance(seen=seen, netnsid=links.netnsid(node, container.fd))
+
+
+def _named(node: Netlink, name: str) -> Link | None:
+    return links.find(node, links.named(name))
+
+
+def _other_end(node: Netlink, link: Link | None) -> Link | None:
+    """Return the end on the node of the pair that *link* is the container's end of."""
+    if link is None or link.kind != _PAIRED or not link.parent or link.parent_netnsid is None:
+        return None
+    port = links.find(node, links.numbered(link.parent))
+    return port if port is not None and (port.kind, port.parent) == (_PAIRED, link.index) else None

@@ -1,0 +1,216 @@
+"""Put right what differs about interfaces that are there, in the kernel, whoever made them.
+
+Blocking: for a thread. Everything is idempotent: an address that is there, a route that is there, are fine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections.abc import Sequence
+
+import msgspec
+
+from events.schema import Drift, DriftKind, ErrorClass, Phase
+from nodeworker.interfaces import sysctl
+from nodeworker.interfaces.addressing import Assignment
+from nodeworker.interfaces.announce import announce
+from nodeworker.interfaces.ends import Ends
+from nodeworker.namespace import Namespace
+from nodeworker.netlink import addresses, links, routes
+from nodeworker.netlink.links import Link
+from nodeworker.netlink.message import Request
+from nodeworker.netlink.routes import Route
+from nodeworker.netlink.socket import Netlink
+from nodeworker.observe.compare import Snapshot
+from nodeworker.observe.expected import ExpectedLink, ExpectedRoute
+
+_ANNOUNCED = frozenset({DriftKind.LINK_MISSING, DriftKind.LINK_DOWN, DriftKind.MAC_CHANGED, DriftKind.ADDRESS_MISSING})
+_BY_THE_KERNEL = 2
+_LINK_SCOPE = 253
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """A drift that was not put right."""
+
+    drift: Drift
+    error_class: ErrorClass
+    reason: str
+
+
+def mend(netns: str, wanted: Sequence[ExpectedLink], seen: Snapshot, drifts: Sequence[Drift]) -> list[Refused]:
+    """Put right *drifts* of the *wanted* interfaces, as they were *seen*, in order; return those that could not be.
+
+    Raises RequestFailedError (namespace_invalid).
+    """
+    refused: list[Refused] = []
+    known = {each.ifname: each for each in wanted}
+    with (
+        Namespace(netns, Phase.REPAIR) as container,
+        Netlink.within(container) as inside,
+        Netlink.on_node() as node,
+    ):
+        hands = _Hands(Ends(node=node, container=inside, netns=container), seen)
+        for drift in drifts:
+            if (link := known.get(drift.ifname)) is None:
+                refused.append(_refused(drift, ErrorClass.NOT_REPAIRABLE, "nothing is recorded of the interface"))
+                continue
+            try:
+                if reason := hands.mend(link, drift):
+                    refused.append(_refused(drift, ErrorClass.NOT_REPAIRABLE, reason))
+            except OSError as error:
+                refused.append(_refused(drift, ErrorClass.PLUGIN_FAILED, f"the kernel said: {error.strerror or error}"))
+        for ifname in {drift.ifname for drift in drifts if drift.kind in _ANNOUNCED} & known.keys():
+            hands.announce(known[ifname])
+    return refused
+
+
+def rename_port(netns: str, ifname: str, name: str, mac: str) -> None:
+    """Give the node's end of the pair *ifname* the *name* and *mac* that it had, if there is one and they are free.
+
+    Raises RequestFailedError (namespace_invalid), NetlinkError.
+    """
+    with (
+        Namespace(netns, Phase.REPAIR) as container,
+        Netlink.within(container) as inside,
+        Netlink.on_node() as node,
+    ):
+        link = links.find(inside, links.named(ifname))
+        if link is None or link.kind != "veth" or link.parent_netnsid is None:
+            return
+        port = links.find(node, links.numbered(link.parent))
+        if port is None or port.kind != "veth":
+            return
+        if port.name != name and links.find(node, links.named(name)) is None:
+            down, up = links.change(port.index, up=False), links.change(port.index, up=True)
+            node.do(down, links.change(port.index, name=name), up)  # kernels before 6.2 rename no link that is up
+        if mac and port.mac != mac.lower():
+            node.do(links.change(port.index, mac=mac))
+
+
+class _Hands:
+    """Both ends of a sandbox, at work."""
+
+    def __init__(self, ends: Ends, seen: Snapshot) -> None:
+        self._ends = ends
+        self._seen = seen
+
+    def mend(self, wanted: ExpectedLink, drift: Drift) -> str:
+        """Put *drift* right; return why it can't be, or an empty text. Raises OSError."""
+        link = self._seen.links.get(wanted.ifname)
+        match drift.kind:
+            case DriftKind.PARENT_MISSING | DriftKind.PARENT_DOWN:
+                return self._parent(wanted)
+            case DriftKind.PORT_DETACHED:
+                return self._plug(wanted)
+            case _ if link is None:
+                return "the interface is missing"
+            case DriftKind.LINK_DOWN:
+                self._set_up(link, wanted)
+            case DriftKind.MTU_CHANGED:
+                self._inside(links.change(link.index, mtu=int(drift.expected)))
+            case DriftKind.MAC_CHANGED if wanted.kind == "ipvlan":
+                return f"an ipvlan interface has the MAC address of its parent {wanted.parent}"
+            case DriftKind.MAC_CHANGED:
+                self._notify(wanted)
+                self._inside(links.change(link.index, mac=wanted.mac))
+            case DriftKind.ADDRESS_FOREIGN:
+                self._inside(addresses.delete(link.index, ipaddress.ip_interface(drift.found)))
+            case DriftKind.ADDRESS_MISSING:
+                self._address(link, wanted, drift)
+            case DriftKind.ROUTE_MISSING:
+                return self._route(link, wanted, drift)
+            case _:
+                return "this version of Plumbline does not know how"
+        return ""
+
+    def announce(self, wanted: ExpectedLink) -> None:
+        """Tell the neighbours where the addresses of the interface live: they may know another place."""
+        with contextlib.suppress(OSError):  # they find out by themselves, later
+            link = links.find(self._ends.container, links.named(wanted.ifname))
+            if link is not None and wanted.addresses:
+                announce(self._ends, link, [Assignment(address=each, gateway=None) for each in wanted.addresses])
+
+    def _parent(self, wanted: ExpectedLink) -> str:
+        """Set a bridge up, as its plugin would with the next ADD. Other parents are the node's own business."""
+        parent = self._seen.parents.get(wanted.parent)
+        if parent is None:
+            return f"{wanted.parent} is the node's: make it again, and whatever it needs"
+        if not wanted.is_port:
+            return f"{wanted.parent} is the node's: set it up (ip link set {wanted.parent} up)"
+        self._on_node(links.change(parent.index, up=True))
+        return ""
+
+    def _plug(self, wanted: ExpectedLink) -> str:
+        port, bridge = self._seen.ports.get(wanted.ifname), self._seen.parents.get(wanted.parent)
+        if port is None:
+            return "its other end is not on the node any more: delete the interface to have it made again"
+        if bridge is None:
+            return f"bridge {wanted.parent} is missing"
+        self._on_node(links.change(port.index, up=True, master=bridge.index))
+        return ""
+
+    def _set_up(self, link: Link, wanted: ExpectedLink) -> None:
+        self._notify(wanted)
+        if (port := self._seen.ports.get(wanted.ifname)) is not None and not port.up:
+            self._on_node(links.change(port.index, up=True))
+        self._inside(links.change(link.index, up=True))
+
+    def _address(self, link: Link, wanted: ExpectedLink, drift: Drift) -> None:
+        address = ipaddress.ip_interface(drift.expected)
+        self._notify(wanted)
+        if address.version == 6:
+            self._ends.netns.inside(lambda: sysctl.enable_ipv6(wanted.ifname))
+        self._inside(addresses.add(link.index, address, dad=False))
+
+    def _notify(self, wanted: ExpectedLink) -> None:
+        """Let the kernel tell IPv4 neighbours of what comes."""
+        self._ends.netns.inside(lambda: sysctl.prefer(f"ipv4/conf/{wanted.ifname}/arp_notify", "1"))
+
+    def _route(self, link: Link, wanted: ExpectedLink, drift: Drift) -> str:
+        route = next((each for each in wanted.routes if str(each) == drift.expected), None)
+        if route is None:
+            return "no such route is recorded"
+        if not route.own:
+            return f"nobody knows which interface plugin {wanted.kind} had it lead through"
+        self._inside(*_requests(route, link))
+        return ""
+
+    def _inside(self, *requests: Request) -> None:
+        self._ends.container.do(*requests)
+
+    def _on_node(self, *requests: Request) -> None:
+        self._ends.node.do(*requests)
+
+
+def _requests(route: ExpectedRoute, link: Link) -> list[Request]:
+    """Return what makes *route* through *link*."""
+    table = route.table or routes.MAIN
+    if route.by_kernel:
+        made = Route(
+            destination=route.destination,
+            index=link.index,
+            source=route.source if route.destination.version == 4 else None,
+            scope=_LINK_SCOPE,
+            protocol=_BY_THE_KERNEL,
+            metric=0 if route.destination.version == 4 else 256,
+        )
+        return [routes.add(made)]
+    scope = route.scope if route.scope is not None else (routes.UNIVERSE if route.gateway else _LINK_SCOPE)
+    made = Route(
+        destination=route.destination,
+        index=link.index,
+        gateway=route.gateway,
+        source=route.source,
+        metric=route.metric,
+        table=table,
+        scope=scope,
+    )
+    if route.source is None or route.gateway is None:
+        return [routes.add(made)]
+    kernels = Route(destination=route.destination, index=link.index, scope=routes.NOWHERE, protocol=_BY_THE_KERNEL)
+    return [routes.add(made), routes.delete(kernels)]  # of a point-to-point network, in the place of the kernel's own
+
+
+def _refused(drift: Drift, error_class: ErrorClass, reason: str) -> Refused:
+    return Refused(drift=drift, error_class=error_class, reason=reason)
