@@ -13,6 +13,10 @@ from typing import NamedTuple, Protocol
 
 PUBLISHER_PRESENT = "plumbline.presence.publisher"
 """A reconciler says so every ``PRESENCE_INTERVAL`` while it can publish statuses."""
+RECONCILER_PRESENT = "plumbline.presence.reconciler"
+"""The active reconciler says so every ``PRESENCE_INTERVAL``, whenever it is asked, and when it leaves."""
+RECONCILER_ASKED = "plumbline.presence.reconciler.ask"
+"""Another one asks whether there is an active one."""
 PRESENCE_INTERVAL = 1.0
 PRESENCE_LOST = 3.0
 """Seconds of silence after which it counts as away."""

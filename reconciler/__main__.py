@@ -5,16 +5,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
+import secrets
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
 from events import logs
 from events.jetstream import JetStreamLedger
+from events.jetstream_commands import JetStreamCommands
 from events.ledger import LedgerError, LedgerUnavailableError
+from events.notices import Notices
 from events.settings import DEFAULT_PATH, LedgerAddress, SettingsError, ledger_address, load
+from events.streams import command_stream
+from reconciler.certain_publisher import CertainPublisher
 from reconciler.delays import delays
 from reconciler.metrics import Metrics
 from reconciler.projection.engine import ProjectionError
@@ -22,11 +30,13 @@ from reconciler.projection.store import Store
 from reconciler.publication import Publication
 from reconciler.publisher import Publisher
 from reconciler.reconcile import Listener, Reconciler
+from reconciler.replicas import Replicas, Turn
 from reconciler.settings import ReconcilerSettings
 from reconciler.status_folder import StatusFolder
 
 log = structlog.get_logger(__name__)
 
+_T = TypeVar("_T")
 _GRACE = 1.0
 
 _REFUSALS = (SettingsError, ProjectionError, LedgerError)
@@ -48,8 +58,12 @@ def main() -> int:
         refusals, others = group.split(_REFUSALS)
         if refusals is None or others is not None:
             raise
-        return _refuse(refusals.exceptions[0])
+        return _refuse(_first(refusals))
     return 0
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def _refuse(error: BaseException) -> int:
@@ -79,14 +93,38 @@ async def _serve(settings: ReconcilerSettings) -> None:
         async with contextlib.AsyncExitStack() as stack:
             ledger = await _connect(ledger_address(settings))
             stack.push_async_callback(ledger.close)
+            commands = JetStreamCommands(ledger)
+            await _until_there(lambda: commands.make(command_stream()))
             store = Store(settings.database, ledger.stream)
             stack.callback(store.close)
-            listeners: list[Listener] = []
-            if (publisher := await _open_publisher(settings)) is not None:
+            publisher = await _open_publisher(settings)
+            if publisher is not None:
                 stack.push_async_callback(publisher.close)
-                listeners.append(Publication(publisher, ledger, ledger, metrics))
-                listeners += _speakers(publisher, settings, metrics)
-            await Reconciler(ledger, store, listeners, metrics).run()
+
+            def appoint(turn: Turn) -> list[Listener]:
+                return _listeners(settings, publisher, ledger, turn, metrics)
+
+            replicas = Replicas(
+                ledger, ledger, commands, appoint, metrics, name=_name(settings), alone=settings.hub is None
+            )
+            shared = not settings.database.startswith("sqlite")
+            await Reconciler(ledger, store, replicas, metrics, shared=shared).run()
+
+
+def _listeners(
+    settings: ReconcilerSettings, publisher: Publisher | None, notices: Notices, turn: Turn, metrics: Metrics
+) -> list[Listener]:
+    """Return who acts during *turn*: all that they append and send goes through its fence."""
+    listeners: list[Listener] = []
+    if publisher is not None:
+        listeners.append(Publication(CertainPublisher(publisher, turn), turn.ledger, notices, metrics))
+        listeners += _speakers(publisher, settings, metrics)
+    return listeners
+
+
+def _name(settings: ReconcilerSettings) -> str:
+    """Return a name that no other replica has, also on this machine."""
+    return f"{settings.node_name}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
 async def _open_publisher(settings: ReconcilerSettings) -> Publisher | None:
@@ -112,9 +150,14 @@ def _speakers(publisher: Publisher, settings: ReconcilerSettings, metrics: Metri
 
 
 async def _connect(address: LedgerAddress) -> JetStreamLedger:
+    return await _until_there(lambda: JetStreamLedger.connect(address.url, address.token, name="plumbline-reconciler"))
+
+
+async def _until_there(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Return what *work* returns, for which it is repeated until the ledger answers."""
     for delay in delays():
         try:
-            return await JetStreamLedger.connect(address.url, address.token, name="plumbline-reconciler")
+            return await work()
         except LedgerUnavailableError as error:
             log.warning("ledger_away", error=str(error), retry_in=delay)
             await asyncio.sleep(delay)

@@ -56,6 +56,12 @@ class Metrics:
         self.status_pending = Gauge(
             f"{prefix}_status_pending", "Pods whose status is to be written or withdrawn", registry=self.registry
         )
+        self.active = Gauge(
+            f"{prefix}_active", "Whether this is the reconciler that acts, of several replicas", registry=self.registry
+        )
+        self.elections = Counter(
+            f"{prefix}_elections", "How often this reconciler came to be the one that acts", registry=self.registry
+        )
         self.anomalies = Counter(
             f"{prefix}_anomalies", "Events that did not fit what came before them", registry=self.registry
         )

@@ -1,18 +1,19 @@
 """Follow the ledger, keep the projection, and tell whoever acts on it.
 
-First everything that the ledger has is projected, then the listeners take up what is open, then each batch is projected
-and they are told of it as it comes. One task reads, one projects; between them is a queue of one batch, and a database
-that is slow or away stops the reading, because nothing pulls the next events.
+First everything that the ledger has is projected, and then each batch as it comes. Where this reconciler is the one
+that acts (``reconciler.replicas``), listeners take up what is open, and are told of each batch from there on. One task
+reads, one projects; between them is a queue of one batch, and a database that is slow or away stops the reading,
+because nothing pulls the next events.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import structlog
 
@@ -57,17 +58,45 @@ class Listener(Protocol):
         ...
 
 
+Serve: TypeAlias = Callable[[int, Sequence[Listener]], Awaitable[None]]
+"""Has listeners act, without end, from the sequence on at which they were appointed."""
+
+
+class Office(Protocol):
+    """Who may act, and when: of several reconcilers one."""
+
+    async def run(self, serve: Serve) -> None:
+        """Call *serve* whenever it is this reconciler's turn, and cancel it when it no longer is; without end."""
+        ...
+
+
 class Reconciler:
-    """One ledger's reconciler."""
+    """One ledger's reconciler.
+
+    *shared*: the database is also that of its replicas, so only the active one writes to it. Otherwise it is kept up to
+    date at all times, so that a turn can begin at once.
+    """
 
     def __init__(
-        self, ledger: Ledger, store: Store, listeners: Sequence[Listener], metrics: Metrics, *, pulse: float = PULSE
+        self,
+        ledger: Ledger,
+        store: Store,
+        office: Office,
+        metrics: Metrics,
+        *,
+        shared: bool = False,
+        pulse: float = PULSE,
     ) -> None:
         self._ledger = ledger
         self._store = store
-        self._listeners = listeners
+        self._office = office
         self._metrics = metrics
+        self._shared = shared
         self._pulse = pulse
+        self._listeners: Sequence[Listener] = ()
+        self._still = asyncio.Lock()
+        """Whoever holds it sees nothing change."""
+        self._advanced = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="projection")
         self._phases: Counter[str] = Counter()
         self.sequence = 0
@@ -76,19 +105,45 @@ class Reconciler:
     async def run(self) -> None:
         """Run without end. Raises ProjectionError."""
         try:
-            await self._catch_up()
-            for listener in self._listeners:
-                await listener.caught_up(self._ask)
-            log.info("reconciler_ready", sequence=self.sequence)
-            arrived: asyncio.Queue[Stored] = asyncio.Queue(BATCH)
-            async with asyncio.TaskGroup() as tasks:
-                for listener in self._listeners:
-                    tasks.create_task(listener.run(), name=type(listener).__name__)
-                tasks.create_task(self._read(arrived), name="read")
-                tasks.create_task(self._project(arrived), name="project")
-                tasks.create_task(self._measure(), name="measure")
+            if self._shared:
+                await self._in_database(self._store.prepare)
+                await self._office.run(self._follow_and_serve)
+            else:
+                await self._catch_up()
+                async with asyncio.TaskGroup() as tasks:
+                    self._follow(tasks)
+                    tasks.create_task(self._office.run(self._serve), name="office")
         finally:
             self._thread.shutdown()
+
+    def _follow(self, tasks: asyncio.TaskGroup) -> None:
+        arrived: asyncio.Queue[Stored] = asyncio.Queue(BATCH)
+        tasks.create_task(self._read(arrived), name="read")
+        tasks.create_task(self._project(arrived), name="project")
+        tasks.create_task(self._measure(), name="measure")
+
+    async def _follow_and_serve(self, since: int, listeners: Sequence[Listener]) -> None:
+        await self._catch_up()
+        async with asyncio.TaskGroup() as tasks:
+            self._follow(tasks)
+            tasks.create_task(self._serve(since, listeners), name="serve")
+
+    async def _serve(self, since: int, listeners: Sequence[Listener]) -> None:
+        while self.sequence < since:  # what was done by whoever acted before must not be done again
+            self._advanced.clear()
+            await self._advanced.wait()
+        async with self._still:
+            for listener in listeners:
+                await listener.caught_up(self._ask)
+            self._listeners = listeners
+        log.info("reconciler_ready", sequence=self.sequence)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for listener in listeners:
+                    tasks.create_task(listener.run(), name=type(listener).__name__)
+                await asyncio.Event().wait()  # also where nobody listens
+        finally:
+            self._listeners = ()
 
     async def _catch_up(self) -> None:
         await self._in_database(self._store.prepare)
@@ -128,10 +183,11 @@ class Reconciler:
             batch = [await arrived.get()]
             while len(batch) < BATCH and not arrived.empty():
                 batch.append(arrived.get_nowait())
-            changes = await self._apply(batch)
-            if changes is not None:
-                for listener in self._listeners:
-                    listener.changed(changes)
+            async with self._still:
+                changes = await self._apply(batch)
+                if changes is not None:
+                    for listener in self._listeners:
+                        listener.changed(changes)
 
     async def _measure(self) -> None:
         while True:
@@ -183,6 +239,7 @@ class Reconciler:
 
     def _advance(self, sequence: int) -> None:
         self.sequence = sequence
+        self._advanced.set()
         self._metrics.applied_sequence.set(sequence)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,7 +13,17 @@ from reconciler.metrics import Metrics
 from reconciler.projection.store import Store
 from reconciler.publication import Publication
 from reconciler.publisher import Publisher
-from reconciler.reconcile import Reconciler
+from reconciler.reconcile import Listener, Reconciler, Serve
+
+
+class Alone:
+    """An ``Office`` that is nobody else's."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = listeners
+
+    async def run(self, serve: Serve) -> None:
+        await serve(0, self._listeners)
 
 
 class Running:
@@ -48,7 +58,7 @@ async def running(
     metrics = Metrics()
     store = Store(f"sqlite:///{database}", "NODE")
     listeners = [Publication(publisher, ledger, ledger, metrics)] if publisher is not None else []
-    reconciler = Reconciler(ledger, store, listeners, metrics, pulse=0.01)
+    reconciler = Reconciler(ledger, store, Alone(listeners), metrics, pulse=0.01)
     task = asyncio.create_task(reconciler.run())
     try:
         yield Running(reconciler, metrics, task)
