@@ -13,6 +13,15 @@ from sqlalchemy import event, exc
 
 _BUSY = 2.0
 """Seconds that SQLite waits for another connection's lock."""
+_PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "application_name": "plumbline-reconciler",
+}
+"""What libpq is told, in seconds but for the last but one: a server that has gone is noticed, and not waited for."""
 
 
 class ProjectionError(Exception):
@@ -31,15 +40,24 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
             yield connection
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
         reason = error.orig if isinstance(error, exc.DBAPIError) else error
-        raise DatabaseAwayError(str(reason)) from error
+        raise DatabaseAwayError(_first_line(reason)) from error
+    except exc.DBAPIError as error:
+        raise ProjectionError(
+            f"the database refused what it was asked ({_first_line(error.orig)}): look at its log, or move it away to "
+            "have it made again from the ledger"
+        ) from error
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).partition("\n")[0]  # PostgreSQL adds the statement, and values
 
 
 def open_engine(url: str) -> sa.Engine:
     """Return an engine for *url*; an SQLite file is made when it is missing. Raises ProjectionError."""
     try:
         parsed = sa.make_url(url)
-        if parsed.get_backend_name() != "sqlite":
-            return sa.create_engine(parsed, pool_pre_ping=True)
+        if parsed.get_backend_name() == "postgresql":
+            return _open_postgresql(parsed)
         _make_file(Path(parsed.database or ""))
         engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY})
     except (exc.ArgumentError, ImportError, OSError) as error:
@@ -47,6 +65,34 @@ def open_engine(url: str) -> sa.Engine:
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _open_postgresql(url: sa.URL) -> sa.Engine:
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    try:
+        engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_PATIENCE | dict(url.query))
+    except ModuleNotFoundError as error:
+        raise ProjectionError(
+            f"the database can't be opened: {error}; install plumbline[postgresql], which brings psycopg"
+        ) from error
+    event.listen(engine, "before_cursor_execute", _without_nul, retval=True)
+    return engine
+
+
+def _without_nul(
+    _connection: sa.Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
+) -> tuple[str, Any]:
+    """Replace what PostgreSQL's text can't hold: one odd name must not stop everybody's projection."""
+    if not parameters:
+        return statement, parameters
+    if many:
+        return statement, [{key: _held(value) for key, value in row.items()} for row in parameters]
+    return statement, {key: _held(value) for key, value in dict(parameters).items()}
+
+
+def _held(value: Any) -> Any:
+    return value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value
 
 
 def _make_file(path: Path) -> None:

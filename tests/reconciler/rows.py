@@ -104,9 +104,9 @@ def _use(rows: dict[tuple[str, str], dict[str, Any]], stored: Stored) -> None:
         known.update(last_at=row["last_at"], last_sequence=row["last_sequence"], uses=known["uses"] + row["uses"])
 
 
-def stored_in(database: Path) -> dict[str, Table]:
-    """Return the tables of *database*."""
-    engine = sa.create_engine(f"sqlite:///{database}")
+def stored_in(database: Path | str) -> dict[str, Table]:
+    """Return the tables of *database*, an SQLite file or a URL."""
+    engine = sa.create_engine(database if isinstance(database, str) else f"sqlite:///{database}")
     try:
         with engine.connect() as connection:
             return _sorted(
@@ -120,4 +120,6 @@ def stored_in(database: Path) -> dict[str, Table]:
 
 
 def _sorted(tables: dict[str, list[dict[str, Any]]]) -> dict[str, Table]:
-    return {name: sorted(tuple(sorted(row.items())) for row in rows) for name, rows in sorted(tables.items())}
+    return {
+        name: sorted((tuple(sorted(row.items())) for row in rows), key=repr) for name, rows in sorted(tables.items())
+    }

@@ -52,11 +52,11 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    ledger: MemoryLedger | JetStreamLedger, database: Path, publisher: Publisher | None = None
+    ledger: MemoryLedger | JetStreamLedger, database: Path | str, publisher: Publisher | None = None
 ) -> AsyncIterator[Running]:
     """Run a reconciler meanwhile."""
     metrics = Metrics()
-    store = Store(f"sqlite:///{database}", "NODE")
+    store = Store(database if isinstance(database, str) else f"sqlite:///{database}", "NODE")
     listeners = [Publication(publisher, ledger, ledger, metrics)] if publisher is not None else []
     reconciler = Reconciler(ledger, store, Alone(listeners), metrics, pulse=0.01)
     task = asyncio.create_task(reconciler.run())

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from contextlib import closing
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from postgres import Postgres
 from rows import folded, stored_in
 from stories import Node, busy_day, container_id
 
@@ -37,6 +38,7 @@ from events.schema import (
 from reconciler.due import Published
 from reconciler.projection.engine import ProjectionError
 from reconciler.projection.store import Store
+from reconciler.projection.tables import sandboxes
 from reconciler.status import PodName
 
 
@@ -44,24 +46,20 @@ def stored(events: Iterable[Event]) -> list[Stored]:
     return [Stored(sequence, event) for sequence, event in enumerate(events, 1)]
 
 
-def project(path: Path, events: Sequence[Stored], cuts: Iterable[int] = ()) -> None:
-    """Project *events* in batches that end at *cuts*, each with a store of its own."""
+def project(url: str, events: Sequence[Stored], cuts: Iterable[int] = (), *, restarts: bool = True) -> None:
+    """Project *events* in batches that end at *cuts*, each with a store of its own unless *restarts* is false."""
     begin = 0
+    store = Store(url, "NODE")
     for end in (*sorted(cuts), len(events)):
-        store = Store(f"sqlite:///{path}", "NODE")
+        if restarts:
+            store.close()
+            store = Store(url, "NODE")
         store.apply(events[begin:end])
-        store.close()
         begin = end
+    store.close()
 
 
-@pytest.fixture
-def database(tmp_path: Path, empty_database: bytes) -> Path:
-    path = tmp_path / "x.db"
-    path.write_bytes(empty_database)
-    return path
-
-
-def test_a_busy_day_in_one_batch_equals_the_fold(database: Path) -> None:
+def test_a_busy_day_in_one_batch_equals_the_fold(database: str) -> None:
     events = stored(busy_day(60))
     project(database, events)
     tables = stored_in(database)
@@ -70,31 +68,31 @@ def test_a_busy_day_in_one_batch_equals_the_fold(database: Path) -> None:
     assert len(tables["attachments"]) == 180
 
 
-def test_a_busy_day_event_by_event_equals_the_fold(database: Path) -> None:
+def test_a_busy_day_event_by_event_equals_the_fold(database: str) -> None:
     events = stored(busy_day(12))
     project(database, events, range(1, len(events)))
     assert stored_in(database) == folded(events)
 
 
-def test_a_batch_that_comes_again_changes_nothing(database: Path) -> None:
+def test_a_batch_that_comes_again_changes_nothing(database: str) -> None:
     events = stored(busy_day(5))
     project(database, events)
     before = stored_in(database)
-    store = Store(f"sqlite:///{database}", "NODE")
+    store = Store(database, "NODE")
     assert store.apply(events) is None
     assert store.apply([]) is None
     store.close()
     assert stored_in(database) == before
 
 
-def test_a_batch_that_overlaps_adds_what_is_new(database: Path) -> None:
+def test_a_batch_that_overlaps_adds_what_is_new(database: str) -> None:
     events = stored(busy_day(5))
     project(database, events[:20])
     project(database, events[10:])
     assert stored_in(database) == folded(events)
 
 
-def test_a_repeated_detach_leaves_the_story_of_the_sandbox(database: Path) -> None:
+def test_a_repeated_detach_leaves_the_story_of_the_sandbox(database: str) -> None:
     node, pod = Node(), Pod("d", "p", "u")
     events = stored([*node.attach("a" * 64, pod), *node.detach("a" * 64, pod), *node.detach("a" * 64, pod)])
     project(database, events, range(1, len(events)))
@@ -104,7 +102,7 @@ def test_a_repeated_detach_leaves_the_story_of_the_sandbox(database: Path) -> No
     assert [dict(r)["addresses"] for r in stored_in(database)["attachments"]] == ["10.0.0.208/24", "10.1.0.208/24"]
 
 
-def test_a_sandbox_that_is_attached_anew_with_fewer_networks_loses_the_rows_of_the_others(database: Path) -> None:
+def test_a_sandbox_that_is_attached_anew_with_fewer_networks_loses_the_rows_of_the_others(database: str) -> None:
     node, pod = Node(), Pod("d", "p", "u")
     first = [*node.attach("a" * 64, pod), *node.detach("a" * 64, pod)]
     project(database, stored([*first, *node.attach("a" * 64, pod, ["other"])]), [len(first)])
@@ -112,7 +110,7 @@ def test_a_sandbox_that_is_attached_anew_with_fewer_networks_loses_the_rows_of_t
 
 
 def test_an_effect_of_nobody_knows_which_request_belongs_to_the_older_of_two_that_have_a_place_for_it(
-    database: Path,
+    database: str,
 ) -> None:
     node, pod = Node(), Pod("", "", "")
     first = list(node.attach("a" * 64, pod, ["one"]))
@@ -133,7 +131,7 @@ def test_an_effect_of_nobody_knows_which_request_belongs_to_the_older_of_two_tha
     assert phases == {"eth0": "detached", "net9": "attached"}
 
 
-def test_a_request_is_pending_until_its_outcome(database: Path) -> None:
+def test_a_request_is_pending_until_its_outcome(database: str) -> None:
     node = Node()
     events = stored(node.attach("a" * 64, Pod("d", "p", "u")))
     project(database, events[:-1])
@@ -143,7 +141,7 @@ def test_a_request_is_pending_until_its_outcome(database: Path) -> None:
     assert stored_in(database)["pending"] == []
 
 
-def test_events_that_make_no_sense_are_kept_as_anomalies(database: Path) -> None:
+def test_events_that_make_no_sense_are_kept_as_anomalies(database: str) -> None:
     node = Node()
     started = node.start()
     unknown = node.event(Unknown(type="PortOpened", version=3, data=msgspec.Raw(b"{}")))
@@ -155,7 +153,7 @@ def test_events_that_make_no_sense_are_kept_as_anomalies(database: Path) -> None
     ]
 
 
-def test_a_forged_epoch_stops_nobody(database: Path) -> None:
+def test_a_forged_epoch_stops_nobody(database: str) -> None:
     node = Node()
     project(database, stored([node.event(WorkerStarted(version="0", pid=1), epoch=2**70), *busy_day(2, node)]))
     assert len(stored_in(database)["sandboxes"]) == 2
@@ -166,10 +164,10 @@ def published(sandbox: str, pod: Pod, text: str, intent: str = "i") -> Event:
     return replace(Node().event(data, sandbox, intent, epoch=0), node=NO_NODE)
 
 
-def test_of_live_pods_it_is_told_what_they_have_and_what_is_published_of_them(database: Path) -> None:
+def test_of_live_pods_it_is_told_what_they_have_and_what_is_published_of_them(database: str) -> None:
     events = [*busy_day(10), published(container_id(4), Pod("shop", "web-4", "uid-4"), "[]")]
     project(database, stored(events))
-    store = Store(f"sqlite:///{database}", "NODE")
+    store = Store(database, "NODE")
     told = store.of_live_pods(lambda pod, boxes, said: (pod, [box.key.container_id for box in boxes], said))
     store.close()
     assert told == [
@@ -178,21 +176,21 @@ def test_of_live_pods_it_is_told_what_they_have_and_what_is_published_of_them(da
     ]
 
 
-def test_sandboxes_are_counted_by_phase(database: Path) -> None:
+def test_sandboxes_are_counted_by_phase(database: str) -> None:
     project(database, stored(busy_day(10)))
-    store = Store(f"sqlite:///{database}", "NODE")
+    store = Store(database, "NODE")
     assert store.live_phases() == {"attached": 2}
     store.close()
 
 
-def test_a_batch_tells_what_became_of_its_pods(database: Path) -> None:
+def test_a_batch_tells_what_became_of_its_pods(database: str) -> None:
     node, stays, goes = Node(), Pod("d", "stays", "u1"), Pod("d", "goes", "u2")
     before = [*node.attach("a" * 64, stays), *node.attach("b" * 64, goes)]
     said = published("a" * 64, stays, "[]")
     after = [*node.attach("c" * 64, stays), *node.detach("a" * 64, stays), *node.detach("b" * 64, goes)]
     events = stored([*before, said, *after])
     project(database, events[: len(before) + 1])
-    store = Store(f"sqlite:///{database}", "NODE")
+    store = Store(database, "NODE")
     changes = store.apply(events[len(before) + 1 :])
     store.close()
     assert changes is not None
@@ -203,7 +201,7 @@ def test_a_batch_tells_what_became_of_its_pods(database: Path) -> None:
     assert changes.left == {PodName("d", "goes")}
 
 
-def test_the_last_word_about_a_pods_status_is_kept_and_the_reconciler_is_no_node(database: Path) -> None:
+def test_the_last_word_about_a_pods_status_is_kept_and_the_reconciler_is_no_node(database: str) -> None:
     pod = Pod("d", "p", "u")
     failure = Failure(error_class=ErrorClass.API_REFUSED, phase=Phase.PUBLISH, message="no", code=0)
     passing, final = (
@@ -224,27 +222,26 @@ def test_the_last_word_about_a_pods_status_is_kept_and_the_reconciler_is_no_node
     assert [(dict(row)["text"], dict(row)["refused"]) for row in stored_in(database)["statuses"]] == [("", True)]
 
 
-def test_the_rows_of_another_ledger_are_not_mixed_with_these(database: Path) -> None:
+def test_the_rows_of_another_ledger_are_not_mixed_with_these(database: str) -> None:
     project(database, stored(busy_day(1)))
-    store = Store(f"sqlite:///{database}", "LEDGER")
+    store = Store(database, "LEDGER")
     with pytest.raises(ProjectionError, match="projection of the ledger NODE, not of LEDGER"):
         store.apply(stored(busy_day(1)))
     store.close()
 
 
-def test_rows_that_cannot_be_read_are_said_in_one_sentence(database: Path) -> None:
+def test_rows_that_cannot_be_read_are_said_in_one_sentence(database: str) -> None:
     events = stored(busy_day(1))
     project(database, events[:4])
-    with sqlite3.connect(database) as connection:
-        connection.execute("UPDATE sandboxes SET fold = '{}'")
-    connection.close()
-    store = Store(f"sqlite:///{database}", "NODE")
-    with pytest.raises(ProjectionError, match="can't read"):
+    engine = sa.create_engine(database)
+    with engine.begin() as connection:
+        connection.execute(sa.update(sandboxes).values(fold=b"{}"))
+    engine.dispose()
+    with closing(Store(database, "NODE")) as store, pytest.raises(ProjectionError, match="can't read"):
         store.apply(events[4:])
-    store.close()
 
 
-def test_of_what_drifts_it_is_told_until_it_is_as_it_was_or_on_its_way_out(database: Path) -> None:
+def test_of_what_drifts_it_is_told_until_it_is_as_it_was_or_on_its_way_out(database: str) -> None:
     node, pod = Node(), Pod("d", "p", "u")
     attached = [*node.attach("a" * 64, pod), *node.attach("b" * 64, pod), *node.attach("c" * 64, pod)]
     drifted = [
@@ -255,7 +252,7 @@ def test_of_what_drifts_it_is_told_until_it_is_as_it_was_or_on_its_way_out(datab
     (asked, *_) = node.detach("c" * 64, pod)
     events = stored([*attached, *drifted, asked])
     project(database, events, [len(attached), len(events) - 1])
-    store = Store(f"sqlite:///{database}", "NODE")
+    store = Store(database, "NODE")
     drifting = store.drifting()
     store.close()
     assert stored_in(database) == folded(events)
@@ -264,13 +261,13 @@ def test_of_what_drifts_it_is_told_until_it_is_as_it_was_or_on_its_way_out(datab
     ]
 
 
-def test_of_leaks_it_is_told_until_they_are_none(database: Path) -> None:
+def test_of_leaks_it_is_told_until_they_are_none(database: str) -> None:
     node, other = Node(), Node("node-2")
     before = [*node.leak("a" * 64), *other.leak("a" * 64, ends="failed")]
     after = [*node.leak("b" * 64, ends="reclaimed"), *node.leak("a" * 64, ends="gone"), *other.leak("c" * 64)]
     events = stored([*before, *after])
     project(database, events[: len(before)])
-    store = Store(f"sqlite:///{database}", "NODE")
+    store = Store(database, "NODE")
     open_before = store.leaks()
     changes = store.apply(events[len(before) :])
     open_after = store.leaks()
@@ -285,7 +282,7 @@ def test_of_leaks_it_is_told_until_they_are_none(database: Path) -> None:
     assert [(name, leaked.observed.leak.holder[0]) for name, leaked in changes.leaks] == [("node-2", "c")]
 
 
-def test_of_a_node_the_last_command_that_it_took_is_known(database: Path) -> None:
+def test_of_a_node_the_last_command_that_it_took_is_known(database: str) -> None:
     node = Node()
     events = stored([node.start(), *node.leak("a" * 64), *node.drift("b" * 64, Pod())])
     project(database, events, [3])
@@ -294,14 +291,14 @@ def test_of_a_node_the_last_command_that_it_took_is_known(database: Path) -> Non
     assert [dict(row)["type"] for row in stored_in(database)["pending"]] == ["ReclaimRequested", "RepairRequested"]
 
 
-def test_who_held_an_address_is_told_for_any_time(database: Path) -> None:
+def test_who_held_an_address_is_told_for_any_time(database: str) -> None:
     node, first, second = Node(), Pod("d", "first", "u1"), Pod("d", "second", "u2")
     one, other = "ab" * 32, "ba" * 32  # whose addresses are the same
     before = [*node.attach(one, first), *node.detach(one, first, fails=True)]
     events = stored([*before, *node.detach(one, first), *node.attach(other, second)])
     project(database, events, [4, len(before), len(before) + 2])
     assert stored_in(database) == folded(events)
-    store = Store(f"sqlite:///{database}", "NODE")
+    store = Store(database, "NODE")
     held = [[holder.pod for holder in store.holders("10.1.0.240", event.at)] for _, event in events]
     (last,) = store.holders("10.1.0.240", events[-1].event.at)
     store.close()
@@ -313,7 +310,7 @@ def test_who_held_an_address_is_told_for_any_time(database: Path) -> None:
     assert (last.network, last.prefix_length, last.until) == ("default/storage", 24, None)
 
 
-def test_the_versions_of_a_network_are_told_without_what_is_of_one_pod(database: Path) -> None:
+def test_the_versions_of_a_network_are_told_without_what_is_of_one_pod(database: str) -> None:
     def plan(node: Node, sandbox: str, config: dict[str, object]) -> list[Event]:
         asked, planned, *_ = node.attach(sandbox, Pod("d", "p", "u"), ["one"])
         assert isinstance(planned.data, AttachPlanned)
@@ -336,7 +333,7 @@ def test_the_versions_of_a_network_are_told_without_what_is_of_one_pod(database:
     assert json.loads(rows[0]["config"]) == {"cniVersion": "1.1.0", "plugins": [{"type": "bridge", "vlan": 1}]}
 
 
-def test_what_was_seen_and_done_about_drift_and_leaks_stays(database: Path) -> None:
+def test_what_was_seen_and_done_about_drift_and_leaks_stays(database: str) -> None:
     node, pod = Node(), Pod("d", "p", "u")
     drift = [*node.attach("a" * 64, pod), *node.drift("a" * 64, pod, ends="repaired")]
     events = stored([*drift, *node.drift("a" * 64, pod, ends="failed"), *node.leak("b" * 64, ends="reclaimed")])
@@ -400,6 +397,20 @@ def test_the_projection_equals_the_fold_whatever_comes_and_wherever_it_restarts(
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "x.db"
     path.write_bytes(empty_database)
+    url = f"sqlite:///{path}"
     ledger = [Stored(3 * sequence, event) for sequence, event in enumerate(events, 1)]
-    project(path, ledger, data.draw(st.sets(st.integers(0, len(ledger)))))
-    assert stored_in(path) == folded(ledger)
+    cuts = data.draw(st.sets(st.integers(0, len(ledger))))
+    project(url, ledger, cuts, restarts=data.draw(st.booleans()))
+    assert stored_in(url) == folded(ledger)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), events=nonsense())
+def test_the_projection_in_postgresql_equals_the_fold_too(
+    postgres: Postgres, empty_postgres_database: str, data: st.DataObject, events: list[Event]
+) -> None:
+    url = postgres.url(postgres.database(empty_postgres_database))
+    ledger = [Stored(3 * sequence, event) for sequence, event in enumerate(events, 1)]
+    cuts = data.draw(st.sets(st.integers(0, len(ledger)), max_size=3))
+    project(url, ledger, cuts, restarts=data.draw(st.booleans()))
+    assert stored_in(url) == folded(ledger)
