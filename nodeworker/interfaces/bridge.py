@@ -10,15 +10,16 @@ from msgspec.structs import replace
 
 from events.schema import Phase
 from nodeworker.delegates.results import Interface, Result
-from nodeworker.interfaces import sysctl
+from nodeworker.interfaces import masquerade, spoofing, sysctl
 from nodeworker.interfaces.addressing import Assignment, assignments, configure, with_interface
 from nodeworker.interfaces.announce import announce
+from nodeworker.interfaces.bridge_vlans import Membership, Trunk, joined, membership, node_interface
 from nodeworker.interfaces.checking import addressed, container_link, found, recorded
 from nodeworker.interfaces.ends import Ends, explaining, made, opened, present, taken_away
 from nodeworker.interfaces.forwarding import forward
 from nodeworker.interfaces.gateway import ensure_addresses, with_default_routes, with_gateways
 from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.interfaces.netconf import NetConf, load, misfit, requested_mac
+from nodeworker.interfaces.netconf import U32, NetConf, load, misfit, requested_mac
 from nodeworker.interfaces.veth import Pair, pair
 from nodeworker.netlink import links
 from nodeworker.netlink.links import Link
@@ -43,11 +44,13 @@ class Bridge(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_
     is_default_gateway: bool = False
     force_address: bool = False
     ip_masq: bool = False
-    mtu: int = 0
+    ip_masq_backend: masquerade.Backend | None = None
+    mtu: U32 = 0
     """0 for the kernel's choice."""
     hairpin_mode: bool = False
     promisc_mode: bool = False
     vlan: int = 0
+    vlan_trunk: tuple[Trunk, ...] | None = None
     preserve_default_vlan: bool = True
     macspoofchk: bool = False
     enabledad: bool = False
@@ -63,24 +66,18 @@ class Bridge(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return what *config* asks for that only the reference plugin knows, or an empty text.
 
-    NAT and MAC address filters are left to it, so that each rule has one author, who also takes it away. So are VLANs,
-    and duplicate address detection, which would hold a thread for seconds.
+    Duplicate address detection is left to it, which would hold a thread for seconds.
     """
     options = misfit(config, Bridge)
     if isinstance(options, str):
         return options
-    foreign = {
-        "ipMasq": options.ip_masq,
-        "macspoofchk": options.macspoofchk,
-        "enabledad": options.enabledad,
-        "vlan": options.vlan,
-    }
-    return ", ".join(name for name, asked in foreign.items() if asked)
+    return "enabledad" if options.enabledad else ""
 
 
 def add(call: Call, ipam: Result | None) -> Result:
     """Make the interface, and the bridge if need be, and return the result. Raises NativeError."""
     config = _checked(load(call, Bridge), ipam)
+    vlans = membership(config.vlan, config.vlan_trunk, keeps_default=config.preserve_default_vlan)
     mac = requested_mac(call, config, _cni_args_mac(config))
     given = [] if ipam is None else assignments(call, ipam)
     if ipam is not None and config.gateway:
@@ -89,15 +86,16 @@ def add(call: Call, ipam: Result | None) -> Result:
     if ipam is not None and config.is_default_gateway:
         ipam = with_default_routes(ipam, given)
     with opened(call, Phase.ADD) as ends:
-        bridge = _bridge(ends.node, config)
+        bridge = _bridge(ends.node, config, vlans)
         wire = pair(ends, call, mtu=config.mtu, mac=mac)
-        _plug(ends.node, wire, bridge, config)
+        if config.macspoofchk:
+            spoofing.confine(call, wire)
+        _plug(ends.node, wire, bridge, config, vlans)
         _set_up(ends, call, wire, config, ipam, given)
-        if config.gateway:
-            if bridge.mac == _NO_MAC:
-                _, bridge = _look(ends.node, wire, bridge)
-            ensure_addresses(ends.node, bridge, given, force=config.force_address)
-            forward(given)
+        if ipam is not None and config.gateway:
+            bridge = _make_gateway(ends.node, wire, bridge, config, vlans, given)
+        if ipam is not None and config.ip_masq:
+            masquerade.masquerade(call, config.ip_masq_backend, [each.address for each in given])
         if config.disable_container_interface:
             outside, bridge = _look(ends.node, wire, bridge)
         else:
@@ -136,11 +134,20 @@ def check(call: Call) -> None:
         if outside.master != bridge.index:
             raise NativeError(f"interface {outside.name} is no longer a port of {bridge.name}")
         addressed(ends, call, inside, result)
+    if config.macspoofchk:
+        spoofing.check(call)
+    if config.has_ipam and config.ip_masq:
+        masquerade.check(call, config.ip_masq_backend)
 
 
 def delete(call: Call) -> None:
-    """Take the interface and its port away; they and the namespace may be gone. Raises NativeError."""
+    """Take the interface, its port and its rules away; they and the namespace may be gone. Raises NativeError."""
+    config = load(call, Bridge)
     taken_away(call)
+    if config.macspoofchk:
+        spoofing.release(call)
+    if config.has_ipam and config.ip_masq:
+        masquerade.unmask(call)
 
 
 def _checked(config: Bridge, ipam: Result | None) -> Bridge:
@@ -162,13 +169,15 @@ def _with_gateways(ipam: Result, given: list[Assignment]) -> Result:
     return replace(ipam, ips=tuple(replace(ip, gateway=str(each.gateway)) for ip, each in ips))
 
 
-def _bridge(node: Netlink, config: Bridge) -> Link:
+def _bridge(node: Netlink, config: Bridge, vlans: Membership) -> Link:
     """Return the bridge, which is up; an existing one is left as it is in all else but *promisc_mode*."""
     bridge = present(node, config.bridge)
     if bridge is None:
-        create = links.create(config.bridge, "bridge", mtu=config.mtu)
+        data = links.vlan_filtering() if vlans.filtering else b""
+        create = links.create(config.bridge, "bridge", data=data, mtu=config.mtu)
         # Somebody else's ADD may have been faster.
-        bridge = made(node, config.bridge, "bridge", create) or present(node, config.bridge)
+        ability = "VLAN filtering" if vlans.filtering else ""
+        bridge = made(node, config.bridge, "bridge", create, ability=ability) or present(node, config.bridge)
     if bridge is None:
         raise NativeError(f"bridge {config.bridge} was taken away by somebody while it was made")
     if bridge.kind != "bridge":
@@ -181,11 +190,12 @@ def _bridge(node: Netlink, config: Bridge) -> Link:
     return bridge
 
 
-def _plug(node: Netlink, wire: Pair, bridge: Link, config: Bridge) -> None:
+def _plug(node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Membership) -> None:
     port = wire.outside.index
     requests: list[Request] = [links.change(port, up=True, master=bridge.index)]
     if config.hairpin_mode or config.port_isolation:
         requests.append(links.port(port, hairpin=config.hairpin_mode, isolated=config.port_isolation))
+    requests += joined(port, bridge, vlans)
     with explaining(f"make {wire.outside.name} a port of bridge {bridge.name}"):
         node.do(*requests)
 
@@ -198,6 +208,18 @@ def _set_up(ends: Ends, call: Call, wire: Pair, config: Bridge, ipam: Result | N
     elif not config.disable_container_interface:
         with explaining(f"set {call.ifname} up"):
             ends.container.do(links.change(wire.inside.index, up=True))
+
+
+def _make_gateway(
+    node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Membership, given: list[Assignment]
+) -> Link:
+    """Give the node the gateways' addresses, in the container's VLAN, and return the bridge as it is then."""
+    if bridge.mac == _NO_MAC:
+        _, bridge = _look(node, wire, bridge)
+    inside = node_interface(node, bridge, vlans) if vlans.untagged else bridge
+    ensure_addresses(node, inside, given, force=config.force_address)
+    forward(given)
+    return bridge
 
 
 def _notify(ifname: str) -> None:

@@ -10,12 +10,13 @@ from msgspec.structs import replace
 
 from events.schema import Phase
 from nodeworker.delegates.results import DNS, Interface, Result
+from nodeworker.interfaces import masquerade
 from nodeworker.interfaces.addressing import Assignment, assignments, configure, with_interface
 from nodeworker.interfaces.checking import addressed, container_link, recorded
 from nodeworker.interfaces.ends import explaining, opened, taken_away
 from nodeworker.interfaces.forwarding import forward
 from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.interfaces.netconf import NetConf, load, misfit
+from nodeworker.interfaces.netconf import U32, NetConf, load, misfit
 from nodeworker.interfaces.veth import pair
 from nodeworker.netlink import addresses, links, routes
 from nodeworker.netlink.links import Link
@@ -29,7 +30,8 @@ class Ptp(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fie
     """The configuration of a point-to-point network."""
 
     ip_masq: bool = False
-    mtu: int = 0
+    ip_masq_backend: masquerade.Backend | None = None
+    mtu: U32 = 0
     """0 for the kernel's choice."""
 
 
@@ -38,8 +40,6 @@ def unsupported(config: Mapping[str, Any]) -> str:
     options = misfit(config, Ptp)
     if isinstance(options, str):
         return options
-    if options.ip_masq:
-        return "ipMasq"
     return "" if options.has_ipam else "no ipam"
 
 
@@ -60,6 +60,8 @@ def add(call: Call, ipam: Result | None) -> Result:
             ends.container.do(*_by_the_node(wire.inside, given, gateways))
         with explaining(f"route to {call.ifname} through {wire.outside.name}"):
             ends.node.do(*_to_the_container(wire.outside, given, gateways))
+    if config.ip_masq:
+        masquerade.masquerade(call, config.ip_masq_backend, [each.address for each in given])
     return replace(
         ipam,
         cni_version=config.cni_version,
@@ -74,16 +76,20 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the wire is as ``call.prev_result`` says."""
-    load(call, Ptp)
-    result = recorded(call)
+    config, result = load(call, Ptp), recorded(call)
     with opened(call, Phase.CHECK) as ends:
         link = container_link(ends, call, result, "veth")
         addressed(ends, call, link, result)
+    if config.ip_masq:
+        masquerade.check(call, config.ip_masq_backend)
 
 
 def delete(call: Call) -> None:
-    """Take the wire away; it and the container's namespace may be gone. Raises NativeError."""
+    """Take the wire and its rules away; they and the container's namespace may be gone. Raises NativeError."""
+    config = load(call, Ptp)
     taken_away(call)
+    if config.ip_masq:
+        masquerade.unmask(call)
 
 
 def _gateway(call: Call, given: Assignment) -> Gateway:

@@ -28,7 +28,12 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
 def node_names(call: Call) -> list[str]:
     """Return the names that the node's end of *call* may have, in the order in which they are tried."""
-    digest = hashlib.sha256("\0".join((call.container_id, call.network, call.ifname)).encode()).hexdigest()
+    return names_for(call.container_id, call.network, call.ifname)
+
+
+def names_for(*whom: str) -> list[str]:
+    """Return the names that the end of a pair for *whom* may have, in the order in which they are tried."""
+    digest = hashlib.sha256("\0".join(whom).encode()).hexdigest()
     return [f"veth{digest[place * 4 : place * 4 + 8]}" for place in range(_NAMES)]
 
 

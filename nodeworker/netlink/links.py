@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Iterable
 
 import msgspec
 
@@ -52,6 +53,8 @@ IFLA_BRIDGE_VLAN_INFO = 2
 BRIDGE_FLAGS_MASTER = 1
 BRIDGE_VLAN_INFO_PVID = 0x2
 BRIDGE_VLAN_INFO_UNTAGGED = 0x4
+BRIDGE_VLAN_INFO_RANGE_BEGIN = 0x8
+BRIDGE_VLAN_INFO_RANGE_END = 0x10
 
 IFLA_BRPORT_MODE = 4
 IFLA_BRPORT_ISOLATED = 33
@@ -138,13 +141,11 @@ def create(
     )
 
 
-def peer(name: str, *, netns_fd: int, mtu: int = 0, queue_length: int | None = None) -> bytes:
-    """Return the ``data`` of a veth whose other end is *name*, made in the namespace *netns_fd* at once."""
-    attributes = [
-        message.text(IFLA_IFNAME, name),
-        message.u32(IFLA_NET_NS_FD, netns_fd),
-        *_common(mtu, "", queue_length),
-    ]
+def peer(name: str, *, netns_fd: int | None = None, mtu: int = 0, queue_length: int | None = None) -> bytes:
+    """Return the ``data`` of a veth whose other end is *name*, made in the namespace *netns_fd*, or here, at once."""
+    attributes = [message.text(IFLA_IFNAME, name), *_common(mtu, "", queue_length)]
+    if netns_fd is not None:
+        attributes.append(message.u32(IFLA_NET_NS_FD, netns_fd))
     return message.attribute(VETH_INFO_PEER, _HEADER.pack(0, 0, 0, 0, 0) + b"".join(attributes))
 
 
@@ -208,12 +209,21 @@ def default_vlan(bridge: Link) -> int:
 
 def into_vlan(index: int, vlan: int) -> Request:
     """Return the request that makes the port *index* one of *vlan*, which is known by no tag on that port."""
-    return Request(RTM_SETLINK, 0, _port_vlan(index, vlan, BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED))
+    return Request(RTM_SETLINK, 0, _port_vlans(index, (BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED, vlan)))
+
+
+def into_tagged_vlans(index: int, ranges: Iterable[tuple[int, int]]) -> Request:
+    """Return the request that makes the port *index* one of the VLANs in *ranges* (first, last), by their tags."""
+    limits = (
+        ((BRIDGE_VLAN_INFO_RANGE_BEGIN, first), (BRIDGE_VLAN_INFO_RANGE_END, last)) if first < last else ((0, first),)
+        for first, last in ranges
+    )
+    return Request(RTM_SETLINK, 0, _port_vlans(index, *(each for limit in limits for each in limit)))
 
 
 def out_of_vlan(index: int, vlan: int) -> Request:
     """Return the request that takes the port *index* out of *vlan*; it may be out."""
-    return Request(RTM_DELLINK, 0, _port_vlan(index, vlan, 0), frozenset({errno.ENOENT}))
+    return Request(RTM_DELLINK, 0, _port_vlans(index, (0, vlan)), frozenset({errno.ENOENT}))
 
 
 def delete(index: int) -> Request:
@@ -291,10 +301,10 @@ def netnsid(netlink: Netlink, netns_fd: int) -> int:
     return message.as_int(number)
 
 
-def _port_vlan(index: int, vlan: int, flags: int) -> bytes:
+def _port_vlans(index: int, *infos: tuple[int, int]) -> bytes:
     which = message.u16(IFLA_BRIDGE_FLAGS, BRIDGE_FLAGS_MASTER)
-    info = message.attribute(IFLA_BRIDGE_VLAN_INFO, _VLAN.pack(flags, vlan))
-    return _HEADER.pack(AF_BRIDGE, 0, index, 0, 0) + message.nested(IFLA_AF_SPEC, which, info)
+    vlans = (message.attribute(IFLA_BRIDGE_VLAN_INFO, _VLAN.pack(*each)) for each in infos)
+    return _HEADER.pack(AF_BRIDGE, 0, index, 0, 0) + message.nested(IFLA_AF_SPEC, which, *vlans)
 
 
 def _get(index: int, attributes: bytes) -> Request:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +28,9 @@ _MAC = re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b")
 _VETH = re.compile(r"\bveth[0-9a-f]{8}\b")
 _LINK_LOCAL = re.compile(r"\bfe80::[0-9a-f:]*[0-9a-f]\b(?!/64\")")
 _FIXED_MACS = {"00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"}
-_PASSING = re.compile(r"ifindex|link_index|operstate|.*_timer|topology_change.*|bridge_id|root_id|designated_.*|nodad")
+_PASSING = re.compile(
+    r"ifindex|link_index|operstate|.*_timer|topology_change.*|bridge_id|root_id|designated_.*|nodad|handle"
+)
 """Keys of what passes, of numbers that mean nothing, and of the one difference that is on purpose: IPv6 addresses of
 native interfaces are usable at once."""
 _LATE = {"NO-CARRIER", "linkdown"}
@@ -63,6 +67,14 @@ def container() -> Iterator[str]:
         subprocess.run(["ip", "netns", "del", name], check=True)
 
 
+@functools.cache
+def filters_vlans() -> bool:
+    """Return whether the kernel's bridges know VLANs; only root can find out."""
+    with node():
+        words = ["ip", "link", "add", "x", "type", "bridge", "vlan_filtering", "1"]
+        return subprocess.run(words, check=False, capture_output=True).returncode == 0
+
+
 def view(netns: str, result: Any = None) -> dict[str, Any]:
     """Return the thread's node, the container in *netns* and *result*, when no address is tentative any more."""
     with Namespace(netns, Phase.CHECK) as opened:
@@ -93,6 +105,7 @@ def execute(plugin: str, command: str, config: dict[str, Any], netns: str, ifnam
         text=True,
         check=False,
         env={
+            "PATH": os.environ["PATH"],
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": "sandbox",
             "CNI_NETNS": netns,
@@ -130,7 +143,20 @@ def _namespace() -> dict[str, Any]:
         "neighbours": [each for each in _ip("neigh") if "PERMANENT" in each["state"]],
         "vlans": json.loads(vlans.stdout or "[]"),
         "parameters": _parameters(),
+        "filters": _filters(),
     }
+
+
+def _filters() -> list[Any]:
+    """Return the rules of the packet filter: as ``nft`` shows them, and those of ``iptables`` as that shows them."""
+    if not shutil.which("nft"):
+        return []
+    shown = subprocess.run(["nft", "-j", "list", "ruleset"], check=True, capture_output=True, text=True)
+    rules = [each for each in json.loads(shown.stdout)["nftables"] if "metainfo" not in each]
+    for save in ("iptables-save", "ip6tables-save"):
+        ran = subprocess.run([save, "-t", "nat"], check=True, capture_output=True, text=True)
+        rules += [re.sub(r"\[\d+:\d+\]", "", line) for line in ran.stdout.splitlines() if not line.startswith("#")]
+    return rules
 
 
 def _parameters() -> dict[str, str]:

@@ -1,0 +1,137 @@
+"""What a packet filter's rule consists of: what it looks at in a packet, and what it then does.
+
+Laid out as ``nft`` does it, so that it lists such a rule like one of its own. Layouts: the kernel's
+``include/uapi/linux/netfilter/nf_tables.h``.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TypeAlias
+
+from nodeworker.netlink import message
+from nodeworker.netlink.addresses import Address
+from nodeworker.netlink.routes import Network
+
+Expression: TypeAlias = bytes
+
+_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
+_DATA_VALUE, _DATA_VERDICT = 1, 2
+_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
+_JUMP, _GOTO, _RETURN, _DROP = -3, -4, -5, 0
+_META_INPUT_NAME, _META_PROTOCOL = 6, 15
+_LINK_HEADER, _NETWORK_HEADER = 0, 1
+_EQUAL, _DIFFERENT = 0, 1
+_VERDICT_REGISTER, _REGISTER = 0, 1
+_NAME_BYTES = 16
+_MAC_OFFSET = 6
+_OFFSETS = {4: (12, 16), 6: (8, 24)}
+"""Of source and destination in the IP header, by version."""
+
+_U32 = struct.Struct("!I")
+_I32 = struct.Struct("!i")
+
+
+def comes_in_by(ifname: str) -> tuple[Expression, ...]:
+    """Return what is true of packets that come in by the interface *ifname*."""
+    return _loaded(_META_INPUT_NAME), _compared(_EQUAL, ifname.encode().ljust(_NAME_BYTES, b"\0"))
+
+
+def sent_by(mac: str) -> tuple[Expression, ...]:
+    """Return what is true of frames that *mac* is the sender of."""
+    sender = bytes.fromhex(mac.replace(":", ""))
+    return _read(_LINK_HEADER, _MAC_OFFSET, len(sender)), _compared(_EQUAL, sender)
+
+
+def comes_from(address: Address) -> tuple[Expression, ...]:
+    """Return what is true of packets from *address*; it also settles the version, in a table of both."""
+    offset, _ = _OFFSETS[address.version]
+    packed = address.ip.packed
+    return *_of_version(address.version), _read(_NETWORK_HEADER, offset, len(packed)), _compared(_EQUAL, packed)
+
+
+def goes_to(network: Network) -> tuple[Expression, ...]:
+    """Return what is true of packets into *network*."""
+    return *_of_version(network.version), *_destination(network, _EQUAL)
+
+
+def goes_elsewhere(network: Network) -> tuple[Expression, ...]:
+    """Return what is true of packets, of the version of *network*, that go elsewhere."""
+    return _destination(network, _DIFFERENT)
+
+
+def masqueraded() -> Expression:
+    """Return the statement that gives a packet the address of the interface that it leaves through."""
+    return _expression("masq")
+
+
+def jump(chain: str) -> Expression:
+    """Return the verdict to go on with the rules of a chain, and to come back after them."""
+    return _verdict(_JUMP, chain)
+
+
+def goto(chain: str) -> Expression:
+    """Return the verdict to go on with the rules of a chain."""
+    return _verdict(_GOTO, chain)
+
+
+def returned() -> Expression:
+    """Return the verdict to leave the chain."""
+    return _verdict(_RETURN)
+
+
+def dropped() -> Expression:
+    """Return the verdict to throw the packet away."""
+    return _verdict(_DROP)
+
+
+def _destination(network: Network, operator: int) -> tuple[Expression, ...]:
+    """Compare as few bytes as ``nft`` does: whole ones are not masked."""
+    _, offset = _OFFSETS[network.version]
+    packed = network.network_address.packed
+    whole, rest = divmod(network.prefixlen, 8)
+    if whole and not rest:
+        return _read(_NETWORK_HEADER, offset, whole), _compared(operator, packed[:whole])
+    mask = _expression(
+        "bitwise",
+        _number(1, _REGISTER),
+        _number(2, _REGISTER),
+        _number(3, len(packed)),
+        message.nested(4, message.attribute(_DATA_VALUE, network.netmask.packed)),
+        message.nested(5, message.attribute(_DATA_VALUE, bytes(len(packed)))),
+    )
+    return _read(_NETWORK_HEADER, offset, len(packed)), mask, _compared(operator, packed)
+
+
+def _of_version(version: int) -> tuple[Expression, ...]:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    return _loaded(_META_PROTOCOL), _compared(_EQUAL, bytes([family]))
+
+
+def _expression(name: str, *attributes: bytes) -> Expression:
+    data = message.nested(_EXPRESSION_DATA, *attributes)
+    return message.text(_EXPRESSION_NAME, name) + data
+
+
+def _loaded(key: int) -> Expression:
+    return _expression("meta", _number(2, key), _number(1, _REGISTER))
+
+
+def _read(header: int, offset: int, length: int) -> Expression:
+    return _expression("payload", _number(1, _REGISTER), _number(2, header), _number(3, offset), _number(4, length))
+
+
+def _compared(operator: int, value: bytes) -> Expression:
+    data = message.nested(3, message.attribute(_DATA_VALUE, value))
+    return _expression("cmp", _number(1, _REGISTER), _number(2, operator), data)
+
+
+def _verdict(code: int, to: str = "") -> Expression:
+    verdict = message.attribute(_VERDICT_CODE, _I32.pack(code)) + (message.text(_VERDICT_CHAIN, to) if to else b"")
+    data = message.nested(2, message.nested(_DATA_VERDICT, verdict))
+    return _expression("immediate", _number(1, _VERDICT_REGISTER), data)
+
+
+def _number(kind: int, value: int) -> bytes:
+    return message.attribute(kind, _U32.pack(value))
