@@ -11,7 +11,7 @@ import pytest
 from kernel_view import container, differences, node, view
 
 from nodeworker.delegates import results
-from nodeworker.interfaces import bridge, loopback, macvlan, ptp
+from nodeworker.interfaces import bridge, iptables, loopback, macvlan, ptp
 from nodeworker.interfaces.native import Call, NativeError
 from nodeworker.netlink.message import Request
 from nodeworker.netlink.socket import Netlink
@@ -43,6 +43,12 @@ CASES: dict[str, tuple[dict[str, Any], results.Result | None]] = {
     "macvlan": ({"type": "macvlan", "master": "par0", "mac": "02:00:5e:10:00:02", "mtu": 1400}, IPAM),
     "macvlan without addresses": ({"type": "macvlan", "master": "par0"}, None),
     "ptp": ({"type": "ptp"}, IPAM),
+    "masquerading": ({"type": "ptp", "ipMasq": True, "ipam": {"type": "static"}}, IPAM),
+    "masquerading by nftables": (
+        {"type": "ptp", "ipMasq": True, "ipMasqBackend": "nftables", "ipam": {"type": "static"}},
+        IPAM,
+    ),
+    "confined to its address": ({"type": "bridge", "bridge": "brx", "macspoofchk": True}, None),
 }
 
 
@@ -67,9 +73,16 @@ def furnish(config: dict[str, Any]) -> None:
 
 
 def cut_after(sent: int, patch: pytest.MonkeyPatch) -> None:
-    """Let *sent* more requests through, also of those that go out together, and no other."""
-    send = Netlink._send
+    """Let *sent* more requests through, also of those that go out together, and no other; an execution is one, too."""
+    send, run = Netlink._send, iptables._run
     left = sent
+
+    def not_executing(*words: Any) -> Any:
+        nonlocal left
+        if not left:
+            raise Cut
+        left -= 1
+        return run(*words)
 
     def cutting(self: Netlink, requests: tuple[Request, ...]) -> int:
         nonlocal left
@@ -81,6 +94,7 @@ def cut_after(sent: int, patch: pytest.MonkeyPatch) -> None:
         return send(self, requests)
 
     patch.setattr(Netlink, "_send", cutting)
+    patch.setattr(iptables, "_run", not_executing)
 
 
 @pytest.mark.parametrize(("config", "ipam"), CASES.values(), ids=[*CASES])

@@ -29,15 +29,6 @@ BOTH: dict[str, Any] = {
     "routes": [{"dst": "10.88.0.0/16"}, {"dst": "fd88::/64", "gw": "fd77::9"}, {"dst": "0.0.0.0/0"}],
     "dns": {"nameservers": ["10.77.0.1"], "search": ["example.com"]},
 }
-SEVERAL: dict[str, Any] = {
-    "addresses": [
-        {"address": "10.77.0.5/24"},
-        {"address": "10.77.0.6/24"},
-        {"address": "10.78.0.5/23"},
-        {"address": "fd77::5/64"},
-    ]
-}
-
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "loopback": ({"type": "loopback"}, {}),
     "bridge without addresses": ({"type": "bridge", "bridge": "br0"}, {}),
@@ -58,7 +49,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bridge in a vlan that does not filter": ({"type": "bridge", "bridge": "brx", "vlan": 100}, V4),
     "gateway in a vlan": ({"type": "bridge", "bridge": "br0", "vlan": 100, "isGateway": True, "mtu": 1400}, BOTH),
     "bridge with masquerading": ({"type": "bridge", "bridge": "br0", "isGateway": True, "ipMasq": True}, BOTH),
-    "bridge with masquerading of several": ({"type": "bridge", "bridge": "br0", "ipMasq": True}, SEVERAL),
     "bridge that is confined": ({"type": "bridge", "bridge": "br0", "macspoofchk": True}, V4),
     "bridge that is confined without addresses": ({"type": "bridge", "bridge": "brx", "macspoofchk": True}, {}),
     "bridge with masquerading without addresses": ({"type": "bridge", "bridge": "br0", "ipMasq": True}, {}),
