@@ -142,8 +142,10 @@ def check(call: Call) -> None:
 
 def delete(call: Call) -> None:
     """Take the interface, its port and its rules away; they and the namespace may be gone. Raises NativeError."""
-    config = load(call, Bridge)
     taken_away(call)
+    config = misfit(call.config, Bridge)
+    if isinstance(config, str):
+        return  # nor has an ADD made rules for it
     if config.macspoofchk:
         spoofing.release(call)
     if config.has_ipam and config.ip_masq:

@@ -86,9 +86,9 @@ def check(call: Call) -> None:
 
 def delete(call: Call) -> None:
     """Take the wire and its rules away; they and the container's namespace may be gone. Raises NativeError."""
-    config = load(call, Ptp)
     taken_away(call)
-    if config.ip_masq:
+    config = misfit(call.config, Ptp)
+    if not isinstance(config, str) and config.ip_masq:
         masquerade.unmask(call)
 
 

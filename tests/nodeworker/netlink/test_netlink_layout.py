@@ -72,6 +72,32 @@ def test_a_bridge_port() -> None:
     assert (port.get_attr("IFLA_BRPORT_MODE"), port.get_attr("IFLA_BRPORT_ISOLATED")) == (1, 0)
 
 
+def test_vlans_of_a_bridge_port() -> None:
+    def vlans(request: Request) -> list[tuple[int, int]]:
+        seen = read(ifinfmsg, request)
+        assert (seen["family"], seen["index"]) == (7, 5)
+        spec = seen.get_attr("IFLA_AF_SPEC")
+        assert spec.get_attr("IFLA_BRIDGE_VLAN_FLAGS") == links.BRIDGE_FLAGS_MASTER
+        return [(each["flags"], each["vid"]) for each in spec.get_attrs("IFLA_BRIDGE_VLAN_INFO")]
+
+    pvid_untagged = links.BRIDGE_VLAN_INFO_PVID | links.BRIDGE_VLAN_INFO_UNTAGGED
+    assert vlans(links.into_vlan(5, 100)) == [(pvid_untagged, 100)]
+    assert vlans(links.out_of_vlan(5, 1)) == [(0, 1)]
+    begin, end = links.BRIDGE_VLAN_INFO_RANGE_BEGIN, links.BRIDGE_VLAN_INFO_RANGE_END
+    assert vlans(links.into_tagged_vlans(5, [(7, 7), (10, 20)])) == [(0, 7), (begin, 10), (end, 20)]
+
+
+def test_a_bridge_that_filters_by_vlan() -> None:
+    seen = read(ifinfmsg, links.create("br0", "bridge", data=links.vlan_filtering()))
+    assert seen.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_BR_VLAN_FILTERING") == 1
+
+
+def test_a_veth_pair_of_the_node() -> None:
+    seen = read(ifinfmsg, links.create("br0.7", "veth", data=links.peer("veth0a0b0c0d", queue_length=0)))
+    peer = seen.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "VETH_INFO_PEER")
+    assert [peer.get_attr(name) for name in ("IFLA_IFNAME", "IFLA_NET_NS_FD")] == ["veth0a0b0c0d", None]
+
+
 @pytest.mark.parametrize(
     ("text", "broadcast"),
     [("10.7.0.5/24", "10.7.0.255"), ("10.7.0.5/31", None), ("10.7.0.5/32", None), ("fd77::5/64", None)],
