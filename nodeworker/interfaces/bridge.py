@@ -92,8 +92,9 @@ def add(call: Call, ipam: Result | None) -> Result:
             spoofing.confine(call, wire)
         _plug(ends.node, wire, bridge, config, vlans)
         _set_up(ends, call, wire, config, ipam, given)
+        on_node = bridge
         if ipam is not None and config.gateway:
-            bridge = _make_gateway(ends.node, wire, bridge, config, vlans, given)
+            bridge, on_node = _make_gateway(ends.node, wire, bridge, config, vlans, given)
         if ipam is not None and config.ip_masq:
             masquerade.masquerade(call, config.ip_masq_backend, [each.address for each in given])
         if config.disable_container_interface:
@@ -104,13 +105,14 @@ def add(call: Call, ipam: Result | None) -> Result:
         Interface(name=bridge.name, mac=bridge.mac),
         Interface(name=outside.name, mac=outside.mac),
         Interface(name=wire.inside.name, mac=wire.inside.mac, sandbox=call.netns),
+        *([] if on_node.index == bridge.index else [Interface(name=on_node.name, mac=on_node.mac)]),
     )
     result = Result(cni_version=config.cni_version, interfaces=interfaces, dns=config.dns)
     if ipam is None:
         return result
     return replace(
         result,
-        ips=with_interface(ipam.ips, len(interfaces) - 1),
+        ips=with_interface(ipam.ips, 2),
         routes=ipam.routes,
     )
 
@@ -214,14 +216,14 @@ def _set_up(ends: Ends, call: Call, wire: Pair, config: Bridge, ipam: Result | N
 
 def _make_gateway(
     node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Membership, given: list[Assignment]
-) -> Link:
-    """Give the node the gateways' addresses, in the container's VLAN, and return the bridge as it is then."""
+) -> tuple[Link, Link]:
+    """Give the node the gateways' addresses; return the bridge as it is then, and the interface that has them."""
     if bridge.mac == _NO_MAC:
         _, bridge = _look(node, wire, bridge)
-    inside = node_interface(node, bridge, vlans) if vlans.untagged else bridge
-    ensure_addresses(node, inside, given, force=config.force_address)
+    on_node = node_interface(node, bridge, vlans) if vlans.untagged else bridge
+    ensure_addresses(node, on_node, given, force=config.force_address)
     forward(given)
-    return bridge
+    return bridge, on_node
 
 
 def _notify(ifname: str) -> None:
