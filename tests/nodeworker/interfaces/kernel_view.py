@@ -98,7 +98,16 @@ def differences(mine: Any, theirs: Any, place: str = "") -> list[str]:
 
 def execute(plugin: str, command: str, config: dict[str, Any], netns: str, ifname: str, **env: str) -> Any:
     """Return what the reference plugin prints, executed on the thread's node."""
-    ran = subprocess.run(
+    ran = executed(plugin, command, config, netns, ifname, **env)
+    assert ran.returncode == 0, ran.stdout
+    return json.loads(ran.stdout) if ran.stdout else None
+
+
+def executed(
+    plugin: str, command: str, config: dict[str, Any], netns: str, ifname: str, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Return how the execution of the reference plugin on the thread's node ended."""
+    return subprocess.run(
         [REFERENCE / plugin],
         input=json.dumps(config),
         capture_output=True,
@@ -114,8 +123,6 @@ def execute(plugin: str, command: str, config: dict[str, Any], netns: str, ifnam
             **env,
         },
     )
-    assert ran.returncode == 0, ran.stdout
-    return json.loads(ran.stdout) if ran.stdout else None
 
 
 def _hasten() -> None:

@@ -93,8 +93,9 @@ def test_a_bridge_without_a_default_vlan_has_none_to_leave() -> None:
 def test_the_kernel_has_the_port_in_its_vlans(config: dict[str, Any], wanted: dict[int, list[str]]) -> None:
     config = {"type": "bridge", "bridge": "br0", "isGateway": True} | config
     with node(), container() as netns:
-        for _ in range(2):
-            result = bridge.add(call(config, netns), answer("10.77.0.5/24", gateways=("10.77.0.1",)))
+        ipam = answer("10.77.0.5/24", gateways=("10.77.0.1",))
+        bridge.add(call(config, netns), ipam)
+        result = bridge.add(call(config, netns), ipam)
         shown = subprocess.run(["bridge", "-j", "vlan"], check=True, capture_output=True, text=True).stdout
         port = next(each for each in json.loads(shown) if each["ifname"] == result.interfaces[1].name)
         assert {each["vlan"]: each.get("flags", []) for each in port["vlans"]} == wanted
