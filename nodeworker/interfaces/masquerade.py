@@ -147,4 +147,4 @@ def _hashed(text: str) -> str:
 
 
 def _versions(addresses: Iterable[Address]) -> list[int]:
-    return sorted({each.version for each in addresses})
+    return list(dict.fromkeys(each.version for each in addresses))
