@@ -93,10 +93,11 @@ class Detacher:
         left: dict[IfName, Failure] = {}
         if sandbox is None:
             return left
+        there = [each for each in reversed(sandbox.attempted()) if each.phase is not AttachmentPhase.DETACHED]
+        if sandbox.plan is not None:
+            await self._runners.clear([each.plan for each in there], sandbox.plan.netns)
         async with Pipeline(self._recorder, event) as effects:
-            for attachment in reversed(sandbox.attempted()):
-                if attachment.phase is AttachmentPhase.DETACHED:
-                    continue
+            for attachment in there:
                 done = await self._detach_one(sandbox, attachment, phase)
                 if isinstance(done, InterfaceDetachFailed):
                     left[done.ifname] = done.failure

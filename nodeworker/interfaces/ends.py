@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -16,6 +16,7 @@ from nodeworker.namespace import Namespace
 from nodeworker.netlink import links
 from nodeworker.netlink.links import Link
 from nodeworker.netlink.message import Request
+from nodeworker.netlink.removal import Remover
 from nodeworker.netlink.socket import Netlink
 
 _MODULES = {"vlan": "8021q"}
@@ -85,12 +86,25 @@ def name_taken(call: Call) -> NativeError:
 
 def taken_away(call: Call) -> None:
     """Take the container's interface of *call* away, if it and its namespace are there. Raises NativeError."""
-    if not call.netns or not namespace.is_namespace(call.netns):
+    all_taken_away(call.netns, [call.ifname])
+
+
+def all_taken_away(netns: str, ifnames: Sequence[str]) -> None:
+    """Take interfaces of the container away together, those that are there; return when they are out of use.
+
+    Raises NativeError.
+    """
+    if not netns or not namespace.is_namespace(netns):
         return
-    with opened(call, Phase.DEL) as ends, explaining(f"take interface {call.ifname} away"):
-        link = links.find(ends.container, links.named(call.ifname))
-        if link is not None:
-            ends.container.do(links.delete(link.index))
+    try:
+        with (
+            Namespace(netns, Phase.DEL) as container,
+            explaining(f"take interface {', '.join(ifnames)} away"),
+            Remover.within(container) as remover,
+        ):
+            remover.remove(ifnames)
+    except RequestFailedError as error:
+        raise NativeError(error.failure.message, error.failure.code) from error
 
 
 def node_link(node: Netlink, name: str, role: str) -> Link:

@@ -43,6 +43,8 @@ _IPAM = {"host-local": "host_local", "static": "static"}
 
 _ALWAYS = frozenset({"passthru", "vxlan"})
 
+_LINK_ONLY = frozenset({"bridge", "dummy", "ipvlan", "macvlan", "ptp", "tap", "vlan", "vxlan"})
+
 TYPES = frozenset({*_INTERFACES, *_IPAM})
 
 
@@ -68,6 +70,11 @@ def ipam_type(config: Mapping[str, Any]) -> str:
 def enabled(plugin_type: str, switch: Switch) -> bool:
     """Return whether *switch* lets plugins of that type run natively; for some there is no other way."""
     return plugin_type in _ALWAYS or (plugin_type in switch if isinstance(switch, tuple) else switch == AUTO)
+
+
+def is_gone_with_its_link(plugin_type: str) -> bool:
+    """Return whether DEL of the plugin of that type takes the container's interface away and does no more."""
+    return plugin_type in _LINK_ONLY
 
 
 def obstacle(plugin_type: str, config: Mapping[str, Any], switch: Switch) -> str:

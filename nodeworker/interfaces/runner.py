@@ -11,19 +11,30 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from typing import Any, TypeVar, cast
 
 import msgspec
 
-from events.schema import ErrorClass, PluginRun
+from events.schema import ErrorClass, PlannedAttachment, PluginRun
 from nodeworker.delegates import results
 from nodeworker.delegates.complaints import complaint
-from nodeworker.delegates.exec import PluginError, PluginExecutor, Runner, find
+from nodeworker.delegates.exec import PluginError, PluginExecutor, Runner, find, type_of
 from nodeworker.delegates.results import Result
 from nodeworker.delegates.versions import UNSTATED
 from nodeworker.errors import RequestFailedError
+from nodeworker.interfaces.ends import all_taken_away
 from nodeworker.interfaces.native import Call, InterfacePlugin, IpamPlugin, NativeError
-from nodeworker.interfaces.registry import AUTO, Switch, enabled, interface_plugin, ipam_plugin, ipam_type, obstacle
+from nodeworker.interfaces.registry import (
+    AUTO,
+    Switch,
+    enabled,
+    interface_plugin,
+    ipam_plugin,
+    ipam_type,
+    is_gone_with_its_link,
+    obstacle,
+)
 from nodeworker.resolve.cni_args import parse_args
 
 THREADS = 4
@@ -64,6 +75,17 @@ class WayRunners:
             find(str(config["type"]), search)
         elif (ipam := ipam_type(config)) and self._native.native_ipam(ipam, config) is None:
             find(ipam, search)
+
+    async def clear(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
+        """See ``Runners``: the kernel takes interfaces away together in the time of one.
+
+        Of a chain, other plugins' DEL comes before that of the one with the interface, so chains and all that is
+        deleted after them have to wait for their turn.
+        """
+        together = [each.ifname for each in takewhile(_is_gone_with_its_link, attachments)]
+        if netns and len(together) > 1:
+            with contextlib.suppress(NativeError, OSError):
+                await self._native.on_thread(lambda: all_taken_away(netns, together))
 
 
 class NativeRunner:
@@ -236,6 +258,10 @@ class _Job:
             said = complaint(run, stdout)
             raise NativeError(f"IPAM plugin {self._ipam}: {said.message}", said.code or _GENERIC)
         return stdout
+
+
+def _is_gone_with_its_link(attachment: PlannedAttachment) -> bool:
+    return attachment.native == (True,) and is_gone_with_its_link(type_of(attachment.plugins[0]))
 
 
 def _installed(plugin_type: str, search: Sequence[str]) -> bool:

@@ -256,6 +256,11 @@ def find(netlink: Netlink, wanted: Request) -> Link | None:
         raise
 
 
+def find_each(netlink: Netlink, names: Iterable[str]) -> list[Link]:
+    """Return those of the interfaces *names* that are there."""
+    return [described(answer) for answer in netlink.look(*map(named, names)) if answer is not None]
+
+
 def every(netlink: Netlink) -> list[Link]:
     """Return all interfaces."""
     return [described(answer) for answer in netlink.dump(_get(0, b"")) if answer.type == RTM_NEWLINK]
@@ -282,6 +287,12 @@ def described(answer: Answer) -> Link:
         data=info.get(IFLA_INFO_DATA, b""),
         alias=message.as_text(found.get(IFLA_IFALIAS)),
     )
+
+
+def index_gone(notice: bytes) -> int:
+    """Return the index of the interface that RTM_DELLINK tells of; 0 where it has but left its bridge."""
+    family, _, index, _, _ = _HEADER.unpack_from(notice)
+    return 0 if family == AF_BRIDGE else index
 
 
 def netnsid(netlink: Netlink, netns_fd: int) -> int:

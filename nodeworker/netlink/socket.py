@@ -111,6 +111,18 @@ class Netlink:
             answers.append(answer)
         return answers
 
+    def look(self, *requests: Request) -> list[Answer | None]:
+        """Return the answer to each of *requests*, asked together; None where there is no such thing (ENODEV).
+
+        Raises NetlinkError for the first that failed otherwise.
+        """
+        answers: list[Answer | None] = []
+        for answer, outcome in self._exchange(requests):
+            if outcome is not None and outcome.errno != errno.ENODEV:
+                raise outcome
+            answers.append(answer)
+        return answers
+
     def make(self, make: Request, ask: Request) -> tuple[NetlinkError | None, Answer | None]:
         """Carry out *make* and ask *ask*, together; return why *make* failed, and the answer if there is one."""
         (_, refused), (answer, _) = self._exchange((make, ask))

@@ -8,7 +8,7 @@ import json
 import os
 import resource
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -323,9 +323,16 @@ async def test_nothing_is_left_after_many_runs(netns: str, tmp_path: Path) -> No
         assert (await bridge.refused("CHECK"))[0] == 999
         await bridge.done("DEL")
     assert descriptors() == before
+    ended(thread for thread in threading.enumerate() if thread.name == "removal")
     assert {thread.name for thread in set(threading.enumerate()) - threads} <= {f"native_{n}" for n in range(THREADS)}
     runner.close()
     assert set(threading.enumerate()) == threads
+
+
+def ended(threads: Iterable[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 async def test_a_node_without_descriptors_to_spare_is_an_error_that_leaves_none(bridge: Plugin) -> None:
