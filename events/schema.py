@@ -821,7 +821,7 @@ def new_event_id(unix_ms: int, entropy: bytes) -> EventId:
 def rfc3339(unix_ns: int) -> str:
     """Return *unix_ns*, nanoseconds since 1970, as RFC 3339 text in UTC."""
     seconds, fraction = divmod(unix_ns, 1_000_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z"
+    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{fraction:09d}Z"
 
 
 def unix_ns(text: str) -> int:

@@ -8,7 +8,7 @@ the worker consumes them, so that there is one way in for them, also for those t
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -95,9 +95,13 @@ class Recorder:
         that is cancelled. What follows for the same sandbox waits for it, and is refused until then: events stay in
         order. Raises LedgerError for an event that the ledger will never take.
         """
+        await asyncio.shield(self.begin(data, sandbox, cause))
+
+    def begin(self, data: Data, sandbox: ContainerId, cause: EventId) -> asyncio.Task[None]:
+        """Begin to do what ``record`` does, and return the task that it is done by; it is not to be cancelled."""
         task = asyncio.create_task(self._append(self._event(data, sandbox, cause)))
         self._keep(task)
-        await asyncio.shield(task)
+        return task
 
     @property
     def settled(self) -> bool:
@@ -166,7 +170,7 @@ class Recorder:
     def _event(self, data: Data, sandbox: ContainerId, cause: EventId) -> Event:
         now = time.time_ns()
         return Event(
-            id=new_event_id(now // 1_000_000, secrets.token_bytes(10)),
+            id=new_event_id(now // 1_000_000, os.urandom(10)),
             at=rfc3339(now),
             node=self.node,
             boot_id=self._boot_id,

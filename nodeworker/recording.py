@@ -7,7 +7,7 @@ from types import TracebackType
 
 from events.ledger import LedgerError
 from events.schema import Data, Event, Phase
-from nodeworker.errors import class_of, failed
+from nodeworker.errors import RequestFailedError, class_of, failed
 from nodeworker.recorder import Recorder
 
 
@@ -16,7 +16,7 @@ async def record(recorder: Recorder, data: Data, intent: Event) -> None:
     try:
         await recorder.record(data, intent.sandbox, intent.id)
     except LedgerError as error:
-        raise failed(class_of(error), Phase.INTAKE, str(error)) from error
+        raise _refused(error) from error
 
 
 class Pipeline:
@@ -33,7 +33,7 @@ class Pipeline:
 
     def put(self, data: Data) -> None:
         """Have *data* recorded behind those before."""
-        self._tasks.append(asyncio.create_task(record(self._recorder, data, self._intent)))
+        self._tasks.append(self._recorder.begin(data, self._intent.sandbox, self._intent.id))
 
     async def __aenter__(self) -> Pipeline:
         return self
@@ -41,7 +41,12 @@ class Pipeline:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        outcomes = await asyncio.gather(*self._tasks, return_exceptions=True)
-        problem = next((outcome for outcome in outcomes if outcome is not None), None)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        problem = next((problem for task in self._tasks if (problem := task.exception()) is not None), None)
         if problem is not None and error is None:
-            raise problem
+            raise (_refused(problem) if isinstance(problem, LedgerError) else problem) from problem
+
+
+def _refused(error: LedgerError) -> RequestFailedError:
+    return failed(class_of(error), Phase.INTAKE, str(error))

@@ -80,9 +80,7 @@ async def add(
     for plugin, native in _chain(attachment):
         stdout = await operation.run(plugin, native, with_prev_result(plugin, previous))
         try:
-            printed = results.stated(stdout.decode().strip(), version)
-            results.decode(printed, version)
-            previous = results.convert(printed, version, version)
+            printed, previous = results.accepted(stdout.decode().strip(), version)
         except ValueError as error:
             raise operation.failure(ErrorClass.PLUGIN_OUTPUT, plugin, str(error)) from error
     *before, last = operation.runs

@@ -116,18 +116,7 @@ class _StatedResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 def decode(text: str, fallback_version: str) -> Result:
     """Return the result in *text*, which is in *fallback_version* unless it says otherwise. Raises ResultError."""
-    raw = _object(text)
-    raw["cniVersion"] = version = _version(raw, fallback_version)
-    try:
-        if version in _ADDRESS_PER_FAMILY:
-            result = _from_families(msgspec.convert(raw, _FamilyResult))
-        else:
-            result = msgspec.convert(raw, Result)
-    except msgspec.ValidationError as error:
-        raise ResultError(f"not a result of CNI version {version}: {error}") from None
-    for address in (*(ip.address for ip in result.ips), *(route.dst for route in result.routes)):
-        _family(address)
-    return result
+    return _decoded(_object(text), fallback_version)
 
 
 def encode(result: Result, version: str) -> str:
@@ -160,8 +149,36 @@ def convert(text: str, source_version: str, version: str) -> str:
 
 def stated(text: str, version: str) -> str:
     """Return *text*, with *version* as its ``cniVersion`` if it states none. Raises ResultError."""
-    raw = _object(text)
+    return _stated(text, _object(text), version)
+
+
+def _stated(text: str, raw: dict[str, Any], version: str) -> str:
     return text if raw.get("cniVersion") else msgspec.json.encode({**raw, "cniVersion": version}).decode()
+
+
+def accepted(text: str, version: str) -> tuple[str, str]:
+    """Return the result that a plugin printed: as it was, but with a ``cniVersion`` in any case, and in *version*.
+
+    It is in *version* unless it says otherwise. Raises ResultError.
+    """
+    raw = _object(text)
+    printed = _stated(text, raw, version)
+    result = _decoded(raw, version)
+    return printed, printed if result.cni_version == version else encode(result, version)
+
+
+def _decoded(raw: dict[str, Any], fallback_version: str) -> Result:
+    raw["cniVersion"] = version = _version(raw, fallback_version)
+    try:
+        if version in _ADDRESS_PER_FAMILY:
+            result = _from_families(msgspec.convert(raw, _FamilyResult))
+        else:
+            result = msgspec.convert(raw, Result)
+    except msgspec.ValidationError as error:
+        raise ResultError(f"not a result of CNI version {version}: {error}") from None
+    for address in (*(ip.address for ip in result.ips), *(route.dst for route in result.routes)):
+        _family(address)
+    return result
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -194,7 +211,12 @@ def _version(raw: dict[str, Any], fallback_version: str) -> str:
 def _family(address: str) -> str:
     if "/" not in address:
         raise ResultError(f"{address!r} in the result has no prefix length")
+    bare, _, length = address.partition("/")
     try:
+        if length.isascii() and length.isdigit():  # what follows otherwise takes three times as long
+            parsed = ipaddress.ip_address(bare)
+            if int(length) <= parsed.max_prefixlen:
+                return str(parsed.version)
         return str(ipaddress.ip_interface(address).version)
     except ValueError:
         raise ResultError(f"{address!r} in the result is not an address with a prefix length") from None

@@ -39,6 +39,7 @@ from nodeworker.resolve.cni_args import parse_args
 
 THREADS = 4
 _INVALID_ENVIRONMENT, _IO_FAILURE, _UNDECODABLE, _INVALID_CONFIG, _GENERIC = 4, 5, 6, 7, 999
+_VERBS = frozenset({"ADD", "CHECK", "DEL", "GC", "STATUS"})
 _VALID_ATTACHMENTS = "cni.dev/valid-attachments"
 _OLD_VALID_ATTACHMENTS = "cni.dev/attachments"
 
@@ -130,13 +131,17 @@ class NativeRunner:
         run = PluginRun(type=plugin_type, command=command, seconds=loop.time() - started, exit_code=exit_code)
         return run, stdout
 
-    async def on_thread(self, work: Callable[[], T]) -> T:
-        """Return what *work* returns. A cancellation is raised when it has ended: nothing goes on behind its back."""
+    async def on_thread(self, work: Callable[[], T], give_up: Callable[[], None] = lambda: None) -> T:
+        """Return what *work* returns. A cancellation is raised when it has ended: nothing goes on behind its back.
+
+        *give_up* is called first, and may bring that end nearer.
+        """
         job = self._threads.submit(work)
         running = asyncio.wrap_future(job)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
+            give_up()
             while not (job.cancel() or running.done()):
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait([running])
@@ -148,7 +153,7 @@ class NativeRunner:
 
     def native_ipam(self, ipam: str, config: Mapping[str, Any]) -> IpamPlugin | None:
         """Return the IPAM plugin of *config* if it is to run natively."""
-        plugin = ipam_plugin(ipam)
+        plugin = ipam_plugin(ipam) if ipam else None
         return plugin if plugin and enabled(ipam, self._switch) and not plugin.unsupported(config) else None
 
 
@@ -185,33 +190,61 @@ class _Job:
         self._config.pop(_OLD_VALID_ATTACHMENTS, None)
         self._version: str = self._config.get("cniVersion") or UNSTATED
         self._ipam = ipam_type(self._config)
+        self._given_up = False
 
     async def run(self) -> bytes:
-        """Return what the plugin would print. Raises NativeError, PluginError."""
+        """Return what the plugin would print. Raises NativeError, PluginError.
+
+        All of it is done in one visit to a thread unless an IPAM plugin has to be executed.
+        """
+        if self._command not in _VERBS:
+            raise NativeError(f"{self._command} is no verb of CNI", _INVALID_ENVIRONMENT)
         call = self._call()
+        valid = _valid_attachments(self._valid) if self._command == "GC" else frozenset()
+        ipam = self._runner.native_ipam(self._ipam, self._config)
+        assigned = None
+        if self._ipam and not ipam and self._command != "DEL":
+            assigned = self._assigned(await self._execute_ipam())
+        printed = await self._runner.on_thread(lambda: self._do(call, ipam, assigned, valid), self._give_up)
+        if self._ipam and not ipam and self._command == "DEL":
+            await self._execute_ipam()
+        return printed
+
+    def _do(
+        self, call: Call, ipam: IpamPlugin | None, assigned: Result | None, valid: frozenset[tuple[str, str]]
+    ) -> bytes:
+        """Do what is to be done natively; return what the plugin would print. Raises NativeError."""
         match self._command:
             case "ADD":
-                assigned = await self._assign(call) if self._ipam else None
-                result = await self._runner.on_thread(lambda: self._plugin.add(call, assigned))
-                try:
-                    return results.encode(result, self._version).encode()
-                except results.ResultError as error:
-                    raise NativeError(str(error)) from error
+                given = ipam.add(call) if ipam else assigned
+                if self._given_up:
+                    raise NativeError("nobody waits for it any more")
+                return self._printed(self._plugin.add(call, given))
             case "CHECK":
-                await self._ask_ipam(call, lambda ipam: ipam.check(call))
-                await self._runner.on_thread(lambda: self._plugin.check(call))
+                if ipam:
+                    ipam.check(call)
+                self._plugin.check(call)
             case "DEL":
                 # An address is free for others only when it is out of use.
-                await self._runner.on_thread(lambda: self._plugin.delete(call))
-                await self._ask_ipam(call, lambda ipam: ipam.delete(call))
-            case "GC":
-                valid = _valid_attachments(self._valid)
-                await self._ask_ipam(call, lambda ipam: ipam.collect(call, valid))
-            case "STATUS":
-                await self._ask_ipam(call, lambda ipam: ipam.status(call))
+                self._plugin.delete(call)
+                if ipam:
+                    ipam.delete(call)
+            case "GC" if ipam:
+                ipam.collect(call, valid)
+            case "STATUS" if ipam:
+                ipam.status(call)
             case _:
-                raise NativeError(f"{self._command} is no verb of CNI", _INVALID_ENVIRONMENT)
+                pass
         return b""
+
+    def _give_up(self) -> None:
+        self._given_up = True
+
+    def _printed(self, result: Result) -> bytes:
+        try:
+            return results.encode(result, self._version).encode()
+        except results.ResultError as error:
+            raise NativeError(str(error)) from error
 
     def refusal(self, error: NativeError) -> bytes:
         """Return the error object that the plugin would print."""
@@ -231,19 +264,14 @@ class _Job:
             prev_result=_previous(self._previous, self._version),
         )
 
-    async def _assign(self, call: Call) -> Result:
-        if plugin := self._runner.native_ipam(self._ipam, self._config):
-            return await self._runner.on_thread(lambda: plugin.add(call))
+    def _assigned(self, printed: bytes) -> Result | None:
+        """Return what an IPAM plugin that was executed has assigned, if that was asked for."""
+        if self._command != "ADD":
+            return None
         try:
-            return results.decode((await self._execute_ipam()).decode(), self._version)
+            return results.decode(printed.decode(), self._version)
         except ValueError as error:
             raise NativeError(f"IPAM plugin {self._ipam} printed no usable result: {error}") from error
-
-    async def _ask_ipam(self, call: Call, work: Callable[[IpamPlugin], None]) -> None:
-        if plugin := self._runner.native_ipam(self._ipam, self._config):
-            await self._runner.on_thread(lambda: work(plugin))
-        elif self._ipam:
-            await self._execute_ipam()
 
     async def _execute_ipam(self) -> bytes:
         run, stdout = await self._runner.execute(

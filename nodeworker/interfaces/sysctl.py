@@ -6,16 +6,21 @@ Many of these writes wait for the lock that all link operations of the node shar
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
+import os
+from collections.abc import Callable
+from typing import TypeVar
 
-_ROOT = Path("/proc/sys/net")
+T = TypeVar("T")
+
+_ROOT = "/proc/sys/net"
+_LONGEST = 256
 
 
 def ensure(name: str, value: str) -> None:
     """Make the parameter *name*, a path below ``net``, *value*. Raises OSError."""
-    path = _ROOT / name
-    if path.read_text().strip() != value:
-        path.write_text(value)
+    path = f"{_ROOT}/{name}"
+    if _within(path, os.O_RDONLY, lambda fd: os.read(fd, _LONGEST)).decode().strip() != value:
+        _within(path, os.O_WRONLY, lambda fd: os.write(fd, value.encode()))
 
 
 def prefer(name: str, value: str) -> None:
@@ -27,5 +32,14 @@ def prefer(name: str, value: str) -> None:
 def enable_ipv6(ifname: str) -> None:
     """Let ``lo`` and *ifname* have IPv6 addresses. Raises OSError if that is forbidden."""
     for name in (f"ipv6/conf/{each}/disable_ipv6" for each in ("lo", ifname)):
-        if (_ROOT / name).exists():
+        if os.path.exists(f"{_ROOT}/{name}"):
             ensure(name, "0")
+
+
+def _within(path: str, flags: int, act: Callable[[int], T]) -> T:
+    """Return what *act* returns with the file open; file objects would take five times as long."""
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        return act(fd)
+    finally:
+        os.close(fd)

@@ -21,6 +21,7 @@ import fcntl
 import os
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final, TypeAlias
@@ -79,6 +80,10 @@ class _Memory:
 
 _memory = _Memory()
 """Of the process, because plugins are modules. Forgetting it costs time and nothing else."""
+
+_turns: weakref.WeakValueDictionary[str, threading.Lock] = weakref.WeakValueDictionary()
+"""For each folder that is waited for, whose turn it is among the threads of the process."""
+_turns_mutex = threading.Lock()
 
 
 class Folder:
@@ -188,7 +193,7 @@ def locked(path: str, *, owner: bytes | None = None) -> Iterator[Folder]:
         fd = _opened(stack, path, os.O_RDONLY | os.O_DIRECTORY)
         staged = None if owner is None else _stage(stack, fd, owner)
         lock = _opened(stack, "lock", os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK, 0o750, folder=fd)
-        _wait_for(lock, path)
+        _wait_for(stack, lock, path)
         # Closing is not enough while a child that was just forked still has the file open.
         stack.callback(fcntl.flock, lock, fcntl.LOCK_UN)
         if not os.path.samestat(os.fstat(lock), os.stat(f"{path}/lock")):
@@ -228,19 +233,29 @@ def _stage(stack: contextlib.ExitStack, folder: int, owner: bytes) -> int | None
     return fd
 
 
-def _wait_for(lock: int, path: str) -> None:
+def _wait_for(stack: contextlib.ExitStack, lock: int, path: str) -> None:
+    """Wait for the turn among the threads of this process, which costs no pauses, then for other processes."""
     deadline = time.monotonic() + LOCK_PATIENCE
+    with _turns_mutex:
+        turn = _turns.setdefault(path, threading.Lock())
+    if not turn.acquire(timeout=LOCK_PATIENCE):
+        raise _busy(path)
+    stack.callback(turn.release)
     pause, longest = _LOCK_PAUSES
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise BusyError(f"{path}/lock was held by another process for {LOCK_PATIENCE:g} seconds") from None
+                raise _busy(path) from None
         else:
             return
         time.sleep(pause)
         pause = min(2 * pause, longest)
+
+
+def _busy(path: str) -> BusyError:
+    return BusyError(f"{path}/lock was held by another process for {LOCK_PATIENCE:g} seconds")
 
 
 def _read_all(folder: int) -> _Contents:

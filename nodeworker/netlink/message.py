@@ -97,8 +97,20 @@ def nested(kind: int, *attributes: bytes) -> bytes:
 
 
 def attributes(body: bytes, start: int = 0) -> dict[int, bytes]:
-    """Return the attributes in *body* from *start* on; of several of one type, the last."""
-    return dict(each_attribute(body, start))
+    """Return the attributes in *body* from *start* on; of several of one type, the last. What is cut short ends it.
+
+    Not by ``each_attribute``, which takes twice as long: an interface has fifty.
+    """
+    found: dict[int, bytes] = {}
+    unpack, end = _ATTRIBUTE.unpack_from, len(body) - 3
+    while start < end:
+        length, kind = unpack(body, start)
+        stop = start + length
+        if length < 4 or stop > end + 3:
+            break
+        found[kind & _TYPE_MASK] = body[start + 4 : stop]
+        start = stop + 3 & ~3
+    return found
 
 
 def each_attribute(body: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
