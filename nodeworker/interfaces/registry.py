@@ -87,10 +87,13 @@ def obstacle(plugin_type: str, config: Mapping[str, Any], switch: Switch) -> str
 
 def choose(plugins: tuple[str, ...], switch: Switch) -> tuple[bool, ...]:
     """Return for each of a chain's rendered *plugins* whether it is to run natively; say once why one is not."""
-    return tuple(_is_native(cast("dict[str, Any]", msgspec.json.decode(plugin)), switch) for plugin in plugins)
+    return tuple(_is_native(plugin, switch) for plugin in plugins)
 
 
-def _is_native(config: Mapping[str, Any], switch: Switch) -> bool:
+@functools.lru_cache(128)
+def _is_native(plugin: str, switch: Switch) -> bool:
+    """Return whether the rendered *plugin* is to run natively. Most pods of a network have the same."""
+    config = cast("dict[str, Any]", msgspec.json.decode(plugin))
     kind = str(config.get("type", ""))
     if not _INTERFACES.get(kind) or not enabled(kind, switch):
         return False

@@ -63,10 +63,10 @@ class WayRunners:
 
     def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
         """See ``Runners``."""
-        config = cast("dict[str, Any]", msgspec.json.decode(plugin))
-        kind = str(config["type"])
+        kind = type_of(plugin)
         if native:
             return self._executor if interface_plugin(kind) is None else self._native
+        config = cast("dict[str, Any]", msgspec.json.decode(plugin))
         return self._executor if _installed(kind, search) or obstacle(kind, config, AUTO) else self._native
 
     def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
