@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ from nodeworker import shim
 PLUGINS = "/usr/lib/cni"
 BRIDGE, PARENT, PEER = "plbench-br", "plbench-parent", "plbench-peer"
 NODE, POD = "bench-node", "bench"
+NETWORKS = 8
+"""macvlan networks that there are; a pod gets the first ones of them, beside the default network."""
 _PATIENCE = 20.0
 
 
 class Stage:
-    """One worker with its ledger. Use as a context manager."""
+    """One worker with its ledger. Use as a context manager. *worker* are the words that it is started with."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: Sequence[str] = ("-m", "nodeworker")) -> None:
+        self._words = worker
         self.folder = Path(tempfile.mkdtemp(prefix="plumbline-bench-"))
         self.server = EmbeddedServer(self.folder / "state" / "ledger", self.folder / "run")
         self.worker: subprocess.Popen[bytes] | None = None
@@ -50,7 +54,7 @@ class Stage:
         }
         self.settings.write_text(json.dumps(settings))
         self.server.start()
-        self.worker = subprocess.Popen([sys.executable, "-m", "nodeworker", "--config", str(self.settings)])
+        self.worker = subprocess.Popen([sys.executable, *self._words, "--config", str(self.settings)])
         until = time.monotonic() + _PATIENCE
         while not self.socket.exists():
             if time.monotonic() > until:
@@ -83,17 +87,34 @@ class Stage:
             subprocess.run(["ip", "netns", "del", pod], check=True)
         self._pods = [pod for pod in self._pods if pod not in pods]
 
-    def plumbline(self, command: str, pod: str) -> float:
-        """Call the entry point as a runtime does; return the seconds."""
-        return _call(shim.binary(), self.config, _environment(command, pod, "eth0"), self._extra())
+    def plumbline(self, command: str, pod: str, networks: int = 1) -> float:
+        """Call the entry point as a runtime does, for a pod with so many *networks*; return the seconds."""
+        environment = _environment(command, pod, "eth0", networks) | self._extra()
+        return self._call(shim.binary(), self.config, environment)
 
-    def bare(self, command: str, pod: str) -> float:
+    def bare(self, command: str, pod: str, networks: int = 1) -> float:
         """Execute the same delegates one after another, with nothing in between; return the seconds."""
-        steps = [(conf, "eth0" if i == 0 else f"net{i}") for i, conf in enumerate(self.delegates)]
+        steps = [(conf, "eth0" if i == 0 else f"net{i}") for i, conf in enumerate(self.delegates[: networks + 1])]
         return sum(
-            _call(Path(PLUGINS) / conf["type"], json.dumps(conf), _environment(command, pod, ifname), {})
+            self._call(Path(PLUGINS) / conf["type"], json.dumps(conf), _environment(command, pod, ifname, networks))
             for conf, ifname in (steps if command == "ADD" else reversed(steps))
         )
+
+    def _call(self, binary: Path, config: str, environment: Mapping[str, str]) -> float:
+        """Execute *binary* with as little of our own as can be; return the seconds until it has ended."""
+        given, said = (self.folder / f"{name}-{threading.get_ident()}" for name in ("stdin", "stdout"))
+        given.write_text(config)
+        files = [
+            (os.POSIX_SPAWN_OPEN, 0, str(given), os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(said), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+        ]
+        start = time.perf_counter()
+        pid = os.posix_spawn(binary, [binary], environment, file_actions=files)
+        _, status = os.waitpid(pid, 0)
+        seconds = time.perf_counter() - start
+        if status:
+            raise RuntimeError(f"{binary.name} {environment['CNI_COMMAND']}: {said.read_text()}")
+        return seconds
 
     def _extra(self) -> dict[str, str]:
         return {"PLUMBLINE_SOCKET": str(self.socket), "PLUMBLINE_SPOOL": str(self.folder / "state" / "spool")}
@@ -114,18 +135,32 @@ class Stage:
         return {"manifests": str(manifests)}
 
     def _objects(self) -> list[dict[str, Any]]:
-        nad = {
-            "apiVersion": "k8s.cni.cncf.io/v1",
-            "kind": "NetworkAttachmentDefinition",
-            "metadata": {"name": "macvlan-conf"},
-            "spec": {"config": json.dumps(self.delegates[1])},
-        }
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": POD, "annotations": {"k8s.v1.cni.cncf.io/networks": "macvlan-conf"}},
-        }
-        return [nad, pod]
+        nads = [
+            {
+                "apiVersion": "k8s.cni.cncf.io/v1",
+                "kind": "NetworkAttachmentDefinition",
+                "metadata": {"name": conf["name"]},
+                "spec": {"config": json.dumps(conf)},
+            }
+            for conf in self.delegates[1:]
+        ]
+        selected = [conf["name"] for conf in self.delegates[1:]]
+        pods = [
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": _pod_name(count),
+                    "annotations": {"k8s.v1.cni.cncf.io/networks": ",".join(selected[:count])},
+                },
+            }
+            for count in range(1, NETWORKS + 1)
+        ]
+        return [*nads, *pods]
+
+
+def _pod_name(networks: int) -> str:
+    return POD if networks == 1 else f"{POD}-{networks}"
 
 
 def resident(pid: int) -> float:
@@ -149,37 +184,31 @@ def _delegates(ipam: Path) -> list[dict[str, Any]]:
             "isGateway": True,
             "ipam": host_local("10.89.0.0/16"),
         },
-        {
-            "cniVersion": "0.3.1",
-            "name": "macvlan-conf",
-            "type": "macvlan",
-            "master": PARENT,
-            "mode": "bridge",
-            "ipam": host_local("10.90.0.0/16"),
-        },
+        *(
+            {
+                "cniVersion": "0.3.1",
+                "name": "macvlan-conf" if number == 0 else f"macvlan-conf-{number}",
+                "type": "macvlan",
+                "master": PARENT,
+                "mode": "bridge",
+                "ipam": host_local(f"10.{90 + number}.0.0/16"),
+            }
+            for number in range(NETWORKS)
+        ),
     ]
 
 
-def _environment(command: str, pod: str, ifname: str) -> dict[str, str]:
+def _environment(command: str, pod: str, ifname: str, networks: int) -> dict[str, str]:
     return {
+        "PATH": os.environ["PATH"],
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": f"{pod}-cid",
         "CNI_NETNS": f"/var/run/netns/{pod}",
         "CNI_IFNAME": ifname,
-        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={POD};"
+        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={_pod_name(networks)};"
         f"K8S_POD_INFRA_CONTAINER_ID={pod}-cid",
         "CNI_PATH": PLUGINS,
     }
-
-
-def _call(binary: Path, config: str, cni: Mapping[str, str], extra: Mapping[str, str]) -> float:
-    env = {"PATH": os.environ["PATH"], **cni, **extra}
-    start = time.perf_counter()
-    done = subprocess.run([binary], input=config.encode(), capture_output=True, env=env, check=False)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        raise RuntimeError(f"{binary.name} {cni['CNI_COMMAND']}: {done.stdout.decode()} {done.stderr.decode()}")
-    return seconds
 
 
 @contextlib.contextmanager
