@@ -101,6 +101,7 @@ def add(call: Call, ipam: Result | None) -> Result:
             outside, bridge = _look(ends.node, wire, bridge)
         else:
             outside, bridge = _carrying(ends.node, wire, bridge)
+            _announce(ends, wire, given)
     interfaces = (
         Interface(name=bridge.name, mac=bridge.mac),
         Interface(name=outside.name, mac=outside.mac),
@@ -208,7 +209,6 @@ def _set_up(ends: Ends, call: Call, wire: Pair, config: Bridge, ipam: Result | N
     if ipam is not None:
         ends.netns.inside(lambda: _notify(call.ifname))
         configure(ends, call, wire.inside, given, ipam, dad=True)
-        announce(ends, wire.inside, given)
     elif not config.disable_container_interface:
         with explaining(f"set {call.ifname} up"):
             ends.container.do(links.change(wire.inside.index, up=True))
@@ -243,6 +243,15 @@ def _carrying(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:
             raise NativeError(f"{outside.name}, the port of bridge {bridge.name}, does not come up")
         time.sleep(pause)
         pause *= 2
+
+
+def _announce(ends: Ends, wire: Pair, given: list[Assignment]) -> None:
+    """Tell the neighbours of the addresses, again: what the kernel said when the link came up, the port let drop."""
+    if given:
+        with explaining(f"announce the addresses of {wire.inside.name}"):
+            # That it is told its own MAC address is what makes the kernel speak, as ``arp_notify`` is set.
+            ends.container.do(links.change(wire.inside.index, mac=wire.inside.mac))
+        announce(ends, wire.inside, given)
 
 
 def _look(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:

@@ -19,15 +19,17 @@ def set_up(
 ) -> None:
     """Set *link*, in the container, up, with what *ipam* assigns, if it does; *given* are its addresses.
 
-    With *arp_notify* the kernel tells IPv4 neighbours, as that of the reference plugin does. Raises NativeError.
+    The kernel tells IPv4 neighbours; with *arp_notify*, as after the reference plugin, also from then on. Raises
+    NativeError.
     """
     if ipam is None:
         with explaining(f"set {call.ifname} up"):
             ends.container.do(links.change(link.index, up=True))
         return
-    if arp_notify:
-        ends.netns.inside(lambda: sysctl.prefer(f"ipv4/conf/{call.ifname}/arp_notify", "1"))
+    ends.netns.inside(lambda: sysctl.prefer(f"ipv4/conf/{call.ifname}/arp_notify", "1"))
     configure(ends, call, link, given, ipam, dad=False)
+    if not arp_notify:
+        ends.netns.inside(lambda: sysctl.reset(call.ifname, "ipv4", "arp_notify"))
     announce(ends, link, given)
 
 

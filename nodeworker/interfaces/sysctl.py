@@ -29,6 +29,12 @@ def prefer(name: str, value: str) -> None:
         ensure(name, value)
 
 
+def reset(ifname: str, family: str, name: str) -> None:
+    """Make the parameter *name* of *ifname* what it is for a new interface, where there is such a parameter."""
+    with contextlib.suppress(OSError):
+        ensure(f"{family}/conf/{ifname}/{name}", (_ROOT / family / "conf/default" / name).read_text().strip())
+
+
 def enable_ipv6(ifname: str) -> None:
     """Let ``lo`` and *ifname* have IPv6 addresses. Raises OSError if that is forbidden."""
     for name in (f"ipv6/conf/{each}/disable_ipv6" for each in ("lo", ifname)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -227,20 +226,3 @@ def test_check_sees_a_port_that_left_its_bridge(netns: str) -> None:
         bridge.check(call(BRIDGE, netns, prev_result=result))
     with pytest.raises(NativeError, match="needs prevResult"):
         bridge.check(call(BRIDGE, netns))
-
-
-def test_the_neighbours_hear_where_the_addresses_are(netns: str) -> None:
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003)) as wire:
-        wire.bind(("par1", 0))
-        wire.settimeout(10)
-        mac = bytes.fromhex(add(MACVLAN, netns).interfaces[0].mac.replace(":", ""))
-        v4, v6 = socket.inet_aton("10.77.0.5"), socket.inet_pton(socket.AF_INET6, "fd77::5")
-        heard: set[str] = set()
-        while heard != {"arp", "advertisement"}:
-            frame = wire.recv(2048)
-            if frame[12:14] == b"\x08\x06" and frame[22:32] == mac + v4 and frame[38:42] == v4:
-                heard.add("arp")
-            if frame[12:14] == b"\x86\xdd" and frame[54] == 136 and frame[62:78] == v6:
-                assert frame[:6] == bytes.fromhex("333300000001")
-                assert (frame[21], frame[22:38], frame[58], frame[78:86]) == (255, v6, 0x20, b"\x02\x01" + mac)
-                heard.add("advertisement")
