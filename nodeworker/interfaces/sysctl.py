@@ -18,9 +18,8 @@ _LONGEST = 256
 
 def ensure(name: str, value: str) -> None:
     """Make the parameter *name*, a path below ``net``, *value*. Raises OSError."""
-    path = f"{_ROOT}/{name}"
-    if _within(path, os.O_RDONLY, lambda fd: os.read(fd, _LONGEST)).decode().strip() != value:
-        _within(path, os.O_WRONLY, lambda fd: os.write(fd, value.encode()))
+    if _read(name) != value:
+        _within(f"{_ROOT}/{name}", os.O_WRONLY, lambda fd: os.write(fd, value.encode()))
 
 
 def prefer(name: str, value: str) -> None:
@@ -32,7 +31,7 @@ def prefer(name: str, value: str) -> None:
 def reset(ifname: str, family: str, name: str) -> None:
     """Make the parameter *name* of *ifname* what it is for a new interface, where there is such a parameter."""
     with contextlib.suppress(OSError):
-        ensure(f"{family}/conf/{ifname}/{name}", (_ROOT / family / "conf/default" / name).read_text().strip())
+        ensure(f"{family}/conf/{ifname}/{name}", _read(f"{family}/conf/default/{name}"))
 
 
 def enable_ipv6(ifname: str) -> None:
@@ -40,6 +39,10 @@ def enable_ipv6(ifname: str) -> None:
     for name in (f"ipv6/conf/{each}/disable_ipv6" for each in ("lo", ifname)):
         if os.path.exists(f"{_ROOT}/{name}"):
             ensure(name, "0")
+
+
+def _read(name: str) -> str:
+    return _within(f"{_ROOT}/{name}", os.O_RDONLY, lambda fd: os.read(fd, _LONGEST)).decode().strip()
 
 
 def _within(path: str, flags: int, act: Callable[[int], T]) -> T:
