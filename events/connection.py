@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import msgspec
 import structlog
 
+from events import subjects
 from events.ledger import LedgerError, LedgerUnavailableError
 from events.natspy import Client, Msg, errors
 
@@ -47,18 +48,24 @@ _answer = msgspec.json.Decoder(_Answer)
 
 
 class Connection:
-    """A connection, made by ``open``. *patience* is how long, in seconds, a request is repeated."""
+    """A connection, made by ``open``. *patience* is how long, in seconds, a request is repeated.
 
-    def __init__(self, url: str, token: str, name: str, patience: float) -> None:
+    *url* may be several, separated by commas. With a *user*, *token* is the password, and ``inbox`` the user's own.
+    """
+
+    def __init__(self, url: str, token: str, name: str, patience: float, user: str = "") -> None:
         self._url = url
         self._token = token
+        self._user = user
         self._name = name
         self._patience = patience
         self._client = Client()
         self._opening = asyncio.Lock()
         self._back = asyncio.Event()
         self._lost: set[Callable[[], None]] = set()
-        self._inbox = f"_INBOX.{uuid.uuid4().hex}"
+        self.inbox = f"_INBOX.{subjects.token(user)}" if user else "_INBOX"
+        """What the subjects begin with that answers come on."""
+        self._inbox = f"{self.inbox}.{uuid.uuid4().hex}"
         self._answers: dict[str, asyncio.Future[Msg]] = {}
         self._numbers = itertools.count()
         self._made = 0
@@ -95,7 +102,9 @@ class Connection:
             try:
                 await client.connect(
                     self._url.split(","),
-                    token=self._token or None,
+                    token=None if self._user else self._token or None,
+                    user=self._user or None,
+                    password=self._token if self._user else None,
                     name=self._name,
                     error_cb=self._on_error,
                     disconnected_cb=self._on_disconnect,

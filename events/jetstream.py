@@ -42,6 +42,7 @@ class JetStreamLedger:
         url: str,
         token: str,
         *,
+        user: str = "",
         config: StreamConfig = NODE_STREAM,
         make: bool = True,
         name: str = "plumbline",
@@ -53,7 +54,7 @@ class JetStreamLedger:
         *observe_ack* is told the seconds that each append took. Raises LedgerError when the server refuses the token or
         the stream.
         """
-        connection = Connection(url, token, name, patience)
+        connection = Connection(url, token, name, patience, user)
         ledger = cls(connection, config, observe_ack)
         try:
             await connection.open()

@@ -132,8 +132,10 @@ class _Bell:
             return
 
     async def _deliver(self, msg: Msg, /) -> None:
-        self.newest = int((msg.headers or {}).get("Nats-Sequence", "0"))
-        self._wake.set()
+        sequence = (msg.headers or {}).get("Nats-Sequence")
+        if sequence is not None:  # else it is some other word to the node
+            self.newest = int(sequence)
+            self._wake.set()
 
     def _on_lost(self) -> None:
         self.lost = True

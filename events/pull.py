@@ -36,6 +36,8 @@ _ACK_TOKENS_V1 = 9
 class Link(Protocol):
     """What a reader needs of the connection; see ``events.connection.Connection``."""
 
+    inbox: str
+
     async def request(
         self, subject: str, payload: bytes, *, what: str, each: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
@@ -88,7 +90,7 @@ class Puller:
         self._sequence = after
         self._endless = endless
         self._name = f"reader-{uuid.uuid4().hex}"
-        self._inbox = f"_INBOX.{self._name}"
+        self._inbox = f"{link.inbox}.{self._name}"
         self._arrived: deque[Msg] = deque()
         self._wake = asyncio.Event()
         self._lost = False

@@ -41,7 +41,10 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
 
     url: str
     """Of its nats-server, or several, separated by commas."""
+    user: str = ""
+    """Who the server knows the process as; ``{node}`` stands for the node's name. Empty: it asks for a token."""
     token_file: str = ""
+    """The token, or the user's password; ``{node}`` as in ``user``."""
     replicas: int = 1
     """Servers that hold each event: 3 in a cluster of servers."""
 
@@ -203,6 +206,19 @@ class LedgerAddress(msgspec.Struct, frozen=True):
 
     url: str
     token: str = ""
+    user: str = ""
+
+
+def hub_address(settings: Settings) -> LedgerAddress | None:
+    """Return where the cluster's ledger is; None: there is none. Raises SettingsError."""
+    hub = settings.hub
+    if hub is None:
+        return None
+    user, path = (text.replace("{node}", settings.node_name) for text in (hub.user, hub.token_file))
+    try:
+        return LedgerAddress(hub.url, Path(path).read_text().strip() if path else "", user)
+    except OSError as error:
+        raise SettingsError(f"hub.tokenFile can't be read: {path}: {error.strerror}") from error
 
 
 def ledger_address(settings: Settings) -> LedgerAddress:

@@ -20,6 +20,7 @@ _NO_ROOM = frozenset({10023, 10047})
 _NOT_STORED = 10077  # for a reason that only its description tells
 _NO_STREAM = 10059
 _NO_MESSAGE = 10037
+_NO_PEERS = 10005  # yet, while a cluster starts
 _STORE = 0.5  # a request that a server took to its grave is not answered by the next one
 _API = 2.0
 _DAY = 86_400_000_000_000
@@ -164,6 +165,11 @@ class Stream:
         if info.error is not None:
             call, body = "CREATE", {**wanted, "first_seq": first}
         made = msgspec.json.decode(await self.api(f"STREAM.{call}.{config.name}", body), type=StreamInfo)
+        if made.error is not None and made.error.err_code == _NO_PEERS:
+            raise LedgerUnavailableError(
+                f"the stream {config.name} is to have {config.num_replicas} replicas, and there are not as many "
+                f"servers with JetStream: {made.error.description}"
+            )
         if made.error is not None:
             raise LedgerError(f"nats-server refused the stream {config.name}: {made.error.description}")
 

@@ -13,7 +13,7 @@ _UTF8 = ("utf-8", "surrogatepass")
 ROOT = "plumbline.ev"
 COMMAND_ROOT = "plumbline.cmd"
 DOWN_ROOT = "plumbline.down"
-"""Where the server tells of commands that it has stored."""
+"""Where a node is told things: by the server of commands that it has stored, by the reconciler of statuses."""
 _NOBODY = "-"
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_\-]")
 _ESCAPED = re.compile(r"=([0-9A-F]{2})")
@@ -47,6 +47,11 @@ def command(node: str, event_type: str) -> str:
 def command_pattern(node: str) -> str:
     """Return the subject filter for all commands for *node*."""
     return f"{COMMAND_ROOT}.{_part(node)}.>"
+
+
+def down(node: str, event_type: str) -> str:
+    """Return the subject on which *node* is told of an event that others recorded."""
+    return f"{DOWN_ROOT}.{_part(node)}.{token(event_type)}"
 
 
 def down_pattern(node: str) -> str:

@@ -29,7 +29,7 @@ from events.schema import (
     WorkerStarted,
     WorkerStopped,
 )
-from events.settings import DEFAULT_PATH, SettingsError, ledger_address, load
+from events.settings import DEFAULT_PATH, SettingsError, hub_address, ledger_address, load
 from events.streams import NODE_STREAM
 from nodeworker.answers import Answers, reply_of
 from nodeworker.attach import Attacher
@@ -43,6 +43,7 @@ from nodeworker.devices.source import DeviceSource
 from nodeworker.dispatch import Dispatcher
 from nodeworker.door import Door
 from nodeworker.gc import GarbageCollector
+from nodeworker.hub import Hub
 from nodeworker.intake import Intake
 from nodeworker.interfaces.runner import WayRunners
 from nodeworker.lock import only_worker
@@ -68,6 +69,8 @@ log = structlog.get_logger(__name__)
 _ORPHAN_PATIENCE = 5.0
 _SOURCE_PATIENCE = 5.0
 """Seconds that a start waits for pods and networks; after that the copy on disk and single look-ups must do."""
+_SETTLE = 2.0
+"""Seconds that the hub gets to take the last events: a node that is drained may not come back."""
 _GRACE = 5.0
 """Seconds that requests under way get to finish when the worker is told to stop."""
 
@@ -80,11 +83,15 @@ async def run(settings: WorkerSettings, wrap: Callable[[Ledger], Ledger] = lambd
     """
     metrics = WorkerMetrics()
     address = ledger_address(settings)
+    hub_at = hub_address(settings)
     connection = await JetStreamLedger.connect(
         address.url, address.token, config=NODE_STREAM, name="worker", observe_ack=metrics.ledger_acked
     )
     try:
-        await _Worker(settings, wrap(connection), connection, metrics).run()
+        hub = None
+        if hub_at is not None and settings.hub is not None:
+            hub = Hub(hub_at, settings.hub.replicas, connection, NodeName(settings.node_name))
+        await _Worker(settings, wrap(connection), connection, hub, metrics).run()
     finally:
         await connection.close()
 
@@ -95,11 +102,13 @@ class _Worker:
         settings: WorkerSettings,
         ledger: Ledger,
         connection: JetStreamLedger,
+        hub: Hub | None,
         metrics: WorkerMetrics,
     ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._connection = connection
+        self._hub = hub
         self._metrics = metrics
         self._recorder = Recorder(ledger, NodeName(settings.node_name))
         self._answers = Answers()
@@ -135,7 +144,7 @@ class _Worker:
         detacher = Detacher(self._recorder, runners, section, self._metrics)
         readiness = Readiness(seats=section.concurrency // 2)
         device_sources = _device_sources(section.devices, self._source)
-        statuses = StatusWait(self._connection, section.status_wait, self._metrics)
+        statuses = StatusWait(self._hub or self._connection, self._recorder.node, section.status_wait, self._metrics)
         attacher = Attacher(
             self._recorder, detacher, self._source, runners, section, self._metrics, readiness, device_sources, statuses
         )
@@ -155,11 +164,12 @@ class _Worker:
         intake = Intake(self._recorder, dispatcher, checker, self._answers, self._spool, self._metrics, request_log)
         door = Door(self._settings.socket, intake)
         self._watch(dispatcher)
+        hub_task = None if self._hub is None else tasks.create_task(self._hub.run(), name="hub")
         background = [
             tasks.create_task(self._consume(dispatcher), name="consume"),
             tasks.create_task(statuses.run(), name="hear-publisher"),
             tasks.create_task(self._take_orders(orders), name="orders"),
-            tasks.create_task(Retention(self._ledger, self._recorder, self._settings.ledger.retention_hours).run()),
+            tasks.create_task(self._retention().run(), name="retention"),
         ]
         if self._source is not None:
             background.append(tasks.create_task(self._source.run(), name="source"))
@@ -179,9 +189,7 @@ class _Worker:
         for task in background:
             task.cancel()
         await asyncio.wait(background)
-        with contextlib.suppress(LedgerError):
-            await self._recorder.record(WorkerStopped(reason="signal"))
-        await self._recorder.close()
+        await self._say_goodbye(hub_task)
         for part in (eyes, runners, self._source):
             if part is not None:
                 part.close()
@@ -195,12 +203,26 @@ class _Worker:
             handlers[RepairRequested] = repairer.repair
         return handlers
 
+    async def _say_goodbye(self, hub_task: asyncio.Task[None] | None) -> None:
+        with contextlib.suppress(LedgerError):
+            await self._recorder.record(WorkerStopped(reason="signal"))
+        await self._recorder.close()
+        if self._hub is not None and hub_task is not None:
+            await self._hub.settle(_SETTLE)
+            hub_task.cancel()
+            await asyncio.wait({hub_task})
+            await self._hub.close()
+
     async def _consume(self, dispatcher: Dispatcher) -> None:
         async for intent in self._recorder.intents():
             dispatcher.dispatch(intent)
 
     async def _take_orders(self, orders: Orders) -> None:
-        await orders.run(await made_commands(self._connection))
+        await orders.run(await (made_commands(self._connection) if self._hub is None else self._hub.commands()))
+
+    def _retention(self) -> Retention:
+        hub, hours = self._hub, self._settings.ledger.retention_hours
+        return Retention(self._ledger, self._recorder, hours, *(() if hub is None else (lambda: hub.done,)))
 
     def _ledger_connected(self) -> bool:
         return self._connection.connected
@@ -227,6 +249,12 @@ class _Worker:
             sandboxes=lambda: len(state.sandboxes),
             ledger_connected=lambda: float(self._ledger_connected()),
         )
+        if (hub := self._hub) is not None:
+            self._metrics.watch_hub(
+                connected=lambda: float(hub.connected),
+                lag_events=lambda: hub.lag_events,
+                lag_seconds=lambda: hub.lag_seconds,
+            )
 
     @contextlib.contextmanager
     def _exposition(self) -> Iterator[None]:

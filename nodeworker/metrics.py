@@ -119,6 +119,17 @@ class WorkerMetrics:
             for watch in watches:
                 gauge.labels(watch.resource).set_function(partial(read, watch))
 
+    def watch_hub(
+        self, *, connected: Callable[[], float], lag_events: Callable[[], float], lag_seconds: Callable[[], float]
+    ) -> None:
+        """Read these at every scrape, where there is a hub."""
+        for name, text, read in (
+            ("plumbline_uplink_connected", "1 while the hub is connected.", connected),
+            ("plumbline_uplink_lag_events", "Events that the hub has not got, at most.", lag_events),
+            ("plumbline_uplink_lag_seconds", "Age of the first event that the hub has not got.", lag_seconds),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(read)
+
     def watch(
         self,
         *,

@@ -1,8 +1,8 @@
 """Hold the answer to a runtime until the pod's network-status is published: what starts in the pod may read it.
 
-The worker publishes nothing itself. It listens to the reconciler, which says in the ledger what it has published, and
-every second that it is there: nobody waits for one that is away. An answer that was held long enough is given all the
-same, because the pod is attached, and its status will follow.
+The worker publishes nothing itself. It listens to the reconciler, which tells the node what it has recorded of its
+pods, and every second that it is there: nobody waits for one that is away. An answer that was held long enough is given
+all the same, because the pod is attached, and its status will follow.
 """
 
 from __future__ import annotations
@@ -15,16 +15,11 @@ from events import subjects
 from events.fold import Sandbox
 from events.ledger import LedgerUnavailableError
 from events.notices import PRESENCE_LOST, PUBLISHER_PRESENT, Notice, Notices
-from events.schema import NO_NODE, EventId, MalformedEventError, StatusPublished, StatusPublishFailed, decode
+from events.schema import EventId, MalformedEventError, NodeName, StatusPublished, StatusPublishFailed, decode
 from nodeworker.metrics import WorkerMetrics
 
 log = structlog.get_logger(__name__)
 
-_HEARD = (
-    PUBLISHER_PRESENT,
-    subjects.pattern(NO_NODE, event_type="StatusPublished"),
-    subjects.pattern(NO_NODE, event_type="StatusPublishFailed"),
-)
 _MARGIN = 0.1
 """Seconds that are left for the answer to reach the runtime before its deadline."""
 _RETRY = 1.0
@@ -33,8 +28,10 @@ _RETRY = 1.0
 class StatusWait:
     """Knows what is waited for. *seconds* is how long at most; 0: not at all."""
 
-    def __init__(self, notices: Notices, seconds: float, metrics: WorkerMetrics) -> None:
+    def __init__(self, notices: Notices, node: NodeName, seconds: float, metrics: WorkerMetrics) -> None:
         self._notices = notices
+        told = (StatusPublished.__name__, StatusPublishFailed.__name__)
+        self._heard = (PUBLISHER_PRESENT, *(subjects.down(node, event_type) for event_type in told))
         self._seconds = seconds
         self._metrics = metrics
         self._expected: dict[EventId, asyncio.Future[str]] = {}
@@ -44,7 +41,7 @@ class StatusWait:
         """Listen, without end where anything is waited for."""
         while self._seconds:
             try:
-                async with self._notices.hear(*_HEARD) as heard:
+                async with self._notices.hear(*self._heard) as heard:
                     async for notice in heard:
                         self._take(notice)
             except LedgerUnavailableError as error:

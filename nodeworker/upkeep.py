@@ -7,8 +7,10 @@ with growing pauses, and the story of sandboxes that are long gone is forgotten.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import NamedTuple
 
@@ -128,12 +130,18 @@ def _needs_detach(sandbox: Sandbox) -> bool:
 
 
 class Retention:
-    """Forgets the events of sandboxes that were closed long ago."""
+    """Forgets the events of sandboxes that were closed long ago, and that the hub has, where there is one.
 
-    def __init__(self, ledger: Ledger, recorder: Recorder, hours: float) -> None:
+    *copied* returns up to which sequence the hub has the ledger.
+    """
+
+    def __init__(
+        self, ledger: Ledger, recorder: Recorder, hours: float, copied: Callable[[], float] = lambda: math.inf
+    ) -> None:
         self._ledger = ledger
         self._recorder = recorder
         self._hours = hours
+        self._copied = copied
 
     async def run(self) -> None:
         """Forget about once an hour, without end."""
@@ -151,10 +159,10 @@ class Retention:
         event goes, and only while the sandbox holds nothing. Raises LedgerUnavailableError.
         """
         closed: dict[str, int] = {}
-        end = 0
+        end, copied = 0, self._copied()
         async with aclosing(self._ledger.read(subjects.pattern(self._recorder.node))) as events:
             async for stored in events:
-                if unix_ns(stored.event.at) >= before:
+                if unix_ns(stored.event.at) >= before or stored.sequence > copied:
                     break
                 end = stored.sequence
                 if isinstance(stored.event.data, DetachCompleted | AttachFailed):

@@ -20,8 +20,8 @@ from events.jetstream import JetStreamLedger
 from events.jetstream_commands import JetStreamCommands
 from events.ledger import LedgerError, LedgerUnavailableError
 from events.notices import Notices
-from events.settings import DEFAULT_PATH, LedgerAddress, SettingsError, ledger_address, load
-from events.streams import command_stream
+from events.settings import DEFAULT_PATH, SettingsError, hub_address, ledger_address, load
+from events.streams import NODE_STREAM, command_stream, hub_stream
 from reconciler.certain_publisher import CertainPublisher
 from reconciler.delays import delays
 from reconciler.metrics import Metrics
@@ -91,10 +91,11 @@ async def _serve(settings: ReconcilerSettings) -> None:
     metrics = Metrics()
     with metrics.served(settings.reconciler.metrics):
         async with contextlib.AsyncExitStack() as stack:
-            ledger = await _connect(ledger_address(settings))
+            replicas = settings.hub.replicas if settings.hub is not None else 1
+            ledger = await _connect(settings, replicas)
             stack.push_async_callback(ledger.close)
             commands = JetStreamCommands(ledger)
-            await _until_there(lambda: commands.make(command_stream()))
+            await _until_there(lambda: commands.make(command_stream(replicas)))
             store = Store(settings.database, ledger.stream)
             stack.callback(store.close)
             publisher = await _open_publisher(settings)
@@ -104,11 +105,11 @@ async def _serve(settings: ReconcilerSettings) -> None:
             def appoint(turn: Turn) -> list[Listener]:
                 return _listeners(settings, publisher, ledger, turn, metrics)
 
-            replicas = Replicas(
+            contest = Replicas(
                 ledger, ledger, commands, appoint, metrics, name=_name(settings), alone=settings.hub is None
             )
             shared = not settings.database.startswith("sqlite")
-            await Reconciler(ledger, store, replicas, metrics, shared=shared).run()
+            await Reconciler(ledger, store, contest, metrics, shared=shared).run()
 
 
 def _listeners(
@@ -149,8 +150,16 @@ def _speakers(publisher: Publisher, settings: ReconcilerSettings, metrics: Metri
     return [PodEventWriter(publisher.api, metrics)]
 
 
-async def _connect(address: LedgerAddress) -> JetStreamLedger:
-    return await _until_there(lambda: JetStreamLedger.connect(address.url, address.token, name="plumbline-reconciler"))
+async def _connect(settings: ReconcilerSettings, replicas: int) -> JetStreamLedger:
+    """Return the whole ledger: the hub's where there is one, else the node's. Raises SettingsError, LedgerError."""
+    address, config = hub_address(settings), hub_stream(replicas)
+    if address is None:
+        address, config = ledger_address(settings), NODE_STREAM
+    return await _until_there(
+        lambda: JetStreamLedger.connect(
+            address.url, address.token, user=address.user, config=config, name="plumbline-reconciler"
+        )
+    )
 
 
 async def _until_there(work: Callable[[], Awaitable[_T]]) -> _T:

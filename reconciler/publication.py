@@ -14,6 +14,7 @@ import time
 
 import structlog
 
+from events import subjects
 from events.ledger import Ledger, LedgerError
 from events.notices import PRESENCE_INTERVAL, PUBLISHER_PRESENT, Notices
 from events.schema import (
@@ -23,6 +24,7 @@ from events.schema import (
     Event,
     StatusPublished,
     StatusPublishFailed,
+    encode,
     new_event_id,
     rfc3339,
     unix_ns,
@@ -172,6 +174,7 @@ class Publication:
         for delay in delays():
             try:
                 await self._ledger.append(event)
+                await self._notices.tell(subjects.down(found.node, event.type), encode(event))
             except LedgerError as error:
                 log.warning("status_not_recorded", pod=str(found.pod), type=event.type, error=str(error))
                 if until_taken and not await wish.renewed_within(delay):

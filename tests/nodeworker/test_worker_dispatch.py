@@ -22,6 +22,7 @@ from events.schema import (
     Leak,
     LeakId,
     LeakKind,
+    NodeName,
     ReclaimRequested,
     RepairRequested,
     RequestId,
@@ -122,7 +123,7 @@ async def dispatching(
             cast("GarbageCollector", work),
             cast("Orders", work),
             answers,
-            statuses or StatusWait(MemoryLedger(), 0.0, WorkerMetrics()),
+            statuses or StatusWait(MemoryLedger(), NodeName("node-1"), 0.0, WorkerMetrics()),
             tasks,
             concurrency,
         )

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from test_worker_dispatch import Work, adding, deleting, dispatching
 from worker_harness import BOX, ETH0, FAILURE, NODE, PLANNED, until
 
-from events import notices
+from events import notices, subjects
 from events.fold import Sandbox, SandboxKey, SandboxPhase
 from events.memory import MemoryLedger
 from events.notices import PUBLISHER_PRESENT
@@ -24,6 +24,7 @@ from events.schema import (
     RequestId,
     StatusPublished,
     StatusPublishFailed,
+    encode,
     new_event_id,
 )
 from nodeworker import publication
@@ -43,7 +44,7 @@ class Stage:
     def __init__(self, seconds: float) -> None:
         self.ledger = MemoryLedger()
         self.metrics = WorkerMetrics()
-        self.statuses = StatusWait(self.ledger, seconds, self.metrics)
+        self.statuses = StatusWait(self.ledger, NODE, seconds, self.metrics)
 
     async def be_present(self) -> None:
         """Say so until it is heard."""
@@ -71,7 +72,7 @@ class Stage:
             trace="",
             data=data,
         )
-        await self.ledger.append(event)
+        await self.ledger.tell(subjects.down(NODE, event.type), encode(event))
 
     def waited(self, result: str) -> float | None:
         return self.metrics.registry.get_sample_value("plumbline_status_wait_seconds_count", {"result": result})
@@ -107,7 +108,7 @@ async def test_the_wait_ends_with_the_word_about_its_own_request(stage: Stage, d
     stage.statuses.expect(sandbox("a1"))
     waiting = asyncio.create_task(stage.statuses.wait(EventId("a1"), FOREVER))
     await stage.say(data, "another")
-    await stage.ledger.tell("plumbline.ev.-.box.StatusPublished", b"no event")
+    await stage.ledger.tell(subjects.down(NODE, "StatusPublished"), b"no event")
     await until(lambda: not waiting.done())
     await stage.say(data, "a1")
     async with asyncio.timeout(10):
