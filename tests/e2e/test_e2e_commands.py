@@ -24,8 +24,9 @@ from events.schema import (
 _NOW = 1_795_000_000_000_000_000
 
 
-def send(node: Node, number: int) -> Event:
-    command = Event(
+def comparison(node: Node, number: int) -> Event:
+    """Return a command; the same *number* makes the same."""
+    return Event(
         id=new_event_id(_NOW // 1_000_000, number.to_bytes(10, "big")),
         at=rfc3339(_NOW),
         node=NodeName(node.name),
@@ -36,6 +37,10 @@ def send(node: Node, number: int) -> Event:
         trace="",
         data=ComparisonRequested(request=RequestId(str(number))),
     )
+
+
+def send(node: Node, number: int) -> Event:
+    command = comparison(node, number)
 
     async def sent() -> None:
         ledger = await JetStreamLedger.connect(node.server.url, node.server.token, name="e2e")
