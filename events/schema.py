@@ -240,6 +240,14 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     path: str = ""
     """File or folder that it is in, where it is in one."""
 
+    @property
+    def sandbox(self) -> ContainerId:
+        """The sandbox that its events belong to: what nobody owns belongs to the node."""
+        return self.holder if self.kind in _LEAKED_SANDBOXES else NO_SANDBOX
+
+
+_LEAKED_SANDBOXES = frozenset({LeakKind.SANDBOX_GONE, LeakKind.REBOOTED, LeakKind.DETACH_UNFINISHED})
+
 
 # --- intents ---------------------------------------------------------------------------------------------------------
 
@@ -335,6 +343,8 @@ class AttachPlanned(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """As the cluster knows it: by that UID a static pod's mirror is found."""
     publish: bool = False
     """Whether the pod's network-status is to be published."""
+    netns_inode: int = 0
+    """Of the namespace at ``netns``: the path may come to name another one. 0: not known."""
 
 
 # --- effects ---------------------------------------------------------------------------------------------------------

@@ -89,6 +89,8 @@ class LeakSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", fo
     """Of the container runtime; empty: the first of containerd's and CRI-O's usual ones that is there."""
     interval: float = 30.0
     """Seconds between two looks at everything; a namespace that goes is seen as it happens."""
+    results_dir: str = "/var/lib/cni/results"
+    """Folder in which the container runtime keeps the results of ADDs."""
 
     def __post_init__(self) -> None:
         if self.policy not in _LEAK_POLICIES:

@@ -25,6 +25,7 @@ from events.schema import (
     Event,
     EventId,
     NodeName,
+    ReclaimRequested,
     RepairRequested,
     WorkerStarted,
     WorkerStopped,
@@ -46,16 +47,22 @@ from nodeworker.gc import GarbageCollector
 from nodeworker.hub import Hub
 from nodeworker.intake import Intake
 from nodeworker.interfaces.runner import WayRunners
+from nodeworker.last_resort import LastResort
+from nodeworker.leaks.look import Looker, links_there
+from nodeworker.leaks.observer import LeakObserver
+from nodeworker.leaks.places import Places
+from nodeworker.leaks.runtime import CriRuntime, SharedRuntime
 from nodeworker.lock import only_worker
 from nodeworker.logfile import LogFiles
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.observe.comparing import Comparer
+from nodeworker.observe.comparing import Comparer, LookBeside
 from nodeworker.observe.eyes import Eyes
 from nodeworker.observe.observer import Observer
 from nodeworker.orders import Handler, Order, Orders
 from nodeworker.patience import seconds_since, seconds_until
 from nodeworker.publication import StatusWait
 from nodeworker.readiness import Readiness
+from nodeworker.reclaim import Reclaimer
 from nodeworker.recorder import Recorder
 from nodeworker.repair.repairer import Repairer
 from nodeworker.requestlog import RequestLog
@@ -116,6 +123,7 @@ class _Worker:
         self._source = _open_source(settings, metrics)
         self._log_files = LogFiles()
         self._marker = settings.node_name
+        self._places = Places(settings.worker.devices.info_folder)
 
     async def run(self) -> None:
         stop = asyncio.Event()
@@ -140,7 +148,8 @@ class _Worker:
     async def _serve(self, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
         """Finish what is open, open the door, and stay until *stop*."""
         section = self._settings.worker
-        runners = WayRunners(PluginExecutor(marker=self._marker), section.native)
+        executor = PluginExecutor(marker=self._marker)
+        runners = WayRunners(executor, section.native)
         detacher = Detacher(self._recorder, runners, section, self._metrics)
         readiness = Readiness(seats=section.concurrency // 2)
         device_sources = _device_sources(section.devices, self._source)
@@ -151,12 +160,14 @@ class _Worker:
         collector = GarbageCollector(self._recorder, self._answers, runners, section, readiness)
         eyes = Eyes(self._settings.drift)
         observer = Observer(self._recorder, eyes)
-        comparer = Comparer(self._recorder, observer, self._settings.drift.interval)
-        orders = Orders(self._recorder, self._handlers(comparer, eyes, runners))
+        leaks, reclaimer = self._leak_keepers(LastResort(detacher, runners, executor, section.delegate_timeout))
+        comparer = Comparer(self._recorder, observer, self._settings.drift.interval, self._beside(leaks))
+        orders = Orders(self._recorder, self._handlers(comparer, eyes, runners, reclaimer))
         dispatcher = Dispatcher(
             attacher, detacher, collector, orders, self._answers, statuses, tasks, section.concurrency
         )
         observer.give_turns(dispatcher.take_turn)
+        reclaimer.give_turns(dispatcher.take_turn)
         checker = Checker(self._recorder, runners, section, self._source, self._ledger_connected)
         upkeep = Upkeep(self._recorder, dispatcher, self._answers, self._spool, self._metrics)
         request_log = RequestLog(section.network, self._log_files)
@@ -181,6 +192,8 @@ class _Worker:
             background.append(tasks.create_task(upkeep.run(), name="upkeep"))
             if self._settings.drift.wanted:
                 background += [tasks.create_task(part.run()) for part in (observer, comparer)]
+            if self._settings.leaks.policy != "off":
+                background.append(tasks.create_task(leaks.run(), name="observe-leaks"))
             await door.open()
             log.info("worker_open", socket=str(self._settings.socket))
             await stop.wait()
@@ -195,12 +208,16 @@ class _Worker:
                 part.close()
         log.info("worker_stopped")
 
-    def _handlers(self, comparer: Comparer, eyes: Eyes, runners: WayRunners) -> Mapping[type[Order], Handler]:
+    def _handlers(
+        self, comparer: Comparer, eyes: Eyes, runners: WayRunners, reclaimer: Reclaimer
+    ) -> Mapping[type[Order], Handler]:
         """Return who fulfils which orders."""
         handlers: dict[type[Order], Handler] = {ComparisonRequested: comparer.compare}
         if self._settings.drift.wanted:
             repairer = Repairer(self._recorder, eyes, runners, self._settings.worker, self._metrics)
             handlers[RepairRequested] = repairer.repair
+        if self._settings.leaks.policy == "reclaim":
+            handlers[ReclaimRequested] = reclaimer.reclaim
         return handlers
 
     async def _say_goodbye(self, hub_task: asyncio.Task[None] | None) -> None:
@@ -212,6 +229,21 @@ class _Worker:
             hub_task.cancel()
             await asyncio.wait({hub_task})
             await self._hub.close()
+
+    def _leak_keepers(self, last_resort: LastResort) -> tuple[LeakObserver, Reclaimer]:
+        """Return who tells of leaks and who frees them."""
+        recorder, settings = self._recorder, self._settings.leaks
+        recorder.on_recorded(lambda event, _: self._places.learn(event))
+        runtime = SharedRuntime(CriRuntime(settings.cri_socket))
+        looker = Looker(recorder.state, recorder.boot_id, runtime, self._places, settings.results_dir)
+        return (
+            LeakObserver(recorder, looker, self._metrics, settings.interval),
+            Reclaimer(recorder, self._answers, looker, last_resort, self._metrics),
+        )
+
+    def _beside(self, leaks: LeakObserver) -> tuple[LookBeside, ...]:
+        """Return what a comparison of the node looks at beside its sandboxes."""
+        return () if self._settings.leaks.policy == "off" else (leaks.look,)
 
     async def _consume(self, dispatcher: Dispatcher) -> None:
         async for intent in self._recorder.intents():
@@ -230,8 +262,10 @@ class _Worker:
     async def _load(self) -> None:
         """Learn what the ledger says, and keep the answers that an entry point may still come back for."""
         waiting: dict[EventId, Event] = {}
+        there = await asyncio.to_thread(links_there)
         async for stored in self._recorder.load():
             event, request = stored.event, request_of(stored.event)
+            self._places.learn(event, there)
             if request is None:
                 continue
             if event.type in INTENTS:

@@ -82,6 +82,10 @@ class Answers:
             answer.set_result(reply)
             asyncio.get_running_loop().call_later(KEEP, self._answers.pop, request, None)
 
+    def cancel(self, request: RequestId) -> None:
+        """Expect no answer to *request* any more: it was not made."""
+        self._answers.pop(request, None)
+
     def taken(self, request: RequestId) -> None:
         """Forget *request*: its entry point has the answer and won't ask again.
 

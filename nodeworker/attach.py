@@ -40,7 +40,7 @@ from nodeworker.devices.source import DeviceSource, find
 from nodeworker.errors import RequestFailedError, failed, internal, naming, unusable_container_id
 from nodeworker.interfaces import registry
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.namespace import interfaces_present
+from nodeworker.namespace import inode, interfaces_present
 from nodeworker.patience import Patience, seconds_since
 from nodeworker.publication import StatusWait
 from nodeworker.readiness import Readiness
@@ -155,7 +155,7 @@ class Attacher:
                     network=attachment.network,
                     ifname=attachment.ifname,
                 )
-        return planned
+        return replace(planned, netns_inode=inode(request.netns))
 
     def _with_ways(self, planned: AttachPlanned) -> AttachPlanned:
         """Return *planned* with the decision which plugins the worker itself stands in for."""

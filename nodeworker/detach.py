@@ -34,7 +34,7 @@ from nodeworker.delegates.exec import Runners
 from nodeworker.devices import info
 from nodeworker.errors import RequestFailedError, failed, naming, unusable_container_id
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.namespace import is_namespace
+from nodeworker.namespace import is_namespace, loss
 from nodeworker.patience import seconds_since
 from nodeworker.recorder import Recorder
 from nodeworker.recording import Pipeline, record
@@ -125,11 +125,9 @@ class Detacher:
         """Run DEL of one attachment with what was recorded of it; return the runs. Raises DelegateError.
 
         The plugins are not given a namespace that is gone (CNI specification 1.1, section 2, "DEL"): there is nothing
-        in it to delete, and some refuse a path that is none.
+        in it to delete, and some refuse a path that is none. What is at its path by now may be somebody else's.
         """
-        target = target_of(sandbox)
-        if not is_namespace(target.netns):
-            target = replace(target, netns="")
+        target = self.target(sandbox)
         runs = await chain.delete(
             self._runners,
             attachment.plan,
@@ -139,6 +137,15 @@ class Detacher:
         )
         await info.withdraw(attachment.plan)
         return runs
+
+    def target(self, sandbox: Sandbox) -> chain.Target:
+        """Return *sandbox*, which has a plan, as the plugins of a DEL are told of it."""
+        target = target_of(sandbox)
+        assert sandbox.plan is not None
+        rebooted = sandbox.boot_id not in ("", self._recorder.boot_id)
+        if rebooted or not is_namespace(target.netns) or loss(target.netns, sandbox.plan.netns_inode):
+            return replace(target, netns="")
+        return target
 
 
 def target_of(sandbox: Sandbox) -> chain.Target:

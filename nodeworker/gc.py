@@ -7,7 +7,6 @@ expanded to the interfaces of that network.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Iterator
 
 import structlog
@@ -15,7 +14,6 @@ import structlog
 from events.fold import Sandbox, SandboxPhase
 from events.ledger import LedgerError
 from events.schema import (
-    DetachRequested,
     ErrorClass,
     Event,
     Failure,
@@ -24,9 +22,9 @@ from events.schema import (
     GcRequested,
     Phase,
     PlannedAttachment,
-    RequestId,
 )
 from nodeworker.answers import Answers, Reply, refusal, reply_of
+from nodeworker.ask_detach import ask_detach
 from nodeworker.delegates import chain
 from nodeworker.delegates.exec import Runners
 from nodeworker.delegates.versions import at_least
@@ -118,14 +116,10 @@ class GarbageCollector:
         now = self._recorder.state.sandboxes.get(key)
         if now is None or now.intent != sandbox.intent:
             return None  # a DEL came meanwhile
-        request = RequestId(secrets.token_hex(16))
-        self._answers.open(request)
-        intent = DetachRequested(request=request, ifname=key.ifname, netns=sandbox.netns, pod=sandbox.pod)
         try:
-            await self._recorder.request(intent, key.container_id, event.id)
+            reply = await ask_detach(self._recorder, self._answers, sandbox, event.id)
         except LedgerError as error:
             return failed(class_of(error), Phase.GC, str(error)).failure
-        reply = await self._answers.wait(request)
         return reply.failure
 
     async def _collect(

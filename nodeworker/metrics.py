@@ -8,7 +8,7 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from events.schema import Failure, PluginRun
+from events.schema import ErrorClass, Failure, LeakKind, PluginRun
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Seconds."""
@@ -86,6 +86,38 @@ class WorkerMetrics:
             buckets=BUCKETS,
             registry=self.registry,
         )
+        self._leaks_observed = Counter(
+            "plumbline_leaks_observed",
+            "What was seen twice to be held without an owner.",
+            ("kind",),
+            registry=self.registry,
+        )
+        self._leaks_reclaimed = Counter(
+            "plumbline_leaks_reclaimed",
+            "What was held without an owner and is free.",
+            ("kind",),
+            registry=self.registry,
+        )
+        self._reclaim_seconds = Histogram(
+            "plumbline_reclaim_seconds",
+            "Seconds from the first sight of what is held without an owner until it was free.",
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self._reclaims_refused = Counter(
+            "plumbline_reclaim_refused",
+            "Reclaims that did not free anything, by class of failure.",
+            ("error_class",),
+            registry=self.registry,
+        )
+        self._false_frees = Counter(
+            "plumbline_false_frees",
+            "Sandboxes that were reclaimed and turned out to be alive: anything but 0 is an alarm.",
+            registry=self.registry,
+        )
+        self.leaks_open = Gauge(
+            "plumbline_leaks_open", "What is held without an owner, as of the last look.", registry=self.registry
+        )
         self.spooled = Gauge(
             "plumbline_spooled_requests", "DEL requests on disk that wait for the ledger.", registry=self.registry
         )
@@ -107,6 +139,23 @@ class WorkerMetrics:
     def status_waited(self, result: str, seconds: float) -> None:
         """Count one answer that waited: for the status to be ``published`` or ``failed``, or until ``timeout``."""
         self._status_seconds.labels(result).observe(seconds)
+
+    def leak_observed(self, kind: LeakKind) -> None:
+        """Count one leak that was seen twice."""
+        self._leaks_observed.labels(kind.value).inc()
+
+    def leak_reclaimed(self, kind: LeakKind, seconds: float) -> None:
+        """Count one leak that is free *seconds* after it was seen first."""
+        self._leaks_reclaimed.labels(kind.value).inc()
+        self._reclaim_seconds.observe(seconds)
+
+    def reclaim_refused(self, error_class: ErrorClass) -> None:
+        """Count one reclaim that freed nothing."""
+        self._reclaims_refused.labels(error_class.value).inc()
+
+    def freed_falsely(self) -> None:
+        """Count one sandbox that was reclaimed alive."""
+        self._false_frees.inc()
 
     def ledger_acked(self, seconds: float) -> None:
         """Count one confirmed append."""

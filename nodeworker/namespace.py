@@ -51,6 +51,45 @@ def is_namespace(path: str) -> bool:
     return True
 
 
+def inode(path: str) -> int:
+    """Return what tells the namespace at *path* from others that are there at the same time; 0 if there is none."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+def loss(path: str, inode: int = 0) -> str:
+    """Return how it is known that the namespace at *path*, which had that *inode*, is gone; nothing where it is not.
+
+    What can't be looked at is not gone. An *inode* of 0 is not known. What a namespace was mounted on may outlive it.
+    """
+    if not path:
+        return ""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"its namespace {path} is gone"
+    except OSError:
+        return ""
+    if not stat.S_ISREG(status.st_mode):
+        return f"its namespace {path} is gone: something else is there"
+    try:
+        target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        if fcntl.ioctl(target, _NS_GET_NSTYPE) == _CLONE_NEWNET:
+            replaced = inode and os.fstat(target).st_ino != inode
+            return f"its namespace is gone: another one is at {path}" if replaced else ""
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL):
+            return ""
+    finally:
+        os.close(target)
+    return f"its namespace {path} is gone: it was unmounted"
+
+
 class Namespace:
     """A container's network namespace, held open. A context manager; for threads that do nothing else meanwhile."""
 

@@ -76,9 +76,20 @@ class Recorder:
         sequence = await self._ledger.append(event, Expect(subject, 0 if last is None else last.sequence))
         self.state.apply(Stored(sequence, event))
 
-    async def request(self, intent: Data, sandbox: ContainerId = NO_SANDBOX, cause: EventId = NO_CAUSE) -> None:
-        """Append an intent. Raises LedgerUnavailableError (it may still come), LedgerFullError."""
-        await self._ledger.append(self._event(intent, sandbox, cause))
+    async def request(
+        self,
+        intent: Data,
+        sandbox: ContainerId = NO_SANDBOX,
+        cause: EventId = NO_CAUSE,
+        *,
+        last: int | None = None,
+    ) -> None:
+        """Append an intent; with *last*, only if that is the sequence of the newest event of *sandbox*.
+
+        Raises LedgerUnavailableError (it may still come), LedgerFullError, ConflictError.
+        """
+        expect = None if last is None else Expect(subjects.pattern(self.node, sandbox), last)
+        await self._ledger.append(self._event(intent, sandbox, cause), expect)
 
     async def intents(self) -> AsyncIterator[Stored]:
         """Yield the intents that come after those loaded, each applied to ``state``, without end."""
@@ -102,6 +113,11 @@ class Recorder:
         task = asyncio.create_task(self._append(self._event(data, sandbox, cause)))
         self._keep(task)
         return task
+
+    @property
+    def boot_id(self) -> str:
+        """Which boot of the machine this is."""
+        return self._boot_id
 
     @property
     def settled(self) -> bool:

@@ -24,6 +24,7 @@ from events.settings import DEFAULT_PATH, SettingsError, hub_address, ledger_add
 from events.streams import NODE_STREAM, command_stream, hub_stream
 from reconciler.certain_publisher import CertainPublisher
 from reconciler.delays import delays
+from reconciler.leak_keeper import LeakKeeper
 from reconciler.metrics import Metrics
 from reconciler.projection.engine import ProjectionError
 from reconciler.projection.store import Store
@@ -120,6 +121,8 @@ def _listeners(
     if publisher is not None:
         listeners.append(Publication(CertainPublisher(publisher, turn), turn.ledger, notices, metrics))
         listeners += _speakers(publisher, settings, metrics)
+    if settings.leaks.policy == "reclaim":
+        listeners.append(LeakKeeper(turn.commands, metrics))
     return listeners
 
 

@@ -62,6 +62,14 @@ class Metrics:
         self.elections = Counter(
             f"{prefix}_elections", "How often this reconciler came to be the one that acts", registry=self.registry
         )
+        self.leaks_open = Gauge(
+            f"{prefix}_leaks_open",
+            "What nodes hold without an owner, as far as the ledger tells",
+            registry=self.registry,
+        )
+        self.reclaims_asked = Counter(
+            f"{prefix}_reclaims_asked", "Commands sent to free what nobody owns", registry=self.registry
+        )
         self.anomalies = Counter(
             f"{prefix}_anomalies", "Events that did not fit what came before them", registry=self.registry
         )

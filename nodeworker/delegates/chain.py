@@ -100,15 +100,32 @@ async def delete(
     DelegateError at the first plugin that fails. Section 3, "Deleting an attachment".
     """
     operation = _Operation(runners, attachment, target, Phase.DEL, timeout)
-    previous = None
-    if result is not None and at_least(attachment.cni_version, "0.4.0"):
-        try:
-            previous = results.convert(result, attachment.cni_version, attachment.cni_version)
-        except results.ResultError:
-            previous = None  # plugins must cope without it, and an unreadable record must not hold up a DEL for ever
+    previous = _previous(attachment, result)
     for plugin, native in reversed(_chain(attachment)):
         await operation.run(plugin, native, with_prev_result(plugin, previous))
     return tuple(operation.runs)
+
+
+async def sweep(
+    runners: Runners,
+    attachment: PlannedAttachment,
+    target: Target,
+    result: str | None,
+    timeout: float,  # noqa: ASYNC109
+) -> tuple[tuple[PluginRun, ...], dict[str, Failure]]:
+    """Do what ``delete`` does, and go on where a plugin fails; return the runs, and the plugins that failed with why.
+
+    For an attachment whose sandbox is gone for good: nobody comes back for what the plugins after that one hold.
+    """
+    operation = _Operation(runners, attachment, target, Phase.DEL, timeout)
+    previous = _previous(attachment, result)
+    failures: dict[str, Failure] = {}
+    for plugin, native in reversed(_chain(attachment)):
+        try:
+            await operation.run(plugin, native, with_prev_result(plugin, previous))
+        except DelegateError as error:
+            failures[plugin] = error.failure
+    return tuple(operation.runs), failures
 
 
 async def check(
@@ -247,6 +264,16 @@ class _Operation:
             details=details,
         )
         return DelegateError(failure, tuple(self.runs))
+
+
+def _previous(attachment: PlannedAttachment, result: str | None) -> Any:
+    """Return what DEL is handed of *result*; None where there is nothing that it can be handed."""
+    if result is None or not at_least(attachment.cni_version, "0.4.0"):
+        return None
+    try:
+        return results.convert(result, attachment.cni_version, attachment.cni_version)
+    except results.ResultError:
+        return None  # plugins must cope without it, and an unreadable record must not hold up a DEL for ever
 
 
 def _chain(attachment: PlannedAttachment) -> list[tuple[str, bool]]:

@@ -37,7 +37,7 @@ _LOCK_PAUSES: Final = (0.0005, 0.01)
 """Seconds between attempts to lock: the first pause, which doubles, and the longest."""
 _FILES_KEPT: Final = 16_384
 """How many files' contents are kept, over all folders: at most some 5 MB."""
-_LONGEST: Final = 4096
+LONGEST: Final = 4096
 """Bytes that are read of a file: more than any owner's name has."""
 _NO_UNNAMED_FILES: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR})
 """What opening a file without a name ends with where the file system has no such thing."""
@@ -269,7 +269,7 @@ def _read(folder: int, name: str) -> bytes:
     except OSError:
         return b""
     try:
-        return os.read(fd, _LONGEST).strip()
+        return os.read(fd, LONGEST).strip()
     except OSError:
         return b""
     finally:

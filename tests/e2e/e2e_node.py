@@ -53,10 +53,19 @@ _MISTAKES = re.compile(r"Traceback|never retrieved|never awaited|level=(?:error|
 class Node:
     """A node. Enter it: inside, the node's own network is this process' network too.
 
-    *worker* is the section of that name in the configuration file.
+    *worker* is the section of that name in the configuration file, *leaks* another. Without that nobody looks for
+    leaks, so that the story of a test is its own.
     """
 
-    def __init__(self, folder: Path, shim: Path, *, store: Path | None = None, **worker: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shim: Path,
+        *,
+        store: Path | None = None,
+        leaks: Mapping[str, Any] | None = None,
+        **worker: Any,
+    ) -> None:
         self.name = f"e2e-{os.urandom(4).hex()}"
         self.bin = folder / "bin"
         self.manifests = folder / "manifests"
@@ -81,6 +90,7 @@ class Node:
                     "stateDir": str(folder / "state"),
                     "runDir": str(folder / "run"),
                     "manifests": str(self.manifests),
+                    "leaks": {"policy": "off"} if leaks is None else dict(leaks),
                     "worker": {"network": {"binDir": str(self.bin)}, **worker},
                 }
             )

@@ -1,0 +1,122 @@
+"""Follow what nodes hold without an owner, and send them the commands that ``reconciler.leaks`` decides on."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+
+import structlog
+
+from events.commands import Commands
+from events.fold import Leaked
+from events.ledger import ConflictError, LedgerError
+from events.schema import (
+    Event,
+    EventId,
+    LeakReclaimed,
+    LeakReclaimFailed,
+    ReclaimRequested,
+    RequestId,
+    new_event_id,
+    rfc3339,
+)
+from reconciler import leaks
+from reconciler.delays import delays
+from reconciler.leaks import Asked, LeakKey, Reclaim
+from reconciler.metrics import Metrics
+from reconciler.projection.project import Changes
+from reconciler.reconcile import Ask
+
+log = structlog.get_logger(__name__)
+
+
+class LeakKeeper:
+    """Has leaks reclaimed. A ``reconciler.reconcile.Listener``."""
+
+    def __init__(self, commands: Commands, metrics: Metrics) -> None:
+        self._commands = commands
+        self._metrics = metrics
+        self._leaks: dict[LeakKey, Leaked] = {}
+        self._asked: dict[LeakKey, Asked] = {}
+        self._changed = asyncio.Event()
+        metrics.leaks_open.set_function(lambda: len(self._leaks))
+
+    async def caught_up(self, ask: Ask) -> None:
+        """Take up the leaks that are open."""
+        self._asked.clear()
+        open_leaks = await ask(lambda store: store.leaks())
+        self._leaks = {LeakKey(node, leaked.observed.leak.id): leaked for node, leaked in open_leaks}
+        self._changed.set()
+
+    def changed(self, changes: Changes) -> None:
+        """Take note of leaks that are new, were looked at again, or are none any more; and of refusals."""
+        now = time.monotonic()
+        for node, leaked in changes.leaks:
+            self._leaks[LeakKey(node, leaked.observed.leak.id)] = leaked
+        freed = [LeakKey(*key) for key in changes.freed]
+        for key in freed:
+            self._leaks.pop(key, None)
+        self._asked = leaks.only_known(self._asked, freed)
+        answered = False
+        for event, _ in changes.story:
+            match event.data:
+                case LeakReclaimFailed(leak=leak, request=request, failure=failure):
+                    key = LeakKey(event.node, leak.id)
+                    if (last := self._asked.get(key)) is not None and last.by == request:
+                        self._asked[key] = leaks.refused(last, failure.error_class, now)
+                    answered = True
+                case LeakReclaimed():
+                    answered = True
+                case _:
+                    pass
+        if changes.leaks or answered:
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Send commands without end. Raises ConflictError when another reconciler was elected."""
+        while True:
+            left = leaks.next_look(self._leaks, self._asked, time.monotonic())
+            try:
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._changed.clear()
+            for reclaim in leaks.reclaims(self._leaks, self._asked, time.monotonic()):
+                command, key = _command(reclaim), LeakKey(reclaim.node, reclaim.leak.id)
+                # Before it is: its answer may be here first.
+                self._asked[key] = asked = leaks.sent(self._asked, reclaim, command.id, time.monotonic())
+                await self._send(command)
+                if self._asked.get(key) is asked:
+                    self._asked[key] = asked._replace(at=time.monotonic())
+
+    async def _send(self, command: Event) -> None:
+        """Send *command*, for as long as it takes."""
+        for delay in delays():
+            try:
+                await self._commands.send(command)
+            except ConflictError:
+                raise
+            except LedgerError as error:
+                log.warning("command_not_sent", type=command.type, node=command.node, error=str(error))
+                await asyncio.sleep(delay)
+            else:
+                self._metrics.reclaims_asked.inc()
+                return
+
+
+def _command(reclaim: Reclaim) -> Event:
+    now = time.time_ns()
+    command = new_event_id(now // 1_000_000, secrets.token_bytes(10))
+    return Event(
+        id=EventId(command),
+        at=rfc3339(now),
+        node=reclaim.node,
+        boot_id="",
+        epoch=0,
+        sandbox=reclaim.sandbox,
+        cause=reclaim.cause,
+        trace="",
+        data=ReclaimRequested(request=RequestId(command), leak=reclaim.leak),
+    )
