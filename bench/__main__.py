@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from bench import attach, cluster_memory, entry_point, fold, kubernetes
+from bench import attach, cluster_memory, entry_point, fold, kubernetes, projection
 
 entry_point.main([])
 attach.main([])
 fold.main([])
+projection.main([])
 cluster_memory.main([])
 kubernetes.main([])

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from events.fold import SandboxPhase
-from events.schema import TYPES, Event
+from events.schema import TYPES
 from events.settings import MetricsSettings, SettingsError
 
 _UNKNOWN = "unknown"
@@ -80,9 +80,10 @@ class Metrics:
             self._events.labels(name)
         self.set_sandboxes({})
 
-    def count(self, event: Event) -> None:
-        """Count one projected event."""
-        self._events.labels(event.type if event.type in TYPES else _UNKNOWN).inc()
+    def count(self, types: Mapping[str, int]) -> None:
+        """Count projected events, so many of each type."""
+        for name, events in types.items():
+            self._events.labels(name if name in TYPES else _UNKNOWN).inc(events)
 
     def set_sandboxes(self, phases: Mapping[str, int]) -> None:
         """Set how many sandboxes are in each phase."""

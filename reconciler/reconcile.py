@@ -18,6 +18,7 @@ from typing import Protocol, TypeAlias, TypeVar
 import structlog
 
 from events.ledger import Ledger, LedgerUnavailableError, Stored
+from reconciler.batches import BATCH, in_batches
 from reconciler.delays import delays
 from reconciler.metrics import Metrics
 from reconciler.projection.engine import DatabaseAwayError, ProjectionError
@@ -26,8 +27,6 @@ from reconciler.projection.store import Store
 
 log = structlog.get_logger(__name__)
 
-BATCH = 2000
-"""Events projected in one transaction, at most. Of most sandboxes it has the whole attach, so they are written once."""
 PULSE = 5.0
 """Seconds between two looks at what only metrics tell."""
 
@@ -161,14 +160,8 @@ class Reconciler:
     async def _read_all(self) -> None:
         end = await self._ledger.last_sequence()
         _check_ledger(self.sequence, end)
-        batch: list[Stored] = []
         async with aclosing(self._ledger.read(after=self.sequence)) as events:
-            async for stored in events:
-                batch.append(stored)
-                if len(batch) == BATCH:
-                    await self._apply(batch)
-                    batch = []
-        await self._apply(batch)
+            await in_batches(events, self._apply)
         if end > self.sequence:  # the last events were purged, or are none
             await self._in_database(lambda: self._store.skip_to(end))
             self._advance(end)
@@ -210,8 +203,7 @@ class Reconciler:
             return None
         with self._metrics.batch.time():
             changes = await self._in_database(lambda: self._store.apply(batch))
-        for stored in batch:
-            self._metrics.count(stored.event)
+        self._metrics.count(Counter(stored.event.type for stored in batch))
         self._advance(batch[-1].sequence)
         if changes is None:  # somebody else put it there, and more perhaps
             await self._count_sandboxes()

@@ -9,7 +9,7 @@ import click
 
 from events.settings import DEFAULT_PATH
 
-COMMANDS = ("adopt", "check-config", "install", "timeline", "uninstall", "up", "verify")
+COMMANDS = ("adopt", "check-config", "install", "rebuild", "snapshot", "timeline", "uninstall", "up", "verify")
 """Each is the object ``command`` of the module of that name; it is imported when it is asked for."""
 
 

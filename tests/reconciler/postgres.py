@@ -15,7 +15,7 @@ SUPERUSER = "postgres"
 class Postgres:
     """One server of its own; its databases are made from a template."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
         if not found:
             pytest.skip("PostgreSQL is missing: install Debian's postgresql, as `.ci/setup test` does")
@@ -23,6 +23,7 @@ class Postgres:
             pytest.skip("PostgreSQL is started as the user postgres, which only root can")
         self._bin = found[-1].parent
         self.folder = folder
+        self._fsync = "on" if durable else "off"
         self._count = 0
         folder.mkdir()
         shutil.chown(folder, SUPERUSER)
@@ -30,7 +31,7 @@ class Postgres:
         self.start()
 
     def start(self) -> None:
-        options = f"-k {self.folder} -c listen_addresses= -c fsync=off"
+        options = f"-k {self.folder} -c listen_addresses= -c fsync={self._fsync}"
         self._run("pg_ctl", "-w", "-D", f"{self.folder}/data", "-l", f"{self.folder}/log", "-o", options, "start")
 
     def stop(self) -> None:

@@ -1,0 +1,122 @@
+"""How fast the reconciler projects into SQLite and PostgreSQL, also a whole ledger anew, and where the time goes.
+
+The events are those of ``bench.fold``. PostgreSQL is Debian's, started for this, with its durability as delivered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from bench.fold import decode_only, fill, fold_only
+from bench.report import quantile, report
+from events import logs
+from events.jetstream import JetStreamLedger
+from events.ledger import Stored
+from events.schema import encode
+from events.server import EmbeddedServer
+from reconciler.batches import BATCH
+from reconciler.projection.project import Loaded, project
+from reconciler.projection.store import Store
+from reconciler.rebuild import rebuild
+from tests.events.event_stories import busy_node
+from tests.reconciler.postgres import Postgres
+
+_EVENTS_A_SANDBOX = 8.84
+
+
+def apply(url: str, events: Sequence[Stored]) -> tuple[float, float]:
+    """Return the events per second that go into a new database, and the same by this process's own time on a CPU."""
+    with closing(Store(url, "NODE")) as store:
+        store.prepare()
+        start, busy = time.perf_counter(), time.process_time()
+        for first in range(0, len(events), BATCH):
+            store.apply(events[first : first + BATCH])
+        return len(events) / (time.perf_counter() - start), len(events) / (time.process_time() - busy)
+
+
+def project_only(events: Sequence[Stored]) -> float:
+    """Return the microseconds that one event takes to become rows."""
+    start = time.perf_counter()
+    for first in range(0, len(events), BATCH):
+        project(Loaded(sequence=first), events[first : first + BATCH])
+    return (time.perf_counter() - start) / len(events) * 1e6
+
+
+async def filled(server: EmbeddedServer, count: int) -> int:
+    """Fill the ledger of *server* with about *count* events; return with how many."""
+    ledger = await JetStreamLedger.connect(server.url, server.token)  # makes the stream
+    await ledger.close()
+    events, _ = await fill(server, busy_node(round(count / _EVENTS_A_SANDBOX)))
+    return events
+
+
+async def rebuilt(url: str, server: EmbeddedServer, count: int) -> tuple[float, float]:
+    """Return the seconds that a rebuild of the database at *url* from the ledger takes, and those on a CPU."""
+    ledger = await JetStreamLedger.connect(server.url, server.token)
+    start, busy = time.perf_counter(), time.process_time()
+    done = await rebuild(url, ledger, "NODE", lambda _done, _end: None)
+    seconds = time.perf_counter() - start, time.process_time() - busy
+    await ledger.close()
+    assert done == count, (done, count)
+    return seconds
+
+
+def measure(folder: Path, databases: Sequence[tuple[str, str]], count: int, rounds: int) -> None:
+    """Report on each of *databases*: kind and URL, of which the former may be used as often as there are rounds."""
+    sample = [Stored(n, event) for n, event in enumerate(busy_node(round(count / 10 / _EVENTS_A_SANDBOX)), 1)]
+    texts = [encode(event) for _, event in sample]
+    report("projection: size of an event", sum(map(len, texts)) / len(texts), "B")
+    report("projection: of the time, decode", decode_only(texts), "us/event")
+    report("projection: of the time, fold", fold_only(sample), "us/event")
+    report("projection: of the time, fold and rows", project_only(sample), "us/event")
+    for kind in dict.fromkeys(kind for kind, _ in databases):
+        urls = [url for each, url in databases if each == kind]
+        rates = [apply(url, sample) for url in urls[:rounds]]
+        rate = quantile([wall for wall, _ in rates], 0.5)
+        report(f"projection: events applied, {kind}", rate, "events/s", 20_000, better="more")
+        report(f"projection: the same by time on the CPU, {kind}", quantile([cpu for _, cpu in rates], 0.5), "events/s")
+    memory = Path("/dev/shm")
+    store = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None, prefix="plumbline-")
+    with_server = EmbeddedServer(Path(store.name) / "store", Path(store.name) / "run")  # filling it is not measured
+    with_server.start()
+    try:
+        events = asyncio.run(filled(with_server, count))
+        for kind in dict.fromkeys(kind for kind, _ in databases):
+            url = next(url for each, url in reversed(databases) if each == kind)
+            seconds, busy = asyncio.run(rebuilt(url, with_server, events))
+            report(f"projection: {events} events rebuilt, {kind}", seconds, "s", 60.0 * events / 1_000_000)
+            report(f"projection: the same by time on the CPU, {kind}", busy, "s")
+    finally:
+        with_server.stop()
+        store.cleanup()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="python -m bench.projection", description=__doc__)
+    parser.add_argument("--events", type=int, default=1_000_000, help="about so many in the ledger")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    logs.configure("error", "bench")
+    with tempfile.TemporaryDirectory(prefix="plumbline-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        postgres = Postgres(folder / "pg", durable=True)
+        sqlite = (("sqlite", f"sqlite:///{folder}/{n}.db") for n in itertools.count())
+        postgresql = (("postgresql", postgres.url(postgres.database())) for _ in itertools.count())
+        try:
+            databases = [next(each) for each in (sqlite, postgresql) for _ in range(options.rounds + 1)]
+            measure(folder, databases, options.events, options.rounds)
+        finally:
+            postgres.stop()
+
+
+if __name__ == "__main__":
+    main()

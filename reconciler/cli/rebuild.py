@@ -1,0 +1,86 @@
+"""``plumbline rebuild`` and ``plumbline snapshot``: make the projection anew, or put away what it begins with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from events import logs
+from events.ledger import LedgerError
+from events.settings import SettingsError, load
+from reconciler.cli.ledger import connect
+from reconciler.projection.engine import DatabaseAwayError, ProjectionError
+from reconciler.projection.snapshot import save
+from reconciler.rebuild import rebuild
+from reconciler.settings import ReconcilerSettings
+
+
+@click.command("rebuild")
+@click.option(
+    "--snapshot",
+    "start_from",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Begin with this snapshot instead of the ledger's first event.",
+)
+@click.pass_obj
+def command(config: Path | None, start_from: Path | None) -> None:
+    """Make the reconciler's database anew from the ledger.
+
+    It is made beside the one in use and takes its place when it has caught up; the reconciler may run meanwhile.
+    """
+    done = _run(lambda settings: asyncio.run(_rebuild(settings, start_from)), config)
+    click.echo(f"rebuilt up to sequence {done}")
+
+
+@click.command("snapshot")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.pass_obj
+def snapshot_command(config: Path | None, file: Path) -> None:
+    """Write to FILE what there is of live sandboxes and open matters.
+
+    With it, `plumbline rebuild --snapshot FILE` does without the part of the ledger that came before.
+    """
+    done = _run(lambda settings: save(settings.database, file), config)
+    click.echo(f"snapshot of sequence {done}")
+
+
+def _run(work: Callable[[ReconcilerSettings], int], config: Path | None) -> int:
+    try:
+        settings = load(config, ReconcilerSettings)
+        logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
+        return work(settings)
+    except (SettingsError, ProjectionError) as error:
+        raise _exit(str(error), 2) from error
+    except (LedgerError, DatabaseAwayError) as error:
+        raise _exit(str(error), 4) from error
+    except OSError as error:
+        raise _exit(f"{error.filename}: {error.strerror}", 2) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+async def _rebuild(settings: ReconcilerSettings, start_from: Path | None) -> int:
+    ledger = await connect(settings)
+    columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("events", total=None)
+            return await rebuild(
+                settings.database,
+                ledger,
+                ledger.stream,
+                lambda done, end: bar.update(task, completed=done, total=end),
+                start_from,
+            )
+    finally:
+        await ledger.close()
+
+
+def _exit(message: str, code: int) -> SystemExit:
+    click.echo(f"plumbline: {message}", err=True)
+    return SystemExit(code)

@@ -1,0 +1,82 @@
+"""Make a projection anew beside the one that is in use, and put it in its place in one transaction.
+
+For SQLite *beside* is a second file, whose rows are copied; for PostgreSQL a schema of the same database, whose tables
+are moved. Whoever writes to the one in use is kept waiting meanwhile, and then finds rows that are as far as its own or
+further.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from reconciler.projection.engine import open_engine, transaction
+from reconciler.projection.schema import upgrade
+from reconciler.projection.tables import metadata, position
+
+SCHEMA = "plumbline_rebuild"
+_TABLES = ("alembic_version", *(table.name for table in metadata.sorted_tables))
+
+
+class Beside:
+    """The place beside the database at *url*; empty from the start."""
+
+    def __init__(self, url: str) -> None:
+        self._parsed = sa.make_url(url)
+        upgrade(url)
+        self._engine = open_engine(url)
+        self._sqlite = self._engine.dialect.name == "sqlite"
+        if self._sqlite:
+            self._path = Path(f"{self._parsed.database}.rebuild")
+            self._remove_files()
+            self.url = f"sqlite:///{self._path}"
+        else:
+            with transaction(self._engine) as connection:
+                connection.execute(sa.text(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE"))
+                connection.execute(sa.text(f"CREATE SCHEMA {SCHEMA}"))
+            there = self._parsed.update_query_dict({"options": f"-csearch_path={SCHEMA}"})
+            self.url = there.render_as_string(hide_password=False)
+
+    @contextmanager
+    def swapping(self) -> Iterator[tuple[sa.Connection, int]]:
+        """Keep others from writing to the database in use; yield how far it is, for ``swap``."""
+        with self._engine.connect() as connection:
+            if self._sqlite:
+                raw = connection.connection.driver_connection
+                assert isinstance(raw, sqlite3.Connection)
+                raw.execute("ATTACH DATABASE ? AS beside", (str(self._path),))
+            with connection.begin():
+                if not self._sqlite:  # a row's lock would be waited for by those who lock the table: a deadlock
+                    connection.execute(sa.text("LOCK TABLE position IN ACCESS EXCLUSIVE MODE"))
+                done = connection.scalar(sa.select(position.c.sequence))
+                yield connection, done or 0
+
+    def swap(self, connection: sa.Connection) -> None:
+        """Put what is beside in the place of what is in use; it is there when the transaction is over."""
+        if self._sqlite:
+            for name in _TABLES:
+                connection.exec_driver_sql(f"DELETE FROM main.{name}")  # noqa: S608  # our own tables
+                connection.exec_driver_sql(f"INSERT INTO main.{name} SELECT * FROM beside.{name}")  # noqa: S608
+            return
+        schema = connection.scalar(sa.text("SELECT current_schema()"))
+        for name in _TABLES:
+            connection.exec_driver_sql(f'DROP TABLE "{schema}".{name}')
+            connection.exec_driver_sql(f'ALTER TABLE {SCHEMA}.{name} SET SCHEMA "{schema}"')
+        connection.exec_driver_sql(f"DROP SCHEMA {SCHEMA}")
+
+    def close(self) -> None:
+        """Take away what is beside."""
+        if self._sqlite:
+            self._remove_files()
+        else:
+            with transaction(self._engine) as connection:
+                connection.execute(sa.text(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE"))
+        self._engine.dispose()
+
+    def _remove_files(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self._path}{suffix}").unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner
+from rows import folded, stored_in
+from running import running
+from stories import Node, busy_day
+
+from events.jetstream import JetStreamLedger
+from events.ledger import Stored
+from events.memory import MemoryLedger
+from events.schema import Pod
+from reconciler.cli.main import main
+from reconciler.projection.engine import ProjectionError, open_engine
+from reconciler.projection.snapshot import save
+from reconciler.projection.store import Store
+from reconciler.projection.tables import sandboxes
+from reconciler.rebuild import rebuild
+
+
+def nothing(_done: int, _end: int) -> None:
+    pass
+
+
+async def filled(ledger: MemoryLedger, pods: int, node: Node | None = None) -> list[Stored]:
+    for event in busy_day(pods, node):
+        await ledger.append(event)
+    return [stored async for stored in ledger.read()]
+
+
+def spoil(url: str) -> None:
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.update(sandboxes).values(pod="somebody else"))
+    engine.dispose()
+
+
+async def test_what_is_rebuilt_takes_the_place_of_what_was_there(database: str) -> None:
+    ledger = MemoryLedger()
+    events = await filled(ledger, 12)
+    with closing(Store(database, "NODE")) as store:
+        store.apply(events[:40])
+    spoil(database)
+    told: list[tuple[int, int]] = []
+    done = await rebuild(database, ledger, "NODE", lambda *progress: told.append(progress))
+    assert done == len(events)
+    assert told[-1] == (done, done)
+    assert stored_in(database) == folded(events)
+    await rebuild(database, ledger, "NODE", nothing)
+    assert stored_in(database) == folded(events)
+
+
+async def test_a_reconciler_goes_on_where_the_rebuilt_projection_is(database: str) -> None:
+    ledger, node = MemoryLedger(), Node()
+    events = await filled(ledger, 6, node)
+    async with running(ledger, database) as run:
+        await run.at(len(events))
+        spoil(database)
+        await rebuild(database, ledger, "NODE", nothing)
+        last = 0
+        for event in node.attach("e" * 64, Pod("d", "p", "u")):
+            last = await ledger.append(event)
+        await run.at(last)
+    assert stored_in(database) == folded([stored async for stored in ledger.read()])
+
+
+async def test_a_snapshot_does_for_what_the_ledger_has_forgotten(database: str, tmp_path: Path) -> None:
+    ledger, node = MemoryLedger(), Node()
+    events = await filled(ledger, 12, node)
+    with closing(Store(database, "NODE")) as store:
+        store.apply(events)
+        live = [box for _, boxes in store.of_live_pods(lambda pod, boxes, _: (pod, boxes)) for box in boxes]
+    assert save(database, tmp_path / "snapshot") == len(events)
+    assert sorted(name for name in os.listdir(tmp_path) if name.startswith("snap")) == ["snapshot"]
+    await ledger.purge("plumbline.ev.>", len(events))
+    for event in node.detach(live[0].key.container_id, live[0].pod, ("k8s-pod-network", "default/storage")):
+        await ledger.append(event)
+    await rebuild(database, ledger, "NODE", nothing, tmp_path / "snapshot")
+    with closing(Store(database, "NODE")) as store:
+        after = [box for _, boxes in store.of_live_pods(lambda pod, boxes, _: (pod, boxes)) for box in boxes]
+        assert store.position() == await ledger.last_sequence()
+    assert after == live[1:]
+
+
+async def test_a_rebuild_that_fails_leaves_what_was_there(database: str, tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    events = await filled(ledger, 3)
+    with closing(Store(database, "NODE")) as store:
+        store.apply(events)
+    with pytest.raises(ProjectionError, match="there is no snapshot"):
+        await rebuild(database, ledger, "NODE", nothing, tmp_path / "missing")
+    save(database, tmp_path / "snapshot")
+    with pytest.raises(ProjectionError, match="it is of another"):
+        await rebuild(database, MemoryLedger(), "NODE", nothing, tmp_path / "snapshot")
+    assert stored_in(database) == folded(events)
+    assert [name for name in os.listdir(tmp_path) if "rebuild" in name or "unfinished" in name] == []
+
+
+async def test_rebuild_and_snapshot_on_the_command_line(ledger: JetStreamLedger, tmp_path: Path) -> None:
+    last = 0
+    for event in busy_day(5):
+        last = await ledger.append(event)
+    config = tmp_path / "plumbline.json"
+    config.write_text(f'{{"stateDir": "{tmp_path}", "runDir": "{tmp_path}/run"}}')
+    runner = CliRunner()
+
+    def call(*arguments: str) -> tuple[int, str]:
+        done = runner.invoke(main, ["--config", str(config), *arguments])
+        return done.exit_code, done.output
+
+    code, said = await asyncio.to_thread(call, "rebuild")
+    assert (code, f"rebuilt up to sequence {last}" in said) == (0, True), said
+    code, said = await asyncio.to_thread(call, "snapshot", str(tmp_path / "s"))
+    assert (code, said) == (0, f"snapshot of sequence {last}\n")
+    code, said = await asyncio.to_thread(call, "rebuild", "--snapshot", str(tmp_path / "s"))
+    assert code == 0, said
+    code, said = await asyncio.to_thread(call, "rebuild", "--snapshot", str(tmp_path / "none"))
+    assert (code, said.splitlines()[-1]) == (2, f"plumbline: there is no snapshot {tmp_path}/none")
