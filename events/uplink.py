@@ -152,7 +152,8 @@ class Uplink:
                             await self._append(copy)
                     else:
                         await self._append_together(batch)
-                self.done = messages[-1].sequence
+                if messages:  # else it was a heartbeat
+                    self.done = messages[-1].sequence
 
     async def _doubt(self) -> None:
         """Raise ConflictError when the hub has lost what it had. A node that has nothing to say would not notice."""

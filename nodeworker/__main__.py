@@ -18,7 +18,7 @@ from events import logs
 from events.fold import request_of
 from events.jetstream import JetStreamLedger
 from events.jetstream_commands import made_commands
-from events.ledger import Ledger, LedgerError
+from events.ledger import ConflictError, Ledger, LedgerError
 from events.schema import (
     INTENTS,
     ComparisonRequested,
@@ -178,6 +178,7 @@ class _Worker:
         hub_task = None if self._hub is None else tasks.create_task(self._hub.run(), name="hub")
         background = [
             tasks.create_task(self._consume(dispatcher), name="consume"),
+            tasks.create_task(self._give_way(), name="give-way"),
             tasks.create_task(statuses.run(), name="hear-publisher"),
             tasks.create_task(self._take_orders(orders), name="orders"),
             tasks.create_task(self._retention().run(), name="retention"),
@@ -248,6 +249,11 @@ class _Worker:
     async def _consume(self, dispatcher: Dispatcher) -> None:
         async for intent in self._recorder.intents():
             dispatcher.dispatch(intent)
+
+    async def _give_way(self) -> None:
+        """End everything at once when another worker has the node: as after a crash, that one goes on with it."""
+        await self._recorder.replaced.wait()
+        raise ConflictError(f"another worker has taken node {self._settings.node_name} over: this one stops")
 
     async def _take_orders(self, orders: Orders) -> None:
         await orders.run(await (made_commands(self._connection) if self._hub is None else self._hub.commands()))

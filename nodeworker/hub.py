@@ -101,7 +101,7 @@ class Hub:
                 while self.connected and self.done < end:  # noqa: ASYNC110  # only a worker that stops asks
                     await asyncio.sleep(0.05)
         except (LedgerError, TimeoutError) as error:
-            log.info("hub_not_settled", error=str(error), done=self.done)
+            log.info("hub_not_settled", error=str(error) or f"it took more than {patience:g} s", done=self.done)
 
     async def commands(self) -> JetStreamCommands:
         """Return what comes down, once there is a connection."""

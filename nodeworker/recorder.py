@@ -18,7 +18,7 @@ import structlog
 
 from events import subjects
 from events.fold import Sandbox, State
-from events.ledger import Expect, Ledger, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
+from events.ledger import ConflictError, Expect, Ledger, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
 from events.schema import (
     INTENTS,
     NO_CAUSE,
@@ -51,6 +51,9 @@ class Recorder:
         self._appending: set[asyncio.Task[None]] = set()
         self._postponed: deque[Event] = deque()
         self._loaded = 0
+        self._fence: Expect | None = None
+        self.replaced = asyncio.Event()
+        """Set once another worker has taken the node over: the ledger takes nothing from this one any more."""
         self._listeners: list[Callable[[Event, Sandbox | None], None]] = []
 
     def on_recorded(self, listener: Callable[[Event, Sandbox | None], None]) -> None:
@@ -65,7 +68,7 @@ class Recorder:
             yield stored
 
     async def open_epoch(self, started: WorkerStarted) -> None:
-        """Take the node over from the worker before.
+        """Take the node over from the worker before, from which the ledger takes nothing from here on.
 
         Raises ConflictError when another worker takes it at the same time.
         """
@@ -74,6 +77,7 @@ class Recorder:
         self._epoch = 1 if last is None else last.event.epoch + 1
         event = self._event(started, NO_SANDBOX, NO_CAUSE)
         sequence = await self._ledger.append(event, Expect(subject, 0 if last is None else last.sequence))
+        self._fence = Expect(subject, sequence)
         self.state.apply(Stored(sequence, event))
 
     async def request(
@@ -86,10 +90,13 @@ class Recorder:
     ) -> None:
         """Append an intent; with *last*, only if that is the sequence of the newest event of *sandbox*.
 
-        Raises LedgerUnavailableError (it may still come), LedgerFullError, ConflictError.
+        Raises LedgerUnavailableError (it may still come), LedgerFullError, ConflictError (see also ``replaced``).
         """
-        expect = None if last is None else Expect(subjects.pattern(self.node, sandbox), last)
-        await self._ledger.append(self._event(intent, sandbox, cause), expect)
+        event = self._event(intent, sandbox, cause)
+        if last is None:
+            await self._put(event)
+        else:
+            await self._ledger.append(event, Expect(subjects.pattern(self.node, sandbox), last))
 
     async def intents(self) -> AsyncIterator[Stored]:
         """Yield the intents that come after those loaded, each applied to ``state``, without end."""
@@ -136,11 +143,22 @@ class Recorder:
             self._postpone(event)
             raise LedgerUnavailableError("the ledger has not yet taken what came before; it will be recorded later")
         try:
-            sequence = await self._ledger.append(event)
+            sequence = await self._put(event)
         except (LedgerUnavailableError, LedgerFullError):
             self._postpone(event)
             raise
         self._apply(Stored(sequence, event))
+
+    async def _put(self, event: Event) -> int:
+        """Append *event* unless another worker took the node over: two would undo each other's work."""
+        try:
+            return await self._ledger.append(event, self._fence)
+        except ConflictError as error:
+            self.replaced.set()
+            raise ConflictError(
+                f"another worker has taken node {self.node} over, and the ledger refused {event.type}: stop one of "
+                "the two, or give each node a name of its own"
+            ) from error
 
     def _apply(self, stored: Stored) -> None:
         sandbox = self.state.apply(stored)
@@ -172,7 +190,7 @@ class Recorder:
         last = await self._ledger.last(subjects.subject(event.node, event.sandbox, event.type))
         if last is not None and last.event.id == event.id:
             return last.sequence
-        return await self._ledger.append(event)
+        return await self._put(event)
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._appending.add(task)

@@ -319,6 +319,18 @@ async def test_an_event_that_the_hub_does_not_take_stops_none_behind_it(
     servers.kill()
 
 
+async def test_a_quiet_time_ends_nothing(
+    jetstream: JetStreamLedger, above: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("events.pull._HEARTBEAT", 0.1)
+    teller = Teller(NODE)
+    async with copying(jetstream, above):
+        for _ in range(3):
+            await write(jetstream, teller, 2)
+            await same(jetstream, above)
+            await asyncio.sleep(0.3)
+
+
 async def test_the_lag_is_told_while_the_hub_is_away_and_gone_afterwards(
     one: HubServers, jetstream: JetStreamLedger, above: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,9 +9,18 @@ import pytest
 from worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed, failed, until
 
 from events.fold import SandboxKey, SandboxPhase
-from events.ledger import Expect, LedgerError, LedgerFullError, LedgerUnavailableError
+from events.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError
 from events.memory import MemoryLedger
-from events.schema import AttachRequested, Data, Event, InterfaceAttached, InterfaceDetached, NetworkName, WorkerStarted
+from events.schema import (
+    AttachRequested,
+    Data,
+    Event,
+    InterfaceAttached,
+    InterfaceDetached,
+    NetworkName,
+    WorkerStarted,
+    WorkerStopped,
+)
 from nodeworker import recorder as module
 from nodeworker.recorder import Recorder
 
@@ -157,9 +166,9 @@ async def test_events_of_a_sandbox_stay_in_order_when_the_ledger_comes_back(
     for data in (DETACHED, failed()):  # the ledger is back, and yet they wait
         with pytest.raises(LedgerUnavailableError, match="what came before"):
             await recorder.record(data, BOX, intent.id)
-    await recorder.record(WorkerStarted(version="1", pid=1))  # others do not wait
+    await recorder.record(WorkerStopped(reason="others do not wait"))
     await settled(recorder)
-    assert [name for name in await ledger.types() if name != "WorkerStarted"] == [
+    assert [name for name in await ledger.types() if name not in ("WorkerStarted", "WorkerStopped")] == [
         "AttachRequested",
         "AttachPlanned",
         "InterfaceAttached",
@@ -214,3 +223,31 @@ async def test_closing_gives_up_what_the_ledger_does_not_take(ledger: Unreliable
     await recorder.close()
     with pytest.raises(asyncio.CancelledError):
         await caller
+
+
+async def test_a_worker_whose_node_another_took_over_records_nothing_more(
+    recorder: Recorder, ledger: UnreliableLedger
+) -> None:
+    await recorder.record(ATTACHED, BOX)
+    assert not recorder.replaced.is_set()
+    await Recorder(ledger, NODE).open_epoch(WorkerStarted(version="1", pid=2))
+    end = await ledger.last_sequence()
+    with pytest.raises(ConflictError, match=f"another worker has taken node {NODE} over"):
+        await recorder.record(DETACHED, BOX)
+    assert recorder.replaced.is_set()
+    with pytest.raises(ConflictError):
+        await recorder.request(attach("late"), BOX)
+    assert await ledger.last_sequence() == end
+
+
+async def test_what_was_postponed_is_given_up_when_another_took_the_node_over(
+    recorder: Recorder, ledger: UnreliableLedger
+) -> None:
+    ledger.errors = [LedgerUnavailableError("away")]
+    with pytest.raises(LedgerUnavailableError):
+        await recorder.record(ATTACHED, BOX)
+    successor = Recorder(ledger, NODE)
+    await successor.open_epoch(WorkerStarted(version="1", pid=2))
+    await until(lambda: recorder.settled)
+    assert recorder.replaced.is_set()
+    assert "InterfaceAttached" not in await ledger.types()
