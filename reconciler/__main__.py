@@ -31,6 +31,7 @@ from reconciler.projection.store import Store
 from reconciler.publication import Publication
 from reconciler.publisher import Publisher
 from reconciler.reconcile import Listener, Reconciler
+from reconciler.repairing import Repairing
 from reconciler.replicas import Replicas, Turn
 from reconciler.settings import ReconcilerSettings
 from reconciler.status_folder import StatusFolder
@@ -121,6 +122,8 @@ def _listeners(
     if publisher is not None:
         listeners.append(Publication(CertainPublisher(publisher, turn), turn.ledger, notices, metrics))
         listeners += _speakers(publisher, settings, metrics)
+    if settings.drift.wanted:
+        listeners.append(Repairing(turn.commands, settings.drift.of, metrics.drift))
     if settings.leaks.policy == "reclaim":
         listeners.append(LeakKeeper(turn.commands, metrics))
     return listeners

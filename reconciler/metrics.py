@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from events.fold import SandboxPhase
 from events.schema import TYPES
 from events.settings import MetricsSettings, SettingsError
+from reconciler.drift_metrics import DriftMetrics
 
 _UNKNOWN = "unknown"
 _BATCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -21,6 +22,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.drift = DriftMetrics(self.registry)
         prefix = "plumbline_reconciler"
         self.applied_sequence = Gauge(
             f"{prefix}_applied_sequence", "Ledger sequence up to which the projection is done", registry=self.registry

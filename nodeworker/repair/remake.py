@@ -83,9 +83,10 @@ def _forget_requests(config: dict[str, Any]) -> None:
     """Take out what the runtime asked of IPAM at the time: the result says what came of it."""
     if runtime := config.get("runtimeConfig"):
         config["runtimeConfig"] = {key: value for key, value in runtime.items() if key not in _ADDRESS_REQUESTS}
-    args = config.get("args")
-    if isinstance(args, dict) and isinstance(given := args.get("cni"), dict):
-        config["args"] = {**args, "cni": {key: value for key, value in given.items() if key not in _ADDRESS_REQUESTS}}
+    args = cast("dict[str, Any]", config.get("args") or {})
+    if given := cast("dict[str, Any]", args.get("cni") or {}):
+        kept = {key: value for key, value in given.items() if key not in _ADDRESS_REQUESTS}
+        config["args"] = {**args, "cni": kept}
 
 
 def _static(result: Result, ifname: str) -> Mapping[str, Any]:

@@ -6,20 +6,15 @@ manifests, the account and the rights of ``deploy/``; the tests stand in for the
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from e2e_kernel import eventually, ping
 from e2e_node import ADD_STORY, DEL_STORY, PARENT, MakeNode, Node
+from e2e_reconciler import reconciler
 from e2e_runtime import PodSandbox
 
-from events.process import die_with_parent
 from tests.kube.kube_ctl import Kubectl
 from tests.kube.kube_server import DEPLOY, PODS, KubeServer
 
@@ -121,29 +116,6 @@ def plumbline(kube: KubeServer, kubectl: Kubectl, node: Node) -> Iterator[None]:
     node.start()
     with reconciler(node):
         yield
-
-
-@contextlib.contextmanager
-def reconciler(node: Node) -> Iterator[None]:
-    repository = Path(__file__).parents[2]
-    with node.log.open("ab") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "reconciler", "--config", str(node.config)],
-            cwd=repository,
-            env={**os.environ, "PYTHONPATH": str(repository)},
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            preexec_fn=die_with_parent(),  # noqa: PLW1509  # pytest has no other thread
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            assert process.wait(20) == 0, node.log.read_text()
-        finally:
-            process.kill()
 
 
 def run_pod(name: str, node: Node, kube: KubeServer, kubectl: Kubectl) -> PodSandbox:

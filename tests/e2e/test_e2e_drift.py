@@ -1,0 +1,275 @@
+"""What leaves the recorded state on the node comes back to it: seen by the worker, judged by the reconciler, repaired.
+
+Each test compares the pod before and after in all that matters of it: what was repaired is exactly what was there.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e_kernel import eventually, ip, links
+from e2e_node import BRIDGE, PARENT, MakeNode, Node
+from e2e_reconciler import reconciler
+from e2e_runtime import PodSandbox
+
+from events.schema import Drift, DriftKind, DriftObserved, DriftRepaired, DriftRepairFailed, ErrorClass
+
+Change = Callable[[PodSandbox], None]
+
+
+@pytest.fixture(scope="module", params=["auto", "never"], ids=["native", "executed"])
+def held_node(request: pytest.FixtureRequest, shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """The node behind ``held``: worker and reconciler hold it to its ledger."""
+    with Node(tmp_path_factory.mktemp("n"), shim, native=request.param).entered() as node:
+        node.start()
+        with reconciler(node):
+            yield node
+
+
+@pytest.fixture
+def held(held_node: Node) -> Iterator[Node]:
+    """A node that is held to its ledger, and afterwards as it was before."""
+    yield held_node
+    print(held_node.log.read_text())  # shown where a test fails
+    try:
+        held_node.settle()
+        held_node.assert_nothing_left()
+    finally:
+        held_node.forget()
+
+
+def attached(node: Node, name: str = "samplepod") -> PodSandbox:
+    """Return a pod with a default route, a second network and a route over that, once it is being watched."""
+    node.nad("macvlan-conf", node.macvlan(ipam=routed(node, "192.168.0.0/16", "10.99.0.0/16")))
+    pod = node.pod(name, "macvlan-conf", config=node.conf(node.bridge(ipam=routed(node, "10.87.0.0/16", "0.0.0.0/0"))))
+    answer = pod.add()
+    assert answer.exit_code == 0, answer
+    return pod
+
+
+def routed(node: Node, subnet: str, destination: str) -> dict[str, Any]:
+    gateway = subnet.replace("0.0/16", "0.1")
+    ipam = node.host_local(subnet)
+    return {**ipam, "ranges": [[{"subnet": subnet, "gateway": gateway}]], "routes": [{"dst": destination}]}
+
+
+def picture(pod: PodSandbox) -> dict[str, Any]:
+    """Return what matters of *pod*: its interfaces with their addresses, its routes, and its ports on the node."""
+    shown: list[dict[str, Any]] = json.loads(ip("-n", pod.namespace, "-json", "addr", "show"))
+    routes: list[dict[str, Any]] = json.loads(ip("-n", pod.namespace, "-json", "route", "show"))
+    ports: list[dict[str, Any]] = json.loads(ip("-json", "link", "show", "master", BRIDGE) or "[]")
+    return {
+        "links": {
+            each["ifname"]: (
+                each["address"],
+                each["mtu"],
+                "UP" in each["flags"],
+                sorted(f"{a['local']}/{a['prefixlen']}" for a in each["addr_info"] if a["scope"] == "global"),
+            )
+            for each in shown
+            if each["link_type"] != "loopback"
+        },
+        "routes": sorted((each["dst"], each.get("gateway", ""), each["dev"]) for each in routes),
+        "ports": sorted((each["ifname"], each["address"]) for each in ports if each.get("link_netnsid") is not None),
+    }
+
+
+def told(node: Node, pod: PodSandbox, kind: type[Any]) -> list[Any]:
+    return [event.data for event in node.events_of(pod) if isinstance(event.data, kind)]
+
+
+def kinds(drifts: tuple[Drift, ...]) -> set[DriftKind]:
+    return {drift.kind for drift in drifts}
+
+
+def port_of(pod: PodSandbox) -> str:
+    """Return the name of the node's end of the pod's first interface."""
+    (link,) = json.loads(ip("-n", pod.namespace, "-json", "link", "show", "eth0"))
+    (port,) = [each for each in json.loads(ip("-json", "link", "show")) if each["ifindex"] == link["link_index"]]
+    return port["ifname"]
+
+
+def inside(*args: str) -> Change:
+    return lambda pod: void(ip("-n", pod.namespace, *args))
+
+
+def void(_: object) -> None:
+    return None
+
+
+def bounce(pod: PodSandbox) -> None:
+    for state in ("down", "up"):
+        ip("-n", pod.namespace, "link", "set", "net1", state)
+
+
+def bounce_parent(pod: PodSandbox) -> None:
+    for state in ("down", "up"):
+        ip("link", "set", PARENT, state)
+    bounce(pod)
+
+
+def detach_port(pod: PodSandbox) -> None:
+    ip("link", "set", port_of(pod), "nomaster")
+
+
+def set_port_down(pod: PodSandbox) -> None:
+    ip("link", "set", port_of(pod), "down")
+
+
+CHANGES: dict[str, tuple[Change, DriftKind]] = {
+    "deleted macvlan": (inside("link", "del", "net1"), DriftKind.LINK_MISSING),
+    "deleted bridge interface": (inside("link", "del", "eth0"), DriftKind.LINK_MISSING),
+    "link down": (inside("link", "set", "eth0", "down"), DriftKind.LINK_DOWN),
+    "port down": (set_port_down, DriftKind.LINK_DOWN),
+    "removed address": (inside("addr", "flush", "dev", "net1"), DriftKind.ADDRESS_MISSING),
+    "foreign address": (inside("addr", "add", "172.31.0.9/24", "dev", "eth0"), DriftKind.ADDRESS_FOREIGN),
+    "removed route": (inside("route", "del", "10.99.0.0/16"), DriftKind.ROUTE_MISSING),
+    "removed default route": (inside("route", "del", "default"), DriftKind.ROUTE_MISSING),
+    "removed network": (inside("route", "del", "192.168.0.0/16"), DriftKind.ROUTE_MISSING),
+    "changed MTU": (inside("link", "set", "eth0", "mtu", "1400"), DriftKind.MTU_CHANGED),
+    "changed MAC": (inside("link", "set", "net1", "address", "02:00:00:00:00:99"), DriftKind.MAC_CHANGED),
+    "bounced": (bounce, DriftKind.ROUTE_MISSING),
+    "parent bounced": (bounce_parent, DriftKind.ROUTE_MISSING),
+    "port detached": (detach_port, DriftKind.PORT_DETACHED),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_was_changed_is_put_right(held: Node, name: str) -> None:
+    change, kind = CHANGES[name]
+    pod = attached(held)
+    before, reserved = picture(pod), held.reserved()
+    change(pod)
+    eventually(lambda: told(held, pod, DriftRepaired), "the drift is repaired", 10)
+    eventually(lambda: picture(pod) == before, f"all is as before: {before}", 10)
+    assert kind in {each for data in told(held, pod, DriftObserved) for each in kinds(data.drifts)}
+    assert held.reserved() == reserved
+    assert not held.state().sandboxes[pod.key].drifts
+    assert pod.check().exit_code == 0
+    assert pod.delete().exit_code == 0
+
+
+def test_all_at_once_is_put_right(held: Node) -> None:
+    pod = attached(held)
+    before = picture(pod)
+    for args in (
+        ("link", "del", "net1"),
+        ("link", "set", "eth0", "down"),
+        ("link", "set", "eth0", "mtu", "1300"),
+        ("link", "set", "eth0", "address", "02:00:00:00:00:98"),
+        ("addr", "flush", "dev", "eth0"),
+        ("addr", "add", "172.31.0.9/24", "dev", "eth0"),
+    ):
+        ip("-n", pod.namespace, *args)
+    ip("link", "set", port_of(pod), "nomaster")
+    eventually(lambda: picture(pod) == before, f"all is as before: {before}", 15)
+    eventually(lambda: not held.state().sandboxes[pod.key].drifts, "the ledger knows")
+    assert pod.delete().exit_code == 0
+
+
+def test_a_deleted_bridge_is_made_again_with_its_ports(make_node: MakeNode) -> None:
+    node = make_node()
+    node.start()
+    with reconciler(node):
+        pods = [attached(node, f"pod-{number}") for number in range(3)]
+        before = [picture(pod)["links"] for pod in pods]
+        ip("link", "del", BRIDGE)
+        eventually(
+            lambda: [picture(pod)["links"] for pod in pods] == before if BRIDGE in links() else False, "as before"
+        )
+        eventually(lambda: not any(box.drifts for box in node.state().sandboxes.values()), "the ledger knows")
+        assert len(picture(pods[0])["ports"]) == len(pods)
+
+
+def test_what_is_the_nodes_is_reported_with_the_reason(held: Node) -> None:
+    pod = attached(held)
+    ip("link", "set", PARENT, "down")
+    failure = eventually(lambda: told(held, pod, DriftRepairFailed), "it is said that it can't be repaired")[0].failure
+    assert failure.error_class is ErrorClass.NOT_REPAIRABLE
+    assert "default/samplepod" in failure.message
+    assert f"ip link set {PARENT} up" in failure.message
+    ip("link", "set", PARENT, "up")
+    eventually(lambda: not held.state().sandboxes[pod.key].drifts, "all is well by itself")
+    assert pod.delete().exit_code == 0
+
+
+@pytest.fixture
+def configured(make_node: MakeNode) -> Callable[[dict[str, Any]], Node]:
+    def make(drift: dict[str, Any]) -> Node:
+        node = make_node()
+        node.config.write_text(json.dumps({**json.loads(node.config.read_text()), "drift": drift}))
+        node.start()
+        return node
+
+    return make
+
+
+def test_what_is_only_to_be_observed_is_left(configured: Callable[[dict[str, Any]], Node]) -> None:
+    node = configured({"networks": {"default": "observe", "default/macvlan-conf": "off"}})
+    with reconciler(node):
+        pod = attached(node)
+        ip("-n", pod.namespace, "link", "set", "net1", "down")
+        ip("-n", pod.namespace, "link", "set", "eth0", "mtu", "1400")
+        eventually(lambda: told(node, pod, DriftObserved), "it is observed")
+        ip("-n", pod.namespace, "link", "set", "eth0", "mtu", "1500")
+        eventually(lambda: len(told(node, pod, DriftObserved)) == 2, "that it is well is observed too")
+        assert [kinds(each.drifts) for each in told(node, pod, DriftObserved)] == [{DriftKind.MTU_CHANGED}, set()]
+        assert not told(node, pod, DriftRepaired)
+
+
+def test_what_is_off_is_not_even_looked_at(configured: Callable[[dict[str, Any]], Node]) -> None:
+    node = configured({"policy": "off"})
+    with reconciler(node):
+        pod, other = attached(node), node.samplepod("other")
+        ip("-n", pod.namespace, "link", "set", "net1", "down")
+        assert other.add().exit_code == 0
+        assert "DriftObserved" not in node.story(pod)
+        assert "NodeCompared" not in {stored.event.type for stored in node.events()}
+
+
+def test_what_changed_while_no_worker_was_there_is_found_and_repaired(node: Node) -> None:
+    pod = attached(node)
+    eventually(lambda: picture(pod), "it is there")
+    before = picture(pod)
+    node.kill()
+    ip("-n", pod.namespace, "link", "del", "net1")
+    ip("-n", pod.namespace, "addr", "flush", "dev", "eth0")
+    node.start()
+    with reconciler(node):
+        eventually(lambda: picture(pod) == before, "all is as before")
+        eventually(lambda: not node.state().sandboxes[pod.key].drifts, "the ledger knows")
+
+
+def test_a_container_that_ends_is_not_held(node: Node) -> None:
+    """The kernel must be able to take a namespace down while the worker watches what happens in it."""
+    pod = attached(node)
+    ports = picture(pod)["ports"]
+    eventually(lambda: "DriftObserved" not in node.story(pod), "nothing differs")
+    pod.end()
+    eventually(lambda: not {name for name, _ in ports} & set(links()), "the kernel has taken its links down")
+    assert "DriftObserved" not in node.story(pod)
+
+
+STORY = ("DriftObserved", "RepairRequested", "DriftRepaired")
+
+
+@pytest.mark.parametrize("way", ["auto", "never"], ids=["native", "executed"])
+@pytest.mark.parametrize("fault", [f"{moment}:{name}:1" for name in STORY for moment in ("before", "after")])
+def test_a_repair_survives_the_worker(make_node: MakeNode, fault: str, way: str) -> None:
+    node = make_node(native=way)
+    node.start(fault)
+    with reconciler(node):
+        pod = attached(node)
+        before = picture(pod)
+        ip("-n", pod.namespace, "link", "del", "net1")
+        ip("-n", pod.namespace, "addr", "flush", "dev", "eth0")
+        assert node.ended() == -signal.SIGKILL
+        node.start()
+        eventually(lambda: picture(pod) == before, f"all is as before: {before}")
+        eventually(lambda: not node.state().sandboxes[pod.key].drifts, "the ledger knows")
+        eventually(lambda: not node.state().pending, "every order has its outcome")
