@@ -168,7 +168,7 @@ class _Worker:
         )
         observer.give_turns(dispatcher.take_turn)
         reclaimer.give_turns(dispatcher.take_turn)
-        checker = Checker(self._recorder, runners, section, self._source, self._ledger_connected)
+        checker = Checker(self._recorder, runners, section, self._source, self._ledger_connected, eyes)
         upkeep = Upkeep(self._recorder, dispatcher, self._answers, self._spool, self._metrics)
         request_log = RequestLog(section.network, self._log_files)
         request_log.warn_of_keys(section.unknown_network_keys, "worker.network")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any, cast
 
+import msgspec
 from msgspec.structs import replace
 
-from events.fold import SandboxKey, SandboxPhase
-from events.schema import ContainerId, ErrorClass, IfName, Phase, PlannedAttachment, Pod
+from events.fold import Sandbox, SandboxKey, SandboxPhase
+from events.schema import ContainerId, DriftKind, ErrorClass, IfName, Phase, PlannedAttachment, Pod
 from nodeworker import default_route
 from nodeworker.answers import OK, Reply, refusal
 from nodeworker.cluster.gather import gather_default
@@ -19,7 +21,10 @@ from nodeworker.delegates.versions import at_least
 from nodeworker.detach import target_of
 from nodeworker.errors import RequestFailedError, failed
 from nodeworker.interfaces import registry
+from nodeworker.interfaces.native import Call, NativeError
+from nodeworker.ipam import host_local
 from nodeworker.namespace import interfaces_present
+from nodeworker.observe.eyes import Eyes
 from nodeworker.readiness import absence, not_ready
 from nodeworker.recorder import Recorder
 from nodeworker.resolve.default_route import adjusted, wanted
@@ -42,12 +47,14 @@ class Checker:
         section: WorkerSection,
         source: Source | None,
         ledger_connected: Callable[[], bool],
+        eyes: Eyes,
     ) -> None:
         self._recorder = recorder
         self._runners = runners
         self._section = section
         self._source = source
         self._ledger_connected = ledger_connected
+        self._eyes = eyes
 
     async def check(self, container_id: ContainerId, ifname: IfName, pod: Pod, config: str) -> Reply:
         """Compare every attachment of a sandbox with what ADD returned (CNI specification 1.1, section 2, "CHECK")."""
@@ -122,6 +129,29 @@ class Checker:
                 adjusted(sandbox.attachments, attachment),
                 self._section.delegate_timeout,
             )
+        await self._compare(sandbox)
+
+    async def _compare(self, sandbox: Sandbox) -> None:
+        """Compare what no plugin may have looked at, of all attachments whose configuration does not forbid CHECK.
+
+        An address that somebody added is drift, and nothing that CHECK minds: others may have changed the interface
+        since (CNI specification 1.1, section 2, "CHECK").
+        """
+        look = await self._eyes.look(sandbox, Phase.CHECK, everything=True)
+        silent = {attachment.plan.ifname for attachment in sandbox.attachments if attachment.plan.disable_check}
+        for drift in look.drifts if look is not None else ():
+            if drift.ifname in silent or drift.kind is DriftKind.ADDRESS_FOREIGN:
+                continue
+            wanted, found = drift.expected, drift.found or "nothing"
+            raise failed(
+                ErrorClass.PLUGIN_FAILED,
+                Phase.CHECK,
+                f"interface {drift.ifname} of network {drift.network} of pod {sandbox.pod} is not as recorded "
+                f"({drift.kind.value.replace('_', ' ')}): it should have {wanted}, and there is {found}; "
+                "see its drift in plumbline timeline",
+                network=drift.network,
+                ifname=drift.ifname,
+            )
 
     async def _default_network_ready(self, conf: NetConf, folders: tuple[str, ...]) -> None:
         """Ask the plugins of the default network, which every pod needs, if an ADD would get as far as to them."""
@@ -136,6 +166,7 @@ class Checker:
             raise RequestFailedError(unavailable) from error
         target = chain.Target(container_id="", netns="", path=folders)
         await chain.status(self._runners, attachment, target, _STATUS_SECONDS)
+        await asyncio.to_thread(_addresses_left, attachment)
 
     async def _default_attachment(self, conf: NetConf, folders: tuple[str, ...]) -> PlannedAttachment:
         """Return the default network as if it were to be attached. Raises RequestFailedError."""
@@ -159,3 +190,19 @@ class Checker:
             plugins=plugins,
             native=ways,
         )
+
+
+def _addresses_left(attachment: PlannedAttachment) -> None:
+    """Raise RequestFailedError unless host-local, if it serves the network, has an address left.
+
+    Plugins are asked from version 1.1.0 on only, and few released ones know the answer; their files tell it.
+    """
+    config = cast("dict[str, Any]", msgspec.json.decode(attachment.plugins[0]))
+    if registry.ipam_type(config) != host_local.TYPE or host_local.unsupported(config):
+        return
+    try:
+        host_local.status(Call(container_id="", netns="", ifname="", config=config))
+    except NativeError as error:
+        raise failed(
+            ErrorClass.PLUGIN_FAILED, Phase.STATUS, str(error), network=attachment.network, code=_NOT_AVAILABLE
+        ) from error

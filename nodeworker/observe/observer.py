@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 _SIDE_BY_SIDE = 2
 """Looks that wait for their turn at the same time: each takes a place from the runtime's requests."""
-_SETTLING = 0.2
+_SETTLING = 0.1
 """Seconds after an attach until the first look: a node on which many pods start has more urgent things to do."""
 
 

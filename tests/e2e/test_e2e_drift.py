@@ -44,9 +44,10 @@ def held(held_node: Node) -> Iterator[Node]:
 
 
 def attached(node: Node, name: str = "samplepod") -> PodSandbox:
-    """Return a pod with a default route, a second network and a route over that, once it is being watched."""
+    """Return a pod with a default route, a second network and a route over that."""
     node.nad("macvlan-conf", node.macvlan(ipam=routed(node, "192.168.0.0/16", "10.99.0.0/16")))
-    pod = node.pod(name, "macvlan-conf", config=node.conf(node.bridge(ipam=routed(node, "10.87.0.0/16", "0.0.0.0/0"))))
+    default = node.bridge(ipam=routed(node, "10.87.0.0/16", "0.0.0.0/0"), mtu=1450)
+    pod = node.pod(name, "macvlan-conf", config=node.conf(default))
     answer = pod.add()
     assert answer.exit_code == 0, answer
     return pod
@@ -216,7 +217,7 @@ def test_what_is_only_to_be_observed_is_left(configured: Callable[[dict[str, Any
         ip("-n", pod.namespace, "link", "set", "net1", "down")
         ip("-n", pod.namespace, "link", "set", "eth0", "mtu", "1400")
         eventually(lambda: told(node, pod, DriftObserved), "it is observed")
-        ip("-n", pod.namespace, "link", "set", "eth0", "mtu", "1500")
+        ip("-n", pod.namespace, "link", "set", "eth0", "mtu", "1450")
         eventually(lambda: len(told(node, pod, DriftObserved)) == 2, "that it is well is observed too")
         assert [kinds(each.drifts) for each in told(node, pod, DriftObserved)] == [{DriftKind.MTU_CHANGED}, set()]
         assert not told(node, pod, DriftRepaired)
