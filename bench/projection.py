@@ -21,7 +21,7 @@ from events.jetstream import JetStreamLedger
 from events.ledger import Stored
 from events.schema import encode
 from events.server import EmbeddedServer
-from reconciler.batches import BATCH
+from reconciler.batches import BATCH, collect_seldom
 from reconciler.projection.project import Loaded, project
 from reconciler.projection.store import Store
 from reconciler.rebuild import rebuild
@@ -105,6 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     logs.configure("error", "bench")
+    collect_seldom()  # as the reconciler does
     with tempfile.TemporaryDirectory(prefix="plumbline-") as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -22,6 +22,7 @@ from events.ledger import LedgerError, LedgerUnavailableError
 from events.notices import Notices
 from events.settings import DEFAULT_PATH, SettingsError, hub_address, ledger_address, load
 from events.streams import NODE_STREAM, command_stream, hub_stream
+from reconciler.batches import collect_seldom
 from reconciler.certain_publisher import CertainPublisher
 from reconciler.delays import delays
 from reconciler.leak_keeper import LeakKeeper
@@ -53,6 +54,7 @@ def main() -> int:
     try:
         settings = load(path, ReconcilerSettings)
         logs.configure(settings.log_level, "reconciler")
+        collect_seldom()
         asyncio.run(_until_signalled(settings))
     except _REFUSALS as error:
         return _refuse(error)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from events import logs
 from events.ledger import LedgerError
 from events.settings import SettingsError, load
+from reconciler.batches import collect_seldom
 from reconciler.cli.ledger import connect
 from reconciler.projection.engine import DatabaseAwayError, ProjectionError
 from reconciler.projection.snapshot import save
@@ -65,6 +66,7 @@ def _run(work: Callable[[ReconcilerSettings], int], config: Path | None) -> int:
 
 
 async def _rebuild(settings: ReconcilerSettings, start_from: Path | None) -> int:
+    collect_seldom()
     ledger = await connect(settings)
     columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:

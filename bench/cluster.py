@@ -1,0 +1,144 @@
+"""A whole cluster's events through a real nats-server into a reconciler: its memory, and how far it is behind.
+
+There are no interfaces and no nodes, only what 5,000 of them would write: each has 30 pods with two attachments. Then
+pods go and others come, so many events a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.fold import fill
+from bench.report import quantile, report
+from bench.stage import resident
+from events import logs
+from events.jetstream import JetStreamLedger
+from events.schema import Event, WorkerStarted
+from events.server import EmbeddedServer, free_port
+from tests.events.event_stories import Life, Teller, container
+
+
+class Cluster:
+    """What the workers of so many nodes write."""
+
+    def __init__(self, nodes: int, pods: int) -> None:
+        self._tellers = [Teller(f"node-{number:06}") for number in range(nodes)]
+        self._pods = pods
+        self._next = 0
+
+    def start(self) -> Iterator[Event]:
+        """Yield what there is once every pod is attached."""
+        for teller in self._tellers:
+            yield teller.event(WorkerStarted(version="0.1.0", pid=1))
+        for _ in range(self._pods):
+            yield from self._life().add()
+
+    def churn(self) -> Iterator[Event]:
+        """Yield without end what there is when the oldest pods go and others come."""
+        oldest = 0
+        while True:
+            yield from self._life(oldest).delete()
+            yield from self._life().add()
+            oldest += 1
+
+    def _life(self, number: int | None = None) -> Life:
+        if number is None:
+            number, self._next = self._next, self._next + 1
+        return Life(self._tellers[number % len(self._tellers)], container(number + 1))
+
+
+def applied(port: int) -> int:
+    """Return the sequence up to which the reconciler is."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        for line in answer.read().decode().splitlines():
+            if line.startswith("plumbline_reconciler_applied_sequence "):
+                return int(float(line.split()[1]))
+    raise LookupError("no applied_sequence")
+
+
+async def reach(port: int, sequence: int) -> None:
+    """Wait until the reconciler has *sequence*."""
+    while True:
+        try:
+            if await asyncio.to_thread(applied, port) >= sequence:
+                return
+        except OSError:
+            pass  # it starts
+        await asyncio.sleep(0.02)
+
+
+async def measure(server: EmbeddedServer, folder: Path, options: argparse.Namespace) -> None:
+    """Report on a reconciler that starts when all pods are attached, and sees them go and come."""
+    ledger = await JetStreamLedger.connect(server.url, server.token)
+    cluster = Cluster(options.nodes, options.pods)
+    count, _ = await fill(server, cluster.start())
+    port = free_port()
+    config = folder / "plumbline.json"
+    token = folder / "token"
+    token.write_text(server.token)
+    settings = {
+        "stateDir": str(folder),
+        "runDir": str(folder / "run"),
+        "ledger": {"url": server.url, "tokenFile": str(token)},
+        "reconciler": {"metrics": {"port": port}},
+        "logLevel": "warning",
+    }
+    config.write_text(json.dumps(settings))
+    reconciler = await asyncio.create_subprocess_exec(sys.executable, "-m", "reconciler", "--config", config)
+    try:
+        start = time.perf_counter()
+        await reach(port, count)
+        report(f"cluster: {count} events projected at the first start", time.perf_counter() - start, "s")
+        report("cluster: memory after that", resident(reconciler.pid), "MiB", 1024)
+        lags, late = [], 0.0
+        churn = cluster.churn()
+        begin = time.perf_counter()
+        for second in range(options.seconds):
+            await fill(server, (next(churn) for _ in range(options.rate)))
+            told = time.perf_counter()
+            await reach(port, await ledger.last_sequence())
+            lags.append(time.perf_counter() - told)
+            late = max(late, time.perf_counter() - begin - second - 1)
+            await asyncio.sleep(max(0.0, begin + second + 1 - time.perf_counter()))
+        report(f"cluster: behind the ledger at {options.rate} events/s, median", quantile(lags, 0.5), "s")
+        report(f"cluster: behind the ledger at {options.rate} events/s, worst", max(lags), "s", 1.0)
+        report("cluster: the generator itself was late by", max(0.0, late), "s")
+        report("cluster: memory at the end", resident(reconciler.pid), "MiB", 1024)
+    finally:
+        reconciler.terminate()
+        await reconciler.wait()
+        await ledger.close()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cluster", description=__doc__)
+    parser.add_argument("--nodes", type=int, default=5000)
+    parser.add_argument("--pods", type=int, default=150_000)
+    parser.add_argument("--rate", type=int, default=2000, help="events a second")
+    parser.add_argument("--seconds", type=int, default=60)
+    options = parser.parse_args(arguments)
+    logs.configure("error", "bench")
+    memory = Path("/dev/shm")
+    with (
+        tempfile.TemporaryDirectory(prefix="plumbline-") as name,
+        tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None, prefix="plumbline-") as store,
+    ):
+        server = EmbeddedServer(Path(store) / "store", Path(name) / "run")
+        server.start()
+        try:
+            asyncio.run(measure(server, Path(name), options))
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()
