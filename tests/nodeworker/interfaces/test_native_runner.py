@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -20,6 +21,8 @@ from events.schema import ErrorClass, PluginRun
 from nodeworker.delegates.exec import PluginError, PluginExecutor
 from nodeworker.interfaces.registry import AUTO
 from nodeworker.interfaces.runner import THREADS, NativeRunner
+from nodeworker.netlink.message import Request
+from nodeworker.netlink.socket import Netlink
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -303,6 +306,38 @@ def pointed_to(descriptor: str) -> str:
         return os.readlink(f"/proc/self/fd/{descriptor}")
     except FileNotFoundError:
         return ""
+
+
+async def test_no_more_than_a_few_talk_to_the_kernel_at_a_time(
+    runner: NativeRunner, netns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods = 3 * THREADS
+    talking, most, counted = 0, 0, threading.Lock()
+    send = Netlink._send
+
+    def counting(self: Netlink, requests: tuple[Request, ...]) -> int:
+        nonlocal talking, most
+        with counted:
+            talking += 1
+            most = max(most, talking)
+        try:
+            return send(self, requests)
+        finally:
+            with counted:
+                talking -= 1
+
+    monkeypatch.setattr(Netlink, "_send", counting)
+    before = descriptors()
+    with contextlib.ExitStack() as stack:
+        paths = [stack.enter_context(container()) for _ in range(pods)]
+        ipam = {"type": "host-local", "dataDir": str(tmp_path), "subnet": "10.77.0.0/24"}
+        config = {"type": "bridge", "bridge": "br0", "isGateway": True, "ipam": ipam}
+        plugins = [Plugin(runner, each, tmp_path, config) for each in paths]
+        for verb in ("ADD", "DEL"):
+            await asyncio.gather(*(each.done(verb, container_id=f"c{n}") for n, each in enumerate(plugins)))
+    assert 1 < most <= THREADS
+    assert descriptors() == before
+    assert [thread.name.startswith("native_") for thread in threading.enumerate()].count(True) == THREADS
 
 
 async def test_nothing_is_left_after_many_runs(netns: str, tmp_path: Path) -> None:
