@@ -40,7 +40,7 @@ generated = settings(
     deadline=None,
     database=None,
     phases=[Phase.generate, *([Phase.shrink] if EXAMPLES else [])],
-    suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
 FURNITURE = (

@@ -128,7 +128,7 @@ def test_no_configuration_breaks_a_plugin(netns: str, kind: str, tmp_path: Path)
         derandomize=True,
         deadline=None,
         database=None,
-        suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
     @given(strange, st.one_of(st.none(), st.sampled_from((*TEXTS, *KERNEL_WORDS))), st.booleans())
     def survive(options: dict[str, Any], mac: str | None, addressed: bool) -> None:
