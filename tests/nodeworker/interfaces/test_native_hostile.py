@@ -155,3 +155,71 @@ def test_no_configuration_breaks_a_plugin(netns: str, kind: str, tmp_path: Path)
             plugin.delete(msgspec.structs.replace(call, prev_result=result))
 
     survive()
+
+
+ADDRESSING = {
+    "host-local": ("subnet", "rangeStart", "rangeEnd", "gateway", "ranges", "routes", "resolvConf"),
+    "static": ("addresses", "routes", "dns"),
+}
+ADDRESSES = (
+    "10.77.0.0/24",
+    "10.77.0.9",
+    "10.77.0.9/32",
+    "fd77::/64",
+    "fd77::9",
+    "0.0.0.0/0",
+    "::/0",
+    "10.77.0.0/33",
+    "1",
+)
+ADDRESSES_OR_NOT = st.one_of(SCALARS, st.sampled_from(ADDRESSES))
+SECTION = st.dictionaries(
+    st.sampled_from(
+        ["subnet", "rangeStart", "rangeEnd", "gateway", "address", "dst", "gw", "mtu", "priority", "table"]
+    ),
+    ADDRESSES_OR_NOT,
+    max_size=3,
+)
+ADDRESSING_VALUES = st.one_of(ADDRESSES_OR_NOT, st.lists(SECTION, max_size=2), st.lists(st.lists(SECTION, max_size=2)))
+
+
+@pytest.mark.parametrize("kind", sorted(registry._IPAM))
+def test_no_configuration_breaks_an_ipam_plugin(netns: str, kind: str, tmp_path: Path) -> None:
+    plugin = registry.ipam_plugin(kind)
+    assert plugin is not None
+
+    @settings(
+        max_examples=4 * EXAMPLES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+    @given(
+        st.dictionaries(st.sampled_from(ADDRESSING[kind]), ADDRESSING_VALUES, max_size=4),
+        st.dictionaries(st.sampled_from(["ips", "ipRanges", "mac"]), ADDRESSING_VALUES, max_size=1),
+        st.dictionaries(st.sampled_from(["IP", "GATEWAY"]), st.sampled_from((*ADDRESSES, *TEXTS)), max_size=1),
+    )
+    def survive(options: dict[str, Any], runtime: dict[str, Any], args: dict[str, str]) -> None:
+        ipam = {"type": kind, "dataDir": str(tmp_path)} | ({"subnet": "10.77.0.0/24"} if kind == "host-local" else {})
+        if kind == "static":
+            ipam.pop("dataDir")
+        config = {
+            "cniVersion": "1.0.0",
+            "name": "net",
+            "type": "macvlan",
+            "ipam": ipam | options,
+            "runtimeConfig": runtime,
+        }
+        reason = plugin.unsupported(config)
+        assert isinstance(reason, str)
+        call = Call(container_id="sandbox", netns=netns, ifname="net1", config=config, args=args)
+        if reason:
+            return
+        with contextlib.suppress(NativeError):
+            result = plugin.add(call)
+            plugin.check(msgspec.structs.replace(call, prev_result=result))
+        with contextlib.suppress(NativeError):  # a configuration that names no network's addresses has none to free
+            plugin.delete(call)
+
+    survive()
