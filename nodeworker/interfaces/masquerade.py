@@ -30,6 +30,8 @@ _PRIORITY = 100
 _ABOUT_TABLE = "Masquerading for plugins from github.com/containernetworking/plugins"
 _ABOUT_CHECKS = "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet"
 _LONGEST_COMMENT = 128
+_MODULES = "the kernel's nf_tables and nft_masq"
+"""What an administrator may have to load."""
 
 
 def masquerade(call: Call, backend: Backend | None, addresses: Sequence[Address]) -> None:
@@ -38,7 +40,7 @@ def masquerade(call: Call, backend: Backend | None, addresses: Sequence[Address]
         for version in _versions(addresses):
             iptables.ensure(version, _chain(call, version, addresses))
         return
-    with explaining(f"masquerade what {call.ifname} sends (ipMasq)"), Nftables.on_node() as nft:
+    with explaining(f"masquerade what {call.ifname} sends (ipMasq) with {_MODULES}"), Nftables.on_node() as nft:
         nft.agree(lambda: _plan(call, nft, addresses))
 
 

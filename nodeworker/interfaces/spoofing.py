@@ -16,6 +16,8 @@ from nodeworker.netlink.nftables import Chain, Nftables
 _TABLE = "nat"
 _PRE_ROUTING = Chain(nftables.BRIDGE, _TABLE, "PREROUTING")
 _PRIORITY = -300
+_MODULES = "the kernel's nf_tables"
+"""What an administrator may have to load."""
 
 
 def confine(call: Call, wire: Pair) -> None:
@@ -40,7 +42,7 @@ def confine(call: Call, wire: Pair) -> None:
             nftables.rule(sender, expressions.dropped(), comment=comment),
         ]
 
-    with explaining(f"filter what {call.ifname} sends (macspoofchk)"), Nftables.on_node() as nft:
+    with explaining(f"filter what {call.ifname} sends (macspoofchk) with {_MODULES}"), Nftables.on_node() as nft:
         nft.agree(lambda: plan(nft))
 
 
