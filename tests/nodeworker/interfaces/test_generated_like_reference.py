@@ -228,9 +228,8 @@ def lived(config: dict[str, Any], taken: set[str], verb: Callable[[str, dict[str
             undo, said = run("DEL", None)
             note(f"{verb.__name__}: {result}, {said}")
             # What the reference plugins leave of a failed ADD is theirs; natively nothing is left.
-            assert verb is by_reference or (undo, names(netns)) == (0, {"lo"})
-            seen.files = {name: text for name, text in contents(kept).items() if not name.startswith("last_reserved")}
-            assert verb is by_reference or seen.files.keys() == (taken if kept.exists() else set())
+            held = {name for name in contents(kept) if not name.startswith("last_reserved")}
+            assert verb is by_reference or (undo, names(netns), held) == (0, {"lo"}, taken if kept.exists() else set())
             return seen
         seen.attached = view(netns, {"dns": {}} | result), contents(kept)
         # Some of the reference's fail to recognize what they have made themselves.
