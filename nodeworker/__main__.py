@@ -46,7 +46,7 @@ from nodeworker.door import Door
 from nodeworker.gc import GarbageCollector
 from nodeworker.hub import Hub
 from nodeworker.intake import Intake
-from nodeworker.interfaces.runner import WayRunners
+from nodeworker.interfaces.ways import WayRunners
 from nodeworker.last_resort import LastResort
 from nodeworker.leaks.look import Looker, links_there
 from nodeworker.leaks.observer import LeakObserver

@@ -20,7 +20,7 @@ from nodeworker.delegates import chain, conflist
 from nodeworker.delegates.chain import DelegateError, Target
 from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.interfaces.registry import AUTO
-from nodeworker.interfaces.runner import WayRunners
+from nodeworker.interfaces.ways import WayRunners
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),

@@ -12,7 +12,7 @@ from native_harness import ip, names
 from events.schema import IfName, NetworkName, PlannedAttachment
 from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.interfaces.registry import AUTO
-from nodeworker.interfaces.runner import WayRunners
+from nodeworker.interfaces.ways import WayRunners
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

@@ -1,0 +1,79 @@
+"""Run each plugin the way that was planned, natively or by executing it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any, cast
+
+import msgspec
+
+from events.schema import PlannedAttachment
+from nodeworker.delegates.exec import PluginError, PluginExecutor, Runner, find, type_of
+from nodeworker.interfaces.ends import all_taken_away
+from nodeworker.interfaces.native import NativeError
+from nodeworker.interfaces.registry import (
+    AUTO,
+    Switch,
+    interface_plugin,
+    ipam_type,
+    is_gone_with_its_link,
+    obstacle,
+)
+from nodeworker.interfaces.runner import NativeRunner
+
+
+class WayRunners:
+    """Runs each plugin the way that was planned, whatever *switch* says by now, or the other where that one is closed.
+
+    Both ways leave and find the same on the node, so a binary that was removed since its ADD strands nobody.
+    """
+
+    def __init__(self, executor: PluginExecutor, switch: Switch) -> None:
+        self._executor = executor
+        self._switch = switch
+        self._native = NativeRunner(executor, switch)
+
+    def close(self) -> None:
+        """Let go of what running natively holds."""
+        self._native.close()
+
+    def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
+        """See ``Runners``."""
+        kind = type_of(plugin)
+        if native:
+            return self._executor if interface_plugin(kind) is None else self._native
+        config = cast("dict[str, Any]", msgspec.json.decode(plugin))
+        return self._executor if _installed(kind, search) or obstacle(kind, config, AUTO) else self._native
+
+    def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
+        """See ``Runners``."""
+        config = cast("dict[str, Any]", msgspec.json.decode(plugin))
+        if not native:
+            find(str(config["type"]), search)
+        elif (ipam := ipam_type(config)) and self._native.native_ipam(ipam, config) is None:
+            find(ipam, search)
+
+    async def clear(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
+        """See ``Runners``: the kernel takes interfaces away together in the time of one.
+
+        Of a chain, other plugins' DEL comes before that of the one with the interface, so chains and all that is
+        deleted after them have to wait for their turn.
+        """
+        together = [each.ifname for each in takewhile(_is_gone_with_its_link, attachments)]
+        if netns and len(together) > 1:
+            with contextlib.suppress(NativeError, OSError):
+                await self._native.on_thread(lambda: all_taken_away(netns, together))
+
+
+def _is_gone_with_its_link(attachment: PlannedAttachment) -> bool:
+    return attachment.native == (True,) and is_gone_with_its_link(type_of(attachment.plugins[0]))
+
+
+def _installed(plugin_type: str, search: Sequence[str]) -> bool:
+    try:
+        find(plugin_type, search)
+    except PluginError:
+        return False
+    return True
