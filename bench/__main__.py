@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from bench import attach, cluster, cluster_memory, entry_point, fold, kubernetes, projection
+from bench import attach, breakdown, cluster, cluster_memory, entry_point, fold, kubernetes, memory, projection
 
 entry_point.main([])
 attach.main([])
+breakdown.main([])
+memory.main([])
 fold.main([])
 projection.main([])
 cluster.main([])

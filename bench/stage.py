@@ -65,13 +65,17 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         for pod in self._pods:
             subprocess.run(["ip", "netns", "del", pod], check=False, capture_output=True)
-        if self.worker is not None:
-            self.worker.terminate()
-            self.worker.wait(30)
+        self.stop_worker()
         self.server.stop()
         for link in (BRIDGE, PARENT):
             subprocess.run(["ip", "link", "del", link], check=False, capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def stop_worker(self) -> None:
+        """Have the worker end in order, if it runs."""
+        if self.worker is not None:
+            self.worker.terminate()
+            self.worker.wait(30)
 
     def make_pods(self, count: int) -> list[str]:
         """Return the names of *count* new namespaces."""

@@ -78,6 +78,8 @@ _SOURCE_PATIENCE = 5.0
 """Seconds that a start waits for pods and networks; after that the copy on disk and single look-ups must do."""
 _SETTLE = 2.0
 """Seconds that the hub gets to take the last events: a node that is drained may not come back."""
+_SWITCH = 0.001
+"""Seconds after which a thread at work, with a native plugin say, lets the event loop go on; by default it is 5 ms."""
 _GRACE = 5.0
 """Seconds that requests under way get to finish when the worker is told to stop."""
 
@@ -356,6 +358,7 @@ def main() -> int:
 
 def _serve(settings: WorkerSettings) -> int:
     exit_code = 0
+    sys.setswitchinterval(_SWITCH)
     try:
         asyncio.run(run(settings))
     except* (LedgerError, OSError) as group:

@@ -109,7 +109,7 @@ def attributes(body: bytes, start: int = 0) -> dict[int, bytes]:
         if length < 4 or stop > end + 3:
             break
         found[kind & _TYPE_MASK] = body[start + 4 : stop]
-        start = stop + 3 & ~3
+        start += length + 3 & ~3
     return found
 
 

@@ -17,6 +17,7 @@ from nodeworker.delegates.results import (
     Result,
     ResultError,
     Route,
+    accepted,
     convert,
     decode,
     encode,
@@ -127,6 +128,30 @@ def test_missing_version_is_the_fallback() -> None:
 def test_stated_version_stays() -> None:
     text = '{ "cniVersion": "1.0.0" }'
     assert stated(text, "0.3.1") == text
+
+
+def test_what_a_plugin_printed_is_kept_and_translated() -> None:
+    text = '{"ips":[{"version":"4","address":"10.0.0.1/8"}]}'
+    in_its_own = '{"ips":[{"version":"4","address":"10.0.0.1/8"}],"cniVersion":"0.3.1"}'
+    assert accepted(text, "0.3.1") == (in_its_own, in_its_own)
+    printed, translated = accepted(in_its_own, "1.0.0")
+    assert printed == in_its_own
+    assert json.loads(translated) == {"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.1/8"}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "not a JSON object"),
+        ('{"cniVersion":"9"}', "'9', which is not supported"),
+        ('{"ips":[{"address":"10.0.0.1"}]}', "has no prefix length"),
+        ('{"ips":[{"address":"10.0.0.1/33"}]}', "not an address with a prefix length"),
+        ('{"ips":[{"address":"10.0.0/8"}]}', "not an address with a prefix length"),
+    ],
+)
+def test_what_a_plugin_printed_has_to_be_a_result(text: str, words: str) -> None:
+    with pytest.raises(ResultError, match=words):
+        accepted(text, "1.0.0")
 
 
 def test_nulls_mean_nothing() -> None:

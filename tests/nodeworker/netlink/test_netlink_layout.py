@@ -7,6 +7,8 @@ import socket
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
@@ -155,3 +157,11 @@ def test_attributes_that_are_cut_short_end_the_list(cut: int) -> None:
     assert message.attributes(body[:-cut]) in ({3: b"abc\0"}, {3: b"abc\0", 4: b"\x07\0"}, {})
     assert message.attributes(body) == {3: b"abc\0", 4: b"\x07\0"}
     assert message.attributes(b"\2\0\3\0" + body) == {}
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=9))), st.binary(max_size=6), st.integers(0, 9))
+def test_attributes_are_read_alike_all_at_once_and_one_by_one(
+    given: list[tuple[int, bytes]], rest: bytes, start: int
+) -> None:
+    body = b"".join(message.attribute(kind, value) for kind, value in given) + rest
+    assert message.attributes(body, start) == dict(message.each_attribute(body, start))

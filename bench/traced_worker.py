@@ -1,0 +1,117 @@
+"""A worker that notes when each part of its work begins and ends, for ``bench.breakdown``.
+
+The parts are wrapped from outside, so that the worker itself carries no measuring. The clock is one that all processes
+of the machine share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import inspect
+import os
+import time
+from asyncio import events as loop_events
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from events import logs
+from events.ledger import Ledger
+from events.settings import load
+from nodeworker import __main__ as worker
+from nodeworker.attach import Attacher
+from nodeworker.intake import Intake
+from nodeworker.interfaces import bridge, macvlan
+from nodeworker.ipam import host_local
+from nodeworker.settings import WorkerSettings
+
+_PARTS: tuple[tuple[Any, str, str], ...] = (
+    (Intake, "answer", "answer"),
+    (Attacher, "attach", "attach"),
+    (Attacher, "_plan", "plan"),
+    (Attacher, "_add", "attachment"),
+    (host_local, "add", "ipam"),
+    (bridge, "add", "plugin"),
+    (macvlan, "add", "plugin"),
+)
+
+
+class Trace(msgspec.Struct):
+    """What was noted, in seconds."""
+
+    spans: list[tuple[str, float, float]] = []
+    """Name, begin and end."""
+    longest_step: float = 0.0
+    """Of the event loop, from the first answer on."""
+
+
+trace = Trace()
+
+
+def traced(work: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
+    """Return *work*, which notes when it begins and ends."""
+
+    @functools.wraps(work)
+    def call(*args: Any, **more: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return work(*args, **more)
+        finally:
+            trace.spans.append((name(*args), begin, time.perf_counter()))
+
+    @functools.wraps(work)
+    async def wait(*args: Any, **more: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return await work(*args, **more)
+        finally:
+            trace.spans.append((name(*args), begin, time.perf_counter()))
+
+    return wait if inspect.iscoroutinefunction(work) else call
+
+
+def watch_steps() -> None:
+    """Note how long the longest step of the event loop takes, without the time that it waits for a processor."""
+    run = loop_events.Handle._run
+    schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+
+    def timed(self: loop_events.Handle) -> None:
+        delay, begin = _delay(schedule), time.perf_counter()
+        run(self)
+        if trace.spans:
+            held_up = time.perf_counter() - begin - (_delay(schedule) - delay)
+            trace.longest_step = max(trace.longest_step, held_up)
+
+    loop_events.Handle._run = timed  # type: ignore[method-assign]
+
+
+def _delay(schedule: int) -> float:
+    return int(os.pread(schedule, 64, 0).split()[1]) / 1e9
+
+
+def with_traced_appends(ledger: Ledger) -> Ledger:
+    """Return *ledger*, which notes its appends."""
+    ledger.append = traced(ledger.append, lambda event, *_: f"ack {event.type}")  # type: ignore[method-assign]
+    return ledger
+
+
+def main() -> None:
+    """Run the worker, and write down what was noted when it is told to stop."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    options = parser.parse_args()
+    settings = load(options.config, WorkerSettings)
+    logs.configure(settings.log_level, "worker")
+    for owner, attribute, name in _PARTS:
+        setattr(owner, attribute, traced(getattr(owner, attribute), lambda *_, name=name: name))
+    watch_steps()
+    asyncio.run(worker.run(settings, wrap=with_traced_appends))
+    options.config.with_suffix(".trace").write_bytes(msgspec.json.encode(trace))
+
+
+if __name__ == "__main__":
+    main()
