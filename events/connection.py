@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import msgspec
@@ -22,7 +22,7 @@ from events.natspy import Client, Msg, errors
 
 log = structlog.get_logger(__name__)
 
-MessageCallback: TypeAlias = Callable[[Msg], Awaitable[None]]
+MessageCallback: TypeAlias = Callable[[Msg], None]
 
 RETRY = 0.2
 """Seconds between two attempts."""
@@ -117,9 +117,7 @@ class Connection:
                     max_outstanding_pings=2,
                     pending_size=-1,  # fail at once while disconnected, instead of sending ghosts later
                 )
-                await client.subscribe(
-                    f"{self._inbox}.*", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0
-                )
+                await client.listen(f"{self._inbox}.*", self._on_answer)
             except errors.Error as error:
                 if self._made:
                     raise  # it was good before: whoever needs the connection tries again
@@ -207,7 +205,7 @@ class Connection:
         try:
             if self._client.is_closed:
                 await self.open()
-            inner = await self._client.subscribe(inbox, cb=deliver, pending_msgs_limit=0, pending_bytes_limit=0)
+            inner = await self._client.listen(inbox, deliver)
         except errors.Error as error:
             raise LedgerUnavailableError(f"the ledger can't be read: {reason_of(error)}") from error
         self._lost.add(lost)
@@ -230,7 +228,7 @@ class Connection:
         for lost in tuple(self._lost):
             lost()
 
-    async def _on_answer(self, message: Msg) -> None:
+    def _on_answer(self, message: Msg) -> None:
         answer = self._answers.get(message.subject.rpartition(".")[2])
         if answer is not None and not answer.done():
             answer.set_result(message)

@@ -72,7 +72,7 @@ class _Ear:
             log.info("notices_not_heard", error=str(error), retry_in=RETRY)
             await asyncio.sleep(RETRY)
 
-    async def _deliver(self, msg: Msg, /) -> None:
+    def _deliver(self, msg: Msg, /) -> None:
         self._heard.append(Notice(msg.subject, msg.data))
         self._wake.set()
 

@@ -121,7 +121,7 @@ class Puller:
             await subscription.unsubscribe()
             await self._delete(creating)
 
-    async def _deliver(self, msg: Msg, /) -> None:
+    def _deliver(self, msg: Msg, /) -> None:
         self._arrived.append(msg)
         self._wake.set()
 
