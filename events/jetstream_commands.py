@@ -131,7 +131,7 @@ class _Bell:
         except TimeoutError:
             return
 
-    async def _deliver(self, msg: Msg, /) -> None:
+    def _deliver(self, msg: Msg, /) -> None:
         sequence = (msg.headers or {}).get("Nats-Sequence")
         if sequence is not None:  # else it is some other word to the node
             self.newest = int(sequence)
