@@ -87,7 +87,9 @@ class _Supervisor:
                 settings.store, Path(settings.run_dir), port=settings.ledger.port, max_store=settings.ledger.max_bytes
             )
         )
-        self._children = [_Child("worker", "nodeworker", config), _Child("reconciler", "reconciler", config)]
+        self._children = [_Child("worker", "nodeworker", config)]
+        if settings.hub is None:  # else it is the cluster's, and not on every node
+            self._children.append(_Child("reconciler", "reconciler", config))
         if settings.install is not None:
             self._children.append(_Child("install", "nodeworker.install", config, "install", "--watch"))
         self._next_health_check = 0.0
@@ -168,7 +170,7 @@ def _chosen(config: Path | None) -> list[str]:
 @click.option("--adopt", is_flag=True, help="First take over the pods that Multus attached, as `plumbline adopt` does.")
 @click.pass_obj
 def command(config: Path | None, adopt: bool) -> None:
-    """Run ledger, worker and reconciler of this machine in the foreground.
+    """Run ledger, worker and reconciler of this machine in the foreground; the reconciler only without a hub.
 
     Ends with exit code 0 on SIGINT or SIGTERM, 1 when it can't start, 2 when the configuration is wrong.
     """

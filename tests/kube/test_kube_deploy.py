@@ -20,7 +20,7 @@ from tests.kube.kube_server import ADMIN, DEPLOY, KubeServer, binaries
 Kubectl: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 
 ACCOUNT = "system:serviceaccount:kube-system:plumbline"
-KUSTOMIZATIONS = ("kubernetes/base", "kubernetes/replace-multus", "crd")
+KUSTOMIZATIONS = ("kubernetes/base", "kubernetes/replace-multus", "crd", "kubernetes/with-hub")
 NADS = "network-attachment-definitions.k8s.cni.cncf.io"
 
 ALLOWED = {
@@ -166,3 +166,20 @@ def test_what_plumbline_writes_outlives_its_pod() -> None:
     assert Path(settings.run_dir).parent == Path("/run")
     entered = {m["mountPath"] for m in container["volumeMounts"] if m.get("mountPropagation") == "HostToContainer"}
     assert entered >= {"/run/netns", "/var/run/netns"}
+
+
+def test_with_a_hub_every_process_has_its_own_password_and_no_other(tmp_path: Path) -> None:
+    manifests = rendered("kubernetes/with-hub")
+    path = tmp_path / "plumbline.json"
+    path.write_text(next(m["data"]["plumbline.json"] for m in manifests if "plumbline.json" in m.get("data", {})))
+    hub = load(path, WorkerSettings).hub
+    assert hub is not None
+    assert hub.url.count("nats://") == hub.replicas == pick(manifests, "StatefulSet")["spec"]["replicas"] == 3
+    mounts: list[dict[str, Any]] = []
+    for kind in ("DaemonSet", "Deployment"):
+        (container,) = pick(manifests, kind)["spec"]["template"]["spec"]["containers"]
+        mounts += [mount for mount in container["volumeMounts"] if mount["mountPath"] == hub.token_file]
+        (name,) = (each for each in container["env"] if each["name"] == "PLUMBLINE_NODE")
+        assert name.get("value") == (None if kind == "DaemonSet" else "reconciler")
+    assert [mount.get("subPathExpr") or mount.get("subPath") for mount in mounts] == ["$(PLUMBLINE_NODE)", "reconciler"]
+    assert hub.user == "{node}"
