@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 _GRACE = 1.0
+_SAFE = 3
+"""Servers of a hub that can lose one."""
 
 _REFUSALS = (SettingsError, ProjectionError, LedgerError)
 """What another start would not mend: people have to."""
@@ -96,6 +98,8 @@ async def _serve(settings: ReconcilerSettings) -> None:
     with metrics.served(settings.reconciler.metrics):
         async with contextlib.AsyncExitStack() as stack:
             replicas = settings.hub.replicas if settings.hub is not None else 1
+            if settings.hub is not None and replicas < _SAFE:
+                log.warning("hub_can_lose_no_server", replicas=replicas, wanted=_SAFE)
             ledger = await _connect(settings, replicas)
             stack.push_async_callback(ledger.close)
             commands = JetStreamCommands(ledger)
