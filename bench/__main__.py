@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import attach, breakdown, cluster, cluster_memory, entry_point, fold, kubernetes, memory, projection
+from bench import attach, breakdown, cluster, cluster_memory, drift, entry_point, fold, kubernetes, memory, projection
 
 entry_point.main([])
 attach.main([])
@@ -13,3 +13,4 @@ projection.main([])
 cluster.main([])
 cluster_memory.main([])
 kubernetes.main([])
+drift.main([])

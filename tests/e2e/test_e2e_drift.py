@@ -233,6 +233,25 @@ def test_what_is_off_is_not_even_looked_at(configured: Callable[[dict[str, Any]]
         assert "NodeCompared" not in {stored.event.type for stored in node.events()}
 
 
+def test_check_finds_what_no_plugin_looks_at(configured: Callable[[dict[str, Any]], Node]) -> None:
+    node = configured({"policy": "off"})
+    pod = attached(node)
+    assert pod.check().exit_code == 0
+    ip("-n", pod.namespace, "link", "set", "eth0", "mtu", "1400")
+    answer = pod.check()
+    assert (answer.code, "mtu changed" in answer.msg, "default/samplepod" in answer.msg) == (100, True, True), answer
+
+
+def test_status_tells_of_ranges_that_are_used_up(node: Node) -> None:
+    default = node.bridge(ipam=node.host_local("10.87.0.0/30"))  # one address beside the gateway's, of an old version
+    pod = node.pod("only", config=node.conf(default, version="1.1.0"))
+    status = {"CNI_PATH": "/usr/lib/cni"}
+    assert node.runtime.call("STATUS", status, pod.config).answer().exit_code == 0
+    assert pod.add().exit_code == 0
+    answer = node.runtime.call("STATUS", status, pod.config).answer()
+    assert (answer.code, "all addresses of 10.87.0.0/30 are taken" in answer.msg) == (50, True), answer
+
+
 def test_what_changed_while_no_worker_was_there_is_found_and_repaired(node: Node) -> None:
     pod = attached(node)
     eventually(lambda: picture(pod), "it is there")

@@ -1,0 +1,161 @@
+"""What differs between the recorded sandbox and the kernel's, told of values alone."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase
+from events.schema import ContainerId, DriftKind, IfName, NetworkName, NodeName, PlannedAttachment
+from nodeworker.netlink.addresses import IFA_F_PERMANENT, Assigned
+from nodeworker.netlink.links import IFF_UP, Link
+from nodeworker.netlink.routes import Route
+from nodeworker.observe.compare import Snapshot, differences
+from nodeworker.observe.expected import ExpectedLink, expected
+
+RESULT: dict[str, Any] = {
+    "cniVersion": "1.0.0",
+    "interfaces": [{"name": "net1", "mac": "02:00:00:00:00:01", "sandbox": "/run/netns/box"}],
+    "ips": [{"interface": 0, "address": "10.0.0.2/24", "gateway": "10.0.0.1"}],
+    "routes": [{"dst": "10.9.0.0/16"}],
+}
+MACVLAN = {"type": "macvlan", "master": "uplink0"}
+LINK = Link(
+    index=2,
+    name="net1",
+    kind="macvlan",
+    mac="02:00:00:00:00:01",
+    mtu=1500,
+    flags=IFF_UP,
+    master=0,
+    parent=7,
+    parent_netnsid=0,
+    operstate=6,
+    queue_length=0,
+    data=b"",
+)
+UPLINK = replace(LINK, index=7, name="uplink0", kind="veth")
+
+
+def wanted(
+    config: Mapping[str, Any] = MACVLAN, result: Mapping[str, Any] | None = RESULT, policy: str = "repair", **plan: Any
+) -> tuple[ExpectedLink, ...]:
+    attachment = Attachment(
+        plan=PlannedAttachment(
+            network=NetworkName("ns/net"),
+            ifname=IfName("net1"),
+            cni_name="net",
+            cni_version="1.0.0",
+            plugins=(json.dumps(config),),
+            **plan,
+        ),
+        phase=AttachmentPhase.ATTACHED,
+        result="" if result is None else json.dumps(result),
+    )
+    box = Sandbox(
+        key=SandboxKey(ContainerId("box"), IfName("eth0")),
+        node=NodeName("node-1"),
+        phase=SandboxPhase.ATTACHED,
+        attachments=(attachment,),
+    )
+    return expected(box, lambda _: policy)
+
+
+def assigned(text: str, flags: int = IFA_F_PERMANENT, scope: int = 0) -> Assigned:
+    return Assigned(index=2, address=ipaddress.ip_interface(text), flags=flags, scope=scope)
+
+
+def route(destination: str, gateway: str = "", index: int = 2) -> Route:
+    via = ipaddress.ip_address(gateway) if gateway else None
+    return Route(destination=ipaddress.ip_network(destination), index=index, gateway=via)
+
+
+SOUND = Snapshot(
+    links={"net1": LINK},
+    addresses=(assigned("10.0.0.2/24"),),
+    routes=(route("10.0.0.0/24"), route("10.9.0.0/16", "10.0.0.1")),
+    parents={"uplink0": UPLINK},
+)
+
+
+def kinds(links: tuple[ExpectedLink, ...], seen: Snapshot, mtu: int = 1500) -> list[DriftKind]:
+    return [drift.kind for drift in differences(links, seen, {"net1": mtu})]
+
+
+def test_what_is_as_recorded_does_not_differ() -> None:
+    assert kinds(wanted(), SOUND) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "drift"),
+    [
+        ({"links": {}}, DriftKind.LINK_MISSING),
+        ({"links": {"net1": replace(LINK, flags=0)}}, DriftKind.LINK_DOWN),
+        ({"links": {"net1": replace(LINK, mtu=1400)}}, DriftKind.MTU_CHANGED),
+        ({"links": {"net1": replace(LINK, mac="02:00:00:00:00:02")}}, DriftKind.MAC_CHANGED),
+        ({"addresses": (*SOUND.addresses, assigned("10.1.0.2/24"))}, DriftKind.ADDRESS_FOREIGN),
+        ({"addresses": (*SOUND.addresses, assigned("2001:db8::9/64"))}, DriftKind.ADDRESS_FOREIGN),
+        ({"addresses": ()}, DriftKind.ADDRESS_MISSING),
+        ({"routes": SOUND.routes[:1]}, DriftKind.ROUTE_MISSING),
+        ({"routes": SOUND.routes[1:]}, DriftKind.ROUTE_MISSING),
+        ({"routes": (SOUND.routes[0], route("10.9.0.0/16", "10.0.0.9"))}, DriftKind.ROUTE_MISSING),
+        ({"routes": (SOUND.routes[0], route("10.9.0.0/16", "10.0.0.1", index=3))}, DriftKind.ROUTE_MISSING),
+        ({"parents": {}}, DriftKind.PARENT_MISSING),
+        ({"parents": {"uplink0": replace(UPLINK, flags=0)}}, DriftKind.PARENT_DOWN),
+    ],
+)
+def test_each_change_is_one_drift(changes: dict[str, Any], drift: DriftKind) -> None:
+    assert kinds(wanted(), replace(SOUND, **changes)) == [drift]
+
+
+@pytest.mark.parametrize(
+    "extra", [assigned("fe80::1/64", scope=253), assigned("2001:db8::1/64", flags=0)], ids=["link-local", "advertised"]
+)
+def test_what_the_kernel_makes_by_itself_is_no_drift(extra: Assigned) -> None:
+    assert kinds(wanted(), replace(SOUND, addresses=(*SOUND.addresses, extra))) == []
+
+
+def test_where_nobody_assigned_addresses_the_pod_may_have_any() -> None:
+    links = wanted(result={**RESULT, "ips": [], "routes": []})
+    assert kinds(links, replace(SOUND, routes=())) == []
+
+
+def test_what_is_not_known_is_not_compared() -> None:
+    assert wanted(result=None) == ()
+    assert kinds(wanted({"type": "macvlan"}), replace(SOUND, parents={})) == []
+    assert kinds(wanted(), SOUND, mtu=0) == []
+
+
+def test_a_network_that_is_off_is_not_looked_at() -> None:
+    assert wanted(policy="off") == ()
+
+
+def test_the_configured_mtu_goes_before_the_one_first_seen() -> None:
+    assert kinds(wanted({**MACVLAN, "mtu": 1400}), SOUND, mtu=1500) == [DriftKind.MTU_CHANGED]
+
+
+def test_a_device_without_network_driver_is_not_missed() -> None:
+    result = {**RESULT, "interfaces": [{"name": "net1", "sandbox": "/run/netns/box"}]}
+    assert kinds(wanted({"type": "sriov"}, result, device="0000:01:00.1"), replace(SOUND, links={})) == []
+
+
+def test_a_port_is_compared_at_both_ends() -> None:
+    bridge, port = replace(UPLINK, index=9, name="br0"), replace(LINK, index=10, name="veth1", master=9)
+    links = wanted({"type": "bridge", "bridge": "br0"})
+    seen = replace(SOUND, parents={"br0": bridge}, ports={"net1": port})
+    assert kinds(links, seen) == []
+    assert kinds(links, replace(seen, ports={"net1": replace(port, master=0)})) == [DriftKind.PORT_DETACHED]
+    assert kinds(links, replace(seen, ports={"net1": replace(port, flags=0)})) == [DriftKind.LINK_DOWN]
+    assert kinds(links, replace(seen, ports={})) == [DriftKind.PORT_DETACHED]
+
+
+def test_a_point_to_point_link_has_its_gateway_in_the_place_of_its_network() -> None:
+    links = wanted({"type": "ptp"})
+    ways = (route("10.0.0.1/32"), route("10.0.0.0/24", "10.0.0.1"), route("10.9.0.0/16", "10.0.0.1"))
+    assert kinds(links, replace(SOUND, routes=ways)) == []
+    assert kinds(links, replace(SOUND, routes=ways[1:])) == [DriftKind.ROUTE_MISSING]
