@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -27,6 +27,7 @@ from reconciler.certain_publisher import CertainPublisher
 from reconciler.delays import delays
 from reconciler.leak_keeper import LeakKeeper
 from reconciler.metrics import Metrics
+from reconciler.pod_events import PodEvent
 from reconciler.projection.engine import ProjectionError
 from reconciler.projection.store import Store
 from reconciler.publication import Publication
@@ -36,6 +37,10 @@ from reconciler.repairing import Repairing
 from reconciler.replicas import Replicas, Turn
 from reconciler.settings import ReconcilerSettings
 from reconciler.status_folder import StatusFolder
+from reconciler.status_keeper import StatusKeeper
+
+if TYPE_CHECKING:
+    from reconciler.pod_event_writer import PodEventWriter
 
 log = structlog.get_logger(__name__)
 
@@ -126,13 +131,23 @@ def _listeners(
     """Return who acts during *turn*: all that they append and send goes through its fence."""
     listeners: list[Listener] = []
     if publisher is not None:
-        listeners.append(Publication(CertainPublisher(publisher, turn), turn.ledger, notices, metrics))
-        listeners += _speakers(publisher, settings, metrics)
+        certain = CertainPublisher(publisher, turn)
+        publication = Publication(certain, turn.ledger, notices, metrics)
+        writer = _pod_event_writer(publisher, settings, metrics)
+        listeners += [publication, *([] if writer is None else [writer])]
+        if settings.drift.policy != "off":
+            warn = _unsaid if writer is None else writer.say
+            repair = settings.drift.policy == "repair"
+            listeners.append(StatusKeeper(certain, publication, turn.ledger, metrics, repair=repair, warn=warn))
     if settings.drift.wanted:
         listeners.append(Repairing(turn.commands, settings.drift.of, metrics.drift))
     if settings.leaks.policy == "reclaim":
         listeners.append(LeakKeeper(turn.commands, metrics))
     return listeners
+
+
+def _unsaid(event: PodEvent) -> None:
+    """Say it to nobody: there is no API server, or no wish to tell it."""
 
 
 def _name(settings: ReconcilerSettings) -> str:
@@ -148,18 +163,19 @@ async def _open_publisher(settings: ReconcilerSettings) -> Publisher | None:
         return None
     from reconciler.pod_annotation import PodAnnotation  # noqa: PLC0415  # 50 MB that only its user pays
 
-    return await PodAnnotation.connect(cluster.kubeconfig)
+    node = settings.node_name if settings.hub is None else ""  # else its ledger has all nodes
+    return await PodAnnotation.connect(cluster.kubeconfig, node)
 
 
-def _speakers(publisher: Publisher, settings: ReconcilerSettings, metrics: Metrics) -> list[Listener]:
+def _pod_event_writer(publisher: Publisher, settings: ReconcilerSettings, metrics: Metrics) -> PodEventWriter | None:
     """Return who writes Kubernetes Events: nobody without an API server, or where they are not wanted."""
     if settings.reconciler.kubernetes is None or not settings.reconciler.kubernetes.events:
-        return []
+        return None
     from reconciler.pod_annotation import PodAnnotation  # noqa: PLC0415  # as above
     from reconciler.pod_event_writer import PodEventWriter  # noqa: PLC0415
 
     assert isinstance(publisher, PodAnnotation)
-    return [PodEventWriter(publisher.api, metrics)]
+    return PodEventWriter(publisher.api, metrics)
 
 
 async def _connect(settings: ReconcilerSettings, replicas: int) -> JetStreamLedger:

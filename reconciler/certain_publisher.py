@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 from events.ledger import ConflictError, LedgerUnavailableError
 from events.schema import ErrorClass
-from reconciler.publisher import Publisher, PublishError
+from reconciler.publisher import Publisher, PublishError, Seen
 from reconciler.replicas import Turn
 from reconciler.status import PodName, PodStatus
 
@@ -29,6 +31,18 @@ class CertainPublisher:
     async def pods(self) -> set[PodName]:
         """See ``Publisher.pods``."""
         return await self._publisher.pods()
+
+    def seen(self) -> AsyncGenerator[Seen, None]:
+        """See ``Publisher.seen``."""
+        return self._publisher.seen()
+
+    def listed(self) -> AsyncGenerator[Seen, None]:
+        """See ``Publisher.listed``."""
+        return self._publisher.listed()
+
+    async def read(self, pod: PodName) -> Seen | None:
+        """See ``Publisher.read``."""
+        return await self._publisher.read(pod)
 
     async def ready(self) -> bool:
         """See ``Publisher.ready``."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from events.fold import Sandbox, SandboxKey, SandboxPhase
-from events.schema import AttachCompleted, Event, EventId, NodeName, Pod, SandboxAdopted
+from events.schema import AttachCompleted, Event, EventId, InterfaceAttached, NodeName, Pod, SandboxAdopted
 from reconciler.status import PodName, PodStatus, StatusError, pod_status
 
 
@@ -25,6 +25,8 @@ class Published(NamedTuple):
     text: str
     refused: bool
     """True: the status can't be published."""
+    sequence: int = 0
+    """Of the event that says so."""
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,25 +58,50 @@ def became_attached(event: Event, sandbox: Sandbox | None) -> bool:
             return False
 
 
+def concerns_status(event: Event, sandbox: Sandbox | None) -> bool:
+    """Return whether the status of the pod of *sandbox* may have to be published after *event*.
+
+    That is when it became attached, and when an interface of it was made again, with another result maybe.
+    """
+    if became_attached(event, sandbox):
+        return True
+    attached = sandbox is not None and sandbox.phase is SandboxPhase.ATTACHED
+    return attached and isinstance(event.data, InterfaceAttached)
+
+
 def due(sandboxes: Sequence[Sandbox], published: Published | None) -> Due | None:
-    """Return what has to be published for the pod that *sandboxes*, oldest first, are of; None when nothing has."""
-    attached = [box for box in sandboxes if box.phase is SandboxPhase.ATTACHED and box.plan and box.plan.publish]
+    """Return what has to be published for the pod that *sandboxes*, oldest first, are of; None when nothing has.
+
+    Nothing has when the ledger's last word is of the newest sandbox and says what is to be said, or that it can't be.
+    """
+    attached = _published_for(sandboxes)
+    if not attached:
+        return None
+    if published is None or published.intent != attached[-1].intent:
+        return told(sandboxes, published)
+    if published.refused or published.sequence > attached[-1].sequence:
+        return None  # what was published later than its last event is as it should be; to tell it again takes long
+    found = told(sandboxes, published)
+    return None if found is not None and found.status.text == published.text else found
+
+
+def told(sandboxes: Sequence[Sandbox], published: Published | None) -> Due | None:
+    """Return what the pod's status has to say, whether it does or not; None: nobody has to say anything."""
+    attached = _published_for(sandboxes)
     if not attached:
         return None
     newest = attached[-1]
-    if published is not None and published.intent == newest.intent:
-        return None
     pod = _as_the_cluster_knows_it(newest)
     name = PodName(pod.namespace, pod.name)
     text, problem = "", ""
     try:
-        told = pod_status([box for box in attached if box.key.container_id == newest.key.container_id])
+        status = pod_status([box for box in attached if box.key.container_id == newest.key.container_id])
     except StatusError as error:
         problem = str(error)
     else:
-        if told is None:
+        if status is None:
             return None
-        text = told.text
+        text = status.text
     return Due(
         pod=name,
         status=PodStatus(pod, text),
@@ -99,13 +126,17 @@ def newly_due(
     """
     dues: dict[PodName, Due] = {}
     for event, sandbox in story:
-        if sandbox is None or not became_attached(event, sandbox):
+        if sandbox is None or not concerns_status(event, sandbox):
             continue
         container = [box for key, box in sandboxes.items() if key.container_id == sandbox.key.container_id]
         name = PodName(sandbox.pod.namespace, sandbox.pod.name)
         if (found := due(container, published.get(name))) is not None:
             dues[name] = found
     return list(dues.values())
+
+
+def _published_for(sandboxes: Sequence[Sandbox]) -> list[Sandbox]:
+    return [box for box in sandboxes if box.phase is SandboxPhase.ATTACHED and box.plan and box.plan.publish]
 
 
 def _as_the_cluster_knows_it(sandbox: Sandbox) -> Pod:

@@ -58,6 +58,14 @@ class Metrics:
         self.status_pending = Gauge(
             f"{prefix}_status_pending", "Pods whose status is to be written or withdrawn", registry=self.registry
         )
+        self.status_restored = Counter(
+            f"{prefix}_status_restored",
+            "Network statuses brought back that somebody had changed",
+            registry=self.registry,
+        )
+        self.status_contested = Gauge(
+            f"{prefix}_status_contested", "Pods whose network-status somebody keeps changing", registry=self.registry
+        )
         self.active = Gauge(
             f"{prefix}_active", "Whether this is the reconciler that acts, of several replicas", registry=self.registry
         )

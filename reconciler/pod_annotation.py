@@ -8,6 +8,8 @@ of the same name, and no resource version is needed, because the one key that is
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import aiohttp
@@ -17,7 +19,8 @@ from kubernetes_asyncio import client, config
 
 from events.schema import ErrorClass
 from events.settings import SettingsError
-from reconciler.publisher import PublishError, require_pod_name
+from reconciler.annotation_watch import AnnotationWatch, WatchError
+from reconciler.publisher import PublishError, Seen, require_pod_name
 from reconciler.status import ANNOTATION, PodName, PodStatus
 
 _TIMEOUT = 10.0
@@ -41,21 +44,22 @@ class _Status(msgspec.Struct):
 class PodAnnotation:
     """``Publisher`` at an API server. Make one with ``connect``."""
 
-    def __init__(self, configuration: client.Configuration) -> None:
+    def __init__(self, configuration: client.Configuration, node: str = "") -> None:
         self._host = configuration.host
         self.api = client.ApiClient(configuration)
         """For whoever else has something to tell this API server."""
         # Any: the library's types know of no undecoded answers, nor of content types.
         self._pods: Any = client.CoreV1Api(self.api)
         self._version: Any = client.VersionApi(self.api)
+        self._watch = AnnotationWatch(self.api, node)
         self._heard_at = float("-inf")
         self._healthy = False
 
     @classmethod
-    async def connect(cls, kubeconfig: str) -> PodAnnotation:
+    async def connect(cls, kubeconfig: str, node: str = "") -> PodAnnotation:
         """Return one for the server in *kubeconfig*; empty: by the service account, whose token is read again.
 
-        Raises SettingsError.
+        What pods have is read of those on *node*; empty: of all. Raises SettingsError.
         """
         configuration = client.Configuration()
         try:
@@ -65,7 +69,7 @@ class PodAnnotation:
                 )
             else:
                 config.load_incluster_config(client_configuration=configuration)
-            return cls(configuration)
+            return cls(configuration, node)
         except (*_UNUSABLE, OSError) as error:
             where = f"kubeconfig {kubeconfig}" if kubeconfig else "service account of this pod"
             reason = " ".join(str(error).split())
@@ -98,6 +102,28 @@ class PodAnnotation:
         """Return none, because nothing is ever withdrawn."""
         return set()
 
+    def seen(self) -> AsyncGenerator[Seen, None]:
+        """See ``Publisher.seen``."""
+        return self._watch.seen()
+
+    async def listed(self) -> AsyncGenerator[Seen, None]:
+        """See ``Publisher.listed``."""
+        try:
+            async with aclosing(self._watch.listed()) as listed:
+                async for found, _ in listed:
+                    if found is not None:
+                        yield found
+        except (*_AWAY, WatchError, msgspec.MsgspecError) as error:
+            raise self._unread(error) from error
+
+    async def read(self, pod: PodName) -> Seen | None:
+        """See ``Publisher.read``."""
+        require_pod_name(pod)
+        try:
+            return await self._watch.read(pod)
+        except (*_AWAY, WatchError, msgspec.MsgspecError) as error:
+            raise self._unread(error) from error
+
     async def ready(self) -> bool:
         """See ``Publisher.ready``. It is the last answer that tells, and where that is old, another one."""
         if asyncio.get_running_loop().time() - self._heard_at > _IDLE:
@@ -112,6 +138,14 @@ class PodAnnotation:
     async def close(self) -> None:
         """Close the connections."""
         await self.api.close()
+
+    def _unread(self, error: Exception) -> PublishError:
+        return PublishError(
+            ErrorClass.SOURCE_UNAVAILABLE,
+            f"the API server {self._host} does not tell what network-status pods have "
+            f"({str(error) or type(error).__name__})",
+            retry_after=error.retry_after if isinstance(error, WatchError) else None,
+        )
 
     async def _patch(self, status: PodStatus, body: object) -> None:
         try:

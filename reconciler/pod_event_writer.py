@@ -53,14 +53,18 @@ class PodEventWriter:
 
     def changed(self, changes: Changes) -> None:
         """Say what there is to say of a batch, unless it was said too often."""
-        at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for event, sandbox in changes.story:
             for said in pod_events(event, sandbox):
-                times, now = self._throttle.say(said, time.monotonic())
-                if not now or self._waiting.full():
-                    self._metrics.pod_events_dropped.inc()
-                else:
-                    self._waiting.put_nowait(_Said(said, times, at))
+                self.say(said)
+
+    def say(self, event: PodEvent) -> None:
+        """Say *event*, unless it was said too often."""
+        times, now = self._throttle.say(event, time.monotonic())
+        if not now or self._waiting.full():
+            self._metrics.pod_events_dropped.inc()
+        else:
+            at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            self._waiting.put_nowait(_Said(event, times, at))
 
     async def run(self) -> None:
         """Write without end."""

@@ -13,6 +13,7 @@ import secrets
 import time
 
 import structlog
+from msgspec.structs import replace
 
 from events import subjects
 from events.ledger import Ledger, LedgerError
@@ -89,6 +90,14 @@ class Publication:
             self._want(found.pod, found)
         for pod in changes.left:
             self._want(pod, None)
+
+    def busy(self, pod: PodName) -> bool:
+        """Return whether something is to be published for *pod*, or withdrawn, or is being."""
+        return pod in self._wishes
+
+    def restore(self, found: Due) -> None:
+        """Publish *found*, though the ledger says that it is: somebody changed it."""
+        self._want(found.pod, replace(found, before=None, since=rfc3339(time.time_ns())))
 
     async def run(self) -> None:
         """Publish without end."""
@@ -170,7 +179,7 @@ class Publication:
 
     async def _record(self, found: Due, data: Data, wish: _Wish, *, until_taken: bool) -> None:
         """Append *data*; *until_taken*: try until the ledger takes it, or something else is wanted."""
-        event = _event(found, data)
+        event = event_of(found, data)
         for delay in delays():
             try:
                 await self._ledger.append(event)
@@ -198,7 +207,8 @@ def _failed(found: Due, error: PublishError) -> StatusPublishFailed:
     )
 
 
-def _event(found: Due, data: Data) -> Event:
+def event_of(found: Due, data: Data) -> Event:
+    """Return the event that says *data* of the sandbox in *found*. It is the reconciler's."""
     now = time.time_ns()
     return Event(
         id=new_event_id(now // 1_000_000, secrets.token_bytes(10)),

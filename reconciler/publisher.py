@@ -7,7 +7,8 @@ the manifests, on a machine that has no API server (``reconciler.status_folder``
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from collections.abc import AsyncGenerator
+from typing import NamedTuple, Protocol
 
 from events.schema import ErrorClass, Failure, Phase
 from reconciler.status import PodName, PodStatus
@@ -30,6 +31,21 @@ class PublishError(Exception):
         self.retry_after = retry_after
 
 
+class Seen(NamedTuple):
+    """What a place says of a pod."""
+
+    pod: PodName
+    uid: str
+    text: str | None
+    """The status; None: it says nothing."""
+    gone: bool = False
+    """The pod is no more."""
+
+
+LISTED = Seen(PodName("", ""), "", None)
+"""Comes once all that there is has been told of."""
+
+
 class Publisher(Protocol):
     """A place where people and programs read what a pod is attached to. Every call may be repeated."""
 
@@ -49,6 +65,18 @@ class Publisher(Protocol):
 
     async def pods(self) -> set[PodName]:
         """Return the pods that it would have to forget if they were attached to nothing."""
+        ...
+
+    def seen(self) -> AsyncGenerator[Seen, None]:
+        """Yield what the place says of every pod, then ``LISTED``, then what changes there, without end."""
+        ...
+
+    def listed(self) -> AsyncGenerator[Seen, None]:
+        """Yield what the place says of every pod. Raises PublishError."""
+        ...
+
+    async def read(self, pod: PodName) -> Seen | None:
+        """Return what the place says of *pod*; None: there is no such pod, as far as it knows. Raises PublishError."""
         ...
 
     async def ready(self) -> bool:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
 
-from events.schema import ErrorClass
-from reconciler.publisher import PublishError, require_pod_name
+from events.schema import ErrorClass, Pod
+from reconciler.publisher import LISTED, PublishError, Seen, require_pod_name
 from reconciler.status import ANNOTATION, PodName, PodStatus
+
+LOOK = 2.0
+"""Seconds between two looks at who has changed a file: a few hundred on one machine, so nothing has to tell of it."""
+
+
+class _Document(msgspec.Struct):
+    uid: str = ""
+    annotations: dict[str, str] = {}
 
 
 class StatusFolder:
@@ -34,6 +44,44 @@ class StatusFolder:
         """See ``Publisher.pods``."""
         return {PodName(path.parent.name, path.stem) for path in self._root.glob("*/*.json")}
 
+    async def seen(self) -> AsyncGenerator[Seen, None]:
+        """See ``Publisher.seen``; the folder is looked at every ``LOOK`` seconds."""
+        known: dict[PodName, tuple[int, ...]] | None = None
+        while True:
+            now = await asyncio.to_thread(self._marks)
+            before = known or {}
+            for pod in sorted(now.keys() | before.keys()):
+                if now.get(pod) != before.get(pod):
+                    yield await self.read(pod)
+            if known is None:
+                yield LISTED
+            known = now
+            await asyncio.sleep(LOOK)
+
+    async def listed(self) -> AsyncGenerator[Seen, None]:
+        """See ``Publisher.listed``."""
+        for pod in await self.pods():
+            yield await self.read(pod)
+
+    async def read(self, pod: PodName) -> Seen:
+        """See ``Publisher.read``; a file that is missing, or not as it was written, says nothing."""
+        require_pod_name(pod)
+        try:
+            content = await asyncio.to_thread(_content, self._path(pod))
+        except OSError as error:
+            raise PublishError(
+                ErrorClass.SOURCE_UNAVAILABLE,
+                f"pod {pod}: its network-status can't be read from {self._path(pod)}: {error.strerror}; "
+                "mend the folder",
+            ) from error
+        try:
+            document = msgspec.json.decode(content or b"", type=_Document)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return Seen(pod, "", None)
+        text = document.annotations.get(ANNOTATION, "")
+        whole = content == _document(pod, PodStatus(Pod(pod.namespace, pod.name, document.uid), text))
+        return Seen(pod, document.uid, text) if whole else Seen(pod, "", None)
+
     async def ready(self) -> bool:
         """Return True: whether a file can be written is seen when one is."""
         return True
@@ -41,9 +89,21 @@ class StatusFolder:
     async def close(self) -> None:
         """Hold nothing, so let go of nothing."""
 
+    def _path(self, pod: PodName) -> Path:
+        return self._root / pod.namespace / f"{pod.name}.json"
+
+    def _marks(self) -> dict[PodName, tuple[int, ...]]:
+        """Return for each file what changes when it does."""
+        found: dict[PodName, tuple[int, ...]] = {}
+        for path in self._root.glob("*/*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                found[PodName(path.parent.name, path.stem)] = stat.st_mtime_ns, stat.st_size, stat.st_ino
+        return found
+
     async def _write(self, pod: PodName, status: PodStatus | None) -> bool:
         require_pod_name(pod)
-        path = self._root / pod.namespace / f"{pod.name}.json"
+        path = self._path(pod)
         try:
             return await asyncio.to_thread(_bring_to, path, None if status is None else _document(pod, status))
         except OSError as error:

@@ -26,7 +26,7 @@ from events.schema import (
     LeakReclaimFailed,
     NodeName,
 )
-from reconciler.due import Published, became_attached
+from reconciler.due import Published, concerns_status
 from reconciler.projection.chronicle import Histories, Versions
 from reconciler.projection.held import Holdings
 from reconciler.projection.rows import (
@@ -98,7 +98,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     phases: Counter[str]
     """How many more live sandboxes there are in each phase, or how many fewer."""
     attached: frozenset[PodName]
-    """Pods of which a sandbox became attached."""
+    """Pods whose status may have to be published."""
     published: dict[PodName, Published] = {}
     """What is published of those, as far as the ledger knows; the store's to say."""
     closed_pods: frozenset[PodName]
@@ -179,7 +179,7 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
         created=created,
         open=state.pending,
         phases=_phases(loaded.sandboxes, now),
-        attached=_pods(box for event, box in story if became_attached(event, box)),
+        attached=_pods(box for event, box in story if concerns_status(event, box)),
         closed_pods=_pods(box for _, box in story if box is not None and not box.holds_something),
     )
 

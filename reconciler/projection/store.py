@@ -114,6 +114,12 @@ class Store:
                 judged.append(judge(name, [sandbox_of(row.fold) for row in same], _status_of(same[0])))
             return judged
 
+    def of_live_pod(self, pod: PodName) -> tuple[list[Sandbox], Published | None]:
+        """Return the same for one pod, nothing if it has nothing on a node. Raises DatabaseAwayError."""
+        with self._transaction() as connection:
+            rows = connection.execute(_LIVE_POD, {"namespace": pod.namespace, "pod": pod.name}).all()
+            return [sandbox_of(row.fold) for row in rows], _status_of(rows[0]) if rows else None
+
     def drifting(self) -> list[Sandbox]:
         """Return the live sandboxes that their node differs from, oldest first. Raises DatabaseAwayError."""
         with self._transaction() as connection:
@@ -205,6 +211,7 @@ _LIVE_PODS = (
     .where(_IS_LIVE, sandboxes.c.pod != "")
     .order_by(sandboxes.c.namespace, sandboxes.c.pod, sandboxes.c.created)
 )
+_LIVE_POD = _LIVE_PODS.where(sandboxes.c.namespace == sa.bindparam("namespace"), sandboxes.c.pod == sa.bindparam("pod"))
 
 
 def _status_of(row: sa.Row[Any]) -> Published | None:
@@ -217,7 +224,10 @@ def _published(connection: sa.Connection, pods: frozenset[PodName]) -> dict[PodN
     if not pods:
         return {}
     rows = connection.execute(_PUBLISHED, {"pods": list(pods)})
-    return {PodName(row.namespace, row.pod): Published(row.uid, row.intent, row.text, row.refused) for row in rows}
+    return {
+        PodName(row.namespace, row.pod): Published(row.uid, row.intent, row.text, row.refused, row.sequence)
+        for row in rows
+    }
 
 
 def _live(connection: sa.Connection, pods: frozenset[PodName]) -> frozenset[PodName]:

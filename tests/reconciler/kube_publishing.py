@@ -14,14 +14,17 @@ from reconciler.pod_annotation import PodAnnotation
 from tests.kube.kube_server import PODS, TOKENS, KubeServer
 
 PUBLISHER = "publisher-token"
-RULES = [{"apiGroups": [""], "resources": ["pods/status"], "verbs": ["patch"]}]
+RULES = [
+    {"apiGroups": [""], "resources": ["pods/status"], "verbs": ["patch"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+]
 """All that the reconciler needs."""
 WITH_PUBLISHER = {**TOKENS, PUBLISHER: ("publisher", "")}
 
 
 @pytest.fixture(scope="session")
 def cluster(kube: KubeServer) -> KubeServer:
-    """The API server, which lets the user ``publisher`` patch ``pods/status`` and nothing else."""
+    """The API server, which lets the user ``publisher`` do that and nothing else."""
     api = "/apis/rbac.authorization.k8s.io/v1"
     kube.ask("POST", f"{api}/clusterroles", {"metadata": {"name": "publisher"}, "rules": RULES})
     kube.ask(

@@ -10,10 +10,12 @@ from pathlib import Path
 from events.jetstream import JetStreamLedger
 from events.memory import MemoryLedger
 from reconciler.metrics import Metrics
+from reconciler.pod_events import PodEvent
 from reconciler.projection.store import Store
 from reconciler.publication import Publication
 from reconciler.publisher import Publisher
 from reconciler.reconcile import Listener, Reconciler, Serve
+from reconciler.status_keeper import StatusKeeper
 
 
 class Alone:
@@ -52,12 +54,22 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    ledger: MemoryLedger | JetStreamLedger, database: Path | str, publisher: Publisher | None = None
+    ledger: MemoryLedger | JetStreamLedger,
+    database: Path | str,
+    publisher: Publisher | None = None,
+    *,
+    keep: str = "off",
+    warn: Callable[[PodEvent], None] = lambda event: None,
 ) -> AsyncIterator[Running]:
-    """Run a reconciler meanwhile."""
+    """Run a reconciler meanwhile. *keep* is what to do about a status that somebody changed."""
     metrics = Metrics()
     store = Store(database if isinstance(database, str) else f"sqlite:///{database}", "NODE")
-    listeners = [Publication(publisher, ledger, ledger, metrics)] if publisher is not None else []
+    listeners: list[Listener] = []
+    if publisher is not None:
+        listeners.append(publication := Publication(publisher, ledger, ledger, metrics))
+        if keep != "off":
+            repair = keep == "repair"
+            listeners.append(StatusKeeper(publisher, publication, ledger, metrics, repair=repair, warn=warn))
     reconciler = Reconciler(ledger, store, Alone(listeners), metrics, pulse=0.01)
     task = asyncio.create_task(reconciler.run())
     try:

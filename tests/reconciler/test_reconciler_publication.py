@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from events.memory import MemoryLedger
 from events.notices import PRESENCE_LOST, PUBLISHER_PRESENT
 from events.schema import NO_NODE, ErrorClass, Event, Pod, StatusPublished, StatusPublishFailed
 from reconciler import publication
-from reconciler.publisher import PublishError
+from reconciler.publisher import PublishError, Seen
 from reconciler.status import PodName, PodStatus
 from reconciler.status_folder import StatusFolder
 
@@ -41,6 +41,8 @@ class Board:
         self.most = 0
         self.well = True
         self.there: set[PodName] = set()
+        self.changes: asyncio.Queue[Seen] = asyncio.Queue()
+        self.pods_say: dict[PodName, Seen] = {}
 
     async def put(self, status: PodStatus, before: PodStatus | None) -> bool:
         self.under_way += 1
@@ -61,6 +63,17 @@ class Board:
 
     async def pods(self) -> set[PodName]:
         return self.there
+
+    async def seen(self) -> AsyncGenerator[Seen, None]:
+        while True:
+            yield await self.changes.get()
+
+    async def listed(self) -> AsyncGenerator[Seen, None]:
+        for found in self.pods_say.values():
+            yield found
+
+    async def read(self, pod: PodName) -> Seen | None:
+        return self.pods_say.get(pod)
 
     async def ready(self) -> bool:
         return self.well
