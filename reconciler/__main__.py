@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from events import logs
-from events.jetstream import JetStreamLedger
 from events.jetstream_commands import JetStreamCommands
 from events.ledger import LedgerError, LedgerUnavailableError
 from events.notices import Notices
-from events.settings import DEFAULT_PATH, SettingsError, hub_address, ledger_address, load
-from events.streams import NODE_STREAM, command_stream, hub_stream
+from events.settings import DEFAULT_PATH, SettingsError, load
+from events.streams import command_stream
+from reconciler.adapters import connect, hub_replicas, open_publisher
 from reconciler.batches import collect_seldom
 from reconciler.certain_publisher import CertainPublisher
 from reconciler.delays import delays
@@ -36,8 +36,8 @@ from reconciler.reconcile import Listener, Reconciler
 from reconciler.repairing import Repairing
 from reconciler.replicas import Replicas, Turn
 from reconciler.settings import ReconcilerSettings
-from reconciler.status_folder import StatusFolder
 from reconciler.status_keeper import StatusKeeper
+from reconciler.verify.periodic import PeriodicVerification
 
 if TYPE_CHECKING:
     from reconciler.pod_event_writer import PodEventWriter
@@ -62,7 +62,7 @@ def main() -> int:
         settings = load(path, ReconcilerSettings)
         logs.configure(settings.log_level, "reconciler")
         collect_seldom()
-        asyncio.run(_until_signalled(settings))
+        asyncio.run(_until_signalled(settings, path))
     except _REFUSALS as error:
         return _refuse(error)
     except BaseExceptionGroup as group:
@@ -82,11 +82,11 @@ def _refuse(error: BaseException) -> int:
     return 2
 
 
-async def _until_signalled(settings: ReconcilerSettings) -> None:
+async def _until_signalled(settings: ReconcilerSettings, config: Path | None) -> None:
     signalled = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, signalled.set)
-    serving = asyncio.create_task(_serve(settings), name="serve")
+    serving = asyncio.create_task(_serve(settings, config), name="serve")
     waiting = asyncio.create_task(signalled.wait(), name="wait-for-signal")
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     serving.cancel()
@@ -98,25 +98,27 @@ async def _until_signalled(settings: ReconcilerSettings) -> None:
     log.info("reconciler_stopped")
 
 
-async def _serve(settings: ReconcilerSettings) -> None:
+async def _serve(settings: ReconcilerSettings, config: Path | None) -> None:
     metrics = Metrics()
     with metrics.served(settings.reconciler.metrics):
         async with contextlib.AsyncExitStack() as stack:
-            replicas = settings.hub.replicas if settings.hub is not None else 1
-            if settings.hub is not None and replicas < _SAFE:
-                log.warning("hub_can_lose_no_server", replicas=replicas, wanted=_SAFE)
-            ledger = await _connect(settings, replicas)
+            if settings.hub is not None and settings.hub.replicas < _SAFE:
+                log.warning("hub_can_lose_no_server", replicas=settings.hub.replicas, wanted=_SAFE)
+            ledger = await _until_there(lambda: connect(settings, "plumbline-reconciler"))
             stack.push_async_callback(ledger.close)
             commands = JetStreamCommands(ledger)
-            await _until_there(lambda: commands.make(command_stream(replicas)))
+            await _until_there(lambda: commands.make(command_stream(hub_replicas(settings))))
             store = Store(settings.database, ledger.stream)
             stack.callback(store.close)
-            publisher = await _open_publisher(settings)
+            publisher = await open_publisher(settings)
             if publisher is not None:
                 stack.push_async_callback(publisher.close)
 
             def appoint(turn: Turn) -> list[Listener]:
-                return _listeners(settings, publisher, ledger, turn, metrics)
+                found = _listeners(settings, publisher, ledger, turn, metrics)
+                if settings.reconciler.verify_interval:
+                    found.append(PeriodicVerification(config, settings.reconciler.verify_interval, metrics))
+                return found
 
             contest = Replicas(
                 ledger, ledger, commands, appoint, metrics, name=_name(settings), alone=settings.hub is None
@@ -155,18 +157,6 @@ def _name(settings: ReconcilerSettings) -> str:
     return f"{settings.node_name}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
-async def _open_publisher(settings: ReconcilerSettings) -> Publisher | None:
-    """Return where statuses go; None: nowhere. Raises SettingsError."""
-    if settings.manifests:
-        return StatusFolder(Path(settings.manifests))
-    if (cluster := settings.reconciler.kubernetes) is None:
-        return None
-    from reconciler.pod_annotation import PodAnnotation  # noqa: PLC0415  # 50 MB that only its user pays
-
-    node = settings.node_name if settings.hub is None else ""  # else its ledger has all nodes
-    return await PodAnnotation.connect(cluster.kubeconfig, node)
-
-
 def _pod_event_writer(publisher: Publisher, settings: ReconcilerSettings, metrics: Metrics) -> PodEventWriter | None:
     """Return who writes Kubernetes Events: nobody without an API server, or where they are not wanted."""
     if settings.reconciler.kubernetes is None or not settings.reconciler.kubernetes.events:
@@ -176,18 +166,6 @@ def _pod_event_writer(publisher: Publisher, settings: ReconcilerSettings, metric
 
     assert isinstance(publisher, PodAnnotation)
     return PodEventWriter(publisher.api, metrics)
-
-
-async def _connect(settings: ReconcilerSettings, replicas: int) -> JetStreamLedger:
-    """Return the whole ledger: the hub's where there is one, else the node's. Raises SettingsError, LedgerError."""
-    address, config = hub_address(settings), hub_stream(replicas)
-    if address is None:
-        address, config = ledger_address(settings), NODE_STREAM
-    return await _until_there(
-        lambda: JetStreamLedger.connect(
-            address.url, address.token, user=address.user, config=config, name="plumbline-reconciler"
-        )
-    )
 
 
 async def _until_there(work: Callable[[], Awaitable[_T]]) -> _T:

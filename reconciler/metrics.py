@@ -11,6 +11,7 @@ from events.fold import SandboxPhase
 from events.schema import TYPES
 from events.settings import MetricsSettings, SettingsError
 from reconciler.drift_metrics import DriftMetrics
+from reconciler.verify.report import Kind, Report
 
 _UNKNOWN = "unknown"
 _BATCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -83,6 +84,24 @@ class Metrics:
         self.anomalies = Counter(
             f"{prefix}_anomalies", "Events that did not fit what came before them", registry=self.registry
         )
+        self._differences = Gauge(
+            "plumbline_verify_differences",
+            "What differed between projection, ledger and reality at the last verification",
+            ["kind"],
+            registry=self.registry,
+        )
+        self._unseen = Gauge(
+            "plumbline_verify_unseen", "What the last verification could not look at", registry=self.registry
+        )
+        self._verify_seconds = Gauge(
+            "plumbline_verify_last_seconds", "How long the last verification took", registry=self.registry
+        )
+        self._verified_at = Gauge(
+            "plumbline_verified_at", "When the last verification ended, in Unix seconds", registry=self.registry
+        )
+        self.verify_failed = Counter(
+            "plumbline_verify_failed", "Verifications that came to no result", registry=self.registry
+        )
         self._sandboxes = Gauge(
             f"{prefix}_sandboxes", "Sandboxes that hold something on a node", ["phase"], registry=self.registry
         )
@@ -99,6 +118,14 @@ class Metrics:
         """Set how many sandboxes are in each phase."""
         for phase in SandboxPhase:
             self._sandboxes.labels(phase.value).set(phases.get(phase.value, 0))
+
+    def set_verified(self, report: Report, at: float) -> None:
+        """Set what *report*, which was made by *at*, says."""
+        for kind in Kind:
+            self._differences.labels(kind.value).set(report.counts.get(kind, 0))
+        self._unseen.set(len(report.unseen))
+        self._verify_seconds.set(report.seconds)
+        self._verified_at.set(at)
 
     @contextmanager
     def served(self, where: MetricsSettings) -> Iterator[None]:

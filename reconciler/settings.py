@@ -24,10 +24,14 @@ class ReconcilerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel
     database: str = ""
     """SQLAlchemy URL of the projection. Empty: an SQLite file in ``stateDir``."""
     metrics: MetricsSettings = MetricsSettings()
+    verify_interval: float = 21600.0
+    """Seconds between two verifications; 0: none."""
     kubernetes: KubernetesSettings | None = None
     """Where the status of pods is published; None: beside ``manifests``, or nowhere."""
 
     def __post_init__(self) -> None:
+        if self.verify_interval and self.verify_interval < 1:
+            raise ValueError(f"verifyInterval is {self.verify_interval}, neither 0 nor at least 1 second")
         dialect = self.database.partition(":")[0].partition("+")[0]
         if self.database and dialect not in ("sqlite", "postgresql"):
             raise ValueError(f"database begins with {dialect!r}, not with sqlite or postgresql")

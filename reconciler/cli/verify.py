@@ -13,19 +13,20 @@ from events import logs
 from events.ledger import LedgerError
 from events.schema import NodeName
 from events.settings import SettingsError, load
-from reconciler.cli.ledger import connect
 from reconciler.settings import ReconcilerSettings
-from reconciler.verify.report import Report, lines
-from reconciler.verify.run import verify
+from reconciler.verify.reality import PATIENCE
+from reconciler.verify.report import lines
+from reconciler.verify.run import verify_configured
 
 _NOT_SEEN = 2
 
 
 @click.command("verify")
 @click.option("--node", default="", help="Only this node.")
+@click.option("--wait", default=PATIENCE, show_default=True, help="Seconds that a node has for its answer.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 @click.pass_obj
-def command(config: Path | None, node: str, as_json: bool) -> None:
+def command(config: Path | None, node: str, wait: float, as_json: bool) -> None:
     """Hold projection, ledger and reality against one another.
 
     The ledger is replayed from its beginning and compared with the database; nodes compare themselves with it anew; the
@@ -36,7 +37,7 @@ def command(config: Path | None, node: str, as_json: bool) -> None:
     try:
         settings = load(config, ReconcilerSettings)
         logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
-        report = asyncio.run(_verify(settings, NodeName(node)))
+        report = asyncio.run(verify_configured(settings, NodeName(node), wait))
     except (SettingsError, LedgerError) as error:
         click.echo(f"plumbline: {error}", err=True)
         sys.exit(_NOT_SEEN)
@@ -44,11 +45,3 @@ def command(config: Path | None, node: str, as_json: bool) -> None:
         sys.exit(130)
     click.echo(msgspec.json.encode(report).decode() if as_json else "\n".join(lines(report)))
     sys.exit(report.exit_code)
-
-
-async def _verify(settings: ReconcilerSettings, node: NodeName) -> Report:
-    ledger = await connect(settings)
-    try:
-        return await verify(ledger, ledger.stream, settings.database, node=node)
-    finally:
-        await ledger.close()

@@ -24,6 +24,8 @@ class Replay:
         self.state = State(keep_closed=True, sandboxes=self.shelf)
         self.drifting: dict[SandboxKey, None] = {}
         """Sandboxes that their node differs from, as of the last look; the longest first."""
+        self.live: dict[SandboxKey, NodeName] = {}
+        """Sandboxes that hold something, and where."""
         self.latest: dict[NodeName, Stored] = {}
         """The last event of each node."""
         self.oldest: dict[NodeName, int] = {}
@@ -57,6 +59,10 @@ class Replay:
         self.shelf.at = stored.sequence
         sandbox = self.state.apply(stored)
         if sandbox is not None:
+            if sandbox.holds_something:
+                self.live[sandbox.key] = sandbox.node
+            else:
+                self.live.pop(sandbox.key, None)
             if sandbox.drifts:
                 self.drifting.setdefault(sandbox.key)
             else:

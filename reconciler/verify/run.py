@@ -2,29 +2,78 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 
-from events.ledger import Ledger
+from events.commands import Commands
+from events.jetstream_commands import JetStreamCommands
+from events.ledger import Ledger, LedgerError
 from events.schema import NO_NODE, NodeName
+from reconciler.adapters import connect, open_publisher
 from reconciler.projection.engine import DatabaseAwayError, ProjectionError
 from reconciler.projection.reading import instant
-from reconciler.verify import projection
+from reconciler.publisher import Publisher
+from reconciler.settings import ReconcilerSettings
+from reconciler.verify import projection, reality
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Difference, Findings, Kind, Report
 
+_PATIENCE = 5.0
 
-async def verify(ledger: Ledger, stream: str, database: str, *, node: NodeName = NO_NODE) -> Report:
-    """Return what differs, on *node* or on all. Raises LedgerUnavailableError."""
+
+async def verify_configured(
+    settings: ReconcilerSettings, node: NodeName = NO_NODE, patience: float = reality.PATIENCE
+) -> Report:
+    """Return what differs where *settings* say, on *node* or on all; each node has *patience* seconds to answer.
+
+    Raises SettingsError, LedgerError."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                ledger = await connect(settings, "plumbline-verify")
+        except TimeoutError:
+            raise LedgerError("the ledger does not answer: is nats-server running?") from None
+        stack.push_async_callback(ledger.close)
+        publisher = await open_publisher(settings)
+        if publisher is not None:
+            stack.push_async_callback(publisher.close)
+        commands = JetStreamCommands(ledger)
+        return await verify(ledger, ledger.stream, settings.database, commands, publisher, node=node, patience=patience)
+
+
+async def verify(
+    ledger: Ledger,
+    stream: str,
+    database: str,
+    commands: Commands | None = None,
+    publisher: Publisher | None = None,
+    *,
+    node: NodeName = NO_NODE,
+    patience: float = reality.PATIENCE,
+) -> Report:
+    """Return what differs, on *node* or on all.
+
+    Without *commands* nodes are not asked, without *publisher* no network-status is read. Raises
+    LedgerUnavailableError.
+    """
     started = time.monotonic()
     findings, replay = Findings(), Replay(ledger, node)
     try:
         live = await _projection(replay, stream, database, findings)
+        compared, answered = replay.sequence, 0
+        if commands is not None:
+            await replay.go_on(await ledger.last_sequence())
+            answered = await reality.nodes(replay, commands, findings, patience)
+        if publisher is not None:
+            await replay.go_on(await ledger.last_sequence())
+            await reality.statuses(replay, publisher, findings)
         return Report(
             ledger=stream,
-            sequence=replay.sequence,
+            sequence=compared,
             events=replay.events,
             sandboxes=live,
-            nodes=0,
+            nodes=answered,
             differences=tuple(findings.differences),
             counts=dict(findings.counts),
             unseen=tuple(findings.unseen),

@@ -16,8 +16,10 @@ import pytest
 from stories import SECRET, Node, busy_day
 
 from events.jetstream import JetStreamLedger
+from events.jetstream_commands import JetStreamCommands
 from events.schema import Pod
 from events.server import EmbeddedServer
+from events.streams import command_stream
 from reconciler.projection.store import Store
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
@@ -217,18 +219,21 @@ def test_what_the_worker_refuses_is_refused(tmp_path: Path) -> None:
 
 
 async def test_verify_proves_the_database_or_says_what_differs(story: JetStreamLedger, config: Path) -> None:
-    unseen = await asyncio.to_thread(run, config, "verify")
+    await JetStreamCommands(story).make(command_stream())
+    arguments = ("verify", "--wait", "0.1")
+    unseen = await asyncio.to_thread(run, config, *arguments)
     assert unseen.returncode == 2
     assert "no reconciler has run here yet" in unseen.stdout
+    assert "node-1: its worker did not answer" in unseen.stdout
     store = Store(f"sqlite:///{config.parent}/reconciler.db", "NODE")
     store.prepare()
     store.apply([stored async for stored in story.read()])
-    done = await asyncio.to_thread(run, config, "verify", "--json")
+    done = await asyncio.to_thread(run, config, *arguments, "--json")
     assert json.loads(done.stdout)["differences"] == []
     with sqlite3.connect(config.parent / "reconciler.db") as connection:
         connection.execute("UPDATE sandboxes SET phase = 'detached' WHERE live")
     connection.close()
-    done = await asyncio.to_thread(run, config, "verify", "--node", "node-1")
+    done = await asyncio.to_thread(run, config, *arguments, "--node", "node-1")
     assert (done.returncode, done.stderr) == (1, "")
     assert "pod shop/web-4, sandbox 400000000000 (eth0) on node node-1: the database differs" in done.stdout
     store.close()

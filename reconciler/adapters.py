@@ -1,0 +1,40 @@
+"""Open what the reconciler's processes talk to, as the configuration says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from events.jetstream import JetStreamLedger
+from events.settings import hub_address, ledger_address
+from events.streams import NODE_STREAM, hub_stream
+from reconciler.publisher import Publisher
+from reconciler.settings import ReconcilerSettings
+from reconciler.status_folder import StatusFolder
+
+
+async def connect(settings: ReconcilerSettings, name: str) -> JetStreamLedger:
+    """Return the whole ledger: the hub's where there is one, else the node's.
+
+    Raises SettingsError, LedgerError.
+    """
+    address, config = hub_address(settings), hub_stream(hub_replicas(settings))
+    if address is None:
+        address, config = ledger_address(settings), NODE_STREAM
+    return await JetStreamLedger.connect(address.url, address.token, user=address.user, config=config, name=name)
+
+
+def hub_replicas(settings: ReconcilerSettings) -> int:
+    """Return how many servers hold each event and command."""
+    return settings.hub.replicas if settings.hub is not None else 1
+
+
+async def open_publisher(settings: ReconcilerSettings) -> Publisher | None:
+    """Return where statuses go; None: nowhere. Raises SettingsError."""
+    if settings.manifests:
+        return StatusFolder(Path(settings.manifests))
+    if (cluster := settings.reconciler.kubernetes) is None:
+        return None
+    from reconciler.pod_annotation import PodAnnotation  # noqa: PLC0415  # 50 MB that only its user pays
+
+    node = settings.node_name if settings.hub is None else ""  # else its ledger has all nodes
+    return await PodAnnotation.connect(cluster.kubeconfig, node)

@@ -1,0 +1,38 @@
+"""``python -m reconciler.verify``: one verification in its own process, whose report is JSON on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from events import logs
+from events.ledger import LedgerError
+from events.settings import DEFAULT_PATH, SettingsError, load
+from reconciler.settings import ReconcilerSettings
+from reconciler.verify.run import verify_configured
+
+
+def main() -> int:
+    """Print the report; return its exit code, as ``plumbline verify`` does."""
+    parser = argparse.ArgumentParser(prog="python -m reconciler.verify", description=__doc__)
+    parser.add_argument("--config", type=Path, help=f"configuration file (default: {DEFAULT_PATH}, if it is there)")
+    path = parser.parse_args().config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    os.nice(10)
+    try:
+        settings = load(path, ReconcilerSettings)
+        logs.configure("warning", "verify")
+        report = asyncio.run(verify_configured(settings))
+    except (SettingsError, LedgerError) as error:
+        print(f"plumbline: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+    return report.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Verify from time to time, and say in metrics and log what came of it.
+
+In a process of its own, at low priority: a replay of the whole ledger takes a core for as long as it lasts, and must
+delay nobody's network-status, nor may its memory stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from asyncio.subprocess import PIPE
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from events.process import die_with_parent
+from reconciler.metrics import Metrics
+from reconciler.projection.project import Changes
+from reconciler.reconcile import Ask
+from reconciler.verify.report import Report
+
+log = structlog.get_logger(__name__)
+
+_FIRST = 300.0
+"""Seconds after the start: whoever has just taken over has more urgent things to do."""
+_TOLD = 20
+
+
+class PeriodicVerification:
+    """A ``reconciler.reconcile.Listener`` that verifies every *interval* seconds, by the configuration at *config*."""
+
+    def __init__(self, config: Path | None, interval: float, metrics: Metrics) -> None:
+        self._arguments = [] if config is None else ["--config", str(config)]
+        self._interval = interval
+        self._metrics = metrics
+
+    async def caught_up(self, ask: Ask) -> None:
+        """Do nothing: a verification looks for itself."""
+
+    def changed(self, changes: Changes) -> None:
+        """Do nothing, as before."""
+
+    async def run(self) -> None:
+        """Verify without end."""
+        await asyncio.sleep(min(_FIRST, self._interval))
+        while True:
+            await self._verify()
+            await asyncio.sleep(self._interval)
+
+    async def _verify(self) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "reconciler.verify",
+            *self._arguments,
+            stdout=PIPE,
+            stderr=PIPE,
+            preexec_fn=die_with_parent(signal.SIGKILL),
+        )
+        try:
+            out, err = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        try:
+            report = msgspec.json.decode(out, type=Report)
+        except msgspec.MsgspecError:
+            log.warning("verify_failed", exit_code=process.returncode, said=err.decode(errors="replace")[-1000:])
+            self._metrics.verify_failed.inc()
+            return
+        self._metrics.set_verified(report, time.time())
+        for difference in report.differences[:_TOLD]:
+            log.warning("verify_differs", kind=difference.kind.value, message=difference.message)
+        for reason in report.unseen[:_TOLD]:
+            log.warning("verify_not_seen", reason=reason)
+        counts = {kind.value: count for kind, count in report.counts.items()}
+        log.info("verified", seconds=round(report.seconds, 1), unseen=len(report.unseen), **counts)
