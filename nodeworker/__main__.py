@@ -36,6 +36,7 @@ from nodeworker.answers import Answers, reply_of
 from nodeworker.attach import Attacher
 from nodeworker.check import Checker
 from nodeworker.cluster.source import Source
+from nodeworker.collections_under_way import CollectionsUnderWay
 from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.delegates.orphans import end_orphans
 from nodeworker.detach import Detacher
@@ -156,11 +157,24 @@ class _Worker:
         readiness = Readiness(seats=section.concurrency // 2)
         device_sources = _device_sources(section.devices, self._source)
         statuses = StatusWait(self._hub or self._connection, self._recorder.node, section.status_wait, self._metrics)
+        collections = CollectionsUnderWay()
         attacher = Attacher(
-            self._recorder, detacher, self._source, runners, section, self._metrics, readiness, device_sources, statuses
+            self._recorder,
+            detacher,
+            self._source,
+            runners,
+            section,
+            self._metrics,
+            readiness,
+            device_sources,
+            statuses,
+            collections,
         )
-        collector = GarbageCollector(self._recorder, self._answers, runners, section, readiness)
         eyes = Eyes(self._settings.drift)
+        checker = Checker(self._recorder, runners, section, self._source, self._ledger_connected, eyes)
+        collector = GarbageCollector(
+            self._recorder, self._answers, runners, section, readiness, checker.default_attachment, collections
+        )
         observer = Observer(self._recorder, eyes)
         leaks, reclaimer = self._leak_keepers(LastResort(detacher, runners, executor, section.delegate_timeout))
         comparer = Comparer(self._recorder, observer, self._settings.drift.interval, self._beside(leaks))
@@ -170,7 +184,6 @@ class _Worker:
         )
         observer.give_turns(dispatcher.take_turn)
         reclaimer.give_turns(dispatcher.take_turn)
-        checker = Checker(self._recorder, runners, section, self._source, self._ledger_connected, eyes)
         upkeep = Upkeep(self._recorder, dispatcher, self._answers, self._spool, self._metrics)
         request_log = RequestLog(section.network, self._log_files)
         request_log.warn_of_keys(section.unknown_network_keys, "worker.network")

@@ -32,6 +32,7 @@ from nodeworker import default_route
 from nodeworker.answers import Reply, refusal, reply_of
 from nodeworker.cluster.gather import gather
 from nodeworker.cluster.source import Source
+from nodeworker.collections_under_way import CollectionsUnderWay
 from nodeworker.delegates import chain, results
 from nodeworker.delegates.exec import Runners
 from nodeworker.detach import Detacher, planned_target, target_of
@@ -71,6 +72,7 @@ class Attacher:
         readiness: Readiness,
         device_sources: Sequence[DeviceSource],
         statuses: StatusWait,
+        collections: CollectionsUnderWay,
     ) -> None:
         self._recorder = recorder
         self._detacher = detacher
@@ -81,6 +83,7 @@ class Attacher:
         self._readiness = readiness
         self._device_sources = device_sources
         self._statuses = statuses
+        self._collections = collections
 
     async def attach(self, event: Event, request: AttachRequested, patience: Patience, *, resumed: bool) -> Reply:
         """Fulfil the intent *event* and return the answer for the runtime.
@@ -173,6 +176,7 @@ class Attacher:
         plan = attachment.plan
         seconds = min(self._section.delegate_timeout, patience.left)
         try:
+            await self._within(patience, self._collections.ended(plan.cni_name))
             await info.provide(plan)
             result, runs = await self._within(patience, chain.add(self._runners, plan, target_of(sandbox), seconds))
         except RequestFailedError as error:

@@ -157,7 +157,7 @@ class Checker:
         """Ask the plugins of the default network, which every pod needs, if an ADD would get as far as to them."""
         try:
             async with asyncio.timeout(_STATUS_SECONDS):
-                attachment = await self._default_attachment(conf, folders)
+                attachment = await self.default_attachment(conf, folders)
         except TimeoutError as error:
             message = "the default network could not be looked up in time; is the API server slow to answer?"
             raise failed(ErrorClass.SOURCE_UNAVAILABLE, Phase.STATUS, message, code=_NOT_AVAILABLE) from error
@@ -168,7 +168,7 @@ class Checker:
         await chain.status(self._runners, attachment, target, _STATUS_SECONDS)
         await asyncio.to_thread(_addresses_left, attachment)
 
-    async def _default_attachment(self, conf: NetConf, folders: tuple[str, ...]) -> PlannedAttachment:
+    async def default_attachment(self, conf: NetConf, folders: tuple[str, ...]) -> PlannedAttachment:
         """Return the default network as if it were to be attached. Raises RequestFailedError."""
         who = "the default network"
         found = await gather_default(conf, self._source)

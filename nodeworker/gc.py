@@ -7,11 +7,12 @@ expanded to the interfaces of that network.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TypeAlias
 
 import structlog
 
-from events.fold import Sandbox, SandboxPhase
+from events.fold import Attachment, Sandbox, SandboxPhase
 from events.ledger import LedgerError
 from events.schema import (
     ErrorClass,
@@ -25,6 +26,7 @@ from events.schema import (
 )
 from nodeworker.answers import Answers, Reply, refusal, reply_of
 from nodeworker.ask_detach import ask_detach
+from nodeworker.collections_under_way import CollectionsUnderWay
 from nodeworker.delegates import chain
 from nodeworker.delegates.exec import Runners
 from nodeworker.delegates.versions import at_least
@@ -37,6 +39,9 @@ from nodeworker.settings import WorkerSection
 
 log = structlog.get_logger(__name__)
 
+DefaultNetwork: TypeAlias = Callable[[NetConf, tuple[str, ...]], Awaitable[PlannedAttachment]]
+"""Looks up the default network of a configuration. Raises RequestFailedError."""
+
 
 class GarbageCollector:
     """Fulfils the intent of collecting garbage."""
@@ -48,12 +53,16 @@ class GarbageCollector:
         runners: Runners,
         section: WorkerSection,
         readiness: Readiness,
+        default_network: DefaultNetwork,
+        collections: CollectionsUnderWay,
     ) -> None:
         self._recorder = recorder
         self._answers = answers
         self._runners = runners
         self._section = section
         self._readiness = readiness
+        self._default_network = default_network
+        self._collections = collections
 
     async def collect(self, event: Event, request: GcRequested) -> Reply:
         """Fulfil the intent *event* and return the answer for the runtime."""
@@ -64,7 +73,7 @@ class GarbageCollector:
             failures = [failure for sandbox in stale if (failure := await self._detach(sandbox, event)) is not None]
             if request.valid is not None:
                 failures += [
-                    failure async for failure in self._collect(conf.plugin_folders(request.path), request.valid)
+                    failure async for failure in self._collect(conf, conf.plugin_folders(request.path), request.valid)
                 ]
             seconds = seconds_since(event.at)
             outcome = (
@@ -123,35 +132,50 @@ class GarbageCollector:
         return reply.failure
 
     async def _collect(
-        self, folders: tuple[str, ...], runtime_valid: tuple[tuple[str, str], ...]
+        self, conf: NetConf, folders: tuple[str, ...], runtime_valid: tuple[tuple[str, str], ...]
     ) -> AsyncIterator[Failure]:
-        """Run GC of every delegate in use, each network once; yield what failed."""
-        for attachment, valid in self._networks(runtime_valid):
-            target = chain.Target(container_id="", netns="", path=folders)
-            try:
-                await chain.gc(self._runners, attachment, target, valid, self._section.delegate_timeout)
-            except chain.DelegateError as error:
-                log.warning("gc_failed", network=attachment.network, error=error.failure.message)
-                yield error.failure
+        """Run GC of every delegate in use, and of the default network, each network once; yield what failed."""
+        default = await self._default(conf, folders)
+        names = {attachment.plan.cni_name for attachment in self._attachments()}
+        for name in sorted(names | ({default.cni_name} if default is not None else set())):
+            async with self._collections.of(name):
+                valid = self._valid(name, runtime_valid)  # right before it is used: what is planned by now is kept
+                plans = (each.plan for each in self._attachments() if each.plan.cni_name == name)
+                attachment = next(plans, default)
+                if attachment is None:
+                    continue  # its last sandbox was detached meanwhile
+                target = chain.Target(container_id="", netns="", path=folders)
+                try:
+                    await chain.gc(self._runners, attachment, target, valid, self._section.delegate_timeout)
+                except chain.DelegateError as error:
+                    log.warning("gc_failed", network=attachment.network, error=error.failure.message)
+                    yield error.failure
 
-    def _networks(
-        self, runtime_valid: tuple[tuple[str, str], ...]
-    ) -> Iterator[tuple[PlannedAttachment, list[tuple[str, str]]]]:
-        """Yield each network in use, and what is valid in it.
+    async def _default(self, conf: NetConf, folders: tuple[str, ...]) -> PlannedAttachment | None:
+        """Return the default network, which may have garbage also when no sandbox is left; None if nobody knows it."""
+        try:
+            return await self._default_network(conf, folders)
+        except RequestFailedError as error:
+            log.info("gc_without_default_network", error=error.failure.message)
+            return None
+
+    def _attachments(self) -> Iterator[Attachment]:
+        for sandbox in self._recorder.state.sandboxes.values():
+            yield from sandbox.attachments
+
+    def _valid(self, name: str, runtime_valid: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
+        """Return what is to be kept in the network *name*: (container ID, interface name).
 
         A container that the runtime holds valid and the ledger does not know was attached before Plumbline came. Nobody
         knows its interfaces, so all names that occur in a network are taken for its own: what is kept for nothing is
         freed with the container, what is freed wrongly is a live pod's.
         """
-        networks: dict[str, tuple[PlannedAttachment, list[tuple[str, str]]]] = {}
+        valid: list[tuple[str, str]] = []
         known: set[str] = set()
         for key, sandbox in self._recorder.state.sandboxes.items():
             known.add(key.container_id)
-            for attachment in sandbox.attachments:
-                _, valid = networks.setdefault(attachment.plan.cni_name, (attachment.plan, []))
-                valid.append((key.container_id, attachment.plan.ifname))
+            valid += [(key.container_id, a.plan.ifname) for a in sandbox.attachments if a.plan.cni_name == name]
+        names = {ifname for _, ifname in valid}
         foreign = [(container_id, ifname) for container_id, ifname in runtime_valid if container_id not in known]
-        for attachment, valid in networks.values():
-            names = {ifname for _, ifname in valid}
-            kept = {(container_id, name) for container_id, ifname in foreign for name in (ifname, *names)}
-            yield attachment, [*valid, *sorted(kept)]
+        kept = {(container_id, each) for container_id, ifname in foreign for each in (ifname, *names)}
+        return [*valid, *sorted(kept)]

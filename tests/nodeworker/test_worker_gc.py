@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from events.schema import (
 )
 from nodeworker import readiness
 from nodeworker.answers import Answers
+from nodeworker.check import Checker
+from nodeworker.collections_under_way import CollectionsUnderWay
 from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.gc import GarbageCollector
 from nodeworker.patience import deadline_in
@@ -69,8 +72,10 @@ async def collected(ledger: RefusingLedger, refused: tuple[str, ...], **keys: An
     await recorder.request(gc, NO_SANDBOX)
     event = (await anext(intents)).event
     ledger.refused = refused
+    runners, section = PluginExecutor(marker="gc-test"), WorkerSection()
+    checker = Checker(recorder, runners, section, None, lambda: True)
     collector = GarbageCollector(
-        recorder, Answers(), PluginExecutor(marker="gc-test"), WorkerSection(), Readiness(seats=1)
+        recorder, Answers(), runners, section, Readiness(seats=1), checker.default_attachment, CollectionsUnderWay()
     )
     reply = await collector.collect(event, gc)
     await recorder.close()
@@ -104,3 +109,14 @@ async def test_nothing_is_collected_before_the_default_network_is_there(
     assert failure is not None
     assert (failure.error_class, failure.code) == (ErrorClass.NODE_NOT_READY, 11)
     assert not [stored async for stored in ledger.read() if isinstance(stored.event.data, DetachRequested)]
+
+
+async def test_an_add_waits_for_the_collection_of_its_network_and_of_no_other() -> None:
+    collections = CollectionsUnderWay()
+    async with collections.of("default"):
+        await collections.ended("other")
+        waits = asyncio.create_task(collections.ended("default"))
+        await asyncio.sleep(0)
+        assert not waits.done()
+    await waits
+    await collections.ended("default")
