@@ -481,3 +481,16 @@ def test_a_command_that_rests_on_an_older_look_frees_nothing(make_leaky: Callabl
     leaky.wait_reclaimed(LeakKind.SANDBOX_GONE)
     eventually(lambda: len(leaky.datas(LeakReclaimFailed)) == 2, "the second of the same is refused")
     assert NodeName(leaky.node.name) == again.node
+
+
+def test_gc_frees_the_default_network_s_addresses_where_no_sandbox_is_left(make_leaky: Callable[..., Leaky]) -> None:
+    leaky = make_leaky(leaks={"policy": "off"}, reconciles=False)
+    node = leaky.node
+    stale, kept = reserve(node, "10.87.77.1", f"{'d' * 64}\r\neth0"), reserve(node, "10.87.77.2", f"{'e' * 64}\r\neth0")
+    conf = node.conf(node.bridge("1.1.0"), version="1.1.0")
+    valid = [{"containerID": "e" * 64, "ifname": "eth0"}]
+    request = {**conf, "cni.dev/valid-attachments": valid}
+    assert node.runtime.call("GC", {"CNI_PATH": "/usr/lib/cni"}, request).answer() == (0, "", "")
+    assert not stale.exists()
+    assert kept.exists()
+    kept.unlink()
