@@ -25,12 +25,14 @@ from events.schema import (
     RequestId,
     WorkerStarted,
 )
+from events.settings import DriftSettings
 from nodeworker import readiness
 from nodeworker.answers import Answers
 from nodeworker.check import Checker
 from nodeworker.collections_under_way import CollectionsUnderWay
 from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.gc import GarbageCollector
+from nodeworker.observe.eyes import Eyes
 from nodeworker.patience import deadline_in
 from nodeworker.readiness import Readiness
 from nodeworker.recorder import Recorder
@@ -73,7 +75,7 @@ async def collected(ledger: RefusingLedger, refused: tuple[str, ...], **keys: An
     event = (await anext(intents)).event
     ledger.refused = refused
     runners, section = PluginExecutor(marker="gc-test"), WorkerSection()
-    checker = Checker(recorder, runners, section, None, lambda: True)
+    checker = Checker(recorder, runners, section, None, lambda: True, Eyes(DriftSettings()))
     collector = GarbageCollector(
         recorder, Answers(), runners, section, Readiness(seats=1), checker.default_attachment, CollectionsUnderWay()
     )
