@@ -154,7 +154,7 @@ def _unsaid(event: PodEvent) -> None:
 
 def _name(settings: ReconcilerSettings) -> str:
     """Return a name that no other replica has, also on this machine."""
-    return f"{settings.node_name}-{os.getpid()}-{secrets.token_hex(2)}"
+    return f"{settings.node_name}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _pod_event_writer(publisher: Publisher, settings: ReconcilerSettings, metrics: Metrics) -> PodEventWriter | None:

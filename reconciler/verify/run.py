@@ -27,7 +27,8 @@ async def verify_configured(
 ) -> Report:
     """Return what differs where *settings* say, on *node* or on all; each node has *patience* seconds to answer.
 
-    Raises SettingsError, LedgerError."""
+    Raises SettingsError, LedgerError.
+    """
     async with contextlib.AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(_PATIENCE):
