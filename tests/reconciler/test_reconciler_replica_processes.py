@@ -1,0 +1,122 @@
+"""Two reconcilers as processes at one hub: killed, frozen and let go on, one acts and nothing is done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from stories import Node
+
+from events.election import ELECTION
+from events.jetstream import JetStreamLedger
+from events.schema import Pod, StatusPublished
+from events.server import EmbeddedServer
+from events.streams import hub_stream
+
+BOX, OTHER = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+async def hub(server: EmbeddedServer) -> AsyncIterator[JetStreamLedger]:
+    ledger = await JetStreamLedger.connect(server.url, server.token, config=hub_stream(1))
+    yield ledger
+    await ledger.close()
+
+
+@contextlib.asynccontextmanager
+async def replica(server: EmbeddedServer, folder: Path, name: str) -> AsyncIterator[tuple[Process, list[str]]]:
+    """Run one; yield it and the lines that it has said so far."""
+    (folder / "token").write_text(server.token)
+    config = folder / f"{name}.json"
+    settings = {
+        "stateDir": str(folder / name),
+        "runDir": str(folder / "run"),
+        "node": name,
+        "manifests": str(folder / "manifests"),
+        "hub": {"url": server.url, "tokenFile": str(folder / "token")},
+    }
+    config.write_text(json.dumps(settings))
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "reconciler", "--config", str(config), stderr=asyncio.subprocess.PIPE
+    )
+    said: list[str] = []
+
+    async def listen() -> None:
+        assert child.stderr is not None
+        while line := (await child.stderr.readline()).decode():
+            said.append(line)
+
+    listening = asyncio.create_task(listen())
+    try:
+        yield child, said
+    finally:
+        if child.returncode is None:
+            child.send_signal(signal.SIGCONT)
+            child.kill()
+        await child.wait()
+        await listening
+
+
+async def until(said: list[str], words: str) -> float:
+    """Wait for a line that holds *words*; return for how long."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with asyncio.timeout(60):
+        while not any(words in line for line in said):  # noqa: ASYNC110  # another process says it
+            await asyncio.sleep(0.02)
+    return loop.time() - began
+
+
+async def published(hub: JetStreamLedger) -> list[str]:
+    return [s.event.sandbox async for s in hub.read() if isinstance(s.event.data, StatusPublished)]
+
+
+async def publish(hub: JetStreamLedger, node: str, box: str, name: str) -> None:
+    before = len(await published(hub))
+    for event in Node(node).attach(box, Pod("shop", name, f"u-{name}")):
+        await hub.append(event)
+    async with asyncio.timeout(60):
+        while len(await published(hub)) == before:  # noqa: ASYNC110  # another process does it
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_the_other_follows_within_seconds_and_nothing_is_published_twice(
+    server: EmbeddedServer, hub: JetStreamLedger, tmp_path: Path, number: signal.Signals
+) -> None:
+    async with replica(server, tmp_path, "r1") as (first, first_said):
+        await until(first_said, "reconciler_ready")
+        async with replica(server, tmp_path, "r2") as (_, second_said):
+            await until(second_said, "projection_resumed")
+            await publish(hub, "node-1", BOX, "web")
+            await asyncio.sleep(1.5)
+            assert not any("reconciler_ready" in line for line in second_said)
+            first.send_signal(number)
+            assert await until(second_said, "reconciler_ready") < 15
+            await publish(hub, "node-2", OTHER, "next")
+            if number is signal.SIGSTOP:
+                first.send_signal(signal.SIGCONT)
+                await until(first_said, "reconciler_replaced")
+            await asyncio.sleep(1.5)
+            assert await published(hub) == [BOX, OTHER]
+            assert len([stored async for stored in hub.read(ELECTION)]) == 2
+
+
+async def test_one_that_stops_in_order_is_followed_at_once(
+    server: EmbeddedServer, hub: JetStreamLedger, tmp_path: Path
+) -> None:
+    async with replica(server, tmp_path, "r1") as (first, first_said):
+        await until(first_said, "reconciler_ready")
+        async with replica(server, tmp_path, "r2") as (_, second_said):
+            await until(second_said, "projection_resumed")
+            await asyncio.sleep(2.0)
+            first.send_signal(signal.SIGTERM)
+            await until(second_said, "reconciler_ready")
+            assert first.returncode in (0, None)
