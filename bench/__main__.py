@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from bench import attach, breakdown, cluster, cluster_memory, drift, entry_point, fold, kubernetes, memory, projection
+from bench import (
+    attach,
+    breakdown,
+    cluster,
+    cluster_memory,
+    drift,
+    entry_point,
+    fold,
+    kubernetes,
+    leaks,
+    memory,
+    projection,
+)
 
 entry_point.main([])
 attach.main([])
@@ -13,4 +25,5 @@ projection.main([])
 cluster.main([])
 cluster_memory.main([])
 kubernetes.main([])
+leaks.main([])
 drift.main([])

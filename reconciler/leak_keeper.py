@@ -13,7 +13,6 @@ from events.fold import Leaked
 from events.ledger import ConflictError, LedgerError
 from events.schema import (
     Event,
-    EventId,
     LeakReclaimed,
     LeakReclaimFailed,
     ReclaimRequested,
@@ -84,10 +83,10 @@ class LeakKeeper:
                 pass
             self._changed.clear()
             for reclaim in leaks.reclaims(self._leaks, self._asked, time.monotonic()):
-                command, key = _command(reclaim), LeakKey(reclaim.node, reclaim.leak.id)
+                order, key = command(reclaim), LeakKey(reclaim.node, reclaim.leak.id)
                 # Before it is: its answer may be here first.
-                self._asked[key] = asked = leaks.sent(self._asked, reclaim, command.id, time.monotonic())
-                await self._send(command)
+                self._asked[key] = asked = leaks.sent(self._asked, reclaim, order.id, time.monotonic())
+                await self._send(order)
                 if self._asked.get(key) is asked:
                     self._asked[key] = asked._replace(at=time.monotonic())
 
@@ -106,11 +105,12 @@ class LeakKeeper:
                 return
 
 
-def _command(reclaim: Reclaim) -> Event:
+def command(reclaim: Reclaim) -> Event:
+    """Return the command for *reclaim*."""
     now = time.time_ns()
-    command = new_event_id(now // 1_000_000, secrets.token_bytes(10))
+    command_id = new_event_id(now // 1_000_000, secrets.token_bytes(10))
     return Event(
-        id=EventId(command),
+        id=command_id,
         at=rfc3339(now),
         node=reclaim.node,
         boot_id="",
@@ -118,5 +118,5 @@ def _command(reclaim: Reclaim) -> Event:
         sandbox=reclaim.sandbox,
         cause=reclaim.cause,
         trace="",
-        data=ReclaimRequested(request=RequestId(command), leak=reclaim.leak),
+        data=ReclaimRequested(request=RequestId(command_id), leak=reclaim.leak),
     )

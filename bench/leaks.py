@@ -1,0 +1,379 @@
+"""Pods that come and go while everything else is killed: what dies without a DEL is freed, and nothing that lives.
+
+Worker and reconciler are the real parts on a ledger in memory, addresses are files of host-local, a namespace is a link
+that is there or not, and the runtime is a list. What happens to a pod, and who is killed when, is drawn from a seed. Of
+two looks that count as two, the second comes after 20 ms instead of 2 s, so that ten thousand lives take minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from bench.report import report
+from events.commands import MemoryCommands
+from events.fold import AttachmentPhase, Sandbox, SandboxKey
+from events.memory import MemoryLedger
+from events.schema import (
+    AttachCompleted,
+    AttachPlanned,
+    AttachRequested,
+    ContainerId,
+    DetachRequested,
+    Event,
+    EventId,
+    IfName,
+    InterfaceAttached,
+    LeakReclaimed,
+    LeakReclaimFailed,
+    NetworkName,
+    NodeName,
+    PlannedAttachment,
+    ReclaimRequested,
+    RequestId,
+    WorkerStarted,
+)
+from nodeworker.answers import OK, Answers, Reply
+from nodeworker.attach import Attacher
+from nodeworker.delegates import chain
+from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.detach import Detacher, target_of
+from nodeworker.dispatch import Dispatcher
+from nodeworker.gc import GarbageCollector
+from nodeworker.interfaces.ways import WayRunners
+from nodeworker.last_resort import LastResort
+from nodeworker.leaks import look, observer
+from nodeworker.leaks.judge import Known
+from nodeworker.leaks.look import Looker
+from nodeworker.leaks.observer import LeakObserver
+from nodeworker.leaks.places import Places
+from nodeworker.leaks.runtime import RuntimeUnknownError, SharedRuntime
+from nodeworker.metrics import WorkerMetrics
+from nodeworker.orders import Orders
+from nodeworker.publication import StatusWait
+from nodeworker.reclaim import Reclaimer
+from nodeworker.recorder import Recorder
+from nodeworker.settings import WorkerSection
+from reconciler import leaks as decisions
+from reconciler.leak_keeper import command
+from reconciler.leaks import Asked, LeakKey
+
+NODE, ETH0 = NodeName("node"), IfName("eth0")
+
+
+class Pod:
+    """One life."""
+
+    def __init__(self, folder: Path) -> None:
+        self.id = ContainerId(os.urandom(32).hex())
+        self.netns = folder / self.id
+        self.netns.symlink_to(f"/proc/{os.getpid()}/ns/net")
+        self.attached = False
+        self.asked_to_go = False
+
+    @property
+    def plan(self) -> AttachPlanned:
+        """What its ADD is planned to do: an address of host-local's, and no interface."""
+        ipam = {"type": "host-local", "dataDir": str(self.netns.parents[1] / "ipam"), "subnet": "10.1.0.0/20"}
+        plugin = {"cniVersion": "1.0.0", "name": "net", "type": "passthru", "ipam": ipam}
+        attachment = PlannedAttachment(
+            network=NetworkName("net"),
+            ifname=ETH0,
+            cni_name="net",
+            cni_version="1.0.0",
+            plugins=(msgspec.json.encode(plugin).decode(),),
+            native=(True,),
+        )
+        return AttachPlanned(
+            ifname=ETH0, netns=str(self.netns), path="/nowhere", cni_version="1.0.0", attachments=(attachment,)
+        )
+
+
+class Runtime:
+    """Knows what it is told, and hangs at times."""
+
+    def __init__(self) -> None:
+        self.pods: set[str] = set()
+        self.hangs = False
+
+    async def known(self) -> Known:
+        """See ``nodeworker.leaks.runtime.ContainerRuntime``."""
+        await asyncio.sleep(0)
+        if self.hangs:
+            raise RuntimeUnknownError("it hangs")
+        return Known(frozenset(self.pods), frozenset(self.pods), "the runtime")
+
+
+class _Attacher:
+    """Attaches what the lives say; the worker's own would look into the namespaces."""
+
+    def __init__(self, recorder: Recorder, runners: WayRunners, pods: dict[str, Pod]) -> None:
+        self._recorder = recorder
+        self._runners = runners
+        self._pods = pods
+
+    async def attach(self, event: Event, request: AttachRequested, *_: Any, **__: Any) -> Reply:
+        key, record = SandboxKey(event.sandbox, ETH0), self._recorder.record
+        box = self._recorder.state.sandboxes[key]
+        if box.plan is None:
+            await record(self._pods[event.sandbox].plan, event.sandbox, event.id)
+            box = self._recorder.state.sandboxes[key]
+        if box.attachments[0].phase is AttachmentPhase.PLANNED:
+            result, _ = await chain.add(self._runners, box.attachments[0].plan, target_of(box), 10.0)
+            done = InterfaceAttached(network=NetworkName("net"), ifname=ETH0, result=result, seconds=0.0)
+            await record(done, event.sandbox, event.id)
+        await record(AttachCompleted(request=request.request, ifname=ETH0, result="{}"), event.sandbox, event.id)
+        return OK
+
+
+class _NoStatuses:
+    """Nobody waits for a status."""
+
+    def expects(self, _: EventId) -> bool:
+        return False
+
+    def forget(self, _: EventId) -> None:
+        pass
+
+
+class Worker:
+    """The worker's parts, and the deciding one of the reconciler, until they are killed."""
+
+    def __init__(self, ledger: MemoryLedger, commands: MemoryCommands, world: World) -> None:
+        self.recorder = Recorder(ledger, NODE)
+        self.metrics = WorkerMetrics()
+        self._commands = commands
+        self._world = world
+        self._asked: dict[LeakKey, Asked] = {}
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run meanwhile, and die at the end, whatever is under way."""
+        recorder, section, answers = self.recorder, WorkerSection(), Answers()
+        places = Places(str(self._world.folder / "devinfo"))
+        async for stored in recorder.load():
+            places.learn(stored.event)
+        await recorder.open_epoch(WorkerStarted(version="0", pid=1))
+        recorder.on_recorded(lambda event, _: places.learn(event))
+        recorder.on_recorded(self._heard)
+        executor = PluginExecutor(marker="bench")
+        runners = WayRunners(executor, "auto")
+        detacher = Detacher(recorder, runners, section, self.metrics)
+        shared, results = SharedRuntime(self._world.runtime), str(self._world.folder / "results")
+        looker = Looker(recorder.state, recorder.boot_id, shared, places, results)
+        leaks = LeakObserver(recorder, looker, self.metrics, 0.1)
+        reclaimer = Reclaimer(recorder, answers, looker, LastResort(detacher, runners, executor, 10.0), self.metrics)
+        orders = Orders(recorder, {ReclaimRequested: reclaimer.reclaim})
+        attacher = cast("Attacher", _Attacher(recorder, runners, self._world.pods))
+        statuses = cast("StatusWait", _NoStatuses())
+        tasks = asyncio.TaskGroup()
+        with contextlib.suppress(asyncio.CancelledError):
+            async with tasks:
+                collector = cast("GarbageCollector", None)
+                dispatcher = Dispatcher(attacher, detacher, collector, orders, answers, statuses, tasks, 16)
+                reclaimer.give_turns(dispatcher.take_turn)
+                for pending in sorted(recorder.state.pending.values(), key=lambda each: each.sequence):
+                    dispatcher.dispatch(pending, resumed=True)
+
+                async def consume() -> None:
+                    async for intent in recorder.intents():
+                        dispatcher.dispatch(intent)
+
+                parts = [consume(), leaks.run(), orders.run(self._commands), self._decide()]
+                background = [tasks.create_task(part) for part in parts]
+                try:
+                    yield
+                finally:
+                    for task in [*background, *dispatcher._at_work]:  # as hard as a kill gets
+                        task.cancel()
+        await recorder.close()
+        runners.close()
+
+    def _heard(self, event: Event, _: Sandbox | None) -> None:
+        match event.data:
+            case LeakReclaimFailed(leak=leak, failure=failure):
+                key = LeakKey(event.node, leak.id)
+                if key in self._asked:
+                    self._asked[key] = decisions.refused(self._asked[key], failure.error_class, time.monotonic() - 5.0)
+            case LeakReclaimed(leak=leak):
+                self._world.reclaimed += 1
+                self._asked.pop(LeakKey(event.node, leak.id), None)
+            case _:
+                pass
+
+    async def _decide(self) -> None:
+        while True:
+            await asyncio.sleep(0.02)
+            leaks = {LeakKey(*key): leaked for key, leaked in self.recorder.state.leaks.items()}
+            for reclaim in decisions.reclaims(leaks, self._asked, time.monotonic()):
+                order = command(reclaim)
+                self._asked[LeakKey(reclaim.node, reclaim.leak.id)] = decisions.sent(
+                    self._asked, reclaim, order.id, time.monotonic()
+                )
+                await self._commands.send(order)
+
+
+class World:
+    """What is so, whoever knows it."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        self.dice = random.Random(seed)
+        self.runtime = Runtime()
+        self.pods: dict[str, Pod] = {}
+        self.alive: dict[str, Pod] = {}
+        self.reclaimed = 0
+        self.missed = 0
+        self.false_frees: list[str] = []
+        (folder / "netns").mkdir()
+
+    def holders(self) -> set[str]:
+        """Return whom host-local's files name."""
+        found: set[str] = set()
+        for path in (self.folder / "ipam" / "net").glob("10.*"):
+            with contextlib.suppress(FileNotFoundError):
+                found.add(path.read_bytes().partition(b"\r\n")[0].decode())
+        return found
+
+    def check(self, recorder: Recorder) -> None:
+        """Note whoever lives, was attached, and has lost what it had."""
+        holders, known = self.holders(), {key.container_id for key in recorder.state.sandboxes}
+        for name, pod in self.alive.items():
+            if pod.attached and not pod.asked_to_go and (name not in holders or name not in known):
+                self.false_frees.append(name)
+
+    async def live(self, worker: Worker, lives: int, at_once: int) -> int:
+        """Have pods come and go until so many have come, or the worker is to be killed; return how many came."""
+        came = 0
+        kill_after = self.dice.randrange(150, 400)
+        while came < min(lives, kill_after):
+            await self._step(worker, at_once)
+            came += self._born
+            for name, pod in self.alive.items():
+                box = worker.recorder.state.sandboxes.get(SandboxKey(ContainerId(name), ETH0))
+                pod.attached = pod.attached or (box is not None and bool(box.result))
+            self.check(worker.recorder)
+        return came
+
+    _born = 0
+
+    async def _step(self, worker: Worker, at_once: int) -> None:
+        self._born = 0
+        if self.dice.random() < 0.01:
+            self.runtime.hangs = not self.runtime.hangs
+        for _ in range(8):
+            if len(self.alive) < at_once:
+                await self._come(worker)
+                self._born += 1
+        for pod in self.dice.sample(list(self.alive.values()), min(len(self.alive), 8)):
+            await self._go_on(worker, pod)
+        await asyncio.sleep(0.005)
+
+    async def _come(self, worker: Worker) -> None:
+        pod = Pod(self.folder / "netns")
+        self.pods[pod.id] = self.alive[pod.id] = pod
+        self.runtime.pods.add(pod.id)
+        request = RequestId(os.urandom(8).hex())
+        add = AttachRequested(request=request, ifname=ETH0, netns=str(pod.netns), config="{}")
+        await worker.recorder.request(add, pod.id)
+
+    async def _go_on(self, worker: Worker, pod: Pod) -> None:
+        """Have something happen to *pod*: most get a DEL; the others lose what they have, in either order."""
+        throw = self.dice.random()
+        if throw < 0.3:
+            pod.asked_to_go = True
+            request = RequestId(os.urandom(8).hex())
+            await worker.recorder.request(DetachRequested(request=request, ifname=ETH0), pod.id)
+            self._end(pod)
+        elif throw < 0.5:
+            self.runtime.pods.discard(pod.id)
+        elif throw < 0.7:
+            pod.netns.unlink(missing_ok=True)
+        if pod.id in self.alive and pod.id not in self.runtime.pods and not pod.netns.is_symlink():
+            self.missed += 1
+            self._end(pod)
+
+    def _end(self, pod: Pod) -> None:
+        del self.alive[pod.id]
+        self.runtime.pods.discard(pod.id)
+        pod.netns.unlink(missing_ok=True)
+
+    async def settle(self, worker: Worker, seconds: float = 60.0) -> set[str]:
+        """Return whom files name, or the ledger has, that is not alive, when there is time for all to be freed."""
+        self.runtime.hangs = False
+        until = time.monotonic() + seconds
+        while True:
+            self.check(worker.recorder)
+            held = self.holders() | {key.container_id for key in worker.recorder.state.sandboxes}
+            if not (left := held - self.alive.keys()) or time.monotonic() > until:
+                return left
+            await asyncio.sleep(0.05)
+
+
+async def soak(folder: Path, seed: int, lives: int, at_once: int = 60) -> World:
+    """Return what has become of so many *lives*; the AssertionError names what was not freed."""
+    world = World(folder, seed)
+    ledger, commands = MemoryLedger(), MemoryCommands()
+    came = 0
+    while came < lives:
+        if came and came % 1000 < 150:
+            ledger = await _forgotten(ledger, world)
+        worker = Worker(ledger, commands, world)
+        async with worker.running():
+            came += await world.live(worker, lives - came, at_once)
+            left = await world.settle(worker) if came >= lives else set[str]()
+            assert not left, f"{len(left)} are dead and hold something"
+    return world
+
+
+async def _forgotten(ledger: MemoryLedger, world: World) -> MemoryLedger:
+    """Forget closed sandboxes, as ``Retention`` does: the ledger in memory reads all of itself."""
+    live = world.alive.keys()
+    end = await ledger.last_sequence()
+    gone = {stored.event.sandbox async for stored in ledger.read()} - live - world.holders() - {""}
+    for name in gone:
+        await ledger.purge(f"plumbline.ev.{NODE}.{name}.>", end)
+    return ledger
+
+
+def quickened() -> contextlib.ExitStack:
+    """Have two looks be 20 ms apart, and none of them look into namespaces, meanwhile."""
+    stack = contextlib.ExitStack()
+    for module, name, value in (
+        (observer, "APART", 0.02),
+        (observer, "_AGAIN", 0.03),
+        (observer, "_SETTLE", 0.01),
+        (look, "addresses_in_use", frozenset),
+    ):
+        stack.callback(setattr, module, name, getattr(module, name))
+        setattr(module, name, value)
+    return stack
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run it and report."""
+    parser = argparse.ArgumentParser(prog="python -m bench.leaks", description=__doc__)
+    parser.add_argument("--lives", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, quickened():
+        world = asyncio.run(soak(Path(folder), options.seed, options.lives))
+    report(f"{options.lives} pod lives with kills, missed DELs", world.missed, "pods")
+    report("…, reclaimed", world.reclaimed, "pods")
+    report("…, false frees", len(world.false_frees), "pods", 0.0)
+    report("…, took", time.monotonic() - started, "s")
+
+
+if __name__ == "__main__":
+    main()

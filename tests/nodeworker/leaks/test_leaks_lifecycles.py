@@ -1,0 +1,15 @@
+"""Some hundred lives of pods, from a fixed seed, while worker and runtime fail: the soak of ``bench.leaks``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.leaks import quickened, soak
+
+
+async def test_what_dies_is_freed_and_what_lives_is_not(tmp_path: Path) -> None:
+    with quickened():
+        world = await soak(tmp_path, seed=7, lives=300)
+    assert world.missed > 20
+    assert world.reclaimed > 20
+    assert not world.false_frees
