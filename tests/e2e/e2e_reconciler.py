@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from e2e_kernel import eventually
 from e2e_node import Node
 
 from events.process import die_with_parent
@@ -18,6 +19,7 @@ from events.process import die_with_parent
 def reconciler(node: Node) -> Iterator[None]:
     """Run the reconciler of *node* meanwhile; what it says goes to the worker's log."""
     repository = Path(__file__).parents[2]
+    before = _ready(node)
     with node.log.open("ab") as said:
         process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "reconciler", "--config", str(node.config)],
@@ -29,6 +31,7 @@ def reconciler(node: Node) -> Iterator[None]:
             preexec_fn=die_with_parent(),  # noqa: PLW1509  # pytest has no other thread
         )
     try:
+        eventually(lambda: process.poll() is not None or _ready(node) > before, "the reconciler is ready", 30)
         yield
     finally:
         process.terminate()
@@ -36,3 +39,7 @@ def reconciler(node: Node) -> Iterator[None]:
             assert process.wait(20) == 0, node.log.read_text()
         finally:
             process.kill()
+
+
+def _ready(node: Node) -> int:
+    return node.log.read_text().count("event=reconciler_ready")
