@@ -249,7 +249,7 @@ def test_status_tells_of_ranges_that_are_used_up(node: Node) -> None:
     assert node.runtime.call("STATUS", status, pod.config).answer().exit_code == 0
     assert pod.add().exit_code == 0
     answer = node.runtime.call("STATUS", status, pod.config).answer()
-    assert (answer.code, "all addresses of 10.87.0.0/30 are taken" in answer.msg) == (50, True), answer
+    assert (answer.code, "all addresses of 10.87.0.1-10.87.0.2 are taken" in answer.msg) == (50, True), answer
 
 
 def test_what_changed_while_no_worker_was_there_is_found_and_repaired(node: Node) -> None:
