@@ -21,6 +21,7 @@ def play(stage: Stage) -> None:
     attach(stage)
     tell(stage)
     survive(stage)
+    drift(stage)
     detach(stage)
 
 
@@ -106,10 +107,28 @@ def survive(stage: Stage) -> None:
     stage.timeline("unlucky")
 
 
+def drift(stage: Stage) -> None:
+    """An interface is deleted behind Plumbline's back, and comes back."""
+    say(
+        "8. The node is held to the ledger",
+        """
+        Somebody deletes net1 in the running pod. The worker hears it from the kernel and says so in the ledger; the
+        reconciler judges it, and asks the node to make the interface again, with the address and the MAC address
+        that it had. verify compares database, ledger and node.
+        """,
+    )
+    before = stage.link("samplepod", "net1")
+    stage.within("samplepod", "ip", "link", "delete", "net1")
+    stage.wait_for_link("samplepod", "net1", before)
+    stage.within("samplepod", "ip", "-brief", "address")
+    stage.timeline("samplepod")
+    stage.verify()
+
+
 def detach(stage: Stage) -> None:
     """All is taken away, and the ledger still knows."""
     say(
-        "8. Detach",
+        "9. Detach",
         """
         DEL undoes what was recorded, in reverse order, with the configuration that ADD used: nobody needs the
         manifests any more, so they are deleted first.
@@ -121,7 +140,7 @@ def detach(stage: Stage) -> None:
         stage.detach(pod)
 
     say(
-        "9. Nothing is left",
+        "10. Nothing is left",
         """
         No address is taken, no interface, no namespace; the ledger still knows what was.
         """,
@@ -130,7 +149,7 @@ def detach(stage: Stage) -> None:
     stage.timeline("samplepod")
 
     say(
-        "10. SIGTERM",
+        "11. SIGTERM",
         """
         Everything stops in order.
         """,

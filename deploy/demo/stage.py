@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,6 +57,7 @@ class Stage:
             "stateDir": str(_FOLDER / "state"),
             "runDir": str(self._socket.parent),
             "manifests": str(self.manifests),
+            "leaks": {"policy": "off"},  # whether a pod is gone is for its container runtime to say, and here is none
         }
         self._config.write_text(json.dumps(settings, indent=2))
         quiet("ip", "link", "add", _PARENT, "type", "veth", "peer", "name", _PARENT_PEER)
@@ -173,6 +175,25 @@ class Stage:
         """Return the IPv4 address of an interface in a pod."""
         links = json.loads(quiet("ip", "-n", f"pldemo-{pod}", "-j", "-4", "addr", "show", interface))
         return str(links[0]["addr_info"][0]["local"])
+
+    def link(self, pod: str, interface: str) -> tuple[str, str]:
+        """Return MAC address and IPv4 address of an interface in a pod, empty where there is none."""
+        for link in json.loads(quiet("ip", "-n", f"pldemo-{pod}", "-j", "addr", "show")):
+            addresses = [str(info["local"]) for info in link.get("addr_info", []) if info["family"] == "inet"]
+            if link.get("ifname") == interface and addresses:
+                return str(link["address"]), addresses[0]
+        return "", ""
+
+    def wait_for_link(self, pod: str, interface: str, wanted: tuple[str, str]) -> None:
+        """Return when the interface is *wanted* again. Raises DemoFailedError."""
+        until = time.monotonic() + 10
+        while self.link(pod, interface) != wanted:
+            expect(time.monotonic() < until, f"{interface} of {pod} did not come back as {wanted}")
+            time.sleep(0.05)
+
+    def verify(self) -> None:
+        """Compare database, ledger and node. Raises DemoFailedError where they differ."""
+        show(str(_COMMAND), "--config", str(self._config), "verify")
 
     def status(self, pod: str) -> str:
         """Return the pod's network-status annotation once the reconciler has published it."""

@@ -95,7 +95,8 @@ def lines(report: Report) -> list[str]:
     if report.unproved:
         told.append(f"not proved: {report.unproved} rows, which are older than what the ledger remembers")
     found = ", ".join(f"{count} {kind}" for kind, count in report.counts.items() if count)
-    scope = f"{report.events} events, {report.sandboxes} live sandboxes, {report.nodes} nodes compared"
+    nodes = "1 node" if report.nodes == 1 else f"{report.nodes} nodes"
+    scope = f"{report.events} events, {report.sandboxes} live sandboxes, {nodes} compared"
     if found:
         verdict = f"differs: {found}"
     elif report.unseen:
