@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from rows import folded, stored_in
-from stories import busy_day
+from stories import Node, busy_day
 
 from events.jetstream import JetStreamLedger
 from events.server import EmbeddedServer
@@ -188,3 +188,13 @@ async def test_a_kubeconfig_that_is_missing_is_one_sentence_and_exit_code_2(
     async with process(config) as child:
         assert "kubeconfig /nonexistent can't be used" in await said(child, "plumbline:")
         assert await child.wait() == 2
+
+
+async def test_it_verifies_from_time_to_time(server: EmbeddedServer, ledger: JetStreamLedger, config: Path) -> None:
+    extend(config, reconciler={"verifyInterval": 1})
+    for event in busy_day(3, Node("")):  # of a node that nobody has to be asked about
+        await ledger.append(event)
+    async with process(config) as child:
+        line = await said(child, "event=verified")
+        assert "projection=0" in line
+        assert "status=0" in line
