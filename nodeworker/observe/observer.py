@@ -80,7 +80,7 @@ class Observer:
                 with Monitor(heard):
                     await asyncio.Event().wait()
             except OSError as error:
-                log.warning("kernel_not_heard", error=str(error), remedy="give the worker CAP_NET_ADMIN")
+                log.warning("kernel_not_heard", error=str(error), remedy="give the worker CAP_NET_BROADCAST")
             finally:
                 for timer in self._due.values():
                     timer.cancel()
