@@ -97,6 +97,8 @@ class NativeRunner:
             while not (job.cancel() or running.done()):
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait([running])
+            if running.done() and not running.cancelled():
+                running.exception()  # nobody is left who wants to know
             raise
 
     async def execute(self, plugin_type: str, **how: Any) -> tuple[PluginRun, bytes]:

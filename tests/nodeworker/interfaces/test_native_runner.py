@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ from native_harness import card, ip, names, shown
 
 from events.schema import ErrorClass, PluginRun
 from nodeworker.delegates.exec import PluginError, PluginExecutor
+from nodeworker.interfaces.native import NativeError
 from nodeworker.interfaces.registry import AUTO
 from nodeworker.interfaces.runner import THREADS, NativeRunner
 from nodeworker.netlink.message import Request
@@ -270,6 +272,27 @@ async def test_a_cancellation_is_raised_when_the_thread_is_done(bridge: Plugin) 
         await adding
     assert set(reserved(bridge).values()) == {"c9\r\nnet1", "c1\r\nnet1"}, "what was begun was ended"
     assert names(bridge.netns) == {"lo"}, "and nothing more"
+
+
+async def test_what_goes_wrong_after_a_cancellation_is_nobodys_error() -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    runner, begun, let = NativeRunner(PluginExecutor(marker="test"), AUTO), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        let.wait()
+        raise NativeError("nobody waits for it any more")
+
+    working = asyncio.create_task(runner.on_thread(work, let.set))
+    await asyncio.to_thread(begun.wait)
+    working.cancel()
+    await asyncio.wait([working])
+    assert working.cancelled()
+    del working
+    gc.collect()
+    runner.close()
+    assert not complaints
 
 
 async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin) -> None:
