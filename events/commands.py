@@ -14,7 +14,7 @@ from typing import Protocol
 
 from events import subjects
 from events.ledger import ConflictError, Expect, LedgerUnavailableError, Stored
-from events.schema import Event, NodeName, decode, encode
+from events.schema import Event, EventId, NodeName, decode, encode
 
 
 class Commands(Protocol):
@@ -46,6 +46,7 @@ class MemoryCommands:
 
     def __init__(self) -> None:
         self._entries: list[bytes] = []
+        self._sequences: dict[EventId, int] = {}
         self._changed = asyncio.Condition()
         self.available = True
 
@@ -53,14 +54,14 @@ class MemoryCommands:
         """See ``Commands.send``."""
         self._check()
         async with self._changed:
-            for index, text in enumerate(self._entries):
-                if decode(text).id == command.id:
-                    return index + 1
+            if (known := self._sequences.get(command.id)) is not None:
+                return known
             if expect is not None:
                 last = await self.last(expect.subject)
                 if (last.sequence if last is not None else 0) != expect.sequence:
                     raise ConflictError(f"the last command on {expect.subject} is not {expect.sequence}")
             self._entries.append(encode(command))
+            self._sequences[command.id] = len(self._entries)
             self._changed.notify_all()
             return len(self._entries)
 
@@ -80,7 +81,7 @@ class MemoryCommands:
             async with self._changed:
                 while len(self._entries) <= after:
                     await self._changed.wait()
-                fresh = list(enumerate(self._entries, 1))[after:]
+                fresh = list(enumerate(self._entries[after:], after + 1))
                 after = len(self._entries)
             for sequence, text in fresh:
                 command = decode(text)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from operator import itemgetter
 
 from events import subjects
 from events.ledger import ConflictError, Expect, LedgerFullError, LedgerUnavailableError, Stored
@@ -18,6 +20,9 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self._entries: list[tuple[int, str, bytes]] = []
+        """In the order of their sequences."""
+        self._newest: dict[str, int] = {}
+        """Each subject's newest sequence."""
         self._sequences: dict[EventId, int] = {}
         self._next = 1
         self._changed = asyncio.Condition()
@@ -35,11 +40,12 @@ class MemoryLedger:
             if self.full:
                 raise LedgerFullError("the ledger is full")
             if expect is not None:
-                last = next((s for s, name, _ in reversed(self._entries) if matches(name, expect.subject)), 0)
+                last = self._newest_of(expect.subject)
                 if last != expect.sequence:
                     raise ConflictError(f"the last event of {expect.subject} is {last}, not {expect.sequence}")
             sequence, self._next = self._next, self._next + 1
             self._entries.append((sequence, subject, text))
+            self._newest[subject] = sequence
             self._sequences[event.id] = sequence
             self._changed.notify_all()
         self._say(Notice(subject, text))
@@ -48,8 +54,8 @@ class MemoryLedger:
     async def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.read``."""
         self._check()
-        for sequence, name, text in list(self._entries):
-            if sequence > after and matches(name, subject):
+        for sequence, name, text in self._behind(after):
+            if matches(name, subject):
                 yield Stored(sequence, decode(text))
 
     async def follow(
@@ -60,7 +66,7 @@ class MemoryLedger:
             async with self._changed:
                 while self._next - 1 <= after:
                     await self._changed.wait()
-                fresh = [entry for entry in self._entries if entry[0] > after]
+                fresh = self._behind(after)
                 after = self._next - 1
             for sequence, name, text in fresh:
                 if any(matches(name, pattern) for pattern in subjects):
@@ -69,10 +75,10 @@ class MemoryLedger:
     async def last(self, subject: str) -> Stored | None:
         """See ``Ledger.last``."""
         self._check()
-        for sequence, name, text in reversed(self._entries):
-            if matches(name, subject):
-                return Stored(sequence, decode(text))
-        return None
+        if not (newest := self._newest_of(subject)):
+            return None
+        sequence, _, text = self._behind(newest - 1)[0]
+        return Stored(sequence, decode(text))
 
     async def last_sequence(self) -> int:
         """See ``Ledger.last_sequence``."""
@@ -82,7 +88,9 @@ class MemoryLedger:
     async def purge(self, subject: str, up_to: int) -> int:
         """See ``Ledger.purge``."""
         self._check()
-        kept = [entry for entry in self._entries if entry[0] > up_to or not matches(entry[1], subject)]
+        gone = {name for name in self._newest if matches(name, subject)}
+        kept = [entry for entry in self._entries if entry[0] > up_to or entry[1] not in gone]
+        self._newest = {name: newest for name, newest in self._newest.items() if newest > up_to or name not in gone}
         purged = len(self._entries) - len(kept)
         self._entries = kept
         return purged
@@ -106,6 +114,15 @@ class MemoryLedger:
     async def close(self) -> None:
         """See ``Ledger.close``."""
         self.available = False
+
+    def _newest_of(self, subject: str) -> int:
+        """Return the newest sequence that matches *subject*, or 0. Without wildcards it is known: fences are such."""
+        if (known := self._newest.get(subject)) is not None:
+            return known
+        return next((sequence for sequence, name, _ in reversed(self._entries) if matches(name, subject)), 0)
+
+    def _behind(self, after: int) -> list[tuple[int, str, bytes]]:
+        return self._entries[bisect_right(self._entries, after, key=itemgetter(0)) :]
 
     def _say(self, notice: Notice) -> None:
         for ear in self._ears:

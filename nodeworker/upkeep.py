@@ -1,7 +1,7 @@
 """What the worker does without being asked: bring every open matter to its end.
 
 Intents that lost the ledger half way are continued, requests on disk become intents, detaches that failed are repeated
-with growing pauses, and the story of sandboxes that are long gone is forgotten.
+with growing pauses, and what is long over is forgotten.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import structlog
 
-from events import subjects
 from events.fold import Sandbox, SandboxKey, SandboxPhase
+from events.forgetting import Forgetting
 from events.ledger import Ledger, LedgerError
-from events.schema import NO_NODE, AttachFailed, DetachCompleted, DetachRequested, RequestId, unix_ns
+from events.schema import DetachRequested, RequestId, unix_ns
 from nodeworker.answers import Answers
 from nodeworker.dispatch import Dispatcher
 from nodeworker.errors import RequestFailedError
@@ -130,7 +130,7 @@ def _needs_detach(sandbox: Sandbox) -> bool:
 
 
 class Retention:
-    """Forgets the events of sandboxes that were closed long ago, and that the hub has, where there is one.
+    """Forgets what is long over, and what the hub has of it, where there is one.
 
     *copied* returns up to which sequence the hub has the ledger.
     """
@@ -153,24 +153,18 @@ class Retention:
                 log.warning("retention_postponed", error=str(error))
 
     async def forget(self, before: int) -> int:
-        """Purge the sandboxes that were closed before *before*, in ns since 1970; return how many.
+        """Purge what was over before *before*, in ns since 1970; return of how many containers.
 
-        A container ID can come back (podman restarts a container under its ID), so only what is older than the closing
-        event goes, and only while the sandbox holds nothing. Raises LedgerUnavailableError.
+        A container ID can come back (podman restarts a container under its ID): while it holds something, nothing of it
+        goes. Raises LedgerUnavailableError.
         """
-        closed: dict[str, int] = {}
-        end, copied = 0, self._copied()
-        async with aclosing(self._ledger.read(subjects.pattern(self._recorder.node))) as events:
+        live = frozenset(key.container_id for key in self._recorder.state.sandboxes)
+        forgetting, copied = Forgetting(self._recorder.node, live), self._copied()
+        async with aclosing(self._ledger.read()) as events:
             async for stored in events:
                 if unix_ns(stored.event.at) >= before or stored.sequence > copied:
                     break
-                end = stored.sequence
-                if isinstance(stored.event.data, DetachCompleted | AttachFailed):
-                    closed[stored.event.sandbox] = stored.sequence
-        live = {key.container_id for key in self._recorder.state.sandboxes}
-        forgotten = [(sandbox, sequence) for sandbox, sequence in closed.items() if sandbox and sandbox not in live]
-        for sandbox, sequence in forgotten:
-            await self._ledger.purge(subjects.pattern(self._recorder.node, sandbox), sequence)
-            await self._ledger.purge(subjects.pattern(NO_NODE, sandbox), end)  # it may have been told of later
-        log.info("retention_done", sandboxes=len(forgotten))
-        return len(forgotten)
+                forgetting.add(stored)
+        purged = [await self._ledger.purge(*purge) for purge in forgetting.purges()]
+        log.info("retention_done", sandboxes=forgetting.containers, events=sum(purged))
+        return forgetting.containers

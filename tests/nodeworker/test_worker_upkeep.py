@@ -30,6 +30,7 @@ from events.jetstream import JetStreamLedger
 from events.ledger import Ledger, LedgerUnavailableError, Stored
 from events.schema import (
     NO_NODE,
+    ComparisonRequested,
     ContainerId,
     Data,
     DetachCompleted,
@@ -37,11 +38,20 @@ from events.schema import (
     DetachRequested,
     Event,
     EventId,
+    GcCompleted,
+    GcRequested,
     InterfaceAttached,
     InterfaceDetached,
     InterfaceDetachFailed,
+    Leak,
+    LeakId,
+    LeakKind,
+    LeakObserved,
+    LeakReclaimed,
     NetworkName,
+    NodeCompared,
     Pod,
+    ReclaimRequested,
     RequestId,
     StatusPublished,
     WorkerStarted,
@@ -338,3 +348,61 @@ async def test_retention_forgets_sandboxes_that_were_closed_before(lasting: tupl
         pass
     assert successor.state.sandboxes == state.sandboxes
     assert not successor.state.anomalies
+
+
+async def test_retention_forgets_what_is_over_of_the_node_itself(lasting: tuple[JetStreamLedger, Worker]) -> None:
+    ledger, worker = lasting
+    record = worker.recorder.record
+    box = f"missed-{secrets.token_hex(4)}"
+    gone = Leak(id=LeakId(f"sandbox/{box}/eth0"), kind=LeakKind.SANDBOX_GONE, what=box, holder=ContainerId(box))
+    stuck = Leak(id=LeakId("link/veth1"), kind=LeakKind.LINK_UNOWNED, what="veth1")
+    await worker.story(
+        GcRequested(request=RequestId("g"), config="{}"), GcCompleted(request=RequestId("g")), sandbox=""
+    )
+    await worker.attached(box)
+    await record(LeakObserved(leak=gone, sightings=2), ContainerId(box))
+    reclaim = await worker.intent(ReclaimRequested(request=RequestId("c"), leak=gone, command=8), box)
+    await worker.detached(box)
+    await record(LeakReclaimed(request=RequestId("c"), leak=gone), ContainerId(box), reclaim)  # later than the last DEL
+    await worker.story(
+        ComparisonRequested(request=RequestId("n"), command=9), NodeCompared(request=RequestId("n")), sandbox=""
+    )
+    await record(LeakObserved(leak=stuck))
+    await record(LeakObserved(leak=stuck, sightings=2))
+    await worker.intent(GcRequested(request=RequestId("open"), config="{}"), "")
+    state = worker.recorder.state
+
+    assert await Retention(ledger, worker.recorder, hours=1, copied=lambda: 1).forget(time.time_ns()) == 0
+    assert len(await of(ledger, box)) == 10  # the hub has not got it
+    assert await Retention(ledger, worker.recorder, hours=1).forget(time.time_ns()) >= 1
+    assert await of(ledger, box) == []
+    left = [event.type for event in await of(ledger, "")]
+    kept = ["ComparisonRequested", "NodeCompared", "LeakObserved", "LeakObserved", "GcRequested"]  # the newest command
+    assert left == ["WorkerStarted", *kept]
+
+    successor = Recorder(ledger, NODE)
+    async for _ in successor.load():
+        pass
+    again = successor.state
+    assert (again.sandboxes, again.pending, again.leaks) == (state.sandboxes, state.pending, state.leaks)
+    assert (again.epochs, again.commands) == (state.epochs, {NODE: 9})
+    assert not again.anomalies
+    await successor.open_epoch(WorkerStarted(version="1", pid=2))
+    assert again.epochs[NODE] == state.epochs[NODE] + 1
+
+
+async def test_a_ledger_that_goes_away_while_it_forgets_is_asked_again(
+    worker: Worker, ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RETENTION_INTERVAL", 0.001)
+    await worker.attached()
+    await worker.detached()
+    ledger.available = False
+    running = asyncio.create_task(Retention(ledger, worker.recorder, hours=0).run())
+    await asyncio.sleep(0.01)
+    assert not running.done()
+    ledger.available = True
+    async with asyncio.timeout(5):
+        while await of(ledger, BOX):  # noqa: ASYNC110  # what is looked at has no event to wait for
+            await asyncio.sleep(0.001)
+    running.cancel()
