@@ -12,4 +12,5 @@ async def test_what_dies_is_freed_and_what_lives_is_not(tmp_path: Path) -> None:
         world = await soak(tmp_path, seed=7, lives=300)
     assert world.missed > 20
     assert world.reclaimed > 20
+    assert not world.left
     assert not world.false_frees
