@@ -15,7 +15,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,7 +82,8 @@ class Pod:
         self.netns = folder / self.id
         self.netns.symlink_to(f"/proc/{os.getpid()}/ns/net")
         self.attached = False
-        self.asked_to_go = False
+        self.address: Path | None = None
+        """The file that holds its address once it is attached."""
 
     @property
     def plan(self) -> AttachPlanned:
@@ -244,18 +245,22 @@ class World:
 
     def holders(self) -> set[str]:
         """Return whom host-local's files name."""
-        found: set[str] = set()
-        for path in (self.folder / "ipam" / "net").glob("10.*"):
-            with contextlib.suppress(FileNotFoundError):
-                found.add(path.read_bytes().partition(b"\r\n")[0].decode())
-        return found
+        return {_holder(path) for path in self._files()} - {""}
 
     def check(self, recorder: Recorder) -> None:
         """Note whoever lives, was attached, and has lost what it had."""
-        holders, known = self.holders(), {key.container_id for key in recorder.state.sandboxes}
-        for name, pod in self.alive.items():
-            if pod.attached and not pod.asked_to_go and (name not in holders or name not in known):
-                self.false_frees.append(name)
+        boxes = {key.container_id: box for key, box in recorder.state.sandboxes.items()}
+        attached = [pod for pod in self.alive.values() if pod.attached or ((box := boxes.get(pod.id)) and box.result)]
+        fresh = [pod for pod in attached if not pod.attached]
+        files = {_holder(path): path for path in self._files()} if fresh else {}
+        for pod in fresh:
+            pod.attached, pod.address = True, files.get(pod.id)
+        for pod in attached:
+            if pod.id not in boxes or pod.address is None or _holder(pod.address) != pod.id:
+                self.false_frees.append(pod.id)
+
+    def _files(self) -> Iterator[Path]:
+        return (self.folder / "ipam" / "net").glob("10.*")
 
     async def live(self, worker: Worker, lives: int, at_once: int) -> int:
         """Have pods come and go until so many have come, or the worker is to be killed; return how many came."""
@@ -264,9 +269,6 @@ class World:
         while came < min(lives, kill_after):
             await self._step(worker, at_once)
             came += self._born
-            for name, pod in self.alive.items():
-                box = worker.recorder.state.sandboxes.get(SandboxKey(ContainerId(name), ETH0))
-                pod.attached = pod.attached or (box is not None and bool(box.result))
             self.check(worker.recorder)
         return came
 
@@ -274,8 +276,11 @@ class World:
 
     async def _step(self, worker: Worker, at_once: int) -> None:
         self._born = 0
-        if self.dice.random() < 0.01:
+        if self.dice.random() < (0.1 if self.runtime.hangs else 0.01):
             self.runtime.hangs = not self.runtime.hangs
+        if len(worker.recorder.state.sandboxes) > 3 * at_once:  # more dead ones than a node ever has
+            await asyncio.sleep(0.02)
+            return
         for _ in range(8):
             if len(self.alive) < at_once:
                 await self._come(worker)
@@ -296,7 +301,6 @@ class World:
         """Have something happen to *pod*: most get a DEL; the others lose what they have, in either order."""
         throw = self.dice.random()
         if throw < 0.3:
-            pod.asked_to_go = True
             request = RequestId(os.urandom(8).hex())
             await worker.recorder.request(DetachRequested(request=request, ifname=ETH0), pod.id)
             self._end(pod)
@@ -323,6 +327,14 @@ class World:
             if not (left := held - self.alive.keys()) or time.monotonic() > until:
                 return left
             await asyncio.sleep(0.05)
+
+
+def _holder(path: Path) -> str:
+    """Return whom a file of host-local names; nobody where there is none."""
+    try:
+        return path.read_bytes().partition(b"\r\n")[0].decode()
+    except FileNotFoundError:
+        return ""
 
 
 async def soak(folder: Path, seed: int, lives: int, at_once: int = 60) -> World:

@@ -88,7 +88,8 @@ class MemoryLedger:
     async def purge(self, subject: str, up_to: int) -> int:
         """See ``Ledger.purge``."""
         self._check()
-        gone = {name for name in self._newest if matches(name, subject)}
+        start = subject.partition("*")[0].rstrip(">")
+        gone = {name for name in self._newest if name.startswith(start) and matches(name, subject)}
         kept = [entry for entry in self._entries if entry[0] > up_to or entry[1] not in gone]
         self._newest = {name: newest for name, newest in self._newest.items() if newest > up_to or name not in gone}
         purged = len(self._entries) - len(kept)
