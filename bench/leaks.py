@@ -380,7 +380,7 @@ def main(arguments: list[str] | None = None) -> None:
     report(f"{options.lives} pod lives, worker killed", world.kills, "times")
     report("…, DELs missed", world.missed, "pods")
     report("…, freed of those", world.missed - len(world.left), "pods", world.missed, better="more")
-    report("…, freed by a reclaim that outlived its worker", world.reclaimed, "pods")
+    report("…, LeakReclaimed recorded", world.reclaimed, "pods")
     report("…, false frees", len(world.false_frees), "pods", 0.0)
     report("…, took", time.monotonic() - started, "s")
 
