@@ -171,7 +171,11 @@ def test_of_live_pods_it_is_told_what_they_have_and_what_is_published_of_them(da
     told = store.of_live_pods(lambda pod, boxes, said: (pod, [box.key.container_id for box in boxes], said))
     store.close()
     assert told == [
-        (PodName("shop", "web-4"), [container_id(4)], Published("uid-4", "i", "[]", refused=False)),
+        (
+            PodName("shop", "web-4"),
+            [container_id(4)],
+            Published("uid-4", "i", "[]", refused=False, sequence=len(events)),
+        ),
         (PodName("shop", "web-9"), [container_id(9)], None),
     ]
 
@@ -197,7 +201,9 @@ def test_a_batch_tells_what_became_of_its_pods(database: str) -> None:
     assert [event for event, _ in changes.story] == after
     assert [key.container_id for key in changes.folded] == ["a" * 64, "b" * 64, "c" * 64]
     assert changes.attached == {PodName("d", "stays")}
-    assert changes.published == {PodName("d", "stays"): Published("u1", "i", "[]", refused=False)}
+    assert changes.published == {
+        PodName("d", "stays"): Published("u1", "i", "[]", refused=False, sequence=len(before) + 1)
+    }
     assert changes.left == {PodName("d", "goes")}
 
 
