@@ -20,7 +20,11 @@ from events.process import die_with_parent
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
 PLUGINS = Path("/usr/lib/cni")
-BRIDGE = {"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}]}
+BRIDGE = {
+    "cniVersion": "1.0.0",
+    "name": "pods",
+    "plugins": [{"type": "bridge", "ipam": {"type": "host-local", "subnet": "10.89.0.0/24"}}],
+}
 
 
 class Host:
