@@ -140,9 +140,10 @@ async def test_a_database_that_is_away_costs_a_delay_and_no_event(
         blocker.execute("BEGIN EXCLUSIVE")
         last = await fill(ledger, node.attach("e" * 64, Pod("d", "p", "u")))
         said = ""
-        while "database_away" not in said:
-            await asyncio.wait({run.task}, timeout=0.05)
-            said += capsys.readouterr().out
+        async with asyncio.timeout(30):
+            while "database_away" not in said:
+                await asyncio.wait({run.task}, timeout=0.05)
+                said += capsys.readouterr().out
         assert run.reconciler.sequence < last
         blocker.execute("ROLLBACK")
         blocker.close()
