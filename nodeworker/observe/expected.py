@@ -16,6 +16,7 @@ from events.fold import Attachment, Sandbox
 from events.schema import IfName, NetworkName
 from nodeworker.delegates import results
 from nodeworker.delegates.results import IP, Result
+from nodeworker.delegates.versions import at_least
 from nodeworker.resolve.default_route import adjusted
 
 Address: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -94,8 +95,8 @@ def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
     except results.ResultError:
         return None
     told = next((each for each in result.interfaces if each.sandbox and each.name == plan.ifname), None)
-    if told is None and result.interfaces:
-        return None
+    if told is None and at_least(plan.cni_version, "0.3.0"):
+        return None  # results of older versions tell of no interface, and are all about one
     configs = [cast("dict[str, Any]", msgspec.json.decode(plugin)) for plugin in plan.plugins]
     kind = str(configs[0].get("type", ""))
     ips = [ip for ip in result.ips if _is_own(result, ip, plan.ifname)]

@@ -43,14 +43,18 @@ UPLINK = replace(LINK, index=7, name="uplink0", kind="veth")
 
 
 def wanted(
-    config: Mapping[str, Any] = MACVLAN, result: Mapping[str, Any] | None = RESULT, policy: str = "repair", **plan: Any
+    config: Mapping[str, Any] = MACVLAN,
+    result: Mapping[str, Any] | None = RESULT,
+    policy: str = "repair",
+    cni_version: str = "1.0.0",
+    **plan: Any,
 ) -> tuple[ExpectedLink, ...]:
     attachment = Attachment(
         plan=PlannedAttachment(
             network=NetworkName("ns/net"),
             ifname=IfName("net1"),
             cni_name="net",
-            cni_version="1.0.0",
+            cni_version=cni_version,
             plugins=(json.dumps(config),),
             **plan,
         ),
@@ -129,6 +133,14 @@ def test_what_is_not_known_is_not_compared() -> None:
     assert wanted(result=None) == ()
     assert kinds(wanted({"type": "macvlan"}), replace(SOUND, parents={})) == []
     assert kinds(wanted(), SOUND, mtu=0) == []
+
+
+def test_an_interface_that_the_result_does_not_tell_of_is_not_missed() -> None:
+    """A plugin need not make one; results before 0.3.0 can't tell of it, and are of plugins that did."""
+    silent = {key: value for key, value in RESULT.items() if key != "interfaces"}
+    assert wanted(result=silent) == ()
+    (old,) = wanted(result={"ip4": {"ip": "10.0.0.2/24"}}, cni_version="0.2.0")
+    assert [str(address) for address in old.addresses] == ["10.0.0.2/24"]
 
 
 def test_a_network_that_is_off_is_not_looked_at() -> None:
