@@ -30,10 +30,10 @@ _LOOK = struct.pack("@ll", 0, 100_000)
 """Seconds and microseconds between two looks at whether the call has failed without an answer."""
 _TOGETHER: Final = 30
 """Interfaces of one group: what they take goes out in one system call."""
-_CALLS: Final = 8
+CALLS: Final = 8
 """Calls that the kernel has not returned from: beyond that they would only queue there."""
 
-_places = threading.BoundedSemaphore(_CALLS)
+_places = threading.BoundedSemaphore(CALLS)
 """Of the process, because it is the kernel that is spared."""
 
 
