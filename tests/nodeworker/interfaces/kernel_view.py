@@ -26,7 +26,6 @@ REFERENCE = Path("/usr/lib/cni")
 _CLONE_NEWNET = 0x40000000
 _MAC = re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b")
 _VETH = re.compile(r"\bveth[0-9a-f]{8}\b")
-_LINK_LOCAL = re.compile(r"\bfe80::[0-9a-f:]*[0-9a-f]\b(?!/64\")")
 _FIXED_MACS = {"00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"}
 _PASSING = re.compile(
     r"ifindex|link_index|operstate|.*_timer|topology_change.*|bridge_id|root_id|designated_.*|nodad|handle"
@@ -143,15 +142,25 @@ def _tentative() -> bool:
 
 def _namespace() -> dict[str, Any]:
     vlans = subprocess.run(["bridge", "-j", "vlan"], check=True, capture_output=True, text=True)
+    routes = _ip("-4", "route", "show", "table", "all") + _ip("-6", "route", "show", "table", "all")
     return {
-        "links": _ip("addr"),
-        "routes": _ip("-4", "route", "show", "table", "all") + _ip("-6", "route", "show", "table", "all"),
+        "links": [_without_link_local(link) for link in _ip("addr")],
+        "routes": [route for route in routes if not str(route["dst"]).startswith("fe80:")],
         "rules": _ip("-4", "rule") + _ip("-6", "rule"),
         "neighbours": [each for each in _ip("neigh") if "PERMANENT" in each["state"]],
         "vlans": json.loads(vlans.stdout or "[]"),
         "parameters": _parameters(),
         "filters": _filters(),
     }
+
+
+def _without_link_local(link: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the IPv6 addresses that the kernel makes by itself: some time after the link is up, nobody knows when.
+
+    Whether it makes them is in the link's ``inet6_addr_gen_mode`` and in the parameters.
+    """
+    addresses = [each for each in link.get("addr_info", []) if (each["family"], each["scope"]) != ("inet6", "link")]
+    return link | {"addr_info": addresses}
 
 
 def _filters() -> list[Any]:
@@ -196,5 +205,4 @@ def _without_chance(text: str) -> str:
         kind = "veth" if word.startswith("veth") else "mac"
         return word if word in _FIXED_MACS else names.setdefault(word, f"<{kind} {len(names)}>")
 
-    text = _VETH.sub(numbered, _MAC.sub(numbered, text))
-    return _LINK_LOCAL.sub("<link-local>", text)
+    return _VETH.sub(numbered, _MAC.sub(numbered, text))
