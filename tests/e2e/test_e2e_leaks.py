@@ -222,8 +222,7 @@ def test_what_a_reboot_has_ended_is_free_soon_after_the_worker_starts(leaky: Lea
     sandboxes = [leaky.attached(f"pod-{number}") for number in range(5)]
     node.kill()
     leaky.abandon(*sandboxes)
-    for name in set(links()) - {BRIDGE, "uplink0", "uplink1"}:
-        ip("link", "del", name)
+    eventually(lambda: set(links()) <= {BRIDGE, "uplink0", "uplink1"}, "the wires went with their namespaces")
     forge_boot(node)
     started = time.monotonic()
     node.start()
