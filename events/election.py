@@ -9,8 +9,6 @@ lock could not promise that. The same event marks the stream of commands, becaus
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
@@ -19,15 +17,13 @@ import structlog
 from events import subjects
 from events.commands import Commands
 from events.ledger import ConflictError, Expect, Ledger, Stored
+from events.saying import said_now
 from events.schema import (
-    NO_CAUSE,
     NO_NODE,
     NO_SANDBOX,
     Event,
     NodeName,
     ReconcilerElected,
-    new_event_id,
-    rfc3339,
 )
 
 log = structlog.get_logger(__name__)
@@ -58,17 +54,9 @@ async def elect(ledger: Ledger, commands: Commands, replica: str, version: str =
     Raises ConflictError when another is elected at the same time, LedgerUnavailableError, LedgerFullError.
     """
     last, mark = await elected(ledger), await commands.last(COMMAND_MARK)
-    now = time.time_ns()
-    event = Event(
-        id=new_event_id(now // 1_000_000, secrets.token_bytes(10)),
-        at=rfc3339(now),
-        node=NO_NODE,
-        boot_id="",
+    event = said_now(
+        ReconcilerElected(replica=replica, version=version),
         epoch=1 + max(stored.event.epoch if stored is not None else 0 for stored in (last, mark)),
-        sandbox=NO_SANDBOX,
-        cause=NO_CAUSE,
-        trace="",
-        data=ReconcilerElected(replica=replica, version=version),
     )
     in_ledger = await ledger.append(event, Expect(ELECTION, _sequence(last)))
     # If another was elected since, and has marked the stream already, the mark is not the one that was read above.

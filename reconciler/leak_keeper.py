@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 
 import structlog
+from msgspec.structs import replace
 
 from events.commands import Commands
 from events.fold import Leaked
 from events.ledger import ConflictError, LedgerError
+from events.saying import said_now
 from events.schema import (
     Event,
     LeakReclaimed,
     LeakReclaimFailed,
     ReclaimRequested,
     RequestId,
-    new_event_id,
-    rfc3339,
 )
 from reconciler import leaks
 from reconciler.delays import delays
@@ -107,16 +106,10 @@ class LeakKeeper:
 
 def command(reclaim: Reclaim) -> Event:
     """Return the command for *reclaim*."""
-    now = time.time_ns()
-    command_id = new_event_id(now // 1_000_000, secrets.token_bytes(10))
-    return Event(
-        id=command_id,
-        at=rfc3339(now),
+    said = said_now(
+        ReclaimRequested(request=RequestId(""), leak=reclaim.leak),
         node=reclaim.node,
-        boot_id="",
-        epoch=0,
         sandbox=reclaim.sandbox,
         cause=reclaim.cause,
-        trace="",
-        data=ReclaimRequested(request=RequestId(command_id), leak=reclaim.leak),
     )
+    return replace(said, data=ReclaimRequested(request=RequestId(said.id), leak=reclaim.leak))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 import time
 
 import structlog
@@ -18,15 +17,14 @@ from msgspec.structs import replace
 from events import subjects
 from events.ledger import Ledger, LedgerError
 from events.notices import PRESENCE_INTERVAL, PUBLISHER_PRESENT, Notices
+from events.saying import said_now
 from events.schema import (
-    NO_NODE,
     Data,
     ErrorClass,
     Event,
     StatusPublished,
     StatusPublishFailed,
     encode,
-    new_event_id,
     rfc3339,
     unix_ns,
 )
@@ -209,18 +207,7 @@ def _failed(found: Due, error: PublishError) -> StatusPublishFailed:
 
 def event_of(found: Due, data: Data) -> Event:
     """Return the event that says *data* of the sandbox in *found*. It is the reconciler's."""
-    now = time.time_ns()
-    return Event(
-        id=new_event_id(now // 1_000_000, secrets.token_bytes(10)),
-        at=rfc3339(now),
-        node=NO_NODE,
-        boot_id="",
-        epoch=0,
-        sandbox=found.sandbox.container_id,
-        cause=found.intent,
-        trace="",
-        data=data,
-    )
+    return said_now(data, sandbox=found.sandbox.container_id, cause=found.intent)
 
 
 def _seconds_since(at: str) -> float:

@@ -7,7 +7,6 @@ decides goes down as commands. Nothing is remembered over a restart: what is ope
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ import structlog
 from events.commands import Commands
 from events.fold import Sandbox
 from events.ledger import ConflictError, LedgerError
+from events.saying import said_now
 from events.schema import (
     NO_NODE,
     DetachRequested,
@@ -25,7 +25,6 @@ from events.schema import (
     Event,
     RepairRequested,
     RequestId,
-    new_event_id,
     rfc3339,
     unix_ns,
 )
@@ -120,18 +119,8 @@ class Repairing:
 
 
 def _command(order: Order) -> Event:
-    now = time.time_ns()
-    return Event(
-        id=new_event_id(now // 1_000_000, secrets.token_bytes(10)),
-        at=rfc3339(now),
-        node=order.node,
-        boot_id="",
-        epoch=0,
-        sandbox=order.sandbox.container_id,
-        cause=order.cause,
-        trace="",
-        data=RepairRequested(request=RequestId(""), ifname=order.sandbox.ifname, drifts=order.drifts),
-    )
+    data = RepairRequested(request=RequestId(""), ifname=order.sandbox.ifname, drifts=order.drifts)
+    return said_now(data, node=order.node, sandbox=order.sandbox.container_id, cause=order.cause)
 
 
 def _seconds(since: str, until: str) -> float:

@@ -8,8 +8,6 @@ anything.
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from itertools import groupby
@@ -19,9 +17,8 @@ from events import subjects
 from events.commands import Commands
 from events.fold import Leaked, Sandbox
 from events.ledger import Ledger, LedgerError
+from events.saying import said_now
 from events.schema import (
-    NO_CAUSE,
-    NO_SANDBOX,
     ComparisonRequested,
     Drift,
     Event,
@@ -29,8 +26,6 @@ from events.schema import (
     NodeName,
     RequestId,
     WorkerStopped,
-    new_event_id,
-    rfc3339,
 )
 from reconciler.due import Published, told
 from reconciler.publisher import Publisher, PublishError
@@ -101,18 +96,7 @@ async def _compared(
 
 
 def _command(node: NodeName) -> Event:
-    now = time.time_ns()
-    return Event(
-        id=new_event_id(now // 1_000_000, secrets.token_bytes(10)),
-        at=rfc3339(now),
-        node=node,
-        boot_id="",
-        epoch=0,
-        sandbox=NO_SANDBOX,
-        cause=NO_CAUSE,
-        trace="",
-        data=ComparisonRequested(request=RequestId(""), by="verify"),
-    )
+    return said_now(ComparisonRequested(request=RequestId(""), by="verify"), node=node)
 
 
 def _drift(sandbox: Sandbox, drift: Drift) -> Difference:

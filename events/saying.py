@@ -1,0 +1,42 @@
+"""Make events of what is said now, by whoever is not a node's worker: only that has a boot to tell of."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from events.schema import (
+    NO_CAUSE,
+    NO_NODE,
+    NO_SANDBOX,
+    ContainerId,
+    Data,
+    Event,
+    EventId,
+    NodeName,
+    new_event_id,
+    rfc3339,
+)
+
+
+def said_now(
+    data: Data,
+    *,
+    node: NodeName = NO_NODE,
+    sandbox: ContainerId = NO_SANDBOX,
+    cause: EventId = NO_CAUSE,
+    epoch: int = 0,
+) -> Event:
+    """Return the event that says *data*, with a new ID and the time that it is; *node* is whom a command is for."""
+    now = time.time_ns()
+    return Event(
+        id=new_event_id(now // 1_000_000, secrets.token_bytes(10)),
+        at=rfc3339(now),
+        node=node,
+        boot_id="",
+        epoch=epoch,
+        sandbox=sandbox,
+        cause=cause,
+        trace="",
+        data=data,
+    )
