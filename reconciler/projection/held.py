@@ -17,8 +17,6 @@ from events.schema import (
     DriftObserved,
     DriftRepaired,
     DriftRepairFailed,
-    InterfaceAttachFailed,
-    InterfaceDetachFailed,
 )
 from reconciler.projection.addresses import addresses_of
 from reconciler.projection.rows import Row
@@ -27,8 +25,6 @@ _HARMLESS = frozenset(
     {
         AttachPlanned,
         AttachCompleted,
-        InterfaceAttachFailed,
-        InterfaceDetachFailed,
         DriftObserved,
         DriftRepaired,
         DriftRepairFailed,

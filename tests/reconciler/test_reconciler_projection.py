@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from postgres import Postgres
 from rows import folded, stored_in
-from stories import Node, busy_day, container_id
+from stories import Node, busy_day, container_id, failure_of
 
 from events.ledger import Stored
 from events.schema import (
@@ -26,6 +26,10 @@ from events.schema import (
     EventId,
     Failure,
     IfName,
+    InterfaceAttachFailed,
+    InterfaceDetached,
+    InterfaceDetachFailed,
+    NetworkName,
     NodeName,
     Phase,
     Pod,
@@ -353,6 +357,22 @@ def test_what_was_seen_and_done_about_drift_and_leaks_stays(database: str) -> No
         ("p", "observed"),
         ("p", "repaired"),
     ]
+
+
+@pytest.mark.parametrize("failed", [InterfaceAttachFailed, InterfaceDetachFailed])
+def test_an_interface_that_fails_after_it_was_detached_is_held_again(
+    database: str, failed: type[InterfaceAttachFailed] | type[InterfaceDetachFailed]
+) -> None:
+    node, sandbox = Node(), "a" * 64
+    begun = list(node.attach(sandbox, Pod("d", "p", "u")))[:3]
+    network, ifname = NetworkName("k8s-pod-network"), IfName("eth0")
+    detached = node.event(InterfaceDetached(network=network, ifname=ifname, seconds=0.0), sandbox, begun[0].id)
+    failure = failed(network=network, ifname=ifname, failure=failure_of(Phase.ADD, network), seconds=0.0)
+    events = stored([*begun, detached, node.event(failure, sandbox, begun[0].id)])
+    project(database, events)
+    assert stored_in(database) == folded(events)
+    spans = [(dict(row)["sequence"], dict(row)["until_sequence"]) for row in stored_in(database)["addresses"]]
+    assert sorted(spans) == [(3, 4), (5, None)]
 
 
 @st.composite
