@@ -20,6 +20,7 @@ import yaml
 from nodeworker.cluster.source import SourceUnavailableError
 from nodeworker.resolve.grammar import decode_json
 from nodeworker.resolve.objects import CONFIG_SOURCE, Nad, PodObject
+from nodeworker.structs import convert
 
 NAD_API = "k8s.cni.cncf.io/v1"
 
@@ -194,11 +195,11 @@ def _object(manifest: Mapping[str, Any]) -> Iterator[_Object]:
     """Yield the pod or NAD that *manifest* is; nothing for other kinds. Raises msgspec.ValidationError."""
     kind = (manifest.get("apiVersion"), manifest.get("kind"))
     if kind == ("v1", "Pod"):
-        about = msgspec.convert(manifest, _Pod).metadata
+        about = convert(manifest, _Pod).metadata
         annotations = about.annotations or {}
         static = annotations.get(CONFIG_SOURCE, "api") != "api"
         yield PodObject(about.namespace, about.name, about.uid, annotations, static)
     elif kind == (NAD_API, "NetworkAttachmentDefinition"):
-        nad = msgspec.convert(manifest, _Nad)
+        nad = convert(manifest, _Nad)
         config = nad.spec.config if nad.spec else ""
         yield Nad(nad.metadata.namespace, nad.metadata.name, config, nad.metadata.annotations or {})

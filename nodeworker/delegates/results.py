@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
+from nodeworker import structs
 from nodeworker.delegates import versions
 
 _ADDRESS_PER_FAMILY = frozenset({"0.1.0", "0.2.0"})
@@ -171,9 +172,9 @@ def _decoded(raw: dict[str, Any], fallback_version: str) -> Result:
     raw["cniVersion"] = version = _version(raw, fallback_version)
     try:
         if version in _ADDRESS_PER_FAMILY:
-            result = _from_families(msgspec.convert(raw, _FamilyResult))
+            result = _from_families(structs.convert(raw, _FamilyResult))
         else:
-            result = msgspec.convert(raw, Result)
+            result = structs.convert(raw, Result)
     except msgspec.ValidationError as error:
         raise ResultError(f"not a result of CNI version {version}: {error}") from None
     for address in (*(ip.address for ip in result.ips), *(route.dst for route in result.routes)):

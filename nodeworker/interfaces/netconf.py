@@ -16,6 +16,7 @@ import msgspec
 
 from nodeworker.delegates.results import DNS
 from nodeworker.interfaces.native import Call, NativeError
+from nodeworker.structs import convert
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?P<mark>[:-])(?:[0-9A-Fa-f]{2}(?P=mark)){4}[0-9A-Fa-f]{2}")
 
@@ -51,7 +52,7 @@ C = TypeVar("C", bound=NetConf)
 def load(call: Call, kind: type[C]) -> C:
     """Return the configuration of *call*. Raises NativeError."""
     try:
-        return msgspec.convert(call.config, kind)
+        return convert(call.config, kind)
     except msgspec.ValidationError as error:
         raise NativeError(f"the configuration of network {call.network} can not be used: {error}") from None
 
@@ -59,7 +60,7 @@ def load(call: Call, kind: type[C]) -> C:
 def misfit(config: Mapping[str, Any], kind: type[C]) -> C | str:
     """Return the configuration, or what in it only the reference plugin understands."""
     try:
-        return msgspec.convert(config, kind)
+        return convert(config, kind)
     except msgspec.ValidationError as error:
         return str(error)
 

@@ -31,6 +31,7 @@ from nodeworker.interfaces.registry import (
     ipam_type,
 )
 from nodeworker.resolve.cni_args import parse_args
+from nodeworker.structs import convert
 
 THREADS = 4
 _INVALID_ENVIRONMENT, _IO_FAILURE, _UNDECODABLE, _INVALID_CONFIG, _GENERIC = 4, 5, 6, 7, 999
@@ -245,7 +246,7 @@ class _Job:
 def _valid_attachments(listed: Any) -> frozenset[tuple[str, str]]:
     """Return what is to be kept. Raises NativeError where nobody says what that is, or not in a way to rely on."""
     try:
-        attachments = msgspec.convert(listed, tuple[_Attachment, ...])
+        attachments = convert(listed, tuple[_Attachment, ...])
     except msgspec.ValidationError as error:
         message = f"{_VALID_ATTACHMENTS} can't be used, so nothing is freed: {error}"
         raise NativeError(message, _INVALID_CONFIG) from None

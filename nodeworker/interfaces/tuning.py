@@ -26,6 +26,7 @@ from nodeworker.interfaces.native import Call, NativeError
 from nodeworker.interfaces.netconf import U32, NetConf, checked_mac, load, misfit
 from nodeworker.interfaces.previous import made_before, own_addresses, previous
 from nodeworker.interfaces.properties import NOTHING, Properties
+from nodeworker.structs import convert
 
 TYPE = "tuning"
 
@@ -178,7 +179,7 @@ def _in_args(config: Tuning) -> dict[str, Any]:
 
 def _cni_args(config: Tuning) -> _CniArgs:
     try:
-        return msgspec.convert(_in_args(config), _CniArgs)
+        return convert(_in_args(config), _CniArgs)
     except msgspec.ValidationError as error:
         raise NativeError(f"args.cni of tuning can not be used: {error}") from None
 

@@ -17,6 +17,7 @@ from nodeworker.delegates import versions
 from nodeworker.delegates.results import Route
 from nodeworker.interfaces.native import Call
 from nodeworker.ipam.addresses import address, with_prefix
+from nodeworker.structs import convert
 
 
 class RouteConfig(Route, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,7 +61,7 @@ _PATHS = {
 def load(config: Mapping[str, Any], kind: type[C]) -> C:
     """Return the configuration. Raises ValueError."""
     try:
-        return msgspec.convert(_without_nulls(config), kind)
+        return convert(_without_nulls(config), kind)
     except msgspec.ValidationError as error:
         raise ValueError(f"the configuration is not understood: {error}") from None
 

@@ -45,6 +45,10 @@ class _Cached(msgspec.Struct, frozen=True):
     config: str = ""
 
 
+_config = msgspec.json.Decoder(_Config)
+_cached = msgspec.json.Decoder(_Cached)
+
+
 def addresses(folders: Iterable[Folder]) -> list[HeldFile]:
     """Return the addresses that host-local's *folders* hold."""
     return [held for folder in folders for name in _names(folder.path) if (held := address(folder, name)) is not None]
@@ -101,12 +105,12 @@ def is_ours(held: HeldFile) -> bool:
     """Return whether the result in *held* is of an ADD that called Plumbline, for the container that its name says."""
     try:
         with open(held.path, "rb") as file:
-            cached = msgspec.json.decode(file.read(_LONGEST), type=_Cached)
-        config = msgspec.json.decode(base64.b64decode(cached.config), type=_Config)
+            found = _cached.decode(file.read(_LONGEST))
+        config = _config.decode(base64.b64decode(found.config))
     except (OSError, ValueError, msgspec.MsgspecError):
         return False
     types = {config.type, *(plugin.type for plugin in config.plugins)}
-    return cached.kind.startswith("cniCache") and cached.container_id == held.holder and OUR_TYPE in types
+    return found.kind.startswith("cniCache") and found.container_id == held.holder and OUR_TYPE in types
 
 
 def timed(held: HeldFile) -> HeldFile | None:
