@@ -1,6 +1,8 @@
 # Each target makes present what it needs; nothing has to be done by hand before.
 BIN := .venv/bin
+# Most tests wait for a kernel, a server or a process: one more of them than there are processors keeps these busy.
 PYTEST_ARGS ?=
+PYTEST_JOBS ?= $(shell expr $$(nproc) + 1)
 
 .PHONY: demo test bench lint lock
 
@@ -10,7 +12,7 @@ demo:
 
 test:
 	.ci/setup test
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 bench:
 	.ci/setup

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 
+from nodeworker import shim
+from nodeworker.shim import build
+
 KERNEL = "the kernel has no "
 """How the reason of a skip begins that no installation can do anything about."""
+
+
+@pytest.fixture(scope="session")
+def entry_point(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The entry point as it is shipped: the one that the installation built, unless its source has changed since."""
+    installed = shim.path(shim.architecture())
+    if installed.exists() and installed.stat().st_mtime > build.SOURCE.stat().st_mtime:
+        return installed
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("ziglang is not installed: the entry point cannot be compiled")
+    out = tmp_path_factory.mktemp("shim") / "plumbline"
+    build.build(shim.architecture(), out)
+    return out
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,6 @@ from typing import Any
 import pytest
 from e2e_node import MakeNode, Node
 from e2e_runtime import PLUGINS
-
-from nodeworker import shim as entry_point
-from nodeworker.shim import build
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,17 +22,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The entry point as it is shipped."""
+def shim(entry_point: Path) -> Path:
+    """The entry point, where there is a node for it."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     if not (PLUGINS / "bridge").exists():
         pytest.skip(f"there are no plugins in {PLUGINS}: install Debian's package containernetworking-plugins")
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("ziglang is not installed: the entry point cannot be compiled")
-    out = tmp_path_factory.mktemp("shim") / "plumbline"
-    build.build(entry_point.architecture(), out)
-    return out
+    return entry_point
 
 
 @pytest.fixture

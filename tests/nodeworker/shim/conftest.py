@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 
 import pytest
 from shim_harness import Runtime
 
-from nodeworker import shim
 from nodeworker.shim import build
-
-
-@pytest.fixture(scope="session")
-def shipped_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program as it is shipped."""
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("ziglang is not installed: the entry point cannot be compiled")
-    out = tmp_path_factory.mktemp("shim") / "plumbline"
-    build.build(shim.architecture(), out)
-    return out
 
 
 @pytest.fixture(scope="session")
@@ -34,5 +22,5 @@ def sanitized_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runtime(shipped_binary: Path, tmp_path: Path) -> Runtime:
-    return Runtime(shipped_binary, tmp_path)
+def runtime(entry_point: Path, tmp_path: Path) -> Runtime:
+    return Runtime(entry_point, tmp_path)
