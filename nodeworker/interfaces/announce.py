@@ -1,7 +1,8 @@
-"""Tell the neighbours of a new interface where its IPv6 addresses now live, because they may know an older place.
+"""Tell the neighbours of an interface where its addresses now live, because they may know an older place.
 
-For IPv4 the kernel does it, asked by ``arp_notify``. For IPv6 it would do it after duplicate address detection, which
-native interfaces don't wait for. The packet is a raw ICMPv6 one: closing a packet socket holds the thread for 12 ms.
+For a new interface the kernel does it for IPv4, asked by ``arp_notify``; it is silent about addresses that come to a
+link that is up. For IPv6 it would do it after duplicate address detection, which native interfaces don't wait for. That
+packet is a raw ICMPv6 one: closing a packet socket, as ARP needs it, holds the thread for 12 ms.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from collections.abc import Sequence
 
 from nodeworker.interfaces.addressing import Assignment
 from nodeworker.interfaces.ends import Ends
+from nodeworker.netlink import links
 from nodeworker.netlink.links import Link
+
+_ETH_P_ARP = 0x0806
+_ARP_ETHERNET_IPV4_REQUEST = bytes.fromhex("0001 0800 06 04 0001")
+"""Hardware and protocol, the lengths of their addresses, operation."""
+_ARPHRD_ETHER = 1
+_BROADCAST = b"\xff" * 6
+_MAC_LENGTH = 6
 
 _ALL_NODES = "ff02::1"
 _NEIGHBOUR_ADVERTISEMENT = 136
@@ -47,6 +56,30 @@ def advertisement(address: ipaddress.IPv6Address, mac: str) -> bytes:
     """Return the advertisement that *address* is at *mac*; the kernel puts the checksum in (RFC 4861, section 4.4)."""
     head = bytes([_NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, _OVERRIDE, 0, 0, 0])
     return head + address.packed + bytes([_TARGET_LINK_LAYER_ADDRESS, 1]) + bytes.fromhex(mac.replace(":", ""))
+
+
+def announce_ipv4(ends: Ends, link: Link, given: Sequence[Assignment]) -> None:
+    """Broadcast an ARP announcement for each IPv4 address (RFC 5227, section 3), where *link* speaks ARP.
+
+    That nobody hears it is no failure: neighbours then find out by themselves, later.
+    """
+    local = [each.address.ip for each in given if isinstance(each.address.ip, ipaddress.IPv4Address)]
+    mac = bytes.fromhex(link.mac.replace(":", ""))
+    if not local or link.flags & links.IFF_NOARP or len(mac) != _MAC_LENGTH:
+        return
+    with contextlib.suppress(OSError), ends.netns.inside(_packet_socket) as connection:
+        for address in local:
+            place = (link.name, _ETH_P_ARP, socket.PACKET_BROADCAST, _ARPHRD_ETHER, _BROADCAST)
+            connection.sendto(arp_announcement(address, mac), socket.MSG_DONTWAIT, place)
+
+
+def arp_announcement(address: ipaddress.IPv4Address, mac: bytes) -> bytes:
+    """Return the ARP request in which *mac* asks for its own *address*: whoever has an entry for that corrects it."""
+    return _ARP_ETHERNET_IPV4_REQUEST + mac + address.packed + bytes(_MAC_LENGTH) + address.packed
+
+
+def _packet_socket() -> socket.socket:
+    return socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
 
 def _socket() -> socket.socket:

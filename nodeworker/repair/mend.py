@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from events.schema import Drift, DriftKind, ErrorClass, Phase
 from nodeworker.interfaces import sysctl
 from nodeworker.interfaces.addressing import Assignment
-from nodeworker.interfaces.announce import announce
+from nodeworker.interfaces.announce import announce, announce_ipv4
 from nodeworker.interfaces.ends import Ends
 from nodeworker.namespace import Namespace
 from nodeworker.netlink import addresses, links, routes
@@ -26,6 +27,9 @@ from nodeworker.observe.compare import Snapshot
 from nodeworker.observe.expected import ExpectedLink, ExpectedRoute
 
 _ANNOUNCED = frozenset({DriftKind.LINK_MISSING, DriftKind.LINK_DOWN, DriftKind.MAC_CHANGED, DriftKind.ADDRESS_MISSING})
+_SILENT = frozenset({links.OPERSTATE_DOWN, links.OPERSTATE_LOWER_LAYER_DOWN})
+_CARRIER_PATIENCE, _CARRIER_PAUSE = 0.5, 0.01
+"""Seconds. A link that was just set up, and a bridge's port, let packets through a moment later."""
 _BY_THE_KERNEL = 2
 _LINK_SCOPE = 253
 
@@ -112,7 +116,6 @@ class _Hands:
             case DriftKind.MAC_CHANGED if wanted.kind == "ipvlan":
                 return f"an ipvlan interface has the MAC address of its parent {wanted.parent}"
             case DriftKind.MAC_CHANGED:
-                self._notify(wanted)
                 self._inside(links.change(link.index, mac=wanted.mac))
             case DriftKind.ADDRESS_FOREIGN:
                 self._inside(addresses.delete(link.index, ipaddress.ip_interface(drift.found)))
@@ -126,10 +129,22 @@ class _Hands:
 
     def announce(self, wanted: ExpectedLink) -> None:
         """Tell the neighbours where the addresses of the interface live: they may know another place."""
+        given = [Assignment(address=each, gateway=None) for each in wanted.addresses]
         with contextlib.suppress(OSError):  # they find out by themselves, later
+            if given and (link := self._carrying(wanted)) is not None:
+                announce_ipv4(self._ends, link, given)
+                announce(self._ends, link, given)
+
+    def _carrying(self, wanted: ExpectedLink) -> Link | None:
+        """Return the interface once it and its port let packets through, or when they have had long enough."""
+        until, port = time.monotonic() + _CARRIER_PATIENCE, self._seen.ports.get(wanted.ifname)
+        while True:
             link = links.find(self._ends.container, links.named(wanted.ifname))
-            if link is not None and wanted.addresses:
-                announce(self._ends, link, [Assignment(address=each, gateway=None) for each in wanted.addresses])
+            outside = links.find(self._ends.node, links.numbered(port.index)) if port is not None else None
+            silent = any(each is not None and each.operstate in _SILENT for each in (link, outside))
+            if not silent or time.monotonic() > until:
+                return link
+            time.sleep(_CARRIER_PAUSE)
 
     def _parent(self, wanted: ExpectedLink) -> str:
         """Set a bridge up, as its plugin would with the next ADD. Other parents are the node's own business."""
@@ -151,21 +166,15 @@ class _Hands:
         return ""
 
     def _set_up(self, link: Link, wanted: ExpectedLink) -> None:
-        self._notify(wanted)
         if (port := self._seen.ports.get(wanted.ifname)) is not None and not port.up:
             self._on_node(links.change(port.index, up=True))
         self._inside(links.change(link.index, up=True))
 
     def _address(self, link: Link, wanted: ExpectedLink, drift: Drift) -> None:
         address = ipaddress.ip_interface(drift.expected)
-        self._notify(wanted)
         if address.version == 6:
             self._ends.netns.inside(lambda: sysctl.enable_ipv6(wanted.ifname))
         self._inside(addresses.add(link.index, address, dad=False))
-
-    def _notify(self, wanted: ExpectedLink) -> None:
-        """Let the kernel tell IPv4 neighbours of what comes."""
-        self._ends.netns.inside(lambda: sysctl.prefer(f"ipv4/conf/{wanted.ifname}/arp_notify", "1"))
 
     def _route(self, link: Link, wanted: ExpectedLink, drift: Drift) -> str:
         route = next((each for each in wanted.routes if str(each) == drift.expected), None)

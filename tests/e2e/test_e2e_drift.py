@@ -173,6 +173,32 @@ def test_all_at_once_is_put_right(held: Node) -> None:
     assert pod.delete().exit_code == 0
 
 
+FLUSHED = "flushed"
+BOUNCED = "left down"
+
+
+@pytest.mark.parametrize("ifname", ["eth0", "net1"])
+@pytest.mark.parametrize("change", [FLUSHED, BOUNCED])
+def test_neighbours_hear_where_a_repaired_address_is(held: Node, ifname: str, change: str) -> None:
+    pod, neighbour = attached(held), attached(held, "neighbour")
+    own = next(iter(pod.links()[ifname].addresses)).partition("/")[0]
+    mac = pod.links()[ifname].mac
+    wrong = ("lladdr", "02:00:00:00:00:66", "nud", "reachable", "dev", ifname)
+    ip("-n", neighbour.namespace, "neigh", "replace", own, *wrong)
+    words = ("addr", "flush", "dev", ifname) if change is FLUSHED else ("link", "set", ifname, "down")
+    ip("-n", pod.namespace, *words)
+    eventually(lambda: told(held, pod, DriftRepaired), "the drift is repaired")
+    assert lladdr(neighbour, own) == mac
+    for each in (pod, neighbour):
+        assert each.delete().exit_code == 0
+
+
+def lladdr(pod: PodSandbox, address: str) -> str:
+    """Return where *pod* takes *address* to be."""
+    (entry,) = json.loads(ip("-n", pod.namespace, "-json", "neigh", "show", address))
+    return entry["lladdr"]
+
+
 def test_a_deleted_bridge_is_made_again_with_its_ports(make_node: MakeNode) -> None:
     node = make_node()
     node.start()
