@@ -21,7 +21,7 @@ from events.ledger import Ledger, LedgerUnavailableError, Stored
 from reconciler.batches import BATCH, in_batches
 from reconciler.delays import delays
 from reconciler.metrics import Metrics
-from reconciler.projection.engine import DatabaseAwayError, ProjectionError
+from reconciler.projection.engine import DatabaseAwayError, ProjectionError, ReplacedError
 from reconciler.projection.project import Changes
 from reconciler.projection.store import Store
 
@@ -122,7 +122,7 @@ class Reconciler:
         tasks.create_task(self._measure(), name="measure")
 
     async def _follow_and_serve(self, since: int, listeners: Sequence[Listener]) -> None:
-        await self._catch_up()
+        await self._catch_up(election=since)
         async with asyncio.TaskGroup() as tasks:
             self._follow(tasks)
             tasks.create_task(self._serve(since, listeners), name="serve")
@@ -144,8 +144,10 @@ class Reconciler:
         finally:
             self._listeners = ()
 
-    async def _catch_up(self) -> None:
+    async def _catch_up(self, *, election: int = 0) -> None:
         await self._in_database(self._store.prepare)
+        if election:
+            await self._in_database(lambda: self._store.take(election))
         self.sequence = await self._in_database(self._store.position)
         await self._count_sandboxes()
         log.info("projection_resumed", sequence=self.sequence)
@@ -226,7 +228,9 @@ class Reconciler:
                 return await asyncio.get_running_loop().run_in_executor(self._thread, work)
             except DatabaseAwayError as error:
                 log.warning("database_away", error=str(error), retry_in=delay)
-                await asyncio.sleep(delay)
+            except ReplacedError as error:  # the office will say the same in a moment, and end this turn
+                log.warning("projection_fenced", error=str(error), retry_in=delay)
+            await asyncio.sleep(delay)
         raise AssertionError("unreachable")
 
     def _advance(self, sequence: int) -> None:

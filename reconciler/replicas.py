@@ -163,6 +163,7 @@ class Replicas:
         """Return when no other is active. Raises LedgerUnavailableError."""
         if self._alone and self._epoch == 0:
             return
+        waits = False
         while True:
             while (left := self._heard_at + PRESENCE_LOST - _now()) > 0:
                 await self._hear_within(left)
@@ -176,6 +177,9 @@ class Replicas:
             await self._hear_within(ANSWER)
             if self._heard_at + PRESENCE_LOST <= _now():
                 return
+            if not waits:
+                log.info("reconciler_waits", replica=self._name, epoch=self._epoch)
+                waits = True
 
     async def _hear_within(self, seconds: float) -> None:
         self._heard.clear()

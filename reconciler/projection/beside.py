@@ -57,6 +57,12 @@ class Beside:
 
     def swap(self, connection: sa.Connection) -> None:
         """Put what is beside in the place of what is in use; it is there when the transaction is over."""
+        election = connection.scalar(sa.select(position.c.election))
+        self._replace(connection)
+        if election:
+            connection.execute(sa.update(position).values(election=election))
+
+    def _replace(self, connection: sa.Connection) -> None:
         if self._sqlite:
             for name in _TABLES:
                 connection.exec_driver_sql(f"DELETE FROM main.{name}")  # noqa: S608  # our own tables

@@ -32,6 +32,10 @@ class DatabaseAwayError(Exception):
     """The database does not do its work just now. Whatever was asked of it can be asked again."""
 
 
+class ReplacedError(Exception):
+    """Another reconciler was elected to write to the database."""
+
+
 @contextmanager
 def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Commit what is done in the block, or nothing of it. Raises DatabaseAwayError."""
@@ -42,6 +46,8 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
         reason = error.orig if isinstance(error, exc.DBAPIError) else error
         raise DatabaseAwayError(_first_line(reason)) from error
     except exc.DBAPIError as error:
+        if error.connection_invalidated:
+            raise DatabaseAwayError(_first_line(error.orig)) from error
         raise ProjectionError(
             f"the database refused what it was asked ({_first_line(error.orig)}): look at its log, or move it away to "
             "have it made again from the ledger"

@@ -1,5 +1,9 @@
 """Keep the projection in a database: a batch and its position in one transaction.
 
+A database that several reconcilers share has a fence (``Store.take``): in each transaction that writes, the position is
+locked, and it names the election whose winner may write. So one that was frozen for an hour, or whose last batch was on
+its way when it was replaced, finds itself shut out.
+
 Everything here blocks; ``reconciler.reconcile`` calls it on one thread of its own.
 """
 
@@ -19,7 +23,7 @@ from events.fold import Leaked, Sandbox
 from events.ledger import Stored
 from events.schema import NodeName
 from reconciler.due import Published
-from reconciler.projection.engine import ProjectionError, open_engine, transaction
+from reconciler.projection.engine import ProjectionError, ReplacedError, open_engine, transaction
 from reconciler.projection.kept import Kept
 from reconciler.projection.load import load
 from reconciler.projection.project import Changes, Loaded, needed, project
@@ -55,12 +59,26 @@ class Store:
         self._url = url
         self._engine = open_engine(url)
         self._ledger = ledger
+        self._shareable = self._engine.dialect.name == "postgresql"
         self._writer = Writer(self._engine.dialect.name)
         self._kept = Kept()
+        self._election = 0
 
     def prepare(self) -> None:
         """Make the tables what this code works with. Raises DatabaseAwayError, ProjectionError."""
         upgrade(self._url)
+
+    def take(self, election: int) -> None:
+        """Shut out whoever was elected before *election*, the sequence of that event in the ledger.
+
+        Of whatever was not committed by then nothing will be. Raises as ``apply``.
+        """
+        self._election = election
+        with self._transaction() as connection:
+            if connection.execute(_POSITION).one_or_none() is None:
+                self._writer.begin(connection, self._ledger)
+            self._position_to_write(connection)
+            self._writer.set_election(connection, election)
 
     def position(self) -> int:
         """Return the sequence up to which the ledger is projected.
@@ -71,7 +89,10 @@ class Store:
             return self._position(connection)
 
     def apply(self, batch: Sequence[Stored]) -> Changes | None:
-        """Project *batch*; return what changed, None when all of it was there. Raises as ``position``."""
+        """Project *batch*; return what changed, None when all of it was there.
+
+        Raises as ``position``, and ReplacedError when another took the database.
+        """
         try:
             return self._apply(batch)
         except BaseException:
@@ -80,7 +101,7 @@ class Store:
 
     def _apply(self, batch: Sequence[Stored]) -> Changes | None:
         with self._transaction() as connection:
-            done = self._position(connection)
+            done = self._position_to_write(connection)
             fresh = [stored for stored in batch if stored.sequence > done]
             if not fresh:
                 return None
@@ -96,9 +117,9 @@ class Store:
         return replace(changes, published=published, left=left)
 
     def skip_to(self, sequence: int) -> None:
-        """Note that there is nothing more to read up to *sequence*. Raises as ``position``."""
+        """Note that there is nothing more to read up to *sequence*. Raises as ``apply``."""
         with self._transaction() as connection:
-            if sequence > self._position(connection):
+            if sequence > self._position_to_write(connection):
                 self._writer.set_position(connection, self._ledger, sequence)
 
     def of_live_pods(self, judge: Callable[[PodName, Sequence[Sandbox], Published | None], T]) -> list[T]:
@@ -161,6 +182,18 @@ class Store:
 
     def _position(self, connection: sa.Connection) -> int:
         row = connection.execute(_POSITION).one_or_none()
+        return self._own_position(row)
+
+    def _position_to_write(self, connection: sa.Connection) -> int:
+        """Return the position, with others kept from it until the transaction is over."""
+        if self._shareable:
+            connection.exec_driver_sql(_LET_GO_OF_FROZEN)
+        row = connection.execute(_POSITION_LOCKED).one_or_none()
+        if row is not None and 0 < self._election < row.election:
+            raise ReplacedError(f"election {row.election} took the database from election {self._election}")
+        return self._own_position(row)
+
+    def _own_position(self, row: sa.Row[Any] | None) -> int:
         if row is None:
             return 0
         if row.ledger != self._ledger:
@@ -175,7 +208,10 @@ class Store:
 
 _PAGE = 500
 _IS_LIVE = sa.text("sandboxes.live")  # in the words of the index
-_POSITION = sa.select(position).with_for_update()
+_POSITION = sa.select(position)
+_POSITION_LOCKED = _POSITION.with_for_update()
+_LET_GO_OF_FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '5s'"
+"""One that is frozen in the middle of a batch would keep its successor waiting; a batch pauses for milliseconds."""
 _LEAKS = sa.select(leaks.c.node, leaks.c.fold).order_by(leaks.c.first_at, leaks.c.node, leaks.c.leak_id)
 _DRIFTING = (
     sa.select(sandboxes.c.fold).where(sa.text("sandboxes.drifting"), sandboxes.c.live).order_by(sandboxes.c.created)

@@ -16,8 +16,10 @@ position = sa.Table(
     metadata,
     sa.Column("ledger", sa.Text, primary_key=True),
     sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("election", sa.BigInteger, nullable=False, server_default="0"),
 )
-"""Up to where the ledger is in the other tables; written in the same transaction as they are."""
+"""Up to where the ledger is in the other tables; written in the same transaction as they are. ``election`` is the
+sequence of the election whose winner alone may write; 0: the database is nobody else's."""
 
 nodes = sa.Table(
     "nodes",

@@ -53,6 +53,7 @@ class Writer:
         self._close = _text(_CLOSE, dialect)
         self._free = _text(_FREE, dialect)
         self._let_go = _text(_LET_GO, dialect)
+        self._begin = _INSERT[dialect](position).on_conflict_do_nothing()
 
     def write(self, connection: sa.Connection, ledger: str, changes: Changes) -> None:
         """Write *changes*, and up to where the ledger called *ledger* is projected by that."""
@@ -75,7 +76,15 @@ class Writer:
 
     def set_position(self, connection: sa.Connection, ledger: str, sequence: int) -> None:
         """Write up to where the ledger called *ledger* is projected."""
-        self._put(connection, position, [{"ledger": ledger, "sequence": sequence}])
+        self._put(connection, position, [{"ledger": ledger, "sequence": sequence, "election": 0}])
+
+    def begin(self, connection: sa.Connection, ledger: str) -> None:
+        """Let there be a position of the ledger called *ledger*: a row that is not there yet can't be locked."""
+        connection.execute(self._begin, {"ledger": ledger, "sequence": 0, "election": 0})
+
+    def set_election(self, connection: sa.Connection, election: int) -> None:
+        """Write whose election it takes to write."""
+        connection.execute(_ELECT, {"newest": election})
 
     def _put(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
         if rows and self._in_one_text:
@@ -112,6 +121,8 @@ def _upsert(table: sa.Table, dialect: str) -> sa.ClauseElement:
     insert = _INSERT[dialect](table)
     keys = [column.name for column in table.primary_key]
     fresh = {column.name: insert.excluded[column.name] for column in table.columns if column.name not in keys}
+    if table is position:
+        del fresh["election"]  # ``set_election`` alone writes that
     if table is network_versions:
         del fresh["first_at"], fresh["first_sequence"]
         fresh["uses"] = table.c.uses + insert.excluded.uses
@@ -126,6 +137,7 @@ _UNPLAN = sa.delete(attachments).where(
     _equal(attachments.c.container_id, "id"), _equal(attachments.c.sandbox_ifname, "name")
 )
 _CLOSE = sa.delete(pending).where(_equal(pending.c.event_id, "id"))
+_ELECT = sa.update(position).values(election=sa.bindparam("newest"))
 _FREE = sa.delete(leaks).where(_equal(leaks.c.node, "node"), _equal(leaks.c.leak_id, "id"))
 _LET_GO = (
     sa.update(addresses)

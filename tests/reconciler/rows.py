@@ -55,7 +55,7 @@ def folded(events: Iterable[Stored], ledger: str = "NODE") -> dict[str, Table]:
         state.anomalies.clear()
     return _sorted(
         {
-            "position": [{"ledger": ledger, "sequence": state.sequence}] if state.sequence else [],
+            "position": [{"ledger": ledger, "sequence": state.sequence, "election": 0}] if state.sequence else [],
             "nodes": [
                 node_row(stored, state.epochs.get(stored.event.node, 0), state.commands.get(stored.event.node, 0))
                 for stored in latest.values()

@@ -92,7 +92,7 @@ async def test_kills_in_the_middle_lose_nothing_and_double_nothing(
 
 
 def position(database: Path) -> int:
-    ((_, (_, sequence)),) = stored_in(database)["position"]
+    ((_, _, (_, sequence)),) = stored_in(database)["position"]
     return sequence
 
 

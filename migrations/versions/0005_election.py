@@ -1,0 +1,21 @@
+"""Who alone may write to a database that several reconcilers share."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the column."""
+    op.add_column("position", sa.Column("election", sa.BigInteger, nullable=False, server_default="0"))
+
+
+def downgrade() -> None:
+    """Go back: the projection is made again from the ledger instead."""
+    raise NotImplementedError("move the database away; it is made again from the ledger")
