@@ -46,6 +46,10 @@ class ExpectedRoute(msgspec.Struct, frozen=True, kw_only=True):
     by_kernel: bool = False
     """The kernel makes it when the address is added."""
 
+    def replaces_kernels(self, address: Address) -> bool:
+        """Return whether it is in the place of the route that the kernel makes when *address* is added."""
+        return not self.by_kernel and (self.destination, self.source) == (address.network, address.ip)
+
     def __str__(self) -> str:
         return f"{self.destination} via {self.gateway}" if self.gateway else str(self.destination)
 

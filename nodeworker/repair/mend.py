@@ -24,7 +24,7 @@ from nodeworker.netlink.message import Request
 from nodeworker.netlink.routes import Route
 from nodeworker.netlink.socket import Netlink
 from nodeworker.observe.compare import Snapshot
-from nodeworker.observe.expected import ExpectedLink, ExpectedRoute
+from nodeworker.observe.expected import ExpectedLink, ExpectedRoute, Network
 
 _ANNOUNCED = frozenset({DriftKind.LINK_MISSING, DriftKind.LINK_DOWN, DriftKind.MAC_CHANGED, DriftKind.ADDRESS_MISSING})
 _SILENT = frozenset({links.OPERSTATE_DOWN, links.OPERSTATE_LOWER_LAYER_DOWN})
@@ -174,7 +174,10 @@ class _Hands:
         address = ipaddress.ip_interface(drift.expected)
         if address.version == 6:
             self._ends.netns.inside(lambda: sysctl.enable_ipv6(wanted.ifname))
-        self._inside(addresses.add(link.index, address, dad=False))
+        replaced = any(each.replaces_kernels(address) for each in wanted.routes)
+        self._inside(
+            addresses.add(link.index, address, dad=False), *([_kernels(address.network, link)] if replaced else [])
+        )
 
     def _route(self, link: Link, wanted: ExpectedLink, drift: Drift) -> str:
         route = next((each for each in wanted.routes if str(each) == drift.expected), None)
@@ -217,8 +220,12 @@ def _requests(route: ExpectedRoute, link: Link) -> list[Request]:
     )
     if route.source is None or route.gateway is None:
         return [routes.add(made)]
-    kernels = Route(destination=route.destination, index=link.index, scope=routes.NOWHERE, protocol=_BY_THE_KERNEL)
-    return [routes.add(made), routes.delete(kernels)]  # of a point-to-point network, in the place of the kernel's own
+    return [routes.add(made), _kernels(route.destination, link)]
+
+
+def _kernels(network: Network, link: Link) -> Request:
+    """Return what takes the route away that the kernel makes to the *network* of an address."""
+    return routes.delete(Route(destination=network, index=link.index, scope=routes.NOWHERE, protocol=_BY_THE_KERNEL))
 
 
 def _refused(drift: Drift, error_class: ErrorClass, reason: str) -> Refused:

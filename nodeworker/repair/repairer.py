@@ -6,7 +6,7 @@ rest on the newest observation is void. One that was cut anywhere is simply begu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -40,6 +40,10 @@ from nodeworker.resolve.default_route import adjusted, wanted
 from nodeworker.settings import WorkerSection
 
 log = structlog.get_logger(__name__)
+
+_MOVE_ROUTES = frozenset({"sbr", "vrf"})
+"""Plugins that put what their interface leads to into tables of their own, which no result tells."""
+_TAKE_ROUTES = frozenset({DriftKind.ADDRESS_MISSING, DriftKind.ROUTE_MISSING})
 
 
 class Repairer:
@@ -173,14 +177,19 @@ def _needs_remake(drift: Drift, sandbox: Sandbox) -> bool:
     """Return whether it takes the plugins to put *drift* right: they make bridges, but no other parents."""
     if drift.kind is DriftKind.LINK_MISSING:
         return True
+    if drift.kind in _TAKE_ROUTES:
+        return not _MOVE_ROUTES.isdisjoint(_kinds(sandbox, drift.ifname))
     return drift.kind is DriftKind.PARENT_MISSING and not _rests_on_the_node(sandbox, drift.ifname)
 
 
 def _rests_on_the_node(sandbox: Sandbox, ifname: IfName) -> bool:
-    kinds: Iterable[str] = (
-        type_of(attachment.plan.plugins[0]) for attachment in sandbox.attachments if attachment.plan.ifname == ifname
-    )
-    return any(kind in OF_THE_NODE for kind in kinds)
+    return any(kind in OF_THE_NODE for kind in _kinds(sandbox, ifname)[:1])
+
+
+def _kinds(sandbox: Sandbox, ifname: IfName) -> list[str]:
+    """Return the types of the plugins of the attachment *ifname*, in the order of its chain."""
+    plans = (attachment.plan for attachment in sandbox.attachments)
+    return [type_of(plugin) for plan in plans if plan.ifname == ifname for plugin in plan.plugins]
 
 
 def _parent_missing(drifts: Collection[Drift], drift: Drift, sandbox: Sandbox) -> str:

@@ -62,7 +62,12 @@ def routed(node: Node, subnet: str, destination: str) -> dict[str, Any]:
 def picture(pod: PodSandbox) -> dict[str, Any]:
     """Return what matters of *pod*: its interfaces with their addresses, its routes, and its ports on the node."""
     shown: list[dict[str, Any]] = json.loads(ip("-n", pod.namespace, "-json", "addr", "show"))
-    routes: list[dict[str, Any]] = json.loads(ip("-n", pod.namespace, "-json", "route", "show"))
+    routes: list[dict[str, Any]] = [
+        route
+        for family in ("-4", "-6")
+        for route in json.loads(ip("-n", pod.namespace, family, "-json", "route", "show", "table", "all"))
+        if not route["dst"].startswith(("fe80:", "ff00:", "multicast")) and route.get("table") != "local"
+    ]
     ports: list[dict[str, Any]] = json.loads(ip("-json", "link", "show", "master", BRIDGE) or "[]")
     return {
         "links": {
@@ -75,7 +80,7 @@ def picture(pod: PodSandbox) -> dict[str, Any]:
             for each in shown
             if each["link_type"] != "loopback"
         },
-        "routes": sorted((each["dst"], each.get("gateway", ""), each["dev"]) for each in routes),
+        "routes": sorted((each["dst"], each.get("gateway", ""), each["dev"], "table" in each) for each in routes),
         "ports": sorted((each["ifname"], each["address"]) for each in ports if each.get("link_netnsid") is not None),
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from e2e_kernel import eventually
+from e2e_kernel import eventually, ip
 from e2e_node import ADD_STORY, DEL_STORY, MakeNode, Node
 from test_e2e_commands import comparison
 
@@ -22,7 +22,16 @@ from events import subjects
 from events.jetstream import JetStreamLedger
 from events.jetstream_commands import made_commands
 from events.process import die_with_parent
-from events.schema import Event, NodeCompared, StatusPublished, WorkerStopped
+from events.schema import (
+    Data,
+    DriftRepaired,
+    Event,
+    NodeCompared,
+    NodeName,
+    RepairRequested,
+    StatusPublished,
+    WorkerStopped,
+)
 from events.server import free_port
 from tests.events.hub_servers import HubServers, connect_hub
 
@@ -241,3 +250,62 @@ def test_the_last_word_of_a_worker_that_stops_reaches_the_hub(cluster: Cluster) 
     assert cluster.node.ended() == 0
     assert isinstance(cluster.at_hub()[-1].data, WorkerStopped)
     cluster.node.start()
+
+
+def test_drift_is_repaired_by_command_of_the_hub_and_the_hub_hears_of_it(cluster: Cluster) -> None:
+    node = cluster.node
+    cluster.at_hub()
+    node.start()
+    with cluster.reconciler():
+        pod = node.samplepod()
+        assert pod.add().exit_code == 0
+        before = pod.links()
+        ip("-n", pod.namespace, "link", "del", "net1")
+        ip("-n", pod.namespace, "addr", "flush", "dev", "eth0")
+        wanted = ["DriftObserved", "DriftRepaired"]
+
+        def told() -> list[str]:
+            return types([event for event in cluster.at_hub() if event.sandbox == pod.container_id], *wanted)
+
+        eventually(lambda: told()[-1:] == ["DriftRepaired"], "the hub has the repair", 40.0)
+        eventually(lambda: not node.state().sandboxes[pod.key].drifts, "the ledger knows")
+        assert pod.links() == before
+        assert told()[0] == "DriftObserved"
+        repaired = {event.data.request for event in cluster.at_hub() if isinstance(event.data, DriftRepaired)}
+        assert repaired <= {event.id for event in commands(cluster) if isinstance(event.data, RepairRequested)}
+
+
+def test_drift_while_the_hub_is_away_is_repaired_once_it_is_back(cluster: Cluster) -> None:
+    node = cluster.node
+    cluster.at_hub()
+    node.start()
+    with cluster.reconciler():
+        pod = node.samplepod()
+        assert pod.add().exit_code == 0
+        cluster.assert_same()
+        before = pod.links()
+        cluster.servers.kill()
+        ip("-n", pod.namespace, "link", "del", "net1")
+        eventually(lambda: "DriftObserved" in node.story(pod), "the node sees it")
+        assert set(pod.links()) == {"eth0"}
+        cluster.servers.start()
+        eventually(lambda: "DriftRepaired" in node.story(pod), "it is repaired", 60.0)
+        eventually(lambda: not node.state().sandboxes[pod.key].drifts, "the ledger knows")
+        assert pod.links() == before
+
+
+def commands(cluster: Cluster) -> list[Event]:
+    """Return what the hub has asked of the node."""
+
+    async def read(ledger: JetStreamLedger) -> list[Event]:
+        found: list[Event] = []
+
+        async def receive() -> None:
+            async for stored in (await made_commands(ledger)).receive(NodeName(cluster.node.name)):
+                found.append(stored.event)  # noqa: PERF401  # it has no end
+
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(receive(), 1.0)
+        return found
+
+    return cluster.with_hub(read)
