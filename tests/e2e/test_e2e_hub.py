@@ -23,7 +23,6 @@ from events.jetstream import JetStreamLedger
 from events.jetstream_commands import made_commands
 from events.process import die_with_parent
 from events.schema import (
-    Data,
     DriftRepaired,
     Event,
     NodeCompared,
