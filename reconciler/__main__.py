@@ -137,10 +137,10 @@ def _listeners(
         publication = Publication(certain, turn.ledger, notices, metrics)
         writer = _pod_event_writer(publisher, settings, metrics)
         listeners += [publication, *([] if writer is None else [writer])]
-        if settings.drift.policy != "off":
+        if settings.drift.wanted:
             warn = _unsaid if writer is None else writer.say
-            repair = settings.drift.policy == "repair"
-            listeners.append(StatusKeeper(certain, publication, turn.ledger, metrics, repair=repair, warn=warn))
+            keeper = StatusKeeper(certain, publication, turn.ledger, metrics, settings.drift.of, warn=warn)
+            listeners.append(keeper)
     if settings.drift.wanted:
         listeners.append(Repairing(turn.commands, settings.drift.of, metrics.drift))
     if settings.leaks.policy == "reclaim":

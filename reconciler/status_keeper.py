@@ -37,6 +37,7 @@ from reconciler.publication import Publication, event_of
 from reconciler.publisher import LISTED, Publisher, PublishError, Seen
 from reconciler.reconcile import Ask
 from reconciler.status import PodName
+from reconciler.status_policy import verdict
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +53,8 @@ _NOTHING = 0
 class StatusKeeper:
     """Watches over what *publication* has published. A ``reconciler.reconcile.Listener``.
 
-    *repair*: whether it is brought back, or only said. *warn* says something on a pod.
+    *policy* tells of each network whether what is said of it is brought back, only said, or nobody's business (see
+    ``reconciler.status_policy``). *warn* says something on a pod.
     """
 
     def __init__(
@@ -61,15 +63,15 @@ class StatusKeeper:
         publication: Publication,
         ledger: Ledger,
         metrics: Metrics,
+        policy: Callable[[str], str],
         *,
-        repair: bool,
         warn: Callable[[PodEvent], None] = lambda event: None,
     ) -> None:
         self._publisher = publisher
         self._publication = publication
         self._ledger = ledger
         self._metrics = metrics
-        self._repair = repair
+        self._policy = policy
         self._warn = warn
         self._ask: Ask | None = None
         self._wanted: dict[str, int] = {}
@@ -173,7 +175,10 @@ class StatusKeeper:
         if (found.uid, text) == (uid, wanted.status.text):
             self._said.pop(uid, None)
             return None
-        if not self._repair:
+        policy = verdict(wanted.status.text, text, self._policy)
+        if policy == "off":
+            return None
+        if policy == "observe":
             if self._said.get(uid) != _digest(text):
                 await self._record(wanted, text)
                 self._said[uid] = _digest(text)

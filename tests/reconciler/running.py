@@ -58,18 +58,18 @@ async def running(
     database: Path | str,
     publisher: Publisher | None = None,
     *,
-    keep: str = "off",
+    keep: Callable[[str], str] | str = "off",
     warn: Callable[[PodEvent], None] = lambda event: None,
 ) -> AsyncIterator[Running]:
-    """Run a reconciler meanwhile. *keep* is what to do about a status that somebody changed."""
+    """Run a reconciler meanwhile. *keep* is what to do about a status that somebody changed, maybe by network."""
     metrics = Metrics()
     store = Store(database if isinstance(database, str) else f"sqlite:///{database}", "NODE")
     listeners: list[Listener] = []
     if publisher is not None:
         listeners.append(publication := Publication(publisher, ledger, ledger, metrics))
         if keep != "off":
-            repair = keep == "repair"
-            listeners.append(StatusKeeper(publisher, publication, ledger, metrics, repair=repair, warn=warn))
+            policy = (lambda _: keep) if isinstance(keep, str) else keep
+            listeners.append(StatusKeeper(publisher, publication, ledger, metrics, policy, warn=warn))
     reconciler = Reconciler(ledger, store, Alone(listeners), metrics, pulse=0.01)
     task = asyncio.create_task(reconciler.run())
     try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from kube_publishing import WITH_PUBLISHER, create, metadata
 from msgspec.structs import replace
@@ -135,6 +136,51 @@ async def test_what_is_only_observed_is_said_once_and_left(
         await asyncio.sleep(0.5)
         await said(run, ledger, "StatusPublished", "DriftObserved")
     assert text_of(cluster, pod) == FORGED
+
+
+POLICIES: dict[str, str] = dict(zip(NETWORKS, ("repair", "observe", "off"), strict=True))
+
+
+def told_of(path: Path) -> list[dict[str, Any]]:
+    """Return the elements of the status in the file."""
+    return json.loads(json.loads(path.read_text())["annotations"][ANNOTATION])
+
+
+def tell(path: Path, elements: list[dict[str, Any]]) -> None:
+    """Have the file say *elements* in the form that it has."""
+    status = json.loads(path.read_text())
+    status["annotations"][ANNOTATION] = json.dumps(elements)
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(msgspec.json.encode(status) + b"\n")
+    draft.rename(path)
+
+
+@pytest.mark.parametrize(
+    ("edited", "then"),
+    [
+        (NETWORKS[:1], ("DriftObserved", "StatusPublished")),
+        (NETWORKS[1:2], ("DriftObserved",)),
+        (NETWORKS[2:], ()),
+        (NETWORKS[1:], ("DriftObserved",)),
+        (NETWORKS, ("DriftObserved", "StatusPublished")),
+    ],
+)
+async def test_what_is_done_about_an_edit_is_up_to_the_networks_that_it_is_about(
+    ledger: MemoryLedger, tmp_path: Path, edited: Sequence[str], then: Sequence[str]
+) -> None:
+    pod, path = Pod("shop", "web", "u"), tmp_path / "status/shop/web.json"
+    async with running(ledger, tmp_path / "x.db", StatusFolder(tmp_path), keep=POLICIES.__getitem__) as run:
+        for event in Node().attach(BOX, pod, NETWORKS):
+            await ledger.append(event)
+        await said(run, ledger, "StatusPublished")
+        right = told_of(path)
+        assert [element["name"] for element in right] == list(NETWORKS)
+        wrong = [element | {"ips": ["203.0.113.1"]} if element["name"] in edited else element for element in right]
+        tell(path, wrong)
+        await said(run, ledger, "StatusPublished", *then)
+        await asyncio.sleep(0.5)
+        await said(run, ledger, "StatusPublished", *then)
+        assert told_of(path) == (right if "StatusPublished" in then else wrong)
 
 
 async def test_against_another_controller_it_is_done_ever_more_rarely_and_said_on_the_pod(
