@@ -203,8 +203,9 @@ class Reconciler:
     async def _apply(self, batch: Sequence[Stored]) -> Changes | None:
         if not batch:
             return None
+        told = bool(self._listeners)
         with self._metrics.batch.time():
-            changes = await self._in_database(lambda: self._store.apply(batch))
+            changes = await self._in_database(lambda: self._store.apply(batch, told=told))
         self._metrics.count(Counter(stored.event.type for stored in batch))
         self._advance(batch[-1].sequence)
         if changes is None:  # somebody else put it there, and more perhaps

@@ -60,6 +60,12 @@ class SandboxPhase(enum.StrEnum):
     DETACH_FAILED = "detach_failed"
 
 
+# Asked of every event. To look one of them up takes longer than all else that there is to ask.
+_DETACHED = SandboxPhase.DETACHED
+_ATTACH_FAILED = SandboxPhase.ATTACH_FAILED
+_DETACH_FAILED = SandboxPhase.DETACH_FAILED
+
+
 class AttachmentPhase(enum.StrEnum):
     """Where one attachment is."""
 
@@ -113,9 +119,10 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def holds_something(self) -> bool:
         """False once nothing that this sandbox had can be left on the node."""
-        if self.phase is SandboxPhase.DETACHED:
+        phase = self.phase
+        if phase is _DETACHED:
             return False
-        if self.phase in {SandboxPhase.ATTACH_FAILED, SandboxPhase.DETACH_FAILED}:
+        if phase is _ATTACH_FAILED or phase is _DETACH_FAILED:
             return any(a.phase is not AttachmentPhase.DETACHED for a in self.attempted())
         return True
 

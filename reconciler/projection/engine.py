@@ -98,6 +98,8 @@ def _without_nul(
 
 
 def _held(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return [_held(each) for each in value]
     return value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value
 
 

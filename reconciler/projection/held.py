@@ -79,12 +79,13 @@ class Holdings:
         """Take in *stored*, which made *after* of *before*."""
         if before is after or type(stored.event.data) in _HARMLESS:
             return
-        attachments = _holding(before), _holding(after)
-        if len(attachments[0]) == len(attachments[1]):  # most events change one of them
-            pairs = [(a, b) for a, b in zip(*attachments, strict=True) if a is not b]
-            had, has = _of(a for a, _ in pairs), _of(b for _, b in pairs)
-        else:
-            had, has = _of(attachments[0]), _of(attachments[1])
+        one, other = _holding(before), _holding(after)
+        if one is other:
+            return
+        if len(one) == len(other):  # most events change one of them
+            pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not b]
+            one, other = tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
+        had, has = _of(one), _of(other)
         for each in had:
             if each not in has:
                 self._close(stored, after, each)

@@ -2,51 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import sqlalchemy as sa
 
 from events.fold import Pending
 from events.schema import EventId, NodeName, decode
-from reconciler.projection.project import Loaded, Needed
+from reconciler.projection.among import among, keys
+from reconciler.projection.project import LeakKey, Loaded, Needed
 from reconciler.projection.rows import leaked_of, sandbox_of
 from reconciler.projection.tables import leaks, nodes, pending, sandboxes
 
-# Statements are made once: SQLAlchemy takes longer to make one than SQLite to execute it.
 
-_SANDBOXES = sa.select(sandboxes.c.created, sandboxes.c.fold).where(
-    sandboxes.c.container_id.in_(sa.bindparam("ids", expanding=True))
-)
-_PENDING = sa.select(pending.c.sequence, pending.c.event).where(
-    pending.c.event_id.in_(sa.bindparam("ids", expanding=True))
-)
-_NODES = sa.select(nodes.c.node, nodes.c.epoch, nodes.c.command).where(
-    nodes.c.node.in_(sa.bindparam("ids", expanding=True))
-)
-_LEAKS = sa.select(leaks.c.node, leaks.c.fold).where(
-    sa.tuple_(leaks.c.node, leaks.c.leak_id).in_(sa.bindparam("keys", expanding=True))
-)
+class Loader:
+    """Reads from the tables of one kind of database. Statements are made once: to make one takes SQLAlchemy longer than
+    SQLite to execute it."""
 
+    def __init__(self, dialect: str) -> None:
+        self._dialect = dialect
+        self._sandboxes = sa.select(sandboxes.c.created, sandboxes.c.fold).where(
+            among(dialect, sandboxes.c.container_id)
+        )
+        self._pending = sa.select(pending.c.sequence, pending.c.event).where(among(dialect, pending.c.event_id))
+        self._nodes = sa.select(nodes.c.node, nodes.c.epoch, nodes.c.command).where(among(dialect, nodes.c.node))
+        self._leaks = sa.select(leaks.c.node, leaks.c.fold).where(among(dialect, leaks.c.node, leaks.c.leak_id))
 
-def load(connection: sa.Connection, what: Needed, loaded: Loaded) -> None:
-    """Put *what*, as the tables have it, into *loaded*. Raises msgspec.MsgspecError."""
-    rows: Any
-    if what.containers:
-        rows = connection.execute(_SANDBOXES, {"ids": list(what.containers)})
-        for created, fold in rows:
+    def load(self, connection: sa.Connection, what: Needed, loaded: Loaded) -> None:
+        """Put *what*, as the tables have it, into *loaded*. Raises msgspec.MsgspecError."""
+        for created, fold in self._rows(connection, self._sandboxes, what.containers):
             sandbox = sandbox_of(fold)
             loaded.sandboxes[sandbox.key], loaded.created[sandbox.key] = sandbox, created
-    if what.intents:
-        rows = connection.execute(_PENDING, {"ids": list(what.intents)})
-        for sequence, event in rows:
+        for sequence, event in self._rows(connection, self._pending, what.intents):
             intent = decode(event)
             loaded.pending[EventId(intent.id)] = Pending(intent, sequence)
-    if what.nodes:
-        rows = connection.execute(_NODES, {"ids": list(what.nodes)})
-        for node, epoch, command in rows:
+        for node, epoch, command in self._rows(connection, self._nodes, what.nodes):
             loaded.epochs[NodeName(node)], loaded.commands[NodeName(node)] = epoch, command
-    if what.leaks:
-        rows = connection.execute(_LEAKS, {"keys": list(what.leaks)})
-        for node, fold in rows:
+        for node, fold in self._rows(connection, self._leaks, what.leaks):
             leaked = leaked_of(fold)
             loaded.leaks[NodeName(node), leaked.observed.leak.id] = leaked
+
+    def _rows(
+        self, connection: sa.Connection, chosen: sa.Select[Any], wanted: Collection[str] | Collection[LeakKey]
+    ) -> Iterable[sa.Row[Any]]:
+        return connection.execute(chosen, keys(self._dialect, wanted)) if wanted else ()

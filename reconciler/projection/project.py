@@ -17,6 +17,9 @@ import msgspec
 from events.fold import Anomaly, Leaked, Pending, Sandbox, SandboxKey, State
 from events.ledger import Stored
 from events.schema import (
+    NO_CAUSE,
+    NO_NODE,
+    NO_SANDBOX,
     ContainerId,
     Event,
     EventId,
@@ -110,20 +113,20 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
 def needed(batch: Sequence[Stored]) -> Needed:
     """Return what must be loaded before *batch* can be projected."""
     return Needed(
-        containers=frozenset(event.sandbox for _, event in batch if event.sandbox),
-        intents=frozenset(event.cause for _, event in batch if event.cause),
-        nodes=frozenset(event.node for _, event in batch if event.node),
-        leaks=frozenset(key for _, event in batch if (key := leak_key(event)) is not None),
+        containers=frozenset({event.sandbox for _, event in batch}) - {NO_SANDBOX},
+        intents=frozenset({event.cause for _, event in batch}) - {NO_CAUSE},
+        nodes=frozenset({event.node for _, event in batch}) - {NO_NODE},
+        leaks=frozenset(_leaks(batch)),
     )
 
 
-def leak_key(event: Event) -> LeakKey | None:
-    """Return the leak that *event* tells of; None: it tells of none."""
-    match event.data:
-        case LeakObserved(leak=leak) | LeakReclaimed(leak=leak) | LeakReclaimFailed(leak=leak):
-            return event.node, leak.id
-        case _:
-            return None
+def _leaks(batch: Sequence[Stored]) -> set[LeakKey]:
+    """Return the leaks that *batch* tells of."""
+    return {
+        (event.node, event.data.leak.id)
+        for _, event in batch
+        if isinstance(event.data, LeakObserved | LeakReclaimed | LeakReclaimFailed)
+    }
 
 
 def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
@@ -156,7 +159,7 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
         if state.anomalies:
             odd.extend(state.anomalies)
             state.anomalies.clear()
-    leaks = sorted({key for stored in batch if (key := leak_key(stored.event)) is not None})
+    leaks = sorted(_leaks(batch))
     return Changes(
         sequence=state.sequence,
         sandboxes=[sandbox_row(now[key], created[key]) for key in sorted(now)],

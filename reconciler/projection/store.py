@@ -23,9 +23,10 @@ from events.fold import Leaked, Sandbox
 from events.ledger import Stored
 from events.schema import NodeName
 from reconciler.due import Published
+from reconciler.projection.among import among, keys
 from reconciler.projection.engine import ProjectionError, ReplacedError, open_engine, transaction
 from reconciler.projection.kept import Kept
-from reconciler.projection.load import load
+from reconciler.projection.load import Loader
 from reconciler.projection.project import Changes, Loaded, needed, project
 from reconciler.projection.rows import leaked_of, sandbox_of
 from reconciler.projection.schema import upgrade
@@ -60,7 +61,9 @@ class Store:
         self._engine = open_engine(url)
         self._ledger = ledger
         self._shareable = self._engine.dialect.name == "postgresql"
+        self._loader = Loader(self._engine.dialect.name)
         self._writer = Writer(self._engine.dialect.name)
+        self._asked = _Asked(self._engine.dialect.name)
         self._kept = Kept()
         self._election = 0
 
@@ -88,18 +91,19 @@ class Store:
         with self._transaction() as connection:
             return self._position(connection)
 
-    def apply(self, batch: Sequence[Stored]) -> Changes | None:
+    def apply(self, batch: Sequence[Stored], *, told: bool = True) -> Changes | None:
         """Project *batch*; return what changed, None when all of it was there.
 
-        Raises as ``position``, and ReplacedError when another took the database.
+        Unless somebody is *told* of it, ``published`` and ``left`` stay empty. Raises as ``position``, and
+        ReplacedError when another took the database.
         """
         try:
-            return self._apply(batch)
+            return self._apply(batch, told)
         except BaseException:
             self._kept.forget()
             raise
 
-    def _apply(self, batch: Sequence[Stored]) -> Changes | None:
+    def _apply(self, batch: Sequence[Stored], told: bool) -> Changes | None:
         with self._transaction() as connection:
             done = self._position_to_write(connection)
             fresh = [stored for stored in batch if stored.sequence > done]
@@ -108,13 +112,15 @@ class Store:
             if done != self._kept.position:
                 self._kept.forget()
             what, loaded = needed(fresh), Loaded(sequence=done)
-            load(connection, self._kept.load(what, loaded), loaded)
+            self._loader.load(connection, self._kept.load(what, loaded), loaded)
             changes = project(loaded, fresh)
             self._writer.write(connection, self._ledger, changes)
-            published = _published(connection, changes.attached)
-            left = changes.closed_pods - _live(connection, changes.closed_pods)
+            if told:
+                published = self._asked.published(connection, changes.attached)
+                left = changes.closed_pods - self._asked.live(connection, changes.closed_pods)
+                changes = replace(changes, published=published, left=left)
         self._kept.committed(what, changes)
-        return replace(changes, published=published, left=left)
+        return changes
 
     def skip_to(self, sequence: int) -> None:
         """Note that there is nothing more to read up to *sequence*. Raises as ``apply``."""
@@ -226,14 +232,6 @@ _HOLDERS = (
     )
     .order_by(addresses.c.sequence)
 )
-_PUBLISHED = sa.select(statuses).where(
-    sa.tuple_(statuses.c.namespace, statuses.c.pod).in_(sa.bindparam("pods", expanding=True))
-)
-_LIVE = (
-    sa.select(sandboxes.c.namespace, sandboxes.c.pod)
-    .distinct()
-    .where(sa.tuple_(sandboxes.c.namespace, sandboxes.c.pod).in_(sa.bindparam("pods", expanding=True)), _IS_LIVE)
-)
 _LIVE_PODS = (
     sa.select(sandboxes.c.namespace, sandboxes.c.pod, sandboxes.c.fold)
     .add_columns(*(statuses.c[name].label(f"status_{name}") for name in Published._fields))
@@ -256,17 +254,30 @@ def _status_of(row: sa.Row[Any]) -> Published | None:
     return None if values[0] is None else Published(*values)
 
 
-def _published(connection: sa.Connection, pods: frozenset[PodName]) -> dict[PodName, Published]:
-    if not pods:
-        return {}
-    rows = connection.execute(_PUBLISHED, {"pods": list(pods)})
-    return {
-        PodName(row.namespace, row.pod): Published(row.uid, row.intent, row.text, row.refused, row.sequence)
-        for row in rows
-    }
+class _Asked:
+    """What is asked for whoever is told of a batch."""
 
+    def __init__(self, dialect: str) -> None:
+        self._dialect = dialect
+        self._published = sa.select(statuses).where(among(dialect, statuses.c.namespace, statuses.c.pod))
+        self._live = (
+            sa.select(sandboxes.c.namespace, sandboxes.c.pod)
+            .distinct()
+            .where(among(dialect, sandboxes.c.namespace, sandboxes.c.pod), _IS_LIVE)
+        )
 
-def _live(connection: sa.Connection, pods: frozenset[PodName]) -> frozenset[PodName]:
-    if not pods:
-        return frozenset()
-    return frozenset(PodName(*row) for row in connection.execute(_LIVE, {"pods": list(pods)}))
+    def published(self, connection: sa.Connection, pods: frozenset[PodName]) -> dict[PodName, Published]:
+        """Return what is published of *pods*."""
+        if not pods:
+            return {}
+        rows = connection.execute(self._published, keys(self._dialect, pods))
+        return {
+            PodName(row.namespace, row.pod): Published(row.uid, row.intent, row.text, row.refused, row.sequence)
+            for row in rows
+        }
+
+    def live(self, connection: sa.Connection, pods: frozenset[PodName]) -> frozenset[PodName]:
+        """Return which of *pods* have something on a node."""
+        if not pods:
+            return frozenset()
+        return frozenset(PodName(*row) for row in connection.execute(self._live, keys(self._dialect, pods)))

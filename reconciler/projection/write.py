@@ -40,7 +40,8 @@ class Writer:
 
     The driver is given the rows as they are: SQLAlchemy would look at each, which takes longer than to write it.
     PostgreSQL is given all of a table's in one JSON text: as parameters each of their values would be a step of its own
-    in the driver, and each row one in the server.
+    in the driver, and each row one in the server. Bytes are given beside it, as an array for each column: to read them
+    out of JSON would take longer than to write them.
     """
 
     def __init__(self, dialect: str) -> None:
@@ -49,6 +50,7 @@ class Writer:
         if self._in_one_text:
             upserts = {name: _from_json(metadata.tables[name], text) for name, text in upserts.items()}
         self._upserts = upserts
+        self._binary = {table.name: _binary(table) for table in metadata.tables.values()}
         self._unplan = _text(_UNPLAN, dialect)
         self._close = _text(_CLOSE, dialect)
         self._free = _text(_FREE, dialect)
@@ -88,8 +90,7 @@ class Writer:
 
     def _put(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
         if rows and self._in_one_text:
-            text = msgspec.json.encode(rows).replace(rb"\u0000", rb"\ufffd").decode()  # PostgreSQL's text can't hold it
-            connection.exec_driver_sql(self._upserts[table.name], {"rows": text})
+            connection.exec_driver_sql(self._upserts[table.name], _in_one(rows, self._binary[table.name]))
         else:
             _each(connection, self._upserts[table.name], rows)
 
@@ -99,22 +100,37 @@ def _each(connection: sa.Connection, statement: str, rows: Sequence[Row]) -> Non
         connection.exec_driver_sql(statement, list(rows))
 
 
+def _in_one(rows: Sequence[Row], binary: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters that ``_from_json`` asks for."""
+    if binary:
+        beside = {name: [row[name] for row in rows] for name in binary}
+        rows = [{name: value for name, value in row.items() if name not in beside} for row in rows]
+    else:
+        beside = {}
+    text = msgspec.json.encode(rows).replace(rb"\u0000", rb"\ufffd").decode()  # PostgreSQL's text can't hold it
+    return {"rows": text, **beside}
+
+
+def _binary(table: sa.Table) -> list[str]:
+    return [column.name for column in table.columns if isinstance(column.type, sa.LargeBinary)]
+
+
 def _text(statement: sa.ClauseElement, dialect: str) -> str:
     return str(statement.compile(dialect=_DIALECTS[dialect]))
 
 
 def _from_json(table: sa.Table, upsert: str) -> str:
-    """Return *upsert* with the rows of a JSON text in the place of its values; bytes are in base64."""
+    """Return *upsert* with the rows of a JSON text in the place of its values, and arrays in that of bytes."""
     insert, _, rest = upsert.partition(" VALUES ")
     _, _, conflict = rest.partition(" ON CONFLICT ")
-    quote = _DIALECTS["postgresql"].identifier_preparer.quote
-    columns = [(quote(column.name), isinstance(column.type, sa.LargeBinary), column.type) for column in table.columns]
-    chosen = ", ".join(f"decode({name}, 'base64')" if binary else name for name, binary, _ in columns)
-    types = ", ".join(
-        f"{name} {'text' if binary else kind.compile(_DIALECTS['postgresql'])}" for name, binary, kind in columns
-    )
-    rows = f"json_to_recordset(%(rows)s::json) AS given({types})"
-    return f"{insert} SELECT {chosen} FROM {rows} ON CONFLICT {conflict}"  # noqa: S608  # our own tables' names
+    dialect = _DIALECTS["postgresql"]
+    quote, binary = dialect.identifier_preparer.quote, _binary(table)
+    columns = [column for column in table.columns if column.name not in binary]
+    types = ", ".join(f"{quote(column.name)} {column.type.compile(dialect)}" for column in columns)
+    rows = [f"json_to_recordset(%(rows)s::json) AS ({types})", *(f"unnest(%({name})b::bytea[])" for name in binary)]
+    given = ", ".join(quote(name) for name in [*(column.name for column in columns), *binary])
+    chosen = ", ".join(quote(column.name) for column in table.columns)
+    return f"{insert} SELECT {chosen} FROM ROWS FROM ({', '.join(rows)}) AS given({given}) ON CONFLICT {conflict}"  # noqa: S608  # our own tables' names
 
 
 def _upsert(table: sa.Table, dialect: str) -> sa.ClauseElement:

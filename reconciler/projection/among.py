@@ -1,0 +1,36 @@
+"""Ask for the rows of many keys in one statement whose text is always the same.
+
+SQLAlchemy would write a parameter for each key. PostgreSQL is given them as arrays instead: a statement of thousands of
+parameters takes the driver and the server longer than to find the rows, and is planned anew each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+
+def among(dialect: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:
+    """Return the condition that the texts in *columns* are one of the keys that ``keys`` gives."""
+    if dialect == "postgresql":
+        arrays = [sa.bindparam(f"keys_{place}", type_=postgresql.ARRAY(sa.Text)) for place in range(len(columns))]
+        if len(columns) == 1:
+            return columns[0] == sa.any_(arrays[0])
+        given = sa.func.unnest(*arrays).table_valued(*(column.name for column in columns)).render_derived()
+        return sa.tuple_(*columns).in_(sa.select(*given.c))
+    if len(columns) == 1:
+        return columns[0].in_(sa.bindparam("keys", expanding=True))
+    return sa.tuple_(*columns).in_(sa.bindparam("keys", expanding=True))
+
+
+def keys(dialect: str, wanted: Iterable[str] | Iterable[Sequence[str]]) -> dict[str, Any]:
+    """Return the parameters of a statement with ``among``; there must be at least one key."""
+    found = list(wanted)
+    if dialect != "postgresql":
+        return {"keys": found}
+    if isinstance(found[0], str):
+        return {"keys_0": found}
+    return {f"keys_{place}": list(part) for place, part in enumerate(zip(*found, strict=True))}
