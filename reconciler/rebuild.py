@@ -26,7 +26,7 @@ async def rebuild(url: str, ledger: Ledger, name: str, progress: Progress, start
     """
     beside = Beside(url)
     try:
-        with closing(Store(beside.url, name)) as store:
+        with closing(Store(beside.url, name, unfinished=True)) as store:
             store.prepare()
             if start_from is not None:
                 snapshot.restore(start_from, beside.url)

@@ -7,7 +7,6 @@ further.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,10 +44,6 @@ class Beside:
     def swapping(self) -> Iterator[tuple[sa.Connection, int]]:
         """Keep others from writing to the database in use; yield how far it is, for ``swap``."""
         with self._engine.connect() as connection:
-            if self._sqlite:
-                raw = connection.connection.driver_connection
-                assert isinstance(raw, sqlite3.Connection)
-                raw.execute("ATTACH DATABASE ? AS beside", (str(self._path),))
             with connection.begin():
                 if not self._sqlite:  # a row's lock would be waited for by those who lock the table: a deadlock
                     connection.execute(sa.text("LOCK TABLE position IN ACCESS EXCLUSIVE MODE"))
@@ -64,6 +59,8 @@ class Beside:
 
     def _replace(self, connection: sa.Connection) -> None:
         if self._sqlite:
+            # Not before: a transaction locks all that is attached when it begins, also for who fills it still.
+            connection.exec_driver_sql("ATTACH DATABASE ? AS beside", (str(self._path),))
             for name in _TABLES:
                 connection.exec_driver_sql(f"DELETE FROM main.{name}")  # noqa: S608  # our own tables
                 connection.exec_driver_sql(f"INSERT INTO main.{name} SELECT * FROM beside.{name}")  # noqa: S608

@@ -13,6 +13,8 @@ from sqlalchemy import event, exc
 
 _BUSY = 2.0
 """Seconds that SQLite waits for another connection's lock."""
+_UNFINISHED_CACHE = 64 * 1024
+"""KiB of pages that SQLite keeps in memory of a database that is being made."""
 _PATIENCE = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
@@ -58,22 +60,25 @@ def _first_line(error: BaseException | None) -> str:
     return str(error).partition("\n")[0]  # PostgreSQL adds the statement, and values
 
 
-def open_engine(url: str) -> sa.Engine:
-    """Return an engine for *url*; an SQLite file is made when it is missing. Raises ProjectionError."""
+def open_engine(url: str, *, unfinished: bool = False) -> sa.Engine:
+    """Return an engine for *url*; an SQLite file is made when it is missing. Raises ProjectionError.
+
+    *unfinished*: what is written need not outlive a crash, and nobody else looks at it.
+    """
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() == "postgresql":
-            return _open_postgresql(parsed)
+            return _open_postgresql(parsed, unfinished)
         _make_file(Path(parsed.database or ""))
         engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY})
     except (exc.ArgumentError, ImportError, OSError) as error:
         raise ProjectionError(f"the database can't be opened: {error}") from error
-    event.listen(engine, "connect", _configure)
+    event.listen(engine, "connect", _configure_unfinished if unfinished else _configure)
     event.listen(engine, "begin", _begin)
     return engine
 
 
-def _open_postgresql(url: sa.URL) -> sa.Engine:
+def _open_postgresql(url: sa.URL, unfinished: bool) -> sa.Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     try:
@@ -83,6 +88,10 @@ def _open_postgresql(url: sa.URL) -> sa.Engine:
             f"the database can't be opened: {error}; install plumbline[postgresql], which brings psycopg"
         ) from error
     event.listen(engine, "before_cursor_execute", _without_nul, retval=True)
+    if unfinished:
+        event.listen(
+            engine, "begin", lambda connection: connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+        )
     return engine
 
 
@@ -113,6 +122,17 @@ def _configure(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver begins transactions at times of its own, otherwise
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")  # a lost commit is read from the ledger again
+
+
+def _configure_unfinished(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = MEMORY")  # a batch that fails is undone still
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute(f"PRAGMA cache_size = -{_UNFINISHED_CACHE}")  # keys come in no order
+
+
+def _commit_unfinished(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
 
 
 def _begin(connection: sa.Connection) -> None:

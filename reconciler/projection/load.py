@@ -43,6 +43,6 @@ class Loader:
             loaded.leaks[NodeName(node), leaked.observed.leak.id] = leaked
 
     def _rows(
-        self, connection: sa.Connection, chosen: sa.Select[Any], wanted: Collection[str] | Collection[LeakKey]
-    ) -> Iterable[sa.Row[Any]]:
+        self, connection: sa.Connection, chosen: Any, wanted: Collection[str] | Collection[LeakKey]
+    ) -> Iterable[Any]:
         return connection.execute(chosen, keys(self._dialect, wanted)) if wanted else ()

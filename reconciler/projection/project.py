@@ -100,14 +100,20 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """Of the intents that the batch touches, those without outcome."""
     phases: Counter[str]
     """How many more live sandboxes there are in each phase, or how many fewer."""
-    attached: frozenset[PodName]
-    """Pods whose status may have to be published."""
     published: dict[PodName, Published] = {}
-    """What is published of those, as far as the ledger knows; the store's to say."""
-    closed_pods: frozenset[PodName]
-    """Pods of which a sandbox came to hold nothing any more."""
+    """What is published of those in ``attached``, as far as the ledger knows; the store's to say."""
     left: frozenset[PodName] = frozenset()
-    """Those of them that have nothing on any node now; the store's to say."""
+    """Of those in ``closed_pods``, which have nothing on any node now; the store's to say."""
+
+    @property
+    def attached(self) -> frozenset[PodName]:
+        """Pods whose status may have to be published."""
+        return _pods(box for event, box in self.story if concerns_status(event, box))
+
+    @property
+    def closed_pods(self) -> frozenset[PodName]:
+        """Pods of which a sandbox came to hold nothing any more."""
+        return _pods(box for _, box in self.story if box is not None and not box.holds_something)
 
 
 def needed(batch: Sequence[Stored]) -> Needed:
@@ -182,8 +188,6 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
         created=created,
         open=state.pending,
         phases=_phases(loaded.sandboxes, now),
-        attached=_pods(box for event, box in story if concerns_status(event, box)),
-        closed_pods=_pods(box for _, box in story if box is not None and not box.holds_something),
     )
 
 

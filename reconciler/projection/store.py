@@ -54,11 +54,14 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The rows of one ledger. *ledger* is the name of its stream."""
+    """The rows of one ledger. *ledger* is the name of its stream.
 
-    def __init__(self, url: str, ledger: str) -> None:
+    *unfinished*: the database is of no worth before it is finished, so what was committed need not outlive a crash.
+    """
+
+    def __init__(self, url: str, ledger: str, *, unfinished: bool = False) -> None:
         self._url = url
-        self._engine = open_engine(url)
+        self._engine = open_engine(url, unfinished=unfinished)
         self._ledger = ledger
         self._shareable = self._engine.dialect.name == "postgresql"
         self._loader = Loader(self._engine.dialect.name)
@@ -117,7 +120,8 @@ class Store:
             self._writer.write(connection, self._ledger, changes)
             if told:
                 published = self._asked.published(connection, changes.attached)
-                left = changes.closed_pods - self._asked.live(connection, changes.closed_pods)
+                closed = changes.closed_pods
+                left = closed - self._asked.live(connection, closed)
                 changes = replace(changes, published=published, left=left)
         self._kept.committed(what, changes)
         return changes

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
 from contextlib import closing
 from pathlib import Path
 
@@ -70,6 +71,38 @@ async def test_a_reconciler_goes_on_where_the_rebuilt_projection_is(database: st
             last = await ledger.append(event)
         await run.at(last)
     assert stored_in(database) == folded([stored async for stored in ledger.read()])
+
+
+class Growing(MemoryLedger):
+    """A ledger that had but half of its events when it was read for the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_read = False
+
+    async def last_sequence(self) -> int:
+        end = await super().last_sequence()
+        return end if self.was_read else end // 2
+
+    async def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
+        end = await self.last_sequence()
+        async for stored in super().read(subject, after):
+            if stored.sequence <= end:
+                yield stored
+        self.was_read = True
+
+
+async def test_what_came_during_the_rebuild_is_read_while_the_reconciler_waits(database: str) -> None:
+    ledger = Growing()
+    last = 0
+    for event in busy_day(12):
+        last = await ledger.append(event)
+    events = [stored async for stored in MemoryLedger.read(ledger)]
+    assert len(events) == last
+    with closing(Store(database, "NODE")) as store:
+        store.apply(events)
+    assert await rebuild(database, ledger, "NODE", nothing) == len(events)
+    assert stored_in(database) == folded(events)
 
 
 async def test_a_snapshot_does_for_what_the_ledger_has_forgotten(database: str, tmp_path: Path) -> None:
