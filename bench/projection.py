@@ -1,6 +1,7 @@
-"""How fast the reconciler projects into SQLite and PostgreSQL, also a whole ledger anew, and where the time goes.
+"""How fast the reconciler projects into SQLite and PostgreSQL, also a whole ledger anew or from a snapshot.
 
-The events are those of ``bench.fold``. PostgreSQL is Debian's, started for this, with its durability as delivered.
+The events are those of ``bench.fold``, and of a cluster whose pods all stay for the snapshot. PostgreSQL is Debian's,
+started for this, with its durability as delivered.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import asyncio
 import itertools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from bench.cluster import Cluster
 from bench.fold import decode_only, fill, fold_only
 from bench.report import quantile, report
 from events import logs
@@ -22,7 +24,9 @@ from events.ledger import Stored
 from events.schema import encode
 from events.server import EmbeddedServer
 from reconciler.batches import BATCH, collect_seldom
+from reconciler.due import due
 from reconciler.projection.project import Loaded, project
+from reconciler.projection.snapshot import restore, save
 from reconciler.projection.store import Store
 from reconciler.rebuild import rebuild
 from tests.events.event_stories import busy_node
@@ -68,7 +72,32 @@ async def rebuilt(url: str, server: EmbeddedServer, count: int) -> tuple[float, 
     return seconds
 
 
-def measure(folder: Path, databases: Sequence[tuple[str, str]], count: int, rounds: int) -> None:
+def snapshot_used(folder: Path, databases: Mapping[str, str], pods: int) -> None:
+    """Report on a snapshot of a cluster of *pods*, each with two attachments, in empty *databases*: kind and URL."""
+    url, events = f"sqlite:///{folder}/live.db", Cluster(max(1, pods // 30), pods).start()
+    with closing(Store(url, "NODE", unfinished=True)) as store:
+        store.prepare()
+        first = 1
+        while batch := [Stored(n, event) for n, event in enumerate(itertools.islice(events, BATCH), first)]:
+            store.apply(batch, told=False)
+            first += len(batch)
+        start = time.perf_counter()
+        judged = store.of_live_pods(lambda name, boxes, published: due(boxes, published))
+        report(f"projection: what is due of {len(judged)} live pods", time.perf_counter() - start, "s")
+    start = time.perf_counter()
+    save(url, folder / "snapshot")
+    report(f"projection: a snapshot of {pods} pods written", time.perf_counter() - start, "s")
+    report("projection: its size", (folder / "snapshot").stat().st_size / 2**20, "MiB")
+    for kind, target in databases.items():
+        start = time.perf_counter()
+        with closing(Store(target, "NODE")) as store:
+            store.prepare()
+            restore(folder / "snapshot", target)
+            store.position()
+        report(f"projection: begun with it, {kind}", time.perf_counter() - start, "s", 2.0)
+
+
+def measure(databases: Sequence[tuple[str, str]], count: int, rounds: int) -> None:
     """Report on each of *databases*: kind and URL, of which the former may be used as often as there are rounds."""
     sample = [Stored(n, event) for n, event in enumerate(busy_node(round(count / 10 / _EVENTS_A_SANDBOX)), 1)]
     texts = [encode(event) for _, event in sample]
@@ -103,6 +132,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.projection", description=__doc__)
     parser.add_argument("--events", type=int, default=1_000_000, help="about so many in the ledger")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pods", type=int, default=10_000, help="so many in the snapshot")
+    parser.add_argument("--only", choices=("sqlite", "postgresql"), help="this kind of database alone")
+    parser.add_argument("--without", action="append", default=[], choices=("ledger", "snapshot"), help="leave this out")
     options = parser.parse_args(arguments)
     logs.configure("error", "bench")
     collect_seldom()  # as the reconciler does
@@ -113,8 +145,13 @@ def main(arguments: list[str] | None = None) -> None:
         sqlite = (("sqlite", f"sqlite:///{folder}/{n}.db") for n in itertools.count())
         postgresql = (("postgresql", postgres.url(postgres.database())) for _ in itertools.count())
         try:
-            databases = [next(each) for each in (sqlite, postgresql) for _ in range(options.rounds + 1)]
-            measure(folder, databases, options.events, options.rounds)
+            kinds = [each for each in ("sqlite", "postgresql") if options.only in (None, each)]
+            made = {"sqlite": sqlite, "postgresql": postgresql}
+            if "ledger" not in options.without:
+                databases = [next(made[kind]) for kind in kinds for _ in range(options.rounds + 1)]
+                measure(databases, options.events, options.rounds)
+            if "snapshot" not in options.without:
+                snapshot_used(folder, dict(next(made[kind]) for kind in kinds), options.pods)
         finally:
             postgres.stop()
 

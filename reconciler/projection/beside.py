@@ -43,12 +43,11 @@ class Beside:
     @contextmanager
     def swapping(self) -> Iterator[tuple[sa.Connection, int]]:
         """Keep others from writing to the database in use; yield how far it is, for ``swap``."""
-        with self._engine.connect() as connection:
-            with connection.begin():
-                if not self._sqlite:  # a row's lock would be waited for by those who lock the table: a deadlock
-                    connection.execute(sa.text("LOCK TABLE position IN ACCESS EXCLUSIVE MODE"))
-                done = connection.scalar(sa.select(position.c.sequence))
-                yield connection, done or 0
+        with self._engine.connect() as connection, connection.begin():
+            if not self._sqlite:  # a row's lock would be waited for by those who lock the table: a deadlock
+                connection.execute(sa.text("LOCK TABLE position IN ACCESS EXCLUSIVE MODE"))
+            done = connection.scalar(sa.select(position.c.sequence))
+            yield connection, done or 0
 
     def swap(self, connection: sa.Connection) -> None:
         """Put what is beside in the place of what is in use; it is there when the transaction is over."""

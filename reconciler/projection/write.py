@@ -59,26 +59,26 @@ class Writer:
 
     def write(self, connection: sa.Connection, ledger: str, changes: Changes) -> None:
         """Write *changes*, and up to where the ledger called *ledger* is projected by that."""
-        self._put(connection, sandboxes, changes.sandboxes)
+        self.put(connection, sandboxes, changes.sandboxes)
         _each(connection, self._unplan, [{"id": key.container_id, "name": key.ifname} for key in changes.unplanned])
-        self._put(connection, attachments, changes.attachments)
+        self.put(connection, attachments, changes.attachments)
         _each(connection, self._close, [{"id": event_id} for event_id in changes.closed])
-        self._put(connection, pending, changes.pending)
-        self._put(connection, nodes, changes.nodes)
-        self._put(connection, statuses, changes.statuses)
+        self.put(connection, pending, changes.pending)
+        self.put(connection, nodes, changes.nodes)
+        self.put(connection, statuses, changes.statuses)
         _each(connection, self._free, [{"node": node, "id": leak_id} for node, leak_id in changes.freed])
-        self._put(connection, leaks, [leak_row(node, leaked) for node, leaked in changes.leaks])
+        self.put(connection, leaks, [leak_row(node, leaked) for node, leaked in changes.leaks])
         _each(connection, self._let_go, changes.holdings.closed)
-        self._put(connection, addresses, changes.holdings.opened)
-        self._put(connection, network_versions, changes.versions)
-        self._put(connection, drift_history, changes.histories.drift)
-        self._put(connection, leak_history, changes.histories.leaks)
-        self._put(connection, anomalies, changes.anomalies)
+        self.put(connection, addresses, changes.holdings.opened)
+        self.put(connection, network_versions, changes.versions)
+        self.put(connection, drift_history, changes.histories.drift)
+        self.put(connection, leak_history, changes.histories.leaks)
+        self.put(connection, anomalies, changes.anomalies)
         self.set_position(connection, ledger, changes.sequence)
 
     def set_position(self, connection: sa.Connection, ledger: str, sequence: int) -> None:
         """Write up to where the ledger called *ledger* is projected."""
-        self._put(connection, position, [{"ledger": ledger, "sequence": sequence, "election": 0}])
+        self.put(connection, position, [{"ledger": ledger, "sequence": sequence, "election": 0}])
 
     def begin(self, connection: sa.Connection, ledger: str) -> None:
         """Let there be a position of the ledger called *ledger*: a row that is not there yet can't be locked."""
@@ -88,7 +88,8 @@ class Writer:
         """Write whose election it takes to write."""
         connection.execute(_ELECT, {"newest": election})
 
-    def _put(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+    def put(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+        """Write *rows* of *table*, those that are there anew."""
         if rows and self._in_one_text:
             connection.exec_driver_sql(self._upserts[table.name], _in_one(rows, self._binary[table.name]))
         else:

@@ -19,7 +19,7 @@ from events.ledger import Stored
 from events.memory import MemoryLedger
 from events.schema import Pod
 from reconciler.projection.engine import ProjectionError, open_engine
-from reconciler.projection.snapshot import save
+from reconciler.projection.snapshot import restore, save
 from reconciler.projection.store import Store
 from reconciler.projection.tables import sandboxes
 from reconciler.rebuild import rebuild
@@ -135,6 +135,31 @@ async def test_a_rebuild_that_fails_leaves_what_was_there(database: str, tmp_pat
         await rebuild(database, MemoryLedger(), "NODE", nothing, tmp_path / "snapshot")
     assert stored_in(database) == folded(events)
     assert [name for name in os.listdir(tmp_path) if "rebuild" in name or "unfinished" in name] == []
+
+
+@pytest.mark.parametrize("spoilt", ["torn", "longer", "foreign", "empty", "scrambled"])
+async def test_what_is_no_whole_snapshot_is_refused_in_one_sentence(
+    empty_database: bytes, tmp_path: Path, spoilt: str
+) -> None:
+    url, path = f"sqlite:///{tmp_path}/x.db", tmp_path / "snapshot"
+    (tmp_path / "x.db").write_bytes(empty_database)
+    with closing(Store(url, "NODE")) as store:
+        store.apply(await filled(MemoryLedger(), 30))
+    save(url, path)
+    whole = path.read_bytes()
+    scrambled = whole[:100] + b"\xff" * (len(whole) - 100)
+    path.write_bytes(
+        {
+            "torn": whole[: len(whole) // 2],
+            "longer": whole + b"x",
+            "foreign": b"{}",
+            "empty": b"",
+            "scrambled": scrambled,
+        }[spoilt]
+    )
+    with pytest.raises(ProjectionError, match=f"{path} (is no snapshot|can't be used)") as refused:
+        restore(path, f"sqlite:///{tmp_path}/y.db")
+    assert "\n" not in str(refused.value)
 
 
 async def test_rebuild_and_snapshot_on_the_command_line(ledger: JetStreamLedger, tmp_path: Path) -> None:
