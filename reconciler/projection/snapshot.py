@@ -97,7 +97,7 @@ def _within_sqlite(path: Path, to: sa.Connection) -> None:
     to.exec_driver_sql("ATTACH DATABASE ? AS source", (str(path),))
     for table, which in _LIVING.items():
         columns = ", ".join(column.name for column in table.columns)
-        chosen = f"SELECT {columns} FROM source.{table.name} {which.format(place='source.')}"  # noqa: S608
+        chosen = f"SELECT {_values(table)} FROM source.{table.name} {which.format(place='source.')}"  # noqa: S608
         to.exec_driver_sql(f"INSERT INTO main.{table.name} ({columns}) {chosen}")
 
 
@@ -108,13 +108,18 @@ def _by_rows(url: str, to: sa.Connection) -> None:
             if source.dialect.name == "postgresql":
                 from_.execution_options(isolation_level="REPEATABLE READ")
             for table, which in _LIVING.items():
-                columns = ", ".join(column.name for column in table.columns)
-                chosen = sa.text(f"SELECT {columns} FROM {table.name} {which.format(place='')}")  # noqa: S608
+                chosen = sa.text(f"SELECT {_values(table)} FROM {table.name} {which.format(place='')}")  # noqa: S608
                 rows = from_.execute(chosen, execution_options={"yield_per": _PAGE})
                 for page in rows.partitions(_PAGE):
                     writer.put(to, table, [dict(row._mapping) for row in page])
     finally:
         source.dispose()
+
+
+def _values(table: sa.Table) -> str:
+    """Return what is taken of *table*: who may write to a database is no matter of another one."""
+    names = ("0 AS election" if column is position.c.election else column.name for column in table.columns)
+    return ", ".join(names)
 
 
 def _refuse_torn(path: Path) -> None:
