@@ -82,16 +82,29 @@ class LeakKeeper:
                 pass
             self._changed.clear()
             for reclaim in leaks.reclaims(self._leaks, self._asked, time.monotonic()):
-                order, key = command(reclaim), LeakKey(reclaim.node, reclaim.leak.id)
-                # Before it is: its answer may be here first.
-                self._asked[key] = asked = leaks.sent(self._asked, reclaim, order.id, time.monotonic())
-                await self._send(order)
-                if self._asked.get(key) is asked:
-                    self._asked[key] = asked._replace(at=time.monotonic())
+                await self._order(reclaim)
 
-    async def _send(self, command: Event) -> None:
-        """Send *command*, for as long as it takes."""
+    async def _order(self, reclaim: Reclaim) -> None:
+        """Send the command for *reclaim*, for as long as that takes and it rests on the newest observation."""
+        order, key = command(reclaim), LeakKey(reclaim.node, reclaim.leak.id)
+        before = self._asked.get(key)
+        # Before it is: its answer may be here first.
+        self._asked[key] = asked = leaks.sent(self._asked, reclaim, order.id, time.monotonic())
+        sent = await self._send(order, key)
+        if self._asked.get(key) is not asked:
+            return
+        if sent:
+            self._asked[key] = asked._replace(at=time.monotonic())
+        elif before is None:
+            del self._asked[key]
+        else:
+            self._asked[key] = before
+
+    async def _send(self, command: Event, key: LeakKey) -> bool:
+        """Return whether *command* was sent, and not become void before that."""
         for delay in delays():
+            if (leaked := self._leaks.get(key)) is None or leaked.event != command.cause:
+                return False
             try:
                 await self._commands.send(command)
             except ConflictError:
@@ -101,7 +114,8 @@ class LeakKeeper:
                 await asyncio.sleep(delay)
             else:
                 self._metrics.reclaims_asked.inc()
-                return
+                return True
+        raise AssertionError("unreachable")
 
 
 def command(reclaim: Reclaim) -> Event:
