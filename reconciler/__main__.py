@@ -35,6 +35,7 @@ from reconciler.publisher import Publisher
 from reconciler.reconcile import Listener, Reconciler
 from reconciler.repairing import Repairing
 from reconciler.replicas import Replicas, Turn
+from reconciler.retention import Retention
 from reconciler.settings import ReconcilerSettings
 from reconciler.status_keeper import StatusKeeper
 from reconciler.verify.periodic import PeriodicVerification
@@ -124,7 +125,9 @@ async def _serve(settings: ReconcilerSettings, config: Path | None) -> None:
                 ledger, ledger, commands, appoint, metrics, name=_name(settings), alone=settings.hub is None
             )
             shared = not settings.database.startswith("sqlite")
-            await Reconciler(ledger, store, contest, metrics, shared=shared).run()
+            days = settings.reconciler.retention_days
+            upkeep = [Retention(days, metrics)] if days else []
+            await Reconciler(ledger, store, contest, metrics, shared=shared, upkeep=upkeep).run()
 
 
 def _listeners(

@@ -84,6 +84,11 @@ class Metrics:
         self.anomalies = Counter(
             f"{prefix}_anomalies", "Events that did not fit what came before them", registry=self.registry
         )
+        self.forgotten = Counter(
+            f"{prefix}_forgotten_rows",
+            "Rows of the projection that went because what they tell of has been over for long",
+            registry=self.registry,
+        )
         self._differences = Gauge(
             "plumbline_verify_differences",
             "What differed between projection, ledger and reality at the last verification",

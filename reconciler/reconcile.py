@@ -69,8 +69,16 @@ class Office(Protocol):
         ...
 
 
+class Upkeep(Protocol):
+    """Somebody who looks after the projection itself, beside the work."""
+
+    async def run(self, ask: Ask) -> None:
+        """Look after it, without end."""
+        ...
+
+
 class Reconciler:
-    """One ledger's reconciler.
+    """One ledger's reconciler, which has *upkeep* done to its projection for as long as it writes to it.
 
     *shared*: the database is also that of its replicas, so only the active one writes to it. Otherwise it is kept up to
     date at all times, so that a turn can begin at once.
@@ -84,6 +92,7 @@ class Reconciler:
         metrics: Metrics,
         *,
         shared: bool = False,
+        upkeep: Sequence[Upkeep] = (),
         pulse: float = PULSE,
     ) -> None:
         self._ledger = ledger
@@ -91,6 +100,7 @@ class Reconciler:
         self._office = office
         self._metrics = metrics
         self._shared = shared
+        self._upkeep = upkeep
         self._pulse = pulse
         self._listeners: Sequence[Listener] = ()
         self._still = asyncio.Lock()
@@ -120,6 +130,8 @@ class Reconciler:
         tasks.create_task(self._read(arrived), name="read")
         tasks.create_task(self._project(arrived), name="project")
         tasks.create_task(self._measure(), name="measure")
+        for each in self._upkeep:
+            tasks.create_task(each.run(self._ask), name=type(each).__name__)
 
     async def _follow_and_serve(self, since: int, listeners: Sequence[Listener]) -> None:
         await self._catch_up(election=since)

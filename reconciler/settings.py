@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import msgspec
 
 from events.settings import MetricsSettings, Settings
@@ -26,12 +28,16 @@ class ReconcilerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel
     metrics: MetricsSettings = MetricsSettings()
     verify_interval: float = 21600.0
     """Seconds between two verifications; 0: none."""
+    retention_days: float = 30.0
+    """How long the database remembers what is over, as a hub's ledger does; 0: for ever."""
     kubernetes: KubernetesSettings | None = None
     """Where the status of pods is published; None: beside ``manifests``, or nowhere."""
 
     def __post_init__(self) -> None:
         if self.verify_interval and self.verify_interval < 1:
             raise ValueError(f"verifyInterval is {self.verify_interval}, neither 0 nor at least 1 second")
+        if not 0 <= self.retention_days < inf:
+            raise ValueError(f"retentionDays is {self.retention_days}, neither 0 nor a number of days")
         dialect = self.database.partition(":")[0].partition("+")[0]
         if self.database and dialect not in ("sqlite", "postgresql"):
             raise ValueError(f"database begins with {dialect!r}, not with sqlite or postgresql")

@@ -100,6 +100,8 @@ class Anomaly(NamedTuple):
     type: str
     sandbox: ContainerId
     reason: str
+    at: str = ""
+    """When it happened, RFC 3339."""
 
 
 class State:
@@ -240,7 +242,7 @@ class State:
     def _anomaly(self, stored: Stored, reason: str) -> None:
         self.anomaly_count += 1
         event = stored.event
-        self.anomalies.append(Anomaly(stored.sequence, event.id, event.type, event.sandbox, reason))
+        self.anomalies.append(Anomaly(stored.sequence, event.id, event.type, event.sandbox, reason, event.at))
 
 
 def _has_place_for(sandbox: Sandbox, event: Event) -> bool:

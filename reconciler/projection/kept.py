@@ -7,6 +7,7 @@ position than this says lets go of all of it. Bounded, by what was touched longe
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import TypeVar
 
 from events.fold import Pending, Sandbox, SandboxKey
@@ -37,6 +38,11 @@ class Kept:
         self._containers.clear()
         self._intents.clear()
         self._nodes.clear()
+
+    def drop(self, containers: Iterable[ContainerId]) -> None:
+        """Let go of *containers*, whose rows were changed by somebody else."""
+        for container in containers:
+            self._containers.pop(container, None)
 
     def load(self, what: Needed, loaded: Loaded) -> Needed:
         """Put what is kept of *what* into *loaded*, and return what is not."""

@@ -50,6 +50,8 @@ class Instant:
             raise ProjectionError(f"the database is the projection of the ledger {found.ledger}, not of {ledger}")
         self.sequence: int = 0 if found is None else found.sequence
         """Up to where the ledger is in the rows."""
+        self.forgotten: str = "" if found is None else found.forgotten
+        """What was over before this, RFC 3339, may be missing in them."""
 
     def sandboxes(self, node: str = "") -> Iterator[SandboxRows]:
         """Yield all that the tables have of each sandbox, of those of *node* if one is given."""

@@ -163,6 +163,7 @@ def anomaly_rows(odd: Iterable[Anomaly]) -> list[Row]:
             "event_id": anomaly.event_id,
             "type": anomaly.type,
             "container_id": anomaly.sandbox,
+            "at": anomaly.at,
         }
         for anomaly in odd
     ]

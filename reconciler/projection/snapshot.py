@@ -97,7 +97,7 @@ def _within_sqlite(path: Path, to: sa.Connection) -> None:
     to.exec_driver_sql("ATTACH DATABASE ? AS source", (str(path),))
     for table, which in _LIVING.items():
         columns = ", ".join(column.name for column in table.columns)
-        chosen = f"SELECT {_values(table)} FROM source.{table.name} {which.format(place='source.')}"  # noqa: S608
+        chosen = f"SELECT {_values(table, 'source.')} FROM source.{table.name} {which.format(place='source.')}"  # noqa: S608
         to.exec_driver_sql(f"INSERT INTO main.{table.name} ({columns}) {chosen}")
 
 
@@ -116,10 +116,13 @@ def _by_rows(url: str, to: sa.Connection) -> None:
         source.dispose()
 
 
-def _values(table: sa.Table) -> str:
-    """Return what is taken of *table*: who may write to a database is no matter of another one."""
-    names = ("0 AS election" if column is position.c.election else column.name for column in table.columns)
-    return ", ".join(names)
+def _values(table: sa.Table, place: str = "") -> str:
+    """Return what is taken of *table*: who may write is another database's matter, and all that is over is left out."""
+    instead = {
+        position.c.election: "0 AS election",
+        position.c.forgotten: f"(SELECT coalesce(max(changed_at), '') FROM {place}nodes) AS forgotten",  # noqa: S608
+    }
+    return ", ".join(instead.get(column, column.name) for column in table.columns)
 
 
 def _refuse_torn(path: Path) -> None:

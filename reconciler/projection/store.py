@@ -23,8 +23,10 @@ from events.fold import Leaked, Sandbox
 from events.ledger import Stored
 from events.schema import NodeName
 from reconciler.due import Published
+from reconciler.projection import forgetting
 from reconciler.projection.among import among, keys
 from reconciler.projection.engine import ProjectionError, ReplacedError, open_engine, transaction
+from reconciler.projection.forgetting import Forgotten
 from reconciler.projection.kept import Kept
 from reconciler.projection.load import Loader
 from reconciler.projection.project import Changes, Loaded, needed, project
@@ -131,6 +133,14 @@ class Store:
         with self._transaction() as connection:
             if sequence > self._position_to_write(connection):
                 self._writer.set_position(connection, self._ledger, sequence)
+
+    def forget(self, before: str, limit: int) -> Forgotten:
+        """Forget at most *limit* rows of each kind of what was over *before*, RFC 3339. Raises as ``apply``."""
+        with self._transaction() as connection:
+            self._position_to_write(connection)
+            gone = forgetting.forget(connection, before, limit)
+        self._kept.drop(gone.containers)
+        return gone
 
     def of_live_pods(self, judge: Callable[[PodName, Sequence[Sandbox], Published | None], T]) -> list[T]:
         """Return what *judge* says of each pod that has something on a node.

@@ -17,9 +17,11 @@ position = sa.Table(
     sa.Column("ledger", sa.Text, primary_key=True),
     sa.Column("sequence", sa.BigInteger, nullable=False),
     sa.Column("election", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("forgotten", sa.Text, nullable=False, server_default=sa.text("''")),
 )
 """Up to where the ledger is in the other tables; written in the same transaction as they are. ``election`` is the
-sequence of the election whose winner alone may write; 0: the database is nobody else's."""
+sequence of the election whose winner alone may write; 0: the database is nobody else's. What was over before
+``forgotten``, RFC 3339, may be missing in the other tables."""
 
 nodes = sa.Table(
     "nodes",
@@ -57,10 +59,11 @@ sandboxes = sa.Table(
     sa.Index(
         "sandboxes_drifting", "container_id", sqlite_where=sa.text("drifting"), postgresql_where=sa.text("drifting")
     ),
+    sa.Index("sandboxes_closed", "changed_at", sqlite_where=sa.text("NOT live"), postgresql_where=sa.text("NOT live")),
 )
-"""One row for each sandbox there ever was. ``live``: it may hold something on the node. ``drifting``:
-the node differs from it, as of the last look. ``created`` is the sequence of
-its first event, ``sequence`` that of its last."""
+"""One row for each sandbox, until it is forgotten (``reconciler.projection.forgetting``). ``live``: it may hold
+something on the node. ``drifting``: the node differs from it, as of the last look. ``created`` is the sequence of its
+first event, ``sequence`` that of its last."""
 
 attachments = sa.Table(
     "attachments",
@@ -98,8 +101,10 @@ anomalies = sa.Table(
     sa.Column("event_id", sa.Text, nullable=False),
     sa.Column("type", sa.Text, nullable=False),
     sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False, server_default=sa.text("''")),
+    sa.Index("anomalies_by_age", "at"),
 )
-"""Events that did not fit what came before them."""
+"""Events that did not fit what came before them. ``at`` is empty in rows of before it was kept."""
 
 leaks = sa.Table(
     "leaks",
@@ -163,6 +168,12 @@ addresses = sa.Table(
         sqlite_where=sa.text("until_sequence IS NULL"),
         postgresql_where=sa.text("until_sequence IS NULL"),
     ),
+    sa.Index(
+        "addresses_ended",
+        "until",
+        sqlite_where=sa.text("until IS NOT NULL"),
+        postgresql_where=sa.text("until IS NOT NULL"),
+    ),
     sqlite_with_rowid=False,
 )
 """Who held which address, canonical and without prefix length, on which network. ``until`` is null while it is held;
@@ -203,6 +214,7 @@ drift_history = sa.Table(
     sa.Column("error_class", sa.Text, nullable=False),
     sa.Column("failure", sa.Text, nullable=False),
     sa.Index("drift_history_by_container", "container_id"),
+    sa.Index("drift_history_by_age", "at"),
 )
 """Each drift that was ``observed``, ``repaired``, or whose repair ``failed``. Without ``kind``: nothing differed."""
 
@@ -224,5 +236,6 @@ leak_history = sa.Table(
     sa.Column("error_class", sa.Text, nullable=False),
     sa.Column("failure", sa.Text, nullable=False),
     sa.Index("leak_history_by_leak", "node", "leak_id"),
+    sa.Index("leak_history_by_age", "at"),
 )
 """Each leak that was ``observed``, ``gone``, ``reclaimed``, or whose reclaim ``failed``."""

@@ -78,11 +78,11 @@ class Writer:
 
     def set_position(self, connection: sa.Connection, ledger: str, sequence: int) -> None:
         """Write up to where the ledger called *ledger* is projected."""
-        self.put(connection, position, [{"ledger": ledger, "sequence": sequence, "election": 0}])
+        self.put(connection, position, [_new_position(ledger, sequence)])
 
     def begin(self, connection: sa.Connection, ledger: str) -> None:
         """Let there be a position of the ledger called *ledger*: a row that is not there yet can't be locked."""
-        connection.execute(self._begin, {"ledger": ledger, "sequence": 0, "election": 0})
+        connection.execute(self._begin, _new_position(ledger, 0))
 
     def set_election(self, connection: sa.Connection, election: int) -> None:
         """Write whose election it takes to write."""
@@ -94,6 +94,10 @@ class Writer:
             connection.exec_driver_sql(self._upserts[table.name], _in_one(rows, self._binary[table.name]))
         else:
             _each(connection, self._upserts[table.name], rows)
+
+
+def _new_position(ledger: str, sequence: int) -> Row:
+    return {"ledger": ledger, "sequence": sequence, "election": 0, "forgotten": ""}
 
 
 def _each(connection: sa.Connection, statement: str, rows: Sequence[Row]) -> None:
@@ -139,7 +143,7 @@ def _upsert(table: sa.Table, dialect: str) -> sa.ClauseElement:
     keys = [column.name for column in table.primary_key]
     fresh = {column.name: insert.excluded[column.name] for column in table.columns if column.name not in keys}
     if table is position:
-        del fresh["election"]  # ``set_election`` alone writes that
+        del fresh["election"], fresh["forgotten"]  # ``set_election`` and ``forget`` alone write these
     if table is network_versions:
         del fresh["first_at"], fresh["first_sequence"]
         fresh["uses"] = table.c.uses + insert.excluded.uses

@@ -34,33 +34,46 @@ def compare(rows: Instant, replay: Replay, findings: Findings) -> int:
     Return how many sandboxes are live. A ledger forgets, and so does a database, but each of its own: of what has
     ended either may have nothing, and a row that is older than the ledger's memory of it proves nothing and is counted.
     """
-    live = _sandboxes(rows, replay, findings)
+    live, pods = _sandboxes(rows, replay, findings)
     _pending(rows, replay, findings)
     _nodes(rows, replay, findings)
     _leaks(rows, replay, findings)
-    _statuses(rows, replay, findings)
+    _statuses(rows, replay, pods, findings)
     return live
 
 
-def _sandboxes(rows: Instant, replay: Replay, findings: Findings) -> int:
-    live = 0
+def _sandboxes(rows: Instant, replay: Replay, findings: Findings) -> tuple[int, set[PodName]]:
+    """Return also which pods have something on a node."""
+    live, pods = 0, set[PodName]()
     for found in rows.sandboxes(replay.node):
         row = found.sandbox
-        live += row["live"]
+        if row["live"]:
+            live += 1
+            pods.add(PodName(row["namespace"], row["pod"]))
         kept = replay.shelf.look(SandboxKey(ContainerId(row["container_id"]), IfName(row["ifname"])))
         if kept is None and row["live"] and _remembers(replay, row["node"], row["created"]):
             what = f"sandbox {row['container_id'][:12]} ({row['ifname']}) on node {row['node']}"
             findings.add(_plain(row, f"{what} is live in the database and unknown to the ledger: {_REMEDY}"))
-        elif kept is None or kept.created > row["created"]:
+        elif kept is None or kept.created > row["created"] or _half_forgotten(rows, found, kept):
             findings.unproved += 1
-        elif wrong := _wrong(found, kept):
+        elif wrong := _wrong(found, kept._replace(created=row["created"]) if _begun_anew(rows, row, kept) else kept):
             findings.add(_of(kept.sandbox, f"the database differs from the ledger in {', '.join(wrong)}: {_REMEDY}"))
     for kept in replay.shelf.unlooked():
         if kept.sandbox.holds_something:
             findings.add(
                 _of(kept.sandbox, f"the database lacks this sandbox, which is {kept.sandbox.phase}: {_REMEDY}")
             )
-    return live
+    return live, pods
+
+
+def _begun_anew(rows: Instant, row: Row, kept: Kept) -> bool:
+    """Return whether the database had forgotten the sandbox, and begun with it anew, when more came of it."""
+    return bool(rows.forgotten) and kept.created < row["created"]
+
+
+def _half_forgotten(rows: Instant, found: SandboxRows, kept: Kept) -> bool:
+    """Return whether what came then was but another DEL, of which it can't tell what the ledger can."""
+    return _begun_anew(rows, found.sandbox, kept) and not found.attachments
 
 
 def _wrong(found: SandboxRows, kept: Kept) -> list[str]:
@@ -133,7 +146,8 @@ def _leaks(rows: Instant, replay: Replay, findings: Findings) -> None:
         findings.add(Difference(kind=Kind.PROJECTION, message=message, node=node))
 
 
-def _statuses(rows: Instant, replay: Replay, findings: Findings) -> None:
+def _statuses(rows: Instant, replay: Replay, pods: set[PodName], findings: Findings) -> None:
+    """*pods* have something on a node: of others the database may have forgotten what was published long ago."""
     for row in rows.statuses():
         pod = PodName(row["namespace"], row["pod"])
         expected = replay.words.look(pod)
@@ -143,6 +157,9 @@ def _statuses(rows: Instant, replay: Replay, findings: Findings) -> None:
             message = f"pod {pod}: what was published last differs from the ledger in {', '.join(wrong)}: {_REMEDY}"
             findings.add(Difference(kind=Kind.PROJECTION, message=message, pod=str(pod)))
     for pod in replay.words.unlooked():
+        word = replay.words.get(pod)
+        if word is not None and word["at"] < rows.forgotten and pod not in pods:
+            continue
         message = f"pod {pod}: the database does not know that its network-status was published: {_REMEDY}"
         findings.add(Difference(kind=Kind.PROJECTION, message=message, pod=str(pod)))
 

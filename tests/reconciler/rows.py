@@ -53,9 +53,10 @@ def folded(events: Iterable[Stored], ledger: str = "NODE") -> dict[str, Table]:
             statuses[row["namespace"], row["pod"]] = row
         odd += anomaly_rows(state.anomalies)
         state.anomalies.clear()
+    position = {"ledger": ledger, "sequence": state.sequence, "election": 0, "forgotten": ""}
     return _sorted(
         {
-            "position": [{"ledger": ledger, "sequence": state.sequence, "election": 0}] if state.sequence else [],
+            "position": [position] if state.sequence else [],
             "nodes": [
                 node_row(stored, state.epochs.get(stored.event.node, 0), state.commands.get(stored.event.node, 0))
                 for stored in latest.values()

@@ -14,7 +14,7 @@ from reconciler.pod_events import PodEvent
 from reconciler.projection.store import Store
 from reconciler.publication import Publication
 from reconciler.publisher import Publisher
-from reconciler.reconcile import Listener, Reconciler, Serve
+from reconciler.reconcile import Listener, Reconciler, Serve, Upkeep
 from reconciler.status_keeper import StatusKeeper
 
 
@@ -60,6 +60,7 @@ async def running(
     *,
     keep: Callable[[str], str] | str = "off",
     warn: Callable[[PodEvent], None] = lambda event: None,
+    upkeep: Callable[[Metrics], Sequence[Upkeep]] = lambda metrics: (),
 ) -> AsyncIterator[Running]:
     """Run a reconciler meanwhile. *keep* is what to do about a status that somebody changed, maybe by network."""
     metrics = Metrics()
@@ -70,7 +71,7 @@ async def running(
         if keep != "off":
             policy = (lambda _: keep) if isinstance(keep, str) else keep
             listeners.append(StatusKeeper(publisher, publication, ledger, metrics, policy, warn=warn))
-    reconciler = Reconciler(ledger, store, Alone(listeners), metrics, pulse=0.01)
+    reconciler = Reconciler(ledger, store, Alone(listeners), metrics, pulse=0.01, upkeep=upkeep(metrics))
     task = asyncio.create_task(reconciler.run())
     try:
         yield Running(reconciler, metrics, task)

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from postgres import Postgres
-from rows import folded, stored_in
+from rows import Table, folded, stored_in
 from stories import Node, busy_day, container_id, failure_of
 
 from events.ledger import Stored
@@ -428,6 +429,76 @@ def test_the_projection_equals_the_fold_whatever_comes_and_wherever_it_restarts(
     cuts = data.draw(st.sets(st.integers(0, len(ledger))))
     project(url, ledger, cuts, restarts=data.draw(st.booleans()))
     assert stored_in(url) == folded(ledger)
+
+
+def remembered(events: Sequence[Stored], before: str) -> dict[str, Table]:
+    """Return the tables for *events* without what was over before that time."""
+    tables = {name: [dict(row) for row in rows] for name, rows in folded(events).items()}
+    awaited = {row["container_id"] for row in tables["pending"]}
+    gone = {
+        (row["container_id"], row["ifname"])
+        for row in tables["sandboxes"]
+        if not row["live"] and row["changed_at"] < before and row["container_id"] not in awaited
+    }
+    live = {(row["namespace"], row["pod"]) for row in tables["sandboxes"] if row["live"]}
+    stays: dict[str, Callable[[dict[str, Any]], bool]] = {
+        "sandboxes": lambda row: (row["container_id"], row["ifname"]) not in gone,
+        "attachments": lambda row: (row["container_id"], row["sandbox_ifname"]) not in gone,
+        "addresses": lambda row: row["until"] is None or row["until"] >= before,
+        "statuses": lambda row: row["at"] >= before or (row["namespace"], row["pod"]) in live,
+        **dict.fromkeys(("drift_history", "leak_history", "anomalies"), lambda row: row["at"] >= before),
+    }
+    for row in tables["position"]:
+        row["forgotten"] = before
+    return {
+        name: [tuple(sorted(row.items())) for row in rows if stays.get(name, lambda _: True)(row)]
+        for name, rows in tables.items()
+    }
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), events=nonsense())
+def test_what_is_over_is_forgotten_and_nothing_else_however_few_rows_go_at_once(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: bytes, data: st.DataObject, events: list[Event]
+) -> None:
+    path = tmp_path_factory.mktemp("old") / "x.db"
+    path.write_bytes(empty_database)
+    url, ledger = f"sqlite:///{path}", stored(events)
+    project(url, ledger)
+    before = data.draw(st.sampled_from([event.at for event in events] + ["9"]))
+    with closing(Store(url, "NODE")) as store:
+        while store.forget(before, data.draw(st.integers(1, 20))).more:
+            pass
+    assert stored_in(url) == remembered(ledger, before)
+
+
+def test_what_is_over_is_forgotten_in_every_kind_of_database(database: str) -> None:
+    events = [*busy_day(30), published(container_id(1), Pod("shop", "web-1", "uid-1"), "[]")]
+    events += [*Node("node-2").leak("b" * 64, ends="reclaimed"), *Node("node-2").drift("c" * 64, Pod(), ends="failed")]
+    events += [Node("node-2").event(WorkerStarted(version="0", pid=1), epoch=0) for _ in range(2)]
+    project(database, stored(events))
+    before = events[len(events) // 2].at
+    with closing(Store(database, "NODE")) as store:
+        rounds = [store.forget(before, 5)]
+        while rounds[-1].more:
+            rounds.append(store.forget(before, 5))
+        assert len(rounds) > 2
+        assert store.forget(before, 5).rows == 0
+    assert stored_in(database) == remembered(stored(events), before)
+
+
+def test_a_sandbox_that_was_forgotten_begins_anew_with_what_comes_of_it(database: str) -> None:
+    node, pod = Node(), Pod("d", "p", "u")
+    first = [*node.attach("a" * 64, pod), *node.detach("a" * 64, pod)]
+    again = list(node.attach("a" * 64, pod, ["other"]))
+    events = stored([*first, *again])
+    with closing(Store(database, "NODE")) as store:
+        store.apply(events[: len(first)])
+        assert store.forget("9", 100).containers == {"a" * 64}
+        store.apply(events[len(first) :])
+    tables = stored_in(database)
+    assert [dict(row)["created"] for row in tables["sandboxes"]] == [len(first) + 1]
+    assert [dict(row)["network"] for row in tables["attachments"]] == ["other"]
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

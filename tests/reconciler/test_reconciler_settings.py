@@ -31,6 +31,7 @@ def test_sections_of_other_processes_are_tolerated(tmp_path: Path) -> None:
     [
         ('{"databse": "sqlite:////x"}', "databse"),
         ('{"metrics": {"prot": 1}}', "prot"),
+        ('{"retentionDays": -1}', "retentionDays is -1"),
         ('{"database": "mysql://x/y"}', "mysql"),
         ('{"database": "sqlite://"}', "names no file"),
         ('{"database": "sqlite:///:memory:"}', "names no file"),

@@ -43,7 +43,8 @@ def second(shared: str) -> Iterator[Store]:
 
 def elected(url: str, election: int, events: list[Stored]) -> dict[str, list[tuple[object, ...]]]:
     """Return the tables for *events*, written by the one of that *election*."""
-    place = (("election", election), ("ledger", "NODE"), ("sequence", events[-1].sequence if events else 0))
+    sequence = events[-1].sequence if events else 0
+    place = (("election", election), ("forgotten", ""), ("ledger", "NODE"), ("sequence", sequence))
     return {**folded(events), "position": [place]}
 
 

@@ -236,3 +236,44 @@ async def test_events_that_make_no_sense_are_the_same_to_both(seed: int, path: P
 
 def _renamed(event: Event, event_id: str, cause: str) -> Event:
     return replace(event, id=EventId(event_id), cause=EventId(cause), sandbox=ContainerId(event.sandbox))
+
+
+async def forgetful(ledger: MemoryLedger, path: Path, more: Iterable[Event], before: str = "9") -> None:
+    """Have the database forget what was over *before*, and go on with *more*."""
+    store = Store(f"sqlite:///{path}", "NODE")
+    while store.forget(before, 3).more:
+        pass
+    last = await ledger.last_sequence()
+    await fill(ledger, more)
+    store.apply([stored async for stored in ledger.read(after=last)])
+    store.close()
+
+
+@pytest.mark.parametrize("then", ["nothing", "attach", "detach", "detach begins", "detach fails", "both"])
+async def test_what_the_database_has_forgotten_is_no_difference_whatever_comes_then(
+    ledger: MemoryLedger, path: Path, then: str
+) -> None:
+    node, sandbox, pod = Node(), container_id(1), Pod("shop", "web-1", "uid-1")
+    more = {
+        "nothing": [],
+        "attach": [*node.attach(sandbox, pod)],
+        "detach": [*node.detach(sandbox, pod)],
+        "detach begins": [*node.detach(sandbox, pod)][:1],
+        "detach fails": [*node.detach(sandbox, pod, fails=True)],
+        "both": [*node.detach(sandbox, pod), *node.attach(sandbox, pod)],
+    }[then]
+    await forgetful(ledger, path, [replace(event, id=EventId(f"again-{event.id}")) for event in more])
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*) FROM sandboxes WHERE NOT live").fetchone()[0] <= 1
+    connection.close()
+    report = await check(ledger, path)
+    assert (report.exit_code, report.differences) == (0, ())
+
+
+async def test_what_was_published_lately_is_missed_though_the_database_forgets(
+    ledger: MemoryLedger, path: Path
+) -> None:
+    await forgetful(ledger, path, [], "2000")
+    tamper(path, "DELETE FROM statuses")
+    report = await check(ledger, path)
+    assert report.counts[Kind.PROJECTION] == 1

@@ -1,0 +1,29 @@
+"""What is over is found by its age, so that it can be forgotten."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Make the columns and the indexes."""
+    op.add_column("position", sa.Column("forgotten", sa.Text, nullable=False, server_default=sa.text("''")))
+    op.add_column("anomalies", sa.Column("at", sa.Text, nullable=False, server_default=sa.text("''")))
+    for name in ("anomalies", "drift_history", "leak_history"):
+        op.create_index(f"{name}_by_age", name, ["at"])
+    for name, table, column, which in (
+        ("sandboxes_closed", "sandboxes", "changed_at", "NOT live"),
+        ("addresses_ended", "addresses", "until", "until IS NOT NULL"),
+    ):
+        op.create_index(name, table, [column], sqlite_where=sa.text(which), postgresql_where=sa.text(which))
+
+
+def downgrade() -> None:
+    """Go back: the projection is made again from the ledger instead."""
+    raise NotImplementedError("move the database away; it is made again from the ledger")
