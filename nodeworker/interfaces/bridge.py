@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from msgspec.structs import replace
 
 from events.schema import Phase
 from nodeworker.delegates.results import Interface, Result
-from nodeworker.interfaces import masquerade, spoofing, sysctl
+from nodeworker.interfaces import bridge_vlans, masquerade, spoofing, sysctl
 from nodeworker.interfaces.addressing import Assignment, assignments, configure, with_interface
 from nodeworker.interfaces.announce import announce
 from nodeworker.interfaces.bridge_vlans import Membership, Trunk, joined, membership, node_interface
@@ -136,6 +136,8 @@ def check(call: Call) -> None:
         found(ends.node, outer[outside.name], "veth")
         if outside.master != bridge.index:
             raise NativeError(f"interface {outside.name} is no longer a port of {bridge.name}")
+        vlans = membership(config.vlan, config.vlan_trunk, keeps_default=config.preserve_default_vlan)
+        bridge_vlans.check(ends.node, outside, bridge, vlans)
         addressed(ends, call, inside, result)
     if config.macspoofchk:
         spoofing.check(call)
@@ -153,6 +155,13 @@ def delete(call: Call) -> None:
         spoofing.release(call)
     if config.has_ipam and config.ip_masq:
         masquerade.unmask(call)
+
+
+def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
+    """Take away the rules of the network's interfaces that are none of *valid*. Raises NativeError."""
+    config = misfit(call.config, Bridge)
+    if not isinstance(config, str) and config.has_ipam and config.ip_masq:
+        masquerade.collect(call, config.ip_masq_backend, valid)
 
 
 def _checked(config: Bridge, ipam: Result | None) -> Bridge:

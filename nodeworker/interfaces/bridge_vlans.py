@@ -5,7 +5,7 @@ A bridge that is made for such a port filters by VLAN; one that is there is left
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -19,6 +19,7 @@ from nodeworker.netlink.message import Request
 from nodeworker.netlink.socket import Netlink
 
 _IDS = range(1, 4095)
+_UNTAGGED = links.BRIDGE_VLAN_INFO_PVID | links.BRIDGE_VLAN_INFO_UNTAGGED
 
 
 class Trunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +65,32 @@ def joined(port: int, bridge: Link, of: Membership) -> list[Request]:
     if of.tagged:
         requests.append(links.into_tagged_vlans(port, of.tagged))
     return requests
+
+
+def check(node: Netlink, port: Link, bridge: Link, of: Membership) -> None:
+    """Raise NativeError unless *port* of *bridge* is a member; in which VLANs others have put it besides is theirs."""
+    if not (of.untagged or of.tagged):
+        return
+    with explaining(f"look up the VLANs of {port.name}"):
+        vlans = links.vlans_of(port.index, node.dump(links.port_vlans()))
+    if reason := missing(vlans, links.default_vlan(bridge), of):
+        raise NativeError(f"interface {port.name}, a port of bridge {bridge.name}, {reason}: attach it again")
+
+
+def missing(vlans: Mapping[int, int], default: int, of: Membership) -> str:
+    """Return what of the membership a port with *vlans*, each with its flags, lacks; or an empty text.
+
+    *default* is the VLAN that its bridge puts every port into, 0 for none.
+    """
+    if of.untagged and vlans.get(of.untagged, 0) & _UNTAGGED != _UNTAGGED:
+        return f"no longer has VLAN {of.untagged} for what has no tag"
+    wanted = [number for first, last in of.tagged for number in range(first, last + 1)]
+    for number in wanted:
+        if number not in vlans or vlans[number] & links.BRIDGE_VLAN_INFO_UNTAGGED:
+            return f"is no longer in VLAN {number} by its tag"
+    if not of.keeps_default and default in vlans and default not in (of.untagged, *wanted):
+        return f"is in VLAN {default} again, which it was taken out of"
+    return ""
 
 
 def node_interface(node: Netlink, bridge: Link, of: Membership) -> Link:

@@ -6,6 +6,7 @@ What belongs together is one run of ``iptables-restore``, which does all of it o
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -64,10 +65,7 @@ def remove(version: int, name: str, entrances: Sequence[str]) -> None:
 
 def present(version: int, name: str) -> Chain | None:
     """Return the chain *name* as it is, None if there is none. Raises NativeError."""
-    code, out, said = _run([_LIST[version], f"--wait={_LOCK_PATIENCE}", "-t", "nat", "-S"])
-    if code:
-        raise NativeError(f"can not list the chains of iptables: {said}")
-    lines = out.splitlines()
+    lines = _listed(version)
     if f"-N {name}" not in lines:
         return None
     mine, appended = f"-A {name} ", [line for line in lines if line.startswith("-A ")]
@@ -78,9 +76,25 @@ def present(version: int, name: str) -> Chain | None:
     )
 
 
+def identified(version: int, prefix: str) -> dict[str, str]:
+    """Return the chains whose names begin with *prefix*, each with the ``id`` in the comment of one of its rules.
+
+    Raises NativeError.
+    """
+    commented = re.compile(rf'-A ({re.escape(prefix)}\S+) .*--comment .*\bid: \\?"([^"\\]+)\\?"')
+    return {found[1]: found[2] for line in _listed(version) if (found := commented.match(line))}
+
+
 def quoted(text: str) -> str:
     """Return *text* as one word of a rule."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _listed(version: int) -> list[str]:
+    code, out, said = _run([_LIST[version], f"--wait={_LOCK_PATIENCE}", "-t", "nat", "-S"])
+    if code:
+        raise NativeError(f"can not list the chains of iptables: {said}")
+    return out.splitlines()
 
 
 def _closed(there: Chain | None) -> Iterable[str]:

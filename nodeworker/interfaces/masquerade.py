@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, TypeAlias
 
 from nodeworker.interfaces import iptables
@@ -30,6 +30,8 @@ _PRIORITY = 100
 _ABOUT_TABLE = "Masquerading for plugins from github.com/containernetworking/plugins"
 _ABOUT_CHECKS = "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet"
 _LONGEST_COMMENT = 128
+_PREFIX = "CNI-"
+"""Of the chains of ``iptables``."""
 _MODULES = "the kernel's nf_tables and nft_masq"
 """What an administrator may have to load."""
 
@@ -57,6 +59,27 @@ def unmask(call: Call) -> None:
             iptables.remove(version, chain.name, chain.entrances)
 
 
+def collect(call: Call, backend: Backend | None, valid: Collection[tuple[str, str]]) -> None:
+    """Take away what ``masquerade`` has made for this network and none of *valid*, (container ID, interface name).
+
+    *call* is for no container. Raises NativeError.
+    """
+    kept = {_mark_of(call.network, container_id, ifname) for container_id, ifname in valid}
+
+    def stale(nft: Nftables) -> list[nftables.Rule]:
+        of_network = (each for each in nft.rules(_CHECKS) if each.comment.startswith(f"{_hashed(call.network)}-"))
+        return [each for each in of_network if each.comment.partition(",")[0] not in kept]
+
+    with explaining(f"end the masquerading (ipMasq) of what is gone from {call.network}"), Nftables.on_node() as nft:
+        nft.agree(lambda: [nftables.delete_rule(_CHECKS, each) for each in stale(nft)])
+    if _by_iptables(backend):
+        containers = {container_id for container_id, _ in valid}
+        for version in (each for each in _MULTICAST if iptables.installed(each)):
+            for name, container_id in iptables.identified(version, _PREFIX).items():
+                if container_id not in containers and name == _chain_name(call.network, container_id):
+                    iptables.remove(version, name, ())
+
+
 def check(call: Call, backend: Backend | None) -> None:
     """Raise NativeError unless the recorded addresses of *call* are masqueraded."""
     addresses = _recorded(call)
@@ -81,7 +104,7 @@ def _by_iptables(backend: Backend | None) -> bool:
 
 def _chain(call: Call, version: int, addresses: Sequence[Address]) -> iptables.Chain:
     """Return the chain for *addresses* of *version*, in the reference plugin's order, without repetitions."""
-    name = "CNI-" + hashlib.sha512(f"{call.network}{call.container_id}".encode()).hexdigest()[:24]
+    name = _chain_name(call.network, call.container_id)
     comment = f'name: "{call.network}" id: "{call.container_id}"'
     words = f"-m comment --comment {iptables.quoted(comment)}"
     own = [each for each in addresses if each.version == version]
@@ -94,6 +117,10 @@ def _chain(call: Call, version: int, addresses: Sequence[Address]) -> iptables.C
         rules=tuple(rules),
         entrances=tuple(dict.fromkeys(f"POSTROUTING -s {each.ip} -j {name} {words}" for each in own)),
     )
+
+
+def _chain_name(network: str, container_id: str) -> str:
+    return _PREFIX + hashlib.sha512(f"{network}{container_id}".encode()).hexdigest()[:24]
 
 
 def _is_there(version: int, wanted: iptables.Chain) -> bool:
@@ -136,7 +163,11 @@ def _there(call: Call, nft: Nftables) -> list[nftables.Rule]:
 
 def _mark(call: Call) -> str:
     """Return what the comments of the rules of *call* begin with, and no others do."""
-    return "-".join(_hashed(each) for each in (call.network, f"{call.ifname}:{call.container_id}"))
+    return _mark_of(call.network, call.container_id, call.ifname)
+
+
+def _mark_of(network: str, container_id: str, ifname: str) -> str:
+    return "-".join(_hashed(each) for each in (network, f"{ifname}:{container_id}"))
 
 
 def _comment(call: Call) -> str:

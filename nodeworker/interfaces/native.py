@@ -69,6 +69,17 @@ class InterfacePlugin(Protocol):
         ...
 
 
+class CollectingPlugin(InterfacePlugin, Protocol):
+    """An interface plugin that makes what may outlive the interface."""
+
+    def collect(self, call: Call, valid: Collection[tuple[str, str]]) -> None:
+        """Take away what belongs to the network and none of the *valid* (container ID, interface name).
+
+        *call* is for no container. Raises NativeError.
+        """
+        ...
+
+
 class IpamPlugin(Protocol):
     """An IPAM plugin; a module of ``nodeworker.ipam`` is one. ``config`` of a call is the main plugin's."""
 

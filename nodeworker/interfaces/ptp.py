@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -90,6 +90,13 @@ def delete(call: Call) -> None:
     config = misfit(call.config, Ptp)
     if not isinstance(config, str) and config.ip_masq:
         masquerade.unmask(call)
+
+
+def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
+    """Take away the rules of the network's interfaces that are none of *valid*. Raises NativeError."""
+    config = misfit(call.config, Ptp)
+    if not isinstance(config, str) and config.ip_masq:
+        masquerade.collect(call, config.ip_masq_backend, valid)
 
 
 def _gateway(call: Call, given: Assignment) -> Gateway:

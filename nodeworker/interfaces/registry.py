@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 import msgspec
 import structlog
 
-from nodeworker.interfaces.native import InterfacePlugin, IpamPlugin
+from nodeworker.interfaces.native import CollectingPlugin, InterfacePlugin, IpamPlugin
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +45,8 @@ _ALWAYS = frozenset({"passthru", "vxlan"})
 
 _LINK_ONLY = frozenset({"bridge", "dummy", "ipvlan", "macvlan", "ptp", "tap", "vlan", "vxlan"})
 
+_COLLECTING = frozenset({"bridge", "ptp"})
+
 TYPES = frozenset({*_INTERFACES, *_IPAM})
 
 
@@ -52,6 +54,11 @@ def interface_plugin(plugin_type: str) -> InterfacePlugin | None:
     """Return the native plugin of that type, None if there is none."""
     name = _INTERFACES.get(plugin_type)
     return cast("InterfacePlugin", _module(f"nodeworker.interfaces.{name}")) if name else None
+
+
+def collecting_plugin(plugin_type: str) -> CollectingPlugin | None:
+    """Return the same if GC has something to ask of it."""
+    return cast("CollectingPlugin", interface_plugin(plugin_type)) if plugin_type in _COLLECTING else None
 
 
 def ipam_plugin(plugin_type: str) -> IpamPlugin | None:

@@ -25,6 +25,7 @@ from nodeworker.errors import RequestFailedError
 from nodeworker.interfaces.native import Call, InterfacePlugin, IpamPlugin, NativeError
 from nodeworker.interfaces.registry import (
     Switch,
+    collecting_plugin,
     enabled,
     interface_plugin,
     ipam_plugin,
@@ -184,8 +185,12 @@ class _Job:
                 self._plugin.delete(call)
                 if ipam:
                     ipam.delete(call)
-            case "GC" if ipam:
-                ipam.collect(call, valid)
+            case "GC":
+                # As with DEL.
+                if collecting := collecting_plugin(self._plugin.TYPE):
+                    collecting.collect(call, valid)
+                if ipam:
+                    ipam.collect(call, valid)
             case "STATUS" if ipam:
                 ipam.status(call)
             case _:

@@ -70,6 +70,7 @@ OPERSTATE_DOWN = 2
 OPERSTATE_LOWER_LAYER_DOWN = 3
 OPERSTATE_UP = 6
 
+RTEXT_FILTER_BRVLAN_COMPRESSED = 0x4
 RTEXT_FILTER_SKIP_STATS = 0x8
 
 _HEADER = struct.Struct("=BxHiII")
@@ -227,6 +228,36 @@ def into_tagged_vlans(index: int, ranges: Iterable[tuple[int, int]]) -> Request:
 def out_of_vlan(index: int, vlan: int) -> Request:
     """Return the request that takes the port *index* out of *vlan*; it may be out."""
     return Request(RTM_DELLINK, 0, _port_vlans(index, (0, vlan)), frozenset({errno.ENOENT}))
+
+
+def port_vlans() -> Request:
+    """Return the request for a dump of all ports of bridges, each with the VLANs that it belongs to."""
+    mask = message.u32(IFLA_EXT_MASK, RTEXT_FILTER_BRVLAN_COMPRESSED | RTEXT_FILTER_SKIP_STATS)
+    return Request(RTM_GETLINK, 0, _HEADER.pack(AF_BRIDGE, 0, 0, 0, 0) + mask)
+
+
+def vlans_of(index: int, answers: Iterable[Answer]) -> dict[int, int]:
+    """Return the VLANs of the port *index*, each with its flags, from the *answers* to ``port_vlans``."""
+    found: dict[int, int] = {}
+    for answer in answers:
+        family, _, described_index, _, _ = _HEADER.unpack_from(answer.body)
+        if answer.type != RTM_NEWLINK or (family, described_index) != (AF_BRIDGE, index):
+            continue
+        spec = message.attributes(answer.body, _HEADER.size).get(IFLA_AF_SPEC, b"")
+        first = 0
+        for kind, value in message.each_attribute(spec):
+            if kind != IFLA_BRIDGE_VLAN_INFO or len(value) < _VLAN.size:
+                continue
+            flags, vlan = _VLAN.unpack_from(value)
+            if flags & BRIDGE_VLAN_INFO_RANGE_BEGIN:
+                first = vlan
+                continue
+            begin = first if flags & BRIDGE_VLAN_INFO_RANGE_END and first else vlan
+            kept = flags & (BRIDGE_VLAN_INFO_PVID | BRIDGE_VLAN_INFO_UNTAGGED)
+            for number in range(begin, vlan + 1):
+                found[number] = kept
+            first = 0
+    return found
 
 
 def delete(index: int) -> Request:

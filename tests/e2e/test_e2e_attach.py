@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 
 import pytest
@@ -193,6 +195,32 @@ def test_gc_detaches_what_the_runtime_does_not_know(node: Node, key: str) -> Non
     node.assert_attached(live)
     done = [s.event.data for s in node.events() if isinstance(s.event.data, GcCompleted)][-1]
     assert done.detached == (tuple(stale.key),)
+
+
+@pytest.mark.skipif(not shutil.which("iptables"), reason="iptables is not installed")
+def test_gc_ends_the_masquerading_of_what_the_ledger_never_knew(node: Node) -> None:
+    """A pod of before Plumbline, whose DEL nobody gave."""
+    conf = node.conf(node.bridge("1.1.0", ipMasq=True), version="1.1.0")
+    before, live = node.pod("before"), node.pod("live", config=conf)
+    stdin = json.dumps(node.bridge("1.0.0", ipMasq=True))
+    plugin = ["/usr/lib/cni/bridge"]
+    env = {**before.env, "CNI_COMMAND": "ADD", "PATH": os.environ["PATH"]}
+    subprocess.run(plugin, env=env, input=stdin, text=True, check=True, capture_output=True)
+    assert live.add().exit_code == 0
+    before.end()
+    assert before.container_id in nat()
+    valid = [{"containerID": live.container_id, "ifname": "eth0"}]
+    request = {**conf, "cni.dev/valid-attachments": valid}
+    assert node.runtime.call("GC", {"CNI_PATH": "/usr/lib/cni"}, request).answer() == (0, "", "")
+    assert before.container_id not in nat()
+    assert live.container_id in nat()
+    assert live.delete().exit_code == 0
+    assert live.container_id not in nat()
+
+
+def nat() -> str:
+    """Return the node's rules for addresses."""
+    return subprocess.run(["iptables", "-t", "nat", "-S"], check=True, capture_output=True, text=True).stdout
 
 
 def test_gc_without_a_list_frees_nothing(node: Node) -> None:

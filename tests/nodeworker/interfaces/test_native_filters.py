@@ -194,3 +194,46 @@ def test_a_frame_with_another_address_does_not_pass(netns: str) -> None:
     subprocess.run([*ip, "link", "set", "net1", "address", "02:00:00:00:00:99"], check=True)
     subprocess.run(["ip", "neigh", "flush", "all"], check=True)
     assert subprocess.run(ping, check=False, capture_output=True).returncode != 0
+
+
+def add_for(config: dict[str, Any], netns: str, container_id: str, ifname: str, number: int) -> None:
+    given = answer(f"10.77.0.{number}/24", f"fd77::{number}/64", gateways=("10.77.0.1", "fd77::1"))
+    PLUGINS[config["type"]].add(call(config, netns, container_id=container_id, ifname=ifname), given)
+
+
+def collect(config: dict[str, Any], *valid: tuple[str, str]) -> None:
+    PLUGINS[config["type"]].collect(call(config, "", container_id="", ifname=""), valid)
+
+
+COLLECTED = {
+    f"{config['type']} by {backend}": config | {"ipMasqBackend": backend}
+    for config in (MASQUERADED, WIRED)
+    for backend in ("iptables", "nftables")
+}
+
+
+@pytest.mark.parametrize("config", COLLECTED.values(), ids=[*COLLECTED])
+def test_gc_ends_the_masquerading_of_what_is_gone_and_of_nothing_else(config: dict[str, Any]) -> None:
+    other = config | {"name": "other"}
+    with node(), container() as still:
+        add_for(config, still, "kept", "net1", 5)
+        add_for(other, still, "gone", "net2", 6)
+        before = rules(still)
+        with container() as netns:
+            add_for(config, netns, "gone", "net1", 7)
+        assert rules(still) != before
+        collect(config, ("kept", "net1"))
+        assert rules(still) == before
+        collect(config)
+        assert "10.77.0.6" in json.dumps(rules(still))
+        assert "10.77.0.5" not in json.dumps(rules(still))
+        collect(other)
+        assert "10.77.0.6" not in json.dumps(rules(still))
+
+
+def test_gc_leaves_the_rules_of_a_network_that_is_not_masqueraded_alone(netns: str) -> None:
+    add(MASQUERADED, netns)
+    before = rules(netns)
+    collect(MASQUERADED | {"ipMasq": False})
+    collect({key: value for key, value in MASQUERADED.items() if key != "ipam"})
+    assert rules(netns) == before
