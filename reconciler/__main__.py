@@ -37,6 +37,7 @@ from reconciler.repairing import Repairing
 from reconciler.replicas import Replicas, Turn
 from reconciler.retention import Retention
 from reconciler.settings import ReconcilerSettings
+from reconciler.snapshots import Beginning, PeriodicSnapshots, SnapshotFolder
 from reconciler.status_keeper import StatusKeeper
 from reconciler.verify.periodic import PeriodicVerification
 
@@ -115,10 +116,15 @@ async def _serve(settings: ReconcilerSettings, config: Path | None) -> None:
             if publisher is not None:
                 stack.push_async_callback(publisher.close)
 
+            kept = settings.reconciler.snapshots
+            folder = SnapshotFolder(settings.snapshots, kept.keep)
+
             def appoint(turn: Turn) -> list[Listener]:
                 found = _listeners(settings, publisher, ledger, turn, metrics)
                 if settings.reconciler.verify_interval:
                     found.append(PeriodicVerification(config, settings.reconciler.verify_interval, metrics))
+                if kept.interval:
+                    found.append(PeriodicSnapshots(folder, settings.database, kept.interval, metrics))
                 return found
 
             contest = Replicas(
@@ -127,7 +133,8 @@ async def _serve(settings: ReconcilerSettings, config: Path | None) -> None:
             shared = not settings.database.startswith("sqlite")
             days = settings.reconciler.retention_days
             upkeep = [Retention(days, metrics)] if days else []
-            await Reconciler(ledger, store, contest, metrics, shared=shared, upkeep=upkeep).run()
+            beginning = Beginning(folder, ledger, ledger.stream)
+            await Reconciler(ledger, store, contest, metrics, shared=shared, beginning=beginning, upkeep=upkeep).run()
 
 
 def _listeners(

@@ -89,6 +89,12 @@ class Metrics:
             "Rows of the projection that went because what they tell of has been over for long",
             registry=self.registry,
         )
+        self.snapshot_at = Gauge(
+            f"{prefix}_snapshot_at", "When the last snapshot was written, in Unix seconds", registry=self.registry
+        )
+        self.snapshots_failed = Counter(
+            f"{prefix}_snapshots_failed", "Snapshots that could not be written", registry=self.registry
+        )
         self._differences = Gauge(
             "plumbline_verify_differences",
             "What differed between projection, ledger and reality at the last verification",

@@ -77,6 +77,14 @@ class Upkeep(Protocol):
         ...
 
 
+class Begin(Protocol):
+    """Knows what an empty projection can begin with."""
+
+    async def begin(self, ask: Ask) -> None:
+        """Put it there, if there is anything. Raises LedgerUnavailableError."""
+        ...
+
+
 class Reconciler:
     """One ledger's reconciler, which has *upkeep* done to its projection for as long as it writes to it.
 
@@ -92,6 +100,7 @@ class Reconciler:
         metrics: Metrics,
         *,
         shared: bool = False,
+        beginning: Begin | None = None,
         upkeep: Sequence[Upkeep] = (),
         pulse: float = PULSE,
     ) -> None:
@@ -100,6 +109,7 @@ class Reconciler:
         self._office = office
         self._metrics = metrics
         self._shared = shared
+        self._beginning = beginning
         self._upkeep = upkeep
         self._pulse = pulse
         self._listeners: Sequence[Listener] = ()
@@ -160,16 +170,22 @@ class Reconciler:
         await self._in_database(self._store.prepare)
         if election:
             await self._in_database(lambda: self._store.take(election))
-        self.sequence = await self._in_database(self._store.position)
-        await self._count_sandboxes()
-        log.info("projection_resumed", sequence=self.sequence)
         for delay in delays():
             try:
+                await self._begin()
                 await self._read_all()
                 break
             except LedgerUnavailableError as error:
                 log.warning("ledger_away", error=str(error), retry_in=delay)
                 await asyncio.sleep(delay)
+
+    async def _begin(self) -> None:
+        self.sequence = await self._in_database(self._store.position)
+        if self.sequence == 0 and self._beginning is not None:
+            await self._beginning.begin(self._ask)
+            self.sequence = await self._in_database(self._store.position)
+        await self._count_sandboxes()
+        log.info("projection_resumed", sequence=self.sequence)
 
     async def _read_all(self) -> None:
         end = await self._ledger.last_sequence()

@@ -46,6 +46,7 @@ class Retention:
     async def run(self, ask: Ask) -> None:
         """Forget without end."""
         while True:
+            await asyncio.sleep(self._interval)  # also at first: whoever has just started has more urgent things to do
             before, rows, more = rfc3339(max(0, self._now() - self._age)), 0, True
             while more:
                 gone = await ask(lambda store, before=before: store.forget(before, _SOME))
@@ -54,4 +55,3 @@ class Retention:
                 await asyncio.sleep(self._pauses)
             if rows:
                 log.info("projection_forgot", rows=rows, before=before)
-            await asyncio.sleep(self._interval)

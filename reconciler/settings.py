@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from pathlib import Path
 
 import msgspec
 
@@ -20,6 +21,24 @@ class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, rename="came
     """Whether pods get Kubernetes Events: AddedInterface for each interface, and warnings."""
 
 
+class SnapshotSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """What is put away of the projection, and where."""
+
+    folder: str = ""
+    """Empty: ``snapshots`` in ``stateDir``."""
+    interval: float = 21600.0
+    """Seconds between two of them; 0: none are written. One that is there is used all the same."""
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        if self.interval and self.interval < 1:
+            raise ValueError(f"snapshots: interval is {self.interval}, neither 0 nor at least 1 second")
+        if self.keep < 1:
+            raise ValueError(f"snapshots: keep is {self.keep}, not at least 1")
+        if self.folder and not self.folder.startswith("/"):
+            raise ValueError(f"snapshots: folder is {self.folder!r}, not an absolute path")
+
+
 class ReconcilerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The key ``reconciler``."""
 
@@ -30,6 +49,7 @@ class ReconcilerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel
     """Seconds between two verifications; 0: none."""
     retention_days: float = 30.0
     """How long the database remembers what is over, as a hub's ledger does; 0: for ever."""
+    snapshots: SnapshotSettings = SnapshotSettings()
     kubernetes: KubernetesSettings | None = None
     """Where the status of pods is published; None: beside ``manifests``, or nowhere."""
 
@@ -59,3 +79,8 @@ class ReconcilerSettings(Settings, frozen=True, kw_only=True):
     def database(self) -> str:
         """SQLAlchemy URL of the projection."""
         return self.reconciler.database or f"{_SQLITE}{self.state_dir}/reconciler.db"
+
+    @property
+    def snapshots(self) -> Path:
+        """Folder of the snapshots."""
+        return Path(self.reconciler.snapshots.folder or f"{self.state_dir}/snapshots")

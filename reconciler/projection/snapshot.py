@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from reconciler.projection.engine import ProjectionError, open_engine, transaction
+from reconciler.projection.engine import DatabaseAwayError, ProjectionError, open_engine, transaction
 from reconciler.projection.schema import upgrade
 from reconciler.projection.tables import (
     addresses,
@@ -32,7 +33,6 @@ _HEAD = 100
 
 _OF_LIVE = "(container_id, sandbox_ifname) IN (SELECT container_id, ifname FROM {place}sandboxes WHERE live)"
 _LIVING = {
-    position: "",
     nodes: "",
     pending: "",
     statuses: "",
@@ -69,60 +69,106 @@ def restore(path: Path, url: str) -> int:
 
     Raises ProjectionError, DatabaseAwayError.
     """
+    look(path)
+    return _copy(f"sqlite:///{path}", url)
+
+
+class Origin(NamedTuple):
+    """What a snapshot is of."""
+
+    ledger: str
+    sequence: int
+    node: str
+    """Whose is the newest event of a node that is in it; empty: there is none."""
+    at: str
+    node_sequence: int
+    """Of that event."""
+
+
+def look(path: Path) -> Origin:
+    """Return what the snapshot in *path* is of, and bring it to the present schema. Raises ProjectionError."""
     if not path.is_file():
         raise ProjectionError(f"there is no snapshot {path}")
     _refuse_torn(path)
     try:
         upgrade(f"sqlite:///{path}")
-        return _copy(f"sqlite:///{path}", url)
-    except ProjectionError as error:
+        return _origin(path)
+    except (ProjectionError, DatabaseAwayError) as error:
         raise ProjectionError(f"the snapshot {path} can't be used: {error}") from error
+
+
+def _origin(path: Path) -> Origin:
+    engine = open_engine(f"sqlite:///{path}")
+    try:
+        with transaction(engine) as connection:
+            place = connection.execute(sa.select(position)).one_or_none()
+            if place is None:
+                raise ProjectionError("it is of no ledger")
+            newest = connection.execute(sa.select(nodes).order_by(nodes.c.sequence.desc()).limit(1)).one_or_none()
+            named = ("", "", 0) if newest is None else (newest.node, newest.changed_at, newest.sequence)
+            return Origin(place.ledger, place.sequence, *named)
+    finally:
+        engine.dispose()
+
+
+def fill(path: Path, to: sa.Connection) -> None:
+    """Fill the empty tables that *to* is connected to from the snapshot in *path*, at which somebody has looked."""
+    _fill(f"sqlite:///{path}", to)
 
 
 def _copy(url: str, target_url: str) -> int:
     target = open_engine(target_url)
     try:
         with transaction(target) as to:
-            if sa.make_url(url).get_backend_name() == target.dialect.name == "sqlite":
-                _within_sqlite(Path(sa.make_url(url).database or ""), to)
-            else:
-                _by_rows(url, to)
+            _fill(url, to)
             return to.scalar(sa.select(position.c.sequence)) or 0
     finally:
         target.dispose()
 
 
-def _within_sqlite(path: Path, to: sa.Connection) -> None:
+def _fill(url: str, to: sa.Connection) -> None:
+    if sa.make_url(url).get_backend_name() == to.dialect.name == "sqlite":
+        place = _within_sqlite(Path(sa.make_url(url).database or ""), to)
+    else:
+        place = _by_rows(url, to)
+    if place is not None:  # who may write is the other database's own matter, and may stand there already
+        values = {"sequence": place.sequence, "forgotten": place.forgotten}
+        own = sa.update(position).where(position.c.ledger == place.ledger).values(values)
+        if to.execute(own).rowcount == 0:
+            to.execute(sa.insert(position).values(ledger=place.ledger, **values))
+
+
+def _within_sqlite(path: Path, to: sa.Connection) -> sa.Row[Any] | None:
     """Have SQLite copy the rows. What is attached once the transaction has begun is only read, at one instant."""
     to.exec_driver_sql("ATTACH DATABASE ? AS source", (str(path),))
     for table, which in _LIVING.items():
         columns = ", ".join(column.name for column in table.columns)
-        chosen = f"SELECT {_values(table, 'source.')} FROM source.{table.name} {which.format(place='source.')}"  # noqa: S608
+        chosen = f"SELECT {columns} FROM source.{table.name} {which.format(place='source.')}"  # noqa: S608
         to.exec_driver_sql(f"INSERT INTO main.{table.name} ({columns}) {chosen}")
+    return to.execute(_place("source.")).one_or_none()
 
 
-def _by_rows(url: str, to: sa.Connection) -> None:
+def _by_rows(url: str, to: sa.Connection) -> sa.Row[Any] | None:
     source, writer = open_engine(url), Writer(to.dialect.name)
     try:
         with source.connect() as from_:
             if source.dialect.name == "postgresql":
                 from_.execution_options(isolation_level="REPEATABLE READ")
             for table, which in _LIVING.items():
-                chosen = sa.text(f"SELECT {_values(table)} FROM {table.name} {which.format(place='')}")  # noqa: S608
+                columns = ", ".join(column.name for column in table.columns)
+                chosen = sa.text(f"SELECT {columns} FROM {table.name} {which.format(place='')}")  # noqa: S608
                 rows = from_.execute(chosen, execution_options={"yield_per": _PAGE})
                 for page in rows.partitions(_PAGE):
                     writer.put(to, table, [dict(row._mapping) for row in page])
+            return from_.execute(_place()).one_or_none()
     finally:
         source.dispose()
 
 
-def _values(table: sa.Table, place: str = "") -> str:
-    """Return what is taken of *table*: who may write is another database's matter, and all that is over is left out."""
-    instead = {
-        position.c.election: "0 AS election",
-        position.c.forgotten: f"(SELECT coalesce(max(changed_at), '') FROM {place}nodes) AS forgotten",  # noqa: S608
-    }
-    return ", ".join(instead.get(column, column.name) for column in table.columns)
+def _place(where: str = "") -> sa.TextClause:
+    """Ask for the position; all that was over by the newest event is left out."""
+    newest = f"SELECT coalesce(max(changed_at), '') FROM {where}nodes"  # noqa: S608
+    return sa.text(f"SELECT ledger, sequence, ({newest}) AS forgotten FROM {where}position")  # noqa: S608
 
 
 def _refuse_torn(path: Path) -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,7 +24,7 @@ from events.fold import Leaked, Sandbox
 from events.ledger import Stored
 from events.schema import NodeName
 from reconciler.due import Published
-from reconciler.projection import forgetting
+from reconciler.projection import forgetting, snapshot
 from reconciler.projection.among import among, keys
 from reconciler.projection.engine import ProjectionError, ReplacedError, open_engine, transaction
 from reconciler.projection.forgetting import Forgotten
@@ -87,6 +88,19 @@ class Store:
                 self._writer.begin(connection, self._ledger)
             self._position_to_write(connection)
             self._writer.set_election(connection, election)
+
+    def restore(self, path: Path) -> None:
+        """Begin with the snapshot in *path*, at which somebody has looked, unless there are rows already.
+
+        Raises as ``apply``.
+        """
+        try:
+            with self._transaction() as connection:
+                if self._position_to_write(connection) == 0:
+                    snapshot.fill(path, connection)
+                    self._position_to_write(connection)
+        finally:
+            self._engine.dispose()  # SQLite's connection has the snapshot attached
 
     def position(self) -> int:
         """Return the sequence up to which the ledger is projected.

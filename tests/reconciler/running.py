@@ -14,7 +14,7 @@ from reconciler.pod_events import PodEvent
 from reconciler.projection.store import Store
 from reconciler.publication import Publication
 from reconciler.publisher import Publisher
-from reconciler.reconcile import Listener, Reconciler, Serve, Upkeep
+from reconciler.reconcile import Begin, Listener, Reconciler, Serve, Upkeep
 from reconciler.status_keeper import StatusKeeper
 
 
@@ -61,17 +61,21 @@ async def running(
     keep: Callable[[str], str] | str = "off",
     warn: Callable[[PodEvent], None] = lambda event: None,
     upkeep: Callable[[Metrics], Sequence[Upkeep]] = lambda metrics: (),
+    also: Callable[[Metrics], Sequence[Listener]] = lambda metrics: (),
+    beginning: Begin | None = None,
 ) -> AsyncIterator[Running]:
     """Run a reconciler meanwhile. *keep* is what to do about a status that somebody changed, maybe by network."""
     metrics = Metrics()
     store = Store(database if isinstance(database, str) else f"sqlite:///{database}", "NODE")
-    listeners: list[Listener] = []
+    listeners: list[Listener] = [*also(metrics)]
     if publisher is not None:
         listeners.append(publication := Publication(publisher, ledger, ledger, metrics))
         if keep != "off":
             policy = (lambda _: keep) if isinstance(keep, str) else keep
             listeners.append(StatusKeeper(publisher, publication, ledger, metrics, policy, warn=warn))
-    reconciler = Reconciler(ledger, store, Alone(listeners), metrics, pulse=0.01, upkeep=upkeep(metrics))
+    reconciler = Reconciler(
+        ledger, store, Alone(listeners), metrics, pulse=0.01, beginning=beginning, upkeep=upkeep(metrics)
+    )
     task = asyncio.create_task(reconciler.run())
     try:
         yield Running(reconciler, metrics, task)

@@ -92,8 +92,8 @@ async def test_kills_in_the_middle_lose_nothing_and_double_nothing(
 
 
 def position(database: Path) -> int:
-    ((_, _, (_, sequence)),) = stored_in(database)["position"]
-    return sequence
+    (place,) = stored_in(database)["position"]
+    return dict(place)["sequence"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

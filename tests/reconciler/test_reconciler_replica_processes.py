@@ -138,8 +138,8 @@ async def is_projected(hub: JetStreamLedger, database: str) -> None:
     elections = [stored async for stored in hub.read(ELECTION)]
     events = [stored async for stored in hub.read()]
     wanted = folded(events)
-    place = {"election": elections[-1].sequence, "ledger": "LEDGER", "sequence": events[-1].sequence}
-    wanted["position"] = [tuple(place.items())]
+    place = {"election": elections[-1].sequence, "forgotten": "", "ledger": "LEDGER"}
+    wanted["position"] = [(*place.items(), ("sequence", events[-1].sequence))]
     async with asyncio.timeout(20):
         while (seen := stored_in(database))["position"] != wanted["position"]:  # noqa: ASYNC110  # another process does it
             await asyncio.sleep(0.05)

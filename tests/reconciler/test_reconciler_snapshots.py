@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from rows import folded, stored_in
+from running import running
+from stories import Node, busy_day
+
+from events.ledger import Stored
+from events.memory import MemoryLedger
+from events.schema import Pod
+from reconciler.projection.snapshot import look, save
+from reconciler.projection.store import Store
+from reconciler.snapshots import Beginning, PeriodicSnapshots, SnapshotFolder
+
+
+async def filled(pods: int = 20, node: Node | None = None) -> MemoryLedger:
+    ledger = MemoryLedger()
+    for event in busy_day(pods, node or Node()):
+        await ledger.append(event)
+    return ledger
+
+
+async def everything(ledger: MemoryLedger) -> list[Stored]:
+    return [stored async for stored in ledger.read()]
+
+
+def of_live(events: list[Stored]) -> list[object]:
+    return [row for row in folded(events)["sandboxes"] if dict(row)["live"]]
+
+
+@pytest.fixture
+async def written(tmp_path: Path, empty_database: bytes) -> tuple[MemoryLedger, Path]:
+    """A ledger, and the folder with a snapshot of it."""
+    ledger, folder = await filled(), tmp_path / "snapshots"
+    (tmp_path / "first.db").write_bytes(empty_database)
+    url = f"sqlite:///{tmp_path}/first.db"
+    with closing(Store(url, "NODE")) as store:
+        store.apply(await everything(ledger))
+    SnapshotFolder(folder, 3).write(url)
+    return ledger, folder
+
+
+async def test_the_newest_snapshots_stay_and_a_start_without_a_database_begins_with_the_last(
+    database: str, empty_database: bytes, tmp_path: Path
+) -> None:
+    node = Node()
+    ledger, kept, last = await filled(node=node), SnapshotFolder(tmp_path / "snapshots", 2), 0
+    async with running(
+        ledger, database, also=lambda metrics: [PeriodicSnapshots(kept, database, 0.01, metrics, first=0.0)]
+    ) as run:
+        for number in range(4):
+            for event in node.attach(f"{number}" * 64, Pod("d", f"p{number}", "u")):
+                await ledger.append(event)
+            last = await ledger.last_sequence()
+            await run.until(lambda last=last: any(int(path.stem) == last for path in kept.newest_first()))
+        await run.until(lambda: len(kept.newest_first()) == 2)
+        assert (run.value("snapshot_at") or 0) > 0
+    events = await everything(ledger)
+    await ledger.purge("plumbline.ev.>", len(events))
+    (tmp_path / "y.db").write_bytes(empty_database)
+    async with running(ledger, tmp_path / "y.db", beginning=Beginning(kept, ledger, "NODE")) as run:
+        for event in node.attach("e" * 64, Pod("d", "new", "u")):
+            last = await ledger.append(event)
+        await run.at(last)
+    assert stored_in(tmp_path / "y.db")["sandboxes"] == of_live(events + await everything(ledger))
+
+
+async def test_a_shared_database_begins_with_a_snapshot_too(database: str, written: tuple[MemoryLedger, Path]) -> None:
+    ledger, folder = written
+    with closing(Store(database, "NODE")) as store:
+        store.take(7)  # as whoever was elected does first
+    async with running(ledger, database, beginning=Beginning(SnapshotFolder(folder, 3), ledger, "NODE")) as run:
+        await run.at(await ledger.last_sequence())
+    assert stored_in(database)["sandboxes"] == of_live(await everything(ledger))
+    assert dict(stored_in(database)["position"][0])["election"] == 7
+
+
+@pytest.mark.parametrize("newest", ["torn", "other stream", "ahead", "other events", "nothing"])
+async def test_what_is_torn_or_of_another_ledger_is_passed_over(
+    written: tuple[MemoryLedger, Path], empty_database: bytes, tmp_path: Path, newest: str
+) -> None:
+    ledger, folder = written
+    path, url = folder / f"{10**9:020}.snapshot", f"sqlite:///{tmp_path}/other.db"
+    (tmp_path / "other.db").write_bytes(empty_database)
+    events = await everything(ledger)
+    other = await everything(await filled(node=Node("node-2")))
+    with closing(Store(url, "LEDGER" if newest == "other stream" else "NODE")) as store:
+        if newest == "ahead":
+            store.apply([*events, *(Stored(sequence + len(events), event) for sequence, event in events)])
+        elif newest != "nothing":
+            store.apply(other if newest == "other events" else events)
+    save(url, path)
+    if newest == "torn":
+        os.truncate(path, path.stat().st_size // 2)
+    (tmp_path / "x.db").write_bytes(empty_database)
+    beginning = Beginning(SnapshotFolder(folder, 3), ledger, "NODE")
+    async with running(ledger, tmp_path / "x.db", beginning=beginning) as run:
+        await run.at(len(events))
+    tables = stored_in(tmp_path / "x.db")
+    assert tables["sandboxes"] == of_live(events), "the older one, which is right, was not used"
+
+
+async def test_a_snapshot_is_never_put_over_rows(written: tuple[MemoryLedger, Path], database: str) -> None:
+    ledger, folder = written
+    events = await everything(ledger)
+    (path,) = SnapshotFolder(folder, 3).newest_first()
+    assert look(path) == look(path)
+    with closing(Store(database, "NODE")) as store:
+        store.apply(events[:7])
+        store.restore(path)
+        assert store.position() == 7
+        store.apply(events)
+    assert stored_in(database) == folded(events)
+
+
+async def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, database: str) -> None:
+    (tmp_path / "file").write_text("")
+    ledger, kept = await filled(5), SnapshotFolder(tmp_path / "file" / "snapshots", 1)
+    async with running(
+        ledger, database, also=lambda metrics: [PeriodicSnapshots(kept, database, 0.01, metrics, first=0.0)]
+    ) as run:
+        await run.until(lambda: (run.value("snapshots_failed_total") or 0) > 1)
+        await run.at(await ledger.last_sequence())
