@@ -8,10 +8,12 @@ packet is a raw ICMPv6 one: closing a packet socket, as ARP needs it, holds the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from nodeworker.interfaces.addressing import Assignment
 from nodeworker.interfaces.ends import Ends
@@ -30,6 +32,10 @@ _NEIGHBOUR_ADVERTISEMENT = 136
 _OVERRIDE = 0x20
 _TARGET_LINK_LAYER_ADDRESS = 2
 _HOPS = 255
+_NOT_YET = frozenset({errno.ENETUNREACH, errno.EINVAL})
+"""The link has no route for multicast yet; the address is still tentative."""
+_PAUSES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+"""Seconds; mostly none is needed, and on a busy node a few."""
 
 
 def announce(ends: Ends, link: Link, given: Sequence[Assignment]) -> None:
@@ -44,12 +50,32 @@ def announce(ends: Ends, link: Link, given: Sequence[Assignment]) -> None:
         connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, _HOPS)
         connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, link.index)
         for address in local:
-            connection.sendmsg(
+            source = address.packed + link.index.to_bytes(4, sys.byteorder)
+            message = (
                 [advertisement(address, link.mac)],
-                [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, address.packed + link.index.to_bytes(4, sys.byteorder))],
+                [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, source)],
                 socket.MSG_DONTWAIT,
                 (_ALL_NODES, 0, 0, link.index),
             )
+            _send(lambda message=message: connection.sendmsg(*message), ends, link)
+
+
+def _send(send: Callable[[], object], ends: Ends, link: Link) -> None:
+    """Do *send*, again where the kernel has yet to do its part: a link that came up, an address that nobody asks about.
+
+    Raises OSError.
+    """
+    for pause in _PAUSES:
+        try:
+            send()
+        except OSError as error:
+            now = links.find(ends.container, links.numbered(link.index)) if error.errno in _NOT_YET else None
+            if now is None or not now.flags & links.IFF_LOWER_UP:
+                raise
+            time.sleep(pause)
+        else:
+            return
+    send()
 
 
 def advertisement(address: ipaddress.IPv6Address, mac: str) -> bytes:
