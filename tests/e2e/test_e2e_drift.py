@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from e2e_reconciler import reconciler
 from e2e_runtime import PodSandbox
 
 from events.schema import Drift, DriftKind, DriftObserved, DriftRepaired, DriftRepairFailed, ErrorClass
+from reconciler.status_folder import LOOK
 
 Change = Callable[[PodSandbox], None]
 
@@ -252,6 +254,30 @@ def test_what_is_only_to_be_observed_is_left(configured: Callable[[dict[str, Any
         eventually(lambda: len(told(node, pod, DriftObserved)) == 2, "that it is well is observed too")
         assert [kinds(each.drifts) for each in told(node, pod, DriftObserved)] == [{DriftKind.MTU_CHANGED}, set()]
         assert not told(node, pod, DriftRepaired)
+
+
+def test_a_status_is_kept_as_the_networks_that_it_is_about_want_it(
+    configured: Callable[[dict[str, Any]], Node],
+) -> None:
+    node = configured({"policy": "off", "networks": {"default": "repair"}})
+    path = node.manifests / "status" / "default" / "samplepod.json"
+    with reconciler(node):
+        attached(node)
+        eventually(path.exists, "the status is published")
+        right = path.read_text()
+        edit(path, right.replace("net1", "net9"))
+        edited = path.read_text()
+        time.sleep(2 * LOOK)
+        assert path.read_text() == edited != right
+        edit(path, edited.replace("eth0", "eth9"))
+        eventually(lambda: path.read_text() == right, "it is brought back, as a whole")
+
+
+def edit(path: Path, text: str) -> None:
+    """Replace the file, so that nobody reads a half of it."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(text)
+    draft.rename(path)
 
 
 def test_what_is_off_is_not_even_looked_at(configured: Callable[[dict[str, Any]], Node]) -> None:
