@@ -33,6 +33,7 @@ from reconciler.due import Due, Published, told
 from reconciler.metrics import Metrics
 from reconciler.pod_events import MESSAGE_LIMIT, WARNING, PodEvent
 from reconciler.projection.project import Changes
+from reconciler.projection.store import Store
 from reconciler.publication import Publication, event_of
 from reconciler.publisher import LISTED, Publisher, PublishError, Seen
 from reconciler.reconcile import Ask
@@ -86,7 +87,8 @@ class StatusKeeper:
     async def caught_up(self, ask: Ask) -> None:
         """Learn what was published for the pods that are there."""
         self._ask = ask
-        for uid, digest in await ask(lambda store: store.of_live_pods(lambda pod, boxes, said: _wanted(said))):
+        for _, said in await ask(Store.live_pods):
+            uid, digest = _wanted(said)
             if uid:
                 self._wanted[uid] = digest
 
@@ -121,7 +123,7 @@ class StatusKeeper:
     async def _miss(self) -> None:
         """Suspect those of which nothing was seen: their status, or they, are gone."""
         assert self._ask is not None
-        known = await self._ask(lambda store: store.of_live_pods(lambda pod, boxes, said: (pod, said)))
+        known = await self._ask(Store.live_pods)
         for pod, published in known:
             if published is not None and not published.refused and published.uid not in self._seen:
                 self._suspects.add(pod, MOMENT)

@@ -169,6 +169,15 @@ class Store:
                 judged.append(judge(name, [sandbox_of(row.fold) for row in same], _status_of(same[0])))
             return judged
 
+    def live_pods(self) -> list[tuple[PodName, Published | None]]:
+        """Return each pod that has something on a node, and what is published of it. Raises DatabaseAwayError.
+
+        Whoever needs no more asks this: to read the sandboxes of all pods takes twenty times as long.
+        """
+        with self._transaction() as connection:
+            rows = connection.execute(_LIVE_NAMES, execution_options={"yield_per": _PAGE})
+            return list({PodName(row.namespace, row.pod): _status_of(row) for row in rows}.items())
+
     def of_live_pod(self, pod: PodName) -> tuple[list[Sandbox], Published | None]:
         """Return the same for one pod, nothing if it has nothing on a node. Raises DatabaseAwayError."""
         with self._transaction() as connection:
@@ -260,18 +269,19 @@ _HOLDERS = (
     )
     .order_by(addresses.c.sequence)
 )
+_WITH_STATUS = sa.outerjoin(
+    sandboxes, statuses, sa.and_(sandboxes.c.namespace == statuses.c.namespace, sandboxes.c.pod == statuses.c.pod)
+)
+_NAMED = (sandboxes.c.namespace, sandboxes.c.pod)
+_STATUS = tuple(statuses.c[name].label(f"status_{name}") for name in Published._fields)
 _LIVE_PODS = (
-    sa.select(sandboxes.c.namespace, sandboxes.c.pod, sandboxes.c.fold)
-    .add_columns(*(statuses.c[name].label(f"status_{name}") for name in Published._fields))
-    .select_from(
-        sa.outerjoin(
-            sandboxes,
-            statuses,
-            sa.and_(sandboxes.c.namespace == statuses.c.namespace, sandboxes.c.pod == statuses.c.pod),
-        )
-    )
+    sa.select(*_NAMED, sandboxes.c.fold, *_STATUS)
+    .select_from(_WITH_STATUS)
     .where(_IS_LIVE, sandboxes.c.pod != "")
-    .order_by(sandboxes.c.namespace, sandboxes.c.pod, sandboxes.c.created)
+    .order_by(*_NAMED, sandboxes.c.created)
+)
+_LIVE_NAMES = (
+    sa.select(*_NAMED, *_STATUS).select_from(_WITH_STATUS).where(_IS_LIVE, sandboxes.c.pod != "").order_by(*_NAMED)
 )
 _LIVE_POD = _LIVE_PODS.where(sandboxes.c.namespace == sa.bindparam("namespace"), sandboxes.c.pod == sa.bindparam("pod"))
 

@@ -174,6 +174,7 @@ def test_of_live_pods_it_is_told_what_they_have_and_what_is_published_of_them(da
     project(database, stored(events))
     store = Store(database, "NODE")
     told = store.of_live_pods(lambda pod, boxes, said: (pod, [box.key.container_id for box in boxes], said))
+    assert store.live_pods() == [(pod, said) for pod, _, said in told]
     store.close()
     assert told == [
         (
@@ -183,6 +184,13 @@ def test_of_live_pods_it_is_told_what_they_have_and_what_is_published_of_them(da
         ),
         (PodName("shop", "web-9"), [container_id(9)], None),
     ]
+
+
+def test_a_pod_of_two_live_sandboxes_is_told_once(database: str) -> None:
+    node, pod = Node(), Pod("d", "p", "u")
+    project(database, stored([*node.attach("a" * 64, pod), *node.attach("b" * 64, pod)]))
+    with closing(Store(database, "NODE")) as store:
+        assert store.live_pods() == [(PodName("d", "p"), None)]
 
 
 def test_sandboxes_are_counted_by_phase(database: str) -> None:
