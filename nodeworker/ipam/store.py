@@ -8,16 +8,15 @@ What is kept must not be trusted after somebody else was here. Every change of t
 but to a clock that stands still for milliseconds; so whoever keeps what it says sets that time to a nanosecond of its
 own choice, the seal, which such a clock does not hit again.
 
-A file appears complete or not at all: it is written without a name, its content is brought to the disk before the lock
-is taken, where that holds up nobody else, and then it is linked. So neither a kill nor a power cut leaves a file that
-is nobody's: no journal has the name before the disk has the content. More is not waited for (fdatasync(2) would take
-three times as long), because without its name an address is free. All addresses of one interface are links to one file.
+A file appears complete or not at all, whenever its writer is killed: it is written without a name, then linked. The disk
+is not waited for, as the executed plugin does not wait either: a power cut may leave a name without content, but no
+container either, and what is torn is freed with what the reboot has left (``nodeworker.leaks``). All addresses of one
+interface are links to one file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -43,12 +42,6 @@ LONGEST: Final = 4096
 """Bytes that are read of a file: more than any owner's name has."""
 _NO_UNNAMED_FILES: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR})
 """What opening a file without a name ends with where the file system has no such thing."""
-
-_WRITE_AND_WAIT: Final = 7
-"""SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE and SYNC_FILE_RANGE_WAIT_AFTER (sync_file_range(2))."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 _Contents: TypeAlias = dict[str, bytes]
 """What each file in a folder says; an empty text for what can't be read."""
@@ -229,7 +222,7 @@ def _opened(stack: contextlib.ExitStack, name: str, flags: int, mode: int = 0o64
 
 
 def _stage(stack: contextlib.ExitStack, folder: int, owner: bytes) -> int | None:
-    """Return a file without a name that says *owner*, also on the disk; None where there is no such thing."""
+    """Return a file without a name that says *owner*; None where there is no such thing."""
     try:
         fd = _opened(stack, ".", os.O_WRONLY | os.O_TMPFILE, folder=folder)
     except OSError as error:
@@ -237,8 +230,6 @@ def _stage(stack: contextlib.ExitStack, folder: int, owner: bytes) -> int | None
             return None
         raise
     _write(fd, owner)
-    if _libc.sync_file_range(fd, 0, 0, _WRITE_AND_WAIT):
-        os.fdatasync(fd)  # which any file system has
     return fd
 
 

@@ -33,6 +33,9 @@ _BUFFER_BYTES = 16 * 1024
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4)
 _AT_ONCE = 64
 """Messages taken before the loop gets to do something else."""
+_REST = 0.02
+"""Seconds until the socket is read again after it was empty. An attach makes the kernel say thirty things, one after
+another: to hear each as it comes would cost more than to make the interface."""
 
 _LINK = struct.Struct("=BxHiII")
 _NSID = struct.Struct("=i")
@@ -68,6 +71,7 @@ class Monitor:
     def __init__(self, heard: Heard) -> None:
         self._heard = heard
         self._buffer = bytearray(_BUFFER_BYTES)
+        self._rest: asyncio.TimerHandle | None = None
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
@@ -81,21 +85,29 @@ class Monitor:
             self._socket.bind((0, 0))
             for group in _GROUPS:  # after bind, which would undo it
                 self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
-            asyncio.get_running_loop().add_reader(self._socket, self._read)
+            self._listen()
         except BaseException:
             self._socket.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
+
+    def _listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self._socket, self._read)
 
     def _read(self) -> None:
         for _ in range(_AT_ONCE):
             try:
                 size, ancillary, _, (sender, _) = self._socket.recvmsg_into([self._buffer], _ANCILLARY_BYTES)
             except BlockingIOError:
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(self._socket)
+                self._rest = loop.call_later(_REST, self._listen)
                 return
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
