@@ -52,6 +52,7 @@ from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.detach import Detacher, target_of
 from nodeworker.dispatch import Dispatcher
 from nodeworker.gc import GarbageCollector
+from nodeworker.interfaces.processes import NativeProcesses
 from nodeworker.interfaces.ways import WayRunners
 from nodeworker.last_resort import LastResort
 from nodeworker.leaks import look, observer
@@ -171,7 +172,8 @@ class Worker:
         recorder.on_recorded(lambda event, _: places.learn(event))
         recorder.on_recorded(self._heard)
         executor = PluginExecutor(marker="bench")
-        runners = WayRunners(executor, "auto")
+        processes = NativeProcesses()
+        runners = WayRunners(executor, "auto", processes)
         detacher = Detacher(recorder, runners, section, self.metrics)
         shared, results = SharedRuntime(self._world.runtime), str(self._world.folder / "results")
         looker = Looker(recorder.state, recorder.boot_id, shared, places, results)
@@ -201,7 +203,7 @@ class Worker:
                     for task in [*background, *dispatcher._at_work]:  # as hard as a kill gets
                         task.cancel()
         await recorder.close()
-        runners.close()
+        processes.close()
 
     def _heard(self, event: Event, _: Sandbox | None) -> None:
         match event.data:

@@ -47,6 +47,7 @@ from nodeworker.door import Door
 from nodeworker.gc import GarbageCollector
 from nodeworker.hub import Hub
 from nodeworker.intake import Intake
+from nodeworker.interfaces.processes import NativeProcesses
 from nodeworker.interfaces.ways import WayRunners
 from nodeworker.last_resort import LastResort
 from nodeworker.leaks.look import Looker, links_there
@@ -132,10 +133,14 @@ class _Worker:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        with only_worker(Path(self._settings.run_dir)), self._log_files:
-            await self._take_over(stop)
+        with (
+            only_worker(Path(self._settings.run_dir)) as lock,
+            contextlib.closing(NativeProcesses(keep=(lock,))) as processes,
+            self._log_files,
+        ):
+            await self._take_over(stop, processes)
 
-    async def _take_over(self, stop: asyncio.Event) -> None:
+    async def _take_over(self, stop: asyncio.Event, processes: NativeProcesses) -> None:
         """Learn what was, and go on from there."""
         await self._load()
         killed = await end_orphans(self._marker, _ORPHAN_PATIENCE)
@@ -145,14 +150,14 @@ class _Worker:
         )
         log.info("worker_started", node=self._settings.node_name, pending=pending, orphans_killed=killed)
         async with asyncio.TaskGroup() as tasks:
-            service = tasks.create_task(self._serve(tasks, stop))
+            service = tasks.create_task(self._serve(tasks, stop, processes))
             service.add_done_callback(lambda _: stop.set())
 
-    async def _serve(self, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+    async def _serve(self, tasks: asyncio.TaskGroup, stop: asyncio.Event, processes: NativeProcesses) -> None:
         """Finish what is open, open the door, and stay until *stop*."""
         section = self._settings.worker
         executor = PluginExecutor(marker=self._marker)
-        runners = WayRunners(executor, section.native)
+        runners = WayRunners(executor, section.native, processes)
         detacher = Detacher(self._recorder, runners, section, self._metrics)
         readiness = Readiness(seats=section.concurrency // 2)
         device_sources = _device_sources(section.devices, self._source)
@@ -194,6 +199,7 @@ class _Worker:
         background = [
             tasks.create_task(self._consume(dispatcher), name="consume"),
             tasks.create_task(self._give_way(), name="give-way"),
+            tasks.create_task(_give_up(processes), name="give-up"),
             tasks.create_task(statuses.run(), name="hear-publisher"),
             tasks.create_task(self._take_orders(orders), name="orders"),
             tasks.create_task(self._retention().run(), name="retention"),
@@ -219,7 +225,7 @@ class _Worker:
             task.cancel()
         await asyncio.wait(background)
         await self._say_goodbye(hub_task)
-        for part in (eyes, runners, self._source):
+        for part in (eyes, self._source):
             if part is not None:
                 part.close()
         log.info("worker_stopped")
@@ -325,6 +331,12 @@ class _Worker:
             server.shutdown()
             server.server_close()
             thread.join()
+
+
+async def _give_up(processes: NativeProcesses) -> None:
+    """End everything once a process that makes interfaces has ended: whoever starts anew makes all of them."""
+    await processes.died.wait()
+    raise ChildProcessError("a process that makes interfaces ended unasked: the worker starts anew")
 
 
 def _open_source(settings: WorkerSettings, metrics: WorkerMetrics) -> Source | None:

@@ -13,12 +13,15 @@ class WorkerRunningError(OSError):
 
 
 @contextlib.contextmanager
-def only_worker(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of *run_dir* meanwhile. Raises WorkerRunningError."""
+def only_worker(run_dir: Path) -> Iterator[int]:
+    """Hold the lock of *run_dir* meanwhile: as long as any process has the descriptor open that this yields.
+
+    Raises WorkerRunningError.
+    """
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (run_dir / "worker.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise WorkerRunningError(f"another worker holds {lock.name}: a node has one") from None
-        yield
+        yield lock.fileno()

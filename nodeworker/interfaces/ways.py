@@ -11,8 +11,8 @@ import msgspec
 
 from events.schema import PlannedAttachment
 from nodeworker.delegates.exec import PluginError, PluginExecutor, Runner, find, type_of
-from nodeworker.interfaces.ends import all_taken_away
 from nodeworker.interfaces.native import NativeError
+from nodeworker.interfaces.processes import NativeProcesses
 from nodeworker.interfaces.registry import (
     AUTO,
     Switch,
@@ -22,6 +22,7 @@ from nodeworker.interfaces.registry import (
     obstacle,
 )
 from nodeworker.interfaces.runner import NativeRunner
+from nodeworker.interfaces.work import Clearing
 
 
 class WayRunners:
@@ -30,14 +31,11 @@ class WayRunners:
     Both ways leave and find the same on the node, so a binary that was removed since its ADD strands nobody.
     """
 
-    def __init__(self, executor: PluginExecutor, switch: Switch) -> None:
+    def __init__(self, executor: PluginExecutor, switch: Switch, processes: NativeProcesses) -> None:
         self._executor = executor
         self._switch = switch
-        self._native = NativeRunner(executor, switch)
-
-    def close(self) -> None:
-        """Let go of what running natively holds."""
-        self._native.close()
+        self._processes = processes
+        self._native = NativeRunner(executor, switch, processes)
 
     def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
         """See ``Runners``."""
@@ -61,10 +59,11 @@ class WayRunners:
         Of a chain, other plugins' DEL comes before that of the one with the interface, so chains and all that is
         deleted after them have to wait for their turn.
         """
-        together = [each.ifname for each in takewhile(_is_gone_with_its_link, attachments)]
+        together = list(takewhile(_is_gone_with_its_link, attachments))
         if netns and len(together) > 1:
-            with contextlib.suppress(NativeError, OSError):
-                await self._native.on_thread(lambda: all_taken_away(netns, together))
+            clearing = Clearing(netns=netns, ifnames=tuple(each.ifname for each in together))
+            with contextlib.suppress(NativeError):  # where that did not do, each plugin's DEL says why
+                await self._processes.do(clearing, together[0].cni_name)
 
 
 def _is_gone_with_its_link(attachment: PlannedAttachment) -> bool:

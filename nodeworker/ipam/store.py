@@ -8,10 +8,10 @@ What is kept must not be trusted after somebody else was here. Every change of t
 but to a clock that stands still for milliseconds; so whoever keeps what it says sets that time to a nanosecond of its
 own choice, the seal, which such a clock does not hit again.
 
-A file appears complete or not at all, whenever its writer is killed: it is written without a name, then linked. The disk
-is not waited for, as the executed plugin does not wait either: a power cut may leave a name without content, but no
-container either, and what is torn is freed with what the reboot has left (``nodeworker.leaks``). All addresses of one
-interface are links to one file.
+A file appears complete or not at all, whenever its writer is killed: it is written without a name, and then linked.
+The disk is not waited for, as the executed plugin does not wait either: a power cut may leave a name without content,
+but no container either, and what is torn is freed with what the reboot has left (``nodeworker.leaks``). All addresses
+of one interface are links to one file.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ to try instead, as in ``PLUMBLINE_EXAMPLES=2000 pytest tests/nodeworker/interfac
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from kernel_view import REFERENCE, container, differences, executed, node, view
 from native_harness import MODULES, kernel_has, names
 
 from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.interfaces.processes import NativeProcesses
 from nodeworker.interfaces.registry import AUTO, interface_plugin
 from nodeworker.interfaces.runner import NativeRunner
 
@@ -256,9 +258,9 @@ def by_reference(netns: str, config: dict[str, Any]) -> Verb:
 
 def natively(netns: str, config: dict[str, Any]) -> Verb:
     async def working(command: str, stated: dict[str, Any]) -> tuple[int, Any]:
-        runner = NativeRunner(PluginExecutor(marker=f"test-{os.urandom(8).hex()}"), AUTO)
-        try:
-            env = {"CNI_CONTAINERID": "sandbox", "CNI_NETNS": netns, "CNI_IFNAME": "net1", "CNI_ARGS": ""}
+        env = {"CNI_CONTAINERID": "sandbox", "CNI_NETNS": netns, "CNI_IFNAME": "net1", "CNI_ARGS": ""}
+        with contextlib.closing(NativeProcesses()) as processes:
+            runner = NativeRunner(PluginExecutor(marker=f"test-{os.urandom(8).hex()}"), AUTO, processes)
             ran, stdout = await runner.run(
                 config["type"],
                 command=command,
@@ -267,8 +269,6 @@ def natively(netns: str, config: dict[str, Any]) -> Verb:
                 search=(),
                 timeout=30,
             )
-        finally:
-            runner.close()
         said: Any = json.loads(stdout) if stdout else None
         return (said["code"] if ran.exit_code else 0), said
 

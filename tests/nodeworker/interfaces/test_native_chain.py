@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from events.schema import ErrorClass, IfName, NetworkName, PlannedAttachment, Pl
 from nodeworker.delegates import chain, conflist
 from nodeworker.delegates.chain import DelegateError, Target
 from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.interfaces.processes import NativeProcesses
 from nodeworker.interfaces.registry import AUTO
 from nodeworker.interfaces.ways import WayRunners
 
@@ -41,9 +43,8 @@ def netns() -> Iterator[str]:
 
 @pytest.fixture
 async def runners(netns: str) -> AsyncIterator[WayRunners]:
-    runners = WayRunners(PluginExecutor(marker=f"test-{os.urandom(8).hex()}"), AUTO)
-    yield runners
-    runners.close()
+    with contextlib.closing(NativeProcesses()) as processes:
+        yield WayRunners(PluginExecutor(marker=f"test-{os.urandom(8).hex()}"), AUTO, processes)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 
@@ -11,6 +12,7 @@ from native_harness import ip, names
 
 from events.schema import IfName, NetworkName, PlannedAttachment
 from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.interfaces.processes import NativeProcesses
 from nodeworker.interfaces.registry import AUTO
 from nodeworker.interfaces.ways import WayRunners
 
@@ -27,9 +29,8 @@ def netns() -> Iterator[str]:
 
 @pytest.fixture
 async def runners(netns: str) -> AsyncIterator[WayRunners]:
-    runners = WayRunners(PluginExecutor(marker="unused"), AUTO)
-    yield runners
-    runners.close()
+    with contextlib.closing(NativeProcesses()) as processes:
+        yield WayRunners(PluginExecutor(marker="unused"), AUTO, processes)
 
 
 def attachment(name: str, *plugins: str, native: bool = True) -> PlannedAttachment:

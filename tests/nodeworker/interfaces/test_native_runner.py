@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import gc
+import itertools
 import json
 import os
 import resource
-import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+import signal
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,9 @@ from native_harness import card, ip, names, shown
 
 from events.schema import ErrorClass, PluginRun
 from nodeworker.delegates.exec import PluginError, PluginExecutor
-from nodeworker.interfaces.native import NativeError
+from nodeworker.interfaces.processes import NativeProcesses
 from nodeworker.interfaces.registry import AUTO
-from nodeworker.interfaces.runner import THREADS, NativeRunner
-from nodeworker.netlink.message import Request
-from nodeworker.netlink.removal import CALLS
-from nodeworker.netlink.socket import Netlink
+from nodeworker.interfaces.runner import NativeRunner
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -83,10 +80,14 @@ def netns() -> Iterator[str]:
 
 
 @pytest.fixture
-async def runner(netns: str) -> AsyncIterator[NativeRunner]:
-    runner = NativeRunner(PluginExecutor(marker=f"test-{os.urandom(8).hex()}"), AUTO)
-    yield runner
-    runner.close()
+async def processes(netns: str) -> AsyncIterator[NativeProcesses]:
+    with contextlib.closing(NativeProcesses()) as processes:
+        yield processes
+
+
+@pytest.fixture
+def runner(processes: NativeProcesses) -> NativeRunner:
+    return NativeRunner(PluginExecutor(marker=f"test-{os.urandom(8).hex()}"), AUTO, processes)
 
 
 @pytest.fixture
@@ -258,13 +259,15 @@ async def test_what_an_executed_ipam_plugin_prints_has_to_be_a_result(executed: 
     assert names(executed.netns) == {"lo"}
 
 
-async def test_a_cancellation_is_raised_when_the_thread_is_done(bridge: Plugin) -> None:
+async def test_a_cancellation_is_raised_when_what_was_begun_has_ended(
+    bridge: Plugin, processes: NativeProcesses
+) -> None:
     await bridge.done("ADD", container_id="c9")
     ip("link del net1", bridge.netns)
     with (bridge.folder / "net" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         adding = asyncio.create_task(bridge.run("ADD"))
-        await queued_for(bridge.folder / "net" / "lock", 1)
+        await waiting_for(bridge.folder / "net" / "lock", processes)
         for _ in range(3):
             adding.cancel()
             await asyncio.sleep(0)
@@ -272,107 +275,119 @@ async def test_a_cancellation_is_raised_when_the_thread_is_done(bridge: Plugin) 
     with pytest.raises(asyncio.CancelledError):
         await adding
     assert set(reserved(bridge).values()) == {"c9\r\nnet1", "c1\r\nnet1"}, "what was begun was ended"
-    assert names(bridge.netns) == {"lo"}, "and nothing more"
+    assert names(bridge.netns) == {"lo", "net1"}
+    await bridge.done("DEL")
+    assert names(bridge.netns) == {"lo"}
 
 
-async def test_what_goes_wrong_after_a_cancellation_is_nobodys_error() -> None:
-    complaints: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    runner, begun, let = NativeRunner(PluginExecutor(marker="test"), AUTO), threading.Event(), threading.Event()
-
-    def work() -> None:
-        begun.set()
-        let.wait()
-        raise NativeError("nobody waits for it any more")
-
-    working = asyncio.create_task(runner.on_thread(work, let.set))
-    await asyncio.to_thread(begun.wait)
-    working.cancel()
-    await asyncio.wait([working])
-    assert working.cancelled()
-    del working
-    gc.collect()
-    runner.close()
-    assert not complaints
-
-
-async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin) -> None:
+async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin, processes: NativeProcesses) -> None:
     await bridge.done("ADD", container_id="c9")
     ip("link del net1", bridge.netns)
     with (bridge.folder / "net" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        adding = [asyncio.create_task(bridge.run("ADD", container_id=f"c{each}")) for each in range(THREADS)]
-        await queued_for(bridge.folder / "net" / "lock", THREADS)
+        adding = asyncio.create_task(bridge.run("ADD"))
+        await waiting_for(bridge.folder / "net" / "lock", processes)
         waiting = asyncio.create_task(bridge.run("ADD", container_id="late"))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert not any(each.done() for each in adding)
-        for each in adding:
-            each.cancel()
-    await asyncio.gather(*adding, return_exceptions=True)
+        assert not adding.done()
+    await adding
     assert "late\r\nnet1" not in reserved(bridge).values()
 
 
-async def queued_for(file: Path, threads: int) -> None:
-    """Return when so many *threads* have the lock's file open, beside the test itself."""
+async def test_a_process_that_dies_fails_what_it_was_at_and_all_that_comes(
+    bridge: Plugin, processes: NativeProcesses
+) -> None:
+    await bridge.done("ADD", container_id="c9")
+    ip("link del net1", bridge.netns)
+    with (bridge.folder / "net" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        adding = asyncio.create_task(bridge.refused("ADD"))
+        await waiting_for(bridge.folder / "net" / "lock", processes)
+        assert not processes.died.is_set()
+        for pid in processes.pids:
+            os.kill(pid, signal.SIGKILL)
+        code, words = await adding
+    assert code == 999
+    assert "the worker starts anew" in words
+    await asyncio.wait_for(processes.died.wait(), 10)
+    assert (await bridge.refused("ADD"))[1].startswith("process ")
+
+
+def test_the_processes_end_with_whoever_made_them() -> None:
+    reading, writing = os.pipe()
+    maker = os.fork()
+    if not maker:
+        asyncio.run(make_and_wait(writing))
+    os.close(writing)
+    pids = json.loads(os.read(reading, 1000))
+    assert all(alive(pid) for pid in pids)
+    os.kill(maker, signal.SIGKILL)
+    os.waitpid(maker, 0)
+    # They keep the pipe open, as they keep the worker's lock: who waits for that waits for them.
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+    assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    """Zombies have no command line."""
+    command = Path(f"/proc/{pid}/cmdline")
+    return command.exists() and command.read_text() != ""
+
+
+async def make_and_wait(kept: int) -> None:
+    processes = NativeProcesses(keep=(kept,))
+    os.write(kept, json.dumps(processes.pids).encode())
+    await asyncio.sleep(60)
+
+
+async def test_a_configuration_that_fills_no_pipe_is_taken(bridge: Plugin) -> None:
+    await bridge.done("ADD", args={"note": "x" * (1 << 20)})
+    await bridge.done("DEL", args={"note": "x" * (1 << 20)})
+
+
+async def waiting_for(file: Path, processes: NativeProcesses) -> None:
+    """Return when one of the *processes* has *file* open."""
 
     def look() -> None:
-        while [pointed_to(each) for each in os.listdir("/proc/self/fd")].count(str(file)) < threads + 1:
+        while not any(pointed_to(f"{each}/{fd}") == str(file) for each in folders for fd in os.listdir(each)):
             os.sched_yield()
 
+    folders = [f"/proc/{pid}/fd" for pid in processes.pids]
     await asyncio.to_thread(look)
 
 
 def pointed_to(descriptor: str) -> str:
     try:
-        return os.readlink(f"/proc/self/fd/{descriptor}")
+        return os.readlink(descriptor)
     except FileNotFoundError:
         return ""
 
 
-async def test_no_more_than_a_few_talk_to_the_kernel_at_a_time(
-    runner: NativeRunner, netns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_many_pods_at_once_are_all_made_and_unmade(
+    runner: NativeRunner, processes: NativeProcesses, tmp_path: Path
 ) -> None:
-    pods = 3 * THREADS
-    talking, most, counted = 0, 0, threading.Lock()
-    send = Netlink._send
-
-    def counting(self: Netlink, requests: tuple[Request, ...]) -> int:
-        nonlocal talking, most
-        with counted:
-            talking += 1
-            most = max(most, talking)
-        try:
-            return send(self, requests)
-        finally:
-            with counted:
-                talking -= 1
-
-    monkeypatch.setattr(Netlink, "_send", counting)
     before = descriptors()
     with contextlib.ExitStack() as stack:
-        paths = [stack.enter_context(container()) for _ in range(pods)]
+        paths = [stack.enter_context(container()) for _ in range(12)]
         ipam = {"type": "host-local", "dataDir": str(tmp_path), "subnet": "10.77.0.0/24"}
-        config = {"type": "bridge", "bridge": "br0", "isGateway": True, "ipam": ipam}
-        plugins = [Plugin(runner, each, tmp_path, config) for each in paths]
-        for verb, bound in (("ADD", THREADS), ("DEL", THREADS + CALLS)):  # to take a link away is a call more
-            most = 0
+        plugins = [
+            Plugin(runner, path, tmp_path, {"type": "bridge", "name": name, "bridge": "br0", "ipam": ipam})
+            for path, name in zip(paths, itertools.cycle(["one", "two", "three"]))
+        ]
+        for verb in ("ADD", "DEL"):
             await asyncio.gather(*(each.done(verb, container_id=f"c{n}") for n, each in enumerate(plugins)))
-            assert 1 < most <= bound
+        assert all(names(path) == {"lo"} for path in paths)
     assert descriptors() == before
-    assert [thread.name.startswith("native_") for thread in threading.enumerate()].count(True) == THREADS
 
 
-async def test_nothing_is_left_after_many_runs(netns: str, tmp_path: Path) -> None:
-    threads = set(threading.enumerate())
-    runner = NativeRunner(PluginExecutor(marker="unused"), AUTO)
-    ipam = {"type": "host-local", "dataDir": str(tmp_path), "subnet": "10.77.0.0/29"}
-    bridge = Plugin(runner, netns, tmp_path, {"type": "bridge", "bridge": "br0", "ipam": ipam})
-    tuning = Plugin(runner, netns, tmp_path, {"type": "tuning", "dataDir": str(tmp_path), "mtu": 1400})
+async def test_nothing_is_left_after_many_runs(bridge: Plugin, processes: NativeProcesses, tmp_path: Path) -> None:
+    tuning = Plugin(bridge.runner, bridge.netns, tmp_path, {"type": "tuning", "dataDir": str(tmp_path), "mtu": 1400})
     await bridge.done("ADD")
-    before = descriptors()
+    before, theirs = descriptors(), [descriptors(pid) for pid in processes.pids]
     for number in range(70):
         await bridge.done("STATUS")
         result = await bridge.done("ADD")
@@ -383,61 +398,51 @@ async def test_nothing_is_left_after_many_runs(netns: str, tmp_path: Path) -> No
         assert (await bridge.refused("CHECK"))[0] == 999
         await bridge.done("DEL")
     assert descriptors() == before
-    ended(thread for thread in threading.enumerate() if thread.name == "removal")
-    assert {thread.name for thread in set(threading.enumerate()) - threads} <= {f"native_{n}" for n in range(THREADS)}
-    runner.close()
-    assert set(threading.enumerate()) == threads
+    assert [descriptors(pid) for pid in processes.pids] == theirs
+    until = asyncio.get_running_loop().time() + 10
+    while any(len(os.listdir(f"/proc/{pid}/task")) > 1 for pid in processes.pids):
+        assert asyncio.get_running_loop().time() < until, "a thread that took a link away goes on"
+        await asyncio.sleep(0.01)
 
 
-def ended(threads: Iterable[threading.Thread]) -> None:
-    for thread in threads:
-        thread.join(10)
-        assert not thread.is_alive()
-
-
-async def test_a_node_without_descriptors_to_spare_is_an_error_that_leaves_none(bridge: Plugin) -> None:
+async def test_a_node_without_descriptors_to_spare_is_an_error_that_leaves_none(
+    bridge: Plugin, processes: NativeProcesses
+) -> None:
     await bridge.done("ADD")
     await bridge.done("DEL")
-    before = descriptors()
+    before = [descriptors(pid) for pid in processes.pids]
     codes: list[int] = []
     spare = 0
     while not codes or codes[-1]:
-        with scarce(spare):
+        with scarce(processes, spare):
             run, printed = await bridge.run("ADD")
         codes.append(printed["code"] if run.exit_code else 0)
         await bridge.done("DEL")
-        assert descriptors() == before
+        assert [descriptors(pid) for pid in processes.pids] == before
         assert reserved(bridge) == {}
         spare += 1
     assert len(codes) > 3
     assert set(codes) == {0, 5}
 
 
-class scarce:  # noqa: N801 - a context manager
-    """Let the process open *spare* more files and no other."""
-
-    def __init__(self, spare: int) -> None:
-        self._spare = spare
-        self._filler: list[int] = []
-        self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-    def __enter__(self) -> None:
-        highest = max(descriptors())
-        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + self._spare + 2, self._limits[1]))
-        while True:
-            try:
-                self._filler.append(os.open("/dev/null", os.O_RDONLY))
-            except OSError:
-                break
-        for _ in range(self._spare):
-            os.close(self._filler.pop())
-
-    def __exit__(self, *_: object) -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, self._limits)
-        for each in self._filler:
-            os.close(each)
+@contextlib.contextmanager
+def scarce(processes: NativeProcesses, spare: int) -> Iterator[None]:
+    """Let the processes open *spare* more files and no other."""
+    before = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in processes.pids}
+    for pid, (_, hard) in before.items():
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (_nth_free(descriptors(pid), spare), hard))
+    try:
+        yield
+    finally:
+        for pid, limits in before.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
 
-def descriptors() -> set[int]:
-    found = {int(name) for name in os.listdir("/proc/self/fd")}
-    return {each for each in found if os.path.exists(f"/proc/self/fd/{each}")}
+def _nth_free(taken: set[int], count: int) -> int:
+    """Return the limit below which *count* descriptors are free."""
+    return next(itertools.islice((n for n in itertools.count() if n not in taken), count, None))
+
+
+def descriptors(pid: int | str = "self") -> set[int]:
+    found = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    return {each for each in found if os.path.exists(f"/proc/{pid}/fd/{each}") or pid != "self"}

@@ -1,0 +1,209 @@
+"""Have native work done by processes that do nothing else, one piece after another.
+
+rtnetlink works in its sender's context, host-local waits for a lock, and each of the hundred system calls of an attach
+lets go of the interpreter's lock: on threads of the worker a quarter of its time went into passing that to and fro. The
+processes are forked of the worker, which costs little memory, and die with it. One that dies takes the worker with it,
+which starts anew with all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Collection
+from typing import NoReturn
+
+import msgspec
+import structlog
+
+from events.process import die_with_parent
+from nodeworker.interfaces.native import NativeError
+from nodeworker.interfaces.work import Clearing, Done, Work, perform
+
+log = structlog.get_logger(__name__)
+
+PROCESSES = 2
+"""The kernel has one lock for all links, behind which more of them would only queue."""
+
+_LENGTH = struct.Struct("=I")
+_READ_BYTES = 256 * 1024
+_STANDARD_FILES = 3
+_GENERIC = 999
+
+_asked = msgspec.msgpack.Decoder(Work | Clearing)
+_done = msgspec.msgpack.Decoder(Done)
+
+
+class NativeProcesses:
+    """The processes. Make them while the worker has no other threads: a fork takes along what those hold.
+
+    They keep the descriptors *keep* open, and with them a lock that must not be free before they are gone.
+    """
+
+    def __init__(self, keep: Collection[int] = ()) -> None:
+        gc.collect()
+        gc.freeze()  # or the first collection would make copies of all that is shared
+        self.died = asyncio.Event()
+        """Set once one of them has ended unasked."""
+        self._processes = [_Process(keep, self.died.set) for _ in range(PROCESSES)]
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes' IDs."""
+        return [process.pid for process in self._processes]
+
+    async def do(self, asked: Work | Clearing, place: str) -> Done:
+        """Return what came of *asked*; of one *place*, one comes after the other.
+
+        A cancellation is raised at once where it has not begun, else when it has ended: nothing goes on behind its
+        back. Raises NativeError when the process has ended.
+        """
+        process = self._processes[zlib.crc32(place.encode()) % PROCESSES]
+        request = msgspec.msgpack.encode(asked)
+        async with process.turn:
+            reply = process.begin(request)
+            try:
+                await asyncio.shield(reply)
+            except asyncio.CancelledError:
+                while not reply.done():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait([reply])
+                reply.exception()  # nobody is left who wants to know
+                raise
+        return _done.decode(reply.result())
+
+    def close(self) -> None:
+        """Have them end, when what they do is done, and wait for that."""
+        for process in self._processes:
+            process.close()
+
+
+class _Process:
+    """One process, with a pipe for each direction."""
+
+    def __init__(self, keep: Collection[int], on_death: Callable[[], None]) -> None:
+        self.turn = asyncio.Lock()
+        self._on_death = on_death
+        self._reply: asyncio.Future[bytes] | None = None
+        self._received = bytearray()
+        self._dead = False
+        theirs, self._requests = os.pipe()
+        self._replies, answers = os.pipe()
+        tie = die_with_parent()
+        self.pid = os.fork()
+        if not self.pid:
+            _become_one(tie, {theirs, answers, *keep}, theirs, answers)
+        os.close(theirs)
+        os.close(answers)
+        os.set_blocking(self._replies, False)
+        asyncio.get_running_loop().add_reader(self._replies, self._read)
+
+    def begin(self, request: bytes) -> asyncio.Future[bytes]:
+        """Begin with *request*; whoever has the ``turn`` may. Raises NativeError."""
+        if self._dead:
+            raise _ended(self.pid)
+        self._reply = asyncio.get_running_loop().create_future()
+        try:
+            # It is waiting for this, so that also what does not fit the pipe is taken at once.
+            _write(self._requests, request)
+        except OSError:
+            self._die()
+        return self._reply
+
+    def close(self) -> None:
+        """Let it end, and wait until it has."""
+        if not self._dead:
+            asyncio.get_running_loop().remove_reader(self._replies)
+        os.close(self._requests)
+        os.close(self._replies)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._replies, _READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self._die()
+            return
+        self._received += data
+        size = _LENGTH.size
+        if len(self._received) >= size and len(self._received) == size + _LENGTH.unpack_from(self._received)[0]:
+            reply, self._reply = self._reply, None
+            if reply is not None:
+                reply.set_result(bytes(self._received[size:]))
+            self._received.clear()
+
+    def _die(self) -> None:
+        if self._dead:
+            return
+        self._dead = True
+        asyncio.get_running_loop().remove_reader(self._replies)
+        log.error("native_process_ended", pid=self.pid)
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_exception(_ended(self.pid))
+        self._on_death()
+
+
+def _ended(pid: int) -> NativeError:
+    return NativeError(f"process {pid}, which was to make it, ended: the worker starts anew, and goes on with it")
+
+
+def _become_one(tie: Callable[[], None], keep: Collection[int], requests: int, replies: int) -> NoReturn:
+    """Do what comes, in the child, until nobody is left who could ask."""
+    code = 1
+    try:
+        tie()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the worker sees to the end
+        _close_all_but(keep)
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))  # they may have been others
+        _serve(requests, replies)
+        code = 0
+    except Exception:
+        log.exception("native_process_broke")
+    finally:
+        os._exit(code)
+
+
+def _close_all_but(keep: Collection[int]) -> None:
+    start = _STANDARD_FILES
+    for fd in sorted(each for each in keep if each >= _STANDARD_FILES):
+        os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
+
+
+def _serve(requests: int, replies: int) -> None:
+    while (request := _frame(requests)) is not None:
+        try:
+            done = perform(_asked.decode(request))
+        except Exception as error:  # rule: one bad request never stops the others
+            log.exception("native_plugin_broke")
+            done = Done(refusal=f"Plumbline itself is at fault: {error!r}", code=_GENERIC)
+        _write(replies, msgspec.msgpack.encode(done))
+
+
+def _frame(fd: int) -> bytes | None:
+    """Return what came in one piece; None at the end."""
+    head = os.read(fd, _LENGTH.size)
+    if not head:
+        return None
+    length, received = _LENGTH.unpack(head)[0], bytearray()
+    while len(received) < length:
+        received += os.read(fd, length - len(received))
+    return bytes(received)
+
+
+def _write(fd: int, message: bytes) -> None:
+    left = memoryview(_LENGTH.pack(len(message)) + message)
+    while left:
+        left = left[os.write(fd, left) :]
