@@ -13,7 +13,7 @@ import inspect
 import os
 import time
 from asyncio import events as loop_events
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from events.settings import load
 from nodeworker import __main__ as worker
 from nodeworker.attach import Attacher
 from nodeworker.intake import Intake
-from nodeworker.interfaces import bridge, macvlan
-from nodeworker.ipam import host_local
+from nodeworker.interfaces.processes import NativeProcesses
+from nodeworker.interfaces.work import Clearing, Done, Work
 from nodeworker.settings import WorkerSettings
 
 _PARTS: tuple[tuple[Any, str, str], ...] = (
@@ -34,9 +34,6 @@ _PARTS: tuple[tuple[Any, str, str], ...] = (
     (Attacher, "attach", "attach"),
     (Attacher, "_plan", "plan"),
     (Attacher, "_add", "attachment"),
-    (host_local, "add", "ipam"),
-    (bridge, "add", "plugin"),
-    (macvlan, "add", "plugin"),
 )
 
 
@@ -74,6 +71,21 @@ def traced(work: Callable[..., Any], name: Callable[..., str]) -> Callable[..., 
     return wait if inspect.iscoroutinefunction(work) else call
 
 
+def with_noted_work(do: Callable[..., Awaitable[Done]]) -> Callable[..., Awaitable[Done]]:
+    """Return *do*, which notes what the process says of its time: as if the answer had taken none to come back."""
+
+    @functools.wraps(do)
+    async def noting(self: NativeProcesses, asked: Work | Clearing, place: str) -> Done:
+        done = await do(self, asked, place)
+        end = time.perf_counter()
+        begin = end - done.seconds
+        assigned = begin + done.ipam_seconds
+        trace.spans += [("ipam", begin, assigned), ("plugin", assigned, end)]
+        return done
+
+    return noting
+
+
 def watch_steps() -> None:
     """Note how long the longest step of the event loop takes, without the time that it waits for a processor."""
     run = loop_events.Handle._run
@@ -108,6 +120,7 @@ def main() -> None:
     logs.configure(settings.log_level, "worker")
     for owner, attribute, name in _PARTS:
         setattr(owner, attribute, traced(getattr(owner, attribute), lambda *_, name=name: name))
+    NativeProcesses.do = with_noted_work(NativeProcesses.do)  # type: ignore[method-assign]
     watch_steps()
     asyncio.run(worker.run(settings, wrap=with_traced_appends))
     options.config.with_suffix(".trace").write_bytes(msgspec.json.encode(trace))

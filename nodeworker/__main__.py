@@ -187,7 +187,7 @@ class _Worker:
         dispatcher = Dispatcher(
             attacher, detacher, collector, orders, self._answers, statuses, tasks, section.concurrency
         )
-        observer.give_turns(dispatcher.take_turn)
+        observer.give_turns(dispatcher.take_turn, lambda: dispatcher.busy)
         reclaimer.give_turns(dispatcher.take_turn)
         upkeep = Upkeep(self._recorder, dispatcher, self._answers, self._spool, self._metrics)
         request_log = RequestLog(section.network, self._log_files)

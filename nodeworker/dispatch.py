@@ -87,6 +87,11 @@ class Dispatcher:
         """Requests that wait for the one before them, or for a free place."""
         return sum(map(len, self._queues.values())) + len(self._queues) - self.in_progress
 
+    @property
+    def busy(self) -> bool:
+        """Whether any intent is queued or being fulfilled."""
+        return bool(self._under_way)
+
     def under_way(self, intent: EventId) -> bool:
         """Return whether *intent* is queued or being fulfilled."""
         return intent in self._under_way

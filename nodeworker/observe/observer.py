@@ -30,7 +30,9 @@ T = TypeVar("T")
 _SIDE_BY_SIDE = 2
 """Looks that wait for their turn at the same time: each takes a place from the runtime's requests."""
 _SETTLING = 0.1
-"""Seconds after an attach until the first look: a node on which many pods start has more urgent things to do."""
+"""Seconds after an attach until the first look."""
+_POSTPONED = 2.0
+"""Seconds after which it comes even where requests are under way: a node on which pods start has more urgent work."""
 
 
 class TakeTurn(Protocol):
@@ -53,6 +55,7 @@ class Observer:
         self._queue: asyncio.Queue[SandboxKey] = asyncio.Queue()
         self._everything = asyncio.Event()
         self._turns: asyncio.Future[TakeTurn] = asyncio.get_running_loop().create_future()
+        self._busy: Callable[[], bool] = lambda: False
         self._on_closed: list[Callable[[SandboxKey], None]] = []
         recorder.on_recorded(self._recorded)
 
@@ -65,8 +68,12 @@ class Observer:
         """Have *listener* told of sandboxes whose namespace is gone, as it happens."""
         self._on_closed.append(listener)
 
-    def give_turns(self, take_turn: TakeTurn) -> None:
-        """Look at sandboxes in the turns that *take_turn* gives; nothing is looked at before."""
+    def give_turns(self, take_turn: TakeTurn, busy: Callable[[], bool] = lambda: False) -> None:
+        """Look at sandboxes in the turns that *take_turn* gives; nothing is looked at before.
+
+        *busy* tells whether requests are under way, which a first look can wait for.
+        """
+        self._busy = busy
         self._turns.set_result(take_turn)
 
     async def run(self) -> None:
@@ -128,8 +135,11 @@ class Observer:
             return
         if sandbox.phase is not SandboxPhase.ATTACHED:
             self._drop(sandbox.key)
-        elif sandbox.key not in self._interest:
-            self._wake(sandbox.key, _SETTLING)
+        elif sandbox.key not in self._interest and sandbox.key not in self._due:
+            until = asyncio.get_running_loop().time() + _POSTPONED
+            self._due[sandbox.key] = asyncio.get_running_loop().call_later(
+                _SETTLING, self._first_look, sandbox.key, until
+            )
 
     def _drop(self, key: SandboxKey) -> None:
         self._interest.forget(key)
@@ -140,13 +150,20 @@ class Observer:
 
     # --- looking ---
 
-    def _wake(self, key: SandboxKey, least: float = 0.0) -> None:
+    def _wake(self, key: SandboxKey) -> None:
         """Have the sandbox looked at soon."""
         if key in self._due:
             return
         loop = asyncio.get_running_loop()
-        pause = max(least, self._paces.setdefault(key, Pace()).pause(loop.time()))
+        pause = self._paces.setdefault(key, Pace()).pause(loop.time())
         self._due[key] = loop.call_later(pause, self._look_soon, key)
+
+    def _first_look(self, key: SandboxKey, until: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._busy() and loop.time() < until:
+            self._due[key] = loop.call_later(_SETTLING, self._first_look, key, until)
+        else:
+            self._look_soon(key)
 
     def _look_soon(self, key: SandboxKey) -> None:
         self._due.pop(key, None)
