@@ -73,6 +73,11 @@ class Store:
         self._kept = Kept()
         self._election = 0
 
+    @property
+    def works_elsewhere(self) -> bool:
+        """Whether the database is a process of its own, so that another thread can go on while it works."""
+        return self._shareable
+
     def prepare(self) -> None:
         """Make the tables what this code works with. Raises DatabaseAwayError, ProjectionError."""
         upgrade(self._url)
