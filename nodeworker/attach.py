@@ -143,7 +143,7 @@ class Attacher:
         pod, networks = await gather(conf, request.pod, self._source)
         devices = await find(conf, request.pod, pod, networks, self._device_sources)
         info_folder = self._section.devices.info_folder
-        planned = self._with_ways(plan(request, event.sandbox, conf, pod, networks, devices, info_folder))
+        planned = await self._with_ways(plan(request, event.sandbox, conf, pod, networks, devices, info_folder))
         for attachment in planned.attachments:
             chain.require(self._runners, attachment, planned_target(event.sandbox, planned))
         names = {attachment.ifname for attachment in planned.attachments}
@@ -160,8 +160,10 @@ class Attacher:
                 )
         return replace(planned, netns_inode=inode(request.netns))
 
-    def _with_ways(self, planned: AttachPlanned) -> AttachPlanned:
+    async def _with_ways(self, planned: AttachPlanned) -> AttachPlanned:
         """Return *planned* with the decision which plugins the worker itself stands in for."""
+        if modules := registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins):
+            await asyncio.to_thread(registry.load, modules)
         ways = (registry.choose(attachment.plugins, self._section.native) for attachment in planned.attachments)
         attachments = (
             replace(each, native=way if any(way) else ()) for each, way in zip(planned.attachments, ways, strict=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +58,10 @@ class _Nad(msgspec.Struct):
     spec: _NadSpec | None = None
 
 
+_FRESH = 0.01
+"""Seconds after a pod for which networks are not looked for again: its own are asked for behind it, one by one."""
+
+
 class _Signature(NamedTuple):
     """What changes when a file does."""
 
@@ -80,6 +85,7 @@ class Manifests:
         self._folder = folder
         self._files: dict[str, _File] = {}
         self._objects: dict[tuple[type[_Object], str, str], _Object] = {}
+        self._looked_at = float("-inf")
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
         # One thread: file access stays off the event loop, and look-ups follow one another.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifests")
@@ -89,10 +95,15 @@ class Manifests:
 
         Raises SourceUnavailableError if the folder can't be read.
         """
-        return await self._look_up(PodObject, namespace, name)
+        began = time.monotonic()
+        found = await self._look_up(PodObject, namespace, name)
+        self._looked_at = began
+        return found
 
     async def nad(self, namespace: str, name: str) -> Nad | None:
         """Return the NAD *namespace*/*name*. Raises SourceUnavailableError if the folder can't be read."""
+        if time.monotonic() - self._looked_at < _FRESH:
+            return self._held(Nad, namespace, name)
         return await self._look_up(Nad, namespace, name)
 
     @property
@@ -117,6 +128,9 @@ class Manifests:
 
     def _find(self, kind: type[Found], namespace: str, name: str) -> Found | None:
         self._refresh()
+        return self._held(kind, namespace, name)
+
+    def _held(self, kind: type[Found], namespace: str, name: str) -> Found | None:
         found = self._objects.get((kind, namespace, name))
         return found if isinstance(found, kind) else None
 

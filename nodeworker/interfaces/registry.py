@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
 import msgspec
@@ -65,6 +66,25 @@ def ipam_plugin(plugin_type: str) -> IpamPlugin | None:
     """Return the native IPAM plugin of that type, None if there is none."""
     name = _IPAM.get(plugin_type)
     return cast("IpamPlugin", _module(f"nodeworker.ipam.{name}")) if name else None
+
+
+def unloaded(plugins: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules that the rendered *plugins* need natively and that nobody has imported yet."""
+    return tuple(name for plugin in plugins for name in _modules(plugin) if name not in sys.modules)
+
+
+def load(modules: Iterable[str]) -> None:
+    """Import *modules*. It takes up to 50 ms, once: nothing for an event loop."""
+    for name in modules:
+        _module(name)
+
+
+@functools.lru_cache(128)
+def _modules(plugin: str) -> tuple[str, ...]:
+    config = cast("dict[str, Any]", msgspec.json.decode(plugin))
+    interface, ipam = _INTERFACES.get(str(config.get("type", ""))), _IPAM.get(ipam_type(config))
+    found = (interface and f"nodeworker.interfaces.{interface}", ipam and f"nodeworker.ipam.{ipam}")
+    return tuple(name for name in found if name)
 
 
 def ipam_type(config: Mapping[str, Any]) -> str:

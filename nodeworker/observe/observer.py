@@ -31,8 +31,9 @@ _SIDE_BY_SIDE = 2
 """Looks that wait for their turn at the same time: each takes a place from the runtime's requests."""
 _SETTLING = 0.1
 """Seconds after an attach until the first look."""
-_POSTPONED = 2.0
-"""Seconds after which it comes even where requests are under way: a node on which pods start has more urgent work."""
+_POSTPONED, _AGAIN = 2.0, 0.4
+"""Seconds after which it comes even where requests are under way: a node on which pods start has more urgent work. And
+those until it is seen whether they still are."""
 
 
 class TakeTurn(Protocol):
@@ -161,7 +162,7 @@ class Observer:
     def _first_look(self, key: SandboxKey, until: float) -> None:
         loop = asyncio.get_running_loop()
         if self._busy() and loop.time() < until:
-            self._due[key] = loop.call_later(_SETTLING, self._first_look, key, until)
+            self._due[key] = loop.call_later(_AGAIN, self._first_look, key, until)
         else:
             self._look_soon(key)
 

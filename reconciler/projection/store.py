@@ -177,7 +177,7 @@ class Store:
     def live_pods(self) -> list[tuple[PodName, Published | None]]:
         """Return each pod that has something on a node, and what is published of it. Raises DatabaseAwayError.
 
-        Whoever needs no more asks this: to read the sandboxes of all pods takes twenty times as long.
+        Whoever needs no more asks this: to read the sandboxes of all pods takes more than twice as long.
         """
         with self._transaction() as connection:
             rows = connection.execute(_LIVE_NAMES, execution_options={"yield_per": _PAGE})

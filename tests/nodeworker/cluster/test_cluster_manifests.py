@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,8 +148,20 @@ async def test_broken_file_is_logged_once_per_change_and_stops_no_other(
     assert len(logs) == 1
     write(broken, NAD)
     with capture_logs() as logs:
+        assert await manifests.pod("default", "samplepod") is not None
         assert await manifests.nad("shop", "macvlan-conf") is not None
     assert logs == []
+
+
+async def test_a_network_that_changes_is_seen_with_the_next_pod_or_soon(manifests: Manifests, tmp_path: Path) -> None:
+    write(tmp_path / "pod.yaml", POD)
+    assert await manifests.pod("default", "samplepod") is not None
+    write(tmp_path / "nad.yaml", NAD)
+    await asyncio.sleep(0.02)
+    assert await manifests.nad("shop", "macvlan-conf") is not None
+    write(tmp_path / "nad.yaml", NAD.replace("macvlan-conf", "other"))
+    assert await manifests.pod("default", "samplepod") is not None
+    assert await manifests.nad("shop", "macvlan-conf") is None
 
 
 @pytest.mark.parametrize(
