@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import prometheus_client
@@ -21,56 +21,29 @@ from events.jetstream_commands import made_commands
 from events.ledger import ConflictError, Ledger, LedgerError
 from events.schema import (
     INTENTS,
-    ComparisonRequested,
     Event,
     EventId,
     NodeName,
-    ReclaimRequested,
-    RepairRequested,
     WorkerStarted,
     WorkerStopped,
 )
 from events.settings import DEFAULT_PATH, SettingsError, hub_address, ledger_address, load
 from events.streams import NODE_STREAM
-from nodeworker.answers import Answers, reply_of
-from nodeworker.attach import Attacher
-from nodeworker.check import Checker
+from nodeworker.answers import reply_of
 from nodeworker.cluster.source import Source
-from nodeworker.collections_under_way import CollectionsUnderWay
-from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.delegates.orphans import end_orphans
-from nodeworker.detach import Detacher
-from nodeworker.devices.kubelet import Kubelet
-from nodeworker.devices.source import DeviceSource
 from nodeworker.dispatch import Dispatcher
-from nodeworker.door import Door
-from nodeworker.gc import GarbageCollector
 from nodeworker.hub import Hub
-from nodeworker.intake import Intake
 from nodeworker.interfaces.processes import NativeProcesses
-from nodeworker.interfaces.ways import WayRunners
-from nodeworker.last_resort import LastResort
-from nodeworker.leaks.look import Looker, links_there
-from nodeworker.leaks.observer import LeakObserver
-from nodeworker.leaks.places import Places
-from nodeworker.leaks.runtime import CriRuntime, SharedRuntime
+from nodeworker.leaks.look import links_there
 from nodeworker.lock import only_worker
-from nodeworker.logfile import LogFiles
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.observe.comparing import Comparer, LookBeside
-from nodeworker.observe.eyes import Eyes
-from nodeworker.observe.observer import Observer
-from nodeworker.orders import Handler, Order, Orders
+from nodeworker.orders import Orders
+from nodeworker.parts import Memory, Parts
 from nodeworker.patience import seconds_since, seconds_until
-from nodeworker.publication import StatusWait
-from nodeworker.readiness import Readiness
-from nodeworker.reclaim import Reclaimer
 from nodeworker.recorder import Recorder
-from nodeworker.repair.repairer import Repairer
-from nodeworker.requestlog import RequestLog
-from nodeworker.settings import DeviceSettings, WorkerSettings
-from nodeworker.spool import Spool
-from nodeworker.upkeep import Retention, Upkeep
+from nodeworker.settings import WorkerSettings
+from nodeworker.upkeep import Retention
 from nodeworker.version import version
 
 log = structlog.get_logger(__name__)
@@ -122,12 +95,7 @@ class _Worker:
         self._hub = hub
         self._metrics = metrics
         self._recorder = Recorder(ledger, NodeName(settings.node_name))
-        self._answers = Answers()
-        self._spool = Spool(settings.spool)
-        self._source = _open_source(settings, metrics)
-        self._log_files = LogFiles()
-        self._marker = settings.node_name
-        self._places = Places(settings.worker.devices.info_folder)
+        self._memory = Memory(settings, self._recorder, _open_source(settings, metrics))
 
     async def run(self) -> None:
         stop = asyncio.Event()
@@ -136,17 +104,17 @@ class _Worker:
         with (
             only_worker(Path(self._settings.run_dir)) as lock,
             contextlib.closing(NativeProcesses(keep=(lock,))) as processes,
-            self._log_files,
+            self._memory.log_files,
         ):
             await self._take_over(stop, processes)
 
     async def _take_over(self, stop: asyncio.Event, processes: NativeProcesses) -> None:
         """Learn what was, and go on from there."""
         await self._load()
-        killed = await end_orphans(self._marker, _ORPHAN_PATIENCE)
+        killed = await end_orphans(self._settings.node_name, _ORPHAN_PATIENCE)
         pending = len(self._recorder.state.pending)
         await self._recorder.open_epoch(
-            WorkerStarted(version=version(), pid=os.getpid(), pending=pending, spooled=len(self._spool))
+            WorkerStarted(version=version(), pid=os.getpid(), pending=pending, spooled=len(self._memory.spool))
         )
         log.info("worker_started", node=self._settings.node_name, pending=pending, orphans_killed=killed)
         async with asyncio.TaskGroup() as tasks:
@@ -155,92 +123,39 @@ class _Worker:
 
     async def _serve(self, tasks: asyncio.TaskGroup, stop: asyncio.Event, processes: NativeProcesses) -> None:
         """Finish what is open, open the door, and stay until *stop*."""
-        section = self._settings.worker
-        executor = PluginExecutor(marker=self._marker)
-        runners = WayRunners(executor, section.native, processes)
-        detacher = Detacher(self._recorder, runners, section, self._metrics)
-        readiness = Readiness(seats=section.concurrency // 2)
-        device_sources = _device_sources(section.devices, self._source)
-        statuses = StatusWait(self._hub or self._connection, self._recorder.node, section.status_wait, self._metrics)
-        collections = CollectionsUnderWay()
-        attacher = Attacher(
-            self._recorder,
-            detacher,
-            self._source,
-            runners,
-            section,
-            self._metrics,
-            readiness,
-            device_sources,
-            statuses,
-            collections,
-        )
-        eyes = Eyes(self._settings.drift)
-        checker = Checker(self._recorder, runners, section, self._source, self._ledger_connected, eyes)
-        collector = GarbageCollector(
-            self._recorder, self._answers, runners, section, readiness, checker.default_attachment, collections
-        )
-        observer = Observer(self._recorder, eyes)
-        leaks, reclaimer = self._leak_keepers(LastResort(detacher, runners, executor, section.delegate_timeout))
-        comparer = Comparer(self._recorder, observer, self._settings.drift.interval, self._beside(leaks))
-        orders = Orders(self._recorder, self._handlers(comparer, eyes, runners, reclaimer))
-        dispatcher = Dispatcher(
-            attacher, detacher, collector, orders, self._answers, statuses, tasks, section.concurrency
-        )
-        observer.give_turns(dispatcher.take_turn, lambda: dispatcher.busy)
-        reclaimer.give_turns(dispatcher.take_turn)
-        upkeep = Upkeep(self._recorder, dispatcher, self._answers, self._spool, self._metrics)
-        request_log = RequestLog(section.network, self._log_files)
-        request_log.warn_of_keys(section.unknown_network_keys, "worker.network")
-        intake = Intake(self._recorder, dispatcher, checker, self._answers, self._spool, self._metrics, request_log)
-        door = Door(self._settings.socket, intake)
-        self._watch(dispatcher)
+        notices, source = self._hub or self._connection, self._memory.source
+        parts = Parts(self._settings, self._memory, notices, self._ledger_connected, processes, self._metrics, tasks)
+        self._watch(parts.dispatcher)
         hub_task = None if self._hub is None else tasks.create_task(self._hub.run(), name="hub")
         background = [
-            tasks.create_task(self._consume(dispatcher), name="consume"),
+            tasks.create_task(self._consume(parts.dispatcher), name="consume"),
             tasks.create_task(self._give_way(), name="give-way"),
             tasks.create_task(_give_up(processes), name="give-up"),
-            tasks.create_task(statuses.run(), name="hear-publisher"),
-            tasks.create_task(self._take_orders(orders), name="orders"),
+            tasks.create_task(parts.statuses.run(), name="hear-publisher"),
+            tasks.create_task(self._take_orders(parts.orders), name="orders"),
             tasks.create_task(self._retention().run(), name="retention"),
         ]
-        if self._source is not None:
-            background.append(tasks.create_task(self._source.run(), name="source"))
-            if not await self._source.ready(_SOURCE_PATIENCE):
+        if source is not None:
+            background.append(tasks.create_task(source.run(), name="source"))
+            if not await source.ready(_SOURCE_PATIENCE):
                 log.warning("source_not_ready", after=_SOURCE_PATIENCE)
         with self._exposition():
-            for request in [*upkeep.resume(), *await upkeep.drain_spool()]:
-                await self._answers.wait(request)
-            background.append(tasks.create_task(upkeep.run(), name="upkeep"))
-            if self._settings.drift.wanted:
-                background += [tasks.create_task(part.run()) for part in (observer, comparer)]
-            if self._settings.leaks.policy != "off":
-                background.append(tasks.create_task(leaks.run(), name="observe-leaks"))
-            await door.open()
+            for request in [*parts.upkeep.resume(), *await parts.upkeep.drain_spool()]:
+                await self._memory.answers.wait(request)
+            background += map(tasks.create_task, parts.watching())
+            await parts.door.open()
             log.info("worker_open", socket=str(self._settings.socket))
             await stop.wait()
-            await door.close()
-            await dispatcher.finish(_GRACE)
+            await parts.door.close()
+            await parts.dispatcher.finish(_GRACE)
         for task in background:
             task.cancel()
         await asyncio.wait(background)
         await self._say_goodbye(hub_task)
-        for part in (eyes, self._source):
-            if part is not None:
-                part.close()
+        parts.eyes.close()
+        if source is not None:
+            source.close()
         log.info("worker_stopped")
-
-    def _handlers(
-        self, comparer: Comparer, eyes: Eyes, runners: WayRunners, reclaimer: Reclaimer
-    ) -> Mapping[type[Order], Handler]:
-        """Return who fulfils which orders."""
-        handlers: dict[type[Order], Handler] = {ComparisonRequested: comparer.compare}
-        if self._settings.drift.wanted:
-            repairer = Repairer(self._recorder, eyes, runners, self._settings.worker, self._metrics)
-            handlers[RepairRequested] = repairer.repair
-        if self._settings.leaks.policy == "reclaim":
-            handlers[ReclaimRequested] = reclaimer.reclaim
-        return handlers
 
     async def _say_goodbye(self, hub_task: asyncio.Task[None] | None) -> None:
         with contextlib.suppress(LedgerError):
@@ -251,21 +166,6 @@ class _Worker:
             hub_task.cancel()
             await asyncio.wait({hub_task})
             await self._hub.close()
-
-    def _leak_keepers(self, last_resort: LastResort) -> tuple[LeakObserver, Reclaimer]:
-        """Return who tells of leaks and who frees them."""
-        recorder, settings = self._recorder, self._settings.leaks
-        recorder.on_recorded(lambda event, _: self._places.learn(event))
-        runtime = SharedRuntime(CriRuntime(settings.cri_socket))
-        looker = Looker(recorder.state, recorder.boot_id, runtime, self._places, settings.results_dir)
-        return (
-            LeakObserver(recorder, looker, self._metrics, settings.interval),
-            Reclaimer(recorder, self._answers, looker, last_resort, self._metrics),
-        )
-
-    def _beside(self, leaks: LeakObserver) -> tuple[LookBeside, ...]:
-        """Return what a comparison of the node looks at beside its sandboxes."""
-        return () if self._settings.leaks.policy == "off" else (leaks.look,)
 
     async def _consume(self, dispatcher: Dispatcher) -> None:
         async for intent in self._recorder.intents():
@@ -292,14 +192,14 @@ class _Worker:
         there = await asyncio.to_thread(links_there)
         async for stored in self._recorder.load():
             event, request = stored.event, request_of(stored.event)
-            self._places.learn(event, there)
+            self._memory.places.learn(event, there)
             if request is None:
                 continue
             if event.type in INTENTS:
                 if seconds_until(getattr(event.data, "deadline", "")) > 0:
                     waiting[event.id] = event
             elif (intent := waiting.pop(event.cause, None)) is not None:
-                self._answers.give(request, reply_of(event.data, getattr(intent.data, "config", "")))
+                self._memory.answers.give(request, reply_of(event.data, getattr(intent.data, "config", "")))
 
     def _watch(self, dispatcher: Dispatcher) -> None:
         state = self._recorder.state
@@ -355,13 +255,6 @@ def _open_source(settings: WorkerSettings, metrics: WorkerMetrics) -> Source | N
     source = Kubernetes(credentials, settings.node_name, folder, pod_wait=cluster.pod_wait)
     metrics.watch_cluster(source.watches)
     return source
-
-
-def _device_sources(settings: DeviceSettings, source: Source | None) -> list[DeviceSource]:
-    """Return who knows which devices pods have, in the order in which they are asked."""
-    kubelet = Kubelet(Path(settings.pod_resources), Path(settings.checkpoint))
-    claims = source.claims if source else None
-    return [kubelet, claims] if claims else [kubelet]
 
 
 def main() -> int:

@@ -23,7 +23,6 @@ import msgspec
 import structlog
 
 from events.process import die_with_parent
-from nodeworker.interfaces.native import NativeError
 from nodeworker.interfaces.work import Clearing, Done, Work, perform
 
 log = structlog.get_logger(__name__)
@@ -62,7 +61,7 @@ class NativeProcesses:
         """Return what came of *asked*; of one *place*, one comes after the other.
 
         A cancellation is raised at once where it has not begun, else when it has ended: nothing goes on behind its
-        back. Raises NativeError when the process has ended.
+        back. Where the process has ended, the caller is cancelled: the worker ends too, and the next goes on with it.
         """
         process = self._processes[zlib.crc32(place.encode()) % PROCESSES]
         request = msgspec.msgpack.encode(asked)
@@ -74,7 +73,6 @@ class NativeProcesses:
                 while not reply.done():
                     with contextlib.suppress(asyncio.CancelledError):
                         await asyncio.wait([reply])
-                reply.exception()  # nobody is left who wants to know
                 raise
         return _done.decode(reply.result())
 
@@ -105,16 +103,17 @@ class _Process:
         asyncio.get_running_loop().add_reader(self._replies, self._read)
 
     def begin(self, request: bytes) -> asyncio.Future[bytes]:
-        """Begin with *request*; whoever has the ``turn`` may. Raises NativeError."""
+        """Begin with *request*; whoever has the ``turn`` may. The answer is cancelled when the process ends."""
+        self._reply = reply = asyncio.get_running_loop().create_future()
         if self._dead:
-            raise _ended(self.pid)
-        self._reply = asyncio.get_running_loop().create_future()
+            reply.cancel()
+            return reply
         try:
             # It is waiting for this, so that also what does not fit the pipe is taken at once.
             _write(self._requests, request)
         except OSError:
             self._die()
-        return self._reply
+        return reply
 
     def close(self) -> None:
         """Let it end, and wait until it has."""
@@ -147,13 +146,9 @@ class _Process:
         self._dead = True
         asyncio.get_running_loop().remove_reader(self._replies)
         log.error("native_process_ended", pid=self.pid)
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(_ended(self.pid))
+        if self._reply is not None:
+            self._reply.cancel()
         self._on_death()
-
-
-def _ended(pid: int) -> NativeError:
-    return NativeError(f"process {pid}, which was to make it, ended: the worker starts anew, and goes on with it")
 
 
 def _become_one(tie: Callable[[], None], keep: Collection[int], requests: int, replies: int) -> NoReturn:

@@ -221,6 +221,12 @@ class Node:
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(self.socket)) == 0
 
+    def children(self) -> list[int]:
+        """Return the IDs of the worker's processes, but for its own."""
+        assert self._worker is not None
+        pid = self._worker.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def terminate(self) -> None:
         """Ask the worker to stop."""
         assert self._worker is not None

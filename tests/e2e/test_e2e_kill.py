@@ -7,8 +7,10 @@ by ``test_the_stories_are_complete``.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from e2e_kernel import eventually
@@ -190,6 +192,39 @@ def test_a_plugin_that_dies_takes_its_host_local_with_it(node: Node) -> None:
     assert "ended by SIGKILL" in answer.msg
     assert not orphans(node.name)
     gate.open()
+
+
+@pytest.mark.parametrize("node", ["auto"], ids=["native"], indirect=True)
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_a_worker_one_of_whose_processes_dies_ends_and_the_next_goes_on(node: Node, command: str) -> None:
+    node.start()
+    assert node.samplepod("first").add().exit_code == 0
+    pod = node.samplepod()
+    if command == "DEL":
+        assert pod.add().exit_code == 0
+    lock = node.addresses / "default" / "lock"
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        call = pod.call(command)
+        (at_it,) = eventually(lambda: [pid for pid in node.children() if opened(pid, lock)], "the lock is waited for")
+        os.kill(at_it, signal.SIGKILL)
+        assert node.ended() == 1
+        node.expected_mistakes += 2  # which process ended, and that the worker ends
+    node.start()
+    answer = call.answer()
+    assert answer.exit_code == 0, answer
+    if command == "ADD":
+        node.assert_attached(pod)
+    node.settle()
+
+
+def opened(pid: int, file: Path) -> bool:
+    """Return whether the process *pid* has *file* open."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        return any(os.readlink(f"{folder}/{each}") == str(file) for each in os.listdir(folder))
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
