@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import os
+from pathlib import Path
+from typing import NamedTuple
 
 from bench.report import report
 from bench.stage import Stage, pods, resident
@@ -30,21 +32,48 @@ def main(arguments: list[str] | None = None) -> None:
         assert stage.worker is not None
         worker = stage.worker.pid
         report("worker idle", resident(worker), "MiB", 40.0)
+        report("worker idle, with its processes", proportional(family(worker)), "MiB")
         report("nats-server idle", resident(stage.server.pid), "MiB", 32.0)
         cycle(stage, _WARM)
-        before = resident(worker), _count(worker, "task"), _count(worker, "fd")
+        before = _held(worker)
         cycle(stage, options.cycles - _WARM)
-        after = resident(worker), _count(worker, "task"), _count(worker, "fd")
-        report(f"worker after {_WARM} attach/detach cycles", before[0], "MiB")
-        report(f"worker after {options.cycles} attach/detach cycles", after[0], "MiB", 46.0)
-        report(f"worker, from {_WARM} to {options.cycles} cycles", after[0] - before[0], "MiB", 5.0)
-        report(f"worker's threads, from {_WARM} to {options.cycles} cycles", after[1] - before[1], "threads", 8)
-        report(f"worker's descriptors, from {_WARM} to {options.cycles} cycles", after[2] - before[2], "files", 0)
+        after = _held(worker)
+        report(f"worker after {_WARM} attach/detach cycles", before.own, "MiB")
+        report(f"worker after {options.cycles} attach/detach cycles", after.own, "MiB", 46.0)
+        report(f"worker after {options.cycles} attach/detach cycles, with its processes", after.memory, "MiB")
+        span = f"worker and its processes, from {_WARM} to {options.cycles} cycles"
+        report(span, after.memory - before.memory, "MiB", 5.0)
+        report(f"{span}, threads", after.threads - before.threads, "threads", 8)
+        report(f"{span}, descriptors", after.files - before.files, "files", 0)
         report(f"nats-server after {options.cycles} attach/detach cycles", resident(stage.server.pid), "MiB", 32.0)
 
 
-def _count(pid: int, what: str) -> int:
-    return len(os.listdir(f"/proc/{pid}/{what}"))
+class _Held(NamedTuple):
+    own: float
+    memory: float
+    threads: int
+    files: int
+
+
+def _held(worker: int) -> _Held:
+    pids = family(worker)
+    return _Held(resident(worker), proportional(pids), _count(pids, "task"), _count(pids, "fd"))
+
+
+def family(worker: int) -> list[int]:
+    """Return the process *worker* and its children."""
+    children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    return [worker, *map(int, children)]
+
+
+def proportional(pids: list[int]) -> float:
+    """Return the memory of the processes *pids* in MiB, of what they share with others each its part."""
+    lines = (line for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def _count(pids: list[int], what: str) -> int:
+    return sum(len(os.listdir(f"/proc/{pid}/{what}")) for pid in pids)
 
 
 if __name__ == "__main__":

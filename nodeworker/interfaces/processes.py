@@ -157,8 +157,10 @@ def _become_one(tie: Callable[[], None], keep: Collection[int], requests: int, r
     try:
         tie()
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the worker sees to the end
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A terminal or a service manager may send it to all, and it is the worker that sees to the end. To ignore
+            # it would be inherited by programs that are executed.
+            signal.signal(number, lambda *_: None)
         _close_all_but(keep)
         sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))  # they may have been others
         _serve(requests, replies)

@@ -317,6 +317,21 @@ async def test_a_process_that_dies_leaves_what_it_was_at_and_all_that_comes_to_t
     assert coming.cancelled()
 
 
+async def test_a_signal_to_all_ends_nothing_before_its_end(bridge: Plugin, processes: NativeProcesses) -> None:
+    with (bridge.folder / "lock").open("w") as lock:
+        (bridge.folder / "net").mkdir()
+        (bridge.folder / "lock").rename(bridge.folder / "net" / "lock")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        adding = asyncio.create_task(bridge.done("ADD"))
+        await waiting_for(bridge.folder / "net" / "lock", processes)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            for pid in processes.pids:
+                os.kill(pid, number)
+    await adding
+    await bridge.done("DEL")
+    assert not processes.died.is_set()
+
+
 def test_the_processes_end_with_whoever_made_them() -> None:
     reading, writing = os.pipe()
     maker = os.fork()
