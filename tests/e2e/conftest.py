@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_node import MakeNode, Node
+from e2e_node import MakeNode, Node, prove_clean
 from e2e_runtime import PLUGINS
 
 
@@ -76,13 +76,3 @@ def shared_node(module_node: Node) -> Iterator[Node]:
     """A node whose worker runs, for the tests of a module one after another, with a *delegateTimeout* of 2 s."""
     yield module_node
     prove_clean(module_node)
-
-
-def prove_clean(node: Node) -> None:
-    """Detach what is attached and assert that nothing is left of it."""
-    print(node.log.read_text())  # shown where a test fails
-    try:
-        node.settle()
-        node.assert_nothing_left()
-    finally:
-        node.forget()

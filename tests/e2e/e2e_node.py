@@ -365,3 +365,13 @@ def addresses_of(result: Mapping[str, Any]) -> set[str]:
     if families := [result[key] for key in ("ip4", "ip6") if key in result]:
         return {str(ipaddress.ip_interface(family["ip"])) for family in families}
     return {str(ipaddress.ip_interface(each["address"])) for each in result.get("ips", ())}
+
+
+def prove_clean(node: Node) -> None:
+    """Detach what is attached and assert that nothing is left of it."""
+    print(node.log.read_text())  # shown where a test fails
+    try:
+        node.settle()
+        node.assert_nothing_left()
+    finally:
+        node.forget()

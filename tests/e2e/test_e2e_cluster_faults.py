@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import prove_clean
 from e2e_cluster import NETWORK, Cluster
 from e2e_kernel import eventually
-from e2e_node import ADD_STORY, DEL_STORY, Node
+from e2e_node import ADD_STORY, DEL_STORY, Node, prove_clean
 from e2e_runtime import PodSandbox
 
 from events.schema import AttachPlanned, ErrorClass, Failure

@@ -476,8 +476,9 @@ def test_a_command_that_rests_on_an_older_look_frees_nothing(make_leaky: Callabl
         cause=second.id,
         data=ReclaimRequested(request="fresh", leak=first.data.leak),  # type: ignore[arg-type]
     )
-    append(leaky.node, again, replace(again, id=type(first.id)("twice")))
+    append(leaky.node, again)
     leaky.wait_reclaimed(LeakKind.SANDBOX_GONE)
+    append(leaky.node, replace(again, id=type(first.id)("twice")))
     eventually(lambda: len(leaky.datas(LeakReclaimFailed)) == 2, "the second of the same is refused")
     assert NodeName(leaky.node.name) == again.node
 

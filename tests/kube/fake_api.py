@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -145,8 +146,10 @@ async def fake_api(**behaviour: Behaviour) -> AsyncGenerator[FakeApi, None]:
     for name, does in behaviour.items():
         setattr(fake, name, does)
     tasks: set[asyncio.Task[None]] = set()
+    writers: weakref.WeakSet[asyncio.StreamWriter] = weakref.WeakSet()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.add(writer)
         task = asyncio.create_task(fake.serve(reader, writer))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
@@ -157,9 +160,13 @@ async def fake_api(**behaviour: Behaviour) -> AsyncGenerator[FakeApi, None]:
         yield fake
     finally:
         server.close()
+        await asyncio.sleep(0.01)  # one that was just accepted would be lost unclosed
         for task in tuple(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in tuple(writers):  # of a task, too, that was cancelled before it began
+            writer.close()
+        await asyncio.sleep(0)
 
 
 def listed(*items: dict[str, Any], version: str = "1", following: str = "") -> dict[str, Any]:
