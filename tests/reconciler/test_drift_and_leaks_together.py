@@ -318,7 +318,8 @@ class Together(RuleBasedStateMachine):
         self.settle()
         self.assert_settled(self.boxes)
         self.decide()
-        assert not self.orders
+        # Of a sandbox that runs without its namespace nothing can be seen, so what was seen last stands until its DEL.
+        assert not [order for order in self.orders if self.boxes[order.sandbox.container_id].namespace]
         assert not self.reclaims
 
     def assert_settled(self, boxes: Iterable[str]) -> None:
