@@ -57,6 +57,7 @@ class Answers:
 
     def __init__(self) -> None:
         self._answers: dict[RequestId, asyncio.Future[Reply]] = {}
+        self._ends: dict[RequestId, asyncio.TimerHandle] = {}
 
     def open(self, request: RequestId) -> bool:
         """Expect an answer to *request*; return False when it was expected, or given, before."""
@@ -80,7 +81,7 @@ class Answers:
         answer = self._answers[request]
         if not answer.done():
             answer.set_result(reply)
-            asyncio.get_running_loop().call_later(KEEP, self._answers.pop, request, None)
+            self._ends[request] = asyncio.get_running_loop().call_later(KEEP, self._forget, request)
 
     def cancel(self, request: RequestId) -> None:
         """Expect no answer to *request* any more: it was not made."""
@@ -94,4 +95,9 @@ class Answers:
         """
         answer = self._answers.get(request)
         if answer is not None and answer.done() and answer.result().failure is None:
-            del self._answers[request]
+            self._forget(request)
+
+    def _forget(self, request: RequestId) -> None:
+        self._answers.pop(request, None)
+        if (end := self._ends.pop(request, None)) is not None:
+            end.cancel()  # or the loop would hold thousands of them, each for minutes

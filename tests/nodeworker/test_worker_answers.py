@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from worker_harness import until
@@ -60,3 +61,21 @@ def test_replies_are_what_the_specification_wants() -> None:
     refused = reply_of(AttachFailed(request=REQUEST, ifname=eth0, failure=FAILURE), '{"cniVersion":"0.4.0"}')
     assert refused == (1, b'{"cniVersion":"0.4.0","code":42,"msg":"no more uplinks"}', FAILURE)
     assert refusal(FAILURE, "no JSON").stdout.startswith(b'{"cniVersion":"1.1.0"')
+
+
+async def test_nothing_is_held_of_an_answer_that_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+    call_later = loop.call_later
+
+    def noted(*how: Any) -> asyncio.TimerHandle:
+        timers.append(call_later(*how))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", noted)
+    answers = Answers()
+    for number in range(3):
+        answers.give(RequestId(f"r{number}"), OK)
+    answers.taken(RequestId("r1"))
+    assert [timer.cancelled() for timer in timers] == [False, True, False]
+    assert not answers.given(RequestId("r1"))
