@@ -217,7 +217,7 @@ def test_a_deleted_bridge_is_made_again_with_its_ports(make_node: MakeNode) -> N
             lambda: [picture(pod)["links"] for pod in pods] == before if BRIDGE in links() else False, "as before"
         )
         eventually(lambda: not any(box.drifts for box in node.state().sandboxes.values()), "the ledger knows")
-        assert len(picture(pods[0])["ports"]) == len(pods)
+        eventually(lambda: len(picture(pods[0])["ports"]) == len(pods), "all are ports of it")
 
 
 def test_what_is_the_nodes_is_reported_with_the_reason(held: Node) -> None:

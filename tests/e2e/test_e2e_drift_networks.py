@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -106,12 +107,20 @@ NETWORKS = {
 }
 
 
+_SEEN = 0.7
+"""Seconds after an attach in which the worker has had its first look."""
+
+
 def attached(node: Node, network: Network, name: str = "samplepod") -> PodSandbox:
-    """Return a pod with addresses of both families on a bridge, and with a second interface on *network*."""
+    """Return a pod with addresses of both families on a bridge, and with a second interface on *network*.
+
+    The worker has looked at it: what nobody configured, such as an MTU, is as it should be when it is first seen.
+    """
     node.nad("second", network.config(node))
     pod = node.pod(name, "second", config=node.conf(dual_bridge(node)))
     answer = pod.add()
     assert answer.exit_code == 0, answer
+    time.sleep(_SEEN)
     return pod
 
 
