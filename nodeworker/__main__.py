@@ -54,7 +54,7 @@ _SOURCE_PATIENCE = 5.0
 _SETTLE = 2.0
 """Seconds that the hub gets to take the last events: a node that is drained may not come back."""
 _SWITCH = 0.001
-"""Seconds after which a thread at work, with a native plugin say, lets the event loop go on; by default it is 5 ms."""
+"""Seconds after which a thread at work, looking at a sandbox say, lets the event loop go on; by default it is 5 ms."""
 _GRACE = 5.0
 """Seconds that requests under way get to finish when the worker is told to stop."""
 

@@ -1,6 +1,6 @@
 """What a native plugin is: the verbs of the CNI specification as functions, instead of a process.
 
-A plugin's functions are called on a thread of their own and may block. They raise ``NativeError`` where the reference
+A plugin's functions are called in a process of their own and may block. They raise ``NativeError`` where the reference
 plugin would end with an error; whatever they had made until then is taken away by a DEL that follows, as with any
 plugin (CNI specification 1.1, section 2, "DEL").
 """
@@ -14,11 +14,14 @@ import msgspec
 
 from nodeworker.delegates.results import Result
 
+GENERIC = 999
+"""The CNI error code of the reference plugins for whatever has none of its own."""
+
 
 class NativeError(Exception):
     """A native plugin can't do what it was asked to; ``code`` is the CNI error code of the reference plugin."""
 
-    def __init__(self, message: str, code: int = 999) -> None:
+    def __init__(self, message: str, code: int = GENERIC) -> None:
         super().__init__(message)
         self.code = code
 

@@ -23,6 +23,7 @@ import msgspec
 import structlog
 
 from events.process import die_with_parent
+from nodeworker.interfaces.native import GENERIC
 from nodeworker.interfaces.work import Clearing, Done, Work, perform
 
 log = structlog.get_logger(__name__)
@@ -33,7 +34,6 @@ PROCESSES = 2
 _LENGTH = struct.Struct("=I")
 _READ_BYTES = 256 * 1024
 _STANDARD_FILES = 3
-_GENERIC = 999
 
 _asked = msgspec.msgpack.Decoder(Work | Clearing)
 _done = msgspec.msgpack.Decoder(Done)
@@ -185,7 +185,7 @@ def _serve(requests: int, replies: int) -> None:
             done = perform(_asked.decode(request))
         except Exception as error:  # rule: one bad request never stops the others
             log.exception("native_plugin_broke")
-            done = Done(refusal=f"Plumbline itself is at fault: {error!r}", code=_GENERIC)
+            done = Done(refusal=f"Plumbline itself is at fault: {error!r}", code=GENERIC)
         _write(replies, msgspec.msgpack.encode(done))
 
 

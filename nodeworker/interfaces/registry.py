@@ -53,8 +53,8 @@ TYPES = frozenset({*_INTERFACES, *_IPAM})
 
 def interface_plugin(plugin_type: str) -> InterfacePlugin | None:
     """Return the native plugin of that type, None if there is none."""
-    name = _INTERFACES.get(plugin_type)
-    return cast("InterfacePlugin", _module(f"nodeworker.interfaces.{name}")) if name else None
+    module = _interface_module(plugin_type)
+    return cast("InterfacePlugin", _module(module)) if module else None
 
 
 def collecting_plugin(plugin_type: str) -> CollectingPlugin | None:
@@ -64,8 +64,8 @@ def collecting_plugin(plugin_type: str) -> CollectingPlugin | None:
 
 def ipam_plugin(plugin_type: str) -> IpamPlugin | None:
     """Return the native IPAM plugin of that type, None if there is none."""
-    name = _IPAM.get(plugin_type)
-    return cast("IpamPlugin", _module(f"nodeworker.ipam.{name}")) if name else None
+    module = _ipam_module(plugin_type)
+    return cast("IpamPlugin", _module(module)) if module else None
 
 
 def unloaded(plugins: Iterable[str]) -> tuple[str, ...]:
@@ -82,9 +82,18 @@ def load(modules: Iterable[str]) -> None:
 @functools.lru_cache(128)
 def _modules(plugin: str) -> tuple[str, ...]:
     config = cast("dict[str, Any]", msgspec.json.decode(plugin))
-    interface, ipam = _INTERFACES.get(str(config.get("type", ""))), _IPAM.get(ipam_type(config))
-    found = (interface and f"nodeworker.interfaces.{interface}", ipam and f"nodeworker.ipam.{ipam}")
-    return tuple(name for name in found if name)
+    found = _interface_module(str(config.get("type", ""))), _ipam_module(ipam_type(config))
+    return tuple(module for module in found if module)
+
+
+def _interface_module(plugin_type: str) -> str:
+    name = _INTERFACES.get(plugin_type)
+    return f"nodeworker.interfaces.{name}" if name else ""
+
+
+def _ipam_module(plugin_type: str) -> str:
+    name = _IPAM.get(plugin_type)
+    return f"nodeworker.ipam.{name}" if name else ""
 
 
 def ipam_type(config: Mapping[str, Any]) -> str:

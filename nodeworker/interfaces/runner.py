@@ -17,7 +17,7 @@ from nodeworker.delegates import results
 from nodeworker.delegates.complaints import complaint
 from nodeworker.delegates.exec import PluginError, PluginExecutor
 from nodeworker.delegates.results import Result
-from nodeworker.interfaces.native import IpamPlugin, NativeError
+from nodeworker.interfaces.native import GENERIC, IpamPlugin, NativeError
 from nodeworker.interfaces.processes import NativeProcesses
 from nodeworker.interfaces.registry import (
     Switch,
@@ -27,8 +27,6 @@ from nodeworker.interfaces.registry import (
     ipam_type,
 )
 from nodeworker.interfaces.work import Work, version_of
-
-_GENERIC = 999
 
 
 class NativeRunner:
@@ -108,7 +106,7 @@ class NativeRunner:
         )
         if run.exit_code:
             said = complaint(run, stdout)
-            raise NativeError(f"IPAM plugin {ipam}: {said.message}", said.code or _GENERIC)
+            raise NativeError(f"IPAM plugin {ipam}: {said.message}", said.code or GENERIC)
         return stdout
 
 

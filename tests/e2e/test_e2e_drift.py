@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from e2e_kernel import eventually, ip, links
-from e2e_node import BRIDGE, PARENT, MakeNode, Node
+from e2e_node import BRIDGE, PARENT, MakeNode, Node, prove_clean
 from e2e_reconciler import reconciler
 from e2e_runtime import PodSandbox
 
@@ -37,12 +37,7 @@ def held_node(request: pytest.FixtureRequest, shim: Path, tmp_path_factory: pyte
 def held(held_node: Node) -> Iterator[Node]:
     """A node that is held to its ledger, and afterwards as it was before."""
     yield held_node
-    print(held_node.log.read_text())  # shown where a test fails
-    try:
-        held_node.settle()
-        held_node.assert_nothing_left()
-    finally:
-        held_node.forget()
+    prove_clean(held_node)
 
 
 def attached(node: Node, name: str = "samplepod") -> PodSandbox:

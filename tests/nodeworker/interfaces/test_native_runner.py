@@ -259,15 +259,22 @@ async def test_what_an_executed_ipam_plugin_prints_has_to_be_a_result(executed: 
     assert names(executed.netns) == {"lo"}
 
 
-async def test_a_cancellation_is_raised_when_what_was_begun_has_ended(
-    bridge: Plugin, processes: NativeProcesses
-) -> None:
+@contextlib.asynccontextmanager
+async def held_up(bridge: Plugin, processes: NativeProcesses) -> AsyncIterator[asyncio.Task[tuple[PluginRun, Any]]]:
+    """Have an ADD begun, for ``c1`` after ``c9``, and hold it up in host-local's lock meanwhile."""
     await bridge.done("ADD", container_id="c9")
     ip("link del net1", bridge.netns)
     with (bridge.folder / "net" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         adding = asyncio.create_task(bridge.run("ADD"))
         await waiting_for(bridge.folder / "net" / "lock", processes)
+        yield adding
+
+
+async def test_a_cancellation_is_raised_when_what_was_begun_has_ended(
+    bridge: Plugin, processes: NativeProcesses
+) -> None:
+    async with held_up(bridge, processes) as adding:
         for _ in range(3):
             adding.cancel()
             await asyncio.sleep(0)
@@ -281,12 +288,7 @@ async def test_a_cancellation_is_raised_when_what_was_begun_has_ended(
 
 
 async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin, processes: NativeProcesses) -> None:
-    await bridge.done("ADD", container_id="c9")
-    ip("link del net1", bridge.netns)
-    with (bridge.folder / "net" / "lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        adding = asyncio.create_task(bridge.run("ADD"))
-        await waiting_for(bridge.folder / "net" / "lock", processes)
+    async with held_up(bridge, processes) as adding:
         waiting = asyncio.create_task(bridge.run("ADD", container_id="late"))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -300,12 +302,7 @@ async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin, processes
 async def test_a_process_that_dies_leaves_what_it_was_at_and_all_that_comes_to_the_next_worker(
     bridge: Plugin, processes: NativeProcesses
 ) -> None:
-    await bridge.done("ADD", container_id="c9")
-    ip("link del net1", bridge.netns)
-    with (bridge.folder / "net" / "lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        adding = asyncio.create_task(bridge.run("ADD"))
-        await waiting_for(bridge.folder / "net" / "lock", processes)
+    async with held_up(bridge, processes) as adding:
         assert not processes.died.is_set()
         for pid in processes.pids:
             os.kill(pid, signal.SIGKILL)
@@ -318,16 +315,12 @@ async def test_a_process_that_dies_leaves_what_it_was_at_and_all_that_comes_to_t
 
 
 async def test_a_signal_to_all_ends_nothing_before_its_end(bridge: Plugin, processes: NativeProcesses) -> None:
-    with (bridge.folder / "lock").open("w") as lock:
-        (bridge.folder / "net").mkdir()
-        (bridge.folder / "lock").rename(bridge.folder / "net" / "lock")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        adding = asyncio.create_task(bridge.done("ADD"))
-        await waiting_for(bridge.folder / "net" / "lock", processes)
+    async with held_up(bridge, processes) as adding:
         for number in (signal.SIGTERM, signal.SIGINT):
             for pid in processes.pids:
                 os.kill(pid, number)
-    await adding
+    run, printed = await adding
+    assert run.exit_code == 0, printed
     await bridge.done("DEL")
     assert not processes.died.is_set()
 
