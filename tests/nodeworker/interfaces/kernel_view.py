@@ -178,7 +178,13 @@ def _filters() -> list[Any]:
 def _parameters() -> dict[str, str]:
     root = Path("/proc/sys/net")
     files = [root / "ipv4/ip_forward", *sorted(root.glob("ipv[46]/conf/*/*"))]
-    return {str(file.relative_to(root)): file.read_text().strip() for file in files if file.name not in _UNREADABLE}
+    seen: dict[str, str] = {}
+    for file in files:
+        # The kernel takes away a removed container's wires, and their files, some time after the command has returned.
+        with contextlib.suppress(FileNotFoundError):
+            if file.name not in _UNREADABLE:
+                seen[str(file.relative_to(root))] = file.read_text().strip()
+    return seen
 
 
 def _lasting(value: Any) -> Any:
