@@ -85,6 +85,8 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """The delegate's result once it is attached; stays for DEL and CHECK."""
     device_info: str = ""
     """As in ``InterfaceAttached``."""
+    mtus: tuple[int, ...] = ()
+    """Of the interface after each plugin of the chain, as in ``PluginRun``; none where nobody recorded the runs."""
 
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
@@ -306,7 +308,8 @@ def _attachment(
         if attachment.plan.ifname == ifname and attachment.plan.network == network:
             after = replace(attachment, phase=phase)
             if attached is not None:
-                after = replace(after, result=attached.result, device_info=attached.device_info)
+                mtus = tuple(run.mtu for run in attached.runs)
+                after = replace(after, result=attached.result, device_info=attached.device_info, mtus=mtus)
             attachments = (*sandbox.attachments[:index], after, *sandbox.attachments[index + 1 :])
             return replace(sandbox, attachments=attachments), ""
     return sandbox, f"the plan has no attachment {ifname} of {network}"

@@ -160,7 +160,7 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PluginRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One execution of a plugin binary."""
+    """One execution of a plugin, as a binary or natively."""
 
     type: str
     command: str
@@ -171,6 +171,8 @@ class PluginRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Empty for the plugin whose output is the result that the event records."""
     stderr: str = ""
     """Both are bounded: see ``nodeworker.delegates.exec``."""
+    mtu: int = 0
+    """Of the container's interface, as a native ADD left it; 0: not known."""
 
 
 class PlannedAttachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

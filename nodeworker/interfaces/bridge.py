@@ -105,7 +105,7 @@ def add(call: Call, ipam: Result | None) -> Result:
     interfaces = (
         Interface(name=bridge.name, mac=bridge.mac),
         Interface(name=outside.name, mac=outside.mac),
-        Interface(name=wire.inside.name, mac=wire.inside.mac, sandbox=call.netns),
+        Interface(name=wire.inside.name, mac=wire.inside.mac, mtu=wire.inside.mtu, sandbox=call.netns),
         *([] if on_node.index == bridge.index else [Interface(name=on_node.name, mac=on_node.mac)]),
     )
     result = Result(cni_version=config.cni_version, interfaces=interfaces, dns=config.dns)

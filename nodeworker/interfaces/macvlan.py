@@ -62,7 +62,7 @@ def add(call: Call, ipam: Result | None) -> Result:
             announce(ends, link, given)
     return Result(
         cni_version=config.cni_version,
-        interfaces=(Interface(name=link.name, mac=link.mac, sandbox=call.netns),),
+        interfaces=(Interface(name=link.name, mac=link.mac, mtu=link.mtu, sandbox=call.netns),),
         ips=() if ipam is None else with_interface(ipam.ips, 0),
         routes=() if ipam is None else ipam.routes,
         dns=config.dns,

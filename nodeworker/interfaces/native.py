@@ -59,6 +59,7 @@ class InterfacePlugin(Protocol):
     def add(self, call: Call, ipam: Result | None) -> Result:
         """Make the interface and return the result; *ipam* is what the IPAM plugin has assigned, None without one.
 
+        The result tells the interface's MTU too, which is recorded and not printed.
         Repeating it after it was cut at any point gives the same interface. Raises NativeError.
         """
         ...

@@ -67,7 +67,7 @@ def add(call: Call, ipam: Result | None) -> Result:
         cni_version=config.cni_version,
         interfaces=(
             Interface(name=wire.outside.name, mac=wire.outside.mac),
-            Interface(name=wire.inside.name, mac=wire.inside.mac, sandbox=call.netns),
+            Interface(name=wire.inside.name, mac=wire.inside.mac, mtu=wire.inside.mtu, sandbox=call.netns),
         ),
         ips=with_interface(ipam.ips, 1),
         dns=config.dns if config.dns != DNS() else ipam.dns,

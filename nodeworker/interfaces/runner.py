@@ -26,7 +26,7 @@ from nodeworker.interfaces.registry import (
     ipam_plugin,
     ipam_type,
 )
-from nodeworker.interfaces.work import Work, version_of
+from nodeworker.interfaces.work import Done, Work, version_of
 
 
 class NativeRunner:
@@ -58,38 +58,38 @@ class NativeRunner:
         work = Work(plugin=plugin_type, command=command, env=env, stdin=stdin)
         try:
             if not ipam:
-                stdout = await self._do(work, config)
+                done = await self._do(work, config)
             elif self.native_ipam(ipam, config) is not None:
-                stdout = await self._do(msgspec.structs.replace(work, ipam=ipam), config)
+                done = await self._do(msgspec.structs.replace(work, ipam=ipam), config)
             else:
-                stdout = await self._with_executed(ipam, work, config, search, started + timeout)
-            exit_code = 0
+                done = await self._with_executed(ipam, work, config, search, started + timeout)
+            stdout, mtu, exit_code = done.stdout, done.mtu, 0
         except NativeError as error:
             refusal = {"cniVersion": version_of(config), "code": error.code, "msg": str(error)}
-            stdout, exit_code = msgspec.json.encode(refusal), 1
+            stdout, mtu, exit_code = msgspec.json.encode(refusal), 0, 1
         seconds = asyncio.get_running_loop().time() - started
-        return PluginRun(type=plugin_type, command=command, seconds=seconds, exit_code=exit_code), stdout
+        return PluginRun(type=plugin_type, command=command, seconds=seconds, exit_code=exit_code, mtu=mtu), stdout
 
     def native_ipam(self, ipam: str, config: Mapping[str, Any]) -> IpamPlugin | None:
         """Return the IPAM plugin of *config* if it is to run natively."""
         plugin = ipam_plugin(ipam) if ipam else None
         return plugin if plugin and enabled(ipam, self._switch) and not plugin.unsupported(config) else None
 
-    async def _do(self, work: Work, config: Mapping[str, Any]) -> bytes:
-        """Return what the plugin would print. Raises NativeError."""
+    async def _do(self, work: Work, config: Mapping[str, Any]) -> Done:
+        """Return what came of *work*. Raises NativeError."""
         done = await self._processes.do(work, str(config.get("name", "")))
         if done.refusal:
             raise NativeError(done.refusal, done.code)
-        return done.stdout
+        return done
 
     async def _with_executed(
         self, ipam: str, work: Work, config: Mapping[str, Any], search: Sequence[str], deadline: float
-    ) -> bytes:
+    ) -> Done:
         """Do the same with an IPAM plugin that is executed. Raises NativeError, PluginError."""
         if work.command == "DEL":
-            printed = await self._do(work, config)
+            done = await self._do(work, config)
             await self._execute(ipam, work, search, deadline)
-            return printed
+            return done
         assigned = await self._execute(ipam, work, search, deadline)
         if work.command == "ADD":
             work = msgspec.structs.replace(work, assigned=_assigned(ipam, assigned, version_of(config)))

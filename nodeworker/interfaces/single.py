@@ -37,7 +37,7 @@ def result(call: Call, version: str, link: Link, ipam: Result | None, dns: DNS) 
     """Return the result, in CNI version *version*, of an ADD that made *link* with what *ipam* assigns."""
     return Result(
         cni_version=version,
-        interfaces=(Interface(name=link.name, mac=link.mac, sandbox=call.netns),),
+        interfaces=(Interface(name=link.name, mac=link.mac, mtu=link.mtu, sandbox=call.netns),),
         ips=() if ipam is None else with_interface(ipam.ips, 0),
         routes=() if ipam is None else ipam.routes,
         dns=dns,

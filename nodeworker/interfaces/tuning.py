@@ -246,8 +246,7 @@ def _compare(files: Mapping[str, str]) -> None:
 def _as_tuned(interface: Interface, call: Call, wanted: Properties) -> Interface:
     if interface.name != call.ifname or not interface.sandbox:
         return interface
-    mtu = wanted.mtu if interface.mtu and wanted.mtu else interface.mtu
-    return replace(interface, mac=wanted.mac or interface.mac, mtu=mtu)
+    return replace(interface, mac=wanted.mac or interface.mac, mtu=wanted.mtu or interface.mtu)
 
 
 def _note(call: Call) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from nodeworker.delegates import results
 from nodeworker.delegates.results import Result
@@ -56,6 +57,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     """Why it could not be done; empty: it was."""
     code: int = 0
     """Of the refusal."""
+    mtu: int = 0
+    """Of the container's interface, after an ADD."""
     seconds: float = 0.0
     ipam_seconds: float = 0.0
     """What of them the IPAM plugin took."""
@@ -75,15 +78,15 @@ def perform(asked: Work | Clearing) -> Done:
     try:
         if isinstance(asked, Clearing):
             all_taken_away(asked.netns, asked.ifnames)
-            stdout = b""
+            done = Done()
         else:
-            stdout = _performed(asked, clock)
+            done = _performed(asked, clock)
     except NativeError as error:
         return Done(refusal=str(error), code=error.code)
     except OSError as error:
         # What the plugin did not foresee: no descriptor or memory is left, most likely.
         return Done(refusal=f"the node does not let it work: {error.strerror or error}", code=_IO_FAILURE)
-    return Done(stdout=stdout, seconds=time.perf_counter() - started, ipam_seconds=clock.seconds)
+    return replace(done, seconds=time.perf_counter() - started, ipam_seconds=clock.seconds)
 
 
 class _Clock:
@@ -98,8 +101,15 @@ class _Clock:
         self.seconds += time.perf_counter() - self._started
 
 
-def _performed(work: Work, clock: _Clock) -> bytes:
-    """Return what the plugin would print. Raises NativeError."""
+def printed(result: Result, before: Result | None) -> Result:
+    """Return *result* as the reference plugins print it: with those MTUs only that the result *before* tells too."""
+    told = {(each.name, each.sandbox) for each in (before.interfaces if before else ()) if each.mtu}
+    interfaces = (each if (each.name, each.sandbox) in told else replace(each, mtu=0) for each in result.interfaces)
+    return replace(result, interfaces=tuple(interfaces))
+
+
+def _performed(work: Work, clock: _Clock) -> Done:
+    """Do it, and return what came of it but for the times. Raises NativeError."""
     if work.command not in _VERBS:
         raise NativeError(f"{work.command} is no verb of CNI", _INVALID_ENVIRONMENT)
     plugin = interface_plugin(work.plugin)
@@ -133,19 +143,21 @@ def _performed(work: Work, clock: _Clock) -> bytes:
             ipam.status(call)
         case _:
             pass
-    return b""
+    return Done()
 
 
-def _added(work: Work, plugin: InterfacePlugin, ipam: IpamPlugin | None, call: Call, clock: _Clock) -> bytes:
+def _added(work: Work, plugin: InterfacePlugin, ipam: IpamPlugin | None, call: Call, clock: _Clock) -> Done:
     assigned = work.assigned
     if ipam:
         with clock:
             assigned = ipam.add(call)
     result = plugin.add(call, assigned)
+    mtu = next((each.mtu for each in result.interfaces if each.sandbox and each.name == call.ifname), 0)
     try:
-        return results.encode(result, version_of(call.config)).encode()
+        text = results.encode(printed(result, call.prev_result), version_of(call.config))
     except results.ResultError as error:
         raise NativeError(str(error)) from error
+    return Done(stdout=text.encode(), mtu=mtu)
 
 
 def version_of(config: Mapping[str, Any]) -> str:

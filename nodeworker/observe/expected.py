@@ -1,7 +1,7 @@
 """What the node must have for a sandbox, as far as its recorded plan and results tell.
 
-Pure. What nobody recorded (a result that was lost before the sandbox was adopted, an MTU that the plugin left to the
-kernel) is not expected to be anything.
+Pure. What nobody recorded (a result that was lost before the sandbox was adopted, an MTU that an executed plugin left
+to the kernel) is not expected to be anything.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ OF_THE_NODE = frozenset({"macvlan", "ipvlan", "vlan"})
 """Plugins whose interface rests on one of the node's, which they do not make."""
 PLAIN = frozenset({"bridge", "dummy", "host-device", "ipvlan", "macvlan", "ptp", "tap", "vlan"})
 """Plugins that configure their interface with exactly what their result says."""
+_LEAVE_MTU = frozenset({"bandwidth", "firewall", "passthru", "portmap", "sbr", "tuning", "vrf"})
+"""Plugins that leave the MTU alone where they are not asked for one."""
 _DEFAULT_BRIDGE = "cni0"
 
 
@@ -109,7 +111,7 @@ def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
         ifname=plan.ifname,
         kind=kind,
         mac=told.mac.lower() if told is not None else "",
-        mtu=(told.mtu if told is not None else 0) or _configured_mtu(configs),
+        mtu=(told.mtu if told is not None else 0) or _mtu(configs, attachment.mtus),
         up=not configs[0].get("disableContainerInterface", False),
         optional=bool(plan.device) and not (told is not None and told.mac),
         addresses=tuple(ipaddress.ip_interface(ip.address) for ip in ips),
@@ -125,9 +127,25 @@ def _is_own(result: Result, ip: IP, ifname: str) -> bool:
     return bool(owner.sandbox) and owner.name == ifname
 
 
-def _configured_mtu(configs: list[dict[str, Any]]) -> int:
-    asked = [config.get("mtu") for config in configs]
-    return next((mtu for mtu in reversed(asked) if isinstance(mtu, int) and mtu > 0), 0)
+def _mtu(configs: list[dict[str, Any]], left: tuple[int, ...]) -> int:
+    """Return the MTU that the last plugin with a say in it gave the interface; 0: nobody knows.
+
+    *left* has what was recorded after each of them, which is void after one that may have changed it unasked.
+    """
+    recorded = left if len(left) == len(configs) else (0,) * len(configs)
+    valid = True
+    for config, mtu in zip(reversed(configs), reversed(recorded), strict=True):
+        if known := (mtu if valid else 0) or _asked_mtu(config):
+            return known
+        valid = valid and config.get("type") in _LEAVE_MTU
+    return 0
+
+
+def _asked_mtu(config: Mapping[str, Any]) -> int:
+    args = cast("dict[str, dict[str, Any] | None]", config.get("args") or {})
+    in_args = (args.get("cni") or {}).get("mtu") if config.get("type") == "tuning" else None
+    asked = config.get("mtu") if in_args is None else in_args
+    return asked if isinstance(asked, int) and asked > 0 else 0
 
 
 def _parent(kind: str, config: Mapping[str, Any]) -> str:

@@ -317,6 +317,17 @@ def test_what_changed_while_no_worker_was_there_is_found_and_repaired(node: Node
         eventually(lambda: not node.state().sandboxes[pod.key].drifts, "the ledger knows")
 
 
+def test_an_mtu_that_nobody_configured_is_known_to_a_worker_that_never_saw_it(node: Node) -> None:
+    pod = attached(node)
+    before = picture(pod)
+    node.kill()
+    ip("-n", pod.namespace, "link", "set", "net1", "mtu", "1400")
+    node.start()
+    with reconciler(node):
+        eventually(lambda: told(node, pod, DriftRepaired), "the drift is repaired")
+        assert picture(pod) == before
+
+
 def test_a_container_that_ends_is_not_held(node: Node) -> None:
     """The kernel must be able to take a namespace down while the worker watches what happens in it."""
     pod = attached(node)

@@ -13,6 +13,7 @@ from kernel_view import REFERENCE, container, differences, execute, filters_vlan
 from nodeworker.delegates import results
 from nodeworker.interfaces import bridge, loopback, macvlan, ptp
 from nodeworker.interfaces.native import Call
+from nodeworker.interfaces.work import printed
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
@@ -113,7 +114,7 @@ def natively(config: dict[str, Any], ipam: dict[str, Any]) -> list[dict[str, Any
         furnish()
         call = Call(container_id="sandbox", netns=netns, ifname="net1", config=config)
         result = plugin.add(call, assigned(ipam) if ipam else None)
-        attached = view(netns, {"dns": {}} | json.loads(results.encode(result, "1.0.0")))
+        attached = view(netns, {"dns": {}} | json.loads(results.encode(printed(result, None), "1.0.0")))
         plugin.delete(call)
         return [attached, view(netns)]
 

@@ -116,6 +116,25 @@ def addresses(netns: str) -> list[str]:
     return [f"{each['local']}/{each['prefixlen']}" for each in found if each["scope"] == "global"]
 
 
+@pytest.mark.parametrize("version", ["0.3.1", "1.0.0", "1.1.0"])
+async def test_the_mtu_is_recorded_and_not_printed(macvlan: Plugin, version: str) -> None:
+    macvlan.config["cniVersion"] = version
+    run, result = await macvlan.run("ADD")
+    assert run.mtu == shown("link show net1", macvlan.netns)[0]["mtu"] == 1450
+    assert "mtu" not in result["interfaces"][0]
+    assert (await macvlan.run("DEL"))[0].mtu == 0
+
+
+async def test_an_mtu_that_was_told_before_in_the_chain_is_told_on(macvlan: Plugin, runner: NativeRunner) -> None:
+    result = await macvlan.done("ADD")
+    tuning = Plugin(runner, macvlan.netns, macvlan.folder, {"type": "tuning", "dataDir": str(macvlan.folder)})
+    run, printed = await tuning.run("ADD", mtu=1400, prevResult=result)
+    assert (run.mtu, "mtu" in printed["interfaces"][0]) == (1400, False)
+    result["interfaces"][0]["mtu"] = 1450
+    run, printed = await tuning.run("ADD", mtu=1300, prevResult=result)
+    assert (run.mtu, printed["interfaces"][0]["mtu"]) == (1300, 1300)
+
+
 async def test_every_verb_of_a_bridge_with_host_local(bridge: Plugin) -> None:
     await bridge.done("STATUS")
     result = await bridge.done("ADD")

@@ -47,6 +47,8 @@ def wanted(
     result: Mapping[str, Any] | None = RESULT,
     policy: str = "repair",
     cni_version: str = "1.0.0",
+    chained: tuple[Mapping[str, Any], ...] = (),
+    mtus: tuple[int, ...] = (),
     **plan: Any,
 ) -> tuple[ExpectedLink, ...]:
     attachment = Attachment(
@@ -55,11 +57,12 @@ def wanted(
             ifname=IfName("net1"),
             cni_name="net",
             cni_version=cni_version,
-            plugins=(json.dumps(config),),
+            plugins=tuple(map(json.dumps, (config, *chained))),
             **plan,
         ),
         phase=AttachmentPhase.ATTACHED,
         result="" if result is None else json.dumps(result),
+        mtus=mtus,
     )
     box = Sandbox(
         key=SandboxKey(ContainerId("box"), IfName("eth0")),
@@ -149,6 +152,33 @@ def test_a_network_that_is_off_is_not_looked_at() -> None:
 
 def test_the_configured_mtu_goes_before_the_one_first_seen() -> None:
     assert kinds(wanted({**MACVLAN, "mtu": 1400}), SOUND, mtu=1500) == [DriftKind.MTU_CHANGED]
+
+
+@pytest.mark.parametrize(
+    ("mtus", "chained", "known"),
+    [
+        ((1400,), (), 1400),
+        ((1400, 0), ({"type": "portmap"},), 1400),
+        ((1400, 1300), ({"type": "tuning", "mtu": 1300},), 1300),
+        ((1400, 0), ({"type": "tuning", "mtu": 1300},), 1300),
+        ((1400, 0), ({"type": "tuning", "mtu": 1300, "args": {"cni": {"mtu": 1200}}},), 1200),
+        ((1400, 0), ({"type": "somebodys"},), 0),
+        ((1400, 0), ({"type": "somebodys", "mtu": 1300},), 1300),
+        ((1400, 0), (), 0),
+        ((), (), 0),
+    ],
+)
+def test_the_mtu_is_what_the_last_plugin_with_a_say_in_it_left(
+    mtus: tuple[int, ...], chained: tuple[Mapping[str, Any], ...], known: int
+) -> None:
+    (link,) = wanted(mtus=mtus, chained=chained)
+    assert link.mtu == known
+
+
+def test_an_mtu_that_the_result_tells_goes_before_all_else() -> None:
+    told = {**RESULT, "cniVersion": "1.1.0", "interfaces": [RESULT["interfaces"][0] | {"mtu": 1234}]}
+    (link,) = wanted({**MACVLAN, "mtu": 1400}, told, cni_version="1.1.0", mtus=(1300,))
+    assert link.mtu == 1234
 
 
 def test_a_device_without_network_driver_is_not_missed() -> None:
