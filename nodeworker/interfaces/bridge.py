@@ -160,7 +160,11 @@ def delete(call: Call) -> None:
 def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
     """Take away the rules of the network's interfaces that are none of *valid*. Raises NativeError."""
     config = misfit(call.config, Bridge)
-    if not isinstance(config, str) and config.has_ipam and config.ip_masq:
+    if isinstance(config, str):
+        return
+    if config.macspoofchk:
+        spoofing.collect(call, valid)
+    if config.has_ipam and config.ip_masq:
         masquerade.collect(call, config.ip_masq_backend, valid)
 
 

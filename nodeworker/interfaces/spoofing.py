@@ -6,16 +6,22 @@ what the other has made.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 from nodeworker.interfaces.ends import explaining
 from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.interfaces.veth import Pair
-from nodeworker.netlink import expressions, nftables
+from nodeworker.interfaces.veth import Pair, names_for
+from nodeworker.netlink import expressions, links, nftables
 from nodeworker.netlink.message import Request
-from nodeworker.netlink.nftables import Chain, Nftables
+from nodeworker.netlink.nftables import Chain, Nftables, Rule
+from nodeworker.netlink.socket import Netlink
 
 _TABLE = "nat"
 _PRE_ROUTING = Chain(nftables.BRIDGE, _TABLE, "PREROUTING")
 _PRIORITY = -300
+_PREFIX = "macspoofchk-"
+"""Of comments."""
+_CHAIN = "cni-br-iface-"
 _MODULES = "the kernel's nf_tables"
 """What an administrator may have to load."""
 
@@ -61,6 +67,33 @@ def release(call: Call) -> None:
         nft.agree(lambda: plan(nft))
 
 
+def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
+    """Take away the filters of this network's ports that are none of *valid*, (container ID, interface name).
+
+    *call* is for no container. A filter does not say which network it is for. It is this one's if its port has the
+    name that it is given here; and it is nobody's if the node has no such port any more. Raises NativeError.
+    """
+    kept = {_comment_on(container_id, ifname) for container_id, ifname in valid}
+
+    def plan(node: Netlink, nft: Nftables) -> list[Request]:
+        there = [each for each in nft.rules(_PRE_ROUTING) if each.comment.startswith(_PREFIX)]
+        ports = {each.name for each in links.every(node)}  # only now: a port is made before its filter
+        stale = [each for each in there if each.comment not in kept and _is_free(each, call.network, ports)]
+        names = dict.fromkeys(_CHAIN + each.comment.removeprefix(_PREFIX) for each in stale)
+        chains = [chain for name in names for chain in _chains_named(name) if nft.has(chain)]
+        return [
+            *(nftables.delete_rule(_PRE_ROUTING, each) for each in stale),
+            *map(nftables.delete_chain, chains),
+        ]
+
+    with (
+        explaining(f"end the filtering (macspoofchk) of what is gone from {call.network}"),
+        Netlink.on_node() as node,
+        Nftables.on_node() as nft,
+    ):
+        nft.agree(lambda: plan(node, nft))
+
+
 def check(call: Call) -> None:
     """Raise NativeError unless the filter of *call* is there."""
     port, sender, comment = *_chains(call), _comment(call)
@@ -72,9 +105,29 @@ def check(call: Call) -> None:
 
 def _chains(call: Call) -> tuple[Chain, Chain]:
     """Return the chains for what comes in by the container's port, and for who has sent it."""
-    name = f"cni-br-iface-{call.container_id}-{call.ifname}"
+    return _chains_named(f"{_CHAIN}{call.container_id}-{call.ifname}")
+
+
+def _chains_named(name: str) -> tuple[Chain, Chain]:
     return Chain(nftables.BRIDGE, _TABLE, name), Chain(nftables.BRIDGE, _TABLE, f"{name}-mac")
 
 
 def _comment(call: Call) -> str:
-    return f"macspoofchk-{call.container_id}-{call.ifname}"
+    return _comment_on(call.container_id, call.ifname)
+
+
+def _comment_on(container_id: str, ifname: str) -> str:
+    return f"{_PREFIX}{container_id}-{ifname}"
+
+
+def _is_free(rule: Rule, network: str, ports: Collection[str]) -> bool:
+    """Return whether *rule* is for a port of *network*, or for one that is none of the node's *ports*."""
+    port = expressions.came_in_by(rule.expressions)
+    return bool(port) and (port not in ports or any(port in names_for(*who) for who in _owners(rule, network)))
+
+
+def _owners(rule: Rule, network: str) -> Iterator[tuple[str, str, str]]:
+    """Yield whom the comment of *rule* may name: container and interface names may have the mark between them too."""
+    words = rule.comment.removeprefix(_PREFIX).split("-")
+    for place in range(1, len(words)):
+        yield "-".join(words[:place]), network, "-".join(words[place:])

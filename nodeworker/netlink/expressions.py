@@ -20,8 +20,9 @@ _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _JUMP, _GOTO, _RETURN, _DROP = -3, -4, -5, 0
-_META_INPUT_NAME, _META_PROTOCOL = 6, 15
+_META_KEY, _META_INPUT_NAME, _META_PROTOCOL = 2, 6, 15
 _LINK_HEADER, _NETWORK_HEADER = 0, 1
+_COMPARED_OPERATOR, _COMPARED_DATA = 2, 3
 _EQUAL, _DIFFERENT = 0, 1
 _VERDICT_REGISTER, _REGISTER = 0, 1
 _NAME_BYTES = 16
@@ -36,6 +37,18 @@ _I32 = struct.Struct("!i")
 def comes_in_by(ifname: str) -> tuple[Expression, ...]:
     """Return what is true of packets that come in by the interface *ifname*."""
     return _loaded(_META_INPUT_NAME), _compared(_EQUAL, ifname.encode().ljust(_NAME_BYTES, b"\0"))
+
+
+def came_in_by(expressions: bytes) -> str:
+    """Return the interface of a rule whose *expressions* begin like ``comes_in_by``, else an empty text."""
+    elements = [message.attributes(each) for _, each in message.each_attribute(expressions)][:2]
+    if [message.as_text(each.get(_EXPRESSION_NAME)) for each in elements] != ["meta", "cmp"]:
+        return ""
+    loaded, compared = (message.attributes(each.get(_EXPRESSION_DATA, b"")) for each in elements)
+    key, operator = loaded.get(_META_KEY), compared.get(_COMPARED_OPERATOR)
+    if (key, operator) != (_U32.pack(_META_INPUT_NAME), _U32.pack(_EQUAL)):
+        return ""
+    return message.as_text(message.attributes(compared.get(_COMPARED_DATA, b"")).get(_DATA_VALUE))
 
 
 def sent_by(mac: str) -> tuple[Expression, ...]:
@@ -115,7 +128,7 @@ def _expression(name: str, *attributes: bytes) -> Expression:
 
 
 def _loaded(key: int) -> Expression:
-    return _expression("meta", _number(2, key), _number(1, _REGISTER))
+    return _expression("meta", _number(_META_KEY, key), _number(1, _REGISTER))
 
 
 def _read(header: int, offset: int, length: int) -> Expression:
@@ -123,8 +136,8 @@ def _read(header: int, offset: int, length: int) -> Expression:
 
 
 def _compared(operator: int, value: bytes) -> Expression:
-    data = message.nested(3, message.attribute(_DATA_VALUE, value))
-    return _expression("cmp", _number(1, _REGISTER), _number(2, operator), data)
+    data = message.nested(_COMPARED_DATA, message.attribute(_DATA_VALUE, value))
+    return _expression("cmp", _number(1, _REGISTER), _number(_COMPARED_OPERATOR, operator), data)
 
 
 def _verdict(code: int, to: str = "") -> Expression:

@@ -63,6 +63,7 @@ class Rule(msgspec.Struct, frozen=True):
 
     handle: int
     comment: str
+    expressions: bytes = b""
 
 
 class Nftables(Netlink):
@@ -202,4 +203,5 @@ def _rule(body: bytes) -> Rule:
         if kind == _USERDATA_COMMENT:
             comment = message.as_text(kept[2 : 2 + length])
         kept = kept[2 + length :]
-    return Rule(handle=int.from_bytes(found.get(_RULE_HANDLE, b""), "big"), comment=comment)
+    handle = int.from_bytes(found.get(_RULE_HANDLE, b""), "big")
+    return Rule(handle=handle, comment=comment, expressions=found.get(_RULE_EXPRESSIONS, b""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -236,4 +237,73 @@ def test_gc_leaves_the_rules_of_a_network_that_is_not_masqueraded_alone(netns: s
     before = rules(netns)
     collect(MASQUERADED | {"ipMasq": False})
     collect({key: value for key, value in MASQUERADED.items() if key != "ipam"})
+    assert rules(netns) == before
+
+
+def confine(netns: str, container_id: str, ifname: str, name: str = "net") -> None:
+    bridge.add(call(CONFINED | {"name": name}, netns, container_id=container_id, ifname=ifname), None)
+
+
+def confined(netns: str) -> set[str]:
+    """Return whom the filters on MAC addresses are for."""
+    return set(re.findall(r"cni-br-iface-([\w-]+?)(?:-mac)?\"", json.dumps(rules(netns))))
+
+
+def test_gc_ends_the_filtering_of_what_is_gone_and_of_nothing_else() -> None:
+    with node(), container() as still:
+        confine(still, "kept-1", "net1")
+        confine(still, "another-networks", "net2", "other")
+        before = as_nft_lays_out()
+        with container() as netns:
+            confine(netns, "gone", "net1")
+            confine(netns, "gone", "net-2")
+        confine(still, "no-longer-valid", "net3")
+        assert confined(still) == {
+            "kept-1-net1",
+            "another-networks-net2",
+            "gone-net1",
+            "gone-net-2",
+            "no-longer-valid-net3",
+        }
+        collect(CONFINED, ("kept-1", "net1"))
+        assert as_nft_lays_out() == before
+        collect(CONFINED, ("kept-1", "net1"))
+        collect(CONFINED | {"macspoofchk": False})
+        assert as_nft_lays_out() == before
+        collect(CONFINED)
+        assert confined(still) == {"another-networks-net2"}
+
+
+@pytest.mark.skipif(not (REFERENCE / "bridge").exists(), reason="the reference plugins are not installed")
+def test_gc_ends_the_filtering_that_the_reference_plugin_left_only_when_its_port_is_gone(netns: str) -> None:
+    by_reference(CONFINED, netns, "ADD")
+    before = as_nft_lays_out()
+    collect(CONFINED)
+    assert as_nft_lays_out() == before
+    subprocess.run(["ip", "-n", netns.rpartition("/")[2], "link", "del", "net1"], check=True)
+    collect(CONFINED, ("sandbox", "net1"))
+    assert as_nft_lays_out() == before
+    collect(CONFINED)
+    assert confined(netns) == set()
+
+
+def test_gc_leaves_rules_alone_that_only_look_like_ours(netns: str) -> None:
+    confine(netns, "gone", "net1")
+    subprocess.run(["ip", "-n", netns.rpartition("/")[2], "link", "del", "net1"], check=True)
+    script = """
+add rule bridge nat PREROUTING iifname "nobody0" drop comment "somebodys-gone-net1"
+add rule bridge nat PREROUTING iifname != "nobody0" accept comment "macspoofchk-a-b"
+add rule bridge nat PREROUTING ether saddr 02:00:00:00:00:01 accept comment "macspoofchk-a-c"
+add chain bridge nat cni-br-iface-somebodys-net1
+"""
+    subprocess.run(["nft", "-f", "-"], input=script, text=True, check=True)
+    collect(CONFINED)
+    left = json.dumps(rules(netns))
+    assert [word in left for word in ("somebodys-gone-net1", "macspoofchk-a-b", "macspoofchk-a-c")] == [True] * 3
+    assert confined(netns) == {"somebodys-net1"}
+
+
+def test_gc_of_filters_is_nothing_where_there_are_none(netns: str) -> None:
+    before = rules(netns)
+    collect(CONFINED)
     assert rules(netns) == before
