@@ -33,6 +33,7 @@ _ORDER = (
     DriftKind.PARENT_DOWN,
     DriftKind.LINK_MISSING,
     DriftKind.PORT_DETACHED,
+    DriftKind.VLANS_CHANGED,
     DriftKind.MTU_CHANGED,
     DriftKind.MAC_CHANGED,
     DriftKind.LINK_DOWN,

@@ -99,6 +99,8 @@ class DriftKind(enum.StrEnum):
     PARENT_DOWN = "parent_down"
     PORT_DETACHED = "port_detached"
     """The node's end of a veth is no longer a port of its bridge."""
+    VLANS_CHANGED = "vlans_changed"
+    """That port is not in the bridge's VLANs that its network names."""
     STATUS_CHANGED = "status_changed"
     """The pod's network-status was edited or removed; seen and put right by the reconciler."""
     UNKNOWN = "unknown"

@@ -13,11 +13,12 @@ from nodeworker.delegates.results import Interface, Result
 from nodeworker.interfaces import bridge_vlans, masquerade, spoofing, sysctl
 from nodeworker.interfaces.addressing import Assignment, assignments, configure, with_interface
 from nodeworker.interfaces.announce import announce
-from nodeworker.interfaces.bridge_vlans import Membership, Trunk, joined, membership, node_interface
+from nodeworker.interfaces.bridge_vlans import joined, node_interface
 from nodeworker.interfaces.checking import addressed, container_link, found, recorded
 from nodeworker.interfaces.ends import Ends, explaining, made, opened, present, taken_away
 from nodeworker.interfaces.forwarding import forward
 from nodeworker.interfaces.gateway import ensure_addresses, with_default_routes, with_gateways
+from nodeworker.interfaces.membership import Membership, Trunk, membership
 from nodeworker.interfaces.native import Call, NativeError
 from nodeworker.interfaces.netconf import U32, NetConf, load, misfit, requested_mac
 from nodeworker.interfaces.veth import Pair, pair

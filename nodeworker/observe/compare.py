@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from events.schema import Drift, DriftKind
+from nodeworker.interfaces import bridge_vlans
+from nodeworker.netlink import links
 from nodeworker.netlink.addresses import IFA_F_PERMANENT, Assigned
 from nodeworker.netlink.links import Link
 from nodeworker.netlink.routes import Route
@@ -31,6 +33,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """On the node, by name: those of the interfaces' parents that are there."""
     ports: Mapping[str, Link] = {}
     """On the node, by the name in the container: the other ends that are there."""
+    vlans: Mapping[str, Mapping[int, int]] = {}
+    """Of those of them that have to be in some, each with its flags."""
 
 
 def differences(wanted: tuple[ExpectedLink, ...], seen: Snapshot, first_mtus: Mapping[str, int]) -> tuple[Drift, ...]:
@@ -55,6 +59,10 @@ def _of_link(wanted: ExpectedLink, seen: Snapshot, first_mtu: int) -> Iterator[D
         return
     if wanted.is_port and parent is not None and (port is None or port.master != parent.index):
         yield _drift(wanted, DriftKind.PORT_DETACHED, f"port of {wanted.parent}", port.name if port else "")
+    elif wanted.is_port and parent is not None:
+        vlans = seen.vlans.get(wanted.ifname, {})
+        if bridge_vlans.missing(vlans, links.default_vlan(parent), wanted.vlans):
+            yield _drift(wanted, DriftKind.VLANS_CHANGED, wanted.vlans, bridge_vlans.described(vlans))
     yield from _of_properties(wanted, link, port, wanted.mtu or first_mtu)
     there = {each.address: each for each in seen.addresses if each.index == link.index}
     yield from _of_addresses(wanted, there)

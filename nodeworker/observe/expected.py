@@ -14,9 +14,12 @@ import msgspec
 
 from events.fold import Attachment, Sandbox
 from events.schema import IfName, NetworkName
+from nodeworker import structs
 from nodeworker.delegates import results
 from nodeworker.delegates.results import IP, Result
 from nodeworker.delegates.versions import at_least
+from nodeworker.interfaces.membership import Membership, Trunk, membership
+from nodeworker.interfaces.native import NativeError
 from nodeworker.resolve.default_route import adjusted
 
 Address: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -75,11 +78,19 @@ class ExpectedLink(msgspec.Struct, frozen=True, kw_only=True):
     routes: tuple[ExpectedRoute, ...] = ()
     parent: str = ""
     """The node's interface that it rests on, or the bridge that its other end is a port of; empty: not known."""
+    vlans: Membership = Membership()
+    """Those of the bridge that its other end belongs to."""
 
     @property
     def is_port(self) -> bool:
         """Whether its other end is a port of ``parent``."""
         return self.kind == "bridge"
+
+
+class _Vlans(msgspec.Struct, frozen=True, rename="camel"):
+    vlan: int = 0
+    vlan_trunk: tuple[Trunk, ...] | None = None
+    preserve_default_vlan: bool = True
 
 
 def expected(sandbox: Sandbox, policy: Callable[[str], str]) -> tuple[ExpectedLink, ...]:
@@ -117,6 +128,7 @@ def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
         addresses=tuple(ipaddress.ip_interface(ip.address) for ip in ips),
         routes=tuple(_routes(kind, result, ips)),
         parent=_parent(kind, configs[0]),
+        vlans=_vlans(configs[0], native=plan.native[:1] == (True,)) if kind == "bridge" else Membership(),
     )
 
 
@@ -154,6 +166,19 @@ def _parent(kind: str, config: Mapping[str, Any]) -> str:
     if kind in OF_THE_NODE and not config.get("linkInContainer"):
         return str(config.get("master") or "")
     return ""
+
+
+def _vlans(config: Mapping[str, Any], *, native: bool) -> Membership:
+    """Return the VLANs that the configuration of a bridge names: none where only its plugin knows how to read it.
+
+    One that was executed may be of a version that knows no other key than the first.
+    """
+    keys = ("vlan", "vlanTrunk", "preserveDefaultVlan") if native else ("vlan",)
+    try:
+        asked = structs.convert({key: config[key] for key in keys if config.get(key) is not None}, _Vlans)
+        return membership(asked.vlan, asked.vlan_trunk, keeps_default=asked.preserve_default_vlan)
+    except (msgspec.ValidationError, NativeError):
+        return Membership()
 
 
 def _routes(kind: str, result: Result, ips: list[IP]) -> list[ExpectedRoute]:

@@ -42,6 +42,7 @@ class _Place(msgspec.Struct, frozen=True):
     netnsid: int
     parents: frozenset[str]
     ports: frozenset[str]
+    in_vlans: frozenset[int]
 
 
 class Interest:
@@ -51,6 +52,7 @@ class Interest:
         self._places: dict[SandboxKey, _Place] = {}
         self._namespaces: dict[int, set[SandboxKey]] = {}
         self._links: dict[str, _Watched] = {}
+        self._in_vlans: dict[int, SandboxKey] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -59,19 +61,27 @@ class Interest:
         return key in self._places
 
     def watch(
-        self, key: SandboxKey, netnsid: int, parents: Mapping[str, Link | None], ports: Mapping[str, Link]
+        self,
+        key: SandboxKey,
+        netnsid: int,
+        parents: Mapping[str, Link | None],
+        ports: Mapping[str, Link],
+        in_vlans: frozenset[int] = frozenset(),
     ) -> None:
         """Watch the sandbox in the namespace of number *netnsid*, and what it rests on, which is as given.
 
-        *parents* and *ports* are links of the node by name; None: one that is missing.
+        *parents* and *ports* are links of the node by name; None: one that is missing. *in_vlans* are the indexes of
+        those ports whose VLANs matter.
         """
-        place = _Place(netnsid, frozenset(parents), frozenset(ports))
+        place = _Place(netnsid, frozenset(parents), frozenset(ports), in_vlans)
         if self._places.get(key) != place:
             self.forget(key)
             self._places[key] = place
             self._namespaces.setdefault(netnsid, set()).add(key)
             for name in place.parents | place.ports:
                 self._links.setdefault(name, _Watched()).sandboxes.add(key)
+            for index in in_vlans:
+                self._in_vlans[index] = key
         for name, link in (*parents.items(), *ports.items()):
             self._links[name].state = None if link is None else _State(link.index, link.up, link.master)
 
@@ -89,6 +99,9 @@ class Interest:
             watched.sandboxes.discard(key)
             if not watched.sandboxes:
                 del self._links[name]
+        for index in place.in_vlans:
+            if self._in_vlans.get(index) == key:
+                del self._in_vlans[index]
 
     def forget_namespaces(self) -> None:
         """Forget which number belongs to whom: it may have been told, unheard, that numbers were given to others."""
@@ -98,6 +111,10 @@ class Interest:
     def within(self, netnsid: int) -> Iterable[SandboxKey]:
         """Return whom a change in that namespace concerns."""
         return self._namespaces.get(netnsid, _NOBODY)
+
+    def in_vlans(self, index: int) -> Iterable[SandboxKey]:
+        """Return whom it concerns that a bridge tells of its port *index*, be it of its VLANs or of something else."""
+        return (key,) if (key := self._in_vlans.get(index)) is not None else _NOBODY
 
     def on(self, name: str, *, index: int, up: bool, master: int, gone: bool) -> Iterable[SandboxKey]:
         """Return whom it concerns that the node's link *name* is like that; nobody if nothing that matters changed."""

@@ -61,6 +61,8 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
     closed: Callable[[int], None]
     """That namespace is gone, and its number free."""
     node: Callable[[NodeLink], None]
+    port: Callable[[int], None]
+    """A bridge of the node tells of its port of that index: its VLANs may be others."""
     missed: Callable[[], None]
     """More changed than could be told: anything may have."""
 
@@ -132,8 +134,10 @@ class Monitor:
     def _of_node(self, kind: int, start: int, end: int) -> None:
         if kind in {links.RTM_NEWLINK, links.RTM_DELLINK}:
             family, _, index, flags, _ = _LINK.unpack_from(self._buffer, start)
+            if family == links.AF_BRIDGE and kind == links.RTM_NEWLINK:
+                self._heard.port(index)
             if family != socket.AF_UNSPEC:
-                return  # a bridge tells of its ports in words of its own
+                return
             found = message.attributes(bytes(self._buffer[start + _LINK.size : end]))
             link = NodeLink(
                 index=index,

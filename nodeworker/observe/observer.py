@@ -79,7 +79,13 @@ class Observer:
 
     async def run(self) -> None:
         """Watch without end. Where the worker may not hear the kernel it only compares from time to time."""
-        heard = Heard(container=self._changed, closed=self._closed, node=self._node_changed, missed=self._missed)
+        heard = Heard(
+            container=self._changed,
+            closed=self._closed,
+            node=self._node_changed,
+            port=self._port_changed,
+            missed=self._missed,
+        )
         async with asyncio.TaskGroup() as tasks:
             for _ in range(_SIDE_BY_SIDE):
                 tasks.create_task(self._look_at_those_due(), name="observe")
@@ -122,6 +128,10 @@ class Observer:
     def _node_changed(self, link: NodeLink) -> None:
         concerned = self._interest.on(link.name, index=link.index, up=link.up, master=link.master, gone=link.gone)
         for key in concerned:
+            self._wake(key)
+
+    def _port_changed(self, index: int) -> None:
+        for key in self._interest.in_vlans(index):
             self._wake(key)
 
     def _missed(self) -> None:
@@ -203,7 +213,9 @@ class Observer:
             self._drop(key)
             return
         parents = {each.parent: look.seen.parents.get(each.parent) for each in look.wanted if each.parent}
-        self._interest.watch(key, look.netnsid, parents, {port.name: port for port in look.seen.ports.values()})
+        ports = {port.name: port for port in look.seen.ports.values()}
+        in_vlans = frozenset(look.seen.ports[ifname].index for ifname in look.seen.vlans)
+        self._interest.watch(key, look.netnsid, parents, ports, in_vlans)
         if _differ(look.drifts, sandbox.drifts):
             observed = DriftObserved(ifname=key.ifname, pod=sandbox.pod, drifts=look.drifts)
             await self._recorder.record(observed, key.container_id, sandbox.intent)

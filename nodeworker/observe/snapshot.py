@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -42,8 +42,17 @@ def take(netns: str, wanted: Collection[ExpectedLink], phase: Phase) -> Glance:
             ),
             parents=parents,
             ports=ports,
+            vlans=_vlans(
+                node, {each.ifname: port for each in wanted if each.vlans.any and (port := ports.get(each.ifname))}
+            ),
         )
         return Glance(seen=seen, netnsid=links.netnsid(node, container.fd))
+
+
+def _vlans(node: Netlink, ports: Mapping[str, Link]) -> Mapping[str, Mapping[int, int]]:
+    """Return the VLANs of *ports*; the kernel only tells of all that the node has."""
+    answers = node.dump(links.port_vlans()) if ports else ()
+    return {ifname: links.vlans_of(port.index, answers) for ifname, port in ports.items()}
 
 
 def _named(node: Netlink, name: str) -> Link | None:

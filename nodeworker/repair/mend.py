@@ -16,6 +16,7 @@ from events.schema import Drift, DriftKind, ErrorClass, Phase
 from nodeworker.interfaces import sysctl
 from nodeworker.interfaces.addressing import Assignment
 from nodeworker.interfaces.announce import announce, announce_ipv4
+from nodeworker.interfaces.bridge_vlans import joined
 from nodeworker.interfaces.ends import Ends
 from nodeworker.namespace import Namespace
 from nodeworker.netlink import addresses, links, routes
@@ -105,7 +106,7 @@ class _Hands:
         match drift.kind:
             case DriftKind.PARENT_MISSING | DriftKind.PARENT_DOWN:
                 return self._parent(wanted)
-            case DriftKind.PORT_DETACHED:
+            case DriftKind.PORT_DETACHED | DriftKind.VLANS_CHANGED:
                 return self._plug(wanted)
             case _ if link is None:
                 return "the interface is missing"
@@ -162,7 +163,7 @@ class _Hands:
             return "its other end is not on the node any more: delete the interface to have it made again"
         if bridge is None:
             return f"bridge {wanted.parent} is missing"
-        self._on_node(links.change(port.index, up=True, master=bridge.index))
+        self._on_node(links.change(port.index, up=True, master=bridge.index), *joined(port.index, bridge, wanted.vlans))
         return ""
 
     def _set_up(self, link: Link, wanted: ExpectedLink) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,9 +91,9 @@ def kinds(drifts: tuple[Drift, ...]) -> set[DriftKind]:
     return {drift.kind for drift in drifts}
 
 
-def port_of(pod: PodSandbox) -> str:
-    """Return the name of the node's end of the pod's first interface."""
-    (link,) = json.loads(ip("-n", pod.namespace, "-json", "link", "show", "eth0"))
+def port_of(pod: PodSandbox, ifname: str = "eth0") -> str:
+    """Return the name of the node's end of the pod's interface *ifname*."""
+    (link,) = json.loads(ip("-n", pod.namespace, "-json", "link", "show", ifname))
     (port,) = [each for each in json.loads(ip("-json", "link", "show")) if each["ifindex"] == link["link_index"]]
     return port["ifname"]
 
@@ -155,6 +156,38 @@ def test_what_was_changed_is_put_right(held: Node, name: str) -> None:
     assert not held.state().sandboxes[pod.key].drifts
     assert pod.check().exit_code == 0
     assert pod.delete().exit_code == 0
+
+
+@pytest.fixture
+def tagged(held: Node) -> Iterator[PodSandbox]:
+    """A pod whose second interface is the port of a bridge that keeps VLANs apart."""
+    try:
+        ip("link", "add", "brv", "type", "bridge", "vlan_filtering", "1")
+    except AssertionError:
+        pytest.skip("the kernel has no VLAN filtering of bridges")
+    held.nad("tagged", {"cniVersion": "1.0.0", "type": "bridge", "bridge": "brv", "vlan": 100})
+    pod = held.pod("tagged-pod", "tagged")
+    assert pod.add().exit_code == 0
+    yield pod
+    assert pod.delete().exit_code == 0
+    ip("link", "del", "brv")
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["bridge vlan del vid 100 dev", "bridge vlan add vid 1 pvid untagged dev", "ip link set nomaster dev"],
+)
+def test_a_port_is_put_back_into_its_vlan(held: Node, tagged: PodSandbox, change: str) -> None:
+    def vlans() -> str:
+        shown = subprocess.run(["bridge", "vlan", "show", "dev", port], check=True, capture_output=True, text=True)
+        return shown.stdout
+
+    port = port_of(tagged, "net1")
+    before = vlans()
+    assert "100" in before
+    subprocess.run([*change.split(), port], check=True)
+    eventually(lambda: told(held, tagged, DriftRepaired), "the drift is repaired")
+    assert vlans() == before
 
 
 def test_all_at_once_is_put_right(held: Node) -> None:

@@ -15,7 +15,7 @@ from kernel_view import container, filters_vlans, node
 from native_harness import answer, call
 
 from nodeworker.interfaces import bridge, bridge_vlans
-from nodeworker.interfaces.bridge_vlans import Trunk
+from nodeworker.interfaces.membership import Trunk, membership
 from nodeworker.interfaces.native import NativeError
 from nodeworker.netlink import links
 from nodeworker.netlink.links import Link
@@ -51,7 +51,7 @@ def filtering_bridge(default: int = 1) -> Link:
 
 @given(TRUNKS)
 def test_a_trunk_is_the_union_of_what_it_names_in_as_few_ranges_as_there_can_be(trunk: list[Trunk]) -> None:
-    ranges = bridge_vlans.membership(0, trunk, keeps_default=True).tagged
+    ranges = membership(0, trunk, keeps_default=True).tagged
     wanted = {each.id for each in trunk if each.id is not None}
     for each in trunk:
         if each.min_id is not None and each.max_id is not None:
@@ -74,13 +74,13 @@ def test_a_trunk_is_the_union_of_what_it_names_in_as_few_ranges_as_there_can_be(
     ],
 )
 def test_a_port_joins_what_is_asked_for(vlan: int, trunk: list[Trunk] | None, keeps: bool, wanted: list[Any]) -> None:
-    member = bridge_vlans.membership(vlan, trunk, keeps_default=keeps)
+    member = membership(vlan, trunk, keeps_default=keeps)
     assert bridge_vlans.joined(5, filtering_bridge(), member) == wanted
     assert member.filtering == (vlan != 0 or trunk is not None)
 
 
 def test_a_bridge_without_a_default_vlan_has_none_to_leave() -> None:
-    member = bridge_vlans.membership(7, None, keeps_default=False)
+    member = membership(7, None, keeps_default=False)
     assert bridge_vlans.joined(5, filtering_bridge(default=0), member) == [links.into_vlan(5, 7)]
 
 
@@ -109,7 +109,7 @@ def test_the_vlans_of_a_port_are_read_from_what_the_kernel_tells_of_all() -> Non
 
 @given(TRUNKS)
 def test_what_a_port_is_told_to_join_is_read_back(trunk: list[Trunk]) -> None:
-    ranges = bridge_vlans.membership(0, trunk, keeps_default=True).tagged
+    ranges = membership(0, trunk, keeps_default=True).tagged
     told = Answer(links.RTM_NEWLINK, links.into_tagged_vlans(5, ranges).body)
     assert list(links.vlans_of(5, [told])) == [n for first, last in ranges for n in range(first, last + 1)]
 
@@ -133,7 +133,7 @@ def test_what_a_port_is_told_to_join_is_read_back(trunk: list[Trunk]) -> None:
 def test_a_port_that_is_not_where_it_was_put_is_said(
     vlans: dict[int, int], vlan: int, trunk: list[Trunk] | None, keeps: bool, said: str
 ) -> None:
-    found = bridge_vlans.missing(vlans, 1, bridge_vlans.membership(vlan, trunk, keeps_default=keeps))
+    found = bridge_vlans.missing(vlans, 1, membership(vlan, trunk, keeps_default=keeps))
     assert (said in found) if said else not found, found
 
 
