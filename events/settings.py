@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -103,7 +103,7 @@ class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel",
     """Where a process serves ``/metrics``."""
 
     host: str = "127.0.0.1"
-    port: int = 0
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     """0: nowhere."""
 
 

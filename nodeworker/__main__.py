@@ -8,13 +8,13 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import prometheus_client
 import structlog
 
 from events import logs
+from events.exposition import served
 from events.fold import request_of
 from events.jetstream import JetStreamLedger
 from events.jetstream_commands import made_commands
@@ -139,7 +139,7 @@ class _Worker:
             background.append(tasks.create_task(source.run(), name="source"))
             if not await source.ready(_SOURCE_PATIENCE):
                 log.warning("source_not_ready", after=_SOURCE_PATIENCE)
-        with self._exposition():
+        async with served(self._metrics.registry, self._settings.worker.metrics):
             for request in [*parts.upkeep.resume(), *await parts.upkeep.drain_spool()]:
                 await self._memory.answers.wait(request)
             background += map(tasks.create_task, parts.watching())
@@ -216,21 +216,6 @@ class _Worker:
                 lag_events=lambda: hub.lag_events,
                 lag_seconds=lambda: hub.lag_seconds,
             )
-
-    @contextlib.contextmanager
-    def _exposition(self) -> Iterator[None]:
-        """Serve ``/metrics`` meanwhile."""
-        where = self._settings.worker.metrics
-        if not where.port:
-            yield
-            return
-        server, thread = prometheus_client.start_http_server(where.port, where.host, self._metrics.registry)
-        try:
-            yield
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
 
 async def _give_up(processes: NativeProcesses) -> None:

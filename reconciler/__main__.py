@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from events import logs
+from events.exposition import served
 from events.jetstream_commands import JetStreamCommands
 from events.ledger import LedgerError, LedgerUnavailableError
 from events.notices import Notices
@@ -102,39 +103,36 @@ async def _until_signalled(settings: ReconcilerSettings, config: Path | None) ->
 
 async def _serve(settings: ReconcilerSettings, config: Path | None) -> None:
     metrics = Metrics()
-    with metrics.served(settings.reconciler.metrics):
-        async with contextlib.AsyncExitStack() as stack:
-            if settings.hub is not None and settings.hub.replicas < _SAFE:
-                log.warning("hub_can_lose_no_server", replicas=settings.hub.replicas, wanted=_SAFE)
-            ledger = await _until_there(lambda: connect(settings, "plumbline-reconciler"))
-            stack.push_async_callback(ledger.close)
-            commands = JetStreamCommands(ledger)
-            await _until_there(lambda: commands.make(command_stream(hub_replicas(settings))))
-            store = Store(settings.database, ledger.stream)
-            stack.callback(store.close)
-            publisher = await open_publisher(settings)
-            if publisher is not None:
-                stack.push_async_callback(publisher.close)
+    async with served(metrics.registry, settings.reconciler.metrics), contextlib.AsyncExitStack() as stack:
+        if settings.hub is not None and settings.hub.replicas < _SAFE:
+            log.warning("hub_can_lose_no_server", replicas=settings.hub.replicas, wanted=_SAFE)
+        ledger = await _until_there(lambda: connect(settings, "plumbline-reconciler"))
+        stack.push_async_callback(ledger.close)
+        commands = JetStreamCommands(ledger)
+        await _until_there(lambda: commands.make(command_stream(hub_replicas(settings))))
+        store = Store(settings.database, ledger.stream)
+        stack.callback(store.close)
+        publisher = await open_publisher(settings)
+        if publisher is not None:
+            stack.push_async_callback(publisher.close)
 
-            kept = settings.reconciler.snapshots
-            folder = SnapshotFolder(settings.snapshots, kept.keep)
+        kept = settings.reconciler.snapshots
+        folder = SnapshotFolder(settings.snapshots, kept.keep)
 
-            def appoint(turn: Turn) -> list[Listener]:
-                found = _listeners(settings, publisher, ledger, turn, metrics)
-                if settings.reconciler.verify_interval:
-                    found.append(PeriodicVerification(config, settings.reconciler.verify_interval, metrics))
-                if kept.interval:
-                    found.append(PeriodicSnapshots(folder, settings.database, kept.interval, metrics))
-                return found
+        def appoint(turn: Turn) -> list[Listener]:
+            found = _listeners(settings, publisher, ledger, turn, metrics)
+            if settings.reconciler.verify_interval:
+                found.append(PeriodicVerification(config, settings.reconciler.verify_interval, metrics))
+            if kept.interval:
+                found.append(PeriodicSnapshots(folder, settings.database, kept.interval, metrics))
+            return found
 
-            contest = Replicas(
-                ledger, ledger, commands, appoint, metrics, name=_name(settings), alone=settings.hub is None
-            )
-            shared = not settings.database.startswith("sqlite")
-            days = settings.reconciler.retention_days
-            upkeep = [Retention(days, metrics)] if days else []
-            beginning = Beginning(folder, ledger, ledger.stream)
-            await Reconciler(ledger, store, contest, metrics, shared=shared, beginning=beginning, upkeep=upkeep).run()
+        contest = Replicas(ledger, ledger, commands, appoint, metrics, name=_name(settings), alone=settings.hub is None)
+        shared = not settings.database.startswith("sqlite")
+        days = settings.reconciler.retention_days
+        upkeep = [Retention(days, metrics)] if days else []
+        beginning = Beginning(folder, ledger, ledger.stream)
+        await Reconciler(ledger, store, contest, metrics, shared=shared, beginning=beginning, upkeep=upkeep).run()
 
 
 def _listeners(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from events.fold import SandboxPhase
 from events.schema import TYPES
-from events.settings import MetricsSettings, SettingsError
 from reconciler.drift_metrics import DriftMetrics
 from reconciler.verify.report import Kind, Report
 
@@ -137,20 +135,3 @@ class Metrics:
         self._unseen.set(len(report.unseen))
         self._verify_seconds.set(report.seconds)
         self._verified_at.set(at)
-
-    @contextmanager
-    def served(self, where: MetricsSettings) -> Iterator[None]:
-        """Serve ``/metrics`` on a thread of its own meanwhile; port 0: nowhere. Raises SettingsError."""
-        if not where.port:
-            yield
-            return
-        try:
-            server, thread = start_http_server(where.port, where.host, self.registry)
-        except OSError as error:
-            raise SettingsError(f"metrics can't be served on {where.host}:{where.port}: {error.strerror}") from error
-        try:
-            yield
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()

@@ -1,0 +1,88 @@
+"""Metrics are served as soon as they can be, and whether they can be stops nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import urllib.request
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from events import exposition
+from events.exposition import served
+from events.settings import MetricsSettings
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    Gauge("answer", "of all", registry=registry).set(42)
+    return registry
+
+
+async def scraped(port: int) -> str:
+    """Return the page, once there is one."""
+    while True:
+        try:
+            return await asyncio.to_thread(_page, port)
+        except OSError:
+            await asyncio.sleep(0.01)
+
+
+def _page(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        return answer.read().decode()
+
+
+def taken() -> socket.socket:
+    """Return a socket that listens on a port of its own."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+async def said(logs: list[EventDict], event: str) -> None:
+    """Return once *event* is in *logs*."""
+    while True:
+        if event in {each["event"] for each in logs}:
+            return
+        await asyncio.sleep(0.01)
+
+
+async def test_a_port_that_is_taken_is_said_once_and_used_when_it_is_free(
+    registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exposition, "PAUSE", 0.01)
+    with capture_logs() as logs, taken() as holder:
+        port = holder.getsockname()[1]
+        async with asyncio.timeout(30), served(registry, MetricsSettings(port=port)):
+            await said(logs, "metrics_not_served")
+            await asyncio.sleep(0.05)
+            holder.close()
+            await said(logs, "metrics_served")
+            assert "answer 42.0" in await scraped(port)
+    assert [(each["event"], each["port"]) for each in logs] == [("metrics_not_served", port), ("metrics_served", port)]
+    assert "in use" in logs[0]["error"]
+
+
+async def test_the_port_is_free_again_afterwards(registry: CollectorRegistry) -> None:
+    with taken() as holder:
+        port = holder.getsockname()[1]
+    for _ in range(2):
+        async with asyncio.timeout(30), served(registry, MetricsSettings(port=port)):
+            assert "answer 42.0" in await scraped(port)
+
+
+async def test_a_host_that_there_is_not_stops_nothing(registry: CollectorRegistry) -> None:
+    with capture_logs() as logs:
+        async with asyncio.timeout(30), served(registry, MetricsSettings(host="192.0.2.1", port=9)):
+            await said(logs, "metrics_not_served")
+    assert logs[0]["event"] == "metrics_not_served"
+
+
+async def test_port_0_is_nowhere(registry: CollectorRegistry) -> None:
+    with capture_logs() as logs:
+        async with served(registry, MetricsSettings()):
+            await asyncio.sleep(0)
+    assert logs == []
