@@ -16,6 +16,10 @@ from nodeworker.delegates.results import Result
 
 GENERIC = 999
 """The CNI error code of the reference plugins for whatever has none of its own."""
+TRY_AGAIN = 11
+"""That of what is not possible right now (CNI specification 1.1, section 5, "Error"); nothing was done of it."""
+PATIENCE = 10.0
+"""Seconds after which what others hold up is an error."""
 
 
 class NativeError(Exception):
@@ -39,6 +43,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """CNI_ARGS."""
     prev_result: Result | None = None
     """Of the plugin before in the chain; in CHECK and DEL, the attachment's."""
+    patience: float = PATIENCE
+    """Seconds to wait for what others hold; ``TRY_AGAIN`` after that."""
 
     @property
     def network(self) -> str:

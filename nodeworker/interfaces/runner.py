@@ -17,7 +17,7 @@ from nodeworker.delegates import results
 from nodeworker.delegates.complaints import complaint
 from nodeworker.delegates.exec import PluginError, PluginExecutor
 from nodeworker.delegates.results import Result
-from nodeworker.interfaces.native import GENERIC, IpamPlugin, NativeError
+from nodeworker.interfaces.native import GENERIC, PATIENCE, TRY_AGAIN, IpamPlugin, NativeError
 from nodeworker.interfaces.processes import NativeProcesses
 from nodeworker.interfaces.registry import (
     Switch,
@@ -27,6 +27,9 @@ from nodeworker.interfaces.registry import (
     ipam_type,
 )
 from nodeworker.interfaces.work import Done, Work, version_of
+
+_PAUSE = 0.05
+"""Seconds in which a process does other work, before it tries again what somebody holds up."""
 
 
 class NativeRunner:
@@ -76,8 +79,13 @@ class NativeRunner:
         return plugin if plugin and enabled(ipam, self._switch) and not plugin.unsupported(config) else None
 
     async def _do(self, work: Work, config: Mapping[str, Any]) -> Done:
-        """Return what came of *work*. Raises NativeError."""
-        done = await self._processes.do(work, str(config.get("name", "")))
+        """Return what came of *work*, which is tried again while others hold it up. Raises NativeError."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE
+        while (done := await self._processes.do(work, str(config.get("name", "")))).code == TRY_AGAIN:
+            if loop.time() > until:
+                break
+            await asyncio.sleep(_PAUSE)
         if done.refusal:
             raise NativeError(done.refusal, done.code)
         return done

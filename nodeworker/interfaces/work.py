@@ -22,6 +22,10 @@ from nodeworker.interfaces.registry import collecting_plugin, interface_plugin, 
 from nodeworker.resolve.cni_args import parse_args
 from nodeworker.structs import convert
 
+BRIEFLY = 0.02
+"""Seconds that a plugin waits for what others hold: other work waits too, and who asked comes back."""
+BRIEFLY = 0.02
+"""Seconds that a plugin waits for what others hold: other work waits too, and who asked comes back."""
 _INVALID_ENVIRONMENT, _IO_FAILURE, _UNDECODABLE, _INVALID_CONFIG = 4, 5, 6, 7
 _VERBS = frozenset({"ADD", "CHECK", "DEL", "GC", "STATUS"})
 _VALID_ATTACHMENTS = "cni.dev/valid-attachments"
@@ -177,6 +181,7 @@ def _call(work: Work, config: dict[str, Any], previous: Any) -> Call:
         config=config,
         args=args,
         prev_result=_previous(previous, version_of(config)),
+        patience=BRIEFLY,
     )
 
 

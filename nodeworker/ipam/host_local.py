@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from nodeworker.delegates.results import DNS, IP, Result, Route
-from nodeworker.interfaces.native import Call, NativeError
+from nodeworker.interfaces.native import TRY_AGAIN, Call, NativeError
 from nodeworker.ipam import netconf, store, vacancy
 from nodeworker.ipam.addresses import Address, address, with_prefix
 from nodeworker.ipam.ranges import Range, RangeConfig, RangeSet, candidates, range_of, range_sets, shown
@@ -31,7 +31,7 @@ DATA_DIR = "/var/lib/cni/networks"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _OWNER = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.\-]*\r\n[^\s/]{1,15}")
 """What a reservation says: container ID and interface name."""
-_TRY_AGAIN, _IO_FAILURE, _INVALID_CONFIG, _NOT_AVAILABLE = 11, 5, 7, 50
+_IO_FAILURE, _INVALID_CONFIG, _NOT_AVAILABLE = 5, 7, 50
 
 log = structlog.get_logger(__name__)
 
@@ -261,10 +261,10 @@ def _folder(call: Call, net: _Net, owner: bytes | None = None) -> Iterator[store
     """Hold the network's folder. Raises NativeError, and FileNotFoundError where none is made for an *owner*."""
     path = _path(net)
     try:
-        with store.locked(path, owner=owner) as folder:
+        with store.locked(path, owner=owner, patience=call.patience) as folder:
             yield folder
     except store.BusyError as error:
-        raise NativeError(f"host-local can't use network {call.network} now: {error}; try again", _TRY_AGAIN) from None
+        raise NativeError(f"host-local can't use network {call.network} now: {error}; try again", TRY_AGAIN) from None
     except OSError as error:
         if owner is None and isinstance(error, FileNotFoundError):
             raise

@@ -31,9 +31,7 @@ import msgspec
 
 from nodeworker.ipam.addresses import Address, address
 
-LOCK_PATIENCE: Final = 10.0
-"""Seconds to wait for the lock. It is held for milliseconds, by whoever is alive."""
-
+_LOCK_PATIENCE: Final = 10.0
 _LOCK_PAUSES: Final = (0.0005, 0.01)
 """Seconds between attempts to lock: the first pause, which doubles, and the longest."""
 _FILES_KEPT: Final = 16_384
@@ -183,8 +181,10 @@ class Folder:
 
 
 @contextlib.contextmanager
-def locked(path: str, *, owner: bytes | None = None) -> Iterator[Folder]:
+def locked(path: str, *, owner: bytes | None = None, patience: float = _LOCK_PATIENCE) -> Iterator[Folder]:
     """Hold the lock of the folder at *path*, which is made if it is missing and there is an *owner* to reserve for.
+
+    *patience* are the seconds to wait for the lock, which is held for milliseconds by whoever is alive.
 
     Raises OSError, FileNotFoundError among them when there is no folder; BusyError.
     """
@@ -194,7 +194,7 @@ def locked(path: str, *, owner: bytes | None = None) -> Iterator[Folder]:
         fd = _opened(stack, path, os.O_RDONLY | os.O_DIRECTORY)
         staged = None if owner is None else _stage(stack, fd, owner)
         lock = _opened(stack, "lock", os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK, 0o750, folder=fd)
-        _wait_for(stack, lock, path)
+        _wait_for(stack, lock, path, patience)
         # Closing is not enough while a child that was just forked still has the file open.
         stack.callback(fcntl.flock, lock, fcntl.LOCK_UN)
         if not os.path.samestat(os.fstat(lock), os.stat(f"{path}/lock")):
@@ -233,12 +233,12 @@ def _stage(stack: contextlib.ExitStack, folder: int, owner: bytes) -> int | None
     return fd
 
 
-def _wait_for(stack: contextlib.ExitStack, lock: int, path: str) -> None:
+def _wait_for(stack: contextlib.ExitStack, lock: int, path: str, patience: float) -> None:
     """Wait for the turn among the threads of this process, which costs no pauses, then for other processes."""
-    deadline = time.monotonic() + LOCK_PATIENCE
+    deadline = time.monotonic() + patience
     with _turns_mutex:
         turn = _turns.setdefault(path, threading.Lock())
-    if not turn.acquire(timeout=LOCK_PATIENCE):
+    if not turn.acquire(timeout=patience):
         raise _busy(path)
     stack.callback(turn.release)
     pause, longest = _LOCK_PAUSES
@@ -255,7 +255,7 @@ def _wait_for(stack: contextlib.ExitStack, lock: int, path: str) -> None:
 
 
 def _busy(path: str) -> BusyError:
-    return BusyError(f"{path}/lock was held by another process for {LOCK_PATIENCE:g} seconds")
+    return BusyError(f"{path}/lock is held by another process")
 
 
 def _read_all(folder: int) -> _Contents:

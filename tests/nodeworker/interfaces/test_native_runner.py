@@ -20,7 +20,10 @@ from native_harness import card, ip, names, shown
 
 from events.schema import ErrorClass, PluginRun
 from nodeworker.delegates.exec import PluginError, PluginExecutor
-from nodeworker.interfaces.processes import NativeProcesses
+from nodeworker.interfaces import runner as native_runner
+from nodeworker.interfaces import work
+from nodeworker.interfaces.native import PATIENCE
+from nodeworker.interfaces.processes import PROCESSES, NativeProcesses
 from nodeworker.interfaces.registry import AUTO
 from nodeworker.interfaces.runner import NativeRunner
 
@@ -278,6 +281,12 @@ async def test_what_an_executed_ipam_plugin_prints_has_to_be_a_result(executed: 
     assert names(executed.netns) == {"lo"}
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the processes wait for locks for as long as it takes."""
+    monkeypatch.setattr(work, "BRIEFLY", PATIENCE)
+
+
 @contextlib.asynccontextmanager
 async def held_up(bridge: Plugin, processes: NativeProcesses) -> AsyncIterator[asyncio.Task[tuple[PluginRun, Any]]]:
     """Have an ADD begun, for ``c1`` after ``c9``, and hold it up in host-local's lock meanwhile."""
@@ -290,6 +299,7 @@ async def held_up(bridge: Plugin, processes: NativeProcesses) -> AsyncIterator[a
         yield adding
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_cancellation_is_raised_when_what_was_begun_has_ended(
     bridge: Plugin, processes: NativeProcesses
 ) -> None:
@@ -306,6 +316,7 @@ async def test_a_cancellation_is_raised_when_what_was_begun_has_ended(
     assert names(bridge.netns) == {"lo"}
 
 
+@pytest.mark.usefixtures("patient")
 async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin, processes: NativeProcesses) -> None:
     async with held_up(bridge, processes) as adding:
         waiting = asyncio.create_task(bridge.run("ADD", container_id="late"))
@@ -318,6 +329,43 @@ async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin, processes
     assert "late\r\nnet1" not in reserved(bridge).values()
 
 
+@pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK", "GC"])
+async def test_a_lock_that_is_not_let_go_of_holds_its_own_network_up_and_no_other(
+    bridge: Plugin, runner: NativeRunner, command: str
+) -> None:
+    result = await bridge.done("ADD", container_id="c9" if command == "ADD" else "c1")
+    ip("link del net1", bridge.netns)
+    if command == "CHECK":
+        result = await bridge.done("ADD")
+    others = [
+        Plugin(runner, bridge.netns, bridge.folder, {"type": "loopback", "name": f"other-{number}"})
+        for number in range(4 * PROCESSES)  # some of them are done where the first is
+    ]
+    with (bridge.folder / "net" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        given = valid(("c1", "net1")) if command == "GC" else {"prevResult": result} if command != "ADD" else {}
+        waiting = [asyncio.create_task(bridge.run(command, **given)) for _ in range(3)]
+        await asyncio.gather(*(other.done("ADD") for other in others))
+        assert not any(task.done() for task in waiting)
+    for task in waiting:
+        assert (await task)[0].exit_code == 0
+
+
+async def test_a_lock_that_is_never_let_go_of_is_an_error_in_the_end(
+    bridge: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_runner, "PATIENCE", 0.1)
+    await bridge.done("ADD", container_id="c9")
+    ip("link del net1", bridge.netns)
+    with (bridge.folder / "net" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, words = await bridge.refused("ADD")
+    assert (code, "try again" in words) == (11, True)
+    assert names(bridge.netns) == {"lo"}
+    await bridge.done("ADD")
+
+
+@pytest.mark.usefixtures("patient")
 async def test_a_process_that_dies_leaves_what_it_was_at_and_all_that_comes_to_the_next_worker(
     bridge: Plugin, processes: NativeProcesses
 ) -> None:
@@ -333,6 +381,7 @@ async def test_a_process_that_dies_leaves_what_it_was_at_and_all_that_comes_to_t
     assert coming.cancelled()
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_signal_to_all_ends_nothing_before_its_end(bridge: Plugin, processes: NativeProcesses) -> None:
     async with held_up(bridge, processes) as adding:
         for number in (signal.SIGTERM, signal.SIGINT):

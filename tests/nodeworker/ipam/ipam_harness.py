@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from nodeworker.delegates import results
-from nodeworker.interfaces.native import Call, IpamPlugin, NativeError
+from nodeworker.interfaces.native import PATIENCE, Call, IpamPlugin, NativeError
 from nodeworker.ipam import host_local, static
 from nodeworker.resolve.cni_args import parse_args
 
@@ -61,7 +61,14 @@ def executed(verb: str, config: dict[str, Any], container: str = "c1", ifname: s
     return Outcome(result=_plain(said) if said else None)
 
 
-def native(verb: str, config: dict[str, Any], container: str = "c1", ifname: str = "net1", args: str = "") -> Outcome:
+def native(
+    verb: str,
+    config: dict[str, Any],
+    container: str = "c1",
+    ifname: str = "net1",
+    args: str = "",
+    patience: float = PATIENCE,
+) -> Outcome:
     """Return what the native plugin does."""
     plugin = NATIVE[config["ipam"]["type"]]
     previous = config.get("prevResult")
@@ -72,6 +79,7 @@ def native(verb: str, config: dict[str, Any], container: str = "c1", ifname: str
         config={key: value for key, value in config.items() if key != "prevResult"},
         args=parse_args(args),
         prev_result=results.decode(json.dumps(previous), config["cniVersion"]) if previous else None,
+        patience=patience,
     )
     try:
         match verb:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from ipam_harness import executed, native, needs_plugins, network, on_disk, reserved
+from msgspec.structs import replace
 
 from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.ipam import host_local, static, store
+from nodeworker.ipam import host_local, static
 
 SUBNET = {"subnet": "10.1.0.0/29"}
 DUAL = {"ranges": [[{"subnet": "10.1.0.0/29"}, {"subnet": "10.2.0.0/30"}], [{"subnet": "fd00::/64"}]]}
@@ -187,14 +188,13 @@ def test_a_file_that_changed_hands_in_place_is_not_freed(tmp_path: Path) -> None
     assert reserved(tmp_path) == {file.name: b"c2\r\nnet1"}
 
 
-def test_nothing_is_freed_while_another_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "LOCK_PATIENCE", 0.01)
+def test_nothing_is_freed_while_another_holds_the_lock(tmp_path: Path) -> None:
     config = network(tmp_path, SUBNET)
     native("ADD", config)
     with (tmp_path / "net" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(NativeError, match="can't use network net now") as caught:
-            collect(config)
+            host_local.collect(replace(about_network(config), patience=0.01), frozenset())
     assert caught.value.code == 11
     assert len(reserved(tmp_path)) == 1
 
