@@ -48,6 +48,8 @@ _U64 = struct.Struct("!Q")
 _ATTEMPTS = 10
 _OVERTAKEN = frozenset({errno.ENOENT, errno.EBUSY, errno.EEXIST})
 """What a change ends with that was planned on what somebody else has changed since."""
+_NOTHING = frozenset({errno.ENOENT, errno.EINVAL})
+"""What a look ends with where there is no such table, and on a kernel that has no nf_tables at all."""
 
 
 class Chain(msgspec.Struct, frozen=True):
@@ -111,7 +113,7 @@ class Nftables(Netlink):
         try:
             answers = self.dump(Request(_GET_RULE, 0, _header(chain.family) + wanted))
         except NetlinkError as error:
-            if error.errno == errno.ENOENT:
+            if error.errno in _NOTHING:
                 return []
             raise
         return [_rule(answer.body) for answer in answers if answer.type == _NEW_RULE]
@@ -121,7 +123,7 @@ class Nftables(Netlink):
         try:
             self.ask(Request(_GET_CHAIN, 0, _named(chain)))
         except NetlinkError as error:
-            if error.errno == errno.ENOENT:
+            if error.errno in _NOTHING:
                 return False
             raise
         return True

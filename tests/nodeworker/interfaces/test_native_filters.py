@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from native_harness import answer, call, encoded, is_refused
 from nodeworker.delegates.results import Result
 from nodeworker.interfaces import bridge, ptp
 from nodeworker.interfaces.native import NativeError
+from nodeworker.netlink.nftables import Nftables
+from nodeworker.netlink.socket import NetlinkError
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
@@ -165,6 +168,21 @@ def test_without_iptables_the_choice_is_nftables_or_an_error(netns: str, monkeyp
     assert "cni_plugins_masquerade" in json.dumps(rules(netns))
     delete(WIRED, netns)
     assert "sandbox" not in json.dumps(rules(netns))
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=[*KINDS])
+def test_a_kernel_without_nftables_has_nothing_to_take_away(config: dict[str, Any]) -> None:
+    def refused(*_: Any) -> Any:
+        raise NetlinkError(errno.EINVAL, os.strerror(errno.EINVAL))  # as nfnetlink says it of a subsystem that it lacks
+
+    with node(), container() as netns:
+        result = add(config, netns)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Nftables, "dump", refused)
+            patch.setattr(Nftables, "ask", refused)
+            delete(config, netns, prev_result=result)
+            collect(config)
+        assert "CNI-" not in json.dumps(rules(netns))
 
 
 def test_the_other_iptables_is_used_where_it_is_the_one(
