@@ -66,7 +66,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     words: str
     """For sentences."""
     name: str = ""
-    """On the node, when nobody has borrowed it."""
+    """On the node, when nobody has borrowed it; it may be another one than the kernel shows."""
     mac: str = ""
     listed: str = ""
     """Name that sysfs lists it under on the node right now."""
@@ -85,11 +85,12 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_on_node(self, link: Link) -> bool:
         """Return whether *link*, on the node, is this card."""
-        return link.name == (self.name or self.listed) or bool(self.mac and link.mac == self.mac)
+        names = {link.name, *(link.altnames if self.name else ())}
+        return (self.name or self.listed) in names or bool(self.mac and link.mac == self.mac)
 
     def is_lent(self, link: Link, ifname: str) -> bool:
         """Return whether *link*, in the container, is this card under the name *ifname*."""
-        return link.name == ifname and (link.alias == self.name if self.name else bool(link.alias))
+        return link.name == ifname and bool(link.alias) and (not self.name or self.name in {link.alias, *link.altnames})
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
@@ -130,7 +131,11 @@ def check(call: Call) -> None:
 
 def delete(call: Call) -> None:
     """Give the card back with the name that it had; it may be back, and its namespace gone. Raises NativeError."""
-    card = _card(call, load(call, HostDevice))
+    config = load(call, HostDevice)
+    try:
+        card = _card(call, config)
+    except NativeError:
+        return  # no ADD has found a card either
     if not call.netns or not namespace.is_namespace(call.netns):
         with Netlink.on_node() as node:
             _rename_returned(node, call, card)

@@ -43,6 +43,7 @@ IFLA_GROUP = 27
 IFLA_NET_NS_FD = 28
 IFLA_EXT_MASK = 29
 IFLA_LINK_NETNSID = 37
+IFLA_PROP_LIST = 52
 
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
@@ -104,6 +105,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
     """Attributes of its kind."""
     alias: str = ""
+    altnames: tuple[str, ...] = ()
+    """Other names that it is found by."""
 
     @property
     def up(self) -> bool:
@@ -321,6 +324,7 @@ def described(answer: Answer) -> Link:
         queue_length=message.as_int(found.get(IFLA_TXQLEN)),
         data=info.get(IFLA_INFO_DATA, b""),
         alias=message.as_text(found.get(IFLA_IFALIAS)),
+        altnames=tuple(message.as_text(each) for _, each in message.each_attribute(found.get(IFLA_PROP_LIST, b""))),
     )
 
 

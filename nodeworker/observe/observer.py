@@ -212,7 +212,9 @@ class Observer:
         if look is None:
             self._drop(key)
             return
-        parents = {each.parent: look.seen.parents.get(each.parent) for each in look.wanted if each.parent}
+        found = look.seen.parents
+        parents = {each.name: each for each in found.values()}  # the kernel tells of them by their first names
+        parents |= {each.parent: None for each in look.wanted if each.parent and each.parent not in found}
         ports = {port.name: port for port in look.seen.ports.values()}
         in_vlans = frozenset(look.seen.ports[ifname].index for ifname in look.seen.vlans)
         self._interest.watch(key, look.netnsid, parents, ports, in_vlans)

@@ -102,6 +102,21 @@ def test_a_del_succeeds_on_anything_that_is_gone(config: dict[str, Any]) -> None
     late(host_device, config, BOTH, furnish)
 
 
+@needs_reference
+def test_a_card_has_other_names_too(netns: str) -> None:
+    ip("link property add dev nic0 altname enp7s0")
+    config = DEVICE | {"device": "enp7s0"}
+    host_device.add(call(config, netns), BOTH)
+    host_device.add(call(config, netns), BOTH)
+    assert "nic0" not in names()
+    host_device.delete(call(config, netns))
+    assert "nic0" in names()
+    execute("host-device", "ADD", {"cniVersion": "1.0.0", "name": "net"} | config, netns, "net1")
+    assert "nic0" not in names()
+    host_device.delete(call(config, netns))
+    assert "nic0" in names()
+
+
 def test_names_that_both_sides_have_are_in_nobodys_way(netns: str) -> None:
     ip("link add nic0 type veth peer name other", netns)
     ip("link add net1 type bridge")
@@ -202,6 +217,8 @@ def test_what_can_not_be_done_is_refused_with_a_reason(netns: str, options: dict
     with pytest.raises(NativeError, match=words) as caught:
         host_device.add(call(DEVICE | options, netns), BOTH)
     assert caught.value.code == 999
+    host_device.delete(call(DEVICE | options, netns))
+    host_device.delete(call(DEVICE | options, ""))
     assert differences(view(netns), before) == []
 
 
