@@ -30,7 +30,9 @@ async def rebuild(url: str, ledger: Ledger, name: str, progress: Progress, start
             store.prepare()
             if start_from is not None:
                 snapshot.restore(start_from, beside.url)
+            store.drop_indexes()
             done = await _read(store, ledger, await ledger.last_sequence(), progress)
+            store.make_indexes()
             with beside.swapping() as (connection, in_use):
                 if in_use > done:
                     done = await _read(store, ledger, in_use, progress)

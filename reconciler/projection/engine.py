@@ -50,10 +50,22 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
     except exc.DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseAwayError(_first_line(error.orig)) from error
-        raise ProjectionError(
-            f"the database refused what it was asked ({_first_line(error.orig)}): look at its log, or move it away to "
-            "have it made again from the ledger"
-        ) from error
+        raise _refused(error.orig) from error
+    except _driver(engine).OperationalError as error:  # of rows that the driver was given without SQLAlchemy
+        raise DatabaseAwayError(_first_line(error)) from error
+    except _driver(engine).Error as error:
+        raise _refused(error) from error
+
+
+def _driver(engine: sa.Engine) -> Any:
+    return engine.dialect.loaded_dbapi
+
+
+def _refused(error: BaseException | None) -> ProjectionError:
+    return ProjectionError(
+        f"the database refused what it was asked ({_first_line(error)}): look at its log, or move it away to have it "
+        "made again from the ledger"
+    )
 
 
 def _first_line(error: BaseException | None) -> str:
@@ -102,13 +114,14 @@ def _without_nul(
     if not parameters:
         return statement, parameters
     if many:
-        return statement, [{key: _held(value) for key, value in row.items()} for row in parameters]
-    return statement, {key: _held(value) for key, value in dict(parameters).items()}
+        return statement, [{key: holdable(value) for key, value in row.items()} for row in parameters]
+    return statement, {key: holdable(value) for key, value in dict(parameters).items()}
 
 
-def _held(value: Any) -> Any:
+def holdable(value: Any) -> Any:
+    """Return *value* as PostgreSQL can hold it."""
     if isinstance(value, list) and value and isinstance(value[0], str):
-        return [_held(each) for each in value]
+        return [holdable(each) for each in value]
     return value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value
 
 
@@ -129,10 +142,6 @@ def _configure_unfinished(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA journal_mode = MEMORY")  # a batch that fails is undone still
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute(f"PRAGMA cache_size = -{_UNFINISHED_CACHE}")  # keys come in no order
-
-
-def _commit_unfinished(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -5,6 +5,7 @@ Pure. Whoever asks whether the tables are true makes the rows of a fold from zer
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
@@ -25,6 +26,8 @@ from reconciler.projection.addresses import addresses_of
 Row: TypeAlias = dict[str, Any]
 
 BIGINT = 2**63 - 1
+_FAST = 1
+"""zlib's level that a fourth of a fold is left by, in less time than it takes to write the rest."""
 
 _encode = msgspec.json.Encoder().encode
 _sandbox_decoder = msgspec.json.Decoder(Sandbox)
@@ -51,12 +54,17 @@ def sandbox_row(sandbox: Sandbox, created: int) -> Row:
         "changed_at": sandbox.changed_at,
         "created": created,
         "sequence": sandbox.sequence,
-        "fold": _encode(sandbox),
+        "fold": zlib.compress(_encode(sandbox), _FAST),
     }
 
 
 def sandbox_of(fold: bytes) -> Sandbox:
     """Return the sandbox that ``sandbox_row`` put away. Raises msgspec.MsgspecError."""
+    if not fold.startswith(b"{"):  # as earlier versions put it away
+        try:
+            fold = zlib.decompress(fold)
+        except zlib.error as error:
+            raise msgspec.DecodeError(f"it can't be decompressed: {error}") from error
     return _sandbox_decoder.decode(fold)
 
 

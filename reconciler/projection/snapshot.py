@@ -7,11 +7,13 @@ histories are left out.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from reconciler.projection import indexes
 from reconciler.projection.engine import DatabaseAwayError, ProjectionError, open_engine, transaction
 from reconciler.projection.schema import upgrade
 from reconciler.projection.tables import (
@@ -25,7 +27,7 @@ from reconciler.projection.tables import (
     sandboxes,
     statuses,
 )
-from reconciler.projection.write import Writer
+from reconciler.projection.write import Writer, copy_in
 
 _PAGE = 2000
 _HEAD = 100
@@ -43,6 +45,7 @@ _LIVING = {
     addresses: "WHERE until_sequence IS NULL",
 }
 """Which rows of which tables; ``place`` is where they are."""
+_ALL = dict.fromkeys(_LIVING, "")
 
 
 def save(url: str, path: Path) -> int:
@@ -70,7 +73,13 @@ def restore(path: Path, url: str) -> int:
     Raises ProjectionError, DatabaseAwayError.
     """
     look(path)
-    return _copy(f"sqlite:///{path}", url)
+    target = open_engine(url)
+    try:
+        with transaction(target) as to:
+            fill(path, to)
+            return _sequence(to)
+    finally:
+        target.dispose()
 
 
 class Origin(NamedTuple):
@@ -113,24 +122,32 @@ def _origin(path: Path) -> Origin:
 
 def fill(path: Path, to: sa.Connection) -> None:
     """Fill the empty tables that *to* is connected to from the snapshot in *path*, at which somebody has looked."""
-    _fill(f"sqlite:///{path}", to)
+    if to.dialect.name == "postgresql":
+        indexes.drop(to)
+    _fill(f"sqlite:///{path}", to, _ALL)
+    if to.dialect.name == "postgresql":
+        indexes.make(to)
 
 
 def _copy(url: str, target_url: str) -> int:
     target = open_engine(target_url)
     try:
         with transaction(target) as to:
-            _fill(url, to)
-            return to.scalar(sa.select(position.c.sequence)) or 0
+            _fill(url, to, _LIVING)
+            return _sequence(to)
     finally:
         target.dispose()
 
 
-def _fill(url: str, to: sa.Connection) -> None:
+def _sequence(connection: sa.Connection) -> int:
+    return connection.scalar(sa.select(position.c.sequence)) or 0
+
+
+def _fill(url: str, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> None:
     if sa.make_url(url).get_backend_name() == to.dialect.name == "sqlite":
-        place = _within_sqlite(Path(sa.make_url(url).database or ""), to)
+        place = _within_sqlite(Path(sa.make_url(url).database or ""), to, chosen)
     else:
-        place = _by_rows(url, to)
+        place = _by_rows(url, to, chosen)
     if place is not None:  # who may write is the other database's own matter, and may stand there already
         values = {"sequence": place.sequence, "forgotten": place.forgotten}
         own = sa.update(position).where(position.c.ledger == place.ledger).values(values)
@@ -138,31 +155,41 @@ def _fill(url: str, to: sa.Connection) -> None:
             to.execute(sa.insert(position).values(ledger=place.ledger, **values))
 
 
-def _within_sqlite(path: Path, to: sa.Connection) -> sa.Row[Any] | None:
-    """Have SQLite copy the rows. What is attached once the transaction has begun is only read, at one instant."""
+def _within_sqlite(path: Path, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> sa.Row[Any] | None:
+    """Have SQLite copy the rows. What is attached once the transaction has begun is only read, at one instant.
+
+    All of a table's it copies with its indexes as they lie, but only where no column is named (xferOptimization in its
+    insert.c). Their order is the migrations'.
+    """
     to.exec_driver_sql("ATTACH DATABASE ? AS source", (str(path),))
-    for table, which in _LIVING.items():
-        columns = ", ".join(column.name for column in table.columns)
-        chosen = f"SELECT {columns} FROM source.{table.name} {which.format(place='source.')}"  # noqa: S608
-        to.exec_driver_sql(f"INSERT INTO main.{table.name} ({columns}) {chosen}")
+    for table, which in chosen.items():
+        rows = f"SELECT * FROM source.{table.name} {which.format(place='source.')}"  # noqa: S608
+        to.exec_driver_sql(f"INSERT INTO main.{table.name} {rows}")
     return to.execute(_place("source.")).one_or_none()
 
 
-def _by_rows(url: str, to: sa.Connection) -> sa.Row[Any] | None:
-    source, writer = open_engine(url), Writer(to.dialect.name)
+def _by_rows(url: str, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> sa.Row[Any] | None:
+    source = open_engine(url)
     try:
         with source.connect() as from_:
             if source.dialect.name == "postgresql":
                 from_.execution_options(isolation_level="REPEATABLE READ")
-            for table, which in _LIVING.items():
+            for table, which in chosen.items():
                 columns = ", ".join(column.name for column in table.columns)
-                chosen = sa.text(f"SELECT {columns} FROM {table.name} {which.format(place='')}")  # noqa: S608
-                rows = from_.execute(chosen, execution_options={"yield_per": _PAGE})
-                for page in rows.partitions(_PAGE):
-                    writer.put(to, table, [dict(row._mapping) for row in page])
+                found = sa.text(f"SELECT {columns} FROM {table.name} {which.format(place='')}")  # noqa: S608
+                _put(to, table, from_.execute(found, execution_options={"yield_per": _PAGE}))
             return from_.execute(_place()).one_or_none()
     finally:
         source.dispose()
+
+
+def _put(to: sa.Connection, table: sa.Table, rows: sa.CursorResult[Any]) -> None:
+    if to.dialect.name == "postgresql":
+        copy_in(to, table, rows)
+        return
+    writer = Writer(to.dialect.name)
+    for page in rows.partitions(_PAGE):
+        writer.put(to, table, [dict(row._mapping) for row in page])
 
 
 def _place(where: str = "") -> sa.TextClause:

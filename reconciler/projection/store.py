@@ -24,7 +24,7 @@ from events.fold import Leaked, Sandbox
 from events.ledger import Stored
 from events.schema import NodeName
 from reconciler.due import Published
-from reconciler.projection import forgetting, snapshot
+from reconciler.projection import forgetting, indexes, snapshot
 from reconciler.projection.among import among, keys
 from reconciler.projection.engine import ProjectionError, ReplacedError, open_engine, transaction
 from reconciler.projection.forgetting import Forgotten
@@ -106,6 +106,16 @@ class Store:
                     self._position_to_write(connection)
         finally:
             self._engine.dispose()  # SQLite's connection has the snapshot attached
+
+    def drop_indexes(self) -> None:
+        """Let go of what only readers need, until ``make_indexes``. Raises as ``apply``."""
+        with self._transaction() as connection:
+            indexes.drop(connection)
+
+    def make_indexes(self) -> None:
+        """Make what readers need. Raises as ``apply``."""
+        with self._transaction() as connection:
+            indexes.make(connection)
 
     def position(self) -> int:
         """Return the sequence up to which the ledger is projected.

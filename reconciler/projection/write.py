@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
+from reconciler.projection.engine import holdable
 from reconciler.projection.project import Changes
 from reconciler.projection.rows import Row, leak_row
 from reconciler.projection.tables import (
@@ -94,6 +95,15 @@ class Writer:
             connection.exec_driver_sql(self._upserts[table.name], _in_one(rows, self._binary[table.name]))
         else:
             _each(connection, self._upserts[table.name], rows)
+
+
+def copy_in(connection: sa.Connection, table: sa.Table, rows: Iterable[Sequence[Any]]) -> None:
+    """Write *rows*, each in the order of its columns, to *table* of PostgreSQL, which has none of them yet."""
+    columns = ", ".join(f'"{column.name}"' for column in table.columns)
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row([holdable(value) for value in row])
 
 
 def _new_position(ledger: str, sequence: int) -> Row:

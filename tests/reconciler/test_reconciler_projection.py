@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any
@@ -193,6 +194,25 @@ def test_a_pod_of_two_live_sandboxes_is_told_once(database: str) -> None:
         assert store.live_pods() == [(PodName("d", "p"), None)]
 
 
+def test_folds_of_before_they_were_compressed_are_read(database: str) -> None:
+    events = stored(busy_day(12))
+    project(database, events[:90])
+    engine = sa.create_engine(database)
+    with engine.begin() as connection:
+        for fold in connection.scalars(sa.select(sandboxes.c.fold)).all():
+            plain = zlib.decompress(fold)
+            connection.execute(sa.update(sandboxes).where(sandboxes.c.fold == fold).values(fold=plain))
+    engine.dispose()
+    with closing(Store(database, "NODE")) as store:
+        assert len(store.of_live_pods(lambda _, boxes, __: boxes)) > 0
+        store.apply(events[90:])
+    tables = stored_in(database)
+    assert tables["attachments"] == folded(events)["attachments"]
+    assert [dict(row)["phase"] for row in tables["sandboxes"]] == [
+        dict(row)["phase"] for row in folded(events)["sandboxes"]
+    ]
+
+
 def test_sandboxes_are_counted_by_phase(database: str) -> None:
     project(database, stored(busy_day(10)))
     store = Store(database, "NODE")
@@ -249,12 +269,13 @@ def test_the_rows_of_another_ledger_are_not_mixed_with_these(database: str) -> N
     store.close()
 
 
-def test_rows_that_cannot_be_read_are_said_in_one_sentence(database: str) -> None:
+@pytest.mark.parametrize("fold", [b"{}", b"x", zlib.compress(b"{}")])
+def test_rows_that_cannot_be_read_are_said_in_one_sentence(database: str, fold: bytes) -> None:
     events = stored(busy_day(1))
     project(database, events[:4])
     engine = sa.create_engine(database)
     with engine.begin() as connection:
-        connection.execute(sa.update(sandboxes).values(fold=b"{}"))
+        connection.execute(sa.update(sandboxes).values(fold=fold))
     engine.dispose()
     with closing(Store(database, "NODE")) as store, pytest.raises(ProjectionError, match="can't read"):
         store.apply(events[4:])

@@ -21,7 +21,7 @@ from events.schema import Pod
 from reconciler.projection.engine import ProjectionError, open_engine
 from reconciler.projection.snapshot import restore, save
 from reconciler.projection.store import Store
-from reconciler.projection.tables import sandboxes
+from reconciler.projection.tables import metadata, sandboxes
 from reconciler.rebuild import rebuild
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
@@ -57,6 +57,25 @@ async def test_what_is_rebuilt_takes_the_place_of_what_was_there(database: str) 
     assert stored_in(database) == folded(events)
     await rebuild(database, ledger, "NODE", nothing)
     assert stored_in(database) == folded(events)
+
+
+def indexes_of(url: str) -> set[str | None]:
+    engine = sa.create_engine(url)
+    inspector = sa.inspect(engine)
+    found = {index["name"] for table in metadata.tables for index in inspector.get_indexes(table)}
+    engine.dispose()
+    return found
+
+
+async def test_what_is_rebuilt_has_every_index(database: str, tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    await filled(ledger, 12)
+    before = indexes_of(database)
+    await rebuild(database, ledger, "NODE", nothing)
+    assert indexes_of(database) == before >= {"sandboxes_live", "sandboxes_closed", "addresses_held"}
+    save(database, tmp_path / "snapshot")
+    await rebuild(database, ledger, "NODE", nothing, tmp_path / "snapshot")
+    assert indexes_of(database) == before
 
 
 async def test_a_reconciler_goes_on_where_the_rebuilt_projection_is(database: str) -> None:

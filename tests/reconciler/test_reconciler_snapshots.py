@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from postgres import Postgres
 from rows import folded, stored_in
 from running import running
 from stories import Node, busy_day
@@ -12,8 +15,11 @@ from stories import Node, busy_day
 from events.ledger import Stored
 from events.memory import MemoryLedger
 from events.schema import Pod
+from reconciler.projection.engine import DatabaseAwayError, open_engine, transaction
 from reconciler.projection.snapshot import look, save
 from reconciler.projection.store import Store
+from reconciler.projection.tables import nodes
+from reconciler.projection.write import copy_in
 from reconciler.snapshots import Beginning, PeriodicSnapshots, SnapshotFolder
 
 
@@ -115,6 +121,46 @@ async def test_a_snapshot_is_never_put_over_rows(written: tuple[MemoryLedger, Pa
         assert store.position() == 7
         store.apply(events)
     assert stored_in(database) == folded(events)
+
+
+async def test_names_that_the_database_cannot_hold_keep_no_snapshot_out_of_it(
+    database: str, empty_database: bytes, tmp_path: Path
+) -> None:
+    odd = Pod("d\0", "p\\u0000\t\\N", "u")
+    (tmp_path / "first.db").write_bytes(empty_database)
+    with closing(Store(f"sqlite:///{tmp_path}/first.db", "NODE")) as store:
+        store.apply([Stored(n, event) for n, event in enumerate(Node().attach("a" * 64, odd), 1)])
+        expected = [str(pod).replace("\0", "\0" if "sqlite" in database else "\ufffd") for pod, _ in store.live_pods()]
+    save(f"sqlite:///{tmp_path}/first.db", tmp_path / "snapshot")
+    with closing(Store(database, "NODE")) as store:
+        store.restore(tmp_path / "snapshot")
+        assert [str(pod) for pod, _ in store.live_pods()] == expected
+        assert [box.pod for boxes in store.of_live_pods(lambda _, boxes, __: boxes) for box in boxes] == [odd]
+
+
+async def test_a_postgresql_that_goes_away_while_it_is_filled_is_away_and_stays_empty(
+    postgres: Postgres, empty_postgres_database: str, written: tuple[MemoryLedger, Path]
+) -> None:
+    url = postgres.url(postgres.database(empty_postgres_database))
+    (path,) = SnapshotFolder(written[1], 3).newest_first()
+
+    def rows(engine: sa.Engine) -> Iterator[tuple[str, int]]:
+        yield "one", 1
+        with engine.begin() as other:
+            other.execute(sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY%'"))
+        yield from (("x" * 1000, number) for number in range(100_000))
+
+    engine = open_engine(url)
+    with (
+        pytest.raises(DatabaseAwayError, match=r"connection is lost|terminating connection"),
+        transaction(engine) as connection,
+    ):
+        copy_in(connection, nodes, rows(engine))
+    engine.dispose()
+    with closing(Store(url, "NODE")) as store:
+        assert store.position() == 0
+        store.restore(path)
+        assert store.position() == look(path).sequence
 
 
 async def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, database: str) -> None:
