@@ -6,13 +6,14 @@ reconciler that starts anew writes nothing twice and misses nothing.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from events.fold import Sandbox, SandboxKey, SandboxPhase
-from events.schema import AttachCompleted, Event, EventId, InterfaceAttached, NodeName, Pod, SandboxAdopted
+from events.schema import AttachCompleted, ContainerId, Event, EventId, InterfaceAttached, NodeName, Pod, SandboxAdopted
 from reconciler.status import PodName, PodStatus, StatusError, pod_status
 
 
@@ -124,13 +125,15 @@ def newly_due(
     *story* has each event with its sandbox as it was after it; *sandboxes* are those of all containers in it, as they
     are after the last, oldest first. Of two sandboxes of a pod, the pod's status is that of the one attached last.
     """
+    containers: defaultdict[ContainerId, list[Sandbox]] = defaultdict(list)
+    for key, box in sandboxes.items():
+        containers[key.container_id].append(box)
     dues: dict[PodName, Due] = {}
     for event, sandbox in story:
         if sandbox is None or not concerns_status(event, sandbox):
             continue
-        container = [box for key, box in sandboxes.items() if key.container_id == sandbox.key.container_id]
         name = PodName(sandbox.pod.namespace, sandbox.pod.name)
-        if (found := due(container, published.get(name))) is not None:
+        if (found := due(containers[sandbox.key.container_id], published.get(name))) is not None:
             dues[name] = found
     return list(dues.values())
 

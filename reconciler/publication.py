@@ -75,11 +75,11 @@ class Publication:
 
     async def caught_up(self, ask: Ask) -> None:
         """Take up what the ledger does not say was published, and withdraw what nothing is left of."""
-        live = await ask(lambda store: store.of_live_pods(lambda pod, boxes, said: (pod, due(boxes, said))))
-        for pod, found in live:
+        for found in await ask(lambda store: store.unsettled_pods(lambda _, boxes, said: due(boxes, said))):
             if found is not None:
-                self._want(pod, found)
-        for pod in await self._publisher.pods() - {pod for pod, _ in live}:
+                self._want(found.pod, found)
+        there = await self._publisher.pods()
+        for pod in there - await ask(lambda store: store.live(there)):
             self._want(pod, None)
 
     def changed(self, changes: Changes) -> None:

@@ -55,6 +55,7 @@ def sandbox_row(sandbox: Sandbox, created: int) -> Row:
         "created": created,
         "sequence": sandbox.sequence,
         "fold": zlib.compress(_encode(sandbox), _FAST),
+        "intent": sandbox.intent,
     }
 
 

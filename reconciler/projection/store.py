@@ -10,7 +10,7 @@ Everything here blocks; ``reconciler.reconcile`` calls it on one thread of its o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +20,7 @@ import msgspec
 import sqlalchemy as sa
 from msgspec.structs import replace
 
-from events.fold import Leaked, Sandbox
+from events.fold import Leaked, Sandbox, SandboxPhase
 from events.ledger import Stored
 from events.schema import NodeName
 from reconciler.due import Published
@@ -176,13 +176,30 @@ class Store:
 
         It is given the pod's sandboxes, oldest first, and what is published of it. Raises DatabaseAwayError.
         """
+        return self._judged(_LIVE_PODS, judge)
+
+    def unsettled_pods(self, judge: Callable[[PodName, Sequence[Sandbox], Published | None], T]) -> list[T]:
+        """Return the same of those pods alone whose network-status may have to be published.
+
+        That leaves out those of which the rows say without a look at their folds that nothing is ``due``.
+        """
+        return self._judged(_UNSETTLED_PODS, judge)
+
+    def _judged(
+        self, chosen: sa.Select[Any], judge: Callable[[PodName, Sequence[Sandbox], Published | None], T]
+    ) -> list[T]:
         with self._transaction() as connection:
-            rows = connection.execute(_LIVE_PODS, execution_options={"yield_per": _PAGE})
+            rows = connection.execute(chosen, execution_options={"yield_per": _PAGE})
             judged: list[T] = []
             for name, group in groupby(rows, lambda row: PodName(row.namespace, row.pod)):
                 same = list(group)
                 judged.append(judge(name, [sandbox_of(row.fold) for row in same], _status_of(same[0])))
             return judged
+
+    def live(self, pods: Set[PodName]) -> frozenset[PodName]:
+        """Return which of *pods* have something on a node. Raises DatabaseAwayError."""
+        with self._transaction() as connection:
+            return self._asked.live(connection, pods)
 
     def live_pods(self) -> list[tuple[PodName, Published | None]]:
         """Return each pod that has something on a node, and what is published of it. Raises DatabaseAwayError.
@@ -295,6 +312,22 @@ _LIVE_PODS = (
     .where(_IS_LIVE, sandboxes.c.pod != "")
     .order_by(*_NAMED, sandboxes.c.created)
 )
+_SETTLED = sa.and_(
+    statuses.c.intent == sandboxes.c.intent, sa.or_(statuses.c.refused, statuses.c.sequence > sandboxes.c.sequence)
+)
+"""True only where the ledger's last word is of this sandbox, and later than all that happened to it, or final."""
+_UNSETTLED = (
+    sa.select(*_NAMED)
+    .select_from(_WITH_STATUS)
+    .where(
+        _IS_LIVE,
+        sandboxes.c.pod != "",
+        sandboxes.c.phase == SandboxPhase.ATTACHED.value,
+        sa.not_(sa.func.coalesce(_SETTLED, sa.false())),
+    )
+    .correlate(None)
+)
+_UNSETTLED_PODS = _LIVE_PODS.where(sa.tuple_(*_NAMED).in_(_UNSETTLED))
 _LIVE_NAMES = (
     sa.select(*_NAMED, *_STATUS).select_from(_WITH_STATUS).where(_IS_LIVE, sandboxes.c.pod != "").order_by(*_NAMED)
 )
@@ -329,7 +362,7 @@ class _Asked:
             for row in rows
         }
 
-    def live(self, connection: sa.Connection, pods: frozenset[PodName]) -> frozenset[PodName]:
+    def live(self, connection: sa.Connection, pods: Set[PodName]) -> frozenset[PodName]:
         """Return which of *pods* have something on a node."""
         if not pods:
             return frozenset()

@@ -180,7 +180,13 @@ def _same_fold(fold: bytes, sandbox: Sandbox) -> bool:
 
 def _unequal(row: Row, expected: Row) -> list[str]:
     """Return the columns that differ, but for those that the projection alone reads."""
-    return [name for name, value in expected.items() if name not in {"fold", "event"} and row.get(name) != value]
+    known = [name for name in expected if name not in _OWN and (name not in _LATER or row[name])]
+    return [name for name in known if row.get(name) != expected[name]]
+
+
+_OWN = frozenset({"fold", "event"})
+_LATER = frozenset({"intent"})
+"""Columns that are empty in rows of before they were kept."""
 
 
 def _of(sandbox: Sandbox, message: str) -> Difference:

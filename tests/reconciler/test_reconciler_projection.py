@@ -41,7 +41,7 @@ from events.schema import (
     Unknown,
     WorkerStarted,
 )
-from reconciler.due import Published
+from reconciler.due import Due, Published, due
 from reconciler.projection.engine import ProjectionError
 from reconciler.projection.store import Store
 from reconciler.projection.tables import sandboxes
@@ -194,6 +194,80 @@ def test_a_pod_of_two_live_sandboxes_is_told_once(database: str) -> None:
         assert store.live_pods() == [(PodName("d", "p"), None)]
 
 
+@st.composite
+def statuses_said(draw: st.DrawFn) -> list[Event]:
+    """Draw sandboxes of two pods that come, are told of, refused, repaired and go, one container maybe twice."""
+    node = Node()
+    events: list[Event] = []
+    asked: list[tuple[Event, Pod]] = []
+    for _ in range(draw(st.integers(1, 8))):
+        sandbox, pod = draw(st.sampled_from(["a" * 64, "b" * 64])), draw(st.sampled_from([WEB, DB]))
+        what = draw(st.sampled_from(["attach", "detach", "repair", "said", "refused"]))
+        if what == "attach":
+            part = list(node.attach(sandbox, pod))
+            asked.append((part[0], pod))
+            events += part
+        elif what == "detach":
+            events += node.detach(sandbox, pod)
+        elif what == "repair" and asked:
+            intent, _ = draw(st.sampled_from(asked))
+            events += [
+                event for event in list(events) if event.type == "InterfaceAttached" and event.cause == intent.id
+            ]
+        elif asked:
+            intent, pod = draw(st.sampled_from(asked))
+            events.append(told(intent, pod, "[]", refused=what == "refused"))
+    return events
+
+
+WEB, DB = Pod("d", "web", "u1"), Pod("d", "db", "u2")
+
+
+def told(intent: Event, pod: Pod, text: str, *, refused: bool) -> Event:
+    event = published(intent.sandbox, pod, text, intent.id)
+    if not refused:
+        return event
+    failure = Failure(error_class=ErrorClass.POD_NOT_FOUND, phase=Phase.PUBLISH, message="gone", code=0)
+    failed = StatusPublishFailed(node=NodeName("node-1"), ifname=IfName("eth0"), pod=pod, failure=failure, final=True)
+    return replace(event, data=failed)
+
+
+def due_of_all(store: Store) -> list[Due]:
+    return [found for found in store.of_live_pods(lambda _, boxes, said: due(boxes, said)) if found is not None]
+
+
+def due_of_unsettled(store: Store) -> list[Due]:
+    return [found for found in store.unsettled_pods(lambda _, boxes, said: due(boxes, said)) if found is not None]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(events=statuses_said())
+def test_what_is_due_is_due_of_the_pods_that_the_rows_do_not_call_settled(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: bytes, events: list[Event]
+) -> None:
+    path = tmp_path_factory.mktemp("due") / "x.db"
+    path.write_bytes(empty_database)
+    project(f"sqlite:///{path}", stored(events))
+    with closing(Store(f"sqlite:///{path}", "NODE")) as store:
+        assert due_of_unsettled(store) == due_of_all(store)
+
+
+def test_of_pods_whose_status_was_published_no_fold_is_read(database: str) -> None:
+    node, before = Node(), "c" * 64
+    events = [*node.attach("a" * 64, WEB), *node.attach("b" * 64, DB), *node.attach(before, Pod("d", "old", "u3"))]
+    events += [told(events[0], WEB, "[]", refused=False), told(events[5], DB, "", refused=True)]
+    events.append(told(events[10], Pod("d", "old", "u3"), "[]", refused=False))
+    project(database, stored(events))
+    engine = sa.create_engine(database)
+    with engine.begin() as connection:
+        connection.execute(sa.update(sandboxes).where(sandboxes.c.container_id == before).values(intent=""))
+    engine.dispose()
+    with closing(Store(database, "NODE")) as store:
+        assert store.unsettled_pods(lambda pod, _, __: pod.name) == ["old"], "its row is of before intents were kept"
+        assert due_of_unsettled(store) == []
+        assert store.live({PodName("d", "web"), PodName("d", "gone")}) == {PodName("d", "web")}
+
+
 def test_folds_of_before_they_were_compressed_are_read(database: str) -> None:
     events = stored(busy_day(12))
     project(database, events[:90])
@@ -201,7 +275,7 @@ def test_folds_of_before_they_were_compressed_are_read(database: str) -> None:
     with engine.begin() as connection:
         for fold in connection.scalars(sa.select(sandboxes.c.fold)).all():
             plain = zlib.decompress(fold)
-            connection.execute(sa.update(sandboxes).where(sandboxes.c.fold == fold).values(fold=plain))
+            connection.execute(sa.update(sandboxes).where(sandboxes.c.fold == fold).values(fold=plain, intent=""))
     engine.dispose()
     with closing(Store(database, "NODE")) as store:
         assert len(store.of_live_pods(lambda _, boxes, __: boxes)) > 0
