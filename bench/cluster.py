@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nats
@@ -64,20 +64,30 @@ class Cluster:
         return Life(self._tellers[number % len(self._tellers)], container(number + 1))
 
 
-def applied(port: int) -> int:
-    """Return the sequence up to which the reconciler is."""
+def metric(port: int, name: str) -> int:
+    """Return what the reconciler's metric of that name says."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         for line in answer.read().decode().splitlines():
-            if line.startswith("plumbline_reconciler_applied_sequence "):
+            if line.startswith(f"plumbline_reconciler_{name} "):
                 return int(float(line.split()[1]))
-    raise LookupError("no applied_sequence")
+    raise LookupError(name)
 
 
-async def reach(port: int, sequence: int) -> None:
-    """Wait until the reconciler has *sequence*."""
+def applied(port: int) -> int:
+    """Return the sequence up to which the reconciler is."""
+    return metric(port, "applied_sequence")
+
+
+def acts(port: int) -> bool:
+    """Return whether the reconciler acts: before, it has an event of its own to write."""
+    return metric(port, "active") == 1
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    """Wait until the reconciler has *reached* that."""
     while True:
         try:
-            if await asyncio.to_thread(applied, port) >= sequence:
+            if await asyncio.to_thread(reached):
                 return
         except OSError:
             pass  # it starts
@@ -142,14 +152,15 @@ async def measure(server: EmbeddedServer, folder: Path, options: argparse.Namesp
     reconciler = await asyncio.create_subprocess_exec(sys.executable, "-m", "reconciler", "--config", config)
     try:
         start = time.perf_counter()
-        await reach(port, count)
+        await until(lambda: applied(port) >= count)
         report(f"cluster: {count} events projected at the first start", time.perf_counter() - start, "s")
         report("cluster: memory after that", resident(reconciler.pid), "MiB", 1024)
-        churn, lags = Churn(server, cluster.churn(), count), list[float]()
+        await until(lambda: acts(port))
+        churn, lags = Churn(server, cluster.churn(), await ledger.last_sequence()), list[float]()
         watching = asyncio.create_task(watch(churn, port, lags))
         last = await churn.run(options.rate, options.seconds)
         watching.cancel()
-        await reach(port, last)
+        await until(lambda: applied(port) >= last)
         assert await ledger.last_sequence() == last
         for name, q in (("median", 0.5), ("99 of 100", 0.99)):
             report(f"cluster: behind the ledger at {options.rate} events/s, {name}", quantile(lags, q), "s")

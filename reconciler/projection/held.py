@@ -54,10 +54,13 @@ def _holding(sandbox: Sandbox | None) -> tuple[Attachment, ...]:
     return sandbox.attachments
 
 
+_DETACHED = AttachmentPhase.DETACHED  # to look it up takes longer than to compare it
+
+
 def _of(attachments: Iterable[Attachment]) -> list[Held]:
     found: dict[tuple[str, str, str], Held] = {}
     for attachment in attachments:
-        if attachment.result and attachment.phase is not AttachmentPhase.DETACHED:
+        if attachment.result and attachment.phase is not _DETACHED:
             plan = attachment.plan
             for address, length in addresses_of(attachment.result, plan.cni_version):
                 one = Held(plan.network, plan.ifname, address, length)
