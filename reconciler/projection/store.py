@@ -10,7 +10,7 @@ Everything here blocks; ``reconciler.reconcile`` calls it on one thread of its o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -176,25 +176,18 @@ class Store:
 
         It is given the pod's sandboxes, oldest first, and what is published of it. Raises DatabaseAwayError.
         """
-        return self._judged(_LIVE_PODS, judge)
+        with self._transaction() as connection:
+            return _judged(connection.execute(_LIVE_PODS, execution_options={"yield_per": _PAGE}), judge)
 
     def unsettled_pods(self, judge: Callable[[PodName, Sequence[Sandbox], Published | None], T]) -> list[T]:
         """Return the same of those pods alone whose network-status may have to be published.
 
         That leaves out those of which the rows say without a look at their folds that nothing is ``due``.
         """
-        return self._judged(_UNSETTLED_PODS, judge)
-
-    def _judged(
-        self, chosen: sa.Select[Any], judge: Callable[[PodName, Sequence[Sandbox], Published | None], T]
-    ) -> list[T]:
         with self._transaction() as connection:
-            rows = connection.execute(chosen, execution_options={"yield_per": _PAGE})
-            judged: list[T] = []
-            for name, group in groupby(rows, lambda row: PodName(row.namespace, row.pod)):
-                same = list(group)
-                judged.append(judge(name, [sandbox_of(row.fold) for row in same], _status_of(same[0])))
-            return judged
+            names = frozenset(PodName(*row) for row in connection.execute(_UNSETTLED))
+            rows = self._asked.of_live(connection, names)
+            return _judged((row for row in rows if PodName(row.namespace, row.pod) in names), judge)
 
     def live(self, pods: Set[PodName]) -> frozenset[PodName]:
         """Return which of *pods* have something on a node. Raises DatabaseAwayError."""
@@ -315,7 +308,7 @@ _LIVE_PODS = (
 _SETTLED = sa.and_(
     statuses.c.intent == sandboxes.c.intent, sa.or_(statuses.c.refused, statuses.c.sequence > sandboxes.c.sequence)
 )
-"""True only where the ledger's last word is of this sandbox, and later than all that happened to it, or final."""
+"""Where the ledger's last word is of this sandbox, and later than all that happened to it, or final."""
 _UNSETTLED = (
     sa.select(*_NAMED)
     .select_from(_WITH_STATUS)
@@ -325,13 +318,20 @@ _UNSETTLED = (
         sandboxes.c.phase == SandboxPhase.ATTACHED.value,
         sa.not_(sa.func.coalesce(_SETTLED, sa.false())),
     )
-    .correlate(None)
 )
-_UNSETTLED_PODS = _LIVE_PODS.where(sa.tuple_(*_NAMED).in_(_UNSETTLED))
 _LIVE_NAMES = (
     sa.select(*_NAMED, *_STATUS).select_from(_WITH_STATUS).where(_IS_LIVE, sandboxes.c.pod != "").order_by(*_NAMED)
 )
 _LIVE_POD = _LIVE_PODS.where(sandboxes.c.namespace == sa.bindparam("namespace"), sandboxes.c.pod == sa.bindparam("pod"))
+
+
+def _judged(rows: Iterable[sa.Row[Any]], judge: Callable[[PodName, Sequence[Sandbox], Published | None], T]) -> list[T]:
+    """Return what *judge* says of each pod that *rows* of ``_LIVE_PODS`` are of."""
+    judged: list[T] = []
+    for name, group in groupby(rows, lambda row: PodName(row.namespace, row.pod)):
+        same = list(group)
+        judged.append(judge(name, [sandbox_of(row.fold) for row in same], _status_of(same[0])))
+    return judged
 
 
 def _status_of(row: sa.Row[Any]) -> Published | None:
@@ -346,6 +346,7 @@ class _Asked:
     def __init__(self, dialect: str) -> None:
         self._dialect = dialect
         self._published = sa.select(statuses).where(among(dialect, statuses.c.namespace, statuses.c.pod))
+        self._of_live = _LIVE_PODS.where(among(dialect, sandboxes.c.namespace, sandboxes.c.pod))
         self._live = (
             sa.select(sandboxes.c.namespace, sandboxes.c.pod)
             .distinct()
@@ -361,6 +362,14 @@ class _Asked:
             PodName(row.namespace, row.pod): Published(row.uid, row.intent, row.text, row.refused, row.sequence)
             for row in rows
         }
+
+    def of_live(self, connection: sa.Connection, pods: Set[PodName]) -> Iterable[sa.Row[Any]]:
+        """Return the rows of ``_LIVE_PODS`` that are of *pods*, and if these are many those of all pods."""
+        if not pods:
+            return ()
+        if len(pods) <= _PAGE:
+            return connection.execute(self._of_live, keys(self._dialect, pods))
+        return connection.execute(_LIVE_PODS, execution_options={"yield_per": _PAGE})
 
     def live(self, connection: sa.Connection, pods: Set[PodName]) -> frozenset[PodName]:
         """Return which of *pods* have something on a node."""

@@ -42,6 +42,7 @@ from events.schema import (
     WorkerStarted,
 )
 from reconciler.due import Due, Published, due
+from reconciler.projection import store as store_module
 from reconciler.projection.engine import ProjectionError
 from reconciler.projection.store import Store
 from reconciler.projection.tables import sandboxes
@@ -250,6 +251,18 @@ def test_what_is_due_is_due_of_the_pods_that_the_rows_do_not_call_settled(
     project(f"sqlite:///{path}", stored(events))
     with closing(Store(f"sqlite:///{path}", "NODE")) as store:
         assert due_of_unsettled(store) == due_of_all(store)
+
+
+@pytest.mark.parametrize("few", [1, 500])
+def test_what_is_due_of_many_pods_is_found_like_that_of_few(
+    database: str, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_PAGE", few)
+    events = [*busy_day(20), told(next(iter(Node("node-2").attach(container_id(4), WEB))), WEB, "[]", refused=False)]
+    project(database, stored(events))
+    with closing(Store(database, "NODE")) as store:
+        assert due_of_unsettled(store) == due_of_all(store)
+        assert len(due_of_all(store)) > few or few == 500
 
 
 def test_of_pods_whose_status_was_published_no_fold_is_read(database: str) -> None:
