@@ -5,6 +5,8 @@ One that is made of all rows at the end takes a sort; one that is there from the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import sqlalchemy as sa
 
 from reconciler.projection.tables import metadata
@@ -23,6 +25,19 @@ def make(connection: sa.Connection) -> None:
     """Make those that are not there."""
     for index in _for_readers():
         index.create(connection, checkfirst=True)
+
+
+def drop_keys(connection: sa.Connection, tables: Iterable[sa.Table]) -> None:
+    """Drop the primary keys of *tables* of PostgreSQL, for who adds rows to them and looks for none."""
+    for table in tables:
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} DROP CONSTRAINT {table.name}_pkey")
+
+
+def make_keys(connection: sa.Connection, tables: Iterable[sa.Table]) -> None:
+    """Make them again."""
+    for table in tables:
+        columns = ", ".join(column.name for column in table.primary_key)
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD PRIMARY KEY ({columns})")
 
 
 def _for_readers() -> list[sa.Index]:

@@ -128,10 +128,11 @@ def needed(batch: Sequence[Stored]) -> Needed:
 
 def _leaks(batch: Sequence[Stored]) -> set[LeakKey]:
     """Return the leaks that *batch* tells of."""
-    return {(event.node, event.data.leak.id) for _, event in batch if type(event.data) in _OF_LEAKS}
-
-
-_OF_LEAKS = frozenset({LeakObserved, LeakReclaimed, LeakReclaimFailed})
+    return {
+        (event.node, event.data.leak.id)
+        for _, event in batch
+        if isinstance(event.data, LeakObserved | LeakReclaimed | LeakReclaimFailed)
+    }
 
 
 def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:

@@ -122,11 +122,14 @@ def _origin(path: Path) -> Origin:
 
 def fill(path: Path, to: sa.Connection) -> None:
     """Fill the empty tables that *to* is connected to from the snapshot in *path*, at which somebody has looked."""
-    if to.dialect.name == "postgresql":
-        indexes.drop(to)
+    if to.dialect.name == "sqlite":
+        _fill(f"sqlite:///{path}", to, _ALL)
+        return
+    indexes.drop(to)
+    indexes.drop_keys(to, _ALL)
     _fill(f"sqlite:///{path}", to, _ALL)
-    if to.dialect.name == "postgresql":
-        indexes.make(to)
+    indexes.make_keys(to, _ALL)
+    indexes.make(to)
 
 
 def _copy(url: str, target_url: str) -> int:

@@ -99,11 +99,12 @@ class Writer:
 
 def copy_in(connection: sa.Connection, table: sa.Table, rows: Iterable[Sequence[Any]]) -> None:
     """Write *rows*, each in the order of its columns, to *table* of PostgreSQL, which has none of them yet."""
-    columns = ", ".join(f'"{column.name}"' for column in table.columns)
+    columns = ", ".join(column.name for column in table.columns)
     driver: Any = connection.connection.driver_connection
-    with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
+    with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types([column.type.compile(_DIALECTS["postgresql"]).lower() for column in table.columns])
         for row in rows:
-            copy.write_row([holdable(value) for value in row])
+            copy.write_row([holdable(value) if type(value) is str and "\0" in value else value for value in row])
 
 
 def _new_position(ledger: str, sequence: int) -> Row:

@@ -60,9 +60,11 @@ async def test_what_is_rebuilt_takes_the_place_of_what_was_there(database: str) 
 
 
 def indexes_of(url: str) -> set[str | None]:
+    """The names of indexes, and the primary keys."""
     engine = sa.create_engine(url)
     inspector = sa.inspect(engine)
     found = {index["name"] for table in metadata.tables for index in inspector.get_indexes(table)}
+    found |= {str(inspector.get_pk_constraint(table)) for table in metadata.tables}
     engine.dispose()
     return found
 

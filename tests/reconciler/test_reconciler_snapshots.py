@@ -144,11 +144,11 @@ async def test_a_postgresql_that_goes_away_while_it_is_filled_is_away_and_stays_
     url = postgres.url(postgres.database(empty_postgres_database))
     (path,) = SnapshotFolder(written[1], 3).newest_first()
 
-    def rows(engine: sa.Engine) -> Iterator[tuple[str, int]]:
-        yield "one", 1
+    def rows(engine: sa.Engine) -> Iterator[tuple[str, int, int, str, str, int]]:
+        yield "one", 1, 1, "", "", 1
         with engine.begin() as other:
             other.execute(sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY%'"))
-        yield from (("x" * 1000, number) for number in range(100_000))
+        yield from (("x" * 1000, number, 1, "", "", 1) for number in range(100_000))
 
     engine = open_engine(url)
     with (
