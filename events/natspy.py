@@ -7,6 +7,7 @@ nats-py takes it from here.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,21 @@ class Client(_Client):
     def __init__(self) -> None:
         super().__init__()
         self._ps = _Parser(self)
+        self._given_up = False
+
+    async def close(self) -> None:
+        """End the connection, and the attempts to have one.
+
+        An attempt that fails at the very moment in which it is cancelled loses the cancellation (``asyncio.wait_for``
+        does so before Python 3.12), and another one follows, for ever.
+        """
+        self._given_up = True
+        await super().close()
+
+    async def _connect_to_server(self, s: Any) -> None:
+        if self._given_up:
+            raise asyncio.CancelledError
+        await super()._connect_to_server(s)
 
     async def listen(self, subject: str, deliver: Callable[[Msg], None]) -> Subscription:
         """Call *deliver*, which must not raise, with every message to *subject* as soon as it is read.

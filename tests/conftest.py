@@ -12,6 +12,9 @@ import pytest
 from nodeworker import shim
 from nodeworker.shim import build
 
+# How long an example takes is the machine's affair, and the same code is to get the same examples.
+hypothesis.settings.load_profile("ci")
+
 KERNEL = "the kernel has no "
 """How the reason of a skip begins that no installation can do anything about."""
 

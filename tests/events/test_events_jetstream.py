@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import shutil
@@ -256,6 +257,31 @@ async def test_a_cancelled_append_ends_at_once(server: EmbeddedServer, jetstream
     appending.cancel()
     await asyncio.wait([appending], timeout=0.5)
     assert appending.cancelled()
+
+
+async def test_what_is_closed_makes_no_attempt_to_connect_after_one_that_lost_its_cancellation(
+    server: EmbeddedServer, jetstream: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[object] = []
+
+    async def refused(_: object, to: object, *__: object) -> None:
+        attempts.append(to)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        raise ConnectionRefusedError
+
+    async def trying() -> bool:
+        return bool(attempts)
+
+    monkeypatch.setattr(Client, "_connect_to_server", refused)
+    kill(server)
+    await eventually(trying)
+    reconnecting = jetstream.connection._client._reconnection_task
+    assert reconnecting is not None
+    await jetstream.close()
+    await asyncio.wait([reconnecting], timeout=5)
+    assert reconnecting.done()
+    assert len(attempts) == 1
 
 
 async def test_connect_waits_until_there_is_a_server(server: EmbeddedServer) -> None:

@@ -337,4 +337,4 @@ class Together(RuleBasedStateMachine):
 
 
 TestTogether = Together.TestCase
-TestTogether.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestTogether.settings = settings(max_examples=150, stateful_step_count=40)

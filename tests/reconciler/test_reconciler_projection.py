@@ -533,7 +533,7 @@ def nonsense(draw: st.DrawFn) -> list[Event]:
     return events
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data(), events=nonsense())
 def test_the_projection_equals_the_fold_whatever_comes_and_wherever_it_restarts(
     tmp_path_factory: pytest.TempPathFactory, empty_database: bytes, data: st.DataObject, events: list[Event]
@@ -572,7 +572,7 @@ def remembered(events: Sequence[Stored], before: str) -> dict[str, Table]:
     }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data(), events=nonsense())
 def test_what_is_over_is_forgotten_and_nothing_else_however_few_rows_go_at_once(
     tmp_path_factory: pytest.TempPathFactory, empty_database: bytes, data: st.DataObject, events: list[Event]
@@ -617,7 +617,7 @@ def test_a_sandbox_that_was_forgotten_begins_anew_with_what_comes_of_it(database
     assert [dict(row)["network"] for row in tables["attachments"]] == ["other"]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data(), events=nonsense())
 def test_the_projection_in_postgresql_equals_the_fold_too(
     postgres: Postgres, empty_postgres_database: str, data: st.DataObject, events: list[Event]

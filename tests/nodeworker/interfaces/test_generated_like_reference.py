@@ -39,7 +39,6 @@ pytestmark = [
 EXAMPLES = int(os.environ.get("PLUMBLINE_EXAMPLES", "0"))
 generated = settings(
     derandomize=not EXAMPLES,
-    deadline=None,
     database=None,
     phases=[Phase.generate, *([Phase.shrink] if EXAMPLES else [])],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -126,7 +126,6 @@ def test_no_configuration_breaks_a_plugin(netns: str, kind: str, tmp_path: Path)
     @settings(
         max_examples=EXAMPLES,
         derandomize=True,
-        deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
@@ -191,7 +190,6 @@ def test_no_configuration_breaks_an_ipam_plugin(netns: str, kind: str, tmp_path:
     @settings(
         max_examples=4 * EXAMPLES,
         derandomize=True,
-        deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ipam_harness import Outcome, executed, native, needs_plugins, network, on_disk, reserved
 
@@ -232,7 +232,7 @@ calls = st.lists(st.tuples(st.sampled_from("AAADC"), st.integers(0, 4)), max_siz
 requests = st.sampled_from(["", "", "IP=10.1.0.3", "IP=10.2.0.5", "IP=fd00::3"])
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80)
 @given(old_style=ranges() | st.just({}), sets=sets, calls=calls, version=st.sampled_from(VERSIONS), args=requests)
 def test_generated_lives_are_the_same(
     old_style: dict[str, str], sets: list[list[dict[str, str]]], calls: list[tuple[str, int]], version: str, args: str

@@ -100,7 +100,7 @@ addresses = st.sampled_from(["10.0.0.5/24", "10.8.0.3/8", "fd00::5/64", "::ffff:
 gateways = st.sampled_from(["", "10.0.0.1", "10.8.0.1", "fd00::1", "x"])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     written=st.lists(st.fixed_dictionaries({"address": addresses}, optional={"gateway": gateways}), max_size=3),
     in_args=st.lists(addresses, max_size=2),

@@ -275,7 +275,7 @@ class Node(RuleBasedStateMachine):
 
 
 TestNode = Node.TestCase
-TestNode.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestNode.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def test_so_many_reclaims_are_under_way_on_a_node_and_no_more() -> None:

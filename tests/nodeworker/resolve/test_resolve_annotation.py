@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from events.schema import ErrorClass, Failure, Phase
@@ -257,7 +257,6 @@ def test_default_network_has_to_be_exactly_one(text: str) -> None:
         parse_default_network(text, "kube-system")
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.none() | labels, labels, st.none() | ifnames),
@@ -293,7 +292,6 @@ elements = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(
     st.text()
     | st.text(alphabet='ab1/@,. -"[{]}:')

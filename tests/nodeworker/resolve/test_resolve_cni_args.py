@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from events.schema import ErrorClass, Pod
@@ -77,7 +77,6 @@ def test_runtime_that_knows_no_pods_leaves_the_keys_empty() -> None:
     )
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_pod_of_never_fails(args: str) -> None:
     assert isinstance(pod_of(args), Pod)

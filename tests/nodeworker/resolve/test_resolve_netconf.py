@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from events.schema import ErrorClass
@@ -224,7 +224,6 @@ def test_errors_are_reported_in_the_version_asked_for(config: str, version: str)
     assert version_asked(config) == version
 
 
-@settings(deadline=None)
 @given(
     st.text()
     | st.dictionaries(st.sampled_from(["cniVersion", "name", "delegates", "clusterNetwork"]), st.text()).map(json.dumps)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from events.schema import AttachPlanned, AttachRequested, ErrorClass, Failure, IfName, RequestId
@@ -436,7 +436,6 @@ def test_plugins_are_searched_in_the_nodes_folder_too(path: str, expected: str) 
     assert planned(path=path).path == expected
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.none() | st.text(max_size=17) | st.sampled_from(["eth0", "net1", "net2", "a0", "b0"]), max_size=6),
     st.sampled_from(["eth0", "net1", "ens3"]),

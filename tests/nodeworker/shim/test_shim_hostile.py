@@ -44,7 +44,7 @@ def meaning(raw: bytes) -> tuple[int, bytes] | Literal["torn", "foreign"]:
 
 
 @given(raw=replies, command=st.sampled_from(["ADD", "DEL", "STATUS"]), send=st.sampled_from([reply, reply_bytewise]))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_any_reply_is_understood_or_refused_and_never_half_printed(
     sanitized_binary: Path, raw: bytes, command: str, send: Callable[[bytes], Behaviour]
 ):
@@ -66,7 +66,7 @@ def test_any_reply_is_understood_or_refused_and_never_half_printed(
 
 
 @given(stdin=st.one_of(st.binary(max_size=64), st.text('{}[]",:\\ 1.cniVersion', max_size=64).map(str.encode)))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_input_yields_a_valid_error_object(sanitized_binary: Path, stdin: bytes):
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime(sanitized_binary, Path(folder))
