@@ -6,7 +6,8 @@ what they say is kept from one use to the next.
 
 What is kept must not be trusted after somebody else was here. Every change of the folder sets its modification time,
 but to a clock that stands still for milliseconds; so whoever keeps what it says sets that time to a nanosecond of its
-own choice, the seal, which such a clock does not hit again.
+own choice, the seal, which such a clock does not hit again. After somebody else was here, what is the same file by name
+and inode is taken to say the same: an inode may come again, so what a file says is read once more where it is acted on.
 
 A file appears complete or not at all, whenever its writer is killed: it is written without a name, and then linked.
 The disk is not waited for, as the executed plugin does not wait either: a power cut may leave a name without content,
@@ -25,7 +26,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -41,8 +42,17 @@ LONGEST: Final = 4096
 _NO_UNNAMED_FILES: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR})
 """What opening a file without a name ends with where the file system has no such thing."""
 
-_Contents: TypeAlias = dict[str, bytes]
-"""What each file in a folder says; an empty text for what can't be read."""
+
+class _File(NamedTuple):
+    """One of a folder."""
+
+    inode: int
+    owner: bytes
+    """What it says; an empty text for what can't be read."""
+
+
+_Contents: TypeAlias = dict[str, _File]
+"""The files of a folder by name."""
 
 
 class BusyError(Exception):
@@ -62,10 +72,10 @@ class _Memory:
         self._folders: OrderedDict[tuple[int, int], _Kept] = OrderedDict()
         self._mutex = threading.Lock()
 
-    def recall(self, folder: os.stat_result) -> _Contents | None:
-        """Return what is in *folder* if it is certain that nobody has changed it."""
+    def recall(self, folder: os.stat_result) -> tuple[_Contents, bool]:
+        """Return what was in *folder*, and whether it is certain that nobody has changed it."""
         kept = self._folders.get((folder.st_dev, folder.st_ino))
-        return kept.contents if kept and kept.seal == folder.st_mtime_ns else None
+        return (kept.contents, kept.seal == folder.st_mtime_ns) if kept else ({}, False)
 
     def keep(self, folder: os.stat_result, contents: _Contents) -> None:
         """Keep what is in *folder*, and forget what is older if that is too much."""
@@ -91,13 +101,13 @@ class Folder:
     def __init__(self, fd: int, staged: int | None) -> None:
         self._fd = fd
         self._staged = staged
-        recalled = _memory.recall(os.fstat(fd))
-        self._contents = _read_all(fd) if recalled is None else recalled
-        self._changed = recalled is None
+        known, unchanged = _memory.recall(os.fstat(fd))
+        self._contents = known if unchanged else _read_all(fd, known)
+        self._changed = not unchanged
 
     def held_by(self, owner: bytes) -> list[Address]:
         """Return the addresses whose files say *owner*, in their order."""
-        names = [name for name, content in self._contents.items() if content == owner]
+        names = [name for name, file in self._contents.items() if file.owner == owner]
         # The folder's time does not tell of a file that was written to in place.
         names = [name for name in names if _read(self._fd, name) == owner]
         found = [each for name in names if (each := address_of(name)) is not None]
@@ -105,7 +115,7 @@ class Folder:
 
     def reservations(self) -> dict[Address, bytes]:
         """Return the addresses that have a file, and what it was last known to say."""
-        return {each: content for name, content in self._contents.items() if (each := address_of(name)) is not None}
+        return {each: file.owner for name, file in self._contents.items() if (each := address_of(name)) is not None}
 
     def reserve(self, wanted: Address, owner: bytes) -> bool:
         """Make *wanted* the *owner*'s; return False if it is taken, be it by something that is no reservation."""
@@ -114,12 +124,12 @@ class Folder:
             return False
         self._changed = True
         try:
-            self._create(name, owner)
+            inode = self._create(name, owner)
         except FileExistsError:
             # Somebody who does not lock was here.
-            self._contents[name] = _read(self._fd, name)
+            self._contents[name] = _File(0, _read(self._fd, name))
             return False
-        self._contents[name] = owner
+        self._contents[name] = _File(inode, owner)
         return True
 
     def free(self, held: Address, owner: bytes) -> bool:
@@ -152,7 +162,7 @@ class Folder:
             os.ftruncate(fd, len(text))
         finally:
             os.close(fd)
-        self._contents.setdefault(name, b"")
+        self._contents.setdefault(name, _File(0, b""))
 
     def seal(self) -> None:
         """Keep what is known of the folder for the next time, if it can be told then whether it still holds."""
@@ -166,13 +176,15 @@ class Folder:
             if status.st_mtime_ns == chosen:
                 _memory.keep(status, self._contents)
 
-    def _create(self, name: str, owner: bytes) -> None:
+    def _create(self, name: str, owner: bytes) -> int:
+        """Make the file, and return its inode."""
         if self._staged is not None:
             os.link(f"/proc/self/fd/{self._staged}", name, dst_dir_fd=self._fd, follow_symlinks=True)
-            return
+            return os.fstat(self._staged).st_ino
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=self._fd)
         try:
             _write(fd, owner)
+            return os.fstat(fd).st_ino
         except OSError:
             os.unlink(name, dir_fd=self._fd)
             raise
@@ -258,8 +270,16 @@ def _busy(path: str) -> BusyError:
     return BusyError(f"{path}/lock is held by another process")
 
 
-def _read_all(folder: int) -> _Contents:
-    return {name: _read(folder, name) for name in os.listdir(folder)}
+def _read_all(folder: int, known: _Contents) -> _Contents:
+    """Return the files of the folder; those that are *known* are not read again."""
+    contents: _Contents = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            file = known.get(entry.name)
+            if file is None or file.inode != entry.inode():
+                file = _File(entry.inode(), _read(folder, entry.name))
+            contents[entry.name] = file
+    return contents
 
 
 def _read(folder: int, name: str) -> bytes:

@@ -185,19 +185,39 @@ def test_what_is_kept_of_folders_is_bounded(tmp_path: Path, monkeypatch: pytest.
         assert assigned(native("ADD", network(tmp_path / str(base), SUBNET), "c9")) == ["10.1.0.5"]
 
 
-def test_a_folder_that_was_not_touched_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_read_again_only_when_it_was_touched_and_then_only_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[object] = []
     read: list[str] = []
-    honest = os.listdir
+    scan, read_one = os.scandir, store._read
     config = network(tmp_path, SUBNET)
     native("ADD", config, "c0")
-    monkeypatch.setattr(store.os, "listdir", lambda path: (read.append(str(path)), honest(path))[1])
+    monkeypatch.setattr(store.os, "scandir", lambda path: (listed.append(path), scan(path))[1])
     for number in range(5):
         native("ADD", config, f"c{number}")
         native("CHECK", config, f"c{number}")
-    assert read == []
+    assert listed == []
+    reservations = set(reserved(tmp_path))
     (tmp_path / "net" / "10.1.0.99").write_text("somebody")
-    native("CHECK", config, "c0")
-    assert len(read) == 1
+    monkeypatch.setattr(store, "_read", lambda folder, name: (read.append(name), read_one(folder, name))[1])
+    native("CHECK", config, "absent")
+    assert len(listed) == 1
+    assert "10.1.0.99" in read
+    assert not reservations & set(read)
+
+
+def test_another_file_under_a_name_that_is_remembered_is_read(tmp_path: Path) -> None:
+    config = network(tmp_path, SUBNET)
+    (address,) = assigned(native("ADD", config, "c0"))
+    file = tmp_path / "net" / address
+    theirs = file.with_name("draft")
+    theirs.write_text("c1\r\nnet1")
+    theirs.rename(file)
+    assert native("CHECK", config, "c1").code == 0
+    assert native("CHECK", config, "c0").code != 0
+    assert native("DEL", config, "c0").code == 0
+    assert file.exists()
 
 
 def test_results_do_not_depend_on_what_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
