@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -35,6 +35,8 @@ from events.schema import (
     RequestId,
     SandboxAdopted,
 )
+
+Effect: TypeAlias = InterfaceAttached | InterfaceAttachFailed | InterfaceDetached | InterfaceDetachFailed
 
 
 class SandboxKey(NamedTuple):
@@ -127,6 +129,10 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
         if phase is _ATTACH_FAILED or phase is _DETACH_FAILED:
             return any(a.phase is not AttachmentPhase.DETACHED for a in self.attempted())
         return True
+
+    def made(self, effect: InterfaceAttached) -> Sandbox:
+        """Return the sandbox after *effect*, as long as it has no outcome."""
+        return _attachment(self, effect, AttachmentPhase.ATTACHED)[0]
 
     def attempted(self) -> tuple[Attachment, ...]:
         """Return the attachments that may have left something on the node, in plan order.
@@ -266,19 +272,20 @@ def _effect_or_outcome(sandbox: Sandbox, event: Event) -> tuple[Sandbox, str]:
             attachments = tuple(Attachment(plan=plan) for plan in data.attachments)
             return replace(sandbox, phase=SandboxPhase.PLANNED, plan=data, attachments=attachments), ""
         case InterfaceAttached() as data:
-            return _attachment(sandbox, data.network, data.ifname, AttachmentPhase.ATTACHED, data)
+            after, reason = _attachment(sandbox, data, AttachmentPhase.ATTACHED)
+            return _attached(after), reason
         case InterfaceAttachFailed() as data:
-            return _attachment(sandbox, data.network, data.ifname, AttachmentPhase.ATTACH_FAILED)
+            return _attachment(sandbox, data, AttachmentPhase.ATTACH_FAILED)
         case InterfaceDetached() as data:
-            return _attachment(sandbox, data.network, data.ifname, AttachmentPhase.DETACHED)
+            return _attachment(sandbox, data, AttachmentPhase.DETACHED)
         case InterfaceDetachFailed() as data:
-            return _attachment(sandbox, data.network, data.ifname, AttachmentPhase.DETACH_FAILED)
+            return _attachment(sandbox, data, AttachmentPhase.DETACH_FAILED)
         case AttachCompleted() as data:
             return _attach_completed(sandbox, event, data)
         case AttachFailed() as data:
             if event.cause != sandbox.intent:
                 return _answered(sandbox, event), ""  # a second ADD was refused; the first one's interfaces stand
-            return replace(sandbox, phase=SandboxPhase.ATTACH_FAILED, failure=data.failure), ""
+            return replace(sandbox, phase=SandboxPhase.ATTACH_FAILED, failure=data.failure, result=""), ""
         case DetachCompleted():
             return replace(sandbox, phase=SandboxPhase.DETACHED, failure=None), ""
         case DetachFailed() as data:
@@ -292,24 +299,34 @@ def _attach_completed(sandbox: Sandbox, event: Event, data: AttachCompleted) -> 
         return _answered(sandbox, event), ""  # a repeated ADD was given the recorded result
     if sandbox.phase is not SandboxPhase.PLANNED:
         return sandbox, f"completed while {sandbox.phase}"
-    if any(a.phase is not AttachmentPhase.ATTACHED for a in sandbox.attachments):
-        return sandbox, "completed before all its interfaces were attached"
-    return replace(sandbox, phase=SandboxPhase.ATTACHED, result=data.result, failure=None), ""
+    if any(a.phase not in _UNDISTURBED for a in sandbox.attachments):
+        return sandbox, "completed after an interface could not be attached"
+    return _attached(replace(sandbox, result=data.result, failure=None)), ""
+
+
+def _attached(sandbox: Sandbox) -> Sandbox:
+    """Return *sandbox*, which is attached once it has its outcome and all that this tells of.
+
+    The outcome is appended behind the last interface without a wait between the two. Where an append has to be
+    repeated, the ledger may have them the other way round.
+    """
+    answered = sandbox.phase is SandboxPhase.PLANNED and sandbox.result
+    if answered and all(a.phase is AttachmentPhase.ATTACHED for a in sandbox.attachments):
+        return replace(sandbox, phase=SandboxPhase.ATTACHED)
+    return sandbox
 
 
 def _answered(sandbox: Sandbox, event: Event) -> Sandbox:
     return replace(sandbox, waiting=tuple(other for other in sandbox.waiting if other.intent != event.cause))
 
 
-def _attachment(
-    sandbox: Sandbox, network: str, ifname: str, phase: AttachmentPhase, attached: InterfaceAttached | None = None
-) -> tuple[Sandbox, str]:
+def _attachment(sandbox: Sandbox, effect: Effect, phase: AttachmentPhase) -> tuple[Sandbox, str]:
     for index, attachment in enumerate(sandbox.attachments):
-        if attachment.plan.ifname == ifname and attachment.plan.network == network:
+        if attachment.plan.ifname == effect.ifname and attachment.plan.network == effect.network:
             after = replace(attachment, phase=phase)
-            if attached is not None:
-                mtus = tuple(run.mtu for run in attached.runs)
-                after = replace(after, result=attached.result, device_info=attached.device_info, mtus=mtus)
+            if isinstance(effect, InterfaceAttached):
+                mtus = tuple(run.mtu for run in effect.runs)
+                after = replace(after, result=effect.result, device_info=effect.device_info, mtus=mtus)
             attachments = (*sandbox.attachments[:index], after, *sandbox.attachments[index + 1 :])
             return replace(sandbox, attachments=attachments), ""
-    return sandbox, f"the plan has no attachment {ifname} of {network}"
+    return sandbox, f"the plan has no attachment {effect.ifname} of {effect.network}"

@@ -173,8 +173,15 @@ class State:
         return None
 
     def _close(self, stored: Stored) -> None:
-        if self.pending.pop(stored.event.cause, None) is None:
+        if self.pending.pop(stored.event.cause, None) is None and not self._undoes_after_all(stored.event):
             self._anomaly(stored, "closes a request that is not open")
+
+    def _undoes_after_all(self, event: Event) -> bool:
+        """Return whether *event* is what follows an attach that the ledger confirmed too late to be answered."""
+        if not isinstance(event.data, AttachFailed):
+            return False
+        sandbox = self.sandboxes.get(SandboxKey(event.sandbox, event.data.ifname))
+        return sandbox is not None and sandbox.intent == event.cause and bool(sandbox.result)
 
     def _leak(self, stored: Stored, data: LeakObserved | LeakReclaimed | LeakReclaimFailed) -> None:
         event, key = stored.event, (stored.event.node, data.leak.id)

@@ -278,13 +278,35 @@ def test_what_a_worker_writes_after_it_was_replaced_is_an_anomaly() -> None:
     [
         (0, "no request for this sandbox came before it"),
         (1, "the plan has no attachment eth0 of pods"),
-        (2, "completed before all its interfaces were attached"),
     ],
 )
 def test_a_gap_in_a_story_is_named(missing: int, reason: str) -> None:
     events = list(stories.attached_and_kept(Teller(), container(1)))
     del events[missing]
     assert reason in reasons(applied(events))
+
+
+@pytest.mark.parametrize("late", [2, 3])
+def test_a_sandbox_is_attached_when_it_has_its_outcome_and_its_interfaces_in_whatever_order(late: int) -> None:
+    events = list(stories.attached_and_kept(Teller(), container(1)))
+    (key, attached), *_ = applied(events).sandboxes.items()
+    *others, completed = [each for index, each in enumerate(events) if index != late]
+    before = applied([*others, completed])
+    assert before.sandboxes[key].phase is SandboxPhase.PLANNED
+    state = applied([*others, completed, events[late]])
+    now = state.sandboxes[key]
+    assert reasons(state) == []
+    assert (now.phase, now.attachments, now.result) == (attached.phase, attached.attachments, attached.result)
+    assert now.phase is SandboxPhase.ATTACHED
+
+
+def test_an_outcome_does_not_hide_an_interface_that_failed() -> None:
+    life = Life(Teller(), container(1))
+    intent = life.add_requested()
+    first, failed = life.attached(intent, life.plans[0]), life.attach_failed(intent, life.plans[1])
+    state = applied([intent, life.plan(intent), first, failed, life.add_completed(intent)])
+    assert reasons(state) == ["completed after an interface could not be attached"]
+    assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.PLANNED
 
 
 def test_an_effect_that_comes_after_its_outcome_finds_the_sandbox_it_is_of() -> None:
