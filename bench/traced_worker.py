@@ -27,12 +27,13 @@ from nodeworker.attach import Attacher
 from nodeworker.intake import Intake
 from nodeworker.interfaces.processes import NativeProcesses
 from nodeworker.interfaces.work import Clearing, Done, Work
+from nodeworker.planner import Planner
 from nodeworker.settings import WorkerSettings
 
 _PARTS: tuple[tuple[Any, str, str], ...] = (
     (Intake, "answer", "answer"),
     (Attacher, "attach", "attach"),
-    (Attacher, "_plan", "plan"),
+    (Planner, "_make", "plan"),
     (Attacher, "_add", "attachment"),
 )
 

@@ -8,17 +8,16 @@ a new one. Calls for one container come one after another (``nodeworker.dispatch
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator
+from itertools import groupby
 from typing import TypeVar
 
 import structlog
-from msgspec.structs import replace
 
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase
 from events.schema import (
     AttachCompleted,
     AttachFailed,
-    AttachPlanned,
     AttachRequested,
     ErrorClass,
     Event,
@@ -27,30 +26,25 @@ from events.schema import (
     InterfaceAttached,
     InterfaceAttachFailed,
     Phase,
+    PlannedAttachment,
+    PluginRun,
 )
 from nodeworker import default_route
 from nodeworker.answers import Reply, refusal, reply_of
-from nodeworker.cluster.gather import gather
-from nodeworker.cluster.source import Source
 from nodeworker.collections_under_way import CollectionsUnderWay
 from nodeworker.delegates import chain, results
 from nodeworker.delegates.exec import Runners
-from nodeworker.detach import Detacher, planned_target, target_of
+from nodeworker.detach import Detacher, target_of
 from nodeworker.devices import info
-from nodeworker.devices.source import DeviceSource, find
 from nodeworker.errors import RequestFailedError, failed, internal, naming, unusable_container_id
-from nodeworker.interfaces import registry
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.namespace import inode, interfaces_present
 from nodeworker.patience import Patience, seconds_since
+from nodeworker.planner import Planner
 from nodeworker.publication import StatusWait
-from nodeworker.readiness import Readiness
 from nodeworker.recorder import Recorder
 from nodeworker.recording import Pipeline, record
 from nodeworker.resolve.default_route import wanted
 from nodeworker.resolve.grammar import ifname_problem, shown
-from nodeworker.resolve.netconf import parse_netconf
-from nodeworker.resolve.plan import plan
 from nodeworker.settings import WorkerSection
 
 log = structlog.get_logger(__name__)
@@ -65,23 +59,19 @@ class Attacher:
         self,
         recorder: Recorder,
         detacher: Detacher,
-        source: Source | None,
+        planner: Planner,
         runners: Runners,
         section: WorkerSection,
         metrics: WorkerMetrics,
-        readiness: Readiness,
-        device_sources: Sequence[DeviceSource],
         statuses: StatusWait,
         collections: CollectionsUnderWay,
     ) -> None:
         self._recorder = recorder
         self._detacher = detacher
-        self._source = source
+        self._planner = planner
         self._runners = runners
         self._section = section
         self._metrics = metrics
-        self._readiness = readiness
-        self._device_sources = device_sources
         self._statuses = statuses
         self._collections = collections
 
@@ -95,138 +85,115 @@ class Attacher:
         sandbox = self._recorder.state.sandboxes.get(key)
         try:
             if sandbox is not None and sandbox.intent != event.id:
-                result = _recorded_result(sandbox, request)
+                outcome = _outcome(event, request, _recorded_result(sandbox, request))
+                await record(self._recorder, outcome, event)
             else:
-                result = await self._make(key, event, request, patience, resumed=resumed)
-                self._statuses.expect(self._sandbox(key))
-            outcome = AttachCompleted(
-                request=request.request, ifname=request.ifname, result=result, seconds=seconds_since(event.at)
-            )
-            await record(self._recorder, outcome, event)
+                outcome = await self._make(key, event, request, patience, resumed=resumed)
         except RequestFailedError as error:
             return await self._give_up(event, request, naming(request.pod, error.failure))
         except Exception as error:  # what nobody foresaw must not leave half an attach behind
             log.exception("attach_broke", sandbox=event.sandbox[:12])
             return await self._give_up(event, request, internal(Phase.ADD, error))
+        finally:
+            self._planner.forget(request.request)
         return reply_of(outcome, request.config)
 
     async def _make(
         self, key: SandboxKey, event: Event, request: AttachRequested, patience: Patience, *, resumed: bool
-    ) -> str:
-        """Return the result for the runtime once every attachment of the sandbox is made."""
+    ) -> AttachCompleted:
+        """Make every attachment of the sandbox and return the outcome, both recorded.
+
+        The outcome is sent behind the last interface; it is awaited, and what it tells of with it.
+        """
         _check(event, request)
         if self._sandbox(key).plan is None:
             wait = 0.0 if resumed else patience.left  # a worker that starts waits for what it resumes
             resumed = False  # without a plan in the ledger nothing was begun
-            await record(self._recorder, await self._within(patience, self._plan(event, request, wait)), event)
+            planned = await self._within(patience, self._planner.plan(request, event.sandbox, wait))
+            await record(self._recorder, planned, event)
         sandbox = self._sandbox(key)
         if any(a.phase not in (AttachmentPhase.PLANNED, AttachmentPhase.ATTACHED) for a in sandbox.attachments):
             raise RequestFailedError(patience.failure)  # an earlier worker was undoing it already
-        async with Pipeline(self._recorder, event) as effects:
-            for attachment in sandbox.attachments:
-                if attachment.phase is AttachmentPhase.PLANNED:
-                    if resumed:  # the next may have been begun before the ledger had the last
-                        await self._within(patience, self._detacher.delete(sandbox, attachment))
-                    effects.put(await self._add(sandbox, attachment, event, patience))
-        await self._move_default_route(self._sandbox(key))
-        if not patience.left:
-            raise RequestFailedError(patience.failure)
-        return self._result(self._sandbox(key))
+        async with Pipeline(self._recorder, event) as records:
+            missing = [each for each in sandbox.attachments if each.phase is AttachmentPhase.PLANNED]
+            for attachment in missing if resumed else ():  # which may have been begun all the same
+                await self._within(patience, self._detacher.delete(sandbox, attachment))
+            for batch in self._batches(missing):
+                for effect in await self._add_all(sandbox, batch, records, patience):
+                    sandbox = sandbox.made(effect)
+            await self._move_default_route(sandbox)
+            if not patience.left:
+                raise RequestFailedError(patience.failure)
+            outcome = _outcome(event, request, _result(sandbox))
+            self._statuses.expect(sandbox)
+            records.put(outcome)
+        return outcome
 
-    async def _plan(self, event: Event, request: AttachRequested, wait: float) -> AttachPlanned:
-        """Return the plan, having made sure of what would spoil it.
+    def _batches(self, attachments: list[Attachment]) -> Iterator[list[Attachment]]:
+        """Yield *attachments*, in order, in batches whose ADDs are asked for together."""
+        for together, group in groupby(attachments, lambda each: self._runners.begins_at_once(each.plan)):
+            if together:
+                yield list(group)
+            else:
+                yield from ([attachment] for attachment in group)
 
-        Its plugins are there, and its interface names are free: what is not ours is never deleted.
+    async def _add_all(
+        self, sandbox: Sandbox, batch: list[Attachment], records: Pipeline, patience: Patience
+    ) -> list[InterfaceAttached]:
+        """Make the attachments of *batch* in order, and return what has been put into *records* of each.
+
+        Raises RequestFailedError for the first that failed; the others were made, or failed, all the same.
         """
-        conf = parse_netconf(request.config, self._section.network)
-        await self._readiness.wait(conf.readiness_file, wait, Phase.RESOLVE)
-        pod, networks = await gather(conf, request.pod, self._source)
-        devices = await find(conf, request.pod, pod, networks, self._device_sources)
-        info_folder = self._section.devices.info_folder
-        planned = await self._with_ways(plan(request, event.sandbox, conf, pod, networks, devices, info_folder))
-        for attachment in planned.attachments:
-            chain.require(self._runners, attachment, planned_target(event.sandbox, planned))
-        names = {attachment.ifname for attachment in planned.attachments}
-        taken = interfaces_present(request.netns, names, Phase.RESOLVE)
-        for attachment in planned.attachments:
-            if attachment.ifname in taken:
-                raise failed(
-                    ErrorClass.INTERFACE_EXISTS,
-                    Phase.RESOLVE,
-                    f"interface {attachment.ifname} for network {attachment.network} of pod {request.pod} exists in "
-                    f"{request.netns} already and is not Plumbline's: remove it, or ask for another name",
-                    network=attachment.network,
-                    ifname=attachment.ifname,
-                )
-        return replace(planned, netns_inode=inode(request.netns))
-
-    async def _with_ways(self, planned: AttachPlanned) -> AttachPlanned:
-        """Return *planned* with the decision which plugins the worker itself stands in for."""
-        if modules := registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins):
-            await asyncio.to_thread(registry.load, modules)
-        ways = (registry.choose(attachment.plugins, self._section.native) for attachment in planned.attachments)
-        attachments = (
-            replace(each, native=way if any(way) else ()) for each, way in zip(planned.attachments, ways, strict=True)
-        )
-        return replace(planned, attachments=tuple(attachments))
+        for attachment in batch:
+            await self._within(patience, self._collections.ended(attachment.plan.cni_name))
+            await info.provide(attachment.plan)
+        told: set[IfName] = set()
+        seconds = min(self._section.delegate_timeout, patience.left)
+        adds = (self._add(sandbox, each.plan, records, told, seconds) for each in batch)
+        started = asyncio.get_running_loop().time()
+        try:
+            outcomes = await self._within(patience, asyncio.gather(*adds, return_exceptions=True))
+        except RequestFailedError as error:
+            for attachment in batch:
+                if attachment.plan.ifname not in told:
+                    records.put(_failed(attachment.plan, error, asyncio.get_running_loop().time() - started))
+            raise
+        effects: list[InterfaceAttached] = []
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            effects.append(outcome)
+        return effects
 
     async def _add(
-        self, sandbox: Sandbox, attachment: Attachment, event: Event, patience: Patience
+        self, sandbox: Sandbox, plan: PlannedAttachment, records: Pipeline, told: set[IfName], seconds: float
     ) -> InterfaceAttached:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        plan = attachment.plan
-        seconds = min(self._section.delegate_timeout, patience.left)
+        started = asyncio.get_running_loop().time()
         try:
-            await self._within(patience, self._collections.ended(plan.cni_name))
-            await info.provide(plan)
-            result, runs = await self._within(patience, chain.add(self._runners, plan, target_of(sandbox), seconds))
-        except RequestFailedError as error:
-            runs = error.runs if isinstance(error, chain.DelegateError) else ()
-            self._metrics.runs_done("ADD", runs)
-            await record(
-                self._recorder,
-                InterfaceAttachFailed(
-                    network=plan.network,
-                    ifname=plan.ifname,
-                    failure=error.failure,
-                    seconds=loop.time() - started,
-                    runs=runs,
-                ),
-                event,
-            )
+            result, runs = await chain.add(self._runners, plan, target_of(sandbox), seconds)
+        except chain.DelegateError as error:
+            self._metrics.runs_done("ADD", error.runs)
+            records.put(_failed(plan, error, asyncio.get_running_loop().time() - started, error.runs))
+            told.add(plan.ifname)
             raise
         self._metrics.runs_done("ADD", runs)
-        return InterfaceAttached(
+        effect = InterfaceAttached(
             network=plan.network,
             ifname=plan.ifname,
             result=result,
-            seconds=loop.time() - started,
+            seconds=sum(run.seconds for run in runs),
             runs=runs,
             device_info=await info.recorded(plan),
         )
+        records.put(effect)
+        told.add(plan.ifname)
+        return effect
 
     async def _move_default_route(self, sandbox: Sandbox) -> None:
         """Give the pod's default routes to the attachments that claim them, if any does."""
         assert sandbox.plan is not None
         for route in wanted(sandbox.attachments):
             await asyncio.to_thread(default_route.move, sandbox.plan.netns, route, sandbox.pod)
-
-    def _result(self, sandbox: Sandbox) -> str:
-        """Return the default network's result in the version that the runtime asked for."""
-        assert sandbox.plan is not None
-        first = sandbox.attachments[0]
-        try:
-            return results.convert(first.result, first.plan.cni_version, sandbox.plan.cni_version)
-        except results.ResultError as error:
-            raise failed(
-                ErrorClass.INVALID_CONFIG,
-                Phase.ADD,
-                f"the result of network {first.plan.network} for pod {sandbox.pod} can't be said in cniVersion "
-                f"{sandbox.plan.cni_version}: {error}",
-                network=first.plan.network,
-                ifname=first.plan.ifname,
-            ) from error
 
     async def _give_up(self, event: Event, request: AttachRequested, failure: Failure) -> Reply:
         """Undo what the attach has made, record that it failed, and return the answer for the runtime."""
@@ -258,6 +225,37 @@ class Attacher:
                 return await work
         except TimeoutError as error:
             raise RequestFailedError(patience.failure) from error
+
+
+def _failed(
+    plan: PlannedAttachment, error: RequestFailedError, seconds: float, runs: tuple[PluginRun, ...] = ()
+) -> InterfaceAttachFailed:
+    return InterfaceAttachFailed(
+        network=plan.network, ifname=plan.ifname, failure=error.failure, seconds=seconds, runs=runs
+    )
+
+
+def _outcome(event: Event, request: AttachRequested, result: str) -> AttachCompleted:
+    return AttachCompleted(
+        request=request.request, ifname=request.ifname, result=result, seconds=seconds_since(event.at)
+    )
+
+
+def _result(sandbox: Sandbox) -> str:
+    """Return the default network's result in the version that the runtime asked for."""
+    assert sandbox.plan is not None
+    first = sandbox.attachments[0]
+    try:
+        return results.convert(first.result, first.plan.cni_version, sandbox.plan.cni_version)
+    except results.ResultError as error:
+        raise failed(
+            ErrorClass.INVALID_CONFIG,
+            Phase.ADD,
+            f"the result of network {first.plan.network} for pod {sandbox.pod} can't be said in cniVersion "
+            f"{sandbox.plan.cni_version}: {error}",
+            network=first.plan.network,
+            ifname=first.plan.ifname,
+        ) from error
 
 
 def _recorded_result(sandbox: Sandbox, request: AttachRequested) -> str:

@@ -92,6 +92,10 @@ class Dispatcher:
         """Whether any intent is queued or being fulfilled."""
         return bool(self._under_way)
 
+    def would_begin(self, container_id: str) -> bool:
+        """Return whether a request of the container would be taken up at once."""
+        return container_id not in self._queues and not self._places.locked()
+
     def under_way(self, intent: EventId) -> bool:
         """Return whether *intent* is queued or being fulfilled."""
         return intent in self._under_way

@@ -28,6 +28,7 @@ from nodeworker.dispatch import Dispatcher
 from nodeworker.errors import RequestFailedError, class_of, failed, internal, naming, usable_container_id
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.patience import deadline_in
+from nodeworker.planner import Planner
 from nodeworker.recorder import Recorder
 from nodeworker.requestlog import RequestLog
 from nodeworker.resolve.cni_args import pod_of
@@ -43,6 +44,7 @@ class Intake:
     def __init__(
         self,
         recorder: Recorder,
+        planner: Planner,
         dispatcher: Dispatcher,
         checker: Checker,
         answers: Answers,
@@ -51,6 +53,7 @@ class Intake:
         request_log: RequestLog,
     ) -> None:
         self._recorder = recorder
+        self._planner = planner
         self._dispatcher = dispatcher
         self._checker = checker
         self._answers = answers
@@ -93,9 +96,12 @@ class Intake:
         except RequestFailedError as error:
             return refusal(error.failure, config)
         if self._answers.open(frame.request):
+            if isinstance(intent, AttachRequested) and self._dispatcher.would_begin(sandbox):
+                self._planner.begin(intent, sandbox, frame.remaining)
             try:
                 await self._recorder.request(intent, sandbox)
             except LedgerError as error:
+                self._planner.forget(RequestId(frame.request))
                 self._answers.give(frame.request, self._without_ledger(frame, intent, error))
         return await self._answers.wait(frame.request)
 

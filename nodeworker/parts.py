@@ -35,6 +35,7 @@ from nodeworker.observe.comparing import Comparer
 from nodeworker.observe.eyes import Eyes
 from nodeworker.observe.observer import Observer
 from nodeworker.orders import Handler, Order, Orders
+from nodeworker.planner import Planner
 from nodeworker.publication import StatusWait
 from nodeworker.readiness import Readiness
 from nodeworker.reclaim import Reclaimer
@@ -80,18 +81,8 @@ class Parts:
         readiness, collections = Readiness(seats=section.concurrency // 2), CollectionsUnderWay()
         detacher = Detacher(recorder, runners, section, metrics)
         self.statuses = StatusWait(notices, recorder.node, section.status_wait, metrics)
-        attacher = Attacher(
-            recorder,
-            detacher,
-            source,
-            runners,
-            section,
-            metrics,
-            readiness,
-            self._device_sources(source),
-            self.statuses,
-            collections,
-        )
+        planner = Planner(source, runners, section, readiness, self._device_sources(source))
+        attacher = Attacher(recorder, detacher, planner, runners, section, metrics, self.statuses, collections)
         self.eyes = Eyes(settings.drift)
         checker = Checker(recorder, runners, section, source, connected, self.eyes)
         collector = GarbageCollector(
@@ -111,7 +102,7 @@ class Parts:
         self.upkeep = Upkeep(recorder, self.dispatcher, answers, memory.spool, metrics)
         request_log = RequestLog(section.network, memory.log_files)
         request_log.warn_of_keys(section.unknown_network_keys, "worker.network")
-        intake = Intake(recorder, self.dispatcher, checker, answers, memory.spool, metrics, request_log)
+        intake = Intake(recorder, planner, self.dispatcher, checker, answers, memory.spool, metrics, request_log)
         self.door = Door(settings.socket, intake)
 
     def watching(self) -> Sequence[Coroutine[Any, Any, None]]:

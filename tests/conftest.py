@@ -41,8 +41,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no counterexample
-    hypothesis.settings.load_profile("unhurried")
     if config.getoption("--no-unexpected-skips"):
         config.pluginmanager.register(_SkipJudge(), "skip-judge")
 

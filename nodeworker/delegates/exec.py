@@ -87,6 +87,13 @@ class Runners(Protocol):
         """Raise PluginError (plugin_missing) unless all that *plugin* needs is there."""
         ...
 
+    def begins_at_once(self, attachment: PlannedAttachment) -> bool:
+        """Return whether all of its ADD is done in its turn behind the ADDs that were begun before.
+
+        Then there is no need to wait for those before it is begun.
+        """
+        ...
+
     async def clear(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
         """Do of the DELs of *attachments*, in their order, what takes less time for all than one by one.
 
@@ -112,6 +119,10 @@ class PluginExecutor:
     def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
         """See ``Runners``."""
         find(type_of(plugin), search)
+
+    def begins_at_once(self, attachment: PlannedAttachment) -> bool:
+        """See ``Runners``: each is executed for itself."""
+        return False
 
     async def clear(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
         """See ``Runners``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import msgspec
 
@@ -31,18 +32,60 @@ class Ends(msgspec.Struct, frozen=True, kw_only=True):
     netns: Namespace
 
 
+class _Kept:
+    """The ends of the container that was worked on last, for as long as that goes on."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._netns = ""
+        self._ends: Ends | None = None
+
+    def open(self, netns: str, phase: Phase) -> Ends:
+        """Return the ends of the container with *netns*. Raises RequestFailedError."""
+        if self._ends is None or self._netns != netns:
+            self.close()
+            container = self._stack.enter_context(Namespace(netns, phase))
+            self._ends = Ends(
+                container=self._stack.enter_context(Netlink.within(container)),
+                node=self._stack.enter_context(Netlink.on_node()),
+                netns=container,
+            )
+            self._netns = netns
+        return self._ends
+
+    def close(self) -> None:
+        """Let go of them."""
+        self._ends = None
+        self._stack.close()
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def kept_open() -> Iterator[None]:
+    """Keep what ``opened`` opens, while one container is worked on several times on end."""
+    kept = _Kept()
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        kept.close()
+
+
 @contextlib.contextmanager
 def opened(call: Call, phase: Phase) -> Iterator[Ends]:
     """Hold both ends of *call* open. Raises NativeError if the container's namespace can't be used."""
+    outer = _kept.get()
+    kept = outer or _Kept()
     try:
-        with (
-            Namespace(call.netns, phase) as netns,
-            Netlink.within(netns) as container,
-            Netlink.on_node() as node,
-        ):
-            yield Ends(node=node, container=container, netns=netns)
+        yield kept.open(call.netns, phase)
     except RequestFailedError as error:
         raise NativeError(error.failure.message, error.failure.code) from error
+    finally:
+        if outer is None:
+            kept.close()
 
 
 @contextlib.contextmanager

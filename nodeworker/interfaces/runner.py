@@ -7,8 +7,9 @@ run.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -17,7 +18,7 @@ from nodeworker.delegates import results
 from nodeworker.delegates.complaints import complaint
 from nodeworker.delegates.exec import PluginError, PluginExecutor
 from nodeworker.delegates.results import Result
-from nodeworker.interfaces.native import GENERIC, PATIENCE, TRY_AGAIN, IpamPlugin, NativeError
+from nodeworker.interfaces.native import GENERIC, PATIENCE, TRY_AGAIN, NativeError
 from nodeworker.interfaces.processes import NativeProcesses
 from nodeworker.interfaces.registry import (
     Switch,
@@ -30,6 +31,27 @@ from nodeworker.interfaces.work import Done, Work, version_of
 
 _PAUSE = 0.05
 """Seconds in which a process does other work, before it tries again what somebody holds up."""
+
+
+class Way(NamedTuple):
+    """What a plugin's configuration asks for."""
+
+    network: str
+    version: str
+    """That its results are to be in."""
+    ipam: str
+    """Type of its IPAM plugin; empty: it names none."""
+    native_ipam: bool
+
+
+@functools.lru_cache(64)
+def way_of(stdin: bytes, switch: Switch) -> Way:
+    """Return what the configuration *stdin* asks for, with *switch*. Most pods of a network have the same."""
+    config = cast("dict[str, Any]", msgspec.json.decode(stdin))
+    ipam = ipam_type(config)
+    plugin = ipam_plugin(ipam) if ipam else None
+    native = plugin is not None and enabled(ipam, switch) and not plugin.unsupported(config)
+    return Way(str(config.get("name", "")), version_of(config), ipam, native)
 
 
 class NativeRunner:
@@ -56,33 +78,27 @@ class NativeRunner:
         if interface_plugin(plugin_type) is None:
             raise PluginError(ErrorClass.PLUGIN_MISSING, f"plugin {plugin_type} is not one that Plumbline has built in")
         started = asyncio.get_running_loop().time()
-        config = cast("dict[str, Any]", msgspec.json.decode(stdin))
-        ipam = ipam_type(config)
-        work = Work(plugin=plugin_type, command=command, env=env, stdin=stdin)
+        way = way_of(stdin, self._switch)
+        work = Work(plugin=plugin_type, command=command, env=env, stdin=stdin, ipam=way.ipam if way.native_ipam else "")
         try:
-            if not ipam:
-                done = await self._do(work, config)
-            elif self.native_ipam(ipam, config) is not None:
-                done = await self._do(msgspec.structs.replace(work, ipam=ipam), config)
+            if way.ipam and not way.native_ipam:
+                done = await self._with_executed(way, work, search, started + timeout)
+                seconds = asyncio.get_running_loop().time() - started
             else:
-                done = await self._with_executed(ipam, work, config, search, started + timeout)
+                done = await self._do(work, way)
+                seconds = done.seconds
             stdout, mtu, exit_code = done.stdout, done.mtu, 0
         except NativeError as error:
-            refusal = {"cniVersion": version_of(config), "code": error.code, "msg": str(error)}
+            refusal = {"cniVersion": way.version, "code": error.code, "msg": str(error)}
             stdout, mtu, exit_code = msgspec.json.encode(refusal), 0, 1
-        seconds = asyncio.get_running_loop().time() - started
+            seconds = asyncio.get_running_loop().time() - started
         return PluginRun(type=plugin_type, command=command, seconds=seconds, exit_code=exit_code, mtu=mtu), stdout
 
-    def native_ipam(self, ipam: str, config: Mapping[str, Any]) -> IpamPlugin | None:
-        """Return the IPAM plugin of *config* if it is to run natively."""
-        plugin = ipam_plugin(ipam) if ipam else None
-        return plugin if plugin and enabled(ipam, self._switch) and not plugin.unsupported(config) else None
-
-    async def _do(self, work: Work, config: Mapping[str, Any]) -> Done:
+    async def _do(self, work: Work, way: Way) -> Done:
         """Return what came of *work*, which is tried again while others hold it up. Raises NativeError."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + PATIENCE
-        while (done := await self._processes.do(work, str(config.get("name", "")))).code == TRY_AGAIN:
+        place, until = work.env.get("CNI_CONTAINERID") or way.network, loop.time() + PATIENCE
+        while (done := await self._processes.do(work, place)).code == TRY_AGAIN:
             if loop.time() > until:
                 break
             await asyncio.sleep(_PAUSE)
@@ -90,18 +106,16 @@ class NativeRunner:
             raise NativeError(done.refusal, done.code)
         return done
 
-    async def _with_executed(
-        self, ipam: str, work: Work, config: Mapping[str, Any], search: Sequence[str], deadline: float
-    ) -> Done:
+    async def _with_executed(self, way: Way, work: Work, search: Sequence[str], deadline: float) -> Done:
         """Do the same with an IPAM plugin that is executed. Raises NativeError, PluginError."""
         if work.command == "DEL":
-            done = await self._do(work, config)
-            await self._execute(ipam, work, search, deadline)
+            done = await self._do(work, way)
+            await self._execute(way.ipam, work, search, deadline)
             return done
-        assigned = await self._execute(ipam, work, search, deadline)
+        assigned = await self._execute(way.ipam, work, search, deadline)
         if work.command == "ADD":
-            work = msgspec.structs.replace(work, assigned=_assigned(ipam, assigned, version_of(config)))
-        return await self._do(work, config)
+            work = msgspec.structs.replace(work, assigned=_assigned(way.ipam, assigned, way.version))
+        return await self._do(work, way)
 
     async def _execute(self, ipam: str, work: Work, search: Sequence[str], deadline: float) -> bytes:
         run, stdout = await self._executor.run(

@@ -17,11 +17,10 @@ from nodeworker.interfaces.registry import (
     AUTO,
     Switch,
     interface_plugin,
-    ipam_type,
     is_gone_with_its_link,
     obstacle,
 )
-from nodeworker.interfaces.runner import NativeRunner
+from nodeworker.interfaces.runner import NativeRunner, way_of
 from nodeworker.interfaces.work import Clearing
 
 
@@ -47,11 +46,19 @@ class WayRunners:
 
     def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
         """See ``Runners``."""
-        config = cast("dict[str, Any]", msgspec.json.decode(plugin))
+        way = way_of(plugin.encode(), self._switch)
         if not native:
-            find(str(config["type"]), search)
-        elif (ipam := ipam_type(config)) and self._native.native_ipam(ipam, config) is None:
-            find(ipam, search)
+            find(type_of(plugin), search)
+        elif way.ipam and not way.native_ipam:
+            find(way.ipam, search)
+
+    def begins_at_once(self, attachment: PlannedAttachment) -> bool:
+        """See ``Runners``."""
+        if attachment.native != (True,) or attachment.device_info:
+            return False
+        (plugin,) = attachment.plugins
+        way = way_of(plugin.encode(), self._switch)
+        return interface_plugin(type_of(plugin)) is not None and (way.native_ipam or not way.ipam)
 
     async def clear(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
         """See ``Runners``: the kernel takes interfaces away together in the time of one.
@@ -63,7 +70,7 @@ class WayRunners:
         if netns and len(together) > 1:
             clearing = Clearing(netns=netns, ifnames=tuple(each.ifname for each in together))
             with contextlib.suppress(NativeError):  # where that did not do, each plugin's DEL says why
-                await self._processes.do(clearing, together[0].cni_name)
+                await self._processes.do(clearing, netns)
 
 
 def _is_gone_with_its_link(attachment: PlannedAttachment) -> bool:

@@ -6,24 +6,25 @@ CNI specification 1.1, section 4. ``nodeworker.interfaces.processes`` has it don
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import msgspec
+import structlog
 from msgspec.structs import replace
 
 from nodeworker.delegates import results
 from nodeworker.delegates.results import Result
 from nodeworker.delegates.versions import UNSTATED
 from nodeworker.errors import RequestFailedError
-from nodeworker.interfaces.ends import all_taken_away
-from nodeworker.interfaces.native import Call, InterfacePlugin, IpamPlugin, NativeError
+from nodeworker.interfaces.ends import all_taken_away, kept_open
+from nodeworker.interfaces.native import GENERIC, Call, InterfacePlugin, IpamPlugin, NativeError
 from nodeworker.interfaces.registry import collecting_plugin, interface_plugin, ipam_plugin
 from nodeworker.resolve.cni_args import parse_args
 from nodeworker.structs import convert
 
-BRIEFLY = 0.02
-"""Seconds that a plugin waits for what others hold: other work waits too, and who asked comes back."""
+log = structlog.get_logger(__name__)
+
 BRIEFLY = 0.02
 """Seconds that a plugin waits for what others hold: other work waits too, and who asked comes back."""
 _INVALID_ENVIRONMENT, _IO_FAILURE, _UNDECODABLE, _INVALID_CONFIG = 4, 5, 6, 7
@@ -73,6 +74,18 @@ class _Attachment(msgspec.Struct, frozen=True):
 
     container_id: str = msgspec.field(name="containerID")
     ifname: str
+
+
+def perform_all(asked: Iterable[Work | Clearing]) -> Iterator[Done]:
+    """Do what is *asked*, one after another, and yield what came of each."""
+    with kept_open():
+        for each in asked:
+            try:
+                done = perform(each)
+            except Exception as error:  # rule: one bad request never stops the others
+                log.exception("native_plugin_broke")
+                done = Done(refusal=f"Plumbline itself is at fault: {error!r}", code=GENERIC)
+            yield done
 
 
 def perform(asked: Work | Clearing) -> Done:

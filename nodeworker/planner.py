@@ -1,0 +1,106 @@
+"""Make the plan of a sandbox: look up what it needs, and make sure of what would spoil it.
+
+The planning itself is pure (``nodeworker.resolve``). To look things up changes nothing, so it may begin while the
+ledger is still being told of the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from events.schema import AttachPlanned, AttachRequested, ContainerId, ErrorClass, Phase, RequestId
+from nodeworker.cluster.gather import gather
+from nodeworker.cluster.source import Source
+from nodeworker.delegates import chain
+from nodeworker.delegates.exec import Runners
+from nodeworker.detach import planned_target
+from nodeworker.devices.source import DeviceSource, find
+from nodeworker.errors import failed
+from nodeworker.interfaces import registry
+from nodeworker.namespace import inode, interfaces_present
+from nodeworker.readiness import Readiness
+from nodeworker.resolve.netconf import parse_netconf
+from nodeworker.resolve.plan import plan
+from nodeworker.settings import WorkerSection
+
+
+class Planner:
+    """Plans what requests ask for, with what *source*, *device_sources* and the node's disk say."""
+
+    def __init__(
+        self,
+        source: Source | None,
+        runners: Runners,
+        section: WorkerSection,
+        readiness: Readiness,
+        device_sources: Sequence[DeviceSource],
+    ) -> None:
+        self._source = source
+        self._runners = runners
+        self._section = section
+        self._readiness = readiness
+        self._device_sources = device_sources
+        self._begun: dict[RequestId, asyncio.Task[AttachPlanned]] = {}
+
+    def begin(self, request: AttachRequested, container_id: ContainerId, wait: float) -> None:
+        """Begin to plan for a *request* that is on its way into the ledger; ``forget`` it in the end.
+
+        Nothing of the container may be under way: the plan would be made for what is about to change.
+        """
+        self._begun[request.request] = asyncio.create_task(self._make(request, container_id, wait))
+
+    async def plan(self, request: AttachRequested, container_id: ContainerId, wait: float) -> AttachPlanned:
+        """Return the plan, begun or not; what is not ready on the node is waited for for *wait* seconds.
+
+        Its plugins are there, and its interface names are free: what is not ours is never deleted. Raises
+        RequestFailedError.
+        """
+        begun = self._begun.pop(request.request, None)
+        return await (self._make(request, container_id, wait) if begun is None else begun)
+
+    def forget(self, request: RequestId) -> None:
+        """Let go of what was begun for *request* and nobody asked for."""
+        if (begun := self._begun.pop(request, None)) is not None:
+            begun.cancel()
+            begun.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _make(self, request: AttachRequested, container_id: ContainerId, wait: float) -> AttachPlanned:
+        conf = parse_netconf(request.config, self._section.network)
+        await self._readiness.wait(conf.readiness_file, wait, Phase.RESOLVE)
+        pod, networks = await gather(conf, request.pod, self._source)
+        devices = await find(conf, request.pod, pod, networks, self._device_sources)
+        info_folder = self._section.devices.info_folder
+        planned = await self._with_ways(plan(request, container_id, conf, pod, networks, devices, info_folder))
+        for attachment in planned.attachments:
+            chain.require(self._runners, attachment, planned_target(container_id, planned))
+        _require_free(planned, request)
+        return replace(planned, netns_inode=inode(request.netns))
+
+    async def _with_ways(self, planned: AttachPlanned) -> AttachPlanned:
+        """Return *planned* with the decision which plugins the worker itself stands in for."""
+        if modules := registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins):
+            await asyncio.to_thread(registry.load, modules)
+        ways = (registry.choose(attachment.plugins, self._section.native) for attachment in planned.attachments)
+        attachments = (
+            replace(each, native=way if any(way) else ()) for each, way in zip(planned.attachments, ways, strict=True)
+        )
+        return replace(planned, attachments=tuple(attachments))
+
+
+def _require_free(planned: AttachPlanned, request: AttachRequested) -> None:
+    """Raise RequestFailedError (interface_exists) for an interface name that is taken."""
+    names = {attachment.ifname for attachment in planned.attachments}
+    taken = interfaces_present(request.netns, names, Phase.RESOLVE)
+    for attachment in planned.attachments:
+        if attachment.ifname in taken:
+            raise failed(
+                ErrorClass.INTERFACE_EXISTS,
+                Phase.RESOLVE,
+                f"interface {attachment.ifname} for network {attachment.network} of pod {request.pod} exists in "
+                f"{request.netns} already and is not Plumbline's: remove it, or ask for another name",
+                network=attachment.network,
+                ifname=attachment.ifname,
+            )
