@@ -60,6 +60,8 @@ class _Nad(msgspec.Struct):
 
 _FRESH = 0.01
 """Seconds after a pod for which networks are not looked for again: its own are asked for behind it, one by one."""
+_FEW = 32
+"""Files that are looked at, not read, in less time than a thread would take to be woken."""
 
 
 class _Signature(NamedTuple):
@@ -87,7 +89,7 @@ class Manifests:
         self._objects: dict[tuple[type[_Object], str, str], _Object] = {}
         self._looked_at = float("-inf")
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-        # One thread: file access stays off the event loop, and look-ups follow one another.
+        # One thread: to read files stays off the event loop, and look-ups follow one another.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifests")
 
     async def pod(self, namespace: str, name: str, uid: str = "") -> PodObject | None:
@@ -124,6 +126,8 @@ class Manifests:
         self._thread.shutdown()
 
     async def _look_up(self, kind: type[Found], namespace: str, name: str) -> Found | None:
+        if 0 < len(self._files) <= _FEW and self._is_current(self._signatures()):
+            return self._held(kind, namespace, name)
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._find, kind, namespace, name)
 
     def _find(self, kind: type[Found], namespace: str, name: str) -> Found | None:
@@ -136,11 +140,8 @@ class Manifests:
 
     def _refresh(self) -> None:
         """Bring what is held in line with the folder."""
-        try:
-            signatures = dict(sorted(_scan(self._folder)))
-        except OSError as error:
-            raise SourceUnavailableError(f"the folder {self._folder} can't be read: {error.strerror}") from error
-        if signatures == {path: file.signature for path, file in self._files.items()}:
+        signatures = self._signatures()
+        if self._is_current(signatures):
             return
         files: dict[str, _File] = {}
         for path, signature in signatures.items():
@@ -148,8 +149,18 @@ class Manifests:
             if known is None or known.signature != signature:
                 known = _File(signature, tuple(self._read(path)))
             files[path] = known
-        self._files = files
         self._objects = {(type(o), o.namespace, o.name): o for file in files.values() for o in file.objects}
+        self._files = files  # last, as it is what tells whether the objects are current
+
+    def _signatures(self) -> dict[str, _Signature]:
+        """Return what is in the folder, by path. Raises SourceUnavailableError."""
+        try:
+            return dict(sorted(_scan(self._folder)))
+        except OSError as error:
+            raise SourceUnavailableError(f"the folder {self._folder} can't be read: {error.strerror}") from error
+
+    def _is_current(self, signatures: dict[str, _Signature]) -> bool:
+        return signatures == {path: file.signature for path, file in self._files.items()}
 
     def _read(self, path: str) -> Iterator[_Object]:
         """Yield the objects in the file *path*; say once what is wrong with it and go on."""
@@ -177,14 +188,14 @@ def _scan(folder: Path) -> Iterator[tuple[str, _Signature]]:
         at_top = top == str(folder)
         folders[:] = [name for name in folders if not name.startswith(".") and not (at_top and name == STATUS)]
         for name in names:
-            path = Path(top, name)
-            if name.startswith(".") or path.suffix not in SUFFIXES:
+            if name.startswith(".") or os.path.splitext(name)[1] not in SUFFIXES:
                 continue
+            path = os.path.join(top, name)
             try:
-                stat = path.stat()
+                stat = os.stat(path)
             except FileNotFoundError:
                 continue
-            yield str(path.relative_to(folder)), _Signature(stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            yield os.path.relpath(path, folder), _Signature(stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
 def _documents(path: Path) -> list[Any]:
