@@ -38,16 +38,27 @@ def with_interface(ips: Sequence[IP], index: int) -> tuple[IP, ...]:
     return tuple(replace(ip, interface=index) for ip in ips)
 
 
-def configure(ends: Ends, call: Call, link: Link, given: Sequence[Assignment], result: Result, *, dad: bool) -> None:
+def configure(
+    ends: Ends,
+    call: Call,
+    link: Link,
+    given: Sequence[Assignment],
+    result: Result,
+    *,
+    dad: bool,
+    notify: bool = False,
+) -> None:
     """Give *link*, in the container, the addresses *given* and the routes of *result*, and set it up.
 
-    Without *dad* IPv6 addresses are usable at once: IPAM sees to it that they are unique. Raises NativeError.
+    Without *dad* IPv6 addresses are usable at once: IPAM sees to it that they are unique. With *notify* the kernel
+    tells the neighbours of the IPv4 addresses. Raises NativeError.
     """
     if any(each.address.version == 6 for each in given):
         with explaining(f"enable IPv6 for {call.ifname}"):
             ends.netns.inside(lambda: sysctl.enable_ipv6(call.ifname))
     with explaining(f"configure {call.ifname} with {', '.join(str(each.address) for each in given)}"):
         ends.container.do(
+            *([links.notifying(link.index)] if notify else []),
             *(addresses.add(link.index, each.address, dad=dad) for each in given),
             links.change(link.index, up=True),
         )

@@ -221,8 +221,9 @@ def _plug(node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Member
 
 def _set_up(ends: Ends, call: Call, wire: Pair, config: Bridge, ipam: Result | None, given: list[Assignment]) -> None:
     if ipam is not None:
-        ends.netns.inside(lambda: _notify(call.ifname))
-        configure(ends, call, wire.inside, given, ipam, dad=True)
+        # Nor is the address that the kernel itself gives the interface to be asked around for.
+        ends.netns.inside(lambda: sysctl.prefer(f"ipv6/conf/{call.ifname}/accept_dad", "0", is_another=True))
+        configure(ends, call, wire.inside, given, ipam, dad=True, notify=True)
     elif not config.disable_container_interface:
         with explaining(f"set {call.ifname} up"):
             ends.container.do(links.change(wire.inside.index, up=True))
@@ -238,12 +239,6 @@ def _make_gateway(
     ensure_addresses(node, on_node, given, force=config.force_address)
     forward(given)
     return bridge, on_node
-
-
-def _notify(ifname: str) -> None:
-    """Let *ifname* have its addresses without asking around, and tell the neighbours."""
-    sysctl.prefer(f"ipv6/conf/{ifname}/accept_dad", "0")
-    sysctl.prefer(f"ipv4/conf/{ifname}/arp_notify", "1")
 
 
 def _carrying(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:

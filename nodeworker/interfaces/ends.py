@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-
-import msgspec
 
 from events.schema import Phase
 from nodeworker import namespace
@@ -24,12 +23,18 @@ _MODULES = {"vlan": "8021q"}
 """The kernel modules that are not named like the kind of interface that they bring."""
 
 
-class Ends(msgspec.Struct, frozen=True, kw_only=True):
+class Ends:
     """The node and the container."""
 
-    node: Netlink
-    container: Netlink
-    netns: Namespace
+    def __init__(self, *, node: Netlink, container: Netlink, netns: Namespace) -> None:
+        self.node = node
+        self.container = container
+        self.netns = netns
+
+    @functools.cached_property
+    def node_number(self) -> int:
+        """The number that the node's namespace has in the container's. Raises NetlinkError."""
+        return links.netnsid(self.container, self.netns.node_fd)
 
 
 class _Kept:

@@ -12,7 +12,6 @@ from typing import Any
 
 from events.schema import Phase
 from nodeworker.delegates.results import Interface, Result
-from nodeworker.interfaces import sysctl
 from nodeworker.interfaces.addressing import assignments, configure, with_interface
 from nodeworker.interfaces.announce import announce
 from nodeworker.interfaces.checking import addressed, container_link, recorded
@@ -57,8 +56,7 @@ def add(call: Call, ipam: Result | None) -> Result:
             with explaining(f"set {call.ifname} up"):
                 ends.container.do(links.change(link.index, up=True))
         else:
-            ends.netns.inside(lambda: sysctl.prefer(f"ipv4/conf/{call.ifname}/arp_notify", "1"))
-            configure(ends, call, link, given, ipam, dad=False)
+            configure(ends, call, link, given, ipam, dad=False, notify=True)
             announce(ends, link, given)
     return Result(
         cni_version=config.cni_version,
@@ -96,7 +94,7 @@ def _link(ends: Ends, call: Call, config: Macvlan, mac: str) -> Link:
     if not 0 <= config.mtu <= master.mtu:
         raise NativeError(f"mtu {config.mtu} is not between 0 and the {master.mtu} of {master.name}")
     with explaining(f"name the node's namespace in that of {call.ifname}"):
-        netnsid = links.netnsid(ends.container, ends.netns.node_fd)
+        netnsid = ends.node_number
     create = links.create(
         call.ifname,
         TYPE,

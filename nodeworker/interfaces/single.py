@@ -26,8 +26,7 @@ def set_up(
         with explaining(f"set {call.ifname} up"):
             ends.container.do(links.change(link.index, up=True))
         return
-    ends.netns.inside(lambda: sysctl.prefer(f"ipv4/conf/{call.ifname}/arp_notify", "1"))
-    configure(ends, call, link, given, ipam, dad=False)
+    configure(ends, call, link, given, ipam, dad=False, notify=True)
     if not arp_notify:
         ends.netns.inside(lambda: sysctl.reset(call.ifname, "ipv4", "arp_notify"))
     announce(ends, link, given)

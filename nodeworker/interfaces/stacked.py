@@ -41,7 +41,7 @@ def parent(ends: Ends, call: Call, name: str, *, in_container: bool = False) -> 
     if in_container:
         return Parent(link=link, netnsid=None)
     with explaining(f"name the node's namespace in that of {call.ifname}"):
-        return Parent(link=link, netnsid=links.netnsid(ends.container, ends.netns.node_fd))
+        return Parent(link=link, netnsid=ends.node_number)
 
 
 def stacked(ends: Ends, call: Call, on: Parent, kind: str, data: bytes, *, mtu: int = 0) -> Link | None:

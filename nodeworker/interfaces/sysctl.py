@@ -19,13 +19,19 @@ _LONGEST = 256
 def ensure(name: str, value: str) -> None:
     """Make the parameter *name*, a path below ``net``, *value*. Raises OSError."""
     if _read(name) != value:
-        _within(f"{_ROOT}/{name}", os.O_WRONLY, lambda fd: os.write(fd, value.encode()))
+        _write(name, value)
 
 
-def prefer(name: str, value: str) -> None:
-    """Make the parameter *name* *value* where there is such a parameter and it may be written."""
+def prefer(name: str, value: str, *, is_another: bool = False) -> None:
+    """Make the parameter *name* *value* where there is such a parameter and it may be written.
+
+    *is_another*: it is known to be another, as on an interface that was just made, so there is no need to look.
+    """
     with contextlib.suppress(OSError):
-        ensure(name, value)
+        if is_another:
+            _write(name, value)
+        else:
+            ensure(name, value)
 
 
 def reset(ifname: str, family: str, name: str) -> None:
@@ -39,6 +45,10 @@ def enable_ipv6(ifname: str) -> None:
     for name in (f"ipv6/conf/{each}/disable_ipv6" for each in ("lo", ifname)):
         if os.path.exists(f"{_ROOT}/{name}"):
             ensure(name, "0")
+
+
+def _write(name: str, value: str) -> None:
+    _within(f"{_ROOT}/{name}", os.O_WRONLY, lambda fd: os.write(fd, value.encode()))
 
 
 def _read(name: str) -> str:

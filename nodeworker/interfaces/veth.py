@@ -48,7 +48,7 @@ def pair(ends: Ends, call: Call, *, mtu: int = 0, mac: str = "") -> Pair:
         outside = links.find(ends.node, links.numbered(inside.parent))
     if outside is None or outside.name not in names or (outside.kind, outside.parent) != ("veth", inside.index):
         raise name_taken(call)
-    sysctl.prefer(f"ipv6/conf/{outside.name}/accept_ra", "0")
+    sysctl.prefer(f"ipv6/conf/{outside.name}/accept_ra", "0", is_another=True)
     return Pair(inside=inside, outside=outside)
 
 

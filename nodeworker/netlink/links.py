@@ -6,6 +6,7 @@ Layouts: RFC 3549, section 2.3.3.1, and the kernel's ``include/uapi/linux/if_lin
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 from collections.abc import Iterable
 
@@ -66,6 +67,9 @@ VETH_INFO_PEER = 1
 
 NETNSA_NSID = 1
 NETNSA_FD = 3
+
+_IFLA_INET_CONF = 1
+_IPV4_DEVCONF_ARP_NOTIFY = 22
 
 AF_BRIDGE = 7
 OPERSTATE_DOWN = 2
@@ -193,6 +197,21 @@ def change(
     if group is not None:
         attributes.append(message.u32(IFLA_GROUP, group))
     return Request(RTM_SETLINK, 0, _HEADER.pack(0, 0, index, flags, mask) + b"".join(attributes))
+
+
+def notifying(index: int) -> Request:
+    """Return the request that lets the interface *index* tell its neighbours when it comes up (``arp_notify``).
+
+    The parameter is set where the kernel lets it be, and in a fraction of the time that its file takes.
+    """
+    parameter = message.u32(_IPV4_DEVCONF_ARP_NOTIFY, 1)
+    family = message.nested(socket.AF_INET, message.nested(_IFLA_INET_CONF, parameter))
+    return Request(
+        RTM_SETLINK,
+        0,
+        _HEADER.pack(0, 0, index, 0, 0) + message.nested(IFLA_AF_SPEC, family),
+        fine=frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPERM}),
+    )
 
 
 def port(index: int, *, hairpin: bool | None = None, isolated: bool | None = None) -> Request:
