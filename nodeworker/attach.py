@@ -8,7 +8,7 @@ a new one. Calls for one container come one after another (``nodeworker.dispatch
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Mapping
 from itertools import groupby
 from typing import TypeVar
 
@@ -197,20 +197,20 @@ class Attacher:
 
     async def _give_up(self, event: Event, request: AttachRequested, failure: Failure) -> Reply:
         """Undo what the attach has made, record that it failed, and return the answer for the runtime."""
-        key = SandboxKey(event.sandbox, request.ifname)
-        sandbox = self._recorder.state.sandboxes.get(key)
-        try:
-            left: dict[IfName, Failure] = {}
-            if sandbox is not None and sandbox.intent == event.id:
-                left = await self._detacher.undo(key, event, Phase.ROLLBACK)
-            outcome = AttachFailed(
+        sandbox = self._recorder.state.sandboxes.get(SandboxKey(event.sandbox, request.ifname))
+        mine = sandbox if sandbox is not None and sandbox.intent == event.id else None
+
+        def outcome(left: Mapping[IfName, Failure]) -> AttachFailed:
+            return AttachFailed(
                 request=request.request,
                 ifname=request.ifname,
                 failure=failure,
                 left=tuple(left),
                 seconds=seconds_since(event.at),
             )
-            await record(self._recorder, outcome, event)
+
+        try:
+            await self._detacher.undo(mine, event, Phase.ROLLBACK, outcome)
         except RequestFailedError as error:
             log.warning("attach_outcome_not_recorded", sandbox=event.sandbox[:12], error=error.failure.message)
         return refusal(failure, request.config)

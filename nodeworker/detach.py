@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Mapping
 
 import structlog
 from msgspec.structs import replace
@@ -65,44 +66,56 @@ class Detacher:
         key = SandboxKey(event.sandbox, request.ifname)
         before = self._recorder.state.sandboxes.get(key)
         refused = _detach_problem(event, request)
-        try:
-            left = {} if refused else await self.undo(key, event, Phase.DEL)
+
+        def outcome(left: Mapping[IfName, Failure]) -> Data:
             seconds = seconds_since(event.at)
-            outcome: Data = DetachCompleted(request=request.request, ifname=request.ifname, seconds=seconds)
-            if refused or left:
-                outcome = DetachFailed(
-                    request=request.request,
-                    ifname=request.ifname,
-                    failure=naming(request.pod, refused or _together(list(left.values()))),
-                    left=tuple(left),
-                    seconds=seconds,
-                )
-            await record(self._recorder, outcome, event)
+            if not refused and not left:
+                return DetachCompleted(request=request.request, ifname=request.ifname, seconds=seconds)
+            return DetachFailed(
+                request=request.request,
+                ifname=request.ifname,
+                failure=naming(request.pod, refused or _together(list(left.values()))),
+                left=tuple(left),
+                seconds=seconds,
+            )
+
+        try:
+            if refused:
+                recorded = outcome({})
+                await record(self._recorder, recorded, event)
+            else:
+                recorded = await self.undo(before, event, Phase.DEL, outcome)
         except RequestFailedError as error:
             log.warning("detach_outcome_not_recorded", sandbox=event.sandbox[:12], error=error.failure.message)
             return refusal(refused, request.config) if refused else OK
         never_attached = before is not None and not before.result
-        return OK if left and never_attached else reply_of(outcome, request.config)
+        gave_up = isinstance(recorded, DetachFailed) and bool(recorded.left)
+        return OK if gave_up and never_attached else reply_of(recorded, request.config)
 
-    async def undo(self, key: SandboxKey, event: Event, phase: Phase) -> dict[IfName, Failure]:
-        """Detach, last first, whatever may be there of the sandbox; return what could not be detached, and why.
+    async def undo(
+        self, sandbox: Sandbox | None, event: Event, phase: Phase, outcome: Callable[[Mapping[IfName, Failure]], Data]
+    ) -> Data:
+        """Detach, last first, whatever may be there of *sandbox*; return its outcome, which is recorded behind that.
 
-        Raises RequestFailedError when the ledger did not take an event, after all has been tried.
+        *outcome* says it, and is told what could not be detached, and why. Raises RequestFailedError when the ledger
+        did not take an event, after all has been tried; it is offered all of them again.
         """
-        sandbox = self._recorder.state.sandboxes.get(key)
         left: dict[IfName, Failure] = {}
-        if sandbox is None:
-            return left
-        there = [each for each in reversed(sandbox.attempted()) if each.phase is not AttachmentPhase.DETACHED]
-        if sandbox.plan is not None:
+        there: list[Attachment] = []
+        if sandbox is not None:
+            there = [each for each in reversed(sandbox.attempted()) if each.phase is not AttachmentPhase.DETACHED]
+        if sandbox is not None and sandbox.plan is not None:
             await self._runners.clear([each.plan for each in there], sandbox.plan.netns)
-        async with Pipeline(self._recorder, event) as effects:
+        async with Pipeline(self._recorder, event) as records:
             for attachment in there:
+                assert sandbox is not None
                 done = await self._detach_one(sandbox, attachment, phase)
                 if isinstance(done, InterfaceDetachFailed):
                     left[done.ifname] = done.failure
-                effects.put(done)
-        return left
+                records.put(done)
+            recorded = outcome(left)
+            records.put(recorded)
+        return recorded
 
     async def _detach_one(
         self, sandbox: Sandbox, attachment: Attachment, phase: Phase

@@ -203,7 +203,8 @@ class State:
         sequence, event = stored
         key = self._key(event)
         if key is None:
-            self._anomaly(stored, "no request for this sandbox came before it")
+            if not isinstance(event.data, InterfaceDetached):  # which may come behind the outcome that tells of it
+                self._anomaly(stored, "no request for this sandbox came before it")
             return None
         before = self.sandboxes.get(key)
         after, reason = advance(before, event, sequence)

@@ -300,6 +300,29 @@ def test_a_sandbox_is_attached_when_it_has_its_outcome_and_its_interfaces_in_wha
     assert now.phase is SandboxPhase.ATTACHED
 
 
+@pytest.mark.parametrize("keep_closed", [True, False])
+def test_a_sandbox_is_detached_by_its_outcome_whatever_comes_behind_it(keep_closed: bool) -> None:
+    life = Life(Teller(), container(1))
+    detach = life.del_requested()
+    *effects, completed = life.unmake(detach)
+    state = State(keep_closed=keep_closed)
+    for sequence, event in enumerate([*life.add(), detach, completed, *effects], 1):
+        state.apply(Stored(sequence, event))
+    assert reasons(state) == []
+    phases = [box.phase for box in state.sandboxes.values()]
+    assert phases == ([SandboxPhase.DETACHED] if keep_closed else [])
+
+
+def test_an_attach_that_was_confirmed_too_late_to_be_answered_is_undone_without_a_complaint() -> None:
+    life = Life(Teller(), container(1))
+    intent = life.add_requested()
+    undone = [life.detached(intent, plan) for plan in reversed(life.plans)]
+    failed = life.add_failed(intent, stories.failure_of(life.plans[0], Phase.ADD))
+    state = applied([intent, *life.make(intent), *undone, failed])
+    assert reasons(state) == []
+    assert not state.sandboxes
+
+
 def test_an_outcome_does_not_hide_an_interface_that_failed() -> None:
     life = Life(Teller(), container(1))
     intent = life.add_requested()
