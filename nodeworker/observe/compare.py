@@ -119,6 +119,7 @@ def _fits(wanted: ExpectedRoute, route: Route, link: Link) -> bool:
     return (
         route.destination == wanted.destination
         and (wanted.gateway is None or route.gateway == wanted.gateway)
+        and (wanted.source is None or wanted.by_kernel or route.source == wanted.source)
         and (wanted.table is None or route.table == wanted.table)
         and (not wanted.own or route.index == link.index)
     )

@@ -33,6 +33,7 @@ PLAIN = frozenset({"bridge", "dummy", "host-device", "ipvlan", "macvlan", "ptp",
 _LEAVE_MTU = frozenset({"bandwidth", "firewall", "passthru", "portmap", "sbr", "tuning", "vrf"})
 """Plugins that leave the MTU alone where they are not asked for one."""
 _DEFAULT_BRIDGE = "cni0"
+_SCOPE_LINK = 253
 
 
 class ExpectedRoute(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +46,9 @@ class ExpectedRoute(msgspec.Struct, frozen=True, kw_only=True):
     metric: int = 0
     table: int | None = None
     """None: any."""
-    scope: int | None = None
+    scope: int = 0
+    mtu: int = 0
+    advmss: int = 0
     own: bool = True
     """Whether it must leave through the attachment's interface."""
     by_kernel: bool = False
@@ -80,6 +83,10 @@ class ExpectedLink(msgspec.Struct, frozen=True, kw_only=True):
     """The node's interface that it rests on, or the bridge that its other end is a port of; empty: not known."""
     vlans: Membership = Membership()
     """Those of the bridge that its other end belongs to."""
+    hairpin: bool = False
+    """Whether the bridge is to send back to that end what came from there."""
+    isolated: bool = False
+    """Whether it is to keep that end apart from others of the kind."""
 
     @property
     def is_port(self) -> bool:
@@ -114,6 +121,7 @@ def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
     told = next((each for each in result.interfaces if each.sandbox and each.name == plan.ifname), None)
     if told is None and at_least(plan.cni_version, "0.3.0"):
         return None  # results of older versions tell of no interface, and are all about one
+    native = plan.native[:1] == (True,)
     configs = [cast("dict[str, Any]", msgspec.json.decode(plugin)) for plugin in plan.plugins]
     kind = str(configs[0].get("type", ""))
     ips = [ip for ip in result.ips if _is_own(result, ip, plan.ifname)]
@@ -128,7 +136,9 @@ def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
         addresses=tuple(ipaddress.ip_interface(ip.address) for ip in ips),
         routes=tuple(_routes(kind, result, ips)),
         parent=_parent(kind, configs[0]),
-        vlans=_vlans(configs[0], native=plan.native[:1] == (True,)) if kind == "bridge" else Membership(),
+        vlans=_vlans(configs[0], native=native) if kind == "bridge" else Membership(),
+        hairpin=configs[0].get("hairpinMode") is True,
+        isolated=native and configs[0].get("portIsolation") is True,
     )
 
 
@@ -191,7 +201,8 @@ def _routes(kind: str, result: Result, ips: list[IP]) -> list[ExpectedRoute]:
         if gateway is not None:
             gateways.setdefault(gateway.version, gateway)
         if kind == "ptp" and gateway is not None:
-            routes.append(ExpectedRoute(destination=ipaddress.ip_network(gateway), source=address.ip))
+            beside = ipaddress.ip_network(gateway)
+            routes.append(ExpectedRoute(destination=beside, source=address.ip, scope=_SCOPE_LINK))
             routes.append(ExpectedRoute(destination=address.network, gateway=gateway, source=address.ip))
         elif plain and address.network.prefixlen < address.max_prefixlen:
             routes.append(ExpectedRoute(destination=address.network, source=address.ip, by_kernel=True))
@@ -204,7 +215,9 @@ def _routes(kind: str, result: Result, ips: list[IP]) -> list[ExpectedRoute]:
                 gateway=_gateway(each.gw) or fallback,
                 metric=each.priority,
                 table=each.table or None,
-                scope=each.scope,
+                scope=each.scope or 0,
+                mtu=each.mtu,
+                advmss=each.advmss,
                 own=plain,
             )
         )

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from events.schema import Drift, DriftKind, ErrorClass, Phase
 from nodeworker.interfaces import sysctl
@@ -163,7 +164,10 @@ class _Hands:
             return "its other end is not on the node any more: delete the interface to have it made again"
         if bridge is None:
             return f"bridge {wanted.parent} is missing"
-        self._on_node(links.change(port.index, up=True, master=bridge.index), *joined(port.index, bridge, wanted.vlans))
+        requests = [links.change(port.index, up=True, master=bridge.index)]
+        if wanted.hairpin or wanted.isolated:
+            requests.append(links.port(port.index, hairpin=wanted.hairpin, isolated=wanted.isolated))
+        self._on_node(*requests, *joined(port.index, bridge, wanted.vlans))
         return ""
 
     def _set_up(self, link: Link, wanted: ExpectedLink) -> None:
@@ -209,7 +213,6 @@ def _requests(route: ExpectedRoute, link: Link) -> list[Request]:
             metric=0 if route.destination.version == 4 else 256,
         )
         return [routes.add(made)]
-    scope = route.scope if route.scope is not None else (routes.UNIVERSE if route.gateway else _LINK_SCOPE)
     made = Route(
         destination=route.destination,
         index=link.index,
@@ -217,11 +220,17 @@ def _requests(route: ExpectedRoute, link: Link) -> list[Request]:
         source=route.source,
         metric=route.metric,
         table=table,
-        scope=scope,
+        scope=route.scope,
+        mtu=route.mtu,
+        advmss=route.advmss,
     )
-    if route.source is None or route.gateway is None:
-        return [routes.add(made)]
-    return [routes.add(made), _kernels(route.destination, link)]
+    requests = [routes.add(made)]
+    if route.source is not None and route.destination.version == 6:
+        # The kernel leaves an IPv6 route without the source that it takes away, and adds none that is else the same.
+        requests.insert(0, routes.delete(replace(made, source=None)))
+    if route.source is not None and route.gateway is not None:
+        requests.append(_kernels(route.destination, link))
+    return requests
 
 
 def _kernels(network: Network, link: Link) -> Request:

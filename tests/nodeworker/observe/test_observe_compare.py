@@ -77,9 +77,9 @@ def assigned(text: str, flags: int = IFA_F_PERMANENT, scope: int = 0) -> Assigne
     return Assigned(index=2, address=ipaddress.ip_interface(text), flags=flags, scope=scope)
 
 
-def route(destination: str, gateway: str = "", index: int = 2) -> Route:
-    via = ipaddress.ip_address(gateway) if gateway else None
-    return Route(destination=ipaddress.ip_network(destination), index=index, gateway=via)
+def route(destination: str, gateway: str = "", index: int = 2, source: str = "") -> Route:
+    via, own = (ipaddress.ip_address(each) if each else None for each in (gateway, source))
+    return Route(destination=ipaddress.ip_network(destination), index=index, gateway=via, source=own)
 
 
 SOUND = Snapshot(
@@ -198,6 +198,11 @@ def test_a_port_is_compared_at_both_ends() -> None:
 
 def test_a_point_to_point_link_has_its_gateway_in_the_place_of_its_network() -> None:
     links = wanted({"type": "ptp"})
-    ways = (route("10.0.0.1/32"), route("10.0.0.0/24", "10.0.0.1"), route("10.9.0.0/16", "10.0.0.1"))
+    ways = (
+        route("10.0.0.1/32", source="10.0.0.2"),
+        route("10.0.0.0/24", "10.0.0.1", source="10.0.0.2"),
+        route("10.9.0.0/16", "10.0.0.1"),
+    )
     assert kinds(links, replace(SOUND, routes=ways)) == []
     assert kinds(links, replace(SOUND, routes=ways[1:])) == [DriftKind.ROUTE_MISSING]
+    assert kinds(links, replace(SOUND, routes=(replace(ways[0], source=None), *ways[1:]))) == [DriftKind.ROUTE_MISSING]
