@@ -36,13 +36,14 @@ class Client(_Client):
     """nats-py's client, but what it has to send is written at once, and what it was sent is handed over at once.
 
     By itself it puts either into a queue, for a task to take out: that is four steps of the event loop for each event
-    that is appended, and a third of what those cost.
+    that is appended, and a third of what those cost. What is published in one step of the loop is sent in one piece.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._ps = _Parser(self)
         self._given_up = False
+        self._unsent: list[bytes] = []
 
     async def close(self) -> None:
         """End the connection, and the attempts to have one.
@@ -71,20 +72,30 @@ class Client(_Client):
         self, subject: str, reply: str, payload: bytes, payload_size: int, headers: dict[str, Any] | None
     ) -> None:
         if self._transport is None or self._pending or not self.is_connected or not subject:
+            self._send_unsent()
             await super()._send_publish(subject, reply, payload, payload_size, headers)
             return
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._send_unsent)
         place = f"{subject} {reply}" if reply else subject
         if headers is None:
-            self._transport.write(f"PUB {place} {payload_size}\r\n".encode() + payload + b"\r\n")
+            self._unsent.append(f"PUB {place} {payload_size}\r\n".encode() + payload + b"\r\n")
             return
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
             raise errors.BadHeaderError(", ".join(headers))
         head = f"NATS/1.0\r\n{lines}\r\n".encode()
         command = f"HPUB {place} {len(head)} {len(head) + payload_size}\r\n".encode()
-        self._transport.write(command + head + payload + b"\r\n")
+        self._unsent.append(command + head + payload + b"\r\n")
+
+    def _send_unsent(self) -> None:
+        """Send what was published since the last time; what a lost connection leaves is for its owner to repeat."""
+        unsent, self._unsent = self._unsent, []
+        if unsent and self._transport is not None and self.is_connected:
+            self._transport.write(b"".join(unsent))
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
+        self._send_unsent()
         if force_flush or self._transport is None or not self._pending or not self.is_connected:
             return await super()._flush_pending(force_flush)
         try:
