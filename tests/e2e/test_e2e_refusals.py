@@ -200,6 +200,23 @@ def test_an_uplink_that_is_not_there(node: Node) -> None:
     node.assert_detached(pod)
 
 
+def test_what_was_asked_for_behind_a_network_that_fails_is_undone_with_it(node: Node) -> None:
+    node.nad("foreign", node.macvlan(master="nowhere0"))
+    node.nad("sound", node.macvlan())
+    pod = node.pod("unlucky", "sound,foreign,sound")
+    answer = pod.add()
+    assert answer.code == 999
+    assert "macvlan failed to add net2 of default/foreign: the master interface nowhere0 is missing" in answer.msg
+    assert not pod.links()
+    assert not node.reserved()
+    story = node.story(pod)
+    assert (story[0], story[1], story[-1]) == ("AttachRequested", "AttachPlanned", "AttachFailed")
+    assert (story.count("InterfaceAttached"), story.count("InterfaceAttachFailed")) == (3, 1)
+    assert story.count("InterfaceDetached") == 4
+    assert pod.delete() == (0, "", "")
+    node.assert_detached(pod)
+
+
 def test_an_uplink_that_an_executed_plugin_does_not_find(executing_node: Node) -> None:
     """That plugin refuses DEL too for as long as it is away. The pod can go all the same; the worker comes back."""
     node = executing_node

@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,13 @@ class Plugin:
         self.folder = folder
         self.config: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net"} | config
 
-    async def run(self, command: str, *, container_id: str = "c1", **more: Any) -> tuple[PluginRun, Any]:
+    async def run(
+        self, command: str, *, container_id: str = "c1", ifname: str = "net1", **more: Any
+    ) -> tuple[PluginRun, Any]:
         """Return the run and what was printed; *more* are keys for the configuration."""
         env = {"CNI_PATH": str(self.folder)}
         if command in {"ADD", "CHECK", "DEL"}:
-            env |= {"CNI_CONTAINERID": container_id, "CNI_NETNS": self.netns, "CNI_IFNAME": "net1", "CNI_ARGS": ""}
+            env |= {"CNI_CONTAINERID": container_id, "CNI_NETNS": self.netns, "CNI_IFNAME": ifname, "CNI_ARGS": ""}
         run, stdout = await self.runner.run(
             self.config["type"],
             command=command,
@@ -327,6 +330,43 @@ async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin, processes
         assert not adding.done()
     await adding
     assert "late\r\nnet1" not in reserved(bridge).values()
+
+
+async def test_what_is_asked_together_is_done_in_that_order_whatever_fails(bridge: Plugin, macvlan: Plugin) -> None:
+    missing = Plugin(bridge.runner, bridge.netns, bridge.folder, {"type": "macvlan", "master": "nowhere0"})
+    asked = [bridge.run("ADD", ifname="b1"), missing.run("ADD", ifname="m1"), macvlan.run("ADD", ifname="m2")]
+    asked += [bridge.run("ADD", ifname="b3")]
+    outcomes = await asyncio.gather(*asked)
+    assert [run.exit_code for run, _ in outcomes] == [0, 1, 0, 0]
+    assert "nowhere0 is missing" in outcomes[1][1]["msg"]
+    assert interfaces(bridge.netns) == ["lo", "b1", "m2", "b3"]
+
+
+async def test_what_is_asked_together_may_be_of_several_containers(bridge: Plugin, processes: NativeProcesses) -> None:
+    with container() as other, container() as gone:
+        there = Plugin(bridge.runner, other, bridge.folder, bridge.config)
+        nowhere = Plugin(bridge.runner, gone + "-not", bridge.folder, bridge.config)
+        with alone(processes):
+            asked = [bridge.run("ADD"), there.run("ADD"), nowhere.run("ADD"), there.run("ADD", ifname="net2")]
+            outcomes = await asyncio.gather(*asked, bridge.run("ADD", ifname="net2"))
+        assert [run.exit_code for run, _ in outcomes] == [0, 0, 1, 0, 0]
+        assert interfaces(bridge.netns) == interfaces(other) == ["lo", "net1", "net2"]
+
+
+def interfaces(netns: str) -> list[str]:
+    """Return the names of what is in the namespace, in the order in which it was made."""
+    words = ["ip", "-n", Path(netns).name, "-j", "link", "show"]
+    shown = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    return [link["ifname"] for link in json.loads(shown)]
+
+
+@contextlib.contextmanager
+def alone(processes: NativeProcesses) -> Iterator[None]:
+    """Have all work done by the first of the processes."""
+    others = processes._processes[1:]
+    processes._processes[1:] = [processes._processes[0] for _ in others]
+    yield
+    processes._processes[1:] = others
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK", "GC"])
