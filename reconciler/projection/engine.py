@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,11 @@ def _first_line(error: BaseException | None) -> str:
     return str(error).partition("\n")[0]  # PostgreSQL adds the statement, and values
 
 
-def open_engine(url: str, *, unfinished: bool = False) -> sa.Engine:
+def open_engine(url: str, *, unfinished: bool = False, empty: bool = False) -> sa.Engine:
     """Return an engine for *url*; an SQLite file is made when it is missing. Raises ProjectionError.
 
-    *unfinished*: what is written need not outlive a crash, and nobody else looks at it.
+    *unfinished*: what is written need not outlive a crash, and nobody else looks at it. *empty*: it has no rows, and is
+    given all of them in one transaction.
     """
     try:
         parsed = sa.make_url(url)
@@ -85,7 +87,8 @@ def open_engine(url: str, *, unfinished: bool = False) -> sa.Engine:
         engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY})
     except (exc.ArgumentError, ImportError, OSError) as error:
         raise ProjectionError(f"the database can't be opened: {error}") from error
-    event.listen(engine, "connect", _configure_unfinished if unfinished else _configure)
+    configure = _configure_unfinished if unfinished else _configure_empty if empty else _configure
+    event.listen(engine, "connect", configure)
     event.listen(engine, "begin", _begin)
     return engine
 
@@ -142,6 +145,13 @@ def _configure_unfinished(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA journal_mode = MEMORY")  # a batch that fails is undone still
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute(f"PRAGMA cache_size = -{_UNFINISHED_CACHE}")  # keys come in no order
+
+
+def _configure_empty(connection: Any, _record: Any) -> None:
+    """Have pages written once, where a log has them written twice. Whoever opens it next begins with a log again."""
+    connection.isolation_level = None
+    with suppress(sqlite3.OperationalError):  # somebody has it open
+        connection.execute("PRAGMA journal_mode = DELETE")
 
 
 def _begin(connection: sa.Connection) -> None:

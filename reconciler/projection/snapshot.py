@@ -73,7 +73,7 @@ def restore(path: Path, url: str) -> int:
     Raises ProjectionError, DatabaseAwayError.
     """
     look(path)
-    target = open_engine(url)
+    target = open_engine(url, empty=True)
     try:
         with transaction(target) as to:
             fill(path, to)

@@ -10,9 +10,8 @@ Everything here blocks; ``reconciler.reconcile`` calls it on one thread of its o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,20 +19,20 @@ import msgspec
 import sqlalchemy as sa
 from msgspec.structs import replace
 
-from events.fold import Leaked, Sandbox, SandboxPhase
+from events.fold import Leaked, Sandbox
 from events.ledger import Stored
 from events.schema import NodeName
 from reconciler.due import Published
 from reconciler.projection import forgetting, indexes, snapshot
-from reconciler.projection.among import among, keys
 from reconciler.projection.engine import ProjectionError, ReplacedError, open_engine, transaction
 from reconciler.projection.forgetting import Forgotten
 from reconciler.projection.kept import Kept
 from reconciler.projection.load import Loader
+from reconciler.projection.pods import IS_LIVE, Judge, Pods
 from reconciler.projection.project import Changes, Loaded, needed, project
 from reconciler.projection.rows import leaked_of, sandbox_of
 from reconciler.projection.schema import upgrade
-from reconciler.projection.tables import addresses, leaks, position, sandboxes, statuses
+from reconciler.projection.tables import addresses, leaks, position, sandboxes
 from reconciler.projection.write import Writer
 from reconciler.status import PodName
 
@@ -69,7 +68,7 @@ class Store:
         self._shareable = self._engine.dialect.name == "postgresql"
         self._loader = Loader(self._engine.dialect.name)
         self._writer = Writer(self._engine.dialect.name)
-        self._asked = _Asked(self._engine.dialect.name)
+        self._pods = Pods(self._engine.dialect.name)
         self._kept = Kept()
         self._election = 0
 
@@ -99,13 +98,15 @@ class Store:
 
         Raises as ``apply``.
         """
+        self._engine.dispose()
+        engine = open_engine(self._url, empty=True)
         try:
-            with self._transaction() as connection:
+            with self._transaction(engine) as connection:
                 if self._position_to_write(connection) == 0:
                     snapshot.fill(path, connection)
                     self._position_to_write(connection)
         finally:
-            self._engine.dispose()  # SQLite's connection has the snapshot attached
+            engine.dispose()
 
     def drop_indexes(self) -> None:
         """Let go of what only readers need, until ``make_indexes``. Raises as ``apply``."""
@@ -150,9 +151,9 @@ class Store:
             changes = project(loaded, fresh)
             self._writer.write(connection, self._ledger, changes)
             if told:
-                published = self._asked.published(connection, changes.attached)
+                published = self._pods.published(connection, changes.attached)
                 closed = changes.closed_pods
-                left = closed - self._asked.live(connection, closed)
+                left = closed - self._pods.live(connection, closed)
                 changes = replace(changes, published=published, left=left)
         self._kept.committed(what, changes)
         return changes
@@ -171,28 +172,23 @@ class Store:
         self._kept.drop(gone.containers)
         return gone
 
-    def of_live_pods(self, judge: Callable[[PodName, Sequence[Sandbox], Published | None], T]) -> list[T]:
-        """Return what *judge* says of each pod that has something on a node.
-
-        It is given the pod's sandboxes, oldest first, and what is published of it. Raises DatabaseAwayError.
-        """
+    def of_live_pods(self, judge: Judge[T]) -> list[T]:
+        """Return what *judge* says of each pod that has something on a node. Raises DatabaseAwayError."""
         with self._transaction() as connection:
-            return _judged(connection.execute(_LIVE_PODS, execution_options={"yield_per": _PAGE}), judge)
+            return self._pods.judged(connection, judge)
 
-    def unsettled_pods(self, judge: Callable[[PodName, Sequence[Sandbox], Published | None], T]) -> list[T]:
+    def unsettled_pods(self, judge: Judge[T]) -> list[T]:
         """Return the same of those pods alone whose network-status may have to be published.
 
         That leaves out those of which the rows say without a look at their folds that nothing is ``due``.
         """
         with self._transaction() as connection:
-            names = frozenset(PodName(*row) for row in connection.execute(_UNSETTLED))
-            rows = self._asked.of_live(connection, names)
-            return _judged((row for row in rows if PodName(row.namespace, row.pod) in names), judge)
+            return self._pods.unsettled(connection, judge)
 
     def live(self, pods: Set[PodName]) -> frozenset[PodName]:
         """Return which of *pods* have something on a node. Raises DatabaseAwayError."""
         with self._transaction() as connection:
-            return self._asked.live(connection, pods)
+            return self._pods.live(connection, pods)
 
     def live_pods(self) -> list[tuple[PodName, Published | None]]:
         """Return each pod that has something on a node, and what is published of it. Raises DatabaseAwayError.
@@ -200,14 +196,15 @@ class Store:
         Whoever needs no more asks this: to read the sandboxes of all pods takes more than twice as long.
         """
         with self._transaction() as connection:
-            rows = connection.execute(_LIVE_NAMES, execution_options={"yield_per": _PAGE})
-            return list({PodName(row.namespace, row.pod): _status_of(row) for row in rows}.items())
+            return self._pods.all(connection)
 
     def of_live_pod(self, pod: PodName) -> tuple[list[Sandbox], Published | None]:
-        """Return the same for one pod, nothing if it has nothing on a node. Raises DatabaseAwayError."""
+        """Return the sandboxes of one pod, oldest first, and what is published of it.
+
+        Nothing if it has nothing on a node. Raises DatabaseAwayError.
+        """
         with self._transaction() as connection:
-            rows = connection.execute(_LIVE_POD, {"namespace": pod.namespace, "pod": pod.name}).all()
-            return [sandbox_of(row.fold) for row in rows], _status_of(rows[0]) if rows else None
+            return self._pods.one(connection, pod)
 
     def drifting(self) -> list[Sandbox]:
         """Return the live sandboxes that their node differs from, oldest first. Raises DatabaseAwayError."""
@@ -238,9 +235,9 @@ class Store:
         self._engine.dispose()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    def _transaction(self, engine: sa.Engine | None = None) -> Iterator[sa.Connection]:
         try:
-            with transaction(self._engine) as connection:
+            with transaction(engine or self._engine) as connection:
                 yield connection
         except msgspec.MsgspecError as error:
             raise ProjectionError(
@@ -274,8 +271,6 @@ class Store:
 
 # Statements are made once: SQLAlchemy takes longer to make one than SQLite to execute it.
 
-_PAGE = 500
-_IS_LIVE = sa.text("sandboxes.live")  # in the words of the index
 _POSITION = sa.select(position)
 _POSITION_LOCKED = _POSITION.with_for_update()
 _LET_GO_OF_FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '5s'"
@@ -284,7 +279,7 @@ _LEAKS = sa.select(leaks.c.node, leaks.c.fold).order_by(leaks.c.first_at, leaks.
 _DRIFTING = (
     sa.select(sandboxes.c.fold).where(sa.text("sandboxes.drifting"), sandboxes.c.live).order_by(sandboxes.c.created)
 )
-_LIVE_PHASES = sa.select(sandboxes.c.phase, sa.func.count().label("live")).where(_IS_LIVE).group_by(sandboxes.c.phase)
+_LIVE_PHASES = sa.select(sandboxes.c.phase, sa.func.count().label("live")).where(IS_LIVE).group_by(sandboxes.c.phase)
 _HOLDERS = (
     sa.select(*(addresses.c[name] for name in Holder.__struct_fields__))
     .where(
@@ -294,85 +289,3 @@ _HOLDERS = (
     )
     .order_by(addresses.c.sequence)
 )
-_WITH_STATUS = sa.outerjoin(
-    sandboxes, statuses, sa.and_(sandboxes.c.namespace == statuses.c.namespace, sandboxes.c.pod == statuses.c.pod)
-)
-_NAMED = (sandboxes.c.namespace, sandboxes.c.pod)
-_STATUS = tuple(statuses.c[name].label(f"status_{name}") for name in Published._fields)
-_LIVE_PODS = (
-    sa.select(*_NAMED, sandboxes.c.fold, *_STATUS)
-    .select_from(_WITH_STATUS)
-    .where(_IS_LIVE, sandboxes.c.pod != "")
-    .order_by(*_NAMED, sandboxes.c.created)
-)
-_SETTLED = sa.and_(
-    statuses.c.intent == sandboxes.c.intent, sa.or_(statuses.c.refused, statuses.c.sequence > sandboxes.c.sequence)
-)
-"""Where the ledger's last word is of this sandbox, and later than all that happened to it, or final."""
-_UNSETTLED = (
-    sa.select(*_NAMED)
-    .select_from(_WITH_STATUS)
-    .where(
-        _IS_LIVE,
-        sandboxes.c.pod != "",
-        sandboxes.c.phase == SandboxPhase.ATTACHED.value,
-        sa.not_(sa.func.coalesce(_SETTLED, sa.false())),
-    )
-)
-_LIVE_NAMES = (
-    sa.select(*_NAMED, *_STATUS).select_from(_WITH_STATUS).where(_IS_LIVE, sandboxes.c.pod != "").order_by(*_NAMED)
-)
-_LIVE_POD = _LIVE_PODS.where(sandboxes.c.namespace == sa.bindparam("namespace"), sandboxes.c.pod == sa.bindparam("pod"))
-
-
-def _judged(rows: Iterable[sa.Row[Any]], judge: Callable[[PodName, Sequence[Sandbox], Published | None], T]) -> list[T]:
-    """Return what *judge* says of each pod that *rows* of ``_LIVE_PODS`` are of."""
-    judged: list[T] = []
-    for name, group in groupby(rows, lambda row: PodName(row.namespace, row.pod)):
-        same = list(group)
-        judged.append(judge(name, [sandbox_of(row.fold) for row in same], _status_of(same[0])))
-    return judged
-
-
-def _status_of(row: sa.Row[Any]) -> Published | None:
-    """Return what is published of the pod that *row* of ``_LIVE_PODS`` is of."""
-    values = [getattr(row, f"status_{name}") for name in Published._fields]
-    return None if values[0] is None else Published(*values)
-
-
-class _Asked:
-    """What is asked for whoever is told of a batch."""
-
-    def __init__(self, dialect: str) -> None:
-        self._dialect = dialect
-        self._published = sa.select(statuses).where(among(dialect, statuses.c.namespace, statuses.c.pod))
-        self._of_live = _LIVE_PODS.where(among(dialect, sandboxes.c.namespace, sandboxes.c.pod))
-        self._live = (
-            sa.select(sandboxes.c.namespace, sandboxes.c.pod)
-            .distinct()
-            .where(among(dialect, sandboxes.c.namespace, sandboxes.c.pod), _IS_LIVE)
-        )
-
-    def published(self, connection: sa.Connection, pods: frozenset[PodName]) -> dict[PodName, Published]:
-        """Return what is published of *pods*."""
-        if not pods:
-            return {}
-        rows = connection.execute(self._published, keys(self._dialect, pods))
-        return {
-            PodName(row.namespace, row.pod): Published(row.uid, row.intent, row.text, row.refused, row.sequence)
-            for row in rows
-        }
-
-    def of_live(self, connection: sa.Connection, pods: Set[PodName]) -> Iterable[sa.Row[Any]]:
-        """Return the rows of ``_LIVE_PODS`` that are of *pods*, and if these are many those of all pods."""
-        if not pods:
-            return ()
-        if len(pods) <= _PAGE:
-            return connection.execute(self._of_live, keys(self._dialect, pods))
-        return connection.execute(_LIVE_PODS, execution_options={"yield_per": _PAGE})
-
-    def live(self, connection: sa.Connection, pods: Set[PodName]) -> frozenset[PodName]:
-        """Return which of *pods* have something on a node."""
-        if not pods:
-            return frozenset()
-        return frozenset(PodName(*row) for row in connection.execute(self._live, keys(self._dialect, pods)))

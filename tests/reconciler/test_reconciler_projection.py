@@ -42,7 +42,7 @@ from events.schema import (
     WorkerStarted,
 )
 from reconciler.due import Due, Published, due
-from reconciler.projection import store as store_module
+from reconciler.projection import pods
 from reconciler.projection.engine import ProjectionError
 from reconciler.projection.store import Store
 from reconciler.projection.tables import sandboxes
@@ -257,7 +257,7 @@ def test_what_is_due_is_due_of_the_pods_that_the_rows_do_not_call_settled(
 def test_what_is_due_of_many_pods_is_found_like_that_of_few(
     database: str, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_PAGE", few)
+    monkeypatch.setattr(pods, "_PAGE", few)
     events = [*busy_day(20), told(next(iter(Node("node-2").attach(container_id(4), WEB))), WEB, "[]", refused=False)]
     project(database, stored(events))
     with closing(Store(database, "NODE")) as store:

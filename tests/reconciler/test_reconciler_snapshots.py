@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -136,6 +137,22 @@ async def test_names_that_the_database_cannot_hold_keep_no_snapshot_out_of_it(
         store.restore(tmp_path / "snapshot")
         assert [str(pod) for pod, _ in store.live_pods()] == expected
         assert [box.pod for boxes in store.of_live_pods(lambda _, boxes, __: boxes) for box in boxes] == [odd]
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+async def test_a_file_begins_with_a_snapshot_also_while_somebody_looks_at_it_and_has_a_log_afterwards(
+    written: tuple[MemoryLedger, Path], empty_database: bytes, tmp_path: Path, looked_at: bool
+) -> None:
+    ledger, folder = written
+    (path,), file = SnapshotFolder(folder, 3).newest_first(), tmp_path / "x.db"
+    file.write_bytes(empty_database)
+    with closing(sqlite3.connect(file)) as reader, closing(Store(f"sqlite:///{file}", "NODE")) as store:
+        if looked_at:
+            assert reader.execute("SELECT count(*) FROM sandboxes").fetchone() == (0,)
+        store.restore(path)
+        assert store.position() == look(path).sequence
+        assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert stored_in(file)["sandboxes"] == of_live(await everything(ledger))
 
 
 async def test_a_postgresql_that_goes_away_while_it_is_filled_is_away_and_stays_empty(
