@@ -1,7 +1,8 @@
 """Ask for the rows of many keys in one statement whose text is always the same.
 
 SQLAlchemy would write a parameter for each key. PostgreSQL is given them as arrays instead: a statement of thousands of
-parameters takes the driver and the server longer than to find the rows, and is planned anew each time.
+parameters takes the driver and the server longer than to find the rows, and is planned anew each time. SQLite is given
+pairs as one JSON text: of a list of them it would make a compound query, for which it reads the whole table.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
@@ -23,14 +25,16 @@ def among(dialect: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:
         return sa.tuple_(*columns).in_(sa.select(*given.c))
     if len(columns) == 1:
         return columns[0].in_(sa.bindparam("keys", expanding=True))
-    return sa.tuple_(*columns).in_(sa.bindparam("keys", expanding=True))
+    given = sa.func.json_each(sa.bindparam("keys")).table_valued("value")
+    parts = (sa.func.json_extract(given.c.value, f"$[{place}]") for place in range(len(columns)))
+    return sa.tuple_(*columns).in_(sa.select(*parts))
 
 
 def keys(dialect: str, wanted: Iterable[str] | Iterable[Sequence[str]]) -> dict[str, Any]:
     """Return the parameters of a statement with ``among``; there must be at least one key."""
     found = list(wanted)
-    if dialect != "postgresql":
-        return {"keys": found}
     if isinstance(found[0], str):
-        return {"keys_0": found}
+        return {"keys_0": found} if dialect == "postgresql" else {"keys": found}
+    if dialect != "postgresql":
+        return {"keys": msgspec.json.encode(found).decode()}
     return {f"keys_{place}": list(part) for place, part in enumerate(zip(*found, strict=True))}

@@ -4,6 +4,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from postgres import Postgres
 from rows import Table, folded, stored_in
+from sqlalchemy import event as sqlalchemy_event
 from stories import Node, busy_day, container_id, failure_of
 
 from events.ledger import Stored
@@ -45,7 +47,7 @@ from reconciler.due import Due, Published, due
 from reconciler.projection import pods
 from reconciler.projection.engine import ProjectionError
 from reconciler.projection.store import Store
-from reconciler.projection.tables import sandboxes
+from reconciler.projection.tables import metadata, sandboxes
 from reconciler.status import PodName
 
 
@@ -298,6 +300,33 @@ def test_folds_of_before_they_were_compressed_are_read(database: str) -> None:
     assert [dict(row)["phase"] for row in tables["sandboxes"]] == [
         dict(row)["phase"] for row in folded(events)["sandboxes"]
     ]
+
+
+def test_for_a_batch_sqlite_reads_no_table_whole(tmp_path: Path, empty_database: bytes) -> None:
+    (tmp_path / "x.db").write_bytes(empty_database)
+    node, told_of = Node(), Node("node-2")
+    events = [*busy_day(20, node), *told_of.leak("b" * 64, ends="failed"), *told_of.leak("c" * 64)]
+    for number in range(2):
+        intent, *rest = told_of.attach(f"{number}" * 64, WEB)
+        events += [intent, *rest, told(intent, WEB, "[]", refused=False)]
+    plans: list[str] = []
+
+    def explain(connection: sa.Connection, _cursor: object, statement: str, given: object, *_: object) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+            driver: Any = connection.connection.driver_connection
+            one = given[0] if isinstance(given, list) else given
+            plans.extend(row[3] for row in driver.execute(f"EXPLAIN QUERY PLAN {statement}", one))
+
+    sqlalchemy_event.listen(sa.Engine, "before_cursor_execute", explain)
+    try:
+        project(f"sqlite:///{tmp_path}/x.db", stored(events), [len(events) // 2])
+    finally:
+        sqlalchemy_event.remove(sa.Engine, "before_cursor_execute", explain)
+    searched = {plan.split()[1] for plan in plans if plan.startswith("SEARCH")}
+    assert searched >= {"sandboxes", "statuses", "leaks", "pending", "nodes", "addresses"}
+    assert not {plan for plan in plans if plan.startswith("SCAN") and plan.split()[1] in metadata.tables} - {
+        "SCAN position"  # which has one row
+    }
 
 
 def test_sandboxes_are_counted_by_phase(database: str) -> None:
