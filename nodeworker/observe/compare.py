@@ -63,7 +63,9 @@ def _of_link(wanted: ExpectedLink, seen: Snapshot, first_mtu: int) -> Iterator[D
         vlans = seen.vlans.get(wanted.ifname, {})
         if bridge_vlans.missing(vlans, links.default_vlan(parent), wanted.vlans):
             yield _drift(wanted, DriftKind.VLANS_CHANGED, wanted.vlans, bridge_vlans.described(vlans))
-    yield from _of_properties(wanted, link, port, wanted.mtu or first_mtu)
+    yield from _of_properties(wanted, link, port)
+    if (mtu := wanted.mtu or first_mtu) and link.mtu != mtu:
+        yield _drift(wanted, DriftKind.MTU_CHANGED, mtu, _found_mtu(wanted, link, parent, mtu))
     there = {each.address: each for each in seen.addresses if each.index == link.index}
     yield from _of_addresses(wanted, there)
     for route in wanted.routes:
@@ -78,15 +80,20 @@ def _of_parent(wanted: ExpectedLink, parent: Link | None) -> Iterator[Drift]:
         yield _drift(wanted, DriftKind.PARENT_DOWN, f"{wanted.parent} up", "down")
 
 
-def _of_properties(wanted: ExpectedLink, link: Link, port: Link | None, mtu: int) -> Iterator[Drift]:
+def _of_properties(wanted: ExpectedLink, link: Link, port: Link | None) -> Iterator[Drift]:
     if wanted.up and not link.up:
         yield _drift(wanted, DriftKind.LINK_DOWN, "up", "down")
     elif wanted.up and port is not None and not port.up:
         yield _drift(wanted, DriftKind.LINK_DOWN, "up", f"{port.name} on the node down")
-    if mtu and link.mtu != mtu:
-        yield _drift(wanted, DriftKind.MTU_CHANGED, mtu, link.mtu)
     if wanted.mac and link.mac != wanted.mac:
         yield _drift(wanted, DriftKind.MAC_CHANGED, wanted.mac, link.mac)
+
+
+def _found_mtu(wanted: ExpectedLink, link: Link, parent: Link | None, mtu: int) -> str:
+    """Return the MTU of *link*, and why it can't be *mtu* where that is so: it is another drift when it can again."""
+    if parent is None or wanted.has_room(parent.mtu, mtu):
+        return str(link.mtu)
+    return f"{link.mtu}, as {wanted.parent} has {parent.mtu}"
 
 
 def _of_addresses(wanted: ExpectedLink, there: Mapping[Address, Assigned]) -> Iterator[Drift]:

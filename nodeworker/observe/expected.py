@@ -93,6 +93,10 @@ class ExpectedLink(msgspec.Struct, frozen=True, kw_only=True):
         """Whether its other end is a port of ``parent``."""
         return self.kind == "bridge"
 
+    def has_room(self, parent_mtu: int, mtu: int) -> bool:
+        """Return whether the interface can have *mtu* where its parent has *parent_mtu*."""
+        return self.kind not in OF_THE_NODE or mtu <= parent_mtu
+
 
 class _Vlans(msgspec.Struct, frozen=True, rename="camel"):
     vlan: int = 0

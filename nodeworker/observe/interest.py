@@ -1,7 +1,7 @@
 """Who has to be looked at when something changes: by namespace, by parent, by port.
 
 Pure. A node tells of its links all day, mostly of what matters to no sandbox: only a parent that went, came, or was set
-up or down wakes those that rest on it.
+up or down, or got another MTU, wakes those that rest on it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class _State(NamedTuple):
     """Its index."""
     up: bool
     master: int
+    mtu: int
 
 
 class _Watched:
@@ -83,7 +84,7 @@ class Interest:
             for index in in_vlans:
                 self._in_vlans[index] = key
         for name, link in (*parents.items(), *ports.items()):
-            self._links[name].state = None if link is None else _State(link.index, link.up, link.master)
+            self._links[name].state = None if link is None else _State(link.index, link.up, link.master, link.mtu)
 
     def forget(self, key: SandboxKey) -> None:
         """Watch the sandbox no longer."""
@@ -116,12 +117,12 @@ class Interest:
         """Return whom it concerns that a bridge tells of its port *index*, be it of its VLANs or of something else."""
         return (key,) if (key := self._in_vlans.get(index)) is not None else _NOBODY
 
-    def on(self, name: str, *, index: int, up: bool, master: int, gone: bool) -> Iterable[SandboxKey]:
+    def on(self, name: str, *, index: int, up: bool, master: int, mtu: int, gone: bool) -> Iterable[SandboxKey]:
         """Return whom it concerns that the node's link *name* is like that; nobody if nothing that matters changed."""
         watched = self._links.get(name)
         if watched is None:
             return _NOBODY
-        state = None if gone else _State(index, up, master)
+        state = None if gone else _State(index, up, master, mtu)
         if gone and (watched.state is None or watched.state.number != index):
             return _NOBODY  # another link of that name has come since
         if state == watched.state:

@@ -50,6 +50,7 @@ class NodeLink(msgspec.Struct, frozen=True):
     name: str
     up: bool
     master: int
+    mtu: int
     gone: bool
 
 
@@ -144,6 +145,7 @@ class Monitor:
                 name=message.as_text(found.get(links.IFLA_IFNAME)),
                 up=bool(flags & links.IFF_UP),
                 master=message.as_int(found.get(links.IFLA_MASTER)),
+                mtu=message.as_int(found.get(links.IFLA_MTU)),
                 gone=kind == links.RTM_DELLINK,
             )
             self._heard.node(link)

@@ -126,7 +126,9 @@ class Observer:
                 listener(key)
 
     def _node_changed(self, link: NodeLink) -> None:
-        concerned = self._interest.on(link.name, index=link.index, up=link.up, master=link.master, gone=link.gone)
+        concerned = self._interest.on(
+            link.name, index=link.index, up=link.up, master=link.master, mtu=link.mtu, gone=link.gone
+        )
         for key in concerned:
             self._wake(key)
 

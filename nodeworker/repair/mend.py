@@ -114,7 +114,7 @@ class _Hands:
             case DriftKind.LINK_DOWN:
                 self._set_up(link, wanted)
             case DriftKind.MTU_CHANGED:
-                self._inside(links.change(link.index, mtu=int(drift.expected)))
+                return self._mtu(link, wanted, int(drift.expected))
             case DriftKind.MAC_CHANGED if wanted.kind == "ipvlan":
                 return f"an ipvlan interface has the MAC address of its parent {wanted.parent}"
             case DriftKind.MAC_CHANGED:
@@ -168,6 +168,13 @@ class _Hands:
         if wanted.hairpin or wanted.isolated:
             requests.append(links.port(port.index, hairpin=wanted.hairpin, isolated=wanted.isolated))
         self._on_node(*requests, *joined(port.index, bridge, wanted.vlans))
+        return ""
+
+    def _mtu(self, link: Link, wanted: ExpectedLink, mtu: int) -> str:
+        parent = self._seen.parents.get(wanted.parent)
+        if parent is not None and not wanted.has_room(parent.mtu, mtu):
+            return f"{wanted.parent}, which it rests on, is the node's and has MTU {parent.mtu}: give it {mtu} or more"
+        self._inside(links.change(link.index, mtu=mtu))
         return ""
 
     def _set_up(self, link: Link, wanted: ExpectedLink) -> None:

@@ -260,6 +260,21 @@ def test_what_is_the_nodes_is_reported_with_the_reason(held: Node) -> None:
     assert pod.delete().exit_code == 0
 
 
+def test_an_mtu_for_which_the_nodes_card_has_no_room_is_put_right_once_it_has(held: Node) -> None:
+    held.nad("large", held.macvlan(mtu=1500))
+    pod = held.pod("large-pod", "large")
+    assert pod.add().exit_code == 0
+    before = picture(pod)
+    ip("link", "set", PARENT, "mtu", "1400")  # and the kernel takes along what rests on it
+    failure = eventually(lambda: told(held, pod, DriftRepairFailed), "it is said that it can't be repaired")[0].failure
+    assert failure.error_class is ErrorClass.NOT_REPAIRABLE
+    assert f"{PARENT}, which it rests on, is the node's and has MTU 1400: give it 1500 or more" in failure.message
+    ip("link", "set", PARENT, "mtu", "1500")
+    eventually(lambda: picture(pod) == before, f"all is as before: {before}")
+    eventually(lambda: not held.state().sandboxes[pod.key].drifts, "the ledger knows")
+    assert pod.delete().exit_code == 0
+
+
 @pytest.fixture
 def configured(make_node: MakeNode) -> Callable[[dict[str, Any]], Node]:
     def make(drift: dict[str, Any]) -> Node:

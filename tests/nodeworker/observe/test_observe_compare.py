@@ -175,6 +175,14 @@ def test_the_mtu_is_what_the_last_plugin_with_a_say_in_it_left(
     assert link.mtu == known
 
 
+def test_an_mtu_for_which_the_parent_has_no_room_is_another_drift_when_it_has() -> None:
+    small = replace(SOUND, links={"net1": replace(LINK, mtu=1400)})
+    (drift,) = differences(wanted(mtus=(1500,)), replace(small, parents={"uplink0": replace(UPLINK, mtu=1400)}), {})
+    assert (drift.expected, drift.found) == ("1500", "1400, as uplink0 has 1400")
+    (drift,) = differences(wanted(mtus=(1500,)), small, {})
+    assert (drift.expected, drift.found) == ("1500", "1400")
+
+
 def test_an_mtu_that_the_result_tells_goes_before_all_else() -> None:
     told = {**RESULT, "cniVersion": "1.1.0", "interfaces": [RESULT["interfaces"][0] | {"mtu": 1234}]}
     (link,) = wanted({**MACVLAN, "mtu": 1400}, told, cni_version="1.1.0", mtus=(1300,))
