@@ -210,6 +210,9 @@ class Observer:
         sandbox = self._recorder.state.sandboxes.get(key)
         if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.plan is None:
             return
+        if not self._recorder.settled:  # what the ledger has still to be told of may be the end of the sandbox
+            self._wake(key)
+            return
         look = await self._eyes.look(sandbox)
         if look is None:
             self._drop(key)
