@@ -60,8 +60,8 @@ class _Nad(msgspec.Struct):
 
 _FRESH = 0.01
 """Seconds after a pod for which networks are not looked for again: its own are asked for behind it, one by one."""
-_FEW = 32
-"""Files that are looked at, not read, in less time than a thread would take to be woken."""
+_QUICK = 0.001
+"""Seconds that a look at the folder may hold the event loop up; to wake a thread for it takes half of them."""
 
 
 class _Signature(NamedTuple):
@@ -88,8 +88,9 @@ class Manifests:
         self._files: dict[str, _File] = {}
         self._objects: dict[tuple[type[_Object], str, str], _Object] = {}
         self._looked_at = float("-inf")
+        self._quick = False
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-        # One thread: to read files stays off the event loop, and look-ups follow one another.
+        # One thread: what may take long stays off the event loop, and look-ups follow one another.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifests")
 
     async def pod(self, namespace: str, name: str, uid: str = "") -> PodObject | None:
@@ -126,7 +127,7 @@ class Manifests:
         self._thread.shutdown()
 
     async def _look_up(self, kind: type[Found], namespace: str, name: str) -> Found | None:
-        if 0 < len(self._files) <= _FEW and self._is_current(self._signatures()):
+        if self._quick and self._is_current(self._signatures()):
             return self._held(kind, namespace, name)
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._find, kind, namespace, name)
 
@@ -154,10 +155,13 @@ class Manifests:
 
     def _signatures(self) -> dict[str, _Signature]:
         """Return what is in the folder, by path. Raises SourceUnavailableError."""
+        began = time.monotonic()
         try:
             return dict(sorted(_scan(self._folder)))
         except OSError as error:
             raise SourceUnavailableError(f"the folder {self._folder} can't be read: {error.strerror}") from error
+        finally:
+            self._quick = time.monotonic() - began < _QUICK
 
     def _is_current(self, signatures: dict[str, _Signature]) -> bool:
         return signatures == {path: file.signature for path, file in self._files.items()}

@@ -42,7 +42,7 @@ def text_of(**changes: Any) -> bytes:
 
 
 def test_every_version_of_every_type_has_a_golden_file() -> None:
-    """A new type or version comes with its golden file; one that is there is never changed."""
+    """A new type or version comes with its golden file; one that is released is only ever extended."""
     released = {f"{name}.v{version}.json" for name in TYPES for version in range(1, upcast.CURRENT.get(name, 1) + 1)}
     assert {file.name for file in FILES} == released
 
