@@ -65,6 +65,7 @@ async def run(settings: WorkerSettings, wrap: Callable[[Ledger], Ledger] = lambd
     *wrap* lets a test put something between the worker and its ledger. Raises LedgerError and SettingsError when the
     worker can't start.
     """
+    sys.setswitchinterval(_SWITCH)
     metrics = WorkerMetrics()
     address = ledger_address(settings)
     hub_at = hub_address(settings)
@@ -261,7 +262,6 @@ def main() -> int:
 
 def _serve(settings: WorkerSettings) -> int:
     exit_code = 0
-    sys.setswitchinterval(_SWITCH)
     try:
         asyncio.run(run(settings))
     except* (LedgerError, OSError) as group:

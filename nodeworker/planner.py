@@ -50,7 +50,7 @@ class Planner:
 
         Nothing of the container may be under way: the plan would be made for what is about to change.
         """
-        self._begun[request.request] = asyncio.create_task(self._make(request, container_id, wait))
+        self._begun[request.request] = asyncio.create_task(self._make_soon(request, container_id, wait))
 
     async def plan(self, request: AttachRequested, container_id: ContainerId, wait: float) -> AttachPlanned:
         """Return the plan, begun or not; what is not ready on the node is waited for for *wait* seconds.
@@ -66,6 +66,10 @@ class Planner:
         if (begun := self._begun.pop(request, None)) is not None:
             begun.cancel()
             begun.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _make_soon(self, request: AttachRequested, container_id: ContainerId, wait: float) -> AttachPlanned:
+        await asyncio.sleep(0)  # what the ledger is told goes out first
+        return await self._make(request, container_id, wait)
 
     async def _make(self, request: AttachRequested, container_id: ContainerId, wait: float) -> AttachPlanned:
         conf = parse_netconf(request.config, self._section.network)

@@ -111,9 +111,9 @@ async def test_what_nobody_asks_for_is_given_up_in_silence(
     netns: str, planner: Planner, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     planner.begin(request(netns), BOX, 5.0)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     planner.forget(RequestId("request"))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
     assert cluster.given_up == 1
     cluster.may_answer.set()
     planner.begin(request(netns, "absent"), BOX, 5.0)
