@@ -77,21 +77,26 @@ class Planner:
         pod, networks = await gather(conf, request.pod, self._source)
         devices = await find(conf, request.pod, pod, networks, self._device_sources)
         info_folder = self._section.devices.info_folder
-        planned = await self._with_ways(plan(request, container_id, conf, pod, networks, devices, info_folder))
-        for attachment in planned.attachments:
-            chain.require(self._runners, attachment, planned_target(container_id, planned))
+        planned = plan(request, container_id, conf, pod, networks, devices, info_folder)
+        if registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins):
+            # To import modules and look into their types takes tens of milliseconds, once: nothing for an event loop.
+            planned = await asyncio.to_thread(self._with_ways, planned, container_id)
+        else:
+            planned = self._with_ways(planned, container_id)
         _require_free(planned, request)
         return replace(planned, netns_inode=inode(request.netns))
 
-    async def _with_ways(self, planned: AttachPlanned) -> AttachPlanned:
-        """Return *planned* with the decision which plugins the worker itself stands in for."""
-        if modules := registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins):
-            await asyncio.to_thread(registry.load, modules)
+    def _with_ways(self, planned: AttachPlanned, container_id: ContainerId) -> AttachPlanned:
+        """Return *planned* with the decision which plugins the worker itself stands in for; all of them are there."""
+        registry.load(registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins))
         ways = (registry.choose(attachment.plugins, self._section.native) for attachment in planned.attachments)
         attachments = (
             replace(each, native=way if any(way) else ()) for each, way in zip(planned.attachments, ways, strict=True)
         )
-        return replace(planned, attachments=tuple(attachments))
+        decided = replace(planned, attachments=tuple(attachments))
+        for attachment in decided.attachments:
+            chain.require(self._runners, attachment, planned_target(container_id, decided))
+        return decided
 
 
 def _require_free(planned: AttachPlanned, request: AttachRequested) -> None:

@@ -6,8 +6,8 @@ The order of the chain, what is handed from plugin to plugin, and what an error 
 
 from __future__ import annotations
 
-import asyncio
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -222,7 +222,7 @@ class _Operation:
                 "CNI_IFNAME": attachment.ifname,
                 "CNI_ARGS": attachment.cni_args,
             }
-        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._deadline = time.monotonic() + seconds
 
     async def run(self, plugin: str, native: bool, stdin: bytes) -> bytes:
         """Return what *plugin* printed; *native* is the way that was planned. Raises DelegateError."""
@@ -233,7 +233,7 @@ class _Operation:
                 env=self._env,
                 stdin=stdin,
                 search=self._search,
-                timeout=self._deadline - asyncio.get_running_loop().time(),
+                timeout=self._deadline - time.monotonic(),
             )
         except PluginError as error:
             if error.run is not None:

@@ -74,7 +74,7 @@ def unloaded(plugins: Iterable[str]) -> tuple[str, ...]:
 
 
 def load(modules: Iterable[str]) -> None:
-    """Import *modules*. It takes up to 50 ms, once: nothing for an event loop."""
+    """Import *modules*. It takes up to 50 ms, once."""
     for name in modules:
         _module(name)
 
