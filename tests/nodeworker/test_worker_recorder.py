@@ -72,6 +72,20 @@ async def recorder(ledger: UnreliableLedger) -> AsyncIterator[Recorder]:
     await recorder.close()
 
 
+@pytest.fixture
+async def back(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set it to have what was postponed tried again; until then nothing is, however slow the machine."""
+    back = asyncio.Event()
+    catch_up = recorder._catch_up
+
+    async def when_back() -> None:
+        await back.wait()
+        await catch_up()
+
+    monkeypatch.setattr(recorder, "_catch_up", when_back)
+    return back
+
+
 async def taken_in(recorder: Recorder, intent: Data) -> Event:
     """Have *intent* recorded and consumed, as the worker does."""
     await recorder.request(intent, BOX)
@@ -128,7 +142,7 @@ async def test_of_two_workers_that_start_at_once_one_gives_up(ledger: Unreliable
 
 @pytest.mark.parametrize("error", [LedgerUnavailableError("away"), LedgerFullError("full")])
 async def test_what_the_ledger_does_not_take_is_raised_and_recorded_later(
-    ledger: UnreliableLedger, recorder: Recorder, error: LedgerError
+    ledger: UnreliableLedger, recorder: Recorder, back: asyncio.Event, error: LedgerError
 ) -> None:
     intent = await taken_in(recorder, attach())
     ledger.errors = [error, LedgerUnavailableError("still away")]
@@ -136,6 +150,7 @@ async def test_what_the_ledger_does_not_take_is_raised_and_recorded_later(
         await recorder.record(PLANNED, BOX, intent.id)
     assert not recorder.settled
     assert recorder.state.sandboxes[KEY].plan is None
+    back.set()
     await settled(recorder)
     assert recorder.state.sandboxes[KEY].plan == PLANNED
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
@@ -156,7 +171,7 @@ async def test_what_the_ledger_took_without_saying_so_is_in_it_once(
 
 
 async def test_events_of_a_sandbox_stay_in_order_when_the_ledger_comes_back(
-    ledger: UnreliableLedger, recorder: Recorder
+    ledger: UnreliableLedger, recorder: Recorder, back: asyncio.Event
 ) -> None:
     intent = await taken_in(recorder, attach())
     await recorder.record(PLANNED, BOX, intent.id)
@@ -167,6 +182,7 @@ async def test_events_of_a_sandbox_stay_in_order_when_the_ledger_comes_back(
         with pytest.raises(LedgerUnavailableError, match="what came before"):
             await recorder.record(data, BOX, intent.id)
     await recorder.record(WorkerStopped(reason="others do not wait"))
+    back.set()
     await settled(recorder)
     assert [name for name in await ledger.types() if name not in ("WorkerStarted", "WorkerStopped")] == [
         "AttachRequested",
@@ -190,13 +206,16 @@ async def test_what_can_never_be_recorded_is_not_tried_again(ledger: UnreliableL
     assert not recorder.state.pending
 
 
-async def test_what_turns_out_to_be_impossible_holds_up_nobody(ledger: UnreliableLedger, recorder: Recorder) -> None:
+async def test_what_turns_out_to_be_impossible_holds_up_nobody(
+    ledger: UnreliableLedger, recorder: Recorder, back: asyncio.Event
+) -> None:
     intent = await taken_in(recorder, attach())
     ledger.errors = [LedgerUnavailableError("away"), LedgerError("larger than max_payload")]
     with pytest.raises(LedgerUnavailableError):
         await recorder.record(PLANNED, BOX, intent.id)
     with pytest.raises(LedgerUnavailableError):
         await recorder.record(failed(), BOX, intent.id)
+    back.set()
     await settled(recorder)
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachFailed"]
 
