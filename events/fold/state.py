@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import MutableMapping
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from events.fold.sandbox import Sandbox, SandboxKey, advance
+from events.fold.sandbox import Effect, Sandbox, SandboxKey, advance
 from events.ledger import Stored
 from events.schema import (
     INTENTS,
@@ -66,7 +66,7 @@ _OUTCOMES = (
 )
 
 
-_EFFECTS = frozenset({InterfaceAttached, InterfaceAttachFailed, InterfaceDetached, InterfaceDetachFailed})
+_EFFECTS = frozenset(get_args(Effect))
 """Half of all events. A look into a set is cheaper than to try one class after another."""
 _OUTCOME_TYPES = frozenset(_OUTCOMES)
 
