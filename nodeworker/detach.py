@@ -38,7 +38,7 @@ from nodeworker.metrics import WorkerMetrics
 from nodeworker.namespace import is_namespace, loss
 from nodeworker.patience import seconds_since
 from nodeworker.recorder import Recorder
-from nodeworker.recording import Pipeline, record
+from nodeworker.recording import Pipeline
 from nodeworker.resolve.default_route import adjusted
 from nodeworker.resolve.grammar import ifname_problem, shown
 from nodeworker.settings import WorkerSection
@@ -80,11 +80,7 @@ class Detacher:
             )
 
         try:
-            if refused:
-                recorded = outcome({})
-                await record(self._recorder, recorded, event)
-            else:
-                recorded = await self.undo(before, event, Phase.DEL, outcome)
+            recorded = await self.undo(None if refused else before, event, Phase.DEL, outcome)
         except RequestFailedError as error:
             log.warning("detach_outcome_not_recorded", sandbox=event.sandbox[:12], error=error.failure.message)
             return refusal(refused, request.config) if refused else OK
@@ -100,22 +96,24 @@ class Detacher:
         *outcome* says it, and is told what could not be detached, and why. Raises RequestFailedError when the ledger
         did not take an event, after all has been tried; it is offered all of them again.
         """
-        left: dict[IfName, Failure] = {}
-        there: list[Attachment] = []
-        if sandbox is not None:
-            there = [each for each in reversed(sandbox.attempted()) if each.phase is not AttachmentPhase.DETACHED]
-        if sandbox is not None and sandbox.plan is not None:
-            await self._runners.clear([each.plan for each in there], sandbox.plan.netns)
         async with Pipeline(self._recorder, event) as records:
-            for attachment in there:
-                assert sandbox is not None
-                done = await self._detach_one(sandbox, attachment, phase)
-                if isinstance(done, InterfaceDetachFailed):
-                    left[done.ifname] = done.failure
-                records.put(done)
+            left = {} if sandbox is None else await self._detach_all(sandbox, phase, records)
             recorded = outcome(left)
             records.put(recorded)
         return recorded
+
+    async def _detach_all(self, sandbox: Sandbox, phase: Phase, records: Pipeline) -> dict[IfName, Failure]:
+        """Detach what may be there, and put what came of it into *records*; return what could not be, and why."""
+        left: dict[IfName, Failure] = {}
+        there = [each for each in reversed(sandbox.attempted()) if each.phase is not AttachmentPhase.DETACHED]
+        if sandbox.plan is not None:
+            await self._runners.clear([each.plan for each in there], sandbox.plan.netns)
+        for attachment in there:
+            done = await self._detach_one(sandbox, attachment, phase)
+            if isinstance(done, InterfaceDetachFailed):
+                left[done.ifname] = done.failure
+            records.put(done)
+        return left
 
     async def _detach_one(
         self, sandbox: Sandbox, attachment: Attachment, phase: Phase
