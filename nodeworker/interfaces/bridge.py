@@ -125,9 +125,7 @@ def check(call: Call) -> None:
     with opened(call, Phase.CHECK) as ends:
         inside = container_link(ends, call, result, "veth")
         outer = {each.name: each for each in result.interfaces if not each.sandbox}
-        if config.bridge not in outer:
-            raise NativeError(f"prevResult holds no bridge {config.bridge}")
-        bridge = found(ends.node, outer[config.bridge], "bridge")
+        bridge = _recorded_bridge(ends.node, config, outer)
         if bridge.promiscuous != config.promisc_mode:
             raise NativeError(f"bridge {bridge.name} is {'' if bridge.promiscuous else 'not '}promiscuous")
         with explaining(f"look up the port of {call.ifname}"):
@@ -207,6 +205,19 @@ def _bridge(node: Netlink, config: Bridge, vlans: Membership) -> Link:
         with explaining(f"set bridge {bridge.name} up"):
             node.do(links.change(bridge.index, up=True, promiscuous=True if promiscuous else None))
     return bridge
+
+
+def _recorded_bridge(node: Netlink, config: Bridge, outer: Mapping[str, Interface]) -> Link:
+    """Return the bridge, which is one of the recorded interfaces *outer* of the node. Raises NativeError.
+
+    The configuration may have another of its names than the result, which has the first of those it had then.
+    """
+    there = present(node, config.bridge)
+    names = (config.bridge, *((there.name, *there.altnames) if there is not None else ()))
+    wanted = next((outer[name] for name in names if name in outer), None)
+    if wanted is None:
+        raise NativeError(f"prevResult holds no bridge {config.bridge}")
+    return found(node, wanted, "bridge")
 
 
 def _plug(node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Membership) -> None:

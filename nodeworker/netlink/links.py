@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -45,6 +45,7 @@ IFLA_NET_NS_FD = 28
 IFLA_EXT_MASK = 29
 IFLA_LINK_NETNSID = 37
 IFLA_PROP_LIST = 52
+IFLA_ALT_IFNAME = 53
 
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
@@ -84,6 +85,8 @@ _HEADER = struct.Struct("=BxHiII")
 _VLAN = struct.Struct("=HH")
 """Flags, VLAN ID."""
 _ABSENT = frozenset({errno.ENODEV})
+_LONGEST_NAME = 15
+"""Bytes; alternative names may have 127."""
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -294,8 +297,8 @@ def delete_group(group: int) -> Request:
 
 
 def named(name: str) -> Request:
-    """Return the request for the interface *name*."""
-    return _get(0, message.text(IFLA_IFNAME, name))
+    """Return the request for the interface *name*, which may be one of its alternative names."""
+    return _get(0, message.text(IFLA_IFNAME if len(name.encode()) <= _LONGEST_NAME else IFLA_ALT_IFNAME, name))
 
 
 def numbered(index: int) -> Request:
@@ -343,8 +346,14 @@ def described(answer: Answer) -> Link:
         queue_length=message.as_int(found.get(IFLA_TXQLEN)),
         data=info.get(IFLA_INFO_DATA, b""),
         alias=message.as_text(found.get(IFLA_IFALIAS)),
-        altnames=tuple(message.as_text(each) for _, each in message.each_attribute(found.get(IFLA_PROP_LIST, b""))),
+        altnames=altnames(found),
     )
+
+
+def altnames(found: Mapping[int, bytes]) -> tuple[str, ...]:
+    """Return the alternative names among the attributes *found* of an interface."""
+    listed = message.each_attribute(found.get(IFLA_PROP_LIST, b""))
+    return tuple(message.as_text(each) for kind, each in listed if kind == IFLA_ALT_IFNAME)
 
 
 def index_gone(notice: bytes) -> int:

@@ -47,7 +47,8 @@ class NodeLink(msgspec.Struct, frozen=True):
     """A link of the node, as it is now."""
 
     index: int
-    name: str
+    names: tuple[str, ...]
+    """Its name, and the alternative ones."""
     up: bool
     master: int
     mtu: int
@@ -142,7 +143,7 @@ class Monitor:
             found = message.attributes(bytes(self._buffer[start + _LINK.size : end]))
             link = NodeLink(
                 index=index,
-                name=message.as_text(found.get(links.IFLA_IFNAME)),
+                names=(message.as_text(found.get(links.IFLA_IFNAME)), *links.altnames(found)),
                 up=bool(flags & links.IFF_UP),
                 master=message.as_int(found.get(links.IFLA_MASTER)),
                 mtu=message.as_int(found.get(links.IFLA_MTU)),

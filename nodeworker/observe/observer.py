@@ -126,11 +126,11 @@ class Observer:
                 listener(key)
 
     def _node_changed(self, link: NodeLink) -> None:
-        concerned = self._interest.on(
-            link.name, index=link.index, up=link.up, master=link.master, mtu=link.mtu, gone=link.gone
-        )
-        for key in concerned:
-            self._wake(key)
+        for name in link.names:  # one that was missing may come with a name that is not its first
+            for key in self._interest.on(
+                name, index=link.index, up=link.up, master=link.master, mtu=link.mtu, gone=link.gone
+            ):
+                self._wake(key)
 
     def _port_changed(self, index: int) -> None:
         for key in self._interest.in_vlans(index):
