@@ -10,13 +10,20 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import msgspec
 
 from nodeworker.interfaces.native import NativeError
+from nodeworker.netlink import nftables
+from nodeworker.netlink.nftables import Nftables
 
 _RESTORE = {4: "iptables-restore", 6: "ip6tables-restore"}
 _LIST = {4: "iptables", 6: "ip6tables"}
+_FAMILIES = {4: nftables.IPV4, 6: nftables.IPV6}
+_TABLE = "nat"
+_OLDER_TABLES = {4: "ip_tables_names", 6: "ip6_tables_names"}
+"""Files in which the older of the kernel's two filters names its tables, and which are there with it."""
 _LOCK_PATIENCE = 5
 """Seconds that the program may wait for others of its kind."""
 _PATIENCE = 10.0
@@ -47,7 +54,8 @@ def ensure(version: int, chain: Chain) -> None:
     there = present(version, chain.name)
     make = f"-N {chain.name}" if there is None else f"-F {chain.name}"
     if said := _restored(version, [make, *_closed(there), *new]):
-        raise NativeError(f"can not make chain {chain.name}: {said}")
+        lacking = "" if _is_offered(version) else ": this node's kernel offers no packet filter: load its modules"
+        raise NativeError(f"can not make chain {chain.name}: {said}{lacking}")
 
 
 def remove(version: int, name: str, entrances: Sequence[str]) -> None:
@@ -91,10 +99,41 @@ def quoted(text: str) -> str:
 
 
 def _listed(version: int) -> list[str]:
-    code, out, said = _run([_LIST[version], f"--wait={_LOCK_PATIENCE}", "-t", "nat", "-S"])
+    code, out, said = _run([_LIST[version], f"--wait={_LOCK_PATIENCE}", "-t", _TABLE, "-S"])
+    if code and not _has_table(version):
+        return []  # the kernel has not what it takes to list it either
     if code:
         raise NativeError(f"can not list the chains of iptables: {said}")
     return out.splitlines()
+
+
+def _has_table(version: int) -> bool:
+    """Return whether one of the kernel's filters has the table, or that can't be told."""
+    try:
+        with Nftables.on_node() as nft:
+            return nft.has_table(_FAMILIES[version], _TABLE) or _TABLE in (_older_tables(version) or ())
+    except OSError:
+        return True
+
+
+def _is_offered(version: int) -> bool:
+    """Return whether the kernel has one of the filters, or that can't be told."""
+    try:
+        with Nftables.on_node() as nft:
+            return nft.offered() or _older_tables(version) is not None
+    except OSError:
+        return True
+
+
+def _older_tables(version: int) -> list[str] | None:
+    """Return the tables of the older of the kernel's filters, None if it is not there. Raises OSError."""
+    folder = Path("/proc/thread-self/net")
+    try:
+        return (folder / _OLDER_TABLES[version]).read_text().split()
+    except FileNotFoundError:
+        if folder.is_dir():
+            return None
+        raise
 
 
 def _closed(there: Chain | None) -> Iterable[str]:
@@ -103,7 +142,7 @@ def _closed(there: Chain | None) -> Iterable[str]:
 
 def _restored(version: int, commands: Sequence[str]) -> str:
     """Carry out *commands* together; return why that was not possible, or an empty text. Raises NativeError."""
-    script = "\n".join(("*nat", *commands, "COMMIT", ""))
+    script = "\n".join((f"*{_TABLE}", *commands, "COMMIT", ""))
     code, _, said = _run([_RESTORE[version], f"--wait={_LOCK_PATIENCE}", "--noflush"], script)
     return (said or f"exit code {code}") if code else ""
 

@@ -38,11 +38,15 @@ _MODULES = "the kernel's nf_tables and nft_masq"
 
 def masquerade(call: Call, backend: Backend | None, addresses: Sequence[Address]) -> None:
     """Let what *addresses* send appear to come from the node. Raises NativeError."""
+    task = f"masquerade what {call.ifname} sends (ipMasq)"
     if _by_iptables(backend):
-        for version in _versions(addresses):
-            iptables.ensure(version, _chain(call, version, addresses))
+        try:
+            for version in _versions(addresses):
+                iptables.ensure(version, _chain(call, version, addresses))
+        except NativeError as error:
+            raise NativeError(f"can not {task} with iptables: {error}") from error
         return
-    with explaining(f"masquerade what {call.ifname} sends (ipMasq) with {_MODULES}"), Nftables.on_node() as nft:
+    with explaining(f"{task} with {_MODULES}"), Nftables.on_node() as nft:
         nft.agree(lambda: _plan(call, nft, addresses))
 
 

@@ -7,6 +7,7 @@ kernel's ``include/uapi/linux/netfilter/nf_tables.h`` and ``nfnetlink.h``.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from nodeworker.netlink.expressions import Expression
 from nodeworker.netlink.message import NLMSG_ERROR, Request
 from nodeworker.netlink.socket import Netlink, NetlinkError, refusal
 
-INET, BRIDGE = 1, 7
+INET, IPV4, BRIDGE, IPV6 = 1, 2, 7, 10
 """Families of tables (``NFPROTO_…``)."""
 PRE_ROUTING, POST_ROUTING = 0, 4
 """Places on a packet's way."""
@@ -28,8 +29,8 @@ ACCEPT = 1
 _NETFILTER = 12
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_NEW_TABLE, _NEW_CHAIN, _GET_CHAIN, _DELETE_CHAIN, _NEW_RULE, _GET_RULE, _DELETE_RULE = (
-    _SUBSYSTEM << 8 | number for number in (0, 3, 4, 5, 6, 7, 8)
+_NEW_TABLE, _GET_TABLE, _NEW_CHAIN, _GET_CHAIN, _DELETE_CHAIN, _NEW_RULE, _GET_RULE, _DELETE_RULE = (
+    _SUBSYSTEM << 8 | number for number in (0, 1, 3, 4, 5, 6, 7, 8)
 )
 
 _TABLE_NAME, _TABLE_USERDATA = 1, 6
@@ -48,8 +49,10 @@ _U64 = struct.Struct("!Q")
 _ATTEMPTS = 10
 _OVERTAKEN = frozenset({errno.ENOENT, errno.EBUSY, errno.EEXIST})
 """What a change ends with that was planned on what somebody else has changed since."""
-_NOTHING = frozenset({errno.ENOENT, errno.EINVAL})
-"""What a look ends with where there is no such table, and on a kernel that has no nf_tables at all."""
+_LACKING = frozenset({errno.EPROTONOSUPPORT, errno.EOPNOTSUPP})
+"""What everything ends with on a kernel without netfilter's sockets, and a change on one without nf_tables."""
+_NOTHING = _LACKING | {errno.ENOENT, errno.EINVAL, errno.EAFNOSUPPORT}
+"""What a look ends with where there is no such table, and on a kernel that has no nf_tables, or not for the family."""
 
 
 class Chain(msgspec.Struct, frozen=True):
@@ -73,8 +76,30 @@ class Nftables(Netlink):
 
     protocol = _NETFILTER
 
+    @classmethod
+    def on_node(cls) -> Nftables:
+        """Return a socket in the namespace of the worker.
+
+        Where the kernel offers none it is one by which there is nothing, and nothing can be made. Raises OSError.
+        """
+        try:
+            return super().on_node()
+        except OSError as error:
+            if error.errno not in _LACKING:
+                raise
+            return _Lacking()
+
     def commit(self, *requests: Request) -> None:
         """Carry out all *requests*, in order, or none of them. Raises NetlinkError for the first that failed."""
+        try:
+            self._commit(requests)
+        except NetlinkError as error:
+            if error.errno not in _LACKING:
+                raise
+            words = f"this node's kernel offers no nf_tables ({error.strerror}): load its modules"
+            raise NetlinkError(error.errno, words) from error
+
+    def _commit(self, requests: Sequence[Request]) -> None:
         begin = Request(_BATCH_BEGIN, 0, _HEADER.pack(socket.AF_UNSPEC, 0, _SUBSYSTEM))
         end = Request(_BATCH_END, 0, begin.body)
         first = self._send((begin, *requests, end)) + 1
@@ -120,13 +145,43 @@ class Nftables(Netlink):
 
     def has(self, chain: Chain) -> bool:
         """Return whether there is *chain*. Raises NetlinkError."""
+        return self._knows(Request(_GET_CHAIN, 0, _named(chain)))
+
+    def has_table(self, family: int, name: str) -> bool:
+        """Return whether there is the table *name*. Raises NetlinkError."""
+        return self._knows(Request(_GET_TABLE, 0, _header(family) + message.text(_TABLE_NAME, name)))
+
+    def offered(self) -> bool:
+        """Return whether the kernel has nf_tables. Raises NetlinkError."""
         try:
-            self.ask(Request(_GET_CHAIN, 0, _named(chain)))
+            self.ask(Request(_GET_TABLE, 0, _header(IPV4) + message.text(_TABLE_NAME, "-")))
+        except NetlinkError as error:
+            if error.errno not in _NOTHING:
+                raise
+            return error.errno == errno.ENOENT
+        return True
+
+    def _knows(self, wanted: Request) -> bool:
+        try:
+            self.ask(wanted)
         except NetlinkError as error:
             if error.errno in _NOTHING:
                 return False
             raise
         return True
+
+
+class _Lacking(Nftables):
+    """Stands in for the socket that the kernel does not offer: it refuses everything."""
+
+    def __init__(self) -> None:
+        pass
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def _send(self, requests: tuple[Request, ...]) -> int:
+        raise NetlinkError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
 
 
 def table(family: int, name: str, comment: str = "") -> Request:
