@@ -47,6 +47,7 @@ _UNSETTLED = (
         IS_LIVE,
         sandboxes.c.pod != "",
         sandboxes.c.phase == SandboxPhase.ATTACHED.value,
+        sa.not_(sandboxes.c.silent),
         sa.not_(sa.func.coalesce(_SETTLED, sa.false())),
     )
 )

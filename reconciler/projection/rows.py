@@ -56,6 +56,7 @@ def sandbox_row(sandbox: Sandbox, created: int) -> Row:
         "sequence": sandbox.sequence,
         "fold": zlib.compress(_encode(sandbox), _FAST),
         "intent": sandbox.intent,
+        "silent": sandbox.plan is None or not sandbox.plan.publish,
     }
 
 

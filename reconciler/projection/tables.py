@@ -55,6 +55,7 @@ sandboxes = sa.Table(
     sa.Column("sequence", sa.BigInteger, nullable=False),
     sa.Column("fold", sa.LargeBinary, nullable=False),
     sa.Column("intent", sa.Text, nullable=False, server_default=sa.text("''")),
+    sa.Column("silent", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index("sandboxes_by_pod", "namespace", "pod"),
     sa.Index("sandboxes_live", "namespace", "pod", sqlite_where=sa.text("live"), postgresql_where=sa.text("live")),
     sa.Index(
@@ -64,8 +65,8 @@ sandboxes = sa.Table(
 )
 """One row for each sandbox, until it is forgotten (``reconciler.projection.forgetting``). ``live``: it may hold
 something on the node. ``drifting``: the node differs from it, as of the last look. ``created`` is the sequence of its
-first event, ``sequence`` that of its last, ``intent`` the id of the request that it is of; empty in rows of before that
-was kept."""
+first event, ``sequence`` that of its last, ``intent`` the id of the request that it is of, ``silent`` whether its plan
+has no network-status published for it; empty and false in rows of before that was kept."""
 
 attachments = sa.Table(
     "attachments",

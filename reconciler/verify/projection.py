@@ -185,8 +185,8 @@ def _unequal(row: Row, expected: Row) -> list[str]:
 
 
 _OWN = frozenset({"fold", "event"})
-_LATER = frozenset({"intent"})
-"""Columns that are empty in rows of before they were kept."""
+_LATER = frozenset({"intent", "silent"})
+"""Columns that are empty, or false, in rows of before they were kept."""
 
 
 def _of(sandbox: Sandbox, message: str) -> Difference:

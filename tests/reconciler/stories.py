@@ -88,9 +88,18 @@ class Node:
         return self.event(WorkerStarted(version="0.1.0", pid=4711, pending=pending))
 
     def attach(
-        self, sandbox: str, pod: Pod, networks: Sequence[str] = NETWORKS[:2], *, fails_at: int | None = None
+        self,
+        sandbox: str,
+        pod: Pod,
+        networks: Sequence[str] = NETWORKS[:2],
+        *,
+        fails_at: int | None = None,
+        silent: bool = False,
     ) -> Iterator[Event]:
-        """An ADD; with *fails_at* the attachment of that index fails and what came before is undone."""
+        """An ADD; with *fails_at* the attachment of that index fails and what came before is undone.
+
+        *silent*: nobody is to publish a status, as for a pod of the cluster's own.
+        """
         asked = self.event(
             AttachRequested(
                 request=RequestId(f"add-{sandbox}"),
@@ -112,7 +121,7 @@ class Node:
                 cni_version="1.1.0",
                 attachments=plans,
                 pod=pod,
-                publish=bool(pod.name),
+                publish=bool(pod.name) and not silent,
             ),
             sandbox,
             asked.id,

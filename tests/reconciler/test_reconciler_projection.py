@@ -205,9 +205,9 @@ def statuses_said(draw: st.DrawFn) -> list[Event]:
     asked: list[tuple[Event, Pod]] = []
     for _ in range(draw(st.integers(1, 8))):
         sandbox, pod = draw(st.sampled_from(["a" * 64, "b" * 64])), draw(st.sampled_from([WEB, DB]))
-        what = draw(st.sampled_from(["attach", "detach", "repair", "said", "refused"]))
-        if what == "attach":
-            part = list(node.attach(sandbox, pod))
+        what = draw(st.sampled_from(["attach", "silent", "detach", "repair", "said", "refused"]))
+        if what in ("attach", "silent"):
+            part = list(node.attach(sandbox, pod, silent=what == "silent"))
             asked.append((part[0], pod))
             events += part
         elif what == "detach":
@@ -281,6 +281,21 @@ def test_of_pods_whose_status_was_published_no_fold_is_read(database: str) -> No
         assert store.unsettled_pods(lambda pod, _, __: pod.name) == ["old"], "its row is of before intents were kept"
         assert due_of_unsettled(store) == []
         assert store.live({PodName("d", "web"), PodName("d", "gone")}) == {PodName("d", "web")}
+
+
+def test_of_pods_that_nobody_publishes_a_status_for_no_fold_is_read(database: str) -> None:
+    node, before = Node(), "c" * 64
+    events = [*node.attach("a" * 64, WEB, silent=True), *node.attach("b" * 64, DB)]
+    events += node.attach(before, Pod("d", "old", "u3"), silent=True)
+    project(database, stored(events))
+    engine = sa.create_engine(database)
+    with engine.begin() as connection:
+        connection.execute(sa.update(sandboxes).where(sandboxes.c.container_id == before).values(silent=False))
+    engine.dispose()
+    with closing(Store(database, "NODE")) as store:
+        looked_at = store.unsettled_pods(lambda pod, _, __: pod.name)
+        assert looked_at == ["db", "old"], "the second's row is of before it was kept"
+        assert [each.pod.name for each in due_of_unsettled(store)] == ["db"]
 
 
 def test_folds_of_before_they_were_compressed_are_read(database: str) -> None:

@@ -102,6 +102,7 @@ async def test_a_shelf_that_holds_little_in_memory_makes_no_difference(
         ("UPDATE sandboxes SET node = 'node-9' WHERE live", "in node: "),
         ("UPDATE sandboxes SET fold = (SELECT fold FROM sandboxes WHERE NOT live) WHERE live", "in fold: "),
         ("UPDATE sandboxes SET intent = 'other'", "in intent: "),
+        ("UPDATE sandboxes SET silent = 1", "in silent: "),
         ("UPDATE sandboxes SET fold = x'00' WHERE live", "in fold: "),
         ("UPDATE sandboxes SET drifting = 0 WHERE drifting", "in drifting: "),
         ("DELETE FROM sandboxes WHERE live", "lacks this sandbox, which is attached"),
