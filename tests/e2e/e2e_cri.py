@@ -1,6 +1,6 @@
 """A container runtime's CRI socket, with a real gRPC server and the messages in full; what it knows is the test's.
 
-A process of its own, because two definitions of the same messages do not go into one.
+A process of its own, because a server has threads, and pytest must not have any.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ import contextlib
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from e2e_messages import messages
 
 from events.process import die_with_parent
 
@@ -100,12 +101,11 @@ def cri(folder: Path) -> Iterator[Cri]:
 
 def _serve(socket: str, known: str) -> None:
     import grpc  # noqa: PLC0415  # only this process speaks gRPC this way
-    from google.protobuf import message_factory  # noqa: PLC0415
 
-    pool = _compiled()
+    find = messages(PROTO)
 
     def message(name: str) -> Any:
-        return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"runtime.v1.{name}"))
+        return find(f"runtime.v1.{name}")
 
     def on_sandboxes(_: Any, __: Any) -> Any:
         told = json.loads(Path(known).read_text())
@@ -146,21 +146,6 @@ def _serve(socket: str, known: str) -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     server.wait_for_termination()
-
-
-def _compiled() -> Any:
-    """Return the pool with the messages of ``PROTO``."""
-    from google.protobuf import descriptor_pb2, descriptor_pool  # noqa: PLC0415
-    from grpc_tools import protoc  # noqa: PLC0415
-
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "api.proto").write_text(PROTO)
-        assert not protoc.main(["protoc", f"-I{folder}", f"--descriptor_set_out={folder}/set", "api.proto"])
-        described = descriptor_pb2.FileDescriptorSet.FromString((Path(folder) / "set").read_bytes())
-    pool = descriptor_pool.DescriptorPool()
-    for file in described.file:
-        pool.Add(file)
-    return pool
 
 
 if __name__ == "__main__":

@@ -58,14 +58,28 @@ def _libc(function: str, *args: int) -> None:
 
 def ip(*args: str) -> str:
     """Run ip(8) and return what it prints."""
-    done = subprocess.run(["ip", *args], check=False, capture_output=True, text=True)
-    assert not done.returncode, f"ip {' '.join(args)}: {done.stderr}"
+    return _run("ip", *args)
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert not done.returncode, f"{' '.join(command)}: {done.stderr}"
     return done.stdout
 
 
+def _entering(netns: str) -> tuple[str, ...]:
+    """Return what to put before a command that is to run in *netns*."""
+    if netns.startswith("/"):
+        return ("nsenter", f"--net={netns}")
+    return ("ip", "netns", "exec", netns) if netns else ()
+
+
 def links(netns: str = "") -> dict[str, Link]:
-    """Return the interfaces of the namespace *netns*, by default of the node itself, but for the loopback."""
-    shown: list[dict[str, Any]] = json.loads(ip(*(("-n", netns) if netns else ()), "-json", "addr", "show"))
+    """Return the interfaces of the namespace *netns*, by default of the node itself, but for the loopback.
+
+    *netns* is a name as ip(8) has it, or a path.
+    """
+    shown: list[dict[str, Any]] = json.loads(_run(*_entering(netns), "ip", "-json", "addr", "show"))
     return {
         link["ifname"]: Link(
             link["address"],

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import e2e_runtime
 from e2e_gate import Gate
 from e2e_kernel import eventually, ip, links, own_network
 from e2e_runtime import PodSandbox, Runtime
@@ -166,11 +167,15 @@ class Node:
 
     def pod(self, name: str, networks: Any = "", config: str | Mapping[str, Any] = "") -> PodSandbox:
         """Return a sandbox for a pod that selects *networks*; *config*: what the runtime has for it."""
-        text = networks if isinstance(networks, str) else json.dumps(networks)
-        self._manifest("v1", "Pod", name, {"k8s.v1.cni.cncf.io/networks": text} if text else {}, {})
+        self.define(name, networks)
         sandbox = PodSandbox(self.runtime, name, config or self.conf())
         self.sandboxes.append(sandbox)
         return sandbox
+
+    def define(self, name: str, networks: Any = "") -> None:
+        """Have the pod *name* select *networks*."""
+        text = networks if isinstance(networks, str) else json.dumps(networks)
+        self._manifest("v1", "Pod", name, {"k8s.v1.cni.cncf.io/networks": text} if text else {}, {})
 
     def samplepod(self, name: str = "samplepod") -> PodSandbox:
         """Return a sandbox for a pod with two interfaces."""
@@ -276,7 +281,7 @@ class Node:
             state.apply(stored)
         return state
 
-    def events_of(self, sandbox: PodSandbox | None) -> list[Event]:
+    def events_of(self, sandbox: e2e_runtime.Sandbox | None) -> list[Event]:
         """Return the events of *sandbox*, or those that belong to none, in order."""
         container_id = sandbox.container_id if sandbox else ""
         return [stored.event for stored in self.events() if stored.event.sandbox == container_id]
@@ -292,7 +297,7 @@ class Node:
 
     # --- what must hold ---
 
-    def assert_attached(self, sandbox: PodSandbox) -> None:
+    def assert_attached(self, sandbox: e2e_runtime.Sandbox) -> None:
         """Compare the namespace with the results in the ledger: all of it is there, and nothing else."""
         recorded = self.state().sandboxes[sandbox.key]
         assert recorded.phase is SandboxPhase.ATTACHED
@@ -304,7 +309,7 @@ class Node:
             macs = {i["mac"] for i in result.get("interfaces", ()) if i.get("sandbox")}
             assert macs in ({link.mac}, set())  # version 0.2.0 and older tell none
 
-    def assert_detached(self, *sandboxes: PodSandbox) -> None:
+    def assert_detached(self, *sandboxes: e2e_runtime.Sandbox) -> None:
         """Assert that nothing is left of *sandboxes* but their namespaces, and nobody holds them to be attached."""
         for sandbox in sandboxes:
             assert not sandbox.has_namespace or not sandbox.links()

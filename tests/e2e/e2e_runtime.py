@@ -7,7 +7,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from e2e_kernel import Link, ip, links
 
@@ -107,6 +107,24 @@ class Runtime:
         for call in self._calls:
             if call.running():
                 call.kill()
+
+
+class Sandbox(Protocol):
+    """A pod's namespace, whoever made it."""
+
+    @property
+    def pod(self) -> str: ...
+
+    @property
+    def container_id(self) -> str: ...
+
+    @property
+    def key(self) -> SandboxKey: ...
+
+    @property
+    def has_namespace(self) -> bool: ...
+
+    def links(self) -> dict[str, Link]: ...
 
 
 class PodSandbox:
