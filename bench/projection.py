@@ -29,6 +29,7 @@ from reconciler.batches import BATCH, collect_seldom
 from reconciler.projection.project import Loaded, project
 from reconciler.projection.snapshot import restore, save
 from reconciler.projection.store import Store
+from reconciler.publication import TOGETHER
 from reconciler.rebuild import rebuild
 from tests.events.event_stories import busy_node
 from tests.reconciler.postgres import Postgres
@@ -94,11 +95,15 @@ def snapshot_used(folder: Path, databases: Mapping[str, str], pods: int) -> None
         store.prepare()
         apply_all(store, events)
         start = time.perf_counter()
-        boxes = store.unsettled_pods(lambda _, boxes, __: boxes[-1])
+        names = store.unsettled_pods()
         report(f"projection: what may have to be published of {pods} pods, all", time.perf_counter() - start, "s")
+        start, boxes = time.perf_counter(), list[Sandbox]()
+        for place in range(0, len(names), TOGETHER):
+            boxes += store.of_some_live_pods(names[place : place + TOGETHER], lambda _, found, __: found[-1])
+        report("projection: these looked up", time.perf_counter() - start, "s")
         apply_all(store, (published(box) for box in boxes))
         start = time.perf_counter()
-        assert store.unsettled_pods(lambda _, boxes, __: boxes) == []
+        assert store.unsettled_pods() == []
         report(f"projection: what may have to be published of {pods} pods, none", time.perf_counter() - start, "s")
         start = time.perf_counter()
         named = store.live_pods()

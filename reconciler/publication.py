@@ -8,13 +8,16 @@ There only the latest counts, and what can't be published now is tried again wit
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
+from collections.abc import Sequence
 
 import structlog
 from msgspec.structs import replace
 
 from events import subjects
+from events.fold import Sandbox
 from events.ledger import Ledger, LedgerError
 from events.notices import PRESENCE_INTERVAL, PUBLISHER_PRESENT, Notices
 from events.saying import said_now
@@ -29,9 +32,10 @@ from events.schema import (
     unix_ns,
 )
 from reconciler.delays import delays
-from reconciler.due import Due, due, newly_due
+from reconciler.due import Due, Published, due, newly_due
 from reconciler.metrics import Metrics
 from reconciler.projection.project import Changes
+from reconciler.projection.store import Store
 from reconciler.publisher import Publisher, PublishError
 from reconciler.reconcile import Ask
 from reconciler.status import PodName
@@ -40,6 +44,8 @@ log = structlog.get_logger(__name__)
 
 CONCURRENCY = 16
 """Requests under way at the same time."""
+TOGETHER = 200
+"""Pods that are looked up at once: ten to twenty milliseconds, in which nothing is projected."""
 
 
 class _Wish:
@@ -70,14 +76,16 @@ class Publication:
         self._wishes: dict[PodName, _Wish] = {}
         self._idle: asyncio.Queue[PodName] = asyncio.Queue()
         """Pods that have a wish and no task."""
+        self._open: dict[PodName, None] = {}
+        """Pods of which nobody knows yet whether there is something to do, oldest wish first."""
+        self._ask: Ask | None = None
         self._places = asyncio.Semaphore(CONCURRENCY)
-        metrics.status_pending.set_function(lambda: len(self._wishes))
+        metrics.status_pending.set_function(lambda: len(self._wishes) + len(self._open))
 
     async def caught_up(self, ask: Ask) -> None:
-        """Take up what the ledger does not say was published, and withdraw what nothing is left of."""
-        for found in await ask(lambda store: store.unsettled_pods(lambda _, boxes, said: due(boxes, said))):
-            if found is not None:
-                self._want(found.pod, found)
+        """Find the pods that the ledger does not say are published, and withdraw what nothing is left of."""
+        self._ask = ask
+        self._open = dict.fromkeys(await ask(Store.unsettled_pods))
         there = await self._publisher.pods()
         for pod in there - await ask(lambda store: store.live(there)):
             self._want(pod, None)
@@ -91,7 +99,7 @@ class Publication:
 
     def busy(self, pod: PodName) -> bool:
         """Return whether something is to be published for *pod*, or withdrawn, or is being."""
-        return pod in self._wishes
+        return pod in self._wishes or pod in self._open
 
     def restore(self, found: Due) -> None:
         """Publish *found*, though the ledger says that it is: somebody changed it."""
@@ -101,6 +109,7 @@ class Publication:
         """Publish without end."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._announce(), name="announce")
+            tasks.create_task(self._take_up(), name="take-up")
             while True:
                 pod = await self._idle.get()
                 tasks.create_task(self._serve(pod), name=f"publish-{pod}")
@@ -112,7 +121,19 @@ class Publication:
                 await self._notices.tell(PUBLISHER_PRESENT)
             await asyncio.sleep(PRESENCE_INTERVAL)
 
+    async def _take_up(self) -> None:
+        """Want what is to be published for those that are open. Whatever happens to one meanwhile tells it, too."""
+        assert self._ask is not None
+        while self._open:
+            some = tuple(itertools.islice(self._open, TOGETHER))
+            for pod, found in await self._ask(lambda store, some=some: store.of_some_live_pods(some, _named_due)):
+                if found is not None and pod in self._open:
+                    self._want(pod, found)
+            for pod in some:
+                self._open.pop(pod, None)
+
     def _want(self, pod: PodName, found: Due | None) -> None:
+        self._open.pop(pod, None)
         if (wish := self._wishes.get(pod)) is None:
             self._wishes[pod] = _Wish(found)
             self._idle.put_nowait(pod)
@@ -187,6 +208,10 @@ class Publication:
                 if until_taken and not await wish.renewed_within(delay):
                     continue
             return
+
+
+def _named_due(pod: PodName, sandboxes: Sequence[Sandbox], published: Published | None) -> tuple[PodName, Due | None]:
+    return pod, due(sandboxes, published)
 
 
 def _published(found: Due) -> StatusPublished:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from itertools import groupby
 from typing import Any, TypeAlias, TypeVar
 
@@ -42,6 +42,7 @@ _SETTLED = sa.and_(
 """Where the ledger's last word is of this sandbox, and later than all that happened to it, or final."""
 _UNSETTLED = (
     sa.select(*_NAMED)
+    .distinct()
     .select_from(_WITH_STATUS)
     .where(
         IS_LIVE,
@@ -50,6 +51,7 @@ _UNSETTLED = (
         sa.not_(sandboxes.c.silent),
         sa.not_(sa.func.coalesce(_SETTLED, sa.false())),
     )
+    .order_by(*_NAMED)
 )
 _LIVE_NAMES = (
     sa.select(*_NAMED, *_STATUS).select_from(_WITH_STATUS).where(IS_LIVE, sandboxes.c.pod != "").order_by(*_NAMED)
@@ -74,14 +76,13 @@ class Pods:
         """Return what *judge* says of each."""
         return _judged(_all(connection), judge)
 
-    def unsettled(self, connection: sa.Connection, judge: Judge[T]) -> list[T]:
-        """Return what *judge* says of those whose status the rows do not call settled."""
-        names = frozenset(PodName(*row) for row in connection.execute(_UNSETTLED))
-        if not names:
-            return []
-        few = len(names) <= _PAGE
-        rows = connection.execute(self._of_live, keys(self._dialect, names)) if few else _all(connection)
-        return _judged((row for row in rows if PodName(row.namespace, row.pod) in names), judge)
+    def some_judged(self, connection: sa.Connection, pods: Collection[PodName], judge: Judge[T]) -> list[T]:
+        """Return what *judge* says of those of *pods* that there are."""
+        return _judged(connection.execute(self._of_live, keys(self._dialect, pods)), judge) if pods else []
+
+    def unsettled(self, connection: sa.Connection) -> list[PodName]:
+        """Return those whose status the rows do not call settled, in their order."""
+        return [PodName(*row) for row in connection.execute(_UNSETTLED)]
 
     def all(self, connection: sa.Connection) -> list[tuple[PodName, Published | None]]:
         """Return each, and what is published of it."""

@@ -10,7 +10,7 @@ Everything here blocks; ``reconciler.reconcile`` calls it on one thread of its o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -177,13 +177,18 @@ class Store:
         with self._transaction() as connection:
             return self._pods.judged(connection, judge)
 
-    def unsettled_pods(self, judge: Judge[T]) -> list[T]:
-        """Return the same of those pods alone whose network-status may have to be published.
+    def of_some_live_pods(self, pods: Collection[PodName], judge: Judge[T]) -> list[T]:
+        """Return the same of those of *pods* that have something on a node. Raises DatabaseAwayError."""
+        with self._transaction() as connection:
+            return self._pods.some_judged(connection, pods, judge)
+
+    def unsettled_pods(self) -> list[PodName]:
+        """Return the pods whose network-status may have to be published. Raises DatabaseAwayError.
 
         That leaves out those of which the rows say without a look at their folds that nothing is ``due``.
         """
         with self._transaction() as connection:
-            return self._pods.unsettled(connection, judge)
+            return self._pods.unsettled(connection)
 
     def live(self, pods: Set[PodName]) -> frozenset[PodName]:
         """Return which of *pods* have something on a node. Raises DatabaseAwayError."""

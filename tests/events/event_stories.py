@@ -196,6 +196,7 @@ class Life:
                 cni_version="1.0.0",
                 attachments=self.plans,
                 pod=pod_of(self._sandbox),
+                publish=True,
             ),
             intent.id,
         )

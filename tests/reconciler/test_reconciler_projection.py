@@ -44,7 +44,6 @@ from events.schema import (
     WorkerStarted,
 )
 from reconciler.due import Due, Published, due
-from reconciler.projection import pods
 from reconciler.projection.engine import ProjectionError
 from reconciler.projection.store import Store
 from reconciler.projection.tables import metadata, sandboxes
@@ -240,7 +239,8 @@ def due_of_all(store: Store) -> list[Due]:
 
 
 def due_of_unsettled(store: Store) -> list[Due]:
-    return [found for found in store.unsettled_pods(lambda _, boxes, said: due(boxes, said)) if found is not None]
+    found = store.of_some_live_pods(store.unsettled_pods(), lambda _, boxes, said: due(boxes, said))
+    return [each for each in found if each is not None]
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -255,16 +255,16 @@ def test_what_is_due_is_due_of_the_pods_that_the_rows_do_not_call_settled(
         assert due_of_unsettled(store) == due_of_all(store)
 
 
-@pytest.mark.parametrize("few", [1, 500])
-def test_what_is_due_of_many_pods_is_found_like_that_of_few(
-    database: str, few: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pods, "_PAGE", few)
+def test_what_is_due_of_some_pods_is_what_is_due_of_them_among_all(database: str) -> None:
     events = [*busy_day(20), told(next(iter(Node("node-2").attach(container_id(4), WEB))), WEB, "[]", refused=False)]
     project(database, stored(events))
     with closing(Store(database, "NODE")) as store:
-        assert due_of_unsettled(store) == due_of_all(store)
-        assert len(due_of_all(store)) > few or few == 500
+        assert len(store.unsettled_pods()) > 1
+        for pod in store.unsettled_pods():
+            found = store.of_some_live_pods([pod], lambda _, boxes, said: due(boxes, said))
+            assert found == [each for each in due_of_all(store) if each.pod == pod]
+        assert store.of_some_live_pods([], lambda *_: 1) == []
+        assert store.of_some_live_pods([PodName("shop", "gone")], lambda *_: 1) == []
 
 
 def test_of_pods_whose_status_was_published_no_fold_is_read(database: str) -> None:
@@ -278,7 +278,7 @@ def test_of_pods_whose_status_was_published_no_fold_is_read(database: str) -> No
         connection.execute(sa.update(sandboxes).where(sandboxes.c.container_id == before).values(intent=""))
     engine.dispose()
     with closing(Store(database, "NODE")) as store:
-        assert store.unsettled_pods(lambda pod, _, __: pod.name) == ["old"], "its row is of before intents were kept"
+        assert [pod.name for pod in store.unsettled_pods()] == ["old"], "its row is of before intents were kept"
         assert due_of_unsettled(store) == []
         assert store.live({PodName("d", "web"), PodName("d", "gone")}) == {PodName("d", "web")}
 
@@ -293,7 +293,7 @@ def test_of_pods_that_nobody_publishes_a_status_for_no_fold_is_read(database: st
         connection.execute(sa.update(sandboxes).where(sandboxes.c.container_id == before).values(silent=False))
     engine.dispose()
     with closing(Store(database, "NODE")) as store:
-        looked_at = store.unsettled_pods(lambda pod, _, __: pod.name)
+        looked_at = [pod.name for pod in store.unsettled_pods()]
         assert looked_at == ["db", "old"], "the second's row is of before it was kept"
         assert [each.pod.name for each in due_of_unsettled(store)] == ["db"]
 

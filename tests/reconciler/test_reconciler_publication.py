@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from rows import stored_in
 from running import Running, running
 from stories import Node
 
+from events.ledger import Stored
 from events.memory import MemoryLedger
 from events.notices import PRESENCE_LOST, PUBLISHER_PRESENT
 from events.schema import NO_NODE, ErrorClass, Event, Pod, StatusPublished, StatusPublishFailed
 from reconciler import publication
+from reconciler.metrics import Metrics
+from reconciler.projection.store import Store
 from reconciler.publisher import PublishError, Seen
 from reconciler.status import PodName, PodStatus
 from reconciler.status_folder import StatusFolder
@@ -355,6 +359,44 @@ async def test_a_start_withdraws_what_should_not_be_there(ledger: MemoryLedger, 
     async with running(ledger, tmp_path / "x.db", board) as run:
         await until_said(run, ledger, 1)
         await run.until(lambda: board.withdrawn == [PodName("shop", "gone")])
+
+
+async def test_a_turn_begins_at_once_and_what_is_open_is_looked_up_some_after_others(
+    ledger: MemoryLedger, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens meanwhile to a pod that was just looked up, and is not wanted yet, is not undone by that."""
+    monkeypatch.setattr(publication, "TOGETHER", 2)
+    url, node = f"sqlite:///{tmp_path}/x.db", Node()
+    pods = {f"web-{number}": Pod("shop", f"web-{number}", f"u{number}") for number in range(5)}
+    with closing(Store(url, "NODE")) as store:
+        store.prepare()
+        events = [event for place, pod in enumerate(pods.values()) for event in node.attach(f"{place:064d}", pod)]
+        store.apply([Stored(place, event) for place, event in enumerate(events, 1)])
+        leaves = [*node.detach(f"{1:064d}", pods["web-1"])]
+        left = [Stored(place, event) for place, event in enumerate(leaves, len(events) + 1)]
+        asked: list[Any] = []
+
+        async def ask(work: Callable[[Store], Any]) -> Any:
+            asked.append(work(store))
+            if len(asked) == 3 and (changes := store.apply(left)) is not None:
+                turn.changed(changes)
+            return asked[-1]
+
+        turn = publication.Publication(board, ledger, ledger, Metrics())
+        await turn.caught_up(ask)
+        assert asked == [[PodName("shop", name) for name in pods], frozenset()]
+        assert all(map(turn.busy, asked[0]))
+        task = asyncio.create_task(turn.run())
+        try:
+            async with asyncio.timeout(10):
+                while any(map(turn.busy, asked[0])):
+                    await asyncio.wait({task}, timeout=0.005)
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+    assert [len(page) for page in asked[2:]] == [2, 2, 1]
+    assert sorted(status.pod.name for status in board.puts) == ["web-0", "web-2", "web-3", "web-4"]
+    assert board.withdrawn == [PodName("shop", "web-1")]
 
 
 async def test_it_says_that_it_is_there_while_it_can_publish(
