@@ -52,6 +52,7 @@ class Client(_Client):
         does so before Python 3.12), and another one follows, for ever.
         """
         self._given_up = True
+        self._send_unsent()  # such as that a reader needs its consumer no more: a client that closes sends nothing
         await super().close()
 
     async def _connect_to_server(self, s: Any) -> None:

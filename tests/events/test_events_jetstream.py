@@ -371,6 +371,16 @@ async def test_a_reader_that_came_to_its_end_leaves_no_consumer(jetstream: JetSt
     await eventually(consumers_are(jetstream, 0))
 
 
+async def test_a_reader_that_disconnects_leaves_no_consumer(jetstream: JetStreamLedger, server: EmbeddedServer) -> None:
+    """A server takes a thousand of them, and forgets one by itself after a minute only."""
+    await fill(jetstream, 10)
+    for _ in range(3):
+        visitor = await JetStreamLedger.connect(server.url, server.token)
+        assert len(await everything(visitor)) == 10
+        await visitor.close()
+    await eventually(consumers_are(jetstream, 0))
+
+
 async def test_a_reader_may_be_cancelled_at_any_moment(jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 300)
 
