@@ -54,7 +54,6 @@ disabled_plugins = [
   "io.containerd.snapshotter.v1.aufs",
   "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.overlayfs",
   "io.containerd.snapshotter.v1.zfs",
 ]
 [grpc]
@@ -182,6 +181,9 @@ class Containerd:
     def forget(self, sandbox: CriSandbox) -> None:
         """Have it know nothing of *sandbox*."""
         self._ctr("containers", "rm", sandbox.container_id)
+        # Version 2 has another record of it.
+        if "sandboxes" in self._ctr("--help") and sandbox.container_id in self._ctr("sandboxes", "list"):
+            self._ctr("sandboxes", "rm", "--force", sandbox.container_id)
         self.restart()
 
     def _answers(self) -> bool:
@@ -193,11 +195,12 @@ class Containerd:
             return False
         return True
 
-    def _ctr(self, *arguments: str) -> None:
-        """Have containerd's own tool do something to what belongs to the CRI."""
+    def _ctr(self, *arguments: str) -> str:
+        """Have containerd's own tool do something with what belongs to the CRI, and return what it prints."""
         command = ["ctr", "--address", str(self.socket), "--namespace", "k8s.io", *arguments]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
         assert not done.returncode, done.stderr
+        return done.stdout
 
     # --- what a kubelet asks it for; these raise GRPCError ---
 
@@ -260,7 +263,7 @@ class Containerd:
     def _import_image(self) -> None:
         archive = self._folder / "image.tar"
         write_image(archive, _IMAGE)
-        self._ctr("images", "import", "--snapshotter", "native", str(archive))
+        self._ctr("images", "import", "--no-unpack", str(archive))
         image = {"image": _IMAGE}
         eventually(lambda: self._cri.call("ImageStatus", image=image).image.id, "the CRI knows the image", _PATIENCE)
 
