@@ -26,17 +26,17 @@ async def rebuild(url: str, ledger: Ledger, name: str, progress: Progress, start
     """
     beside = Beside(url)
     try:
-        with closing(Store(beside.url, name, unfinished=True)) as store:
+        with closing(Store(beside.draft, name, unfinished=True)) as store:
             store.prepare()
             if start_from is not None:
-                snapshot.restore(start_from, beside.url)
+                snapshot.restore(start_from, beside.draft)
             store.drop_indexes()
             done = await _read(store, ledger, await ledger.last_sequence(), progress)
-            store.make_indexes()
-            with beside.swapping() as (connection, in_use):
-                if in_use > done:
-                    done = await _read(store, ledger, in_use, progress)
-                beside.swap(connection)
+        await asyncio.to_thread(beside.finish)  # the ledger's server wants to be answered meanwhile
+        with closing(Store(beside.url, name)) as store, beside.swapping() as (connection, in_use):
+            if in_use > done:
+                done = await _read(store, ledger, in_use, progress)
+            beside.swap(connection)
         return done
     finally:
         beside.close()
@@ -48,10 +48,7 @@ async def _read(store: Store, ledger: Ledger, end: int, progress: Progress) -> i
         raise ProjectionError(f"the snapshot has {done} events of the ledger, which has but {end}: it is of another")
 
     async def apply(batch: Sequence[Stored]) -> None:
-        if store.works_elsewhere:
-            await asyncio.to_thread(store.apply, batch, told=False)
-        else:  # two threads would only take turns at the interpreter, which costs a fifth
-            store.apply(batch, told=False)
+        store.apply(batch, told=False)  # on a thread it would only take turns at the interpreter, which costs a fifth
         progress(min(batch[-1].sequence, end), end)
 
     async with aclosing(ledger.read(after=done)) as events:

@@ -76,13 +76,13 @@ def _first_line(error: BaseException | None) -> str:
 def open_engine(url: str, *, unfinished: bool = False, empty: bool = False) -> sa.Engine:
     """Return an engine for *url*; an SQLite file is made when it is missing. Raises ProjectionError.
 
-    *unfinished*: what is written need not outlive a crash, and nobody else looks at it. *empty*: it has no rows, and is
-    given all of them in one transaction.
+    *unfinished*: what is written to the file need not outlive a crash, and nobody else looks at it. *empty*: it has no
+    rows, and is given all of them in one transaction.
     """
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() == "postgresql":
-            return _open_postgresql(parsed, unfinished)
+            return _open_postgresql(parsed)
         _make_file(Path(parsed.database or ""))
         engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY})
     except (exc.ArgumentError, ImportError, OSError) as error:
@@ -93,7 +93,7 @@ def open_engine(url: str, *, unfinished: bool = False, empty: bool = False) -> s
     return engine
 
 
-def _open_postgresql(url: sa.URL, unfinished: bool) -> sa.Engine:
+def _open_postgresql(url: sa.URL) -> sa.Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     try:
@@ -103,10 +103,6 @@ def _open_postgresql(url: sa.URL, unfinished: bool) -> sa.Engine:
             f"the database can't be opened: {error}; install plumbline[postgresql], which brings psycopg"
         ) from error
     event.listen(engine, "before_cursor_execute", _without_nul, retval=True)
-    if unfinished:
-        event.listen(
-            engine, "begin", lambda connection: connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
-        )
     return engine
 
 

@@ -20,6 +20,7 @@ from reconciler.projection.tables import (
     addresses,
     attachments,
     leaks,
+    metadata,
     network_versions,
     nodes,
     pending,
@@ -45,7 +46,7 @@ _LIVING = {
     addresses: "WHERE until_sequence IS NULL",
 }
 """Which rows of which tables; ``place`` is where they are."""
-_ALL = dict.fromkeys(_LIVING, "")
+_ALL = {table: "" for table in metadata.sorted_tables if table is not position}
 
 
 def save(url: str, path: Path) -> int:
@@ -121,7 +122,10 @@ def _origin(path: Path) -> Origin:
 
 
 def fill(path: Path, to: sa.Connection) -> None:
-    """Fill the empty tables that *to* is connected to from the snapshot in *path*, at which somebody has looked."""
+    """Fill the empty tables that *to* is connected to with all that is in the SQLite file *path*.
+
+    Of a snapshot, somebody has looked at it.
+    """
     if to.dialect.name == "sqlite":
         _fill(f"sqlite:///{path}", to, _ALL)
         return
@@ -168,7 +172,7 @@ def _within_sqlite(path: Path, to: sa.Connection, chosen: Mapping[sa.Table, str]
     for table, which in chosen.items():
         rows = f"SELECT * FROM source.{table.name} {which.format(place='source.')}"  # noqa: S608
         to.exec_driver_sql(f"INSERT INTO main.{table.name} {rows}")
-    return to.execute(_place("source.")).one_or_none()
+    return to.execute(_place(chosen, "source.")).one_or_none()
 
 
 def _by_rows(url: str, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> sa.Row[Any] | None:
@@ -181,7 +185,7 @@ def _by_rows(url: str, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> sa.
                 columns = ", ".join(column.name for column in table.columns)
                 found = sa.text(f"SELECT {columns} FROM {table.name} {which.format(place='')}")  # noqa: S608
                 _put(to, table, from_.execute(found, execution_options={"yield_per": _PAGE}))
-            return from_.execute(_place()).one_or_none()
+            return from_.execute(_place(chosen)).one_or_none()
     finally:
         source.dispose()
 
@@ -195,10 +199,11 @@ def _put(to: sa.Connection, table: sa.Table, rows: sa.CursorResult[Any]) -> None
         writer.put(to, table, [dict(row._mapping) for row in page])
 
 
-def _place(where: str = "") -> sa.TextClause:
-    """Ask for the position; all that was over by the newest event is left out."""
-    newest = f"SELECT coalesce(max(changed_at), '') FROM {where}nodes"  # noqa: S608
-    return sa.text(f"SELECT ledger, sequence, ({newest}) AS forgotten FROM {where}position")  # noqa: S608
+def _place(chosen: Mapping[sa.Table, str], where: str = "") -> sa.TextClause:
+    """Ask for the position; of what is *chosen* in part, all that was over by the newest event is left out."""
+    newest = f"(SELECT coalesce(max(changed_at), '') FROM {where}nodes)"  # noqa: S608
+    forgotten = "forgotten" if chosen is _ALL else newest
+    return sa.text(f"SELECT ledger, sequence, {forgotten} AS forgotten FROM {where}position")  # noqa: S608
 
 
 def _refuse_torn(path: Path) -> None:

@@ -58,7 +58,7 @@ class Holder(msgspec.Struct, frozen=True):
 class Store:
     """The rows of one ledger. *ledger* is the name of its stream.
 
-    *unfinished*: the database is of no worth before it is finished, so what was committed need not outlive a crash.
+    *unfinished*: an SQLite file is of no worth before it is finished, so what was committed need not outlive a crash.
     """
 
     def __init__(self, url: str, ledger: str, *, unfinished: bool = False) -> None:
@@ -71,11 +71,6 @@ class Store:
         self._pods = Pods(self._engine.dialect.name)
         self._kept = Kept()
         self._election = 0
-
-    @property
-    def works_elsewhere(self) -> bool:
-        """Whether the database is a process of its own, so that another thread can go on while it works."""
-        return self._shareable
 
     def prepare(self) -> None:
         """Make the tables what this code works with. Raises DatabaseAwayError, ProjectionError."""
@@ -109,14 +104,9 @@ class Store:
             engine.dispose()
 
     def drop_indexes(self) -> None:
-        """Let go of what only readers need, until ``make_indexes``. Raises as ``apply``."""
+        """Let go of what only readers need. Raises as ``apply``."""
         with self._transaction() as connection:
             indexes.drop(connection)
-
-    def make_indexes(self) -> None:
-        """Make what readers need. Raises as ``apply``."""
-        with self._transaction() as connection:
-            indexes.make(connection)
 
     def position(self) -> int:
         """Return the sequence up to which the ledger is projected.
