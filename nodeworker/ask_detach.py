@@ -23,7 +23,7 @@ async def ask_detach(
     answers.open(request)
     intent = DetachRequested(request=request, ifname=sandbox.key.ifname, netns=sandbox.netns, pod=sandbox.pod)
     try:
-        await recorder.request(intent, sandbox.key.container_id, cause, last=last)
+        await recorder.request(recorder.event(intent, sandbox.key.container_id, cause), last=last)
     except ConflictError:
         answers.cancel(request)
         raise

@@ -42,7 +42,7 @@ from nodeworker.patience import Patience, seconds_since
 from nodeworker.planner import Planner
 from nodeworker.publication import StatusWait
 from nodeworker.recorder import Recorder
-from nodeworker.recording import Pipeline, record
+from nodeworker.recording import Pipeline, confirmed, record
 from nodeworker.resolve.default_route import wanted
 from nodeworker.resolve.grammar import ifname_problem, shown
 from nodeworker.settings import WorkerSection
@@ -95,7 +95,7 @@ class Attacher:
             log.exception("attach_broke", sandbox=event.sandbox[:12])
             return await self._give_up(event, request, internal(Phase.ADD, error))
         finally:
-            self._planner.forget(request.request)
+            self._planner.forget(event)
         return reply_of(outcome, request.config)
 
     async def _make(
@@ -109,8 +109,9 @@ class Attacher:
         if self._sandbox(key).plan is None:
             wait = 0.0 if resumed else patience.left  # a worker that starts waits for what it resumes
             resumed = False  # without a plan in the ledger nothing was begun
-            planned = await self._within(patience, self._planner.plan(request, event.sandbox, wait))
-            await record(self._recorder, planned, event)
+            await self._plan(event, request, patience, wait)
+            if self._sandbox(key).plan is None:  # the ledger had it before the request, where it counts for nothing
+                await self._plan(event, request, patience, wait)
         sandbox = self._sandbox(key)
         if any(a.phase not in (AttachmentPhase.PLANNED, AttachmentPhase.ATTACHED) for a in sandbox.attachments):
             raise RequestFailedError(patience.failure)  # an earlier worker was undoing it already
@@ -129,6 +130,9 @@ class Attacher:
             records.put(outcome)
         return outcome
 
+    async def _plan(self, event: Event, request: AttachRequested, patience: Patience, wait: float) -> None:
+        await confirmed(await self._within(patience, self._planner.plan(event, request, wait)))
+
     def _batches(self, attachments: list[Attachment]) -> Iterator[list[Attachment]]:
         """Yield *attachments*, in order, in batches whose ADDs are asked for together."""
         for together, group in groupby(attachments, lambda each: self._runners.begins_at_once(each.plan)):
@@ -144,8 +148,8 @@ class Attacher:
 
         Raises RequestFailedError for the first that failed; the others were made, or failed, all the same.
         """
+        await self._within(patience, self._collections.ended({each.plan.cni_name for each in batch}))
         for attachment in batch:
-            await self._within(patience, self._collections.ended(attachment.plan.cni_name))
             await info.provide(attachment.plan)
         told: set[IfName] = set()
         seconds = min(self._section.delegate_timeout, patience.left)

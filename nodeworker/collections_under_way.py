@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 
 
 class CollectionsUnderWay:
@@ -17,15 +17,15 @@ class CollectionsUnderWay:
     def __init__(self) -> None:
         self._ends: dict[str, asyncio.Event] = {}
 
-    async def ended(self, network: str) -> None:
-        """Return when no collection of *network* is under way."""
-        while (end := self._ends.get(network)) is not None:
-            await end.wait()
+    async def ended(self, networks: Set[str]) -> None:
+        """Return when no collection of any of *networks* is under way."""
+        while under_way := [self._ends[network] for network in networks if network in self._ends]:
+            await under_way[0].wait()
 
     @contextlib.asynccontextmanager
     async def of(self, network: str) -> AsyncIterator[None]:
         """Hold up the ADDs of *network* meanwhile."""
-        await self.ended(network)
+        await self.ended({network})
         self._ends[network] = end = asyncio.Event()
         try:
             yield

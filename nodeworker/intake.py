@@ -96,12 +96,13 @@ class Intake:
         except RequestFailedError as error:
             return refusal(error.failure, config)
         if self._answers.open(frame.request):
+            event = self._recorder.event(intent, sandbox)
             if isinstance(intent, AttachRequested) and self._dispatcher.would_begin(sandbox):
-                self._planner.begin(intent, sandbox, frame.remaining)
+                self._planner.begin(event, intent, frame.remaining)
             try:
-                await self._recorder.request(intent, sandbox)
+                await self._recorder.request(event)
             except LedgerError as error:
-                self._planner.forget(RequestId(frame.request))
+                self._planner.forget(event)
                 self._answers.give(frame.request, self._without_ledger(frame, intent, error))
         return await self._answers.wait(frame.request)
 

@@ -72,7 +72,7 @@ class Orders:
         intent = replace(order, request=RequestId(event.id), command=command.sequence)
         while True:
             try:
-                await self._recorder.request(intent, event.sandbox, event.cause)
+                await self._recorder.request(self._recorder.event(intent, event.sandbox, event.cause))
             except LedgerError as error:
                 log.warning("command_postponed", type=event.type, error=str(error))
                 await asyncio.sleep(_RETRY)

@@ -81,7 +81,7 @@ class Parts:
         readiness, collections = Readiness(seats=section.concurrency // 2), CollectionsUnderWay()
         detacher = Detacher(recorder, runners, section, metrics)
         self.statuses = StatusWait(notices, recorder.node, section.status_wait, metrics)
-        planner = Planner(source, runners, section, readiness, self._device_sources(source))
+        planner = Planner(recorder, source, runners, section, readiness, self._device_sources(source))
         attacher = Attacher(recorder, detacher, planner, runners, section, metrics, self.statuses, collections)
         self.eyes = Eyes(settings.drift)
         checker = Checker(recorder, runners, section, source, connected, self.eyes)

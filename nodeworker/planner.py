@@ -1,7 +1,7 @@
 """Make the plan of a sandbox: look up what it needs, and make sure of what would spoil it.
 
 The planning itself is pure (``nodeworker.resolve``). To look things up changes nothing, so it may begin while the
-ledger is still being told of the request.
+ledger is still being told of the request; and the plan follows the request into the ledger without waiting for it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from events.schema import AttachPlanned, AttachRequested, ContainerId, ErrorClass, Phase, RequestId
+from events.fold import SandboxKey
+from events.schema import AttachPlanned, AttachRequested, ContainerId, ErrorClass, Event, EventId, Phase
 from nodeworker.cluster.gather import gather
 from nodeworker.cluster.source import Source
 from nodeworker.delegates import chain
@@ -22,54 +23,64 @@ from nodeworker.errors import failed
 from nodeworker.interfaces import registry
 from nodeworker.namespace import inode, interfaces_present
 from nodeworker.readiness import Readiness
+from nodeworker.recorder import Recorder
 from nodeworker.resolve.netconf import parse_netconf
 from nodeworker.resolve.plan import plan
 from nodeworker.settings import WorkerSection
 
 
 class Planner:
-    """Plans what requests ask for, with what *source*, *device_sources* and the node's disk say."""
+    """Plans what requests ask for, with what *source*, *device_sources* and the node's disk say, and records it."""
 
     def __init__(
         self,
+        recorder: Recorder,
         source: Source | None,
         runners: Runners,
         section: WorkerSection,
         readiness: Readiness,
         device_sources: Sequence[DeviceSource],
     ) -> None:
+        self._recorder = recorder
         self._source = source
         self._runners = runners
         self._section = section
         self._readiness = readiness
         self._device_sources = device_sources
-        self._begun: dict[RequestId, asyncio.Task[AttachPlanned]] = {}
+        self._begun: dict[EventId, asyncio.Task[asyncio.Task[None]]] = {}
 
-    def begin(self, request: AttachRequested, container_id: ContainerId, wait: float) -> None:
-        """Begin to plan for a *request* that is on its way into the ledger; ``forget`` it in the end.
+    def begin(self, intent: Event, request: AttachRequested, wait: float) -> None:
+        """Begin to plan for *intent*, which is to be on its way into the ledger at once; ``forget`` it in the end.
 
-        Nothing of the container may be under way: the plan would be made for what is about to change.
+        That is done for a container that is new to the ledger only: the plan of another would be made for what is about
+        to change.
         """
-        self._begun[request.request] = asyncio.create_task(self._make_soon(request, container_id, wait))
+        known = SandboxKey(intent.sandbox, request.ifname) in self._recorder.state.sandboxes
+        if not known and not self._recorder.expects(intent.sandbox):
+            self._begun[intent.id] = asyncio.create_task(self._plan_soon(intent, request, wait))
 
-    async def plan(self, request: AttachRequested, container_id: ContainerId, wait: float) -> AttachPlanned:
-        """Return the plan, begun or not; what is not ready on the node is waited for for *wait* seconds.
+    async def plan(self, intent: Event, request: AttachRequested, wait: float) -> asyncio.Task[None]:
+        """Plan for *intent*, begun or not, and return the task by which the plan is recorded: see ``Recorder.begin``.
 
-        Its plugins are there, and its interface names are free: what is not ours is never deleted. Raises
-        RequestFailedError.
+        What is not ready on the node is waited for for *wait* seconds. The plan's plugins are there, and its interface
+        names are free: what is not ours is never deleted. Raises RequestFailedError.
         """
-        begun = self._begun.pop(request.request, None)
-        return await (self._make(request, container_id, wait) if begun is None else begun)
+        begun = self._begun.pop(intent.id, None)
+        return await (self._plan(intent, request, wait) if begun is None else begun)
 
-    def forget(self, request: RequestId) -> None:
-        """Let go of what was begun for *request* and nobody asked for."""
-        if (begun := self._begun.pop(request, None)) is not None:
+    def forget(self, intent: Event) -> None:
+        """Let go of what was begun for *intent* and nobody asked for."""
+        if (begun := self._begun.pop(intent.id, None)) is not None:
             begun.cancel()
             begun.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def _make_soon(self, request: AttachRequested, container_id: ContainerId, wait: float) -> AttachPlanned:
-        await asyncio.sleep(0)  # what the ledger is told goes out first
-        return await self._make(request, container_id, wait)
+    async def _plan_soon(self, intent: Event, request: AttachRequested, wait: float) -> asyncio.Task[None]:
+        await asyncio.sleep(0)  # the request goes out first
+        return await self._plan(intent, request, wait)
+
+    async def _plan(self, intent: Event, request: AttachRequested, wait: float) -> asyncio.Task[None]:
+        planned = await self._make(request, intent.sandbox, wait)
+        return self._recorder.begin(planned, intent.sandbox, intent.id)
 
     async def _make(self, request: AttachRequested, container_id: ContainerId, wait: float) -> AttachPlanned:
         conf = parse_netconf(request.config, self._section.network)

@@ -39,6 +39,17 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _RETRY = 1.0
 
 
+class _Coming:
+    """An intent on its way: it is being appended, or is in the ledger and has yet to be consumed."""
+
+    def __init__(self, sandbox: ContainerId) -> None:
+        self.sandbox = sandbox
+        self.over = asyncio.Event()
+        """Set once the intent is applied to ``state``, or lost."""
+        self.lost = False
+        """The ledger did not confirm it."""
+
+
 class Recorder:
     """Appends the events of one node, under one epoch, and keeps ``state``."""
 
@@ -50,6 +61,7 @@ class Recorder:
         self._ledger = ledger
         self._appending: set[asyncio.Task[None]] = set()
         self._postponed: deque[Event] = deque()
+        self._coming: dict[EventId, _Coming] = {}
         self._loaded = 0
         self._fence: Expect | None = None
         self.replaced = asyncio.Event()
@@ -75,35 +87,53 @@ class Recorder:
         subject = subjects.pattern(self.node, NO_SANDBOX, "WorkerStarted")
         last = await self._ledger.last(subject)
         self._epoch = 1 if last is None else last.event.epoch + 1
-        event = self._event(started, NO_SANDBOX, NO_CAUSE)
+        event = self.event(started)
         sequence = await self._ledger.append(event, Expect(subject, 0 if last is None else last.sequence))
         self._fence = Expect(subject, sequence)
         self.state.apply(Stored(sequence, event))
 
-    async def request(
-        self,
-        intent: Data,
-        sandbox: ContainerId = NO_SANDBOX,
-        cause: EventId = NO_CAUSE,
-        *,
-        last: int | None = None,
-    ) -> None:
-        """Append an intent; with *last*, only if that is the sequence of the newest event of *sandbox*.
+    def event(self, data: Data, sandbox: ContainerId = NO_SANDBOX, cause: EventId = NO_CAUSE) -> Event:
+        """Return *data* as an event of this node and epoch."""
+        now = time.time_ns()
+        return Event(
+            id=new_event_id(now // 1_000_000, os.urandom(10)),
+            at=rfc3339(now),
+            node=self.node,
+            boot_id=self._boot_id,
+            epoch=self._epoch,
+            sandbox=sandbox,
+            cause=cause,
+            trace="",
+            data=data,
+        )
+
+    async def request(self, intent: Event, *, last: int | None = None) -> None:
+        """Append *intent*; with *last*, only if that is the sequence of the newest event of its sandbox.
 
         Raises LedgerUnavailableError (it may still come), LedgerFullError, ConflictError (see also ``replaced``).
         """
-        event = self._event(intent, sandbox, cause)
-        if last is None:
-            await self._put(event)
-        else:
-            await self._ledger.append(event, Expect(subjects.pattern(self.node, sandbox), last))
+        coming = self._coming[intent.id] = _Coming(intent.sandbox)
+        try:
+            if last is None:
+                await self._put(intent)
+            else:
+                await self._ledger.append(intent, Expect(subjects.pattern(self.node, intent.sandbox), last))
+        except BaseException:
+            coming.lost = True
+            self._arrived(intent.id)
+            raise
 
     async def intents(self) -> AsyncIterator[Stored]:
         """Yield the intents that come after those loaded, each applied to ``state``, without end."""
         patterns = tuple(subjects.pattern(self.node, event_type=name) for name in sorted(INTENTS))
         async for stored in self._ledger.follow(patterns, self._loaded):
             self._apply(stored)
+            self._arrived(stored.event.id)
             yield stored
+
+    def expects(self, sandbox: ContainerId) -> bool:
+        """Return whether an intent for *sandbox* is on its way."""
+        return any(coming.sandbox == sandbox for coming in self._coming.values())
 
     async def record(self, data: Data, sandbox: ContainerId = NO_SANDBOX, cause: EventId = NO_CAUSE) -> None:
         """Append an event that is no intent; return once it is durable and applied to ``state``.
@@ -112,12 +142,14 @@ class Recorder:
         because nobody knows whether the ledger has it, and state and ledger must not part. The same holds for a caller
         that is cancelled. What follows for the same sandbox waits for it, and is refused until then: events stay in
         order. Raises LedgerError for an event that the ledger will never take.
+
+        The intent that is its cause may still be on its way: it is appended behind that, and applied after it.
         """
         await asyncio.shield(self.begin(data, sandbox, cause))
 
     def begin(self, data: Data, sandbox: ContainerId, cause: EventId) -> asyncio.Task[None]:
         """Begin to do what ``record`` does, and return the task that it is done by; it is not to be cancelled."""
-        task = asyncio.create_task(self._append(self._event(data, sandbox, cause)))
+        task = asyncio.create_task(self._append(self.event(data, sandbox, cause), self._coming.get(cause)))
         self._keep(task)
         return task
 
@@ -138,16 +170,24 @@ class Recorder:
         for task in self._appending:
             task.cancel()
 
-    async def _append(self, event: Event) -> None:
+    async def _append(self, event: Event, intent: _Coming | None) -> None:
+        """Append *event*; *intent* is its cause, where that is on its way."""
         if any(earlier.sandbox == event.sandbox for earlier in self._postponed):
             self._postpone(event)
             raise LedgerUnavailableError("the ledger has not yet taken what came before; it will be recorded later")
         try:
             sequence = await self._put(event)
         except (LedgerUnavailableError, LedgerFullError):
-            self._postpone(event)
+            if intent is None or not intent.lost:  # else nothing is going to come of it
+                self._postpone(event)
             raise
+        if intent is not None:
+            await intent.over.wait()
         self._apply(Stored(sequence, event))
+
+    def _arrived(self, intent: EventId) -> None:
+        if (coming := self._coming.pop(intent, None)) is not None:
+            coming.over.set()
 
     async def _put(self, event: Event) -> int:
         """Append *event* unless another worker took the node over: two would undo each other's work."""
@@ -200,17 +240,3 @@ class Recorder:
         self._appending.discard(task)
         if not task.cancelled():
             task.exception()  # its caller was told, or was cancelled; the append goes on in a task of its own
-
-    def _event(self, data: Data, sandbox: ContainerId, cause: EventId) -> Event:
-        now = time.time_ns()
-        return Event(
-            id=new_event_id(now // 1_000_000, os.urandom(10)),
-            at=rfc3339(now),
-            node=self.node,
-            boot_id=self._boot_id,
-            epoch=self._epoch,
-            sandbox=sandbox,
-            cause=cause,
-            trace="",
-            data=data,
-        )

@@ -13,8 +13,13 @@ from nodeworker.recorder import Recorder
 
 async def record(recorder: Recorder, data: Data, intent: Event) -> None:
     """Record what was done for *intent*. Raises RequestFailedError when the ledger does not take it."""
+    await confirmed(recorder.begin(data, intent.sandbox, intent.id))
+
+
+async def confirmed(recording: asyncio.Task[None]) -> None:
+    """Return once *recording* (``Recorder.begin``) is done. Raises RequestFailedError as ``record`` does."""
     try:
-        await recorder.record(data, intent.sandbox, intent.id)
+        await asyncio.shield(recording)
     except LedgerError as error:
         raise _refused(error) from error
 

@@ -91,7 +91,9 @@ class Upkeep:
             except RequestFailedError as error:
                 log.warning("spooled_request_refused", file=spooled.path.name, error=error.failure.message)
             else:
-                await self._recorder.request(intent, sandbox)  # again, where that is not confirmed: DEL is idempotent
+                await self._recorder.request(
+                    self._recorder.event(intent, sandbox)
+                )  # again, where that is not confirmed: DEL is idempotent
                 self._answers.open(spooled.frame.request)
                 drained.append(spooled.frame.request)
             self._spool.remove(spooled)
@@ -119,7 +121,7 @@ class Upkeep:
             pod=sandbox.pod,
             retry=count,
         )
-        await self._recorder.request(intent, sandbox.key.container_id, sandbox.intent)
+        await self._recorder.request(self._recorder.event(intent, sandbox.key.container_id, sandbox.intent))
 
 
 def _needs_detach(sandbox: Sandbox) -> bool:

@@ -267,8 +267,8 @@ _DETACHABLE = frozenset({SandboxPhase.ATTACHED, SandboxPhase.DETACH_FAILED, Sand
 def _effect_or_outcome(sandbox: Sandbox, event: Event) -> tuple[Sandbox, str]:
     match event.data:
         case AttachPlanned() as data:
-            if sandbox.phase is not SandboxPhase.REQUESTED:
-                return sandbox, f"planned while {sandbox.phase}"
+            if sandbox.phase is not SandboxPhase.REQUESTED or sandbox.intent != event.cause:
+                return sandbox, f"planned while {sandbox.phase} by another request or plan"
             attachments = tuple(Attachment(plan=plan) for plan in data.attachments)
             return replace(sandbox, phase=SandboxPhase.PLANNED, plan=data, attachments=attachments), ""
         case InterfaceAttached() as data:

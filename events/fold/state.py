@@ -183,6 +183,15 @@ class State:
         sandbox = self.sandboxes.get(SandboxKey(event.sandbox, event.data.ifname))
         return sandbox is not None and sandbox.intent == event.cause and bool(sandbox.result)
 
+    def _planned_for_nothing(self, stored: Stored) -> bool:
+        """Return whether a plan came into the ledger before its request, or without it.
+
+        It is appended behind that without a wait. Where an append has to be repeated, the ledger may have the two the
+        other way round, and another plan follows; or it may not have the request at all.
+        """
+        intent = self.pending.get(stored.event.cause)
+        return intent is None or stored.sequence < intent.sequence
+
     def _leak(self, stored: Stored, data: LeakObserved | LeakReclaimed | LeakReclaimFailed) -> None:
         event, key = stored.event, (stored.event.node, data.leak.id)
         known = self.leaks.get(key)
@@ -205,6 +214,8 @@ class State:
         if key is None:
             if not isinstance(event.data, InterfaceDetached):  # which may come behind the outcome that tells of it
                 self._anomaly(stored, "no request for this sandbox came before it")
+            return None
+        if isinstance(event.data, AttachPlanned) and self._planned_for_nothing(stored):
             return None
         before = self.sandboxes.get(key)
         after, reason = advance(before, event, sequence)

@@ -30,11 +30,21 @@ class Ends:
         self.node = node
         self.container = container
         self.netns = netns
+        self._cards: dict[str, Link] = {}
 
     @functools.cached_property
     def node_number(self) -> int:
         """The number that the node's namespace has in the container's. Raises NetlinkError."""
         return links.netnsid(self.container, self.netns.node_fd)
+
+    def card(self, name: str) -> Link | None:
+        """Return the node's interface *name*, looked at once; None if there is none. Raises NativeError."""
+        if name not in self._cards:
+            link = present(self.node, name)
+            if link is None:
+                return None
+            self._cards[name] = link
+        return self._cards[name]
 
 
 class _Kept:
@@ -153,11 +163,3 @@ def all_taken_away(netns: str, ifnames: Sequence[str]) -> None:
             remover.remove(ifnames)
     except RequestFailedError as error:
         raise NativeError(error.failure.message, error.failure.code) from error
-
-
-def node_link(node: Netlink, name: str, role: str) -> Link:
-    """Return the node's interface *name*, which serves as *role*. Raises NativeError if there is none."""
-    link = present(node, name)
-    if link is None:
-        raise NativeError(f"the {role} {name} is missing on this node: create it, or name another one")
-    return link

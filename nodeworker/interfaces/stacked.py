@@ -30,8 +30,10 @@ def parent(ends: Ends, call: Call, name: str, *, in_container: bool = False) -> 
     Raises NativeError if there is none.
     """
     where = "in the container" if in_container else "on this node"
-    netlink = ends.container if in_container else ends.node
-    link = present(netlink, name) if name else _of_default_route(ends, in_container=in_container)
+    if name:
+        link = present(ends.container, name) if in_container else ends.card(name)
+    else:
+        link = _of_default_route(ends, in_container=in_container)
     if link is None and name:
         raise NativeError(f"the master interface {name} is missing {where}: create it, or name another one")
     if link is None:

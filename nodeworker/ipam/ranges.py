@@ -7,7 +7,8 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
 from itertools import chain, combinations
 from typing import TypeAlias
 
@@ -45,8 +46,12 @@ class Range(msgspec.Struct, frozen=True, kw_only=True):
 RangeSet: TypeAlias = tuple[Range, ...]
 
 
-def range_sets(configured: Sequence[Sequence[RangeConfig]]) -> tuple[RangeSet, ...]:
-    """Return the range sets of a network. Raises ValueError unless they are sound and apart from each other."""
+@functools.lru_cache(128)
+def range_sets(configured: tuple[tuple[RangeConfig, ...], ...]) -> tuple[RangeSet, ...]:
+    """Return the range sets of a network. Raises ValueError unless they are sound and apart from each other.
+
+    Most interfaces of a network have the same, and to work them out takes as long as to reserve an address.
+    """
     if not configured:
         raise ValueError("no range is configured: name a subnet or ranges")
     sets = tuple(tuple(_range(each) for each in members) for members in configured)

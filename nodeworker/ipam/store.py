@@ -39,6 +39,7 @@ _FILES_KEPT: Final = 16_384
 """How many files' contents are kept, over all folders: at most some 5 MB."""
 LONGEST: Final = 4096
 """Bytes that are read of a file: more than any owner's name has."""
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY
 _NO_UNNAMED_FILES: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR})
 """What opening a file without a name ends with where the file system has no such thing."""
 
@@ -200,10 +201,14 @@ def locked(path: str, *, owner: bytes | None = None, patience: float = _LOCK_PAT
 
     Raises OSError, FileNotFoundError among them when there is no folder; BusyError.
     """
-    if owner is not None:
-        os.makedirs(path, mode=0o755, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        fd = _opened(stack, path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fd = _opened(stack, path, _FOLDER)
+        except FileNotFoundError:
+            if owner is None:
+                raise
+            os.makedirs(path, mode=0o755, exist_ok=True)
+            fd = _opened(stack, path, _FOLDER)
         staged = None if owner is None else _stage(stack, fd, owner)
         lock = _opened(stack, "lock", os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK, 0o750, folder=fd)
         _wait_for(stack, lock, path, patience)

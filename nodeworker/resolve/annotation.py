@@ -8,6 +8,7 @@ ignored.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, cast
@@ -98,10 +99,12 @@ _DEPRECATED = "interfaceRequest"
 _FIELDS = (*names_of(Selection), _DEPRECATED)
 
 
+@functools.lru_cache(64)
 def parse_networks(text: str, default_namespace: str, *, pod: str = "") -> tuple[Selection, ...]:
     """Return what the annotation ``k8s.v1.cni.cncf.io/networks`` selects; nothing where it is blank.
 
-    *pod* is for the error message only. Raises RequestFailedError (INVALID_ANNOTATION).
+    *pod* is for the error message only. It is asked for more than once in the course of an ADD. Raises
+    RequestFailedError (INVALID_ANNOTATION).
     """
     return _parse(text, default_namespace, _Complaint(NETWORKS, pod))
 

@@ -6,6 +6,7 @@ is from then on the only truth for ADD, CHECK and DEL.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,8 @@ _NO_DEVICES: Mapping[str, tuple[str, ...]] = {}
 _DEVICE_INFO = "CNIDeviceInfoFile"
 _LARGEST = 7 * 1024 * 1024
 """Bytes of a plan. It has to fit, with its envelope, into one message of the ledger, which takes 8 MiB."""
+_parsed = functools.lru_cache(32)(conflist.parse)
+"""Most pods of a node have the same few networks."""
 _ALSO_IN_CNI_ARGS = frozenset({"ips", "mac"})
 """Requests that reach a plugin which declares no capability too: old static IPAM and macvlan NADs live on that."""
 
@@ -189,7 +192,7 @@ def definition(want: Wanted, networks: Mapping[NetworkRef, Nad], who: str) -> tu
         )
     display = f"{nad.namespace}/{nad.name}" if nad.namespace else nad.name
     with _config_errors(who, display):
-        config = conflist.parse(nad.config, default_name=nad.name if nad.namespace else "")
+        config = _parsed(nad.config, default_name=nad.name if nad.namespace else "")
     return NetworkName(display if nad.namespace else config.name), config
 
 

@@ -204,7 +204,7 @@ class Node:
     # --- the worker ---
 
     def start(self, fault: str = "", *, wait: bool = True) -> None:
-        """Start the worker; *fault* is where it kills itself (see ``faulty_worker``). *wait* until it lets calls in."""
+        """Start the worker, and *wait* until it lets calls in. *fault* is one of its ledger: see ``faulty_worker``."""
         assert self._worker is None
         module = [str(_FAULTY_WORKER), "--fault", fault] if fault else ["-m", "nodeworker"]
         with self.log.open("ab") as said:

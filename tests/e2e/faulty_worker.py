@@ -1,4 +1,4 @@
-"""A worker that kills itself, as hard as a power cut would, right before or after one append to its ledger."""
+"""A worker whose ledger fails it at one append: it is killed there, as hard by a power cut, or overtaken."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from nodeworker.__main__ import run
 from nodeworker.settings import WorkerSettings
 
 
-class FatalLedger:
-    """The ledger *inner*; the process ends at the *count*-th append of an event of type *name*.
+class FaultyLedger:
+    """The ledger *inner*; something happens at the *count*-th append of an event of type *name*.
 
-    *moment* is ``before`` (the ledger never sees the event) or ``after`` (the worker never learns that it does).
+    *moment* is ``before`` (the process ends, and the ledger never sees the event), ``after`` (it ends, and the worker
+    never learns that the ledger has it) or ``behind`` (the ledger takes it behind the next event).
     """
 
     def __init__(self, inner: Ledger, moment: str, name: str, count: int) -> None:
@@ -28,13 +29,18 @@ class FatalLedger:
         self._moment = moment
         self._name = name
         self._left = count
+        self._appended = asyncio.Event()
 
     async def append(self, event: Event, expect: Expect | None = None) -> int:
-        fatal = event.type == self._name and self._next()
-        if fatal and self._moment == "before":
+        chosen = event.type == self._name and self._next()
+        if chosen and self._moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
+        if chosen and self._moment == "behind":
+            self._appended.clear()
+            await self._appended.wait()
         sequence = await self._inner.append(event, expect)
-        if fatal:
+        self._appended.set()
+        if chosen and self._moment == "after":
             os.kill(os.getpid(), signal.SIGKILL)
         return sequence
 
@@ -69,7 +75,7 @@ def main() -> None:
     moment, name, count = options.fault.split(":")
     settings = load(options.config, WorkerSettings)
     logs.configure(settings.log_level, "worker")
-    asyncio.run(run(settings, wrap=lambda ledger: FatalLedger(ledger, moment, name, int(count))))
+    asyncio.run(run(settings, wrap=lambda ledger: FaultyLedger(ledger, moment, name, int(count))))
 
 
 if __name__ == "__main__":

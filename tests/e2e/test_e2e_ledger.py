@@ -87,6 +87,22 @@ def test_an_add_that_loses_the_ledger_is_undone(node: Node) -> None:
     node.assert_attached(pod)
 
 
+def test_a_plan_that_the_ledger_takes_before_its_request_is_made_again(node: Node) -> None:
+    """Both are sent without a wait between them, and an append that is repeated may come late."""
+    node.terminate()
+    node.ended()
+    node.start("behind:AttachRequested:1")
+    pod = node.samplepod()
+    assert pod.add().exit_code == 0
+    node.assert_attached(pod)
+    assert node.story(pod)[:3] == ("AttachPlanned", "AttachRequested", "AttachPlanned")
+    node.restart()
+    node.assert_attached(pod)
+    assert pod.check().exit_code == 0
+    assert pod.delete() == (0, "", "")
+    node.assert_detached(pod)
+
+
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
     folder.mkdir()

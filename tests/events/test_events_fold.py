@@ -300,6 +300,29 @@ def test_a_sandbox_is_attached_when_it_has_its_outcome_and_its_interfaces_in_wha
     assert now.phase is SandboxPhase.ATTACHED
 
 
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_plan_that_comes_before_its_request_counts_for_nothing(in_order: bool) -> None:
+    life = Life(Teller(), container(1))
+    intent = life.add_requested()
+    early, plan = life.plan(intent), life.plan(intent)
+    state = State(in_order=in_order)
+    told = [Stored(1, early), Stored(2, intent)]
+    for stored in told if in_order else reversed(told):  # a writer knows its intents from what it reads
+        state.apply(stored)
+    assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.REQUESTED
+    state.apply(Stored(3, plan))
+    assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.PLANNED
+    assert reasons(state) == []
+
+
+def test_a_plan_is_that_of_its_own_request_only() -> None:
+    life = Life(Teller(), container(1))
+    detach, again = life.del_requested(), life.add_requested(2)
+    state = applied([*life.add(), detach, again, life.plan(again), *life.unmake(detach)])
+    assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.REQUESTED
+    assert reasons(state) == ["planned while detaching by another request or plan"]
+
+
 @pytest.mark.parametrize("keep_closed", [True, False])
 def test_a_sandbox_is_detached_by_its_outcome_whatever_comes_behind_it(keep_closed: bool) -> None:
     life = Life(Teller(), container(1))

@@ -14,7 +14,6 @@ from worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed
 from events.ledger import Expect, LedgerError, LedgerFullError, LedgerUnavailableError
 from events.memory import MemoryLedger
 from events.schema import (
-    NO_SANDBOX,
     DetachRequested,
     ErrorClass,
     Event,
@@ -67,11 +66,11 @@ async def collected(ledger: RefusingLedger, refused: tuple[str, ...], **keys: An
     await recorder.open_epoch(WorkerStarted(version="1", pid=1))
     gc = request(**keys)
     intents = aiter(recorder.intents())
-    await recorder.request(replace(attach(), config=gc.config), BOX)
+    await recorder.request(recorder.event(replace(attach(), config=gc.config), BOX))
     added = (await anext(intents)).event
     for data in (PLANNED, ATTACHED, completed()):
         await recorder.record(data, BOX, added.id)
-    await recorder.request(gc, NO_SANDBOX)
+    await recorder.request(recorder.event(gc))
     event = (await anext(intents)).event
     ledger.refused = refused
     runners, section = PluginExecutor(marker="gc-test"), WorkerSection()
@@ -116,9 +115,9 @@ async def test_nothing_is_collected_before_the_default_network_is_there(
 async def test_an_add_waits_for_the_collection_of_its_network_and_of_no_other() -> None:
     collections = CollectionsUnderWay()
     async with collections.of("default"):
-        await collections.ended("other")
-        waits = asyncio.create_task(collections.ended("default"))
+        await collections.ended({"other"})
+        waits = asyncio.create_task(collections.ended({"default"}))
         await asyncio.sleep(0)
         assert not waits.done()
     await waits
-    await collections.ended("default")
+    await collections.ended({"default"})

@@ -6,21 +6,25 @@ import asyncio
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from worker_harness import BOX, ETH0, NODE
 
-from events.schema import AttachRequested, ContainerId, ErrorClass, IfName, Pod, RequestId
+from events.fold import SandboxKey
+from events.memory import MemoryLedger
+from events.schema import AttachRequested, ErrorClass, Event, Pod, RequestId, WorkerStarted
 from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.errors import RequestFailedError
 from nodeworker.planner import Planner
 from nodeworker.readiness import Readiness
+from nodeworker.recorder import Recorder
 from nodeworker.resolve.objects import Nad, PodObject
 from nodeworker.settings import WorkerSection
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-BOX = ContainerId("box")
+KEY = SandboxKey(BOX, ETH0)
 LOOPBACK = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
 
 
@@ -70,15 +74,23 @@ async def cluster() -> Cluster:
 
 
 @pytest.fixture
-async def planner(cluster: Cluster) -> Planner:
+async def recorder() -> AsyncIterator[Recorder]:
+    recorder = Recorder(MemoryLedger(), NODE)
+    await recorder.open_epoch(WorkerStarted(version="1", pid=1))
+    yield recorder
+    await recorder.close()
+
+
+@pytest.fixture
+async def planner(recorder: Recorder, cluster: Cluster) -> Planner:
     section = WorkerSection(native=("loopback",))
-    return Planner(cluster, PluginExecutor(marker="test"), section, Readiness(seats=1), [])
+    return Planner(recorder, cluster, PluginExecutor(marker="test"), section, Readiness(seats=1), [])
 
 
 def request(netns: str, name: str = "pod") -> AttachRequested:
     return AttachRequested(
         request=RequestId("request"),
-        ifname=IfName("eth0"),
+        ifname=ETH0,
         netns=netns,
         config=json.dumps({"cniVersion": "1.0.0", "name": "net", "type": "plumbline", "delegates": [LOOPBACK]}),
         path="/usr/lib/cni",
@@ -86,48 +98,96 @@ def request(netns: str, name: str = "pod") -> AttachRequested:
     )
 
 
-async def test_what_was_begun_is_not_looked_up_again(netns: str, planner: Planner, cluster: Cluster) -> None:
+async def taken_in(recorder: Recorder, intent: Event) -> None:
+    """Have *intent* recorded and consumed, as the worker does."""
+    await recorder.request(intent)
+    async for _ in recorder.intents():
+        return
+
+
+async def test_what_was_begun_is_looked_up_once_and_recorded_behind_its_request(
+    netns: str, recorder: Recorder, planner: Planner, cluster: Cluster
+) -> None:
     asked = request(netns)
-    planner.begin(asked, BOX, 5.0)
-    await asyncio.sleep(0)
+    intent = recorder.event(asked, BOX)
+    planner.begin(intent, asked, 5.0)
     cluster.may_answer.set()
-    begun = await planner.plan(asked, BOX, 5.0)
+    await taken_in(recorder, intent)
+    await (await planner.plan(intent, asked, 5.0))
     assert cluster.asked == 1
-    assert await planner.plan(asked, BOX, 5.0) == begun
-    assert cluster.asked == 2
+    plan = recorder.state.sandboxes[KEY].plan
+    assert plan is not None
+    assert [each.ifname for each in plan.attachments] == [ETH0]
+    assert not recorder.state.anomalies
 
 
-async def test_what_goes_wrong_early_is_told_to_who_asks(netns: str, planner: Planner, cluster: Cluster) -> None:
+async def test_what_was_not_begun_is_planned_when_it_is_asked_for(
+    netns: str, recorder: Recorder, planner: Planner, cluster: Cluster
+) -> None:
+    asked = request(netns)
+    intent = recorder.event(asked, BOX)
+    cluster.may_answer.set()
+    await taken_in(recorder, intent)
+    assert recorder.state.sandboxes[KEY].plan is None
+    await (await planner.plan(intent, asked, 5.0))
+    assert recorder.state.sandboxes[KEY].plan is not None
+
+
+async def test_nothing_is_begun_for_a_container_that_something_is_known_of(
+    netns: str, recorder: Recorder, planner: Planner, cluster: Cluster
+) -> None:
+    asked = request(netns)
+    first, second, third = (recorder.event(asked, BOX) for _ in range(3))
+    coming = asyncio.create_task(recorder.request(first))
+    await asyncio.sleep(0)
+    planner.begin(second, asked, 5.0)  # while another request of it is on its way
+    await coming
+    async for _ in recorder.intents():
+        break
+    planner.begin(third, asked, 5.0)
+    await asyncio.sleep(0.01)
+    assert cluster.asked == 0
+
+
+async def test_what_goes_wrong_early_is_told_to_who_asks(
+    netns: str, recorder: Recorder, planner: Planner, cluster: Cluster
+) -> None:
     cluster.may_answer.set()
     asked = request(netns, "absent")
-    planner.begin(asked, BOX, 5.0)
+    intent = recorder.event(asked, BOX)
+    planner.begin(intent, asked, 5.0)
     await asyncio.sleep(0.01)
     with pytest.raises(RequestFailedError) as raised:
-        await planner.plan(asked, BOX, 5.0)
+        await planner.plan(intent, asked, 5.0)
     assert raised.value.failure.error_class is ErrorClass.POD_NOT_FOUND
 
 
 async def test_what_nobody_asks_for_is_given_up_in_silence(
-    netns: str, planner: Planner, cluster: Cluster, caplog: pytest.LogCaptureFixture
+    netns: str, recorder: Recorder, planner: Planner, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    planner.begin(request(netns), BOX, 5.0)
+    asked, absent = request(netns), request(netns, "absent")
+    first, second = recorder.event(asked, BOX), recorder.event(absent, BOX)
+    planner.begin(first, asked, 5.0)
     await asyncio.sleep(0.01)
-    planner.forget(RequestId("request"))
+    planner.forget(first)
     await asyncio.sleep(0.01)
     assert cluster.given_up == 1
     cluster.may_answer.set()
-    planner.begin(request(netns, "absent"), BOX, 5.0)
+    planner.begin(second, absent, 5.0)
     await asyncio.sleep(0.01)
-    planner.forget(RequestId("request"))
-    planner.forget(RequestId("request"))
+    planner.forget(second)
+    planner.forget(second)
     await asyncio.sleep(0)
     assert "never retrieved" not in caplog.text
 
 
-async def test_who_stops_waiting_stops_the_look_up(netns: str, planner: Planner, cluster: Cluster) -> None:
+async def test_who_stops_waiting_stops_the_look_up(
+    netns: str, recorder: Recorder, planner: Planner, cluster: Cluster
+) -> None:
     asked = request(netns)
-    planner.begin(asked, BOX, 5.0)
-    waiting = asyncio.create_task(planner.plan(asked, BOX, 5.0))
+    intent = recorder.event(asked, BOX)
+    planner.begin(intent, asked, 5.0)
+    waiting = asyncio.create_task(planner.plan(intent, asked, 5.0))
     await asyncio.sleep(0.01)
     waiting.cancel()
     await asyncio.wait([waiting])

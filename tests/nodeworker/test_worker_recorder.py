@@ -88,7 +88,7 @@ async def back(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> asyncio.E
 
 async def taken_in(recorder: Recorder, intent: Data) -> Event:
     """Have *intent* recorded and consumed, as the worker does."""
-    await recorder.request(intent, BOX)
+    await recorder.request(recorder.event(intent, BOX))
     async for stored in recorder.intents():
         return stored.event
     raise AssertionError
@@ -108,11 +108,53 @@ async def test_state_is_what_the_ledger_has_confirmed(recorder: Recorder) -> Non
 
 
 async def test_an_intent_is_applied_where_it_is_consumed(recorder: Recorder) -> None:
-    await recorder.request(attach(), BOX)
+    await recorder.request(recorder.event(attach(), BOX))
     assert KEY not in recorder.state.sandboxes
     async for _ in recorder.intents():
         break
     assert KEY in recorder.state.sandboxes
+
+
+async def test_what_is_recorded_for_an_intent_on_its_way_is_applied_behind_it(
+    recorder: Recorder, ledger: UnreliableLedger
+) -> None:
+    intent = recorder.event(attach(), BOX)
+    ledger.hold.clear()
+    request = asyncio.create_task(recorder.request(intent))
+    await asyncio.sleep(0)
+    assert recorder.expects(BOX)
+    recording = recorder.begin(PLANNED, BOX, intent.id)
+    await asyncio.sleep(0)
+    ledger.hold.set()
+    await request
+    await until(lambda: ledger.appends == 3)
+    await asyncio.sleep(0)
+    assert not recording.done()
+    async for _ in recorder.intents():
+        break
+    await recording
+    assert not recorder.expects(BOX)
+    assert recorder.state.sandboxes[KEY].plan == PLANNED
+    assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
+
+
+async def test_what_was_begun_for_an_intent_that_the_ledger_refused_is_not_told_later(
+    recorder: Recorder, ledger: UnreliableLedger
+) -> None:
+    ledger.errors = [LedgerFullError("full"), LedgerFullError("full")]
+    ledger.hold.clear()
+    intent = recorder.event(attach(), BOX)
+    request = asyncio.create_task(recorder.request(intent))
+    await asyncio.sleep(0)
+    recording = recorder.begin(PLANNED, BOX, intent.id)
+    await asyncio.sleep(0)
+    ledger.hold.set()
+    for refused in (request, recording):
+        with pytest.raises(LedgerFullError):
+            await refused
+    assert recorder.settled
+    assert not recorder.expects(BOX)
+    assert await ledger.types() == ["WorkerStarted"]
 
 
 async def test_a_successor_loads_the_same_state_and_follows_from_there(
@@ -255,7 +297,7 @@ async def test_a_worker_whose_node_another_took_over_records_nothing_more(
         await recorder.record(DETACHED, BOX)
     assert recorder.replaced.is_set()
     with pytest.raises(ConflictError):
-        await recorder.request(attach("late"), BOX)
+        await recorder.request(recorder.event(attach("late"), BOX))
     assert await ledger.last_sequence() == end
 
 

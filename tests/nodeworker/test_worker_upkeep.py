@@ -110,7 +110,7 @@ class Worker:
     async def intent(self, data: Data, sandbox: str = BOX) -> EventId:
         """Have an intent recorded, and return its ID once it is consumed."""
         known = set(self.desk.given)
-        await self.recorder.request(data, ContainerId(sandbox))
+        await self.recorder.request(self.recorder.event(data, ContainerId(sandbox)))
         await until(lambda: set(self.desk.given) > known)
         (event_id,) = set(self.desk.given) - known
         return event_id

@@ -75,8 +75,10 @@ async def detach(ledger: MemoryLedger, sandbox: str) -> None:
     async for _ in recorder.load():
         pass
     await recorder.open_epoch(WorkerStarted(version="0", pid=1))
-    await recorder.request(DetachRequested(request=request, ifname=eth0), ContainerId(sandbox))
-    *_, intent = await events(ledger)
+    intent = recorder.event(DetachRequested(request=request, ifname=eth0), ContainerId(sandbox))
+    await recorder.request(intent)
+    async for _ in recorder.intents():
+        break
     await recorder.record(DetachCompleted(request=request, ifname=eth0), ContainerId(sandbox), intent.id)
     await recorder.close()
 

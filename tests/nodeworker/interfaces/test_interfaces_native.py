@@ -61,7 +61,7 @@ def add(config: dict[str, Any], netns: str, ipam: results.Result | None = IPAM, 
 
 REFUSALS = [
     (MACVLAN | {"master": "eth9"}, IPAM, "the master interface eth9 is missing on this node"),
-    ({"type": "macvlan"}, IPAM, "no default route to take one from"),
+    ({"type": "macvlan"}, IPAM, "no default route on this node leads to one"),
     (MACVLAN | {"mtu": 1451}, IPAM, "mtu 1451 is not between 0 and the 1450 of par0"),
     (MACVLAN | {"mode": "source"}, IPAM, "macvlan has no mode 'source'"),
     (MACVLAN | {"mac": "02:00:5e:10:00"}, IPAM, "'02:00:5e:10:00' is no MAC address for interface net1"),

@@ -15,7 +15,7 @@ POOLS = ["10.1.0.0/29", "10.2.0.0/28", "10.3.0.0/30"]
 
 
 def ranges(*subnets: str) -> RangeSet:
-    return range_sets([[RangeConfig(subnet=each) for each in subnets]])[0]
+    return range_sets((tuple(RangeConfig(subnet=each) for each in subnets),))[0]
 
 
 def texts(found: list[Address]) -> list[str]:
