@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import signal
 import struct
@@ -24,6 +25,7 @@ import msgspec
 import structlog
 
 from events.process import die_with_parent
+from nodeworker.interfaces.native import PATIENCE, TRY_AGAIN
 from nodeworker.interfaces.work import Clearing, Done, Work, perform_all
 
 log = structlog.get_logger(__name__)
@@ -33,6 +35,8 @@ PROCESSES = 2
 
 _AT_ONCE = 16
 """Works that a process is handed together at most: none of them can be called off any more."""
+_PAUSE = 0.05
+"""Seconds in which a process does other work, before it tries again what somebody holds up."""
 _LENGTH = struct.Struct("=I")
 _READ_BYTES = 256 * 1024
 _STANDARD_FILES = 3
@@ -62,13 +66,17 @@ class NativeProcesses:
     async def do(self, asked: Work | Clearing, place: str) -> Done:
         """Return what came of *asked*; of one *place*, one comes after the other, in the order of the calls.
 
+        What others hold up is tried again until it can be done, or for so long that it is an error; what comes behind
+        it for the same place waits for that.
+
         A cancellation is raised at once where it has not begun, else when it has ended: nothing goes on behind its
         back. Where the process has ended, the caller is cancelled: the worker ends too, and the next goes on with it.
         """
-        reply = self._processes[zlib.crc32(place.encode()) % PROCESSES].ask(asked)
+        reply = self._processes[zlib.crc32(place.encode()) % PROCESSES].ask(asked, place)
         try:
             return await asyncio.shield(reply.done)
         except asyncio.CancelledError:
+            reply.called_off = True
             if not reply.begun:
                 reply.done.cancel()
             while not reply.done.done():
@@ -85,10 +93,15 @@ class NativeProcesses:
 class _Reply:
     """What is to come of a work."""
 
-    def __init__(self, asked: Work | Clearing) -> None:
+    def __init__(self, asked: Work | Clearing, place: str) -> None:
+        loop = asyncio.get_running_loop()
         self.asked = asked
+        self.place = place
+        self.until = loop.time() + PATIENCE
+        """When it is an error that others hold it up."""
         self.begun = False
-        self.done: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        self.called_off = False
+        self.done: asyncio.Future[Done] = loop.create_future()
 
 
 class _Process:
@@ -102,6 +115,8 @@ class _Process:
         self._on_death = on_death
         self._waiting: deque[_Reply] = deque()
         self._begun: deque[_Reply] = deque()
+        self._held: dict[str, list[_Reply]] = {}
+        """By place: what is to be tried again, and all that came behind it, in order."""
         self._received = bytearray()
         self._dead = False
         theirs, self._requests = os.pipe()
@@ -115,9 +130,9 @@ class _Process:
         os.set_blocking(self._replies, False)
         asyncio.get_running_loop().add_reader(self._replies, self._read)
 
-    def ask(self, asked: Work | Clearing) -> _Reply:
+    def ask(self, asked: Work | Clearing, place: str) -> _Reply:
         """Have it done behind what was asked before; what comes of it is cancelled when the process ends."""
-        reply = _Reply(asked)
+        reply = _Reply(asked, place)
         if self._dead:
             reply.done.cancel()
             return reply
@@ -132,7 +147,9 @@ class _Process:
             return
         while self._waiting and len(self._begun) < _AT_ONCE:
             reply = self._waiting.popleft()
-            if not reply.done.cancelled():
+            if reply.place in self._held:
+                self._held[reply.place].append(reply)
+            elif not reply.done.cancelled():
                 reply.begun = True
                 self._begun.append(reply)
         if not self._begun:
@@ -147,6 +164,7 @@ class _Process:
         """Let it end, and wait until it has."""
         if not self._dead:
             asyncio.get_running_loop().remove_reader(self._replies)
+        self._dead = True
         os.close(self._requests)
         os.close(self._replies)
         with contextlib.suppress(ChildProcessError):
@@ -166,9 +184,32 @@ class _Process:
             end = start + size + _LENGTH.unpack_from(self._received, start)[0]
             if end > len(self._received):
                 break
-            self._begun.popleft().done.set_result(_done.decode(self._received[start + size : end]))
+            self._take(self._begun.popleft(), _done.decode(self._received[start + size : end]))
             start = end
         del self._received[:start]
+        self._hand_over()
+
+    def _take(self, reply: _Reply, done: Done) -> None:
+        """Pass on what came of it, or have it tried again after a pause, with all that comes behind it."""
+        loop = asyncio.get_running_loop()
+        if done.code != TRY_AGAIN or (done.begun and loop.time() > reply.until):
+            reply.done.set_result(done)
+        elif reply.called_off:
+            reply.done.cancel()
+        else:
+            reply.begun = False
+            if reply.place not in self._held:
+                self._held[reply.place] = []
+                loop.call_later(_PAUSE, self._try_again, reply.place)
+            self._held[reply.place].append(reply)
+
+    def _try_again(self, place: str) -> None:
+        if any(reply.place == place for reply in self._begun):  # of that some may be told to wait, too
+            asyncio.get_running_loop().call_later(_PAUSE, self._try_again, place)
+            return
+        behind = [reply for reply in self._waiting if reply.place == place]
+        self._waiting = deque(reply for reply in self._waiting if reply.place != place)
+        self._waiting.extend([*self._held.pop(place), *behind])
         self._hand_over()
 
     def _die(self) -> None:
@@ -177,7 +218,7 @@ class _Process:
         self._dead = True
         asyncio.get_running_loop().remove_reader(self._replies)
         log.error("native_process_ended", pid=self.pid)
-        for reply in (*self._begun, *self._waiting):
+        for reply in (*self._begun, *self._waiting, *itertools.chain(*self._held.values())):
             reply.done.cancel()
         self._on_death()
 

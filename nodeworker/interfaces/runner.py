@@ -18,7 +18,7 @@ from nodeworker.delegates import results
 from nodeworker.delegates.complaints import complaint
 from nodeworker.delegates.exec import PluginError, PluginExecutor
 from nodeworker.delegates.results import Result
-from nodeworker.interfaces.native import GENERIC, PATIENCE, TRY_AGAIN, NativeError
+from nodeworker.interfaces.native import GENERIC, NativeError
 from nodeworker.interfaces.processes import NativeProcesses
 from nodeworker.interfaces.registry import (
     Switch,
@@ -28,9 +28,6 @@ from nodeworker.interfaces.registry import (
     ipam_type,
 )
 from nodeworker.interfaces.work import Done, Work, version_of
-
-_PAUSE = 0.05
-"""Seconds in which a process does other work, before it tries again what somebody holds up."""
 
 
 class Way(NamedTuple):
@@ -95,13 +92,8 @@ class NativeRunner:
         return PluginRun(type=plugin_type, command=command, seconds=seconds, exit_code=exit_code, mtu=mtu), stdout
 
     async def _do(self, work: Work, way: Way) -> Done:
-        """Return what came of *work*, which is tried again while others hold it up. Raises NativeError."""
-        loop = asyncio.get_running_loop()
-        place, until = work.env.get("CNI_CONTAINERID") or way.network, loop.time() + PATIENCE
-        while (done := await self._processes.do(work, place)).code == TRY_AGAIN:
-            if loop.time() > until:
-                break
-            await asyncio.sleep(_PAUSE)
+        """Return what came of *work*. Raises NativeError."""
+        done = await self._processes.do(work, work.env.get("CNI_CONTAINERID") or way.network)
         if done.refusal:
             raise NativeError(done.refusal, done.code)
         return done

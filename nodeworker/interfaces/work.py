@@ -18,7 +18,7 @@ from nodeworker.delegates.results import Result
 from nodeworker.delegates.versions import UNSTATED
 from nodeworker.errors import RequestFailedError
 from nodeworker.interfaces.ends import all_taken_away, kept_open
-from nodeworker.interfaces.native import GENERIC, Call, InterfacePlugin, IpamPlugin, NativeError
+from nodeworker.interfaces.native import GENERIC, TRY_AGAIN, Call, InterfacePlugin, IpamPlugin, NativeError
 from nodeworker.interfaces.registry import collecting_plugin, interface_plugin, ipam_plugin
 from nodeworker.resolve.cni_args import parse_args
 from nodeworker.structs import convert
@@ -62,6 +62,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     """Why it could not be done; empty: it was."""
     code: int = 0
     """Of the refusal."""
+    begun: bool = True
+    """False, with ``TRY_AGAIN``: one for the same container that came before has to be tried again first."""
     mtu: int = 0
     """Of the container's interface, after an ADD."""
     seconds: float = 0.0
@@ -77,14 +79,24 @@ class _Attachment(msgspec.Struct, frozen=True):
 
 
 def perform_all(asked: Iterable[Work | Clearing]) -> Iterator[Done]:
-    """Do what is *asked*, one after another, and yield what came of each."""
+    """Do what is *asked*, one after another, and yield what came of each.
+
+    Behind one that has to be tried again nothing is begun for the same container, so that the order stays.
+    """
+    held_up: set[str] = set()
     with kept_open():
         for each in asked:
+            container = each.env.get("CNI_CONTAINERID", "") if isinstance(each, Work) else ""
+            if container in held_up:
+                yield Done(code=TRY_AGAIN, begun=False)
+                continue
             try:
                 done = perform(each)
             except Exception as error:  # rule: one bad request never stops the others
                 log.exception("native_plugin_broke")
                 done = Done(refusal=f"Plumbline itself is at fault: {error!r}", code=GENERIC)
+            if container and done.code == TRY_AGAIN:
+                held_up.add(container)
             yield done
 
 

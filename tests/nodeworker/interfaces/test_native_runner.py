@@ -21,7 +21,7 @@ from native_harness import card, ip, names, shown
 
 from events.schema import ErrorClass, PluginRun
 from nodeworker.delegates.exec import PluginError, PluginExecutor
-from nodeworker.interfaces import runner as native_runner
+from nodeworker.interfaces import processes as native_processes
 from nodeworker.interfaces import work
 from nodeworker.interfaces.native import PATIENCE
 from nodeworker.interfaces.processes import PROCESSES, NativeProcesses
@@ -365,8 +365,10 @@ def alone(processes: NativeProcesses) -> Iterator[None]:
     """Have all work done by the first of the processes."""
     others = processes._processes[1:]
     processes._processes[1:] = [processes._processes[0] for _ in others]
-    yield
-    processes._processes[1:] = others
+    try:
+        yield
+    finally:
+        processes._processes[1:] = others
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK", "GC"])
@@ -385,7 +387,7 @@ async def test_a_lock_that_is_not_let_go_of_holds_its_own_network_up_and_no_othe
         fcntl.flock(lock, fcntl.LOCK_EX)
         given = valid(("c1", "net1")) if command == "GC" else {"prevResult": result} if command != "ADD" else {}
         waiting = [asyncio.create_task(bridge.run(command, **given)) for _ in range(3)]
-        await asyncio.gather(*(other.done("ADD") for other in others))
+        await asyncio.gather(*(other.done("ADD", container_id=other.config["name"]) for other in others))
         assert not any(task.done() for task in waiting)
     for task in waiting:
         assert (await task)[0].exit_code == 0
@@ -394,7 +396,7 @@ async def test_a_lock_that_is_not_let_go_of_holds_its_own_network_up_and_no_othe
 async def test_a_lock_that_is_never_let_go_of_is_an_error_in_the_end(
     bridge: Plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_runner, "PATIENCE", 0.1)
+    monkeypatch.setattr(native_processes, "PATIENCE", 0.1)
     await bridge.done("ADD", container_id="c9")
     ip("link del net1", bridge.netns)
     with (bridge.folder / "net" / "lock").open() as lock:
@@ -403,6 +405,100 @@ async def test_a_lock_that_is_never_let_go_of_is_an_error_in_the_end(
     assert (code, "try again" in words) == (11, True)
     assert names(bridge.netns) == {"lo"}
     await bridge.done("ADD")
+
+
+@contextlib.contextmanager
+def locked_by_another(bridge: Plugin) -> Iterator[subprocess.Popen[str]]:
+    """Have another process hold host-local's lock until it is let go of, or ended."""
+    folder = bridge.folder / "net"
+    folder.mkdir(exist_ok=True)
+    words = ["flock", folder / "lock", "sh", "-c", "echo held; read _"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        yield holder
+        let_go(holder)
+
+
+def let_go(holder: subprocess.Popen[str]) -> None:
+    assert holder.stdin is not None
+    holder.stdin.close()
+    holder.wait()
+
+
+@pytest.mark.parametrize("more", [0, 20], ids=["in-one-piece", "in-several"])
+async def test_interfaces_are_made_in_order_though_somebody_holds_one_up(
+    bridge: Plugin, macvlan: Plugin, processes: NativeProcesses, more: int
+) -> None:
+    """Whether they are handed over together or, being too many, some after others; and no other container waits."""
+    with container() as other:
+        elsewhere = Plugin(bridge.runner, other, bridge.folder, {"type": "macvlan", "master": "par0"})
+        with alone(processes), locked_by_another(bridge) as holder:
+            names = [f"m{number}" for number in range(more)]
+            asked = [macvlan.run("ADD", ifname="a1"), bridge.run("ADD", ifname="b2"), macvlan.run("ADD", ifname="a3")]
+            asked += [bridge.run("ADD", ifname="b4"), *(macvlan.run("ADD", ifname=name) for name in names)]
+            adding = [asyncio.create_task(each) for each in asked]
+            await elsewhere.done("ADD", container_id="c2")
+            await elsewhere.done("DEL", container_id="c2")
+            late = asyncio.create_task(macvlan.run("ADD", ifname="z"))  # asked for while the others wait
+            await elsewhere.done("ADD", container_id="c3")
+            await asyncio.wait([adding[0]])
+            assert interfaces(bridge.netns) == ["lo", "a1"]
+            assert not any(each.done() for each in [*adding[1:], late])
+            let_go(holder)
+            outcomes = await asyncio.gather(*adding, late)
+        assert [run.exit_code for run, _ in outcomes] == [0] * len(outcomes)
+        assert interfaces(bridge.netns) == ["lo", "a1", "b2", "a3", "b4", *names, "z"]
+
+
+async def test_what_is_never_let_go_of_fails_alone_and_those_behind_are_made_in_order(
+    bridge: Plugin, macvlan: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_processes, "PATIENCE", 0.2)
+    with locked_by_another(bridge):
+        asked = [bridge.refused("ADD", ifname="b1"), macvlan.done("ADD", ifname="m2"), macvlan.done("ADD", ifname="m3")]
+        outcomes = await asyncio.gather(*asked, bridge.refused("ADD", ifname="b4"))
+    assert [outcomes[place][0] for place in (0, 3)] == [11, 11]
+    assert interfaces(bridge.netns) == ["lo", "m2", "m3"]
+
+
+async def test_what_is_held_up_and_all_behind_it_is_cancelled_at_once(
+    bridge: Plugin, macvlan: Plugin, processes: NativeProcesses
+) -> None:
+    with alone(processes), locked_by_another(bridge):
+        adding = [asyncio.create_task(each.run("ADD", ifname=each.config["type"])) for each in (bridge, macvlan)]
+        await bridge.runner.run(
+            "loopback", command="STATUS", env={}, stdin=b'{"name": "x"}', search=(), timeout=5
+        )  # it is done behind those two
+        for task in adding:
+            task.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.wait(adding)
+        assert all(task.cancelled() for task in adding)
+        assert interfaces(bridge.netns) == ["lo"]
+    await bridge.done("ADD")
+    assert interfaces(bridge.netns) == ["lo", "net1"]
+
+
+async def test_many_containers_at_one_lock_keep_their_orders(
+    bridge: Plugin, macvlan: Plugin, processes: NativeProcesses, tmp_path: Path
+) -> None:
+    """While the lock comes and goes, and more of them wait than are handed over together."""
+    ipam = {"type": "host-local", "dataDir": str(tmp_path), "subnet": "10.77.0.0/24"}
+    with contextlib.ExitStack() as stack, alone(processes):
+        places = [stack.enter_context(container()) for _ in range(12)]
+        asked: list[asyncio.Task[Any]] = []
+        for names in (("b1", "m2"), ("b3", "b4"), ("m5", "b6")):
+            with locked_by_another(bridge):
+                for place, name in itertools.product(places, names):
+                    kind = bridge if name.startswith("b") else macvlan
+                    config = kind.config | ({"ipam": ipam} if kind is bridge else {})
+                    plugin = Plugin(bridge.runner, place, tmp_path, config)
+                    asked.append(asyncio.create_task(plugin.done("ADD", ifname=name, container_id=place)))
+                await asyncio.sleep(0.15)
+        await asyncio.gather(*asked)
+        for place in places:
+            assert interfaces(place) == ["lo", "b1", "m2", "b3", "b4", "m5", "b6"]
 
 
 @pytest.mark.usefixtures("patient")
