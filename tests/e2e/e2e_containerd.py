@@ -244,9 +244,12 @@ class Containerd:
         """Return the container IDs of the sandboxes that it has."""
         return {each.id for each in self._cri.call("ListPodSandbox").items}
 
-    def ready(self) -> bool:
-        """Return whether it is ready, and has a network for pods."""
-        return all(condition.status for condition in self._cri.call("Status").status.conditions)
+    def calls(self, plugin: str) -> bool:
+        """Return whether it is ready, and would call *plugin* for the next pod."""
+        told = self._cri.call("Status", verbose=True)
+        networks = json.loads(told.info["cniconfig"])["Networks"]
+        called = {each["Network"]["type"] for network in networks for each in network["Config"]["Plugins"]}
+        return plugin in called and all(condition.status for condition in told.status.conditions)
 
     # --- what is behind it ---
 

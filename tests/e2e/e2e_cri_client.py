@@ -40,10 +40,10 @@ message PodSandboxStatusResponse { PodSandboxStatus status = 1; map<string, stri
 message ListPodSandboxRequest {}
 message PodSandbox { string id = 1; PodSandboxState state = 3; }
 message ListPodSandboxResponse { repeated PodSandbox items = 1; }
-message StatusRequest {}
+message StatusRequest { bool verbose = 1; }
 message RuntimeCondition { string type = 1; bool status = 2; string message = 4; }
 message RuntimeStatus { repeated RuntimeCondition conditions = 1; }
-message StatusResponse { RuntimeStatus status = 1; }
+message StatusResponse { RuntimeStatus status = 1; map<string, string> info = 2; }
 message ImageSpec { string image = 1; }
 message ImageStatusRequest { ImageSpec image = 1; }
 message Image { string id = 1; }
@@ -61,6 +61,11 @@ class CriCall:
     def answer(self) -> Any:
         """Wait for the runtime's answer. Raises GRPCError where it says no, StreamTerminatedError where it ended."""
         return self._loop.run_until_complete(self._asking)
+
+    def give_up(self) -> None:
+        """Tell the runtime that nobody waits for its answer any more."""
+        self._asking.cancel()
+        self._loop.run_until_complete(asyncio.wait([self._asking]))
 
 
 class Cri:

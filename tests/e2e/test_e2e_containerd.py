@@ -20,7 +20,7 @@ from e2e_node import Node, addresses_of, prove_clean
 from e2e_reconciler import reconciler
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from events.schema import LeakKind, LeakObserved, LeakReclaimed
+from events.schema import DetachRequested, LeakKind, LeakObserved, LeakReclaimed
 from nodeworker.leaks import cri
 from nodeworker.leaks.runtime import RuntimeUnknownError
 
@@ -76,7 +76,7 @@ def whole(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]
         conflist = {"cniVersion": "1.0.0", "name": "default", "plugins": plugins}
         (containerd.conf / "10-default.conflist").write_text(json.dumps(conflist))
         install(node, containerd)
-        eventually(containerd.ready, "containerd has a network for pods")
+        eventually(lambda: containerd.calls("plumbline"), "containerd goes by the new configuration", _PATIENCE)
         yield Rig(node, containerd)
 
 
@@ -152,15 +152,31 @@ def test_a_del_that_a_plugin_refuses_is_not_taken_for_done(rig: Rig) -> None:
     rig.node.assert_detached(sandbox)
 
 
-# --- the worker dies -------------------------------------------------------------------------------------------------
-
-
 def gated(rig: Rig) -> Gate:
     """Define the pod "gated", and return the gate that the address of its second interface waits at."""
     gate = rig.node.gate("host-local")
     rig.node.nad("gated", rig.node.macvlan(ipam=rig.node.host_local("192.168.0.0/16", gate.type)))
     rig.node.define("gated", "gated")
     return gate
+
+
+def test_a_kubelet_that_gives_up_leaves_nothing(rig: Rig) -> None:
+    """Its patience ends in the middle of an ADD: containerd kills the entry point, and asks for a DEL."""
+    gate = gated(rig)
+    call = rig.containerd.start_run("gated")
+    gate.reached()
+    call.give_up()
+    eventually(lambda: detach_is_under_way(rig.node), "the DEL has come")
+    gate.open()
+    eventually(lambda: not list(rig.containerd.namespaces.iterdir()), "containerd has done the rest", _PATIENCE)
+    assert not rig.node.state().sandboxes
+
+
+def detach_is_under_way(node: Node) -> bool:
+    return any(isinstance(pending.event.data, DetachRequested) for pending in node.state().pending.values())
+
+
+# --- the worker dies -------------------------------------------------------------------------------------------------
 
 
 def test_a_worker_that_dies_in_the_middle_is_followed_by_one_that_brings_the_sandbox_up(rig: Rig) -> None:
@@ -176,7 +192,7 @@ def test_a_worker_that_dies_in_the_middle_is_followed_by_one_that_brings_the_san
 
 
 def test_a_worker_that_does_not_come_back_in_time_leaves_nothing_to_its_successor(rig: Rig) -> None:
-    rig.containerd.restart(PLUMBLINE_DEADLINE="3")
+    rig.containerd.restart(PLUMBLINE_DEADLINE="5")
     gate = gated(rig)
     call = rig.containerd.start_run("gated")
     gate.reached()
