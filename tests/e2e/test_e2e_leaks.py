@@ -238,7 +238,7 @@ def test_after_a_reboot_no_runtime_is_needed_where_there_is_none(make_leaky: Cal
     del settings["leaks"]["criSocket"]
     node.config.write_text(json.dumps(settings))
     if any(map(os.path.exists, ("/run/containerd/containerd.sock", "/run/crio/crio.sock"))):
-        pytest.skip("a container runtime with a CRI socket runs on this machine")
+        pytest.skip("the machine already has a container runtime with a CRI socket")
     node.restart()
     lost, unseen = leaky.attached("lost"), leaky.attached("unseen")
     leaky.abandon(unseen)
