@@ -24,7 +24,9 @@ T = TypeVar("T")
 _NS_GET_NSTYPE = 0xB703
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFINDEX = 0x8933
+_SIOCGIFMTU = 0x8921
 _IFREQ = struct.Struct("16s24x")
+_MTU = struct.Struct("16si20x")
 _OWN = "/proc/thread-self/ns/net"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -40,6 +42,21 @@ def interfaces_present(path: str, names: Iterable[str], phase: Phase) -> set[str
         container.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe,
     ):
         return {name for name in names if _exists(probe, name)}
+
+
+def mtu_of(path: str, name: str, phase: Phase) -> int:
+    """Return the MTU of interface *name* in the network namespace at *path*; 0 if there is no such thing.
+
+    Raises RequestFailedError (namespace_invalid).
+    """
+    with (
+        Namespace(path, phase) as container,
+        container.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe,
+    ):
+        try:
+            return _MTU.unpack(fcntl.ioctl(probe, _SIOCGIFMTU, _MTU.pack(name.encode(), 0)))[1]
+        except OSError:
+            return 0
 
 
 def is_namespace(path: str) -> bool:

@@ -174,7 +174,8 @@ class PluginRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stderr: str = ""
     """Both are bounded: see ``nodeworker.delegates.exec``."""
     mtu: int = 0
-    """Of the container's interface, as a native ADD left it; 0: not known."""
+    """Of the container's interface, as a native ADD left it, or an executed one that was the last of its chain; 0: not
+    known."""
 
 
 class PlannedAttachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -6,6 +6,7 @@ The order of the chain, what is handed from plugin to plugin, and what an error 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from nodeworker.delegates.conflist import with_prev_result
 from nodeworker.delegates.exec import PluginError, Runners, type_of
 from nodeworker.delegates.versions import at_least
 from nodeworker.errors import CNI_CODES, RequestFailedError
+from nodeworker.namespace import mtu_of
 
 _TASKS: Final[Mapping[Phase, str]] = {
     Phase.ADD: "failed to add {ifname} of {network}",
@@ -76,7 +78,7 @@ async def add(
     """
     operation = _Operation(runners, attachment, target, Phase.ADD, timeout)
     version = attachment.cni_version
-    printed, previous = "", None
+    printed, previous, native = "", None, False
     for plugin, native in _chain(attachment):
         stdout = await operation.run(plugin, native, with_prev_result(plugin, previous))
         try:
@@ -84,7 +86,17 @@ async def add(
         except ValueError as error:
             raise operation.failure(ErrorClass.PLUGIN_OUTPUT, plugin, str(error)) from error
     *before, last = operation.runs
-    return printed, (*before, replace(last, stdout=""))  # it is in the result, and would be in the ledger twice
+    mtu = last.mtu if native else await asyncio.to_thread(_mtu, target, attachment)
+    # What it printed is in the result, and would be in the ledger twice.
+    return printed, (*before, replace(last, stdout="", mtu=mtu))
+
+
+def _mtu(target: Target, attachment: PlannedAttachment) -> int:
+    """Return the interface's MTU, which hardly any plugin that is executed tells; 0: there is no such interface."""
+    try:
+        return mtu_of(target.netns, attachment.ifname, Phase.ADD)
+    except (OSError, RequestFailedError):
+        return 0
 
 
 async def delete(

@@ -1,7 +1,7 @@
 """What the node must have for a sandbox, as far as its recorded plan and results tell.
 
-Pure. What nobody recorded (a result that was lost before the sandbox was adopted, an MTU that an executed plugin left
-to the kernel) is not expected to be anything.
+Pure. What nobody recorded (a result that was lost before the sandbox was adopted, the MTU of one that was) is not
+expected to be anything.
 """
 
 from __future__ import annotations

@@ -365,7 +365,10 @@ def test_what_changed_while_no_worker_was_there_is_found_and_repaired(node: Node
         eventually(lambda: not node.state().sandboxes[pod.key].drifts, "the ledger knows")
 
 
-def test_an_mtu_that_nobody_configured_is_known_to_a_worker_that_never_saw_it(node: Node) -> None:
+@pytest.mark.parametrize("native", ["auto", "never"])
+def test_an_mtu_that_nobody_configured_is_known_to_a_worker_that_never_saw_it(make_node: MakeNode, native: str) -> None:
+    node = make_node(native=native)
+    node.start()
     pod = attached(node)
     before = picture(pod)
     node.kill()

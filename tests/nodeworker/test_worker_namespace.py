@@ -13,7 +13,7 @@ import pytest
 
 from events.schema import ErrorClass, Phase
 from nodeworker.errors import RequestFailedError
-from nodeworker.namespace import interfaces_present, is_namespace
+from nodeworker.namespace import interfaces_present, is_namespace, mtu_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -36,6 +36,13 @@ def own() -> int:
 def test_it_tells_which_interfaces_are_there(netns: str) -> None:
     assert interfaces_present(netns, ["net1", "net2", "net3", "lo", "x" * 15], Phase.RESOLVE) == {"net1", "net2", "lo"}
     assert interfaces_present(netns, [], Phase.RESOLVE) == set()
+
+
+def test_it_tells_the_mtu_of_an_interface_if_there_is_one(netns: str) -> None:
+    subprocess.run(["ip", "-n", Path(netns).name, "link", "set", "net1", "mtu", "1412"], check=True)
+    assert [mtu_of(netns, name, Phase.ADD) for name in ("net1", "net2", "net3")] == [1412, 1500, 0]
+    with pytest.raises(RequestFailedError):
+        mtu_of(f"{netns}-not", "net1", Phase.ADD)
 
 
 def test_it_leaves_every_thread_where_it_was(netns: str) -> None:

@@ -72,7 +72,9 @@ async def test_bridge_with_host_local(
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_macvlan(executor: PluginExecutor, target: Target, netns: str, master: str, version: str) -> None:
     attachment = planned({"cniVersion": version, "name": "net", "type": "macvlan", "master": master, "ipam": {}})
-    result, _ = await chain.add(executor, attachment, target, SECONDS)
+    ip("link", "set", master, "mtu", "1412")
+    result, runs = await chain.add(executor, attachment, target, SECONDS)
+    assert [run.mtu for run in runs] == [1412], "which its result does not tell"
     assert results.decode(result, "").interfaces[0].sandbox == target.netns
     assert "net1" in links(netns)
     await chain.delete(executor, attachment, target, result, SECONDS)
