@@ -106,7 +106,7 @@ class Checker:
                 code=_UNKNOWN_CONTAINER,
             )
         made = {a.plan.ifname: a.plan.network for a in sandbox.attachments if '"interfaces"' in a.result}
-        present = interfaces_present(sandbox.plan.netns, made, Phase.CHECK)
+        present = interfaces_present(sandbox.plan.netns, made, Phase.CHECK, sandbox.plan.netns_inode)
         for ifname, network in made.items():
             if ifname not in present:
                 raise failed(

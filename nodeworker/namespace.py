@@ -32,13 +32,13 @@ _OWN = "/proc/thread-self/ns/net"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def interfaces_present(path: str, names: Iterable[str], phase: Phase) -> set[str]:
-    """Return which of *names* are interfaces in the network namespace at *path*.
+def interfaces_present(path: str, names: Iterable[str], phase: Phase, inode: int = 0) -> set[str]:
+    """Return which of *names* are interfaces in the network namespace at *path*, as of ``Namespace``.
 
     It takes a tenth of a millisecond, less than a thread would cost. Raises RequestFailedError (namespace_invalid).
     """
     with (
-        Namespace(path, phase) as container,
+        Namespace(path, phase, inode) as container,
         container.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe,
     ):
         return {name for name in names if _exists(probe, name)}
@@ -110,10 +110,10 @@ def loss(path: str, inode: int = 0) -> str:
 class Namespace:
     """A container's network namespace, held open. A context manager; for threads that do nothing else meanwhile."""
 
-    def __init__(self, path: str, phase: Phase) -> None:
-        """Open the namespace at *path*.
+    def __init__(self, path: str, phase: Phase, inode: int = 0) -> None:
+        """Open the namespace at *path*, which has that *inode*; 0: whichever.
 
-        Raises RequestFailedError (namespace_invalid) if there is none, or if it is the one that the thread is in.
+        Raises RequestFailedError (namespace_invalid) if there is none, or another, or the one that the thread is in.
         """
         self.path = path
         self._phase = phase
@@ -126,6 +126,9 @@ class Namespace:
         if os.path.sameopenfile(self.node_fd, self.fd):
             self.close()
             raise _invalid(path, phase, "it is the node's own")
+        if inode and os.fstat(self.fd).st_ino != inode:
+            self.close()
+            raise _invalid(path, phase, "it is another one than that of the ADD, which is gone")
 
     def __enter__(self) -> Self:
         return self

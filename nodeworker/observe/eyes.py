@@ -54,9 +54,9 @@ class Eyes:
         """
         assert sandbox.plan is not None
         policy: Callable[[str], str] = (lambda _: "observe") if everything else self._settings.of
-        wanted, netns = expected(sandbox, policy), sandbox.plan.netns
+        wanted, netns, inode = expected(sandbox, policy), sandbox.plan.netns, sandbox.plan.netns_inode
         try:
-            glance = await self.on_thread(lambda: take(netns, wanted, phase))
+            glance = await self.on_thread(lambda: take(netns, wanted, phase, inode))
         except RequestFailedError as error:
             if error.failure.error_class is ErrorClass.NAMESPACE_INVALID:
                 return None

@@ -25,12 +25,12 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
     netnsid: int
 
 
-def take(netns: str, wanted: Collection[ExpectedLink], phase: Phase) -> Glance:
-    """Return what the kernel has of the *wanted* interfaces of the namespace at *netns*.
+def take(netns: str, wanted: Collection[ExpectedLink], phase: Phase, inode: int = 0) -> Glance:
+    """Return what the kernel has of the *wanted* interfaces of the namespace at *netns*, as of ``Namespace``.
 
     Raises RequestFailedError (namespace_invalid), NetlinkError.
     """
-    with Namespace(netns, phase) as container, Netlink.within(container) as inside, Netlink.on_node() as node:
+    with Namespace(netns, phase, inode) as container, Netlink.within(container) as inside, Netlink.on_node() as node:
         there = {link.name: link for link in links.every(inside)}
         ports = {str(each.ifname): port for each in wanted if (port := _other_end(node, there.get(each.ifname)))}
         parents = {name: link for name in {each.parent for each in wanted} - {""} if (link := _named(node, name))}

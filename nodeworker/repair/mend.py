@@ -44,15 +44,18 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-def mend(netns: str, wanted: Sequence[ExpectedLink], seen: Snapshot, drifts: Sequence[Drift]) -> list[Refused]:
+def mend(
+    netns: str, wanted: Sequence[ExpectedLink], seen: Snapshot, drifts: Sequence[Drift], inode: int = 0
+) -> list[Refused]:
     """Put right *drifts* of the *wanted* interfaces, as they were *seen*, in order; return those that could not be.
 
+    The namespace is that at *netns* with the *inode*, as of ``Namespace``.
     Raises RequestFailedError (namespace_invalid).
     """
     refused: list[Refused] = []
     known = {each.ifname: each for each in wanted}
     with (
-        Namespace(netns, Phase.REPAIR) as container,
+        Namespace(netns, Phase.REPAIR, inode) as container,
         Netlink.within(container) as inside,
         Netlink.on_node() as node,
     ):

@@ -78,8 +78,8 @@ class Repairer:
             if drift.ifname not in stopped and (_identity(drift) in asked or drift.ifname in names)
         ]
         if rest:
-            netns = sandbox.plan.netns
-            refused += await self._eyes.on_thread(lambda: mend(netns, look.wanted, look.seen, rest))
+            netns, inode = sandbox.plan.netns, sandbox.plan.netns_inode
+            refused += await self._eyes.on_thread(lambda: mend(netns, look.wanted, look.seen, rest, inode))
             look = await self._look(event, sandbox)
         left = look.drifts
         unmet = [drift for drift in left if _identity(drift) in asked]

@@ -379,6 +379,26 @@ def test_an_mtu_that_nobody_configured_is_known_to_a_worker_that_never_saw_it(ma
         assert picture(pod) == before
 
 
+def test_a_namespace_that_came_to_the_path_of_another_is_left_alone(node: Node) -> None:
+    """As with ``/proc/PID/ns/net``, when another pod's process got the number."""
+    pod = attached(node)
+    node.kill()
+    ip("netns", "del", pod.namespace)
+    ip("netns", "add", "somebodys")  # or the new one could have the number of the old one, which is free now
+    ip("netns", "add", pod.namespace)
+    try:
+        ip("-n", pod.namespace, "link", "add", "eth0", "type", "bridge")
+        node.start()
+        with reconciler(node):
+            eventually(lambda: "node_compared sandboxes=1" in node.log.read_text(), "the node was compared")
+            assert "DriftObserved" not in node.story(pod)
+            assert "it is another one than that of the ADD" in pod.check().msg
+            time.sleep(1)
+            assert set(links(pod.namespace)) == {"eth0"}
+    finally:
+        ip("netns", "del", "somebodys")
+
+
 def test_a_container_that_ends_is_not_held(node: Node) -> None:
     """The kernel must be able to take a namespace down while the worker watches what happens in it."""
     pod = attached(node)
