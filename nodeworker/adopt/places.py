@@ -7,6 +7,7 @@ its addresses are found in one. Nothing is changed. Call it from a thread that d
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ from nodeworker.adopt.plan import Adoption, Place
 from nodeworker.adopt.read import Files
 from nodeworker.adopt.records import Entry
 from nodeworker.errors import RequestFailedError
+from nodeworker.namespace import Namespace
 from nodeworker.netlink import addresses, links
 from nodeworker.netlink.socket import Netlink
 from nodeworker.resolve.default_route import wanted
 
 NETNS_DIR = Path("/run/netns")
 """Where runtimes mount the namespaces that they make."""
+
+NO_INODE = 1
+"""Of no namespace: the kernel numbers them from far above. Whatever comes to the path is another one."""
 
 
 class Inside(msgspec.Struct, frozen=True):
@@ -35,6 +40,8 @@ class Inside(msgspec.Struct, frozen=True):
     links: frozenset[str]
     identities: frozenset[str]
     """Addresses, without prefix length, and MACs."""
+    inode: int
+    """Of the namespace."""
 
 
 class Places:
@@ -51,9 +58,9 @@ class Places:
             inside = _look(path)
             # A process ID may be another process' by now; a runtime's own names do not come back.
             if inside and (not path.startswith("/proc/") or inside.identities & identities(files)):
-                return Place(netns=path, links=inside.links)
+                return Place(netns=path, links=inside.links, inode=inside.inode)
         if stated:
-            return Place(netns=stated[0])
+            return Place(netns=stated[0], inode=NO_INODE if stated[0].startswith("/proc/") else 0)
         return self._find_by(identities(files))
 
     def _find_by(self, wanted: frozenset[str]) -> Place:
@@ -64,7 +71,7 @@ class Places:
         if len(matches) != 1:
             return Place()
         ((path, inside),) = matches
-        return Place(netns=path, links=inside.links)
+        return Place(netns=path, links=inside.links, inode=inside.inode)
 
 
 def stated_netns(files: Files) -> tuple[str, ...]:
@@ -111,7 +118,8 @@ def without_false_claims(adoption: Adoption, place: Place) -> Adoption:
 def _look(path: str) -> Inside | None:
     """Return what is in the namespace at *path*, None if there is no namespace but the node's own."""
     try:
-        netlink = Netlink.in_namespace(path, Phase.CHECK)
+        with Namespace(path, Phase.CHECK) as container:
+            netlink, inode = Netlink.within(container), os.fstat(container.fd).st_ino
     except RequestFailedError:
         return None
     with netlink:
@@ -119,7 +127,7 @@ def _look(path: str) -> Inside | None:
         seen = {link.mac for link in found if link.mac}
         for link in found:
             seen |= {str(assigned.address.ip) for assigned in addresses.of(netlink, link.index)}
-    return Inside(frozenset(link.name for link in found), frozenset(seen))
+    return Inside(frozenset(link.name for link in found), frozenset(seen), inode)
 
 
 def _mounted(folder: Path) -> Iterable[str]:

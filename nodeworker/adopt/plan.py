@@ -40,6 +40,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Its path, also when it is gone; empty: nothing tells."""
     links: frozenset[str] | None = None
     """Names of the interfaces in it. None: it is gone."""
+    inode: int = 0
+    """What tells it from another that comes to its path; 0: not known."""
 
 
 class Adoption(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +127,7 @@ def _adoption(files: Files, place: Place, pod: Pod, bin_dir: str) -> Adoption:
         cni_version=runtime.cni_version or attachments[0].cni_version,
         attachments=tuple(attachments),
         pod=pod,
+        netns_inode=place.inode,
     )
     data = SandboxAdopted(
         ifname=ifname,

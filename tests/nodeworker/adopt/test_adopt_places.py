@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from nodeworker.adopt.places import Places, without_false_claims
+from nodeworker.adopt.places import NO_INODE, Places, without_false_claims
 from nodeworker.adopt.plan import Adoption, Place, judge
 from nodeworker.adopt.read import Files, read
+from nodeworker.namespace import loss
 from tests.nodeworker.adopt.multus_pods import DEFAULT, MACVLAN, POD, result
 from tests.nodeworker.adopt.multus_state import MultusNode
 
@@ -59,7 +60,8 @@ def files(multus: MultusNode, netns: str, *, stated: bool = True) -> Files:
 
 def test_a_sandbox_is_where_its_files_say(multus: MultusNode, make_namespace: MakeNamespace) -> None:
     netns = make_namespace()
-    assert Places().find(files(multus, netns)) == Place(netns=netns, links=frozenset({"lo", "eth0", "peer0"}))
+    place = Place(netns=netns, links=frozenset({"lo", "eth0", "peer0"}), inode=os.stat(netns).st_ino)
+    assert Places().find(files(multus, netns)) == place
 
 
 def test_old_files_say_it_in_their_results_only(multus: MultusNode, make_namespace: MakeNamespace) -> None:
@@ -92,7 +94,9 @@ def test_a_process_id_that_another_process_has_now_is_not_believed(
         process.stdout.readline()
         try:
             path = f"/proc/{process.pid}/ns/net"
-            assert Places().find(files(multus, path)) == Place(netns=path)
+            place = Places().find(files(multus, path))
+            assert place == Place(netns=path, inode=NO_INODE)
+            assert "another one" in loss(path, place.inode), "nor does anybody look into it later"
             mine = replace(DEFAULT, result=result("eth0", "10.244.9.9/24", "02:00:00:00:00:99", path))
             multus.write(replace(POD, networks=(mine,), netns=path))
             (found,) = read(multus.cni_dir, [multus.cache_dir], multus.host_local_dir).sandboxes

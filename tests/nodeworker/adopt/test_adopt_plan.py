@@ -49,6 +49,11 @@ def notes(multus: MultusNode, place: Place = ALIVE) -> str:
     return "; ".join(found.notes)
 
 
+def test_the_namespace_is_told_from_another_that_comes_to_its_path(multus: MultusNode) -> None:
+    multus.write(POD)
+    assert adopted(multus, replace(ALIVE, inode=4026532001)).plan.netns_inode == 4026532001
+
+
 def handed(data: SandboxAdopted) -> list[list[dict[str, Any]]]:
     """Return what the plugins are given, as values."""
     return [[json.loads(plugin) for plugin in each.plugins] for each in data.plan.attachments]
