@@ -68,6 +68,8 @@ _OUTCOMES = (
 
 _EFFECTS = frozenset(get_args(Effect))
 """Half of all events. A look into a set is cheaper than to try one class after another."""
+_WITH_KEY = (AttachRequested, DetachRequested)
+"""Made once: every effect asks, and ``|`` would make a type of them each time."""
 _OUTCOME_TYPES = frozenset(_OUTCOMES)
 
 
@@ -253,7 +255,7 @@ class State:
 
     def _key_by_request(self, event: Event) -> SandboxKey | None:
         pending = self.pending.get(event.cause)
-        if pending is not None and isinstance(pending.event.data, AttachRequested | DetachRequested):
+        if pending is not None and isinstance(pending.event.data, _WITH_KEY):
             return SandboxKey(event.sandbox, pending.event.data.ifname)
         same = (key for key in self.sandboxes if key.container_id == event.sandbox)
         return next((key for key in same if _has_place_for(self.sandboxes[key], event)), None)

@@ -33,6 +33,7 @@ _OF_ONE_POD = ("runtimeConfig", "args", "deviceID", "pciBusID", "prevResult")
 """Keys of a rendered configuration that one pod's ADD put there, not the network's author."""
 
 _OF_DRIFT = frozenset({DriftObserved, DriftRepaired, DriftRepairFailed})
+_WITH_PLANS = frozenset({AttachPlanned, SandboxAdopted})
 _OF_LEAKS = frozenset({LeakObserved, LeakReclaimed, LeakReclaimFailed})
 
 
@@ -144,6 +145,8 @@ class Versions:
 
     def step(self, stored: Stored) -> None:
         """Take in *stored*."""
+        if type(stored.event.data) not in _WITH_PLANS:
+            return
         match stored.event.data:
             case AttachPlanned(attachments=attachments):
                 pass

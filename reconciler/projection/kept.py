@@ -46,18 +46,21 @@ class Kept:
 
     def load(self, what: Needed, loaded: Loaded) -> Needed:
         """Put what is kept of *what* into *loaded*, and return what is not."""
-        for container in what.containers & self._containers.keys():
+        containers = what.containers & self._containers.keys()
+        for container in containers:
             for key, (sandbox, created) in self._containers[container].items():
                 loaded.sandboxes[key], loaded.created[key] = sandbox, created
-        for event_id in what.intents & self._intents.keys():
+        intents = what.intents & self._intents.keys()
+        for event_id in intents:
             if (pending := self._intents[event_id]) is not None:
                 loaded.pending[event_id] = pending
-        for node in what.nodes & self._nodes.keys():
+        nodes = what.nodes & self._nodes.keys()
+        for node in nodes:
             loaded.epochs[node], loaded.commands[node] = self._nodes[node]
-        return Needed(
-            containers=what.containers - self._containers.keys(),
-            intents=what.intents - self._intents.keys(),
-            nodes=what.nodes - self._nodes.keys(),
+        return Needed(  # to take all keys from those wanted would be a step for each of the former
+            containers=what.containers - containers,
+            intents=what.intents - intents,
+            nodes=what.nodes - nodes,
             leaks=what.leaks,
         )
 

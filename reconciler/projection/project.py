@@ -45,6 +45,9 @@ from reconciler.status import PodName
 
 LeakKey: TypeAlias = tuple[NodeName, LeakId]
 
+_OF_LEAKS = (LeakObserved, LeakReclaimed, LeakReclaimFailed)
+"""Made once: every event is asked, and ``|`` would make a type of them each time."""
+
 
 class Needed(msgspec.Struct, frozen=True):
     """What of the state a batch can touch."""
@@ -128,11 +131,7 @@ def needed(batch: Sequence[Stored]) -> Needed:
 
 def _leaks(batch: Sequence[Stored]) -> set[LeakKey]:
     """Return the leaks that *batch* tells of."""
-    return {
-        (event.node, event.data.leak.id)
-        for _, event in batch
-        if isinstance(event.data, LeakObserved | LeakReclaimed | LeakReclaimFailed)
-    }
+    return {(event.node, event.data.leak.id) for _, event in batch if isinstance(event.data, _OF_LEAKS)}
 
 
 def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:

@@ -141,8 +141,13 @@ def leaked_of(fold: bytes) -> Leaked:
     return _leaked_decoder.decode(fold)
 
 
+_OF_STATUS = frozenset({StatusPublished, StatusPublishFailed})
+
+
 def status_row(stored: Stored) -> Row | None:
     """Return the row of the pod whose status *stored* says the last word of; None for any other event."""
+    if type(stored.event.data) not in _OF_STATUS:
+        return None
     match stored.event.data:
         case StatusPublished(ifname=ifname, pod=Pod(name=name) as pod, text=text) if name:
             refused = False
