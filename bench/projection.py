@@ -19,6 +19,7 @@ from bench.cluster import Cluster
 from bench.fold import decode_only, fill, fold_only
 from bench.report import quantile, report
 from events import logs
+from events.ahead import ReadAhead
 from events.fold import Sandbox
 from events.jetstream import JetStreamLedger
 from events.ledger import Stored
@@ -64,10 +65,13 @@ async def filled(server: EmbeddedServer, count: int) -> int:
 
 
 async def rebuilt(url: str, server: EmbeddedServer, count: int) -> tuple[float, float]:
-    """Return the seconds that a rebuild of the database at *url* from the ledger takes, and those on a CPU."""
+    """Return the seconds that a rebuild of the database at *url* from the ledger takes, and those on a CPU.
+
+    The latter are of this process, not of the one that reads the ledger, nor of the servers.
+    """
     ledger = await JetStreamLedger.connect(server.url, server.token)
     start, busy = time.perf_counter(), time.process_time()
-    done = await rebuild(url, ledger, "NODE", lambda _done, _end: None)
+    done = await rebuild(url, ReadAhead(ledger, server.url, server.token), "NODE", lambda _done, _end: None)
     seconds = time.perf_counter() - start, time.process_time() - busy
     await ledger.close()
     assert done == count, (done, count)

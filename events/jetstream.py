@@ -13,7 +13,7 @@ from events.connection import RETRY, Connection
 from events.hearing import hearing
 from events.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableError, Stored
 from events.notices import Notice
-from events.pull import ConsumerLostError, Puller
+from events.pull import ConsumerLostError, Message, Puller
 from events.schema import Event, MalformedEventError, decode, encode
 from events.streams import NODE_STREAM, Stream, StreamConfig, lasting
 
@@ -100,18 +100,28 @@ class JetStreamLedger:
 
     async def read(self, subject: str = f"{subjects.ROOT}.>", after: int = 0) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.read``."""
+        async with aclosing(self.read_texts(subject, after)) as batches:
+            async for messages in batches:
+                for message in messages:
+                    if (stored := stored_in(message)) is not None:
+                        yield stored
+
+    async def read_texts(
+        self, subject: str = f"{subjects.ROOT}.>", after: int = 0
+    ) -> AsyncGenerator[list[Message], None]:
+        """Yield the same as the stream has it, some at a time."""
         end = await self.last_sequence()
         while after < end:
             puller = Puller(self.connection, self.stream, (subject,), after, endless=False)
             try:
                 async with aclosing(puller.pull()) as batches:
                     async for messages in batches:
-                        for sequence, payload in messages:
-                            if sequence > end:
-                                return
-                            after = sequence
-                            if (stored := _stored(sequence, payload)) is not None:
-                                yield stored
+                        if messages and messages[-1].sequence > end:
+                            yield [message for message in messages if message.sequence <= end]
+                            return
+                        if messages:
+                            after = messages[-1].sequence
+                            yield messages
             except ConsumerLostError as error:
                 log.info("ledger_reader_replaced", reason=str(error), after=after)
                 await asyncio.sleep(RETRY)
@@ -127,9 +137,9 @@ class JetStreamLedger:
             try:
                 async with aclosing(puller.pull()) as batches:
                     async for messages in batches:
-                        for sequence, payload in messages:
-                            after = sequence
-                            if (stored := _stored(sequence, payload)) is not None:
+                        for message in messages:
+                            after = message.sequence
+                            if (stored := stored_in(message)) is not None:
                                 yield stored
             except (ConsumerLostError, LedgerUnavailableError) as error:
                 log.info("ledger_reader_replaced", reason=str(error), after=after)
@@ -140,7 +150,7 @@ class JetStreamLedger:
         message = await self._stream.message(last_by_subj=subject)
         if message is None:
             return None
-        newest = _stored(message.sequence, message.payload)
+        newest = stored_in(Message(message.sequence, message.payload))
         if newest is None:
             async for stored in self.read(subject):
                 newest = stored
@@ -171,8 +181,9 @@ class JetStreamLedger:
         return await self._stream.api(call, body)
 
 
-def _stored(sequence: int, payload: bytes) -> Stored | None:
+def stored_in(message: Message) -> Stored | None:
     """Return the event, or None for bytes that are none: one torn event must not hide those behind it."""
+    sequence, payload = message
     try:
         return Stored(sequence, decode(payload))
     except MalformedEventError as error:

@@ -43,10 +43,25 @@ class ConflictError(LedgerError):
     """Another writer was first: what was expected of the ledger no longer holds; nothing was appended."""
 
 
-class Ledger(Protocol):
+class Readable(Protocol):
+    """What there is of a ledger now.
+
+    Whoever leaves ``read`` before its end closes it (``contextlib.aclosing``): it holds a consumer.
+    """
+
+    def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
+        """Yield the events that match *subject* and follow *after*, up to the last one there is at the call."""
+        ...
+
+    async def last_sequence(self) -> int:
+        """Return the sequence of the newest event, 0 when there never was one. Raises LedgerUnavailableError."""
+        ...
+
+
+class Ledger(Readable, Protocol):
     """An append-only log of events in one total order.
 
-    Whoever leaves ``read`` or ``follow`` before its end closes it (``contextlib.aclosing``): it holds a consumer.
+    Whoever leaves ``follow`` closes it, as ``read``.
     """
 
     async def append(self, event: Event, expect: Expect | None = None) -> int:
@@ -57,20 +72,12 @@ class Ledger(Protocol):
         """
         ...
 
-    def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
-        """Yield the events that match *subject* and follow *after*, up to the last one there is at the call."""
-        ...
-
     def follow(self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0) -> AsyncGenerator[Stored, None]:
         """Yield the same without end, each once and in order, over reconnects and restarts of the server."""
         ...
 
     async def last(self, subject: str) -> Stored | None:
         """Return the newest event that matches *subject*. Raises LedgerUnavailableError."""
-        ...
-
-    async def last_sequence(self) -> int:
-        """Return the sequence of the newest event, 0 when there never was one. Raises LedgerUnavailableError."""
         ...
 
     async def purge(self, subject: str, up_to: int) -> int:

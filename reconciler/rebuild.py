@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
 
-from events.ledger import Ledger, Stored
+from events.ledger import Readable, Stored
 from reconciler.batches import in_batches
 from reconciler.projection import snapshot
 from reconciler.projection.beside import Beside
@@ -18,7 +18,7 @@ Progress = Callable[[int, int], None]
 """Is told up to where it is, and how far there is to go."""
 
 
-async def rebuild(url: str, ledger: Ledger, name: str, progress: Progress, start_from: Path | None = None) -> int:
+async def rebuild(url: str, ledger: Readable, name: str, progress: Progress, start_from: Path | None = None) -> int:
     """Rebuild the projection at *url* from *ledger*, whose stream is called *name*; return the sequence that it is at.
 
     With *start_from* it begins with that snapshot, else with the ledger's first event. A reconciler may run meanwhile.
@@ -42,7 +42,7 @@ async def rebuild(url: str, ledger: Ledger, name: str, progress: Progress, start
         beside.close()
 
 
-async def _read(store: Store, ledger: Ledger, end: int, progress: Progress) -> int:
+async def _read(store: Store, ledger: Readable, end: int, progress: Progress) -> int:
     done = store.position()
     if done > end:
         raise ProjectionError(f"the snapshot has {done} events of the ledger, which has but {end}: it is of another")
