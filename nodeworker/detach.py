@@ -107,7 +107,7 @@ class Detacher:
         left: dict[IfName, Failure] = {}
         there = [each for each in reversed(sandbox.attempted()) if each.phase is not AttachmentPhase.DETACHED]
         if sandbox.plan is not None:
-            await self._runners.clear([each.plan for each in there], sandbox.plan.netns)
+            await self._runners.clear([each.plan for each in there], self.target(sandbox).netns)
         for attachment in there:
             done = await self._detach_one(sandbox, attachment, phase)
             if isinstance(done, InterfaceDetachFailed):

@@ -395,6 +395,11 @@ def test_a_namespace_that_came_to_the_path_of_another_is_left_alone(node: Node) 
             assert "it is another one than that of the ADD" in pod.check().msg
             time.sleep(1)
             assert set(links(pod.namespace)) == {"eth0"}
+        ip("-n", pod.namespace, "link", "add", "net1", "type", "bridge")
+        assert pod.delete().exit_code == 0
+        assert set(links(pod.namespace)) == {"eth0", "net1"}
+        assert not node.reserved()
+        pod.end()
     finally:
         ip("netns", "del", "somebodys")
 
