@@ -138,8 +138,11 @@ class Checker:
         since (CNI specification 1.1, section 2, "CHECK").
         """
         look = await self._eyes.look(sandbox, Phase.CHECK, everything=True)
+        if look is None:
+            message = f"the namespace of pod {sandbox.pod} is gone: delete the pod to have it made anew"
+            raise failed(ErrorClass.NAMESPACE_INVALID, Phase.CHECK, message)
         silent = {attachment.plan.ifname for attachment in sandbox.attachments if attachment.plan.disable_check}
-        for drift in look.drifts if look is not None else ():
+        for drift in look.drifts:
             if drift.ifname in silent or drift.kind is DriftKind.ADDRESS_FOREIGN:
                 continue
             wanted, found = drift.expected, drift.found or "nothing"

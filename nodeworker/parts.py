@@ -83,7 +83,7 @@ class Parts:
         self.statuses = StatusWait(notices, recorder.node, section.status_wait, metrics)
         planner = Planner(recorder, source, runners, section, readiness, self._device_sources(source))
         attacher = Attacher(recorder, detacher, planner, runners, section, metrics, self.statuses, collections)
-        self.eyes = Eyes(settings.drift)
+        self.eyes = Eyes(settings.drift, recorder.boot_id)
         checker = Checker(recorder, runners, section, source, connected, self.eyes)
         collector = GarbageCollector(
             recorder, answers, runners, section, readiness, checker.default_attachment, collections

@@ -34,8 +34,10 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
 class Eyes:
     """The worker's look at sandboxes. The kernel has one lock for all links: one thread is enough."""
 
-    def __init__(self, settings: DriftSettings) -> None:
+    def __init__(self, settings: DriftSettings, boot_id: str = "") -> None:
+        """*boot_id*: of the node now; empty: not known."""
         self._settings = settings
+        self._boot_id = boot_id
         self._mtus: dict[SandboxKey, dict[str, int]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="observe")
 
@@ -53,6 +55,8 @@ class Eyes:
         *everything*: also of networks that are not to be looked at. Raises NetlinkError.
         """
         assert sandbox.plan is not None
+        if self._boot_id and sandbox.boot_id not in ("", self._boot_id):
+            return None  # what is at its path by now is somebody else's, be the inode the same
         policy: Callable[[str], str] = (lambda _: "observe") if everything else self._settings.of
         wanted, netns, inode = expected(sandbox, policy), sandbox.plan.netns, sandbox.plan.netns_inode
         try:

@@ -18,6 +18,7 @@ from e2e_kernel import eventually, ip, links
 from e2e_node import BRIDGE, PARENT, MakeNode, Node, prove_clean
 from e2e_reconciler import reconciler
 from e2e_runtime import PodSandbox
+from test_e2e_leaks import forge_boot
 
 from events.schema import Drift, DriftKind, DriftObserved, DriftRepaired, DriftRepairFailed, ErrorClass
 from reconciler.status_folder import LOOK
@@ -402,6 +403,21 @@ def test_a_namespace_that_came_to_the_path_of_another_is_left_alone(node: Node) 
         pod.end()
     finally:
         ip("netns", "del", "somebodys")
+
+
+def test_what_was_attached_before_a_reboot_is_not_looked_for(node: Node) -> None:
+    """Its path and even its inode may be somebody else's: both are counted from the same number in each boot."""
+    pod = attached(node)
+    node.kill()
+    ip("-n", pod.namespace, "link", "set", "net1", "mtu", "1400")
+    forge_boot(node)
+    node.start()
+    with reconciler(node):
+        eventually(lambda: "node_compared sandboxes=1" in node.log.read_text(), "the node was compared")
+        assert "DriftObserved" not in node.story(pod)
+        ip("-n", pod.namespace, "link", "set", "net1", "mtu", "1500")
+        assert "is gone: delete the pod" in pod.check().msg
+    pod.end()
 
 
 def test_a_container_that_ends_is_not_held(node: Node) -> None:
