@@ -54,6 +54,13 @@ def breakdown(spans: Sequence[Span], begin: float, end: float) -> dict[str, floa
     }
 
 
+def longest_step(trace: Trace) -> float:
+    """Return the seconds of the longest step that the event loop took between the first request and the last answer."""
+    answers = [span for span in trace.spans if span[0] == "answer"]
+    first, last = min(since for _, since, _ in answers), max(until for _, _, until in answers)
+    return max((seconds for begin, seconds in trace.steps if first <= begin <= last), default=0.0)
+
+
 def floor(stage: Stage, count: int) -> float:
     """Return the seconds that a program takes which knows what to send, for the messages of the same ADD."""
     seconds: list[float] = []
@@ -122,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     whole = quantile([each["whole"] for each in parts], 0.5)
     report("the messages to the kernel by themselves p50", lowest * 1e3, "ms")
     report("ADD, of the messages to the kernel by themselves p50", whole / lowest, "ratio")
-    report("longest step of the event loop, at concurrency 16", trace.longest_step * 1e3, "ms", 5.0)
+    report("longest step of the event loop, at concurrency 16", longest_step(trace) * 1e3, "ms", 5.0)
 
 
 if __name__ == "__main__":

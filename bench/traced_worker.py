@@ -43,8 +43,8 @@ class Trace(msgspec.Struct):
 
     spans: list[tuple[str, float, float]] = []
     """Name, begin and end."""
-    longest_step: float = 0.0
-    """Of the event loop, from the first answer on."""
+    steps: list[tuple[float, float]] = []
+    """Of the event loop, those that took long: begin, and the seconds without those that it waited for a processor."""
 
 
 trace = Trace()
@@ -87,17 +87,20 @@ def with_noted_work(do: Callable[..., Awaitable[Done]]) -> Callable[..., Awaitab
     return noting
 
 
+_LONG = 0.001
+
+
 def watch_steps() -> None:
-    """Note how long the longest step of the event loop takes, without the time that it waits for a processor."""
+    """Note which steps of the event loop take long."""
     run = loop_events.Handle._run
     schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
 
     def timed(self: loop_events.Handle) -> None:
         delay, begin = _delay(schedule), time.perf_counter()
         run(self)
-        if trace.spans:
-            held_up = time.perf_counter() - begin - (_delay(schedule) - delay)
-            trace.longest_step = max(trace.longest_step, held_up)
+        held_up = time.perf_counter() - begin - (_delay(schedule) - delay)
+        if held_up > _LONG:
+            trace.steps.append((begin, held_up))
 
     loop_events.Handle._run = timed  # type: ignore[method-assign]
 
