@@ -6,6 +6,7 @@ Each test compares the pod before and after in all that matters of it: what was 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -384,8 +385,8 @@ def test_a_namespace_that_came_to_the_path_of_another_is_left_alone(node: Node) 
     """As with ``/proc/PID/ns/net``, when another pod's process got the number."""
     pod = attached(node)
     node.kill()
+    held = os.open(pod.netns, os.O_RDONLY)  # or the new one could have the number of the old one, which would be free
     ip("netns", "del", pod.namespace)
-    ip("netns", "add", "somebodys")  # or the new one could have the number of the old one, which is free now
     ip("netns", "add", pod.namespace)
     try:
         ip("-n", pod.namespace, "link", "add", "eth0", "type", "bridge")
@@ -402,7 +403,7 @@ def test_a_namespace_that_came_to_the_path_of_another_is_left_alone(node: Node) 
         assert not node.reserved()
         pod.end()
     finally:
-        ip("netns", "del", "somebodys")
+        os.close(held)
 
 
 def test_what_was_attached_before_a_reboot_is_not_looked_for(node: Node) -> None:
