@@ -115,6 +115,8 @@ class Attacher:
         sandbox = self._sandbox(key)
         if any(a.phase not in (AttachmentPhase.PLANNED, AttachmentPhase.ATTACHED) for a in sandbox.attachments):
             raise RequestFailedError(patience.failure)  # an earlier worker was undoing it already
+        if resumed and not self._detacher.target(sandbox).netns:
+            raise _gone(sandbox)  # what is at its path by now may be somebody else's
         async with Pipeline(self._recorder, event) as records:
             missing = [each for each in sandbox.attachments if each.phase is AttachmentPhase.PLANNED]
             for attachment in missing if resumed else ():  # which may have been begun all the same
@@ -242,6 +244,14 @@ def _failed(
 def _outcome(event: Event, request: AttachRequested, result: str) -> AttachCompleted:
     return AttachCompleted(
         request=request.request, ifname=request.ifname, result=result, seconds=seconds_since(event.at)
+    )
+
+
+def _gone(sandbox: Sandbox) -> RequestFailedError:
+    return failed(
+        ErrorClass.NAMESPACE_INVALID,
+        Phase.ADD,
+        f"the namespace {sandbox.netns} of pod {sandbox.pod} is gone since its ADD was begun: make a new sandbox",
     )
 
 

@@ -13,7 +13,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from e2e_kernel import eventually
+from e2e_kernel import eventually, ip, links
 from e2e_node import ADD_STORY, DEL_STORY, ROLLBACK_STORY, MakeNode, Node
 from e2e_runtime import Answer, Call, PodSandbox
 
@@ -82,6 +82,28 @@ def test_attach_survives_the_worker(node: Node, fault: str) -> None:
     node.assert_attached(pod)
     assert pod.delete().exit_code == 0
     node.assert_detached(pod)
+
+
+def test_an_attach_does_not_go_on_in_a_namespace_that_came_to_the_path_of_its_own(node: Node) -> None:
+    """As with ``/proc/PID/ns/net``, when another pod's process got the number while no worker ran."""
+    node.start("after:AttachPlanned:1")
+    pod = node.samplepod()
+    call = pod.call("ADD")
+    assert node.ended() == -signal.SIGKILL
+    held = os.open(pod.netns, os.O_RDONLY)  # or the new one could have the number of the old one, which would be free
+    try:
+        ip("netns", "del", pod.namespace)
+        ip("netns", "add", pod.namespace)
+        ip("-n", pod.namespace, "link", "add", "eth0", "type", "bridge")
+        node.start()
+        answer = call.answer()
+        assert answer.code == 4
+        assert "is gone since its ADD was begun" in answer.msg
+        assert set(links(pod.namespace)) == {"eth0"}
+        assert not node.reserved()
+        pod.end()
+    finally:
+        os.close(held)
 
 
 @pytest.mark.parametrize("fault", boundaries(DEL_STORY))
