@@ -26,6 +26,7 @@ from events.ledger import Stored
 from events.saying import said_now
 from events.schema import Event, StatusPublished, encode
 from events.server import EmbeddedServer
+from events.settings import LedgerAddress
 from reconciler.batches import BATCH, collect_seldom
 from reconciler.projection.project import Loaded, project
 from reconciler.projection.snapshot import restore, save
@@ -71,7 +72,8 @@ async def rebuilt(url: str, server: EmbeddedServer, count: int) -> tuple[float, 
     """
     ledger = await JetStreamLedger.connect(server.url, server.token)
     start, busy = time.perf_counter(), time.process_time()
-    done = await rebuild(url, ReadAhead(ledger, server.url, server.token), "NODE", lambda _done, _end: None)
+    ahead = ReadAhead(ledger, LedgerAddress(server.url, server.token))
+    done = await rebuild(url, ahead, "NODE", lambda _done, _end: None)
     seconds = time.perf_counter() - start, time.process_time() - busy
     await ledger.close()
     assert done == count, (done, count)

@@ -22,6 +22,7 @@ from events import logs, subjects
 from events.jetstream import JetStreamLedger, stored_in
 from events.ledger import LedgerError, LedgerUnavailableError, Stored
 from events.pull import Message
+from events.settings import LedgerAddress
 from events.streams import NODE_STREAM
 
 _AHEAD = 4 * 1024 * 1024
@@ -37,20 +38,18 @@ _decode = msgspec.msgpack.Decoder(list[Message] | str).decode
 
 
 class _Task(msgspec.Struct):
-    url: str
-    token: str
+    address: LedgerAddress
     stream: str
     subject: str
     after: int
 
 
 class ReadAhead:
-    """A ``Readable``: *ledger*, which is at *url* and lets the holder of *token* in."""
+    """A ``Readable``: *ledger*, which is at *address*."""
 
-    def __init__(self, ledger: JetStreamLedger, url: str, token: str) -> None:
+    def __init__(self, ledger: JetStreamLedger, address: LedgerAddress) -> None:
         self._ledger = ledger
-        self._url = url
-        self._token = token
+        self._address = address
 
     async def last_sequence(self) -> int:
         """See ``Ledger.last_sequence``."""
@@ -58,7 +57,7 @@ class ReadAhead:
 
     async def read(self, subject: str = f"{subjects.ROOT}.>", after: int = 0) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.read``. Raises LedgerUnavailableError also when the process ends before its time."""
-        task = _Task(self._url, self._token, self._ledger.stream, subject, after)
+        task = _Task(self._address, self._ledger.stream, subject, after)
         command = (sys.executable, "-m", "events.ahead")
         process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=_PIPE)
         assert process.stdin is not None
@@ -103,14 +102,14 @@ async def _read(task: _Task) -> None:
 
 
 async def _forward(task: _Task, pipe: StreamWriter) -> None:
-    config = replace(NODE_STREAM, name=task.stream)
+    config, at = replace(NODE_STREAM, name=task.stream), task.address
     try:
         async with asyncio.timeout(_PATIENCE):
             ledger = await JetStreamLedger.connect(
-                task.url, task.token, config=config, make=False, name="plumbline-ahead"
+                at.url, at.token, user=at.user, config=config, make=False, name="plumbline-ahead"
             )
     except TimeoutError:
-        raise LedgerUnavailableError(f"the ledger at {task.url} does not answer: is nats-server running?") from None
+        raise LedgerUnavailableError(f"the ledger at {at.url} does not answer: is nats-server running?") from None
     try:
         async with aclosing(ledger.read_texts(task.subject, task.after)) as batches:
             async for messages in batches:

@@ -5,21 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from events.jetstream import JetStreamLedger
-from events.settings import hub_address, ledger_address
-from events.streams import NODE_STREAM, hub_stream
+from events.settings import LedgerAddress, hub_address, ledger_address
+from events.streams import NODE_STREAM, StreamConfig, hub_stream
 from reconciler.publisher import Publisher
 from reconciler.settings import ReconcilerSettings
 from reconciler.status_folder import StatusFolder
 
 
-async def connect(settings: ReconcilerSettings, name: str) -> JetStreamLedger:
-    """Return the whole ledger: the hub's where there is one, else the node's.
+def whole_ledger(settings: ReconcilerSettings) -> tuple[LedgerAddress, StreamConfig]:
+    """Return where the whole ledger is, and as which stream: the hub's where there is one, else the node's.
 
-    Raises SettingsError, LedgerError.
+    Raises SettingsError.
     """
-    address, config = hub_address(settings), hub_stream(hub_replicas(settings))
-    if address is None:
-        address, config = ledger_address(settings), NODE_STREAM
+    if (hub := hub_address(settings)) is not None:
+        return hub, hub_stream(hub_replicas(settings))
+    return ledger_address(settings), NODE_STREAM
+
+
+async def connect(settings: ReconcilerSettings, name: str) -> JetStreamLedger:
+    """Return the whole ledger. Raises SettingsError, LedgerError."""
+    address, config = whole_ledger(settings)
     return await JetStreamLedger.connect(address.url, address.token, user=address.user, config=config, name=name)
 
 

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from events import logs
 from events.ahead import ReadAhead
 from events.ledger import LedgerError
-from events.settings import SettingsError, ledger_address, load
+from events.settings import SettingsError, load
+from reconciler.adapters import whole_ledger
 from reconciler.batches import collect_seldom
 from reconciler.cli.ledger import connect
 from reconciler.projection.engine import DatabaseAwayError, ProjectionError
@@ -68,15 +69,15 @@ def _run(work: Callable[[ReconcilerSettings], int], config: Path | None) -> int:
 
 async def _rebuild(settings: ReconcilerSettings, start_from: Path | None) -> int:
     collect_seldom()
-    ledger = await connect(settings)
-    address = ledger_address(settings)
+    address, config = whole_ledger(settings)
+    ledger = await connect(address, config)
     columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("events", total=None)
             return await rebuild(
                 settings.database,
-                ReadAhead(ledger, address.url, address.token),
+                ReadAhead(ledger, address),
                 ledger.stream,
                 lambda done, end: bar.update(task, completed=done, total=end),
                 start_from,

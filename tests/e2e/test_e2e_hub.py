@@ -37,6 +37,8 @@ from tests.events.hub_servers import HubServers, connect_hub
 
 T = TypeVar("T")
 
+_MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
+
 _REPOSITORY = Path(__file__).parents[2]
 
 
@@ -112,6 +114,12 @@ class Cluster:
             finally:
                 process.kill()
                 process.wait()
+
+
+def command(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``plumbline`` with *words*."""
+    argv = [*_MAIN, "--config", str(config), *words]
+    return subprocess.run(argv, cwd=_REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture
@@ -194,6 +202,29 @@ def test_a_hub_that_was_restored_from_an_old_backup_is_told_again(cluster: Clust
         "DetachCompleted",
     ]
     assert "hub_lost_history" in node.log.read_text()
+
+
+def test_commands_where_the_reconciler_runs_read_the_hub(cluster: Cluster, tmp_path: Path) -> None:
+    node = cluster.node
+    node.start()
+    pod = node.samplepod()
+    with cluster.reconciler():
+        assert pod.add().exit_code == 0
+        cluster.assert_same()
+        settings = json.loads(node.config.read_text())
+        del settings["ledger"]  # it is the nodes', and not within the reconciler's reach
+        config = tmp_path / "reconciler.json"
+        config.write_text(json.dumps({**settings, "runDir": str(tmp_path)}))
+        rebuilt = command(config, "rebuild")
+        assert rebuilt.returncode == 0, rebuilt.stderr
+        last = cluster.with_hub(lambda ledger: ledger.last_sequence())
+        assert 0 < int(rebuilt.stdout.split()[-1]) <= last
+        told = command(config, "timeline", "samplepod")
+        assert told.returncode == 0, told.stderr
+        assert "AttachCompleted" in command(config, "timeline", "samplepod", "--json").stdout
+        verified = command(config, "verify")
+        assert verified.returncode == 0, verified.stdout
+    assert pod.delete().exit_code == 0
 
 
 def test_a_command_comes_down_from_the_hub_and_its_outcome_goes_up(cluster: Cluster) -> None:
