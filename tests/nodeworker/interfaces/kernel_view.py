@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ _PASSING = re.compile(
 native interfaces are usable at once."""
 _LATE = {"NO-CARRIER", "linkdown"}
 """Flags that the kernel derives from ``LOWER_UP``, up to a second later, as it does ``operstate``."""
+_IPV6_PATIENCE = 2.0
+"""Seconds: as for ``_LATE``, and some links get none at all."""
 _UNREADABLE = {"stable_secret"}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -75,8 +78,11 @@ def filters_vlans() -> bool:
 
 
 def view(netns: str, result: Any = None) -> dict[str, Any]:
-    """Return the thread's node, the container in *netns* and *result*, when no address is tentative any more."""
+    """Return the thread's node, the container in *netns* and *result*, when the kernel is through with IPv6."""
     with Namespace(netns, Phase.CHECK) as opened:
+        until = time.monotonic() + _IPV6_PATIENCE
+        while (opened.inside(_ipv6_begins) or _ipv6_begins()) and time.monotonic() < until:
+            time.sleep(0.01)
         while opened.inside(_tentative) or _tentative():
             pass
         seen = {"result": result, "container": opened.inside(_namespace), "node": _namespace()}
@@ -133,6 +139,18 @@ def _hasten() -> None:
 def _ip(*words: str) -> Any:
     ran = subprocess.run(["ip", "-j", "-d", *words], check=True, capture_output=True, text=True)
     return json.loads(ran.stdout or "[]")
+
+
+def _ipv6_begins() -> bool:
+    """Return whether a link that came up has yet to get its link-local address, and its routes with that."""
+    for link in _ip("addr"):
+        conf = Path("/proc/sys/net/ipv6/conf", link["ifname"])
+        wanted = {"UP", "LOWER_UP"} <= set(link["flags"]) and "LOOPBACK" not in link["flags"]
+        if not wanted or not conf.exists() or any(each["scope"] == "link" for each in link["addr_info"]):
+            continue
+        if [(conf / name).read_text().strip() for name in ("disable_ipv6", "addr_gen_mode")] == ["0", "0"]:
+            return True
+    return False
 
 
 def _tentative() -> bool:
