@@ -18,11 +18,14 @@ from events.ledger import ConflictError, Expect, LedgerError, LedgerFullError, L
 _WRONG_LAST_SEQUENCE = 10071
 _NO_ROOM = frozenset({10023, 10047})
 _NOT_STORED = 10077  # for a reason that only its description tells
+_NAME_TAKEN = 10058
 _NO_STREAM = 10059
 _NO_MESSAGE = 10037
 _NO_PEERS = 10005  # yet, while a cluster starts
 _STORE = 0.5  # a request that a server took to its grave is not answered by the next one
 _API = 2.0
+_ATTEMPTS = 5
+"""How often a stream is made that somebody else makes at the same time."""
 _DAY = 86_400_000_000_000
 
 
@@ -153,18 +156,29 @@ class Stream:
     async def ensure(self, config: StreamConfig, *, first: int = 0) -> None:
         """Make the stream what *config* says; one that has to be made begins with sequence *first*.
 
-        Raises LedgerError when the server refuses it.
+        Somebody else may do the same at the same time. Raises LedgerError when the server refuses it.
         """
+        for _ in range(_ATTEMPTS):
+            if await self._ensured(config, first):
+                return
+        raise LedgerUnavailableError(
+            f"nats-server says by turns that the stream {config.name} is there and that it is not"
+        )
+
+    async def _ensured(self, config: StreamConfig, first: int) -> bool:
+        """Do it, or return False: it was made in the meantime."""
         info = await self._info()
         if info.error is not None and info.error.err_code != _NO_STREAM:
             raise LedgerUnavailableError(f"the ledger can't be read: {info.error.description}")
         wanted: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))
         if info.error is None and all((info.config.get(key) or None) == (wanted[key] or None) for key in wanted):
-            return
+            return True
         call, body = "UPDATE", {**info.config, **wanted}
         if info.error is not None:
             call, body = "CREATE", {**wanted, "first_seq": first}
         made = msgspec.json.decode(await self.api(f"STREAM.{call}.{config.name}", body), type=StreamInfo)
+        if made.error is not None and made.error.err_code == _NAME_TAKEN and info.error is not None:
+            return False
         if made.error is not None and made.error.err_code == _NO_PEERS:
             raise LedgerUnavailableError(
                 f"the stream {config.name} is to have {config.num_replicas} replicas, and there are not as many "
@@ -172,6 +186,7 @@ class Stream:
             )
         if made.error is not None:
             raise LedgerError(f"nats-server refused the stream {config.name}: {made.error.description}")
+        return True
 
     async def info(self) -> StreamInfo:
         """Return what the server says of the stream. Raises LedgerUnavailableError."""

@@ -18,6 +18,7 @@ import msgspec
 import nats
 import pytest
 from event_stories import Teller, container
+from msgspec.structs import replace
 from nats.aio.client import Client
 
 from events import pull, subjects
@@ -26,7 +27,7 @@ from events.jetstream import JetStreamLedger
 from events.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
 from events.schema import Event, EventId
 from events.server import MAX_PAYLOAD, EmbeddedServer
-from events.streams import NODE_STREAM, StreamConfig
+from events.streams import NODE_STREAM, Stream, StreamConfig, command_stream
 from events.subjects import matches
 
 ONE = container(1)
@@ -99,6 +100,19 @@ def kill(server: EmbeddedServer) -> None:
 
 
 # --- nothing is lost -------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_may_be_made_by_several_at_the_same_time(server: EmbeddedServer) -> None:
+    """As a worker and a reconciler do, for their commands, that start together on a new node."""
+    makers = [await JetStreamLedger.connect(server.url, server.token) for _ in range(8)]
+    for number in range(10):
+        name = f"MADE-{number}"
+        wanted = replace(command_stream(), name=name, subjects=(f"made.{number}.>",), republish=None)
+        streams = [Stream(maker.connection, name) for maker in makers]
+        # Each a millisecond later than the one before: see ``JetStreamCommands.make``.
+        await asyncio.gather(*(stream.ensure(wanted, first=1000 + n) for n, stream in enumerate(streams)))
+    for maker in makers:
+        await maker.close()
 
 
 async def test_nothing_is_lost_doubled_or_reordered_over_crashes_of_the_server(
