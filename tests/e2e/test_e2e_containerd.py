@@ -162,18 +162,20 @@ def gated(rig: Rig) -> Gate:
 
 def test_a_kubelet_that_gives_up_leaves_nothing(rig: Rig) -> None:
     """Its patience ends in the middle of an ADD: containerd kills the entry point, and asks for a DEL."""
-    gate = gated(rig)
+    gate, before = gated(rig), detaches(rig.node, "gated")
     call = rig.containerd.start_run("gated")
     gate.reached()
     call.give_up()
-    eventually(lambda: detach_is_under_way(rig.node), "the DEL has come")
+    eventually(lambda: detaches(rig.node, "gated") > before, "the DEL has come")
     gate.open()
     eventually(lambda: not list(rig.containerd.namespaces.iterdir()), "containerd has done the rest", _PATIENCE)
     assert not rig.node.state().sandboxes
 
 
-def detach_is_under_way(node: Node) -> bool:
-    return any(isinstance(pending.event.data, DetachRequested) for pending in node.state().pending.values())
+def detaches(node: Node, pod: str) -> int:
+    """Return how many DELs of *pod* were asked for until now."""
+    datas = (stored.event.data for stored in node.events())
+    return sum(isinstance(data, DetachRequested) and data.pod.name == pod for data in datas)
 
 
 # --- the worker dies -------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def test_an_add_that_nobody_waits_for_is_undone(node: Node) -> None:
 
 def test_an_add_that_takes_too_long_is_undone(node: Node) -> None:
     pod, gate = gated_pod(node)
-    answer = pod.add(PLUMBLINE_DEADLINE="0.5")
+    answer = pod.add(PLUMBLINE_DEADLINE="3")
     gate.reached()
     assert answer.code == 11
     eventually(lambda: node.story(pod)[-1:] == ("AttachFailed",), "the ADD is given up")
