@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from events import logs, subjects
-from events.jetstream import JetStreamLedger, stored_in
+from events.jetstream import JetStreamLedger, reached, stored_in
 from events.ledger import LedgerError, LedgerUnavailableError, Stored
 from events.pull import Message
 from events.settings import LedgerAddress
@@ -30,7 +30,6 @@ _AHEAD = 4 * 1024 * 1024
 _PIPE = 1024 * 1024
 _LENGTH = 4
 """Bytes that say how many follow."""
-_PATIENCE = 5.0
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Message] | str).decode
@@ -102,14 +101,7 @@ async def _read(task: _Task) -> None:
 
 
 async def _forward(task: _Task, pipe: StreamWriter) -> None:
-    config, at = replace(NODE_STREAM, name=task.stream), task.address
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            ledger = await JetStreamLedger.connect(
-                at.url, at.token, user=at.user, config=config, make=False, name="plumbline-ahead"
-            )
-    except TimeoutError:
-        raise LedgerUnavailableError(f"the ledger at {at.url} does not answer: is nats-server running?") from None
+    ledger = await reached(task.address, replace(NODE_STREAM, name=task.stream), "plumbline-ahead")
     try:
         async with aclosing(ledger.read_texts(task.subject, task.after)) as batches:
             async for messages in batches:

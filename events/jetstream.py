@@ -15,10 +15,12 @@ from events.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableE
 from events.notices import Notice
 from events.pull import ConsumerLostError, Message, Puller
 from events.schema import Event, MalformedEventError, decode, encode
+from events.settings import LedgerAddress
 from events.streams import NODE_STREAM, Stream, StreamConfig, lasting
 
 log = structlog.get_logger(__name__)
 
+_SOON = 5.0
 _SUBJECT_BYTES = 1024  # a command line longer than 4096 ends the connection, and readers' are longer than the subject
 
 
@@ -179,6 +181,20 @@ class JetStreamLedger:
     async def api(self, call: str, body: object) -> bytes:
         """Return the answer of the JetStream API *call*. Raises LedgerUnavailableError."""
         return await self._stream.api(call, body)
+
+
+async def reached(address: LedgerAddress, config: StreamConfig, name: str) -> JetStreamLedger:
+    """Return the ledger at *address*, which has its stream, for who does not wait for it.
+
+    Raises LedgerError, LedgerUnavailableError when it does not answer soon.
+    """
+    try:
+        async with asyncio.timeout(_SOON):
+            return await JetStreamLedger.connect(
+                address.url, address.token, user=address.user, config=config, make=False, name=name
+            )
+    except TimeoutError:
+        raise LedgerUnavailableError(f"the ledger at {address.url} does not answer: is nats-server running?") from None
 
 
 def stored_in(message: Message) -> Stored | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from events.jetstream import JetStreamLedger
-from events.settings import LedgerAddress, hub_address, ledger_address
+from events.settings import LedgerAddress, Settings, hub_address, ledger_address
 from events.streams import NODE_STREAM, StreamConfig, hub_stream
 from reconciler.publisher import Publisher
 from reconciler.settings import ReconcilerSettings
 from reconciler.status_folder import StatusFolder
 
 
-def whole_ledger(settings: ReconcilerSettings) -> tuple[LedgerAddress, StreamConfig]:
+def whole_ledger(settings: Settings) -> tuple[LedgerAddress, StreamConfig]:
     """Return where the whole ledger is, and as which stream: the hub's where there is one, else the node's.
 
     Raises SettingsError.
@@ -28,7 +28,7 @@ async def connect(settings: ReconcilerSettings, name: str) -> JetStreamLedger:
     return await JetStreamLedger.connect(address.url, address.token, user=address.user, config=config, name=name)
 
 
-def hub_replicas(settings: ReconcilerSettings) -> int:
+def hub_replicas(settings: Settings) -> int:
     """Return how many servers hold each event and command."""
     return settings.hub.replicas if settings.hub is not None else 1
 

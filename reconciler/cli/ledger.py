@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from events.jetstream import JetStreamLedger
-from events.ledger import LedgerError
-from events.settings import LedgerAddress, Settings, SettingsError, hub_address, ledger_address
-from events.streams import NODE_STREAM, StreamConfig, hub_stream
-
-_PATIENCE = 5.0
+from events.settings import LedgerAddress, Settings, SettingsError, ledger_address
+from events.streams import NODE_STREAM, StreamConfig
+from reconciler.adapters import whole_ledger
 
 
 def nearest_ledger(settings: Settings) -> tuple[LedgerAddress, StreamConfig]:
@@ -20,17 +15,6 @@ def nearest_ledger(settings: Settings) -> tuple[LedgerAddress, StreamConfig]:
     try:
         return ledger_address(settings), NODE_STREAM
     except SettingsError:
-        if (hub := hub_address(settings)) is None:
+        if settings.hub is None:
             raise
-        return hub, hub_stream(1)
-
-
-async def connect(address: LedgerAddress, config: StreamConfig) -> JetStreamLedger:
-    """Return the ledger at *address*. Raises LedgerError when it does not answer soon."""
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            return await JetStreamLedger.connect(
-                address.url, address.token, user=address.user, config=config, make=False, name="plumbline-cli"
-            )
-    except TimeoutError:
-        raise LedgerError(f"the ledger at {address.url} does not answer: is nats-server running?") from None
+        return whole_ledger(settings)

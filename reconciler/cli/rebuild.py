@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from events import logs
 from events.ahead import ReadAhead
+from events.jetstream import reached
 from events.ledger import LedgerError
 from events.settings import SettingsError, load
 from reconciler.adapters import whole_ledger
 from reconciler.batches import collect_seldom
-from reconciler.cli.ledger import connect
 from reconciler.projection.engine import DatabaseAwayError, ProjectionError
 from reconciler.projection.snapshot import save
 from reconciler.rebuild import rebuild
@@ -70,7 +70,7 @@ def _run(work: Callable[[ReconcilerSettings], int], config: Path | None) -> int:
 async def _rebuild(settings: ReconcilerSettings, start_from: Path | None) -> int:
     collect_seldom()
     address, config = whole_ledger(settings)
-    ledger = await connect(address, config)
+    ledger = await reached(address, config, "plumbline-cli")
     columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True)) as bar:

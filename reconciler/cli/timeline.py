@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.text import Text
 
 from events import logs, subjects
+from events.jetstream import reached
 from events.ledger import Ledger, LedgerError, Stored
 from events.schema import rfc3339
 from events.settings import Settings, SettingsError, load
-from reconciler.cli.ledger import connect, nearest_ledger
+from reconciler.cli.ledger import nearest_ledger
 from reconciler.history.catalog import Catalog, NotFoundError
 from reconciler.history.redact import redacted
 from reconciler.history.timeline import Line, Timeline
@@ -93,7 +94,7 @@ class _Printer:
 
 
 async def _run(settings: Settings, wanted: str, since: str, printer: _Printer, *, follow: bool) -> None:
-    ledger = await connect(*nearest_ledger(settings))
+    ledger = await reached(*nearest_ledger(settings), "plumbline-cli")
     try:
         timeline = Timeline()
         async with aclosing(story(ledger, wanted, follow=follow)) as events:
