@@ -37,10 +37,7 @@ def interfaces_present(path: str, names: Iterable[str], phase: Phase, inode: int
 
     It takes a tenth of a millisecond, less than a thread would cost. Raises RequestFailedError (namespace_invalid).
     """
-    with (
-        Namespace(path, phase, inode) as container,
-        container.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe,
-    ):
+    with _probe(path, phase, inode) as probe:
         return {name for name in names if _exists(probe, name)}
 
 
@@ -49,10 +46,7 @@ def mtu_of(path: str, name: str, phase: Phase) -> int:
 
     Raises RequestFailedError (namespace_invalid).
     """
-    with (
-        Namespace(path, phase) as container,
-        container.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe,
-    ):
+    with _probe(path, phase) as probe:
         try:
             return _MTU.unpack(fcntl.ioctl(probe, _SIOCGIFMTU, _MTU.pack(name.encode(), 0)))[1]
         except OSError:
@@ -153,6 +147,12 @@ class Namespace:
         finally:
             if _libc.setns(self.node_fd, _CLONE_NEWNET):
                 os.abort()  # a worker thread lost in a pod's namespace would work on the wrong interfaces
+
+
+def _probe(path: str, phase: Phase, inode: int = 0) -> socket.socket:
+    """Return a socket in the namespace at *path*, of which interfaces are asked. Raises as ``Namespace``."""
+    with Namespace(path, phase, inode) as container:
+        return container.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
 
 
 def _exists(probe: socket.socket, name: str) -> bool:
