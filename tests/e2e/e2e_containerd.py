@@ -10,18 +10,16 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from e2e_cri_client import Cri, CriCall
 from e2e_image import write_image
-from e2e_kernel import Link, eventually, links
+from e2e_kernel import eventually
 from e2e_mounts import own_mounts
 from e2e_node import Node
-from e2e_runtime import PLUGINS
+from e2e_runtime import PLUGINS, Sandbox
 from grpclib.exceptions import GRPCError
 
-from events.fold import SandboxKey
-from events.schema import ContainerId, IfName
 from nodeworker.delegates.orphans import process_ids
 
 _PROGRAMS = {
@@ -78,26 +76,12 @@ Root = "{folder}/runc"
 """
 
 
-class CriSandbox(NamedTuple):
-    """A pod's sandbox, as containerd has made it."""
+class CriSandbox(Sandbox):
+    """A pod's sandbox, as containerd has made it; *pid* is that of the process that keeps it alive."""
 
-    pod: str
-    container_id: str
-    netns: str
-    """The path of its namespace."""
-    pid: int
-    """Of the process that keeps it alive."""
-
-    @property
-    def key(self) -> SandboxKey:
-        return SandboxKey(ContainerId(self.container_id), IfName("eth0"))
-
-    @property
-    def has_namespace(self) -> bool:
-        return os.path.exists(self.netns)
-
-    def links(self) -> dict[str, Link]:
-        return links(self.netns)
+    def __init__(self, pod: str, container_id: str, netns: str, pid: int) -> None:
+        super().__init__(pod, container_id, netns)
+        self.pid = pid
 
 
 class Containerd:

@@ -7,7 +7,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from e2e_kernel import Link, ip, links
 
@@ -109,32 +109,33 @@ class Runtime:
                 call.kill()
 
 
-class Sandbox(Protocol):
-    """A pod's namespace, whoever made it."""
+class Sandbox:
+    """A pod's namespace, whoever made it, at the path *netns*."""
+
+    def __init__(self, pod: str, container_id: str, netns: str) -> None:
+        self.pod = pod
+        self.container_id = container_id
+        self.netns = netns
 
     @property
-    def pod(self) -> str: ...
+    def key(self) -> SandboxKey:
+        return SandboxKey(ContainerId(self.container_id), IfName("eth0"))
 
     @property
-    def container_id(self) -> str: ...
+    def has_namespace(self) -> bool:
+        return os.path.exists(self.netns)
 
-    @property
-    def key(self) -> SandboxKey: ...
-
-    @property
-    def has_namespace(self) -> bool: ...
-
-    def links(self) -> dict[str, Link]: ...
+    def links(self) -> dict[str, Link]:
+        return links(self.netns)
 
 
-class PodSandbox:
+class PodSandbox(Sandbox):
     """A pod's namespace, and the calls that a runtime makes for it."""
 
     def __init__(self, runtime: Runtime, pod: str, config: str | Mapping[str, Any], namespace: str = "default") -> None:
-        self.pod = pod
-        self.container_id = os.urandom(32).hex()
-        self.namespace = f"plumbline-e2e-{self.container_id[:12]}"
-        self.netns = f"/run/netns/{self.namespace}"
+        container_id = os.urandom(32).hex()
+        self.namespace = f"plumbline-e2e-{container_id[:12]}"
+        super().__init__(pod, container_id, f"/run/netns/{self.namespace}")
         self.config = config
         self.env = {
             "CNI_CONTAINERID": self.container_id,
@@ -146,17 +147,6 @@ class PodSandbox:
         }
         self._runtime = runtime
         ip("netns", "add", self.namespace)
-
-    @property
-    def key(self) -> SandboxKey:
-        return SandboxKey(ContainerId(self.container_id), IfName("eth0"))
-
-    @property
-    def has_namespace(self) -> bool:
-        return os.path.exists(self.netns)
-
-    def links(self) -> dict[str, Link]:
-        return links(self.namespace)
 
     def call(self, command: str, /, without: str = "", **changes: str) -> Call:
         """Start *command*. *changes* are to the environment; *without* is a variable that is left out."""
