@@ -35,7 +35,7 @@ def breakdown(spans: Sequence[Span], begin: float, end: float) -> dict[str, floa
         return next((since, until) for each, since, until in mine if each == name)
 
     answer, attach, requested = first("answer"), first("attach"), first("ack AttachRequested")
-    waited = max(until for name, _, until in mine if name in ("ack InterfaceAttached", "ack AttachCompleted"))
+    waited = first("ack AttachCompleted")[1]
     begun = min(since for name, since, _ in mine if name == "attachment")
     made = max(until for name, _, until in mine if name == "attachment")
     return {
@@ -48,7 +48,7 @@ def breakdown(spans: Sequence[Span], begin: float, end: float) -> dict[str, floa
         "IPAM": total("ipam"),
         "interfaces": total("plugin"),
         "around the plugins": made - begun - total("ipam", "plugin"),
-        "ack of the interfaces and the outcome, what is left of it": max(0.0, waited - made),
+        "ack of the outcome": waited - made,
         "reply and the entry point's end": end - answer[1],
         "whole": end - begin,
     }

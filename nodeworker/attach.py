@@ -103,7 +103,7 @@ class Attacher:
     ) -> AttachCompleted:
         """Make every attachment of the sandbox and return the outcome, both recorded.
 
-        The outcome is sent behind the last interface; it is awaited, and what it tells of with it.
+        The outcome is sent behind the last interface, or with all of them; it is awaited, and what it tells of with it.
         """
         _check(event, request)
         if self._sandbox(key).plan is None:
@@ -129,8 +129,7 @@ class Attacher:
                 raise RequestFailedError(patience.failure)
             outcome = _outcome(event, request, _result(sandbox))
             self._statuses.expect(sandbox)
-            records.put(outcome)
-        return outcome
+            return records.end(outcome)
 
     async def _plan(self, event: Event, request: AttachRequested, patience: Patience, wait: float) -> None:
         await confirmed(await self._within(patience, self._planner.plan(event, request, wait)))
@@ -191,7 +190,8 @@ class Attacher:
             runs=runs,
             device_info=await info.recorded(plan),
         )
-        records.put(effect)
+        # An executed plugin may take long, and may not be able to do it a second time.
+        (records.hold if self._runners.begins_at_once(plan) else records.put)(effect)
         told.add(plan.ifname)
         return effect
 

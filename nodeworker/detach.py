@@ -98,9 +98,7 @@ class Detacher:
         """
         async with Pipeline(self._recorder, event) as records:
             left = {} if sandbox is None else await self._detach_all(sandbox, phase, records)
-            recorded = outcome(left)
-            records.put(recorded)
-        return recorded
+            return records.end(outcome(left))
 
     async def _detach_all(self, sandbox: Sandbox, phase: Phase, records: Pipeline) -> dict[IfName, Failure]:
         """Detach what may be there, and put what came of it into *records*; return what could not be, and why."""
@@ -112,7 +110,11 @@ class Detacher:
             done = await self._detach_one(sandbox, attachment, phase)
             if isinstance(done, InterfaceDetachFailed):
                 left[done.ifname] = done.failure
-            records.put(done)
+                records.put(done)
+            elif self._runners.begins_at_once(attachment.plan):
+                records.hold(done)
+            else:
+                records.put(done)
         return left
 
     async def _detach_one(

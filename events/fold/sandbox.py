@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -132,7 +133,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
 
     def made(self, effect: InterfaceAttached) -> Sandbox:
         """Return the sandbox after *effect*, as long as it has no outcome."""
-        return _attachment(self, effect, AttachmentPhase.ATTACHED)[0]
+        return _attachments(self, (effect,), AttachmentPhase.ATTACHED)[0]
 
     def attempted(self) -> tuple[Attachment, ...]:
         """Return the attachments that may have left something on the node, in plan order.
@@ -272,22 +273,23 @@ def _effect_or_outcome(sandbox: Sandbox, event: Event) -> tuple[Sandbox, str]:
             attachments = tuple(Attachment(plan=plan) for plan in data.attachments)
             return replace(sandbox, phase=SandboxPhase.PLANNED, plan=data, attachments=attachments), ""
         case InterfaceAttached() as data:
-            after, reason = _attachment(sandbox, data, AttachmentPhase.ATTACHED)
+            after, reason = _attachments(sandbox, (data,), AttachmentPhase.ATTACHED)
             return _attached(after), reason
         case InterfaceAttachFailed() as data:
-            return _attachment(sandbox, data, AttachmentPhase.ATTACH_FAILED)
+            return _attachments(sandbox, (data,), AttachmentPhase.ATTACH_FAILED)
         case InterfaceDetached() as data:
-            return _attachment(sandbox, data, AttachmentPhase.DETACHED)
+            return _attachments(sandbox, (data,), AttachmentPhase.DETACHED)
         case InterfaceDetachFailed() as data:
-            return _attachment(sandbox, data, AttachmentPhase.DETACH_FAILED)
+            return _attachments(sandbox, (data,), AttachmentPhase.DETACH_FAILED)
         case AttachCompleted() as data:
             return _attach_completed(sandbox, event, data)
         case AttachFailed() as data:
             if event.cause != sandbox.intent:
                 return _answered(sandbox, event), ""  # a second ADD was refused; the first one's interfaces stand
             return replace(sandbox, phase=SandboxPhase.ATTACH_FAILED, failure=data.failure, result=""), ""
-        case DetachCompleted():
-            return replace(sandbox, phase=SandboxPhase.DETACHED, failure=None), ""
+        case DetachCompleted() as data:
+            after, reason = _attachments(sandbox, data.effects, AttachmentPhase.DETACHED)
+            return replace(after, phase=SandboxPhase.DETACHED, failure=None), reason
         case DetachFailed() as data:
             return replace(sandbox, phase=SandboxPhase.DETACH_FAILED, failure=data.failure), ""
         case _:
@@ -301,7 +303,8 @@ def _attach_completed(sandbox: Sandbox, event: Event, data: AttachCompleted) -> 
         return sandbox, f"completed while {sandbox.phase}"
     if any(a.phase not in _UNDISTURBED for a in sandbox.attachments):
         return sandbox, "completed after an interface could not be attached"
-    return _attached(replace(sandbox, result=data.result, failure=None)), ""
+    after, reason = _attachments(sandbox, data.effects, AttachmentPhase.ATTACHED)
+    return _attached(replace(after, result=data.result, failure=None)), reason
 
 
 def _attached(sandbox: Sandbox) -> Sandbox:
@@ -320,13 +323,23 @@ def _answered(sandbox: Sandbox, event: Event) -> Sandbox:
     return replace(sandbox, waiting=tuple(other for other in sandbox.waiting if other.intent != event.cause))
 
 
-def _attachment(sandbox: Sandbox, effect: Effect, phase: AttachmentPhase) -> tuple[Sandbox, str]:
-    for index, attachment in enumerate(sandbox.attachments):
-        if attachment.plan.ifname == effect.ifname and attachment.plan.network == effect.network:
-            after = replace(attachment, phase=phase)
-            if isinstance(effect, InterfaceAttached):
-                mtus = tuple(run.mtu for run in effect.runs)
-                after = replace(after, result=effect.result, device_info=effect.device_info, mtus=mtus)
-            attachments = (*sandbox.attachments[:index], after, *sandbox.attachments[index + 1 :])
-            return replace(sandbox, attachments=attachments), ""
-    return sandbox, f"the plan has no attachment {effect.ifname} of {effect.network}"
+def _attachments(sandbox: Sandbox, effects: Sequence[Effect], phase: AttachmentPhase) -> tuple[Sandbox, str]:
+    """Return *sandbox* with the attachments that *effects* are of in *phase*, and why, if one is of none."""
+    if not effects:
+        return sandbox, ""
+    attachments = list(sandbox.attachments)
+    for effect in effects:
+        for index, attachment in enumerate(attachments):
+            if attachment.plan.ifname == effect.ifname and attachment.plan.network == effect.network:
+                attachments[index] = _after(attachment, effect, phase)
+                break
+        else:
+            return sandbox, f"the plan has no attachment {effect.ifname} of {effect.network}"
+    return replace(sandbox, attachments=tuple(attachments)), ""
+
+
+def _after(attachment: Attachment, effect: Effect, phase: AttachmentPhase) -> Attachment:
+    if not isinstance(effect, InterfaceAttached):
+        return replace(attachment, phase=phase)
+    mtus = tuple(run.mtu for run in effect.runs)
+    return replace(attachment, phase=phase, result=effect.result, device_info=effect.device_info, mtus=mtus)

@@ -35,6 +35,7 @@ from events.schema.envelope import (
     decode,
     decode_head,
     encode,
+    spread,
 )
 from events.schema.ids import (
     new_event_id,
@@ -151,5 +152,6 @@ __all__ = [
     "encode",
     "new_event_id",
     "rfc3339",
+    "spread",
     "unix_ns",
 ]

@@ -1,4 +1,8 @@
-"""What was done to a sandbox, for an attach or a detach, and how the intent ended."""
+"""What was done to a sandbox, for an attach or a detach, and how the intent ended.
+
+An outcome carries the effects that nobody had to know of earlier: a message less for each, at the node's ledger and
+everywhere behind it. What takes long, can't be repeated, or is followed by a failure is recorded by itself, before it.
+"""
 
 from __future__ import annotations
 
@@ -66,6 +70,8 @@ class AttachCompleted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     result: str
     """What the runtime is answered, in the version it asked for."""
     seconds: float = 0.0
+    effects: tuple[InterfaceAttached, ...] = ()
+    """What was made and has no event of its own, in order."""
 
 
 class AttachFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -85,6 +91,8 @@ class DetachCompleted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     request: RequestId
     ifname: IfName
     seconds: float = 0.0
+    effects: tuple[InterfaceDetached, ...] = ()
+    """What was unmade and has no event of its own, in order."""
 
 
 class DetachFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

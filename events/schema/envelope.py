@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from events import upcast
 from events.schema.effects import (
@@ -156,6 +157,15 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     def type(self) -> str:
         """The stable name of the event's type."""
         return self.data.type if isinstance(self.data, Unknown) else type(self.data).__name__
+
+
+def spread(event: Event) -> tuple[Event, ...]:
+    """Return the effects that *event* carries, each as if it had been recorded by itself, and then *event*."""
+    match event.data:
+        case AttachCompleted(effects=effects) | DetachCompleted(effects=effects) if effects:
+            return (*(replace(event, data=effect) for effect in effects), event)
+        case _:
+            return (event,)
 
 
 class _Envelope(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ import msgspec
 
 from events.fold import Sandbox, SandboxKey
 from events.schema import (
+    AttachCompleted,
     AttachPlanned,
     ContainerId,
     Event,
@@ -107,10 +108,11 @@ class Places:
         match event.data:
             case AttachPlanned(attachments=attachments) | SandboxAdopted(plan=AttachPlanned(attachments=attachments)):
                 self._learn_folders(attachments)
-            case InterfaceAttached(result=result, ifname=ifname, network=network, runs=runs):
-                for end in node_ends(runs[0].type if runs else "", result):
-                    if there is None or end.name in there:
-                        self._ends[end] = _held(end, event.sandbox, ifname, network)
+            case InterfaceAttached() as effect:
+                self._learn_ends(event.sandbox, effect, there)
+            case AttachCompleted(effects=effects):
+                for effect in effects:
+                    self._learn_ends(event.sandbox, effect, there)
             case _:
                 pass
 
@@ -134,6 +136,11 @@ class Places:
         """Forget interfaces that are not there any more."""
         for end in ends:
             self._ends.pop(end, None)
+
+    def _learn_ends(self, holder: ContainerId, effect: InterfaceAttached, there: frozenset[str] | None) -> None:
+        for end in node_ends(effect.runs[0].type if effect.runs else "", effect.result):
+            if there is None or end.name in there:
+                self._ends[end] = _held(end, holder, effect.ifname, effect.network)
 
     def _learn_folders(self, attachments: Iterable[PlannedAttachment]) -> None:
         for attachment in attachments:

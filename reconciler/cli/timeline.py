@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,13 +84,15 @@ class _Printer:
         self._as_json = as_json
         self._console = Console(highlight=False, soft_wrap=True)
 
-    def print(self, line: Line, stored: Stored) -> None:
+    def print(self, lines: Sequence[Line], stored: Stored) -> None:
         if self._as_json:
             click.echo(redacted(stored.event))
-        elif self._console.is_terminal:
-            self._console.print(Text(str(line), style="red" if line.failed else ""))
-        else:
-            click.echo(str(line))
+            return
+        for line in lines:
+            if self._console.is_terminal:
+                self._console.print(Text(str(line), style="red" if line.failed else ""))
+            else:
+                click.echo(str(line))
 
 
 async def _run(settings: Settings, wanted: str, since: str, printer: _Printer, *, follow: bool) -> None:
@@ -99,9 +101,9 @@ async def _run(settings: Settings, wanted: str, since: str, printer: _Printer, *
         timeline = Timeline()
         async with aclosing(story(ledger, wanted, follow=follow)) as events:
             async for stored in events:
-                line = timeline.tell(stored)
+                lines = timeline.tell(stored)
                 if stored.event.at >= since:
-                    printer.print(line, stored)
+                    printer.print(lines, stored)
     finally:
         await ledger.close()
 

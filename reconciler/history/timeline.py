@@ -1,4 +1,4 @@
-"""Tell what happened to a pod, in one line an event.
+"""Tell what happened to a pod, in one line for each effect, intent, outcome and observation.
 
 Pure. An SRE reads this at three in the morning, in a ticket or over a shoulder: it names networks, interfaces,
 addresses, plugins and durations, and never prints a configuration, nor what a plugin was given or printed.
@@ -53,6 +53,7 @@ from events.schema import (
     Unknown,
     WorkerStarted,
     WorkerStopped,
+    spread,
     unix_ns,
 )
 from reconciler.history.redact import without_secrets
@@ -75,7 +76,7 @@ _REQUESTS = (AttachRequested, DetachRequested, GcRequested, RepairRequested, Rec
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One event in words."""
+    """An event in words, or an effect that it carries."""
 
     sequence: int
     at: str
@@ -98,27 +99,32 @@ class Timeline:
     def __init__(self) -> None:
         self._opened: dict[EventId, Event] = {}
 
-    def tell(self, stored: Stored) -> Line:
-        """Return the line for the next event."""
+    def tell(self, stored: Stored) -> list[Line]:
+        """Return the lines for the next event: one for each effect that an outcome carries, and one for itself."""
         sequence, event = stored
         request = self._opened.get(event.cause)
-        since = None if request is None else _milliseconds(request.at, event.at)
-        told = words(event)
-        if request is not None and event.epoch > request.epoch:
-            told += f" [by the worker of epoch {event.epoch}, as that of epoch {request.epoch} was gone]"
         if isinstance(event.data, _REQUESTS):
             self._opened[event.id] = event
         elif request_of(event) is not None:
             self._opened.pop(event.cause, None)
-        return Line(
-            sequence=sequence,
-            at=_shown_time(event.at),
-            since_request=since,
-            node=NodeName(printable(_node_of(event))),
-            sandbox=printable(event.sandbox[:SANDBOX_LETTERS]),
-            words=printable(told),
-            failed=isinstance(event.data, _FAILURES),
-        )
+        return [_line(sequence, each, request) for each in spread(event)]
+
+
+def _line(sequence: int, event: Event, request: Event | None) -> Line:
+    """Return *event* in words; *request* is what it was done for, where that is known."""
+    since = None if request is None else _milliseconds(request.at, event.at)
+    told = words(event)
+    if request is not None and event.epoch > request.epoch:
+        told += f" [by the worker of epoch {event.epoch}, as that of epoch {request.epoch} was gone]"
+    return Line(
+        sequence=sequence,
+        at=_shown_time(event.at),
+        since_request=since,
+        node=NodeName(printable(_node_of(event))),
+        sandbox=printable(event.sandbox[:SANDBOX_LETTERS]),
+        words=printable(told),
+        failed=isinstance(event.data, _FAILURES),
+    )
 
 
 def words(event: Event) -> str:

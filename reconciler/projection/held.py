@@ -12,7 +12,6 @@ from typing import NamedTuple
 from events.fold import Attachment, AttachmentPhase, Sandbox
 from events.ledger import Stored
 from events.schema import (
-    AttachCompleted,
     AttachPlanned,
     DriftObserved,
     DriftRepaired,
@@ -24,7 +23,6 @@ from reconciler.projection.rows import Row
 _HARMLESS = frozenset(
     {
         AttachPlanned,
-        AttachCompleted,
         DriftObserved,
         DriftRepaired,
         DriftRepairFailed,

@@ -25,7 +25,7 @@ from events.fold import Sandbox, SandboxPhase, State
 from events.jetstream import JetStreamLedger
 from events.ledger import Stored
 from events.process import die_with_parent
-from events.schema import AttachFailed, DetachFailed, Event, Failure, GcFailed
+from events.schema import AttachFailed, DetachFailed, Event, Failure, GcFailed, spread
 from events.server import EmbeddedServer
 from nodeworker.delegates.orphans import orphans
 
@@ -34,7 +34,7 @@ PARENT = "uplink0"
 """What macvlan interfaces are made on."""
 
 ADD_STORY = ("AttachRequested", "AttachPlanned", "InterfaceAttached", "InterfaceAttached", "AttachCompleted")
-"""The events of an ADD with two interfaces."""
+"""The events of an ADD with two interfaces, each of which has an event of its own."""
 DEL_STORY = ("DetachRequested", "InterfaceDetached", "InterfaceDetached", "DetachCompleted")
 ROLLBACK_STORY = (
     *ADD_STORY[:3],
@@ -49,6 +49,11 @@ _REPOSITORY = Path(__file__).parents[2]
 _FAULTY_WORKER = Path(__file__).with_name("faulty_worker.py")
 _KEPT_BY_HOST_LOCAL = re.compile(r"lock|last_reserved_ip\.\d+")
 _MISTAKES = re.compile(r"Traceback|never retrieved|never awaited|level=(?:error|critical)")
+
+
+def carried(story: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what *story* is in the ledger where the worker makes interfaces itself: outcomes carry their effects."""
+    return tuple(name for name in story if name not in {"InterfaceAttached", "InterfaceDetached"})
 
 
 class Node:
@@ -282,13 +287,20 @@ class Node:
         return state
 
     def events_of(self, sandbox: e2e_runtime.Sandbox | None) -> list[Event]:
-        """Return the events of *sandbox*, or those that belong to none, in order."""
-        container_id = sandbox.container_id if sandbox else ""
-        return [stored.event for stored in self.events() if stored.event.sandbox == container_id]
+        """Return the events of *sandbox*, or those that belong to none, in order; carried effects come first."""
+        return [each for event in self._recorded(sandbox) for each in spread(event)]
 
     def story(self, sandbox: PodSandbox) -> tuple[str, ...]:
-        """Return the types of the events of *sandbox*, in order."""
+        """Return the types of ``events_of``."""
         return tuple(event.type for event in self.events_of(sandbox))
+
+    def recorded(self, sandbox: PodSandbox) -> tuple[str, ...]:
+        """Return the types of the events of *sandbox* as they are in the ledger."""
+        return tuple(event.type for event in self._recorded(sandbox))
+
+    def _recorded(self, sandbox: e2e_runtime.Sandbox | None) -> list[Event]:
+        container_id = sandbox.container_id if sandbox else ""
+        return [stored.event for stored in self.events() if stored.event.sandbox == container_id]
 
     def failures(self, sandbox: PodSandbox | None = None) -> list[Failure]:
         """Return why requests failed, of *sandbox* or of all that name none that is usable, in order."""

@@ -224,11 +224,16 @@ def chained(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "fault", ["before:InterfaceAttached:2", "after:InterfaceAttached:2", "before:AttachCompleted:1"]
+    ("native", "fault"),
+    [
+        ("never", "before:InterfaceAttached:2"),
+        ("never", "after:InterfaceAttached:2"),
+        ("auto", "before:AttachCompleted:1"),
+    ],
 )
 @pytest.mark.parametrize("gateways", [(), ("192.168.0.1", "fd68::1")])
-def test_a_claim_survives_the_worker(make_node: MakeNode, fault: str, gateways: tuple[str, ...]) -> None:
-    node = make_node()
+def test_a_claim_survives_the_worker(make_node: MakeNode, native: str, fault: str, gateways: tuple[str, ...]) -> None:
+    node = make_node(native=native)
     node.start(fault)
     pod = pod_of(node, [claim("loud", *gateways)])
     call = pod.call("ADD")

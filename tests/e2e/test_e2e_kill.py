@@ -10,25 +10,35 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from e2e_kernel import eventually, ip, links
-from e2e_node import ADD_STORY, DEL_STORY, ROLLBACK_STORY, MakeNode, Node
+from e2e_node import ADD_STORY, DEL_STORY, ROLLBACK_STORY, MakeNode, Node, carried
 from e2e_runtime import Answer, Call, PodSandbox
 
 from nodeworker.delegates.orphans import orphans
 
 GC_STORY = ("GcRequested", *DEL_STORY, "GcCompleted")
+NATIVE, EXECUTED = "auto", "never"
 
 
-def boundaries(story: tuple[str, ...]) -> list[str]:
-    """Return the faults that kill a worker around each event of *story*."""
-    counted = [(name, story[: index + 1].count(name)) for index, name in enumerate(story)]
-    return [f"{moment}:{name}:{count}" for name, count in counted for moment in ("before", "after")]
+def boundaries(story: tuple[str, ...], native: tuple[str, ...]) -> pytest.MarkDecorator:
+    """Kill a worker around each event of *story*, or of *native* where it makes interfaces itself."""
+    return pytest.mark.parametrize(
+        ("node", "fault"),
+        [
+            pytest.param(way, f"{moment}:{name}:{events[: index + 1].count(name)}", id=f"{way}-{moment}-{name}-{index}")
+            for way, events in ((NATIVE, native), (EXECUTED, story))
+            for index, name in enumerate(events)
+            for moment in ("before", "after")
+        ],
+        indirect=["node"],
+    )
 
 
-@pytest.fixture(params=["auto", "never"], ids=["native", "executed"])
+@pytest.fixture(params=[NATIVE, EXECUTED], ids=["native", "executed"])
 def node(make_node: MakeNode, request: pytest.FixtureRequest) -> Node:
     """A node whose worker does not run yet; it makes interfaces itself, or has plugins make them."""
     return make_node(native=request.param)
@@ -57,23 +67,26 @@ def collect(node: Node) -> Call:
     return node.runtime.call("GC", {"CNI_PATH": "/usr/lib/cni"}, request)
 
 
-def test_the_stories_are_complete(node: Node) -> None:
+@pytest.mark.parametrize(("node", "way"), [(NATIVE, NATIVE), (EXECUTED, EXECUTED)], indirect=["node"])
+def test_the_stories_are_complete(node: Node, way: str) -> None:
     """What the other tests go by is what happens when nothing fails."""
+    told: Callable[[tuple[str, ...]], tuple[str, ...]] = carried if way == NATIVE else tuple
     node.start()
     pod, broken = node.samplepod(), broken_pod(node)
     assert pod.add().exit_code == 0
     assert pod.delete().exit_code == 0
     assert node.story(pod) == (*ADD_STORY, *DEL_STORY)
+    assert node.recorded(pod) == told((*ADD_STORY, *DEL_STORY))
     assert broken.add().exit_code == 1
-    assert node.story(broken) == ROLLBACK_STORY
+    assert node.recorded(broken) == ROLLBACK_STORY
     pod.config = node.conf(version="1.1.0")
     assert pod.add().exit_code == 0
     before = node.events()[-1].sequence
     assert collect(node).answer().exit_code == 0
-    assert tuple(s.event.type for s in node.events() if s.sequence > before) == GC_STORY
+    assert tuple(s.event.type for s in node.events() if s.sequence > before) == told(GC_STORY)
 
 
-@pytest.mark.parametrize("fault", boundaries(ADD_STORY))
+@boundaries(ADD_STORY, carried(ADD_STORY))
 def test_attach_survives_the_worker(node: Node, fault: str) -> None:
     node.start(fault)
     pod = node.samplepod()
@@ -106,7 +119,7 @@ def test_an_attach_does_not_go_on_in_a_namespace_that_came_to_the_path_of_its_ow
         os.close(held)
 
 
-@pytest.mark.parametrize("fault", boundaries(DEL_STORY))
+@boundaries(DEL_STORY, carried(DEL_STORY))
 def test_detach_survives_the_worker(node: Node, fault: str) -> None:
     node.start(fault)
     pod = node.samplepod()
@@ -117,7 +130,7 @@ def test_detach_survives_the_worker(node: Node, fault: str) -> None:
     node.assert_detached(pod)
 
 
-@pytest.mark.parametrize("fault", boundaries(ROLLBACK_STORY))
+@boundaries(ROLLBACK_STORY, ROLLBACK_STORY)
 def test_rollback_survives_the_worker(node: Node, fault: str) -> None:
     node.start(fault)
     pod = broken_pod(node)
@@ -129,7 +142,7 @@ def test_rollback_survives_the_worker(node: Node, fault: str) -> None:
     assert pod.delete() == (0, "", "")
 
 
-@pytest.mark.parametrize("fault", boundaries(GC_STORY))
+@boundaries(GC_STORY, carried(GC_STORY))
 def test_gc_survives_the_worker(node: Node, fault: str) -> None:
     node.start(fault)
     pod = node.samplepod()
@@ -142,13 +155,14 @@ def test_gc_survives_the_worker(node: Node, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "faults",
+    ("node", "faults"),
     [
-        ("before:InterfaceAttached:1", "before:InterfaceAttached:1"),
-        ("before:InterfaceAttached:2", "before:InterfaceAttached:1"),
-        ("after:AttachPlanned:1", "before:AttachCompleted:1"),
-        ("before:AttachCompleted:1", "after:AttachCompleted:1"),
+        (EXECUTED, ("before:InterfaceAttached:1", "before:InterfaceAttached:1")),
+        (EXECUTED, ("before:InterfaceAttached:2", "before:InterfaceAttached:1")),
+        *((way, ("after:AttachPlanned:1", "before:AttachCompleted:1")) for way in (NATIVE, EXECUTED)),
+        *((way, ("before:AttachCompleted:1", "after:AttachCompleted:1")) for way in (NATIVE, EXECUTED)),
     ],
+    indirect=["node"],
 )
 def test_attach_survives_its_worker_and_the_next(node: Node, faults: tuple[str, str]) -> None:
     first, second = faults
@@ -201,7 +215,7 @@ def test_a_worker_that_dies_while_host_local_runs(node: Node, command: str, netw
     node.settle()
 
 
-@pytest.mark.parametrize("node", ["never"], ids=["executed"], indirect=True)
+@pytest.mark.parametrize("node", [EXECUTED], ids=["executed"], indirect=True)
 def test_a_plugin_that_dies_takes_its_host_local_with_it(node: Node) -> None:
     """An address that is reserved after its DEL would belong to nobody."""
     node.start()
@@ -216,7 +230,7 @@ def test_a_plugin_that_dies_takes_its_host_local_with_it(node: Node) -> None:
     gate.open()
 
 
-@pytest.mark.parametrize("node", ["auto"], ids=["native"], indirect=True)
+@pytest.mark.parametrize("node", [NATIVE], ids=["native"], indirect=True)
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_a_worker_one_of_whose_processes_dies_ends_and_the_next_goes_on(node: Node, command: str) -> None:
     node.start()

@@ -13,6 +13,9 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
+from msgspec.structs import replace
+
+from events.ledger import Stored
 from events.schema import (
     NO_SANDBOX,
     AttachCompleted,
@@ -550,6 +553,25 @@ ENDINGS: dict[Story, tuple[IfName, ...]] = {
     drifted_and_given_up: (),
     leaked_and_reclaimed: (),
 }
+
+
+def carried(story: Iterable[Stored]) -> list[Stored]:
+    """Return *story* as a worker tells it that makes all interfaces itself: outcomes carry their effects."""
+    told: list[Stored] = []
+    held: list[Stored] = []
+    for stored in story:
+        event = stored.event
+        if isinstance(event.data, InterfaceAttached | InterfaceDetached):
+            held.append(stored)
+            continue
+        mine = [each for each in held if (each.event.sandbox, each.event.cause) == (event.sandbox, event.cause)]
+        held = [each for each in held if each not in mine]
+        if isinstance(event.data, AttachCompleted | DetachCompleted):
+            effects = tuple(each.event.data for each in mine)
+            told.append(Stored(stored.sequence, replace(event, data=replace(event.data, effects=effects))))
+        else:
+            told += [*mine, stored]
+    return sorted((*told, *held), key=lambda each: each.sequence)
 
 
 def interleave(stories: Iterable[Iterator[Event]], choose: Callable[[int], int]) -> Iterator[Event]:

@@ -12,6 +12,7 @@ import pytest
 from event_stories import ENDINGS, ETH0, Life, Story, Teller, container, interleave
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from events.fold import (
     MAX_ANOMALIES,
@@ -27,6 +28,7 @@ from events.fold import (
 from events.ledger import Stored
 from events.schema import (
     TYPES,
+    AttachCompleted,
     AttachPlanned,
     ComparisonRequested,
     ContainerId,
@@ -220,6 +222,38 @@ def test_the_same_story_may_be_told_under_one_container_id_again(story: Story, d
     teller = Teller()
     state = applied([*gone(teller, container(1)), *story(teller, container(1))])
     assert (reasons(state), sorted(key.ifname for key in state.sandboxes)) == ([], sorted(ENDINGS[story]))
+
+
+@given(st.lists(st.sampled_from(list(ENDINGS)), max_size=8), st.randoms(use_true_random=False))
+def test_an_outcome_that_carries_its_effects_is_as_good_as_one_behind_them(
+    chosen: list[Story], dice: random.Random
+) -> None:
+    told = [story(Teller(f"worker-{index}"), container(index)) for index, story in enumerate(chosen)]
+    apart = [Stored(n, event) for n, event in enumerate(interleave(told, dice.randrange), 1)]
+    one, other = State(keep_closed=True), State(keep_closed=True)
+    for stored in apart:
+        one.apply(stored)
+    for stored in stories.carried(apart):
+        other.apply(stored)
+    assert reasons(other) == []
+    assert other.pending == one.pending
+    assert other.sandboxes == one.sandboxes
+
+
+def test_an_outcome_that_carries_an_effect_of_no_attachment_is_told_as_odd() -> None:
+    *begun, outcome = stories.carried(_numbered(stories.attached_and_kept(Teller(), container(1))))
+    assert isinstance(outcome.event.data, AttachCompleted)
+    first, *others = outcome.event.data.effects
+    data = replace(outcome.event.data, effects=(replace(first, ifname=IfName("net9")), *others))
+    state = State()
+    for stored in (*begun, Stored(outcome.sequence, replace(outcome.event, data=data))):
+        state.apply(stored)
+    assert reasons(state) == ["the plan has no attachment net9 of pods"]
+    assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.PLANNED
+
+
+def _numbered(events: Iterable[Event]) -> list[Stored]:
+    return [Stored(sequence, event) for sequence, event in enumerate(events, 1)]
 
 
 @pytest.mark.parametrize("story", ENDINGS, ids=lambda story: story.__name__)

@@ -95,8 +95,11 @@ class Node:
         *,
         fails_at: int | None = None,
         silent: bool = False,
+        carried: bool = False,
     ) -> Iterator[Event]:
         """An ADD; with *fails_at* the attachment of that index fails and what came before is undone.
+
+        *carried*: its outcome carries the effects, as that of a worker that makes interfaces itself.
 
         *silent*: nobody is to publish a status, as for a pod of the cluster's own.
         """
@@ -126,43 +129,59 @@ class Node:
             sandbox,
             asked.id,
         )
+        effects: list[InterfaceAttached] = []
         for index, plan in enumerate(plans):
             if index == fails_at:
                 yield from self._fail(sandbox, asked.id, plans, index)
                 return
-            yield self.event(
-                InterfaceAttached(
-                    network=plan.network,
-                    ifname=plan.ifname,
-                    result=result(plan.ifname, sandbox, index),
-                    seconds=0.004,
-                    runs=(PluginRun(type="bridge", command="ADD", seconds=0.0035, exit_code=0),),
-                ),
-                sandbox,
-                asked.id,
+            effect = InterfaceAttached(
+                network=plan.network,
+                ifname=plan.ifname,
+                result=result(plan.ifname, sandbox, index),
+                seconds=0.004,
+                runs=(PluginRun(type="bridge", command="ADD", seconds=0.0035, exit_code=0),),
             )
+            if carried:
+                effects.append(effect)
+            else:
+                yield self.event(effect, sandbox, asked.id)
         completed = AttachCompleted(
-            request=RequestId(f"add-{sandbox}"), ifname=ETH0, result=result("eth0", sandbox, 0), seconds=0.02
+            request=RequestId(f"add-{sandbox}"),
+            ifname=ETH0,
+            result=result("eth0", sandbox, 0),
+            seconds=0.02,
+            effects=tuple(effects),
         )
         yield self.event(completed, sandbox, asked.id)
 
     def detach(
-        self, sandbox: str, pod: Pod, networks: Sequence[str] = NETWORKS[:2], *, fails: bool = False
+        self,
+        sandbox: str,
+        pod: Pod,
+        networks: Sequence[str] = NETWORKS[:2],
+        *,
+        fails: bool = False,
+        carried: bool = False,
     ) -> Iterator[Event]:
         asked = self.event(DetachRequested(request=RequestId(f"del-{sandbox}"), ifname=ETH0, pod=pod), sandbox)
         yield asked
         failure = failure_of(Phase.DEL, networks[-1])
+        effects: list[InterfaceDetached] = []
         for index, network in reversed(list(enumerate(networks))):
             plan = planned(index, network)
             data: Data = InterfaceDetached(network=plan.network, ifname=plan.ifname, seconds=0.002)
             if fails and network == networks[-1]:
                 data = InterfaceDetachFailed(network=plan.network, ifname=plan.ifname, failure=failure)
+            elif carried:
+                effects.append(data)
+                continue
             yield self.event(data, sandbox, asked.id)
         request = RequestId(f"del-{sandbox}")
         if fails:
             yield self.event(DetachFailed(request=request, ifname=ETH0, failure=failure), sandbox, asked.id)
         else:
-            yield self.event(DetachCompleted(request=request, ifname=ETH0, seconds=0.01), sandbox, asked.id)
+            done = DetachCompleted(request=request, ifname=ETH0, seconds=0.01, effects=tuple(effects))
+            yield self.event(done, sandbox, asked.id)
 
     def drift(self, sandbox: str, pod: Pod, *, ends: str = "") -> Iterator[Event]:
         """A link goes down; it is to be repaired, which *ends* as ``repaired``, ``failed`` or not yet."""
@@ -260,20 +279,24 @@ def container_id(number: int) -> str:
 
 
 def busy_day(pods: int, node: Node | None = None) -> Iterator[Event]:
-    """Yield about fifteen events for each of *pods*: most come and go, some fail, some stay, a worker restarts."""
+    """Yield about fifteen events for each of *pods*: most come and go, some fail, some stay, a worker restarts.
+
+    A third has interfaces that the worker made itself.
+    """
     node = node or Node()
     yield node.start()
     for number in range(pods):
         sandbox, pod = container_id(number), Pod("shop", f"web-{number}", f"uid-{number}")
+        carried = number % 3 == 0
         if number % 7 == 3:
             yield from node.attach(sandbox, pod, NETWORKS, fails_at=2)
             continue
-        yield from node.attach(sandbox, pod, NETWORKS)
+        yield from node.attach(sandbox, pod, NETWORKS, carried=carried)
         if number % 11 == 5:
             yield node.start(pending=1)
         if number % 5 == 1:
             yield from node.detach(sandbox, pod, NETWORKS, fails=True)
         if number % 5 != 4:
-            yield from node.detach(sandbox, pod, NETWORKS)
+            yield from node.detach(sandbox, pod, NETWORKS, carried=carried)
         if number % 5 == 0:
             yield from node.detach(sandbox, pod, NETWORKS)  # runtimes do repeat DEL

@@ -54,7 +54,7 @@ POD = Pod("shop", "web-0", "uid")
 
 def told(events: Iterable[Event]) -> list[str]:
     timeline = Timeline()
-    return [str(timeline.tell(Stored(sequence, event))) for sequence, event in enumerate(events, 1)]
+    return [str(line) for sequence, event in enumerate(events, 1) for line in timeline.tell(Stored(sequence, event))]
 
 
 def test_a_pod_that_came_and_went() -> None:
@@ -76,6 +76,15 @@ def test_a_pod_that_came_and_went() -> None:
     assert [line[:40] + line[62:] for line in lines] == story.strip().splitlines()
 
 
+def test_the_effects_that_an_outcome_carries_are_told_before_it() -> None:
+    node, pod = Node(), "a" * 64
+    apart = [*node.attach(pod, POD), *node.detach(pod, POD)]
+    carried = [*node.attach(pod, POD, carried=True), *node.detach(pod, POD, carried=True)]
+    assert len(carried) == len(apart) - 4
+    one, other = ([line[62:] for line in told(events)] for events in (apart, carried))
+    assert one == other
+
+
 def test_what_a_later_worker_went_on_with_is_told() -> None:
     requested, planned, *rest = Node().attach("a" * 64, POD)
     lines = told([requested, planned, *(replace(event, epoch=event.epoch + 1) for event in rest)])
@@ -86,7 +95,7 @@ def test_what_a_later_worker_went_on_with_is_told() -> None:
 def test_failures_have_their_sentence_and_class() -> None:
     node, timeline = Node(), Timeline()
     events = [*node.attach("a" * 64, POD, fails_at=1), *node.detach("a" * 64, POD, fails=True)]
-    lines = [timeline.tell(Stored(sequence, event)) for sequence, event in enumerate(events, 1)]
+    lines = [line for sequence, event in enumerate(events, 1) for line in timeline.tell(Stored(sequence, event))]
     why = "network default/storage: plugin bridge failed: no free address [plugin_failed]"
     assert [line.words for line in lines if line.failed] == [
         f"net1 NOT attached to default/storage (0.0 ms): {why}",
@@ -231,7 +240,7 @@ def test_control_characters_are_shown() -> None:
 
 def test_an_outcome_whose_request_was_not_told_of_has_no_relative_time() -> None:
     node = Node()
-    line = Timeline().tell(
+    (line,) = Timeline().tell(
         Stored(9, node.event(AttachCompleted(request=RequestId("r"), ifname=ETH0, result=""), "a", "x"))
     )
     assert line.since_request is None

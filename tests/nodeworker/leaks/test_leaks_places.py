@@ -1,0 +1,70 @@
+"""What may be left of sandboxes, as events tell of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from events.schema import (
+    NO_CAUSE,
+    AttachCompleted,
+    ContainerId,
+    Data,
+    Event,
+    EventId,
+    IfName,
+    InterfaceAttached,
+    NetworkName,
+    NodeName,
+    PluginRun,
+    RequestId,
+)
+from nodeworker.leaks.places import NodeEnd, Places
+
+BOX = ContainerId("a" * 64)
+RESULT = {
+    "cniVersion": "1.0.0",
+    "interfaces": [
+        {"name": "plumb0", "mac": "02:00:00:00:00:01"},
+        {"name": "veth1", "mac": "02:00:00:00:00:0A"},
+        {"name": "eth0", "mac": "02:00:00:00:00:03", "sandbox": "/run/netns/a"},
+    ],
+}
+EFFECT = InterfaceAttached(
+    network=NetworkName("default"),
+    ifname=IfName("eth0"),
+    result=json.dumps(RESULT),
+    seconds=0.01,
+    runs=(PluginRun(type="bridge", command="ADD", seconds=0.01, exit_code=0),),
+)
+CARRIED = AttachCompleted(request=RequestId("r"), ifname=IfName("eth0"), result="{}", effects=(EFFECT,))
+
+
+@pytest.mark.parametrize("data", [EFFECT, CARRIED], ids=["by itself", "carried"])
+def test_the_node_s_ends_of_an_interface_are_known_wherever_it_is_recorded(data: Data) -> None:
+    places = Places("")
+    places.learn(_event(data))
+    ends = places.ends(frozenset())
+    assert set(ends) == {NodeEnd("plumb0", "02:00:00:00:00:01"), NodeEnd("veth1", "02:00:00:00:00:0a")}
+    assert {held.holder for held in ends.values()} == {BOX}
+
+
+def test_of_a_ledger_that_is_read_only_what_is_there_is_learnt() -> None:
+    places = Places("")
+    places.learn(_event(CARRIED), frozenset({"veth1"}))
+    assert [end.name for end in places.ends(frozenset())] == ["veth1"]
+
+
+def _event(data: Data) -> Event:
+    return Event(
+        id=EventId("e"),
+        at="2026-02-03T04:05:06.000000000Z",
+        node=NodeName("n"),
+        boot_id="",
+        epoch=1,
+        sandbox=BOX,
+        cause=NO_CAUSE,
+        trace="",
+        data=data,
+    )
