@@ -44,6 +44,14 @@ class Stage:
         self._pods: list[str] = []
 
     def __enter__(self) -> Stage:
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _begin(self) -> None:
         self._make_parent()
         settings = {
             "node": NODE,
@@ -60,7 +68,6 @@ class Stage:
             if time.monotonic() > until:
                 raise TimeoutError("the worker did not open its socket")
             time.sleep(0.01)
-        return self
 
     def __exit__(self, *_: object) -> None:
         for pod in self._pods:
