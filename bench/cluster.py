@@ -134,7 +134,7 @@ async def watch(churn: Churn, port: int, lags: list[float]) -> None:
 
 async def measure(server: EmbeddedServer, folder: Path, options: argparse.Namespace) -> None:
     """Report on a reconciler that starts when all pods are attached, and sees them go and come."""
-    ledger = await JetStreamLedger.connect(server.url, server.token)
+    ledger = await JetStreamLedger.connect(server.address)
     cluster = Cluster(options.nodes, options.pods)
     count, _ = await fill(server, cluster.start())
     port = free_port()

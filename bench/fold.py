@@ -70,7 +70,7 @@ async def read_and_fold(ledger: JetStreamLedger, count: int) -> float:
 
 async def transport_only(server: EmbeddedServer, count: int) -> tuple[float, list[bytes]]:
     """Return the events per second that arrive when nobody looks at them, and a sample of their texts."""
-    connection = Connection(server.url, server.token, "bench", 4.0)
+    connection = Connection(server.address, "bench", 4.0)
     await connection.open()
     start = time.perf_counter()
     async with aclosing(Puller(connection, "NODE", ("plumbline.ev.>",), 0, endless=False).pull()) as batches:
@@ -99,7 +99,7 @@ def fold_only(events: list[Stored]) -> float:
 
 async def measure(server: EmbeddedServer, count: int, rounds: int) -> None:
     """Fill the ledger of *server* with *count* events, and report."""
-    ledger = await JetStreamLedger.connect(server.url, server.token)
+    ledger = await JetStreamLedger.connect(server.address)
     start = time.perf_counter()
     count, size = await fill(server, busy_node(round(count / _EVENTS_A_SANDBOX)))
     report("fold: events appended, many at a time", count / (time.perf_counter() - start), "events/s")

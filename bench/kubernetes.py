@@ -72,7 +72,7 @@ class ClusterStage(Stage):
         return asyncio.run(self._story(pod))
 
     async def _story(self, pod: str) -> dict[str, Event]:
-        ledger = await JetStreamLedger.connect(self.server.url, self.server.token, name="bench")
+        ledger = await JetStreamLedger.connect(self.server.address, name="bench")
         try:
             return {s.event.type: s.event async for s in ledger.read(f"plumbline.ev.*.{pod}-cid.>")}
         finally:

@@ -26,7 +26,6 @@ from events.ledger import Stored
 from events.saying import said_now
 from events.schema import Event, StatusPublished, encode
 from events.server import EmbeddedServer
-from events.settings import LedgerAddress
 from reconciler.batches import BATCH, collect_seldom
 from reconciler.projection.project import Loaded, project
 from reconciler.projection.snapshot import restore, save
@@ -59,7 +58,7 @@ def project_only(events: Sequence[Stored]) -> float:
 
 async def filled(server: EmbeddedServer, count: int) -> int:
     """Fill the ledger of *server* with about *count* events; return with how many."""
-    ledger = await JetStreamLedger.connect(server.url, server.token)  # makes the stream
+    ledger = await JetStreamLedger.connect(server.address)  # makes the stream
     await ledger.close()
     events, _ = await fill(server, busy_node(round(count / _EVENTS_A_SANDBOX)))
     return events
@@ -70,9 +69,9 @@ async def rebuilt(url: str, server: EmbeddedServer, count: int) -> tuple[float, 
 
     The latter are of this process, not of the one that reads the ledger, nor of the servers.
     """
-    ledger = await JetStreamLedger.connect(server.url, server.token)
+    ledger = await JetStreamLedger.connect(server.address)
     start, busy = time.perf_counter(), time.process_time()
-    ahead = ReadAhead(ledger, LedgerAddress(server.url, server.token))
+    ahead = ReadAhead(ledger, server.address)
     done = await rebuild(url, ahead, "NODE", lambda _done, _end: None)
     seconds = time.perf_counter() - start, time.process_time() - busy
     await ledger.close()

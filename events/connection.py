@@ -17,8 +17,10 @@ import msgspec
 import structlog
 
 from events import subjects
+from events.access import Access, RefusedError
 from events.ledger import LedgerError, LedgerUnavailableError
 from events.natspy import Client, Msg, errors
+from events.settings import LedgerAddress
 
 log = structlog.get_logger(__name__)
 
@@ -50,13 +52,14 @@ _answer = msgspec.json.Decoder(_Answer)
 class Connection:
     """A connection, made by ``open``. *patience* is how long, in seconds, a request is repeated.
 
-    *url* may be several, separated by commas. With a *user*, *token* is the password, and ``inbox`` the user's own.
+    The URL of *address* may be several, separated by commas. With a user, its token is the password, and ``inbox`` the
+    user's own.
     """
 
-    def __init__(self, url: str, token: str, name: str, patience: float, user: str = "") -> None:
-        self._url = url
-        self._token = token
-        self._user = user
+    def __init__(self, address: LedgerAddress, name: str, patience: float) -> None:
+        self._url = address.url
+        self._user = user = address.user
+        self._access = Access(address)
         self._name = name
         self._patience = patience
         self._client = Client()
@@ -70,7 +73,8 @@ class Connection:
         self._numbers = itertools.count()
         self._made = 0
         self._closed = False
-        self._trouble = ""
+        self._troubles: set[str] = set()
+        self._refusals = 0
 
     @property
     def up(self) -> bool:
@@ -88,7 +92,7 @@ class Connection:
         return self._client.max_payload
 
     async def open(self) -> None:
-        """Connect, for as long as it takes. Raises LedgerError when the server does not accept the token.
+        """Connect, for as long as it takes. Raises LedgerError when no server and this client go together.
 
         nats-py hands every failed attempt to its error callback; that is how a token that is no good is told from a
         server that is not there yet.
@@ -98,13 +102,12 @@ class Connection:
                 raise LedgerError("the ledger was closed")
             if self._made and not self._client.is_closed:
                 return
-            client = Client()
+            client = Client(self._access)
+            self._refusals = 0
             try:
                 await client.connect(
                     self._url.split(","),
-                    token=None if self._user else self._token or None,
-                    user=self._user or None,
-                    password=self._token if self._user else None,
+                    **self._access.shown(),
                     name=self._name,
                     error_cb=self._on_error,
                     disconnected_cb=self._on_disconnect,
@@ -235,13 +238,13 @@ class Connection:
 
     async def _on_connect(self) -> None:
         self._made += 1
-        self._trouble = ""
+        self._troubles.clear()
         self._back.set()
         self._tell_lost()
         log.info("ledger_connected", url=self._url, connections=self._made)
 
     async def _on_disconnect(self) -> None:
-        if not self._closed:
+        if self._made and not self._closed:
             log.warning("ledger_disconnected", url=self._url)
 
     async def _on_close(self) -> None:
@@ -250,10 +253,12 @@ class Connection:
     async def _on_error(self, error: Exception) -> None:
         """Log a trouble once, not at every attempt to connect."""
         trouble = reason_of(error)
-        if "authorization" in trouble.lower() and not self._made:
-            raise LedgerError(f"the nats-server at {self._url} does not accept the token: is it another server's?")
-        if trouble != self._trouble and not self._closed:
-            self._trouble = trouble
+        if isinstance(error, RefusedError) and not self._made:
+            self._refusals += 1
+            if self._refusals >= self._url.count(",") + 1:  # none of several is any better
+                raise LedgerError(trouble) from error
+        if trouble not in self._troubles and not self._closed:
+            self._troubles.add(trouble)
             log.warning("ledger_connection_trouble", url=self._url, error=trouble)
 
 

@@ -41,10 +41,8 @@ class JetStreamLedger:
     @classmethod
     async def connect(
         cls,
-        url: str,
-        token: str,
+        address: LedgerAddress,
         *,
-        user: str = "",
         config: StreamConfig = NODE_STREAM,
         make: bool = True,
         name: str = "plumbline",
@@ -53,10 +51,10 @@ class JetStreamLedger:
     ) -> JetStreamLedger:
         """Connect, for as long as it takes, and *make* the stream what *config* says, or leave that to somebody else.
 
-        *observe_ack* is told the seconds that each append took. Raises LedgerError when the server refuses the token or
-        the stream.
+        *observe_ack* is told the seconds that each append took. Raises LedgerError when the server refuses what it is
+        shown, or the stream.
         """
-        connection = Connection(url, token, name, patience, user)
+        connection = Connection(address, name, patience)
         ledger = cls(connection, config, observe_ack)
         try:
             await connection.open()
@@ -190,9 +188,7 @@ async def reached(address: LedgerAddress, config: StreamConfig, name: str) -> Je
     """
     try:
         async with asyncio.timeout(_SOON):
-            return await JetStreamLedger.connect(
-                address.url, address.token, user=address.user, config=config, make=False, name=name
-            )
+            return await JetStreamLedger.connect(address, config=config, make=False, name=name)
     except TimeoutError:
         raise LedgerUnavailableError(f"the ledger at {address.url} does not answer: is nats-server running?") from None
 

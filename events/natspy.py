@@ -8,9 +8,10 @@ nats-py takes it from here.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _hidden = "aiohttp" not in sys.modules
 if _hidden:
@@ -25,6 +26,9 @@ finally:
     if _hidden:
         del sys.modules["aiohttp"]
 
+if TYPE_CHECKING:
+    from events.access import Access
+
 __all__ = ["Client", "Msg", "Subscription", "errors"]
 
 
@@ -37,10 +41,12 @@ class Client(_Client):
 
     By itself it puts either into a queue, for a task to take out: that is four steps of the event loop for each event
     that is appended, and a third of what those cost. What is published in one step of the loop is sent in one piece.
+    *access* says how TLS is spoken; by itself it would speak in the clear with any server that asks for no TLS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access | None = None) -> None:
         super().__init__()
+        self._access = access
         self._ps = _Parser(self)
         self._given_up = False
         self._unsent: list[bytes] = []
@@ -59,6 +65,54 @@ class Client(_Client):
         if self._given_up:
             raise asyncio.CancelledError
         await super()._connect_to_server(s)
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """How TLS is spoken on the connection that is being made."""
+        return super().ssl_context if self._access is None else self._access.context()
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and self._access is not None:
+            self._access.judge(info, self._server)
+        await super()._process_info(info, initial_connection)
+
+    async def _process_connect_init(self) -> None:
+        """Shake hands; by itself nats-py takes a server that hangs up meanwhile for one that is connected."""
+        try:
+            await super()._process_connect_init()
+            if not self.is_connected:
+                raise ConnectionResetError("the server ended the connection")
+        except (OSError, ValueError, errors.Error) as error:
+            self._hang_up()
+            explained = error if self._access is None else self._access.explained(error, self._server)
+            if explained is error:
+                raise
+            raise explained from error
+
+    def _connect_command(self) -> bytes:
+        """Return the first that is said, which is when TLS is spoken already."""
+        _know_of_tls(self._transport)
+        return super()._connect_command()
+
+    def _hang_up(self) -> None:
+        """End the connection, and what nats-py began to do with it: the next attempt makes another.
+
+        By itself nats-py waits for its end, which it never hears of when TLS was refused half-way.
+        """
+        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+            if task is not None:
+                task.cancel()
+        transport: Any = self._transport
+        self._transport = None
+        for writer in () if transport is None else (transport._io_writer, transport._bare_io_writer):
+            if writer is not None:
+                writer.close()
+
+    @property
+    def _server(self) -> str:
+        """Host and port of the server, for people; a user that its URL names is left out."""
+        uri = None if self._current_server is None else self._current_server.uri
+        return "" if uri is None else uri.netloc.rpartition("@")[2]
 
     async def listen(self, subject: str, deliver: Callable[[Msg], None]) -> Subscription:
         """Call *deliver*, which must not raise, with every message to *subject* as soon as it is read.
@@ -106,6 +160,13 @@ class Client(_Client):
         self._pending = []
         self._pending_data_size = 0
         return None
+
+
+def _know_of_tls(transport: Any) -> None:
+    """Tell asyncio's streams when *transport* speaks TLS: nats-py leaves that out, and each end makes them warn."""
+    writer = transport._io_writer.transport
+    if writer.get_extra_info("sslcontext") is not None and (protocol := writer.get_protocol()) is not None:
+        protocol._over_ssl = True
 
 
 class _Parser(Parser):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from events.process import die_with_parent
-from events.settings import ADDRESS_FILE
+from events.settings import ADDRESS_FILE, LedgerAddress
 
 MAX_PAYLOAD = 8 * 1024 * 1024
 """Bytes. An intent holds up to 1 MiB of standard input, which may grow when it is written as JSON text."""
@@ -63,6 +63,11 @@ class EmbeddedServer:
     def url(self) -> str:
         """Where clients connect to."""
         return f"nats://127.0.0.1:{self._port}"
+
+    @property
+    def address(self) -> LedgerAddress:
+        """The same, with what it asks for."""
+        return LedgerAddress(self.url, self.token)
 
     @property
     def pid(self) -> int:

@@ -10,8 +10,10 @@ import os
 import socket
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 DEFAULT_PATH = Path("/etc/plumbline/plumbline.json")
 ADDRESS_FILE = "ledger.json"
@@ -20,6 +22,20 @@ ADDRESS_FILE = "ledger.json"
 
 class SettingsError(ValueError):
     """The configuration can't be used; the message says which file and key, and why."""
+
+
+def _check_urls(urls: str, key: str) -> None:
+    """Raise ValueError where *urls* are none of a nats-server, or say what belongs in a file. It names no secret."""
+    if "@" in urls:
+        raise ValueError(f"{key} holds a user or a password, and is shown in logs: put these in user and tokenFile")
+    for url in urls.split(","):
+        try:
+            parts = urlsplit(url if "://" in url else f"nats://{url}")
+            usable = parts.scheme in ("nats", "tls") and parts.hostname and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError(f"{key} has {url!r}, which is not like nats://host:4222 or tls://host:4222")
 
 
 class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -35,6 +51,27 @@ class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
     retention_hours: float = 168.0
     """How long the events of a sandbox stay after it is detached."""
 
+    def __post_init__(self) -> None:
+        if self.url:
+            _check_urls(self.url, "ledger: url")
+
+
+class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """How TLS is spoken. Files are PEM, and read again for each connection; ``{node}`` stands for the node's name."""
+
+    ca_file: str = ""
+    """Authorities, one of which signed the server's certificate; empty: those that the machine trusts."""
+    cert_file: str = ""
+    """The client's own certificate, where the server wants one, and those between it and the authority."""
+    key_file: str = ""
+    """Its key, without a password."""
+    server_name: str = ""
+    """Name that the server's certificate must have; empty: the host in the server's URL."""
+
+    def __post_init__(self) -> None:
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("tls: certFile and keyFile go together, and one of them is missing")
+
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The cluster's ledger, which node ledgers are copied to and which the reconciler reads."""
@@ -45,8 +82,15 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
     """Who the server knows the process as; ``{node}`` stands for the node's name. Empty: it asks for a token."""
     token_file: str = ""
     """The token, or the user's password; ``{node}`` as in ``user``."""
+    tls: TlsSettings | None = None
+    """None: TLS is not spoken, unless a URL begins with ``tls://``."""
     replicas: int = 1
     """Servers that hold each event: 3 in a cluster of servers."""
+
+    def __post_init__(self) -> None:
+        _check_urls(self.url, "hub: url")
+        if self.user and not self.token_file and (self.tls is None or not self.tls.cert_file):
+            raise ValueError("hub: user is set, and nothing that proves it: set tokenFile, or tls.certFile")
 
 
 _DRIFT_POLICIES = ("repair", "observe", "off")
@@ -209,18 +253,30 @@ class LedgerAddress(msgspec.Struct, frozen=True):
     url: str
     token: str = ""
     user: str = ""
+    token_file: str = ""
+    """Holds the token, where that may change."""
+    tls: TlsSettings | None = None
 
 
 def hub_address(settings: Settings) -> LedgerAddress | None:
-    """Return where the cluster's ledger is; None: there is none. Raises SettingsError."""
+    """Return where the cluster's ledger is; None: there is none.
+
+    What is in its files is found out by whoever connects: a node attaches also when it can't reach the hub.
+    """
     hub = settings.hub
     if hub is None:
         return None
-    user, path = (text.replace("{node}", settings.node_name) for text in (hub.user, hub.token_file))
-    try:
-        return LedgerAddress(hub.url, Path(path).read_text().strip() if path else "", user)
-    except OSError as error:
-        raise SettingsError(f"hub.tokenFile can't be read: {path}: {error.strerror}") from error
+
+    def named(text: str) -> str:
+        return text.replace("{node}", settings.node_name)
+
+    tls = hub.tls and replace(
+        hub.tls,
+        ca_file=named(hub.tls.ca_file),
+        cert_file=named(hub.tls.cert_file),
+        key_file=named(hub.tls.key_file),
+    )
+    return LedgerAddress(hub.url, user=named(hub.user), token_file=named(hub.token_file), tls=tls)
 
 
 def ledger_address(settings: Settings) -> LedgerAddress:

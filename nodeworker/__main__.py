@@ -74,7 +74,7 @@ async def run(settings: WorkerSettings, wrap: Callable[[Ledger], Ledger] = lambd
     address = ledger_address(settings)
     hub_at = hub_address(settings)
     connection = await JetStreamLedger.connect(
-        address.url, address.token, config=NODE_STREAM, name="worker", observe_ack=metrics.ledger_acked
+        address, config=NODE_STREAM, name="worker", observe_ack=metrics.ledger_acked
     )
     try:
         hub = None

@@ -72,9 +72,7 @@ class Hub:
         while self._hub is None:
             try:
                 self._hub = await JetStreamLedger.connect(
-                    self._address.url,
-                    self._address.token,
-                    user=self._address.user,
+                    self._address,
                     config=self._config,
                     make=False,  # that is the reconciler's: a node may write its own events and nothing else
                     name=f"worker-{self._node}",

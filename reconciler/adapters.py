@@ -25,7 +25,7 @@ def whole_ledger(settings: Settings) -> tuple[LedgerAddress, StreamConfig]:
 async def connect(settings: ReconcilerSettings, name: str) -> JetStreamLedger:
     """Return the whole ledger. Raises SettingsError, LedgerError."""
     address, config = whole_ledger(settings)
-    return await JetStreamLedger.connect(address.url, address.token, user=address.user, config=config, name=name)
+    return await JetStreamLedger.connect(address, config=config, name=name)
 
 
 def hub_replicas(settings: Settings) -> int:

@@ -184,7 +184,7 @@ async def _connected(settings: AdoptSettings, *, needed: bool) -> JetStreamLedge
         return None
     try:
         async with asyncio.timeout(_PATIENCE):
-            return await JetStreamLedger.connect(address.url, address.token, config=NODE_STREAM, name="adopt")
+            return await JetStreamLedger.connect(address, config=NODE_STREAM, name="adopt")
     except TimeoutError:
         if needed:
             raise LedgerError(f"the ledger at {address.url} does not answer: is nats-server running?") from None

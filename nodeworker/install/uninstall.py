@@ -92,7 +92,7 @@ class Uninstaller:
         state = State()
         try:
             async with asyncio.timeout(_PATIENCE):
-                ledger = await JetStreamLedger.connect(address.url, address.token, name="plumbline-uninstall")
+                ledger = await JetStreamLedger.connect(address, name="plumbline-uninstall")
         except TimeoutError:
             raise LedgerUnavailableError(
                 f"the ledger at {address.url} does not answer, so nobody knows which pods depend on Plumbline: "

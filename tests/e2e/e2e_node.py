@@ -273,7 +273,7 @@ class Node:
 
     async def _events(self) -> list[Stored]:
         async with asyncio.timeout(10):
-            ledger = await JetStreamLedger.connect(self.server.url, self.server.token, name="e2e")
+            ledger = await JetStreamLedger.connect(self.server.address, name="e2e")
         try:
             return [stored async for stored in ledger.read()]
         finally:

@@ -43,7 +43,7 @@ def send(node: Node, number: int) -> Event:
     command = comparison(node, number)
 
     async def sent() -> None:
-        ledger = await JetStreamLedger.connect(node.server.url, node.server.token, name="e2e")
+        ledger = await JetStreamLedger.connect(node.server.address, name="e2e")
         try:
             await (await made_commands(ledger)).send(command)
         finally:

@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from e2e_kernel import eventually, ip
@@ -43,14 +43,14 @@ _REPOSITORY = Path(__file__).parents[2]
 
 
 class Cluster:
-    """*node* without worker, and a hub of one server that runs."""
+    """*node* without worker, and a hub of one server that runs. *hub* is what processes know of it beside its URL."""
 
-    def __init__(self, node: Node, servers: HubServers) -> None:
+    def __init__(self, node: Node, servers: HubServers, hub: dict[str, Any] | None = None) -> None:
         self.node = node
         self.servers = servers
         self.metrics = f"http://127.0.0.1:{free_port()}/metrics"
         settings = json.loads(node.config.read_text())
-        settings["hub"] = {"url": servers.url}
+        settings["hub"] = {"url": servers.url, **(hub or {})}
         settings["worker"]["metrics"] = {"port": int(self.metrics.split(":")[2].split("/")[0])}
         settings["worker"]["statusWait"] = 20
         settings["ledger"] = {"url": node.server.url, "tokenFile": str(node.config.with_name("token"))}
@@ -94,11 +94,11 @@ class Cluster:
         return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
     @contextlib.contextmanager
-    def reconciler(self) -> Iterator[None]:
-        """Run the reconciler meanwhile."""
+    def reconciler(self, config: Path | None = None) -> Iterator[None]:
+        """Run the reconciler meanwhile, with the worker's configuration or one of its own."""
         with self.node.log.open("ab") as said:
             process = subprocess.Popen(
-                [sys.executable, "-m", "reconciler", "--config", str(self.node.config)],
+                [sys.executable, "-m", "reconciler", "--config", str(config or self.node.config)],
                 cwd=_REPOSITORY,
                 stdin=subprocess.DEVNULL,
                 stdout=said,

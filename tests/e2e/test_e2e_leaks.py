@@ -141,7 +141,7 @@ def append(node: Node, *events: Event) -> None:
     """Write *events* to the ledger, as if the node's worker had."""
 
     async def write() -> None:
-        ledger = await JetStreamLedger.connect(node.server.url, node.server.token, name="e2e")
+        ledger = await JetStreamLedger.connect(node.server.address, name="e2e")
         try:
             for event in events:
                 await ledger.append(event)
@@ -256,7 +256,7 @@ def forge_boot(node: Node) -> None:
     """Have the ledger say that all it tells was in another boot."""
 
     async def rewrite() -> None:
-        ledger = await JetStreamLedger.connect(node.server.url, node.server.token, name="e2e")
+        ledger = await JetStreamLedger.connect(node.server.address, name="e2e")
         try:
             stored = [each async for each in ledger.read(f"plumbline.ev.{node.name}.>")]
             await ledger.purge(f"plumbline.ev.{node.name}.>", stored[-1].sequence)

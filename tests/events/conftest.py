@@ -33,7 +33,7 @@ def fast_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 async def jetstream(server: EmbeddedServer) -> AsyncIterator[JetStreamLedger]:
-    ledger = await JetStreamLedger.connect(server.url, server.token)
+    ledger = await JetStreamLedger.connect(server.address)
     yield ledger
     await ledger.close()
 
@@ -47,7 +47,7 @@ async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
     server.start()
     try:
-        ledger = await JetStreamLedger.connect(server.url, server.token)
+        ledger = await JetStreamLedger.connect(server.address)
         yield ledger
         await ledger.close()
     finally:

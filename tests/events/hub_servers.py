@@ -15,6 +15,7 @@ from events.jetstream import JetStreamLedger
 from events.ledger import LedgerUnavailableError
 from events.process import die_with_parent
 from events.server import MAX_PAYLOAD, binary, free_port
+from events.settings import LedgerAddress
 from events.streams import hub_stream
 
 _START = 20.0
@@ -27,6 +28,8 @@ class HubServers:
         self.folder = folder
         self.count = count
         self.ports = [free_port() for _ in range(count)]
+        self.address = LedgerAddress(self.url)
+        """How ``connect_hub`` goes there."""
         routes = [free_port() for _ in range(count)]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         for index, port in enumerate(self.ports):
@@ -99,6 +102,6 @@ async def connect_hub(servers: HubServers, patience: float = 20.0) -> JetStreamL
         while True:
             try:
                 config = hub_stream(servers.count)
-                return await JetStreamLedger.connect(servers.url, "", config=config, patience=patience)
+                return await JetStreamLedger.connect(servers.address, config=config, patience=patience)
             except LedgerUnavailableError:
                 await asyncio.sleep(0.1)

@@ -50,7 +50,7 @@ async def test_it_yields_what_the_ledger_yields(server: EmbeddedServer, jetstrea
     await client.jetstream().publish("plumbline.ev.x.y.Torn", b'{"half')
     await client.close()
     await jetstream.append(Teller("later").note("after it", container(2)))
-    ahead = ReadAhead(jetstream, LedgerAddress(server.url, server.token))
+    ahead = ReadAhead(jetstream, server.address)
     assert await ahead.last_sequence() == 1502
     for subject, after in (("plumbline.ev.>", 0), ("plumbline.ev.>", 700), (f"plumbline.ev.*.{container(2)}.>", 0)):
         expected = [stored async for stored in jetstream.read(subject, after)]
@@ -60,10 +60,10 @@ async def test_it_yields_what_the_ledger_yields(server: EmbeddedServer, jetstrea
 
 
 async def test_more_than_it_keeps_is_waited_for(fast_server: EmbeddedServer) -> None:
-    ledger = await JetStreamLedger.connect(fast_server.url, fast_server.token)
+    ledger = await JetStreamLedger.connect(fast_server.address)
     events = await fill(ledger, 300, size=100_000)
     found: list[Event] = []
-    async with aclosing(ReadAhead(ledger, LedgerAddress(fast_server.url, fast_server.token)).read()) as stored:
+    async with aclosing(ReadAhead(ledger, fast_server.address).read()) as stored:
         async for _, event in stored:
             if not found:
                 await asyncio.sleep(0.5)  # it runs into what it may keep meanwhile
@@ -74,7 +74,7 @@ async def test_more_than_it_keeps_is_waited_for(fast_server: EmbeddedServer) -> 
 
 async def test_who_leaves_early_leaves_no_process(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 100)
-    async with aclosing(ReadAhead(jetstream, LedgerAddress(server.url, server.token)).read()) as events:
+    async with aclosing(ReadAhead(jetstream, server.address).read()) as events:
         async for sequence, _ in events:
             assert sequence == 1
             assert len(readers()) == 1
@@ -83,9 +83,9 @@ async def test_who_leaves_early_leaves_no_process(server: EmbeddedServer, jetstr
 
 
 async def test_a_process_that_dies_is_no_end_of_the_ledger(fast_server: EmbeddedServer) -> None:
-    ledger = await JetStreamLedger.connect(fast_server.url, fast_server.token)
+    ledger = await JetStreamLedger.connect(fast_server.address)
     await fill(ledger, 300, size=100_000)
-    events = ReadAhead(ledger, LedgerAddress(fast_server.url, fast_server.token)).read()
+    events = ReadAhead(ledger, fast_server.address).read()
     await anext(events)
     os.kill(readers()[0], signal.SIGKILL)
     with pytest.raises(LedgerUnavailableError, match="ended before it was through"):
@@ -107,7 +107,7 @@ from events.jetstream import JetStreamLedger
 from events.settings import LedgerAddress
 
 async def main(url, token):
-    ledger = await JetStreamLedger.connect(url, token)
+    ledger = await JetStreamLedger.connect(LedgerAddress(url, token))
     await anext(ReadAhead(ledger, LedgerAddress(url, token)).read())
     print("reading", flush=True)
     time.sleep(60)
@@ -117,7 +117,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def test_it_ends_with_whoever_asked(fast_server: EmbeddedServer) -> None:
-    ledger = await JetStreamLedger.connect(fast_server.url, fast_server.token)
+    ledger = await JetStreamLedger.connect(fast_server.address)
     await fill(ledger, 300, size=100_000)
     await ledger.close()
     command = (sys.executable, "-c", LEFT, fast_server.url, fast_server.token)

@@ -29,7 +29,7 @@ async def commands(request: pytest.FixtureRequest) -> AsyncIterator[Commands]:
         yield MemoryCommands()
         return
     server: EmbeddedServer = request.getfixturevalue("server")
-    ledger = await JetStreamLedger.connect(server.url, server.token)
+    ledger = await JetStreamLedger.connect(server.address)
     commands = JetStreamCommands(ledger)
     await commands.make(command_stream())
     yield commands

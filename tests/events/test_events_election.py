@@ -39,7 +39,7 @@ async def both(request: pytest.FixtureRequest) -> AsyncIterator[Hub]:
         return
     if request.param == "jetstream":
         server: EmbeddedServer = request.getfixturevalue("server")
-        ledger, replicas = await JetStreamLedger.connect(server.url, server.token), 1
+        ledger, replicas = await JetStreamLedger.connect(server.address), 1
     else:
         ledger, replicas = await connect_hub(request.getfixturevalue("three")), 3
     commands = JetStreamCommands(ledger)

@@ -22,6 +22,7 @@ from events.jetstream_commands import JetStreamCommands
 from events.ledger import LedgerUnavailableError
 from events.schema import NO_NODE, ComparisonRequested, NodeName, RequestId
 from events.server import binary
+from events.settings import LedgerAddress
 from events.streams import command_stream, hub_stream
 from events.uplink import Uplink
 
@@ -66,7 +67,7 @@ class Desk:
     async def connect(self, user: str, *, make: bool = False) -> JetStreamLedger:
         password = (self._users / "passwords" / user).read_text()
         ledger = await JetStreamLedger.connect(
-            self._servers.url, password, user=user, config=hub_stream(1), make=make, patience=1.0
+            LedgerAddress(self._servers.url, password, user), config=hub_stream(1), make=make, patience=1.0
         )
         self._open.append(ledger)
         return ledger

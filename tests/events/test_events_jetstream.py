@@ -27,6 +27,7 @@ from events.jetstream import JetStreamLedger
 from events.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
 from events.schema import Event, EventId
 from events.server import MAX_PAYLOAD, EmbeddedServer
+from events.settings import LedgerAddress
 from events.streams import NODE_STREAM, Stream, StreamConfig, command_stream
 from events.subjects import matches
 
@@ -104,7 +105,7 @@ def kill(server: EmbeddedServer) -> None:
 
 async def test_a_stream_may_be_made_by_several_at_the_same_time(server: EmbeddedServer) -> None:
     """As a worker and a reconciler do, for their commands, that start together on a new node."""
-    makers = [await JetStreamLedger.connect(server.url, server.token) for _ in range(8)]
+    makers = [await JetStreamLedger.connect(server.address) for _ in range(8)]
     for number in range(10):
         name = f"MADE-{number}"
         wanted = replace(command_stream(), name=name, subjects=(f"made.{number}.>",), republish=None)
@@ -219,7 +220,7 @@ async def test_a_connection_that_the_server_ends_with_an_error_is_replaced(
 
 
 async def test_an_append_is_given_up_after_its_patience_and_does_not_come_later(server: EmbeddedServer) -> None:
-    ledger = await JetStreamLedger.connect(server.url, server.token, patience=0.6)
+    ledger = await JetStreamLedger.connect(server.address, patience=0.6)
     stored = await fill(ledger, 1)
     kill(server)
     loop = asyncio.get_running_loop()
@@ -300,7 +301,7 @@ async def test_what_is_closed_makes_no_attempt_to_connect_after_one_that_lost_it
 
 async def test_connect_waits_until_there_is_a_server(server: EmbeddedServer) -> None:
     kill(server)
-    connecting = asyncio.create_task(JetStreamLedger.connect(server.url, server.token))
+    connecting = asyncio.create_task(JetStreamLedger.connect(server.address))
     await asyncio.wait([connecting], timeout=0.3)
     assert not connecting.done()
     server.start()
@@ -389,7 +390,7 @@ async def test_a_reader_that_disconnects_leaves_no_consumer(jetstream: JetStream
     """A server takes a thousand of them, and forgets one by itself after a minute only."""
     await fill(jetstream, 10)
     for _ in range(3):
-        visitor = await JetStreamLedger.connect(server.url, server.token)
+        visitor = await JetStreamLedger.connect(server.address)
         assert len(await everything(visitor)) == 10
         await visitor.close()
     await eventually(consumers_are(jetstream, 0))
@@ -470,7 +471,7 @@ async def test_requests_of_a_follower_that_waits_long_are_renewed(
 
 
 async def test_a_slow_follower_loses_nothing_and_holds_little(fast_server: EmbeddedServer) -> None:
-    ledger = await JetStreamLedger.connect(fast_server.url, fast_server.token)
+    ledger = await JetStreamLedger.connect(fast_server.address)
     async with aclosing(ledger.follow()) as following:
         waiting = asyncio.ensure_future(anext(following))
         stored = await fill(ledger, 20_000, size=100, at_once=256)
@@ -485,7 +486,7 @@ async def test_a_slow_follower_loses_nothing_and_holds_little(fast_server: Embed
 
 
 async def test_a_slow_follower_holds_little_also_of_large_events(fast_server: EmbeddedServer) -> None:
-    ledger = await JetStreamLedger.connect(fast_server.url, fast_server.token)
+    ledger = await JetStreamLedger.connect(fast_server.address)
     stored = await fill(ledger, 60, size=1024 * 1024, at_once=4)
     async with asyncio.timeout(20), aclosing(ledger.follow()) as following:
         seen = [await anext(following)]
@@ -537,7 +538,7 @@ async def fill_up(ledger: JetStreamLedger) -> tuple[list[Stored], LedgerError]:
 
 async def test_a_stream_that_is_full_says_so_and_takes_events_again_once_there_is_room(server: EmbeddedServer) -> None:
     config = StreamConfig(name="NODE", max_bytes=1_000_000)
-    ledger = await JetStreamLedger.connect(server.url, server.token, config=config)
+    ledger = await JetStreamLedger.connect(server.address, config=config)
     stored, error = await fill_up(ledger)
     assert isinstance(error, LedgerFullError)
     assert "free room on its disk, or raise its limit" in str(error)
@@ -553,7 +554,7 @@ async def test_a_store_that_reached_its_limit_says_so_and_keeps_what_it_has(tmp_
     server = EmbeddedServer(tmp_path / "store", tmp_path / "run", max_store=1_000_000)
     server.start()
     try:
-        ledger = await JetStreamLedger.connect(server.url, server.token)
+        ledger = await JetStreamLedger.connect(server.address)
         stored, error = await fill_up(ledger)
         assert isinstance(error, LedgerFullError)
         assert await everything(ledger) == stored
@@ -576,7 +577,7 @@ async def test_a_full_disk_is_named_and_every_acknowledged_event_survives_it(sma
     server = EmbeddedServer(small_disk / "store", tmp_path / "run")
     server.start()
     try:
-        ledger = await JetStreamLedger.connect(server.url, server.token, patience=1.0)
+        ledger = await JetStreamLedger.connect(server.address, patience=1.0)
         # By somebody else, and after the start: the server limits itself to a part of what was free then.
         ballast.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 700_000))
         stored, error = await fill_up(ledger)
@@ -622,7 +623,7 @@ async def test_the_stream_is_made_once_and_changed_only_when_it_differs(server: 
         await client.subscribe("$JS.EVENT.ADVISORY.STREAM.*.NODE", cb=note)
         await client.flush()
         for config in (NODE_STREAM, NODE_STREAM, StreamConfig(name="NODE", max_age=3_600_000_000_000), NODE_STREAM):
-            ledger = await JetStreamLedger.connect(server.url, server.token, config=config)
+            ledger = await JetStreamLedger.connect(server.address, config=config)
             await ledger.close()
         await client.flush()
     assert advice == ["CREATED", "UPDATED", "UPDATED"]
@@ -631,7 +632,7 @@ async def test_the_stream_is_made_once_and_changed_only_when_it_differs(server: 
 async def test_a_stream_that_the_server_does_not_allow_is_refused_with_its_reason(server: EmbeddedServer) -> None:
     for config in (StreamConfig(name="NODE"), StreamConfig(name="OTHER")):
         try:
-            ledger = await JetStreamLedger.connect(server.url, server.token, config=config)
+            ledger = await JetStreamLedger.connect(server.address, config=config)
         except LedgerError as error:
             assert "refused the stream OTHER: subjects overlap" in str(error)  # noqa: PT017  # the first must not raise
         else:
@@ -650,19 +651,19 @@ async def test_a_stream_that_was_deleted_is_not_taken_for_an_empty_one(jetstream
 async def test_a_wrong_token_is_refused_with_a_sentence(server: EmbeddedServer) -> None:
     async with asyncio.timeout(3):
         with pytest.raises(LedgerError, match="does not accept the token"):
-            await JetStreamLedger.connect(server.url, "wrong")
+            await JetStreamLedger.connect(LedgerAddress(server.url, "wrong"))
         with pytest.raises(LedgerError, match="does not accept the token"):
-            await JetStreamLedger.connect(server.url, "")
+            await JetStreamLedger.connect(LedgerAddress(server.url))
 
 
 async def test_an_address_that_is_none_is_refused_with_a_sentence() -> None:
     with pytest.raises(LedgerError, match="there is no ledger at 'nats://"):
-        await JetStreamLedger.connect("nats://[::1", "")
+        await JetStreamLedger.connect(LedgerAddress("nats://[::1"))
 
 
 async def test_acknowledgements_are_timed(server: EmbeddedServer) -> None:
     seconds: list[float] = []
-    ledger = await JetStreamLedger.connect(server.url, server.token, observe_ack=seconds.append)
+    ledger = await JetStreamLedger.connect(server.address, observe_ack=seconds.append)
     await fill(ledger, 5)
     assert len(seconds) == 5
     assert all(0 < each < 2 for each in seconds)
@@ -722,7 +723,7 @@ async def test_the_memory_ledger_matches_filters_as_the_server_does(server: Embe
 
 
 async def test_a_connection_can_be_closed_that_was_never_open() -> None:
-    connection = Connection("nats://127.0.0.1:1", "", "test", 0.2)
+    connection = Connection(LedgerAddress("nats://127.0.0.1:1"), "test", 0.2)
     await connection.close()
     with pytest.raises(LedgerError, match="closed"):
         await connection.open()

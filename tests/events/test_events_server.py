@@ -202,7 +202,7 @@ def test_the_address_is_left_where_the_settings_look_for_it(server: EmbeddedServ
 
 async def test_a_restart_keeps_port_token_and_events(server: EmbeddedServer) -> None:
     url, token = server.url, server.token
-    ledger = await JetStreamLedger.connect(url, token)
+    ledger = await JetStreamLedger.connect(LedgerAddress(url, token))
     event = Teller().note()
     await ledger.append(event)
     for _ in range(3):
@@ -219,7 +219,7 @@ async def test_events_survive_a_crash_of_the_server_and_a_new_owner(tmp_path: Pa
     for _ in range(3):
         server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
         server.start()
-        ledger = await JetStreamLedger.connect(server.url, server.token)
+        ledger = await JetStreamLedger.connect(server.address)
         assert await ledger.append(event) == 1
         await ledger.close()
         pid = server.pid

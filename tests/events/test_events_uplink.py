@@ -266,7 +266,7 @@ async def test_a_node_whose_ledger_was_made_anew_goes_on_behind_what_the_hub_has
     async with copying(jetstream, above):
         before = await same(jetstream, above)
     await jetstream.api("STREAM.DELETE.NODE", {})
-    anew = await JetStreamLedger.connect(server.url, server.token)
+    anew = await JetStreamLedger.connect(server.address)
     await write(anew, teller, 30)
     for _ in range(2):
         async with copying(anew, above) as uplink:

@@ -278,7 +278,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 @pytest.fixture
 async def lasting(server: EmbeddedServer, tmp_path: Path) -> AsyncIterator[tuple[JetStreamLedger, Worker]]:
     """A worker on JetStream."""
-    ledger = await JetStreamLedger.connect(server.url, server.token)
+    ledger = await JetStreamLedger.connect(server.address)
     worker = Worker(ledger, tmp_path / "spool")
     async for _ in worker.recorder.load():
         pass

@@ -61,6 +61,6 @@ def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 async def ledger(server: EmbeddedServer) -> AsyncIterator[JetStreamLedger]:
-    ledger = await JetStreamLedger.connect(server.url, server.token)
+    ledger = await JetStreamLedger.connect(server.address)
     yield ledger
     await ledger.close()

@@ -32,7 +32,7 @@ BOX, OTHER = "a" * 64, "b" * 64
 
 @pytest.fixture
 async def hub(server: EmbeddedServer) -> AsyncIterator[JetStreamLedger]:
-    ledger = await JetStreamLedger.connect(server.url, server.token, config=hub_stream(1))
+    ledger = await JetStreamLedger.connect(server.address, config=hub_stream(1))
     yield ledger
     await ledger.close()
 

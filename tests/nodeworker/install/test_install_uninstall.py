@@ -26,7 +26,7 @@ async def ledger(host: Host) -> AsyncIterator[JetStreamLedger]:
     server = EmbeddedServer(host.state / "ledger", host.run)
     server.start()
     try:
-        ledger = await JetStreamLedger.connect(server.url, server.token, config=NODE_STREAM)
+        ledger = await JetStreamLedger.connect(server.address, config=NODE_STREAM)
         yield ledger
         await ledger.close()
     finally:
