@@ -20,7 +20,8 @@ from tests.kube.kube_server import ADMIN, DEPLOY, KubeServer, binaries
 Kubectl: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 
 ACCOUNT = "system:serviceaccount:kube-system:plumbline"
-KUSTOMIZATIONS = ("kubernetes/base", "kubernetes/replace-multus", "crd", "kubernetes/with-hub")
+HUBS = ("kubernetes/with-hub", "kubernetes/with-hub-tls")
+KUSTOMIZATIONS = ("kubernetes/base", "kubernetes/replace-multus", "crd", *HUBS)
 NADS = "network-attachment-definitions.k8s.cni.cncf.io"
 
 ALLOWED = {
@@ -168,13 +169,18 @@ def test_what_plumbline_writes_outlives_its_pod() -> None:
     assert entered >= {"/run/netns", "/var/run/netns"}
 
 
-def test_with_a_hub_every_process_has_its_own_password_and_no_other(tmp_path: Path) -> None:
-    manifests = rendered("kubernetes/with-hub")
+def pod_spec(manifests: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    return pick(manifests, kind)["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("kustomization", HUBS)
+def test_with_a_hub_every_process_has_its_own_password_and_no_other(kustomization: str, tmp_path: Path) -> None:
+    manifests = rendered(kustomization)
     path = tmp_path / "plumbline.json"
     path.write_text(next(m["data"]["plumbline.json"] for m in manifests if "plumbline.json" in m.get("data", {})))
     hub = load(path, WorkerSettings).hub
     assert hub is not None
-    assert hub.url.count("nats://") == hub.replicas == pick(manifests, "StatefulSet")["spec"]["replicas"] == 3
+    assert hub.url.count("://") == hub.replicas == pick(manifests, "StatefulSet")["spec"]["replicas"] == 3
     mounts: list[dict[str, Any]] = []
     for kind in ("DaemonSet", "Deployment"):
         (container,) = pick(manifests, kind)["spec"]["template"]["spec"]["containers"]
@@ -183,3 +189,35 @@ def test_with_a_hub_every_process_has_its_own_password_and_no_other(tmp_path: Pa
         assert name.get("value") == (None if kind == "DaemonSet" else "reconciler")
     assert [mount.get("subPathExpr") or mount.get("subPath") for mount in mounts] == ["$(PLUMBLINE_NODE)", "reconciler"]
     assert hub.user == "{node}"
+
+
+@pytest.mark.parametrize("kustomization", HUBS)
+def test_no_secret_of_a_hub_is_readable_by_everybody(kustomization: str) -> None:
+    manifests = rendered(kustomization)
+    for kind in ("DaemonSet", "Deployment", "StatefulSet"):
+        secrets = [volume["secret"] for volume in pod_spec(manifests, kind)["volumes"] if "secret" in volume]
+        assert secrets
+        assert not [secret for secret in secrets if secret.get("defaultMode", 0o644) & 0o007]
+
+
+def test_with_tls_everybody_has_the_authority_and_the_servers_alone_their_key(tmp_path: Path) -> None:
+    manifests = rendered("kubernetes/with-hub-tls")
+    path = tmp_path / "plumbline.json"
+    path.write_text(next(m["data"]["plumbline.json"] for m in manifests if "plumbline.json" in m.get("data", {})))
+    hub = load(path, WorkerSettings).hub
+    assert hub is not None
+    assert hub.tls is not None
+    assert load(path, ReconcilerSettings).hub == hub
+    assert all(url.startswith("tls://") for url in hub.url.split(","))
+    for kind, keys, folder in (
+        ("DaemonSet", set(), str(Path(hub.tls.ca_file).parent)),
+        ("Deployment", set(), str(Path(hub.tls.ca_file).parent)),
+        ("StatefulSet", {"tls"}, "/etc/nats/ca"),
+    ):
+        spec = pod_spec(manifests, kind)
+        named = {volume["name"]: volume for volume in spec["volumes"]}
+        secrets = {name: volume["secret"]["secretName"] for name, volume in named.items() if "secret" in volume}
+        assert {name for name, secret in secrets.items() if secret == "plumbline-hub-tls"} == keys
+        (mount,) = (mount for mount in spec["containers"][0]["volumeMounts"] if mount["mountPath"] == folder)
+        assert named[mount["name"]]["configMap"]["name"] == "plumbline-hub-ca"
+        assert "subPath" not in mount  # else it is never renewed
