@@ -1,12 +1,12 @@
 """Who has to be looked at when something changes: by namespace, by parent, by port.
 
 Pure. A node tells of its links all day, mostly of what matters to no sandbox: only a parent that went, came, or was set
-up or down, or got another MTU, wakes those that rest on it.
+up or down, or got another name or MTU, wakes those that rest on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -53,6 +53,7 @@ class Interest:
         self._places: dict[SandboxKey, _Place] = {}
         self._namespaces: dict[int, set[SandboxKey]] = {}
         self._links: dict[str, _Watched] = {}
+        self._names: dict[int, set[str]] = {}
         self._in_vlans: dict[int, SandboxKey] = {}
 
     def __len__(self) -> int:
@@ -84,7 +85,7 @@ class Interest:
             for index in in_vlans:
                 self._in_vlans[index] = key
         for name, link in (*parents.items(), *ports.items()):
-            self._links[name].state = None if link is None else _State(link.index, link.up, link.master, link.mtu)
+            self._settle(name, None if link is None else _State(link.index, link.up, link.master, link.mtu))
 
     def forget(self, key: SandboxKey) -> None:
         """Watch the sandbox no longer."""
@@ -99,6 +100,7 @@ class Interest:
             watched = self._links[name]
             watched.sandboxes.discard(key)
             if not watched.sandboxes:
+                self._settle(name, None)
                 del self._links[name]
         for index in place.in_vlans:
             if self._in_vlans.get(index) == key:
@@ -117,15 +119,33 @@ class Interest:
         """Return whom it concerns that a bridge tells of its port *index*, be it of its VLANs or of something else."""
         return (key,) if (key := self._in_vlans.get(index)) is not None else _NOBODY
 
-    def on(self, name: str, *, index: int, up: bool, master: int, mtu: int, gone: bool) -> Iterable[SandboxKey]:
-        """Return whom it concerns that the node's link *name* is like that; nobody if nothing that matters changed."""
-        watched = self._links.get(name)
-        if watched is None:
-            return _NOBODY
-        state = None if gone else _State(index, up, master, mtu)
-        if gone and (watched.state is None or watched.state.number != index):
-            return _NOBODY  # another link of that name has come since
-        if state == watched.state:
-            return _NOBODY
+    def on(
+        self, names: Collection[str], *, index: int, up: bool, master: int, mtu: int, gone: bool
+    ) -> Collection[SandboxKey]:
+        """Return whom it concerns that the node's link *index* has *names*, and is like that; by now no others.
+
+        Nobody, if nothing that matters changed.
+        """
+        concerned: set[SandboxKey] = set()
+        for name in {*names, *self._names.get(index, ())}:
+            watched = self._links.get(name)
+            if watched is None:
+                continue
+            state = None if gone or name not in names else _State(index, up, master, mtu)
+            if state is None and (watched.state is None or watched.state.number != index):
+                continue  # another link of that name has come since
+            if state != watched.state:
+                self._settle(name, state)
+                concerned |= watched.sandboxes
+        return concerned
+
+    def _settle(self, name: str, state: _State | None) -> None:
+        """Take note that the watched link *name* is like that; None: there is none."""
+        watched = self._links[name]
+        if watched.state is not None and (names := self._names.get(watched.state.number)) is not None:
+            names.discard(name)
+            if not names:
+                del self._names[watched.state.number]
+        if state is not None:
+            self._names.setdefault(state.number, set()).add(name)
         watched.state = state
-        return watched.sandboxes

@@ -126,11 +126,10 @@ class Observer:
                 listener(key)
 
     def _node_changed(self, link: NodeLink) -> None:
-        for name in link.names:  # one that was missing may come with a name that is not its first
-            for key in self._interest.on(
-                name, index=link.index, up=link.up, master=link.master, mtu=link.mtu, gone=link.gone
-            ):
-                self._wake(key)
+        for key in self._interest.on(
+            link.names, index=link.index, up=link.up, master=link.master, mtu=link.mtu, gone=link.gone
+        ):
+            self._wake(key)
 
     def _port_changed(self, index: int) -> None:
         for key in self._interest.in_vlans(index):
@@ -217,9 +216,7 @@ class Observer:
         if look is None:
             self._drop(key)
             return
-        found = look.seen.parents
-        parents = {each.name: each for each in found.values()}  # the kernel tells of them by their first names
-        parents |= {each.parent: None for each in look.wanted if each.parent and each.parent not in found}
+        parents = {each.parent: look.seen.parents.get(each.parent) for each in look.wanted if each.parent}
         ports = {port.name: port for port in look.seen.ports.values()}
         in_vlans = frozenset(look.seen.ports[ifname].index for ifname in look.seen.vlans)
         self._interest.watch(key, look.netnsid, parents, ports, in_vlans)

@@ -26,6 +26,9 @@ from reconciler.status_folder import LOOK
 
 Change = Callable[[PodSandbox], None]
 
+_SETTLED = 3.0
+"""Seconds after an attach in which the kernel has told all of it, IPv6 addresses that are usable included."""
+
 
 @pytest.fixture(scope="module", params=["auto", "never"], ids=["native", "executed"])
 def held_node(request: pytest.FixtureRequest, shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
@@ -260,6 +263,27 @@ def test_what_is_the_nodes_is_reported_with_the_reason(held: Node) -> None:
     ip("link", "set", PARENT, "up")
     eventually(lambda: not held.state().sandboxes[pod.key].drifts, "all is well by itself")
     assert pod.delete().exit_code == 0
+
+
+def test_a_parent_that_was_renamed_is_missing_until_it_has_its_name_again(held: Node) -> None:
+    pod = attached(held)
+    time.sleep(_SETTLED)
+    try:
+        ip("link", "set", PARENT, "name", "another0")
+    except AssertionError:
+        pytest.skip("the kernel renames no link that is up")
+    observed = eventually(
+        lambda: [each for data in told(held, pod, DriftObserved) for each in data.drifts if is_missing_parent(each)],
+        "it is seen that there is no such parent",
+    )
+    assert (observed[0].ifname, observed[0].expected) == ("net1", PARENT)
+    ip("link", "set", "another0", "name", PARENT)
+    eventually(lambda: not held.state().sandboxes[pod.key].drifts, "all is well again")
+    assert pod.delete().exit_code == 0
+
+
+def is_missing_parent(drift: Drift) -> bool:
+    return drift.kind is DriftKind.PARENT_MISSING
 
 
 def test_an_mtu_for_which_the_nodes_card_has_no_room_is_put_right_once_it_has(held: Node) -> None:

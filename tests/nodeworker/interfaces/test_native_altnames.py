@@ -75,6 +75,52 @@ def test_check_finds_a_bridge_that_was_renamed_and_kept_its_name_as_another() ->
         bridge.check(call(config, netns, prev_result=result))
 
 
+@pytest.mark.parametrize("known_as", ["par0", ALTNAMES[1]])
+async def test_who_rests_on_a_parent_hears_when_it_has_that_name_no_more(known_as: str) -> None:
+    heard: asyncio.Queue[NodeLink] = asyncio.Queue()
+    interest, key = Interest(), SandboxKey(ContainerId("one"), IfName("eth0"))
+    with node():
+        ip("link add par0 type bridge")
+        ip(f"link property add dev par0 altname {ALTNAMES[1]}")
+        ip("link set par0 up")
+        with Netlink.on_node() as netlink:
+            interest.watch(key, 1, {known_as: links.find(netlink, links.named(known_as))}, {})
+        silent = Heard(
+            container=lambda _: None,
+            closed=lambda _: None,
+            node=heard.put_nowait,
+            port=lambda _: None,
+            missed=lambda: None,
+        )
+
+        async def concerned() -> list[SandboxKey]:
+            await asyncio.sleep(0.1)
+            told = [heard.get_nowait() for _ in range(heard.qsize())]
+            assert told
+            return [
+                key
+                for link in told
+                for key in interest.on(
+                    link.names, index=link.index, up=link.up, master=link.master, mtu=link.mtu, gone=link.gone
+                )
+            ]
+
+        with Monitor(silent):
+            if known_as == "par0":
+                ip("link property del dev par0 altname " + ALTNAMES[1])
+                assert await concerned() == []
+                ip("link set par0 down")
+                assert await concerned() == [key]
+                ip("link set par0 name other0")
+            else:
+                ip("link set par0 mtu 1400")
+                assert await concerned() == [key]
+                ip("link property del dev par0 altname " + ALTNAMES[1])
+            assert await concerned() == [key]
+            ip("link add par1 type bridge")
+            assert await concerned() == []
+
+
 async def test_who_misses_a_parent_hears_when_one_comes_to_have_its_name() -> None:
     heard: asyncio.Queue[NodeLink] = asyncio.Queue()
     interest, key = Interest(), SandboxKey(ContainerId("one"), IfName("eth0"))
@@ -99,6 +145,6 @@ async def test_who_misses_a_parent_hears_when_one_comes_to_have_its_name() -> No
     assert par0 is not None
     assert (link.index, link.names) == (par0.index, ("par0", ALTNAMES[1]))
     told = {"index": link.index, "up": link.up, "master": link.master, "mtu": link.mtu, "gone": link.gone}
-    assert [list(interest.on(name, **told)) for name in link.names] == [[], [key]]
+    assert list(interest.on(link.names, **told)) == [key]
     interest.watch(key, 1, {"par0": replace(par0, flags=0)}, {})
-    assert list(interest.on("par0", **(told | {"up": True}))) == [key]
+    assert list(interest.on(("par0",), **(told | {"up": True}))) == [key]
