@@ -40,6 +40,8 @@ _ORDER = (
     DriftKind.ADDRESS_FOREIGN,
     DriftKind.ADDRESS_MISSING,
     DriftKind.ROUTE_MISSING,
+    DriftKind.FILTER_MISSING,
+    DriftKind.MASQUERADE_MISSING,
 )
 """Each needs those before it: a route its address, an address its link, a link its parent."""
 _RANKS = {kind: rank for rank, kind in enumerate(_ORDER)}

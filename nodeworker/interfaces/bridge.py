@@ -90,7 +90,7 @@ def add(call: Call, ipam: Result | None) -> Result:
         bridge = _bridge(ends.node, config, vlans)
         wire = pair(ends, call, mtu=config.mtu, mac=mac)
         if config.macspoofchk:
-            spoofing.confine(call, wire)
+            spoofing.confine(call, wire.outside.name, wire.inside.mac)
         _plug(ends.node, wire, bridge, config, vlans)
         _set_up(ends, call, wire, config, ipam, given)
         on_node = bridge

@@ -15,13 +15,14 @@ from pathlib import Path
 import msgspec
 
 from nodeworker.interfaces.native import NativeError
-from nodeworker.netlink import nftables
-from nodeworker.netlink.nftables import Nftables
+from nodeworker.netlink import expressions, nftables
+from nodeworker.netlink.nftables import Nftables, Rules
 
 _RESTORE = {4: "iptables-restore", 6: "ip6tables-restore"}
 _LIST = {4: "iptables", 6: "ip6tables"}
 _FAMILIES = {4: nftables.IPV4, 6: nftables.IPV6}
 _TABLE = "nat"
+_POST_ROUTING = "POSTROUTING"
 _OLDER_TABLES = {4: "ip_tables_names", 6: "ip6_tables_names"}
 """Files in which the older of the kernel's two filters names its tables, and which are there with it."""
 _LOCK_PATIENCE = 5
@@ -82,6 +83,21 @@ def present(version: int, name: str) -> Chain | None:
         rules=tuple(line.removeprefix(mine) for line in appended if line.startswith(mine)),
         entrances=tuple(line.removeprefix("-A ") for line in appended if f" -j {name}" in f"{line} "),
     )
+
+
+def counted(version: int, name: str, packet_filter: Rules) -> tuple[int, int]:
+    """Return how many rules the chain *name* has, and how many lead there. Raises NativeError, NetlinkError.
+
+    The newer of the kernel's filters is asked itself; the older one only by the program, where it has the table.
+    """
+    mine, everybodys = (nftables.Chain(_FAMILIES[version], _TABLE, each) for each in (name, _POST_ROUTING))
+    way = expressions.way_to(name)
+    entrances = sum(way in each.expressions for each in packet_filter.rules(everybodys))
+    rules = len(packet_filter.rules(mine))
+    if not (rules or entrances) and _TABLE in (_older_tables(version) or ()):
+        there = present(version, name)
+        return (len(there.rules), len(there.entrances)) if there is not None else (0, 0)
+    return rules, entrances
 
 
 def identified(version: int, prefix: str) -> dict[str, str]:

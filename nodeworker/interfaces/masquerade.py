@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from nodeworker.interfaces import iptables
@@ -17,7 +17,7 @@ from nodeworker.interfaces.native import Call, NativeError
 from nodeworker.netlink import expressions, nftables
 from nodeworker.netlink.addresses import Address
 from nodeworker.netlink.message import Request
-from nodeworker.netlink.nftables import Chain, Nftables
+from nodeworker.netlink.nftables import Chain, Nftables, Rules
 
 Backend: TypeAlias = Literal["iptables", "nftables"]
 
@@ -25,13 +25,15 @@ _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 """What stays as it is in every network, by IP version."""
 _TABLE = "cni_plugins_masquerade"
 _CHECKS = Chain(nftables.INET, _TABLE, "masq_checks")
-_POST_ROUTING = Chain(nftables.INET, _TABLE, "postrouting")
+WAY = Chain(nftables.INET, _TABLE, "postrouting")
+"""By which packets come to the rules for single containers."""
 _PRIORITY = 100
 _ABOUT_TABLE = "Masquerading for plugins from github.com/containernetworking/plugins"
 _ABOUT_CHECKS = "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet"
 _LONGEST_COMMENT = 128
 _PREFIX = "CNI-"
 """Of the chains of ``iptables``."""
+MARK = rf"{_PREFIX}[0-9a-f]{{24}}|[0-9a-f]{{16}}-[0-9a-f]{{16}}"
 _MODULES = "the kernel's nf_tables and nft_masq"
 """What an administrator may have to load."""
 
@@ -86,14 +88,40 @@ def collect(call: Call, backend: Backend | None, valid: Collection[tuple[str, st
 
 def check(call: Call, backend: Backend | None) -> None:
     """Raise NativeError unless the recorded addresses of *call* are masqueraded."""
-    addresses = _recorded(call)
-    if _by_iptables(backend):
-        whole = all(_is_there(version, _chain(call, version, addresses)) for version in _versions(addresses))
-    else:
-        with explaining(f"look up the masquerading of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
-            whole = len(_there(call, nft)) == len(addresses) and nft.has(_POST_ROUTING)
-    if not whole:
-        raise NativeError(f"what {call.ifname} sends is no longer masqueraded: attach it again")
+    with explaining(f"look up the masquerading of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
+        if left(call, backend, _recorded(call), nft) is not None:
+            raise NativeError(f"what {call.ifname} sends is no longer masqueraded: attach it again")
+
+
+def left(call: Call, backend: Backend | None, addresses: Sequence[Address], packet_filter: Rules) -> str | None:
+    """Return what is left of the rules by which *addresses* are masqueraded; None: all of them are there.
+
+    Where no *backend* was asked for, it may be either: the choice of the ADD is not recorded, and ``iptables`` may have
+    come or gone since. Raises NativeError, NetlinkError.
+    """
+    there: list[str] = []
+    if backend != "iptables":
+        rules = len(_there(call, packet_filter))
+        way = expressions.way_to(_CHECKS.name)
+        led = any(way in each.expressions for each in packet_filter.rules(WAY))
+        if led and rules == len(addresses):
+            return None
+        if rules:
+            there.append(f"{rules} of {len(addresses)} rules of nftables{'' if led else ', to which nothing leads'}")
+    if backend != "nftables":
+        chains = {version: _chain(call, version, addresses) for version in _versions(addresses)}
+        wanted = [(len(chain.rules), len(chain.entrances)) for chain in chains.values()]
+        found = [iptables.counted(version, chain.name, packet_filter) for version, chain in chains.items()]
+        if found == wanted:
+            return None
+        if rules := sum(map(sum, found)):
+            there.append(f"{rules} of {sum(map(sum, wanted))} rules of iptables")
+    return "; ".join(there)
+
+
+def marks(call: Call) -> tuple[str, ...]:
+    """Return of what each rule that is made for *call* alone has one in it; they fit ``MARK``."""
+    return _mark(call), _chain_name(call.network, call.container_id)
 
 
 def _recorded(call: Call) -> list[Address]:
@@ -127,26 +155,14 @@ def _chain_name(network: str, container_id: str) -> str:
     return _PREFIX + hashlib.sha512(f"{network}{container_id}".encode()).hexdigest()[:24]
 
 
-def _is_there(version: int, wanted: iptables.Chain) -> bool:
-    there = iptables.present(version, wanted.name)
-    return there is not None and (len(there.rules), len(there.entrances)) == (
-        len(wanted.rules),
-        len(wanted.entrances),
-    )
-
-
 def _plan(call: Call, nft: Nftables, addresses: Sequence[Address]) -> list[Request]:
-    stale = _there(call, nft)
+    stale, way = _there(call, nft), nft.rules(WAY)
+    leads = len(way) > len(_MULTICAST) and expressions.way_to(_CHECKS.name) in way[-1].expressions
     return [
         nftables.table(nftables.INET, _TABLE, _ABOUT_TABLE),
         nftables.chain(_CHECKS, _ABOUT_CHECKS),
-        nftables.base_chain(_POST_ROUTING, "nat", nftables.POST_ROUTING, _PRIORITY),
-        nftables.flush(_POST_ROUTING),
-        *(
-            nftables.rule(_POST_ROUTING, *expressions.goes_to(ipaddress.ip_network(each)), expressions.returned())
-            for each in _MULTICAST.values()
-        ),
-        nftables.rule(_POST_ROUTING, expressions.goto(_CHECKS.name)),
+        nftables.base_chain(WAY, "nat", nftables.POST_ROUTING, _PRIORITY),
+        *([] if leads else _lead()),
         *(nftables.delete_rule(_CHECKS, each) for each in stale),
         *(
             nftables.rule(
@@ -161,8 +177,16 @@ def _plan(call: Call, nft: Nftables, addresses: Sequence[Address]) -> list[Reque
     ]
 
 
-def _there(call: Call, nft: Nftables) -> list[nftables.Rule]:
-    return [each for each in nft.rules(_CHECKS) if each.comment.startswith(_mark(call))]
+def _lead() -> Iterator[Request]:
+    yield nftables.flush(WAY)
+    for each in _MULTICAST.values():
+        yield nftables.rule(WAY, *expressions.goes_to(ipaddress.ip_network(each)), expressions.returned())
+    yield nftables.rule(WAY, expressions.goto(_CHECKS.name))
+
+
+def _there(call: Call, packet_filter: Rules) -> list[nftables.Rule]:
+    mark = _mark(call)
+    return [each for each in packet_filter.rules(_CHECKS) if each.comment.startswith(mark)]
 
 
 def _mark(call: Call) -> str:

@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator
 
 from nodeworker.interfaces.ends import explaining
 from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.interfaces.veth import Pair, names_for
+from nodeworker.interfaces.veth import names_for
 from nodeworker.netlink import expressions, links, nftables
 from nodeworker.netlink.message import Request
-from nodeworker.netlink.nftables import Chain, Nftables, Rule
+from nodeworker.netlink.nftables import Chain, Nftables, Rule, Rules
 from nodeworker.netlink.socket import Netlink
 
 _TABLE = "nat"
@@ -21,13 +21,16 @@ _PRE_ROUTING = Chain(nftables.BRIDGE, _TABLE, "PREROUTING")
 _PRIORITY = -300
 _PREFIX = "macspoofchk-"
 """Of comments."""
+MARK = rf"{_PREFIX}[^\0]+"
 _CHAIN = "cni-br-iface-"
+_RULES = [1, 1, 2]
+"""How many there are in the chain of all, and in both of an attachment."""
 _MODULES = "the kernel's nf_tables"
 """What an administrator may have to load."""
 
 
-def confine(call: Call, wire: Pair) -> None:
-    """Let the container send from the MAC address of *wire* only. Raises NativeError."""
+def confine(call: Call, outside: str, mac: str) -> None:
+    """Let the container, which sends through *outside* of the node, send from *mac* only. Raises NativeError."""
     port, sender, comment = *_chains(call), _comment(call)
 
     def plan(nft: Nftables) -> list[Request]:
@@ -41,10 +44,10 @@ def confine(call: Call, wire: Pair) -> None:
             nftables.flush(port),
             nftables.flush(sender),
             nftables.rule(
-                _PRE_ROUTING, *expressions.comes_in_by(wire.outside.name), expressions.jump(port.name), comment=comment
+                _PRE_ROUTING, *expressions.comes_in_by(outside), expressions.jump(port.name), comment=comment
             ),
             nftables.rule(port, expressions.jump(sender.name), comment=comment),
-            nftables.rule(sender, *expressions.sent_by(wire.inside.mac), expressions.returned(), comment=comment),
+            nftables.rule(sender, *expressions.sent_by(mac), expressions.returned(), comment=comment),
             nftables.rule(sender, expressions.dropped(), comment=comment),
         ]
 
@@ -96,11 +99,25 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the filter of *call* is there."""
-    port, sender, comment = *_chains(call), _comment(call)
     with explaining(f"look up the filter of {call.ifname} (macspoofchk)"), Nftables.on_node() as nft:
-        there = [[each.comment for each in nft.rules(chain)].count(comment) for chain in (_PRE_ROUTING, port, sender)]
-    if there != [1, 1, 2]:
-        raise NativeError(f"the filter on the MAC address of {call.ifname} is gone: attach it again")
+        if left(call, nft) is not None:
+            raise NativeError(f"the filter on the MAC address of {call.ifname} is gone: attach it again")
+
+
+def left(call: Call, packet_filter: Rules) -> str | None:
+    """Return what is left of the filter of *call*; None: all of it is there. Raises NetlinkError."""
+    comment = _comment(call)
+    there = [
+        [each.comment for each in packet_filter.rules(chain)].count(comment) for chain in (_PRE_ROUTING, *_chains(call))
+    ]
+    if there == _RULES:
+        return None
+    return f"{sum(there)} of {sum(_RULES)} rules" if any(there) else ""
+
+
+def mark(call: Call) -> str:
+    """Return what all rules of the filter of *call* have in them; it fits ``MARK``."""
+    return _comment(call)
 
 
 def _chains(call: Call) -> tuple[Chain, Chain]:

@@ -89,6 +89,11 @@ def goto(chain: str) -> Expression:
     return _verdict(_GOTO, chain)
 
 
+def way_to(chain: str) -> bytes:
+    """Return what the expressions of a rule hold that leads to *chain*, be it by ``jump`` or ``goto``."""
+    return message.text(_VERDICT_CHAIN, chain)
+
+
 def returned() -> Expression:
     """Return the verdict to leave the chain."""
     return _verdict(_RETURN)
@@ -141,7 +146,7 @@ def _compared(operator: int, value: bytes) -> Expression:
 
 
 def _verdict(code: int, to: str = "") -> Expression:
-    verdict = message.attribute(_VERDICT_CODE, _I32.pack(code)) + (message.text(_VERDICT_CHAIN, to) if to else b"")
+    verdict = message.attribute(_VERDICT_CODE, _I32.pack(code)) + (way_to(to) if to else b"")
     data = message.nested(2, message.nested(_DATA_VERDICT, verdict))
     return _expression("immediate", _number(1, _VERDICT_REGISTER), data)
 

@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -29,14 +30,15 @@ ACCEPT = 1
 _NETFILTER = 12
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_NEW_TABLE, _GET_TABLE, _NEW_CHAIN, _GET_CHAIN, _DELETE_CHAIN, _NEW_RULE, _GET_RULE, _DELETE_RULE = (
-    _SUBSYSTEM << 8 | number for number in (0, 1, 3, 4, 5, 6, 7, 8)
+_NEW_TABLE, _GET_TABLE, _NEW_CHAIN, _GET_CHAIN, _DELETE_CHAIN, _NEW_RULE, _GET_RULE, DELETE_RULE, _GET_GENERATION = (
+    _SUBSYSTEM << 8 | number for number in (0, 1, 3, 4, 5, 6, 7, 8, 16)
 )
 
 _TABLE_NAME, _TABLE_USERDATA = 1, 6
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _CHAIN_USERDATA = 1, 3, 4, 5, 7, 12
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
+_GENERATION_ID = 1
 _LIST_ELEMENT = 1
 _USERDATA_COMMENT = 0
 
@@ -69,6 +71,14 @@ class Rule(msgspec.Struct, frozen=True):
     handle: int
     comment: str
     expressions: bytes = b""
+
+
+class Rules(Protocol):
+    """Who knows the rules."""
+
+    def rules(self, chain: Chain) -> list[Rule]:
+        """Return the rules of *chain*: none if there is no such chain. Raises NetlinkError."""
+        ...
 
 
 class Nftables(Netlink):
@@ -161,6 +171,16 @@ class Nftables(Netlink):
             return error.errno == errno.ENOENT
         return True
 
+    def generation(self) -> int | None:
+        """Return a number that is another after each change of any rule; None: nobody counts. Raises NetlinkError."""
+        try:
+            answer = self.ask(Request(_GET_GENERATION, 0, _header(socket.AF_UNSPEC)))
+        except NetlinkError as error:
+            if error.errno in _NOTHING:
+                return None
+            raise
+        return int.from_bytes(message.attributes(answer.body, _HEADER.size).get(_GENERATION_ID, b""), "big")
+
     def _knows(self, wanted: Request) -> bool:
         try:
             self.ask(wanted)
@@ -214,7 +234,7 @@ def delete_chain(unwanted: Chain) -> Request:
 
 def flush(of: Chain) -> Request:
     """Return the request that takes all rules of a chain away."""
-    return Request(_DELETE_RULE, 0, _ruled(of))
+    return Request(DELETE_RULE, 0, _ruled(of))
 
 
 def rule(to: Chain, *expressions: Expression, comment: str = "") -> Request:
@@ -226,7 +246,13 @@ def rule(to: Chain, *expressions: Expression, comment: str = "") -> Request:
 
 def delete_rule(of: Chain, unwanted: Rule) -> Request:
     """Return the request that takes the rule *unwanted* of a chain away."""
-    return Request(_DELETE_RULE, 0, _ruled(of) + message.attribute(_RULE_HANDLE, _U64.pack(unwanted.handle)))
+    return Request(DELETE_RULE, 0, _ruled(of) + message.attribute(_RULE_HANDLE, _U64.pack(unwanted.handle)))
+
+
+def place_of(body: bytes) -> tuple[str, str]:
+    """Return the names of table and chain of the rule that a message with *body* tells of."""
+    found = message.attributes(body, _HEADER.size)
+    return message.as_text(found.get(_RULE_TABLE)), message.as_text(found.get(_RULE_CHAIN))
 
 
 def _header(family: int) -> bytes:

@@ -35,6 +35,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """On the node, by the name in the container: the other ends that are there."""
     vlans: Mapping[str, Mapping[int, int]] = {}
     """Of those of them that have to be in some, each with its flags."""
+    lost: Mapping[str, Mapping[DriftKind, str]] = {}
+    """By interface name: what is left of its rules in the node's packet filter, of those that are not all there."""
 
 
 def differences(wanted: tuple[ExpectedLink, ...], seen: Snapshot, first_mtus: Mapping[str, int]) -> tuple[Drift, ...]:
@@ -71,6 +73,9 @@ def _of_link(wanted: ExpectedLink, seen: Snapshot, first_mtu: int) -> Iterator[D
     for route in wanted.routes:
         if not (_is_implied(route, there) or any(_fits(route, each, link) for each in seen.routes)):
             yield _drift(wanted, DriftKind.ROUTE_MISSING, route)
+    if wanted.ruled is not None:
+        for kind, left in seen.lost.get(wanted.ifname, {}).items():
+            yield _drift(wanted, kind, wanted.ruled.expected(kind), left)
 
 
 def _of_parent(wanted: ExpectedLink, parent: Link | None) -> Iterator[Drift]:

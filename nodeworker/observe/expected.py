@@ -20,9 +20,9 @@ from nodeworker.delegates.results import IP, Result
 from nodeworker.delegates.versions import at_least
 from nodeworker.interfaces.membership import Membership, Trunk, membership
 from nodeworker.interfaces.native import NativeError
+from nodeworker.observe.ruled import Address, Ruled, ruled
 from nodeworker.resolve.default_route import adjusted
 
-Address: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Gateway: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -87,6 +87,8 @@ class ExpectedLink(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the bridge is to send back to that end what came from there."""
     isolated: bool = False
     """Whether it is to keep that end apart from others of the kind."""
+    ruled: Ruled | None = None
+    """The packet filter's rules for it; None: there are none, or nobody knows which."""
 
     @property
     def is_port(self) -> bool:
@@ -129,20 +131,23 @@ def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
     configs = [cast("dict[str, Any]", msgspec.json.decode(plugin)) for plugin in plan.plugins]
     kind = str(configs[0].get("type", ""))
     ips = [ip for ip in result.ips if _is_own(result, ip, plan.ifname)]
+    addresses = tuple(ipaddress.ip_interface(ip.address) for ip in ips)
+    mac = told.mac.lower() if told is not None else ""
     return ExpectedLink(
         network=plan.network,
         ifname=plan.ifname,
         kind=kind,
-        mac=told.mac.lower() if told is not None else "",
+        mac=mac,
         mtu=(told.mtu if told is not None else 0) or _mtu(configs, attachment.mtus),
         up=not configs[0].get("disableContainerInterface", False),
         optional=bool(plan.device) and not (told is not None and told.mac),
-        addresses=tuple(ipaddress.ip_interface(ip.address) for ip in ips),
+        addresses=addresses,
         routes=tuple(_routes(kind, result, ips)),
         parent=_parent(kind, configs[0]),
         vlans=_vlans(configs[0], native=native) if kind == "bridge" else Membership(),
         hairpin=configs[0].get("hairpinMode") is True,
         isolated=native and configs[0].get("portIsolation") is True,
+        ruled=ruled(configs[0], sandbox.key.container_id, plan.ifname, addresses, mac) if native else None,
     )
 
 

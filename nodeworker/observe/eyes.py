@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,8 +13,11 @@ from events.fold import Sandbox, SandboxKey
 from events.schema import Drift, DriftKind, ErrorClass, Phase
 from events.settings import DriftSettings
 from nodeworker.errors import RequestFailedError
+from nodeworker.netlink.rulebook import RuleBook
 from nodeworker.observe.compare import Snapshot, differences
 from nodeworker.observe.expected import ExpectedLink, expected
+from nodeworker.observe.ruled import Ruled
+from nodeworker.observe.rules import lost
 from nodeworker.observe.snapshot import take
 
 T = TypeVar("T")
@@ -39,6 +42,7 @@ class Eyes:
         self._settings = settings
         self._boot_id = boot_id
         self._mtus: dict[SandboxKey, dict[str, int]] = {}
+        self._rules = RuleBook()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="observe")
 
     def close(self) -> None:
@@ -60,7 +64,7 @@ class Eyes:
         policy: Callable[[str], str] = (lambda _: "observe") if everything else self._settings.of
         wanted, netns, inode = expected(sandbox, policy), sandbox.plan.netns, sandbox.plan.netns_inode
         try:
-            glance = await self.on_thread(lambda: take(netns, wanted, phase, inode))
+            glance = await self.on_thread(lambda: take(netns, wanted, phase, inode, self._rules))
         except RequestFailedError as error:
             if error.failure.error_class is ErrorClass.NAMESPACE_INVALID:
                 return None
@@ -73,6 +77,23 @@ class Eyes:
             drifts=differences(wanted, glance.seen, mtus),
             mtus=mtus,
         )
+
+    async def lost_rules(
+        self, ruled: Mapping[SandboxKey, Collection[Ruled]]
+    ) -> Mapping[SandboxKey, frozenset[tuple[str, DriftKind]]]:
+        """Return of each sandbox which interfaces lack rules in the node's packet filter, and nothing else of it.
+
+        Raises RequestFailedError (plugin_failed), NetlinkError.
+        """
+
+        def look() -> Mapping[SandboxKey, frozenset[tuple[str, DriftKind]]]:
+            found = {key: lost(each, Phase.CHECK, self._rules) for key, each in ruled.items()}
+            return {
+                key: frozenset((ifname, kind) for ifname, kinds in left.items() for kind in kinds)
+                for key, left in found.items()
+            }
+
+        return await self.on_thread(look)
 
     async def on_thread(self, work: Callable[[], T]) -> T:
         """Return what *work* returns, which may block."""

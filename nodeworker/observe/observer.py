@@ -15,12 +15,14 @@ import structlog
 
 from events.fold import Sandbox, SandboxKey, SandboxPhase
 from events.ledger import LedgerError
-from events.schema import Drift, DriftObserved, Event
+from events.schema import Drift, DriftKind, DriftObserved, Event
 from nodeworker.errors import RequestFailedError
 from nodeworker.observe.eyes import Eyes
 from nodeworker.observe.interest import Interest
 from nodeworker.observe.monitor import Heard, Monitor, NodeLink
 from nodeworker.observe.pace import Pace
+from nodeworker.observe.rule_monitor import RuleMonitor
+from nodeworker.observe.ruled import KINDS
 from nodeworker.recorder import Recorder
 
 log = structlog.get_logger(__name__)
@@ -51,6 +53,8 @@ class Observer:
         self._recorder = recorder
         self._eyes = eyes
         self._interest = Interest()
+        self._rules_went = asyncio.Event()
+        self._rules = RuleMonitor(self._rules_went.set)
         self._paces: dict[SandboxKey, Pace] = {}
         self._due: dict[SandboxKey, asyncio.TimerHandle] = {}
         self._queue: asyncio.Queue[SandboxKey] = asyncio.Queue()
@@ -90,8 +94,9 @@ class Observer:
             for _ in range(_SIDE_BY_SIDE):
                 tasks.create_task(self._look_at_those_due(), name="observe")
             tasks.create_task(self._look_after_misses(), name="observe-all")
+            tasks.create_task(self._look_at_rules(), name="observe-rules")
             try:
-                with Monitor(heard):
+                with self._rules, Monitor(heard):
                     await asyncio.Event().wait()
             except OSError as error:
                 log.warning("kernel_not_heard", error=str(error), remedy="give the worker CAP_NET_BROADCAST")
@@ -122,6 +127,7 @@ class Observer:
     def _closed(self, netnsid: int) -> None:
         for key in tuple(self._interest.within(netnsid)):
             self._interest.forget(key)
+            self._rules.watch(key, ())
             for listener in self._on_closed:
                 listener(key)
 
@@ -155,6 +161,7 @@ class Observer:
 
     def _drop(self, key: SandboxKey) -> None:
         self._interest.forget(key)
+        self._rules.watch(key, ())
         self._eyes.forget(key)
         self._paces.pop(key, None)
         if (timer := self._due.pop(key, None)) is not None:
@@ -192,6 +199,21 @@ class Observer:
             log.warning("kernel_outran_the_worker", comparing=len(self._recorder.state.sandboxes))
             await self.compare_all()
 
+    async def _look_at_rules(self) -> None:
+        """Have those looked at whose rules are not as the ledger says, or are again: one reading does for all."""
+        while True:
+            await self._rules_went.wait()
+            self._rules_went.clear()
+            try:
+                lost = await self._eyes.lost_rules(dict(self._rules.watched))
+            except (RequestFailedError, OSError) as error:
+                log.warning("rules_not_compared", error=str(error))
+                continue
+            for key, found in lost.items():
+                sandbox = self._recorder.state.sandboxes.get(key)
+                if sandbox is not None and found != _known_lost(sandbox):
+                    self._wake(key)
+
     async def _look(self, key: SandboxKey) -> str:
         """Look at the sandbox in its turn; return why it could not be seen, or an empty text."""
         take_turn = await asyncio.shield(self._turns)
@@ -220,6 +242,7 @@ class Observer:
         ports = {port.name: port for port in look.seen.ports.values()}
         in_vlans = frozenset(look.seen.ports[ifname].index for ifname in look.seen.vlans)
         self._interest.watch(key, look.netnsid, parents, ports, in_vlans)
+        self._rules.watch(key, tuple(each.ruled for each in look.wanted if each.ruled is not None))
         if _differ(look.drifts, sandbox.drifts):
             observed = DriftObserved(ifname=key.ifname, pod=sandbox.pod, drifts=look.drifts)
             await self._recorder.record(observed, key.container_id, sandbox.intent)
@@ -229,6 +252,10 @@ class Observer:
                 sandbox=key.container_id[:12],
                 drift=[f"{each.ifname} {each.kind.value}" for each in look.drifts],
             )
+
+
+def _known_lost(sandbox: Sandbox) -> frozenset[tuple[str, DriftKind]]:
+    return frozenset((drift.ifname, drift.kind) for drift in sandbox.drifts if drift.kind in KINDS)
 
 
 def _differ(these: tuple[Drift, ...], those: tuple[Drift, ...]) -> bool:

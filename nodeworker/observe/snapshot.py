@@ -11,9 +11,11 @@ from events.schema import Phase
 from nodeworker.namespace import Namespace
 from nodeworker.netlink import addresses, links, routes
 from nodeworker.netlink.links import Link
+from nodeworker.netlink.rulebook import RuleBook
 from nodeworker.netlink.socket import Netlink
 from nodeworker.observe.compare import Snapshot
 from nodeworker.observe.expected import ExpectedLink
+from nodeworker.observe.rules import lost
 
 _PAIRED = "veth"
 
@@ -25,10 +27,13 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
     netnsid: int
 
 
-def take(netns: str, wanted: Collection[ExpectedLink], phase: Phase, inode: int = 0) -> Glance:
+def take(
+    netns: str, wanted: Collection[ExpectedLink], phase: Phase, inode: int = 0, rules: RuleBook | None = None
+) -> Glance:
     """Return what the kernel has of the *wanted* interfaces of the namespace at *netns*, as of ``Namespace``.
 
-    Raises RequestFailedError (namespace_invalid), NetlinkError.
+    *rules* has those of the packet filter that are known. Raises RequestFailedError (namespace_invalid, or where
+    ``iptables`` does not work plugin_failed), NetlinkError.
     """
     with Namespace(netns, phase, inode) as container, Netlink.within(container) as inside, Netlink.on_node() as node:
         there = {link.name: link for link in links.every(inside)}
@@ -45,6 +50,7 @@ def take(netns: str, wanted: Collection[ExpectedLink], phase: Phase, inode: int 
             vlans=_vlans(
                 node, {each.ifname: port for each in wanted if each.vlans.any and (port := ports.get(each.ifname))}
             ),
+            lost=lost([each.ruled for each in wanted if each.ruled is not None], phase, rules or RuleBook()),
         )
         return Glance(seen=seen, netnsid=links.netnsid(node, container.fd))
 

@@ -19,14 +19,17 @@ from nodeworker.interfaces.addressing import Assignment
 from nodeworker.interfaces.announce import announce, announce_ipv4
 from nodeworker.interfaces.bridge_vlans import joined
 from nodeworker.interfaces.ends import Ends
+from nodeworker.interfaces.native import NativeError
 from nodeworker.namespace import Namespace
 from nodeworker.netlink import addresses, links, routes
 from nodeworker.netlink.links import Link
 from nodeworker.netlink.message import Request
 from nodeworker.netlink.routes import Route
 from nodeworker.netlink.socket import Netlink
+from nodeworker.observe import rules
 from nodeworker.observe.compare import Snapshot
 from nodeworker.observe.expected import ExpectedLink, ExpectedRoute, Network
+from nodeworker.observe.ruled import Ruled
 
 _ANNOUNCED = frozenset({DriftKind.LINK_MISSING, DriftKind.LINK_DOWN, DriftKind.MAC_CHANGED, DriftKind.ADDRESS_MISSING})
 _SILENT = frozenset({links.OPERSTATE_DOWN, links.OPERSTATE_LOWER_LAYER_DOWN})
@@ -69,6 +72,8 @@ def mend(
                     refused.append(_refused(drift, ErrorClass.NOT_REPAIRABLE, reason))
             except OSError as error:
                 refused.append(_refused(drift, ErrorClass.PLUGIN_FAILED, f"the kernel said: {error.strerror or error}"))
+            except NativeError as error:
+                refused.append(_refused(drift, ErrorClass.PLUGIN_FAILED, str(error)))
         for ifname in {drift.ifname for drift in drifts if drift.kind in _ANNOUNCED} & known.keys():
             hands.announce(known[ifname])
     return refused
@@ -105,7 +110,7 @@ class _Hands:
         self._seen = seen
 
     def mend(self, wanted: ExpectedLink, drift: Drift) -> str:
-        """Put *drift* right; return why it can't be, or an empty text. Raises OSError."""
+        """Put *drift* right; return why it can't be, or an empty text. Raises OSError, NativeError."""
         link = self._seen.links.get(wanted.ifname)
         match drift.kind:
             case DriftKind.PARENT_MISSING | DriftKind.PARENT_DOWN:
@@ -128,6 +133,8 @@ class _Hands:
                 self._address(link, wanted, drift)
             case DriftKind.ROUTE_MISSING:
                 return self._route(link, wanted, drift)
+            case DriftKind.MASQUERADE_MISSING | DriftKind.FILTER_MISSING if wanted.ruled is not None:
+                return self._rules(wanted.ruled, drift)
             case _:
                 return "this version of Plumbline does not know how"
         return ""
@@ -201,6 +208,13 @@ class _Hands:
         if not route.own:
             return f"nobody knows which interface plugin {wanted.kind} had it lead through"
         self._inside(*_requests(route, link))
+        return ""
+
+    def _rules(self, ruled: Ruled, drift: Drift) -> str:
+        port = self._seen.ports.get(drift.ifname)
+        if port is None and drift.kind is DriftKind.FILTER_MISSING:
+            return "its other end, where it is filtered, is not on the node any more"
+        rules.make(ruled, drift.kind, port.name if port is not None else "")
         return ""
 
     def _inside(self, *requests: Request) -> None:
