@@ -8,7 +8,6 @@ is kept waiting meanwhile, and then finds rows that are as far as its own or fur
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import sqlalchemy as sa
 from reconciler.projection import indexes, snapshot
 from reconciler.projection.engine import open_engine, transaction
 from reconciler.projection.schema import upgrade
+from reconciler.projection.scratch import Scratch
 from reconciler.projection.tables import metadata, position
 
 SCHEMA = "plumbline_rebuild"
@@ -36,14 +36,15 @@ class Beside:
         upgrade(url)
         self._engine = open_engine(url)
         self._sqlite = self._engine.dialect.name == "sqlite"
-        self._folder = None if self._sqlite else tempfile.TemporaryDirectory(prefix="plumbline-rebuild-")
-        self._path = Path(self._folder.name) / "draft.db" if self._folder else Path(f"{parsed.database}.rebuild")
-        self._remove_files()
-        self.url = self.draft = f"sqlite:///{self._path}"
         if not self._sqlite:
             with transaction(self._engine) as connection:
                 connection.execute(sa.text(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE"))
                 connection.execute(sa.text(f"CREATE SCHEMA {SCHEMA}"))
+        self._scratch = None if self._sqlite else Scratch("plumbline-rebuild-")
+        self._path = self._scratch.path / "draft.db" if self._scratch else Path(f"{parsed.database}.rebuild")
+        self._remove_files()
+        self.url = self.draft = f"sqlite:///{self._path}"
+        if not self._sqlite:
             there = parsed.update_query_dict({"options": f"-csearch_path={SCHEMA}"})
             self.url = there.render_as_string(hide_password=False)
 
@@ -93,8 +94,8 @@ class Beside:
     def close(self) -> None:
         """Take away what is beside."""
         self._remove_files()
-        if self._folder:
-            self._folder.cleanup()
+        if self._scratch:
+            self._scratch.close()
             with transaction(self._engine) as connection:
                 connection.execute(sa.text(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE"))
         self._engine.dispose()

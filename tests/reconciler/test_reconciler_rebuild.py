@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from postgres import Postgres
 from rows import folded, stored_in
 from running import running
 from stories import Node, busy_day
@@ -18,6 +19,7 @@ from events.jetstream import JetStreamLedger
 from events.ledger import Stored
 from events.memory import MemoryLedger
 from events.schema import Pod
+from reconciler.projection.beside import Beside
 from reconciler.projection.engine import ProjectionError, open_engine
 from reconciler.projection.snapshot import restore, save
 from reconciler.projection.store import Store
@@ -156,6 +158,58 @@ async def test_a_rebuild_that_fails_leaves_what_was_there(database: str, tmp_pat
         await rebuild(database, MemoryLedger(), "NODE", nothing, tmp_path / "snapshot")
     assert stored_in(database) == folded(events)
     assert [name for name in os.listdir(tmp_path) if "rebuild" in name or "unfinished" in name] == []
+
+
+BEGUN = """
+import sys, time
+from reconciler.projection.beside import Beside
+beside = Beside(sys.argv[1])
+print(flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files, with nothing else in it."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return folder
+
+
+def begun(url: str) -> subprocess.Popen[bytes]:
+    """A rebuild that has only begun."""
+    process = subprocess.Popen([sys.executable, "-c", BEGUN, url], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    return process
+
+
+async def test_what_a_killed_rebuild_left_goes_with_the_next(database: str, temporary: Path) -> None:
+    with begun(database) as process:
+        process.kill()
+    ledger = MemoryLedger()
+    events = await filled(ledger, 3)
+    await rebuild(database, ledger, "NODE", nothing)
+    assert not os.listdir(temporary)
+    assert stored_in(database) == folded(events)
+
+
+def test_what_a_rebuild_works_with_and_what_is_not_a_rebuilds_stays(temporary: Path, postgres: Postgres) -> None:
+    (temporary / "plumbline-rebuild-file").touch()
+    (temporary / "elsewhere").mkdir()
+    (temporary / "plumbline-rebuild-link").symlink_to(temporary / "elsewhere")
+    somebodys = temporary / "plumbline-rebuild-somebodys"
+    somebodys.mkdir()
+    os.chown(somebodys, 65534, 65534)
+    with begun(postgres.url(postgres.database())) as process:
+        there = set(os.listdir(temporary))
+        assert len(there) == 5
+        Beside(postgres.url(postgres.database())).close()
+        assert set(os.listdir(temporary)) == there
+        process.kill()
 
 
 @pytest.mark.parametrize("spoilt", ["torn", "longer", "foreign", "empty", "scrambled"])
