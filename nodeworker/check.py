@@ -137,10 +137,7 @@ class Checker:
         An address that somebody added is drift, and nothing that CHECK minds: others may have changed the interface
         since (CNI specification 1.1, section 2, "CHECK").
         """
-        look = await self._eyes.look(sandbox, Phase.CHECK, everything=True)
-        if look is None:
-            message = f"the namespace of pod {sandbox.pod} is gone: delete the pod to have it made anew"
-            raise failed(ErrorClass.NAMESPACE_INVALID, Phase.CHECK, message)
+        look = await self._eyes.see(sandbox, Phase.CHECK, everything=True)
         silent = {attachment.plan.ifname for attachment in sandbox.attachments if attachment.plan.disable_check}
         for drift in look.drifts:
             if drift.ifname in silent or drift.kind is DriftKind.ADDRESS_FOREIGN:

@@ -16,6 +16,8 @@ from events.schema import Drift, DriftKind, ErrorClass, EventId, Failure, NodeNa
 
 GIVE_UP = 5
 """Failed repairs of the same drift in a row."""
+_IN_VAIN = frozenset({ErrorClass.NOT_REPAIRABLE, ErrorClass.NAMESPACE_INVALID})
+"""Failures after which no other attempt is made. A namespace that is gone, be it by a reboot, does not come back."""
 FREE = 3
 """Repairs of one sandbox without a pause between them."""
 FIRST_PAUSE = 1.0
@@ -164,7 +166,7 @@ class Repairs:
         case.failures += 1
         if case.given_up or not case.drifts:
             return False
-        case.given_up = failure.error_class is ErrorClass.NOT_REPAIRABLE or case.failures >= GIVE_UP
+        case.given_up = failure.error_class in _IN_VAIN or case.failures >= GIVE_UP
         return case.given_up
 
     def forget(self, key: SandboxKey) -> None:

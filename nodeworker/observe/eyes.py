@@ -12,7 +12,7 @@ import msgspec
 from events.fold import Sandbox, SandboxKey
 from events.schema import Drift, DriftKind, ErrorClass, Phase
 from events.settings import DriftSettings
-from nodeworker.errors import RequestFailedError
+from nodeworker.errors import RequestFailedError, failed
 from nodeworker.netlink.rulebook import RuleBook
 from nodeworker.observe.compare import Snapshot, differences
 from nodeworker.observe.expected import ExpectedLink, expected
@@ -77,6 +77,14 @@ class Eyes:
             drifts=differences(wanted, glance.seen, mtus),
             mtus=mtus,
         )
+
+    async def see(self, sandbox: Sandbox, phase: Phase, *, everything: bool = False) -> Look:
+        """Return the same. Raises RequestFailedError (namespace_invalid) where the namespace is gone."""
+        look = await self.look(sandbox, phase, everything=everything)
+        if look is None:
+            message = f"the namespace of pod {sandbox.pod} is gone: delete the pod to have it made anew"
+            raise failed(ErrorClass.NAMESPACE_INVALID, phase, message)
+        return look
 
     async def lost_rules(
         self, ruled: Mapping[SandboxKey, Collection[Ruled]]

@@ -59,17 +59,21 @@ class Repairer:
         self._metrics = metrics
 
     async def repair(self, event: Event, order: RepairRequested) -> DriftRepaired | DriftRepairFailed:
-        """Fulfil *order*. Raises RequestFailedError (evidence_changed) where it rests on what is no longer so."""
+        """Fulfil *order*.
+
+        Raises RequestFailedError: evidence_changed where it rests on what is no longer so, namespace_invalid where
+        there is nothing left to be repaired.
+        """
         key = SandboxKey(event.sandbox, order.ifname)
         sandbox = self._recorder.state.sandboxes.get(key)
         if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.plan is None:
             raise _void(event, "the sandbox is not attached any more")
         if not event.cause or event.cause != sandbox.drift:
             raise _void(event, f"pod {sandbox.pod}: it was seen otherwise since")
-        look = await self._look(event, sandbox)
+        look = await self._eyes.see(sandbox, Phase.REPAIR)
         asked = {_identity(drift) for drift in order.drifts}
         refused = await self._make_again(sandbox, [drift for drift in look.drifts if _identity(drift) in asked], look)
-        look = await self._look(event, sandbox)
+        look = await self._eyes.see(sandbox, Phase.REPAIR)
         names = {each.ifname for each in order.drifts if _needs_remake(each, sandbox)}
         stopped = {each.drift.ifname for each in refused}
         rest = [
@@ -80,7 +84,7 @@ class Repairer:
         if rest:
             netns, inode = sandbox.plan.netns, sandbox.plan.netns_inode
             refused += await self._eyes.on_thread(lambda: mend(netns, look.wanted, look.seen, rest, inode))
-            look = await self._look(event, sandbox)
+            look = await self._eyes.see(sandbox, Phase.REPAIR)
         left = look.drifts
         unmet = [drift for drift in left if _identity(drift) in asked]
         seconds = seconds_since(event.at)
@@ -95,12 +99,6 @@ class Repairer:
             left=left,
             seconds=seconds,
         )
-
-    async def _look(self, event: Event, sandbox: Sandbox) -> Look:
-        look = await self._eyes.look(sandbox, Phase.REPAIR)
-        if look is None:
-            raise _void(event, f"pod {sandbox.pod}: its namespace is gone")
-        return look
 
     async def _make_again(self, sandbox: Sandbox, drifts: Sequence[Drift], look: Look) -> list[Refused]:
         """Make the interfaces again that *drifts* say are gone, in the plan's order; return those that could not be."""

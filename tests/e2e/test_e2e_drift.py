@@ -445,6 +445,21 @@ def test_what_was_attached_before_a_reboot_is_not_looked_for(node: Node) -> None
     pod.end()
 
 
+def test_what_had_drifted_before_a_reboot_is_given_up_once(node: Node) -> None:
+    pod = attached(node)
+    ip("-n", pod.namespace, "link", "set", "net1", "mtu", "1400")
+    eventually(lambda: told(node, pod, DriftObserved), "the drift is observed")
+    node.kill()
+    forge_boot(node)
+    node.start()
+    with reconciler(node):
+        eventually(lambda: "event=drift_given_up" in node.log.read_text(), "the drift is given up")
+        (refused,) = told(node, pod, DriftRepairFailed)
+        assert refused.failure.error_class is ErrorClass.NAMESPACE_INVALID
+    assert json.loads(ip("-n", pod.namespace, "-json", "link", "show", "net1"))[0]["mtu"] == 1400
+    pod.end()
+
+
 def test_a_container_that_ends_is_not_held(node: Node) -> None:
     """The kernel must be able to take a namespace down while the worker watches what happens in it."""
     pod = attached(node)

@@ -240,8 +240,11 @@ class Together(RuleBasedStateMachine):
         box = order.sandbox.container_id
         sandbox, real = self.recorded(box), self.boxes[box]
         void = sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.drift != order.cause
-        if void or not real.namespace:
+        if void:
             self.refuse_repair(box, ErrorClass.EVIDENCE_CHANGED, sandbox.drifts if sandbox is not None else ())
+            return
+        if not real.namespace:
+            self.refuse_repair(box, ErrorClass.NAMESPACE_INVALID, order.drifts)
             return
         if not real.address:
             self.violations.append(f"{box[0]} was repaired after its address was freed")
@@ -318,8 +321,7 @@ class Together(RuleBasedStateMachine):
         self.settle()
         self.assert_settled(self.boxes)
         self.decide()
-        # Of a sandbox that runs without its namespace nothing can be seen, so what was seen last stands until its DEL.
-        assert not [order for order in self.orders if self.boxes[order.sandbox.container_id].namespace]
+        assert not self.orders
         assert not self.reclaims
 
     def assert_settled(self, boxes: Iterable[str]) -> None:

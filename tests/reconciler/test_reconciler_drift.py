@@ -227,10 +227,12 @@ def test_what_fails_again_and_again_is_given_up_until_something_else_differs() -
     assert (order.cause, len(order.drifts)) == ("more", 2)
 
 
-def test_what_no_worker_can_do_is_asked_once() -> None:
+@pytest.mark.parametrize("error_class", [ErrorClass.NOT_REPAIRABLE, ErrorClass.NAMESPACE_INVALID])
+def test_what_no_worker_can_do_is_asked_once(error_class: ErrorClass) -> None:
     judge = Repairs(always)
     judge.observed(sandbox(drift()), AT, 0.0)
-    assert fail_until_given_up(judge, ErrorClass.NOT_REPAIRABLE) == 1
+    assert fail_until_given_up(judge, error_class) == 1
+    assert judge.due(1e9) == ([], None)
 
 
 def test_an_order_that_nothing_is_heard_of_is_given_once_more() -> None:
