@@ -15,6 +15,7 @@ import structlog
 from msgspec.structs import replace
 
 from events.commands import Commands
+from events.fold import SandboxKey
 from events.ledger import LedgerError, Stored
 from events.schema import (
     ComparisonRequested,
@@ -84,10 +85,10 @@ class Orders:
         try:
             outcome = await self._outcome(event, order)
         except RequestFailedError as error:
-            outcome = _failed(event, order, error.failure)
+            outcome = self._failed(event, order, error.failure)
         except Exception as error:  # rule: one bad order never stops the others
             log.exception("order_broke", type=event.type, sandbox=event.sandbox[:12])
-            outcome = _failed(event, order, internal(_phase(order), error))
+            outcome = self._failed(event, order, internal(_phase(order), error))
         try:
             await record(self._recorder, outcome, event)
         except RequestFailedError as error:
@@ -102,6 +103,19 @@ class Orders:
             raise failed(ErrorClass.NOT_REPAIRABLE, _phase(order), message)
         return await handler(event, order)
 
+    def _failed(self, event: Event, order: Order, failure: Failure) -> Outcome:
+        seconds = seconds_since(event.at)
+        match order:
+            case RepairRequested(request=request, ifname=ifname):
+                # Nobody has looked since: what was seen last may be more than was ordered, or something else by now.
+                sandbox = self._recorder.state.sandboxes.get(SandboxKey(event.sandbox, ifname))
+                left = order.drifts if sandbox is None else sandbox.drifts
+                return DriftRepairFailed(request=request, ifname=ifname, failure=failure, left=left, seconds=seconds)
+            case ReclaimRequested(request=request, leak=leak):
+                return LeakReclaimFailed(request=request, leak=leak, failure=failure, seconds=seconds)
+            case ComparisonRequested(request=request):
+                return NodeCompared(request=request, unseen=(failure.message,), seconds=seconds)
+
 
 def _phase(order: Order) -> Phase:
     match order:
@@ -111,16 +125,3 @@ def _phase(order: Order) -> Phase:
             return Phase.RECLAIM
         case ComparisonRequested():
             return Phase.CHECK
-
-
-def _failed(event: Event, order: Order, failure: Failure) -> Outcome:
-    seconds = seconds_since(event.at)
-    match order:
-        case RepairRequested(request=request, ifname=ifname):
-            return DriftRepairFailed(
-                request=request, ifname=ifname, failure=failure, left=order.drifts, seconds=seconds
-            )
-        case ReclaimRequested(request=request, leak=leak):
-            return LeakReclaimFailed(request=request, leak=leak, failure=failure, seconds=seconds)
-        case ComparisonRequested(request=request):
-            return NodeCompared(request=request, unseen=(failure.message,), seconds=seconds)

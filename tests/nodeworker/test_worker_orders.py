@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-from worker_harness import BOX, ETH0, NODE
+from msgspec.structs import replace
+from worker_harness import BOX, ETH0, NODE, PLANNED
 
 from events.commands import MemoryCommands
 from events.ledger import Expect, LedgerUnavailableError
@@ -18,6 +19,7 @@ from events.schema import (
     Data,
     Drift,
     DriftKind,
+    DriftObserved,
     DriftRepaired,
     DriftRepairFailed,
     ErrorClass,
@@ -32,9 +34,11 @@ from events.schema import (
     NodeCompared,
     NodeName,
     Phase,
+    Pod,
     ReclaimRequested,
     RepairRequested,
     RequestId,
+    SandboxAdopted,
     Unknown,
     WorkerStarted,
 )
@@ -49,6 +53,20 @@ NOTHING = RequestId("")
 REPAIR = RepairRequested(request=NOTHING, ifname=ETH0, drifts=(DRIFT,))
 RECLAIM = ReclaimRequested(request=NOTHING, leak=LEAK)
 COMPARISON = ComparisonRequested(request=NOTHING)
+
+
+def event(data: Data, event_id: EventId | None = None, node: NodeName = NODE) -> Event:
+    return Event(
+        id=event_id or EventId(data.__class__.__name__),
+        at="2026-01-01T00:00:00.000000000Z",
+        node=node,
+        boot_id="",
+        epoch=0,
+        sandbox=BOX,
+        cause=EventId("observed"),
+        trace="",
+        data=data,
+    )
 
 
 class Hands:
@@ -123,17 +141,7 @@ class Bench:
 
     async def send(self, data: Data, node: NodeName = NODE) -> Event:
         self._number += 1
-        command = Event(
-            id=EventId(f"c{self._number}"),
-            at="2026-01-01T00:00:00.000000000Z",
-            node=node,
-            boot_id="",
-            epoch=0,
-            sandbox=BOX,
-            cause=EventId("observed"),
-            trace="",
-            data=data,
-        )
+        command = event(data, EventId(f"c{self._number}"), node)
         await self.commands.send(command)
         return command
 
@@ -195,6 +203,19 @@ async def test_what_goes_wrong_is_an_outcome_too(
         closing = (await bench.told(2))[1]
     assert isinstance(closing.data, outcome)
     assert "the parent is gone" in said(closing.data)
+
+
+async def test_a_repair_that_was_not_begun_leaves_what_was_seen_last(bench: Bench) -> None:
+    """Not what was ordered: that is what differed before, and only of networks to be repaired."""
+    seen = (DRIFT, replace(DRIFT, kind=DriftKind.MTU_CHANGED))
+    bench.hands.error = failed(ErrorClass.EVIDENCE_CHANGED, Phase.REPAIR, "it was seen otherwise since")
+    await bench.ledger.append(event(SandboxAdopted(ifname=ETH0, source="multus", plan=PLANNED, results=("{}",))))
+    await bench.ledger.append(event(DriftObserved(ifname=ETH0, pod=Pod(), drifts=seen)))
+    async with bench.running():
+        await bench.send(REPAIR)
+        closing = (await bench.told(4))[-1]
+    assert isinstance(closing.data, DriftRepairFailed)
+    assert closing.data.left == seen
 
 
 async def test_what_the_worker_may_not_do_is_refused(bench: Bench) -> None:
