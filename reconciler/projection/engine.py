@@ -51,18 +51,19 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
     except exc.DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseAwayError(_first_line(error.orig)) from error
-        raise _refused(error.orig) from error
+        raise refused(error.orig) from error
     except _driver(engine).OperationalError as error:  # of rows that the driver was given without SQLAlchemy
         raise DatabaseAwayError(_first_line(error)) from error
     except _driver(engine).Error as error:
-        raise _refused(error) from error
+        raise refused(error) from error
 
 
 def _driver(engine: sa.Engine) -> Any:
     return engine.dialect.loaded_dbapi
 
 
-def _refused(error: BaseException | None) -> ProjectionError:
+def refused(error: BaseException | None) -> ProjectionError:
+    """Return what to raise for *error*, which is the driver's."""
     return ProjectionError(
         f"the database refused what it was asked ({_first_line(error)}): look at its log, or move it away to have it "
         "made again from the ledger"
@@ -71,6 +72,12 @@ def _refused(error: BaseException | None) -> ProjectionError:
 
 def _first_line(error: BaseException | None) -> str:
     return str(error).partition("\n")[0]  # PostgreSQL adds the statement, and values
+
+
+def require_database(url: sa.URL) -> None:
+    """Raise ProjectionError where *url* names an SQLite file that is not there, and would be made."""
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+        raise ProjectionError(f"there is no database at {url.database}: no reconciler has run here yet")
 
 
 def open_engine(url: str, *, unfinished: bool = False, empty: bool = False) -> sa.Engine:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
-from reconciler.projection.engine import DatabaseAwayError, ProjectionError
+from reconciler.projection.engine import DatabaseAwayError, ProjectionError, refused, require_database
 from reconciler.projection.rows import Row
 from reconciler.projection.schema import require_current
 from reconciler.projection.tables import (
@@ -112,6 +111,8 @@ def instant(url: str, ledger: str) -> Iterator[Instant]:
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
         reason = error.orig if isinstance(error, exc.DBAPIError) else error
         raise DatabaseAwayError(f"the database does not answer: {reason}") from error
+    except exc.DBAPIError as error:
+        raise refused(error.orig) from error
     finally:
         engine.dispose()
 
@@ -121,8 +122,7 @@ def _open(url: str) -> sa.Engine:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() != "sqlite":
             return sa.create_engine(parsed, isolation_level="REPEATABLE READ")
-        if not Path(parsed.database or "").is_file():
-            raise ProjectionError(f"there is no database at {parsed.database}: no reconciler has run here yet")
+        require_database(parsed)
         engine = sa.create_engine(parsed)
     except (exc.ArgumentError, ImportError) as error:
         raise ProjectionError(f"the database can't be opened: {error}") from error

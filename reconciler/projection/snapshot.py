@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from reconciler.projection import indexes
-from reconciler.projection.engine import DatabaseAwayError, ProjectionError, open_engine, transaction
+from reconciler.projection.engine import DatabaseAwayError, ProjectionError, open_engine, require_database, transaction
 from reconciler.projection.schema import upgrade
 from reconciler.projection.tables import (
     addresses,
@@ -54,6 +54,7 @@ def save(url: str, path: Path) -> int:
 
     Raises ProjectionError, DatabaseAwayError, OSError.
     """
+    require_database(sa.make_url(url))
     unfinished = path.with_name(f"{path.name}.unfinished")
     _remove(unfinished)
     target = f"sqlite:///{unfinished}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 
 from events.commands import Commands
+from events.jetstream import reached
 from events.jetstream_commands import JetStreamCommands
-from events.ledger import Ledger, LedgerError
+from events.ledger import Ledger
 from events.schema import NO_NODE, NodeName
-from reconciler.adapters import connect, open_publisher
+from reconciler.adapters import open_publisher, whole_ledger
 from reconciler.projection.engine import DatabaseAwayError, ProjectionError
 from reconciler.projection.reading import instant
 from reconciler.publisher import Publisher
@@ -18,8 +18,6 @@ from reconciler.settings import ReconcilerSettings
 from reconciler.verify import projection, reality
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Difference, Findings, Kind, Report
-
-_PATIENCE = 5.0
 
 
 async def verify_configured(
@@ -30,11 +28,7 @@ async def verify_configured(
     Raises SettingsError, LedgerError.
     """
     async with contextlib.AsyncExitStack() as stack:
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                ledger = await connect(settings, "plumbline-verify")
-        except TimeoutError:
-            raise LedgerError("the ledger does not answer: is nats-server running?") from None
+        ledger = await reached(*whole_ledger(settings), "plumbline-verify")
         stack.push_async_callback(ledger.close)
         publisher = await open_publisher(settings)
         if publisher is not None:
@@ -69,6 +63,8 @@ async def verify(
         if publisher is not None:
             await replay.go_on(await ledger.last_sequence())
             await reality.statuses(replay, publisher, findings)
+        if node and node not in replay.latest:
+            findings.unseen.append(f"node {node}: the ledger tells nothing of it; look whether that is its name")
         return Report(
             ledger=stream,
             sequence=compared,

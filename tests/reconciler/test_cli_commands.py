@@ -155,6 +155,19 @@ async def test_a_terminal_sees_failures_in_red(story: JetStreamLedger, config: P
     assert "\x1b" not in next(line for line in seen.splitlines() if "planned" in line)
 
 
+def test_a_snapshot_of_a_database_that_is_not_there_makes_none(config: Path) -> None:
+    done = run(config, "snapshot", str(config.parent / "s"))
+    assert (done.returncode, "no reconciler has run here yet" in done.stderr) == (2, True)
+    assert os.listdir(config.parent) == ["plumbline.json"]
+
+
+async def test_verify_takes_a_node_that_nobody_knows_for_no_proof(story: JetStreamLedger, config: Path) -> None:
+    await JetStreamCommands(story).make(command_stream())
+    done = await asyncio.to_thread(run, config, "verify", "--wait", "0.1", "--node", "node-l")
+    assert done.returncode == 2
+    assert "not seen: node node-l: the ledger tells nothing of it" in done.stdout
+
+
 def test_a_ledger_that_is_nowhere_is_said(config: Path) -> None:
     done = run(config, "timeline")
     assert done.returncode == 2
@@ -163,10 +176,11 @@ def test_a_ledger_that_is_nowhere_is_said(config: Path) -> None:
 
 def test_a_ledger_that_does_not_answer_is_said(server: EmbeddedServer, config: Path) -> None:
     server.stop()
-    done = run(config, "timeline")
-    assert done.returncode == 4
-    assert "does not answer: is nats-server running?" in done.stderr
-    assert "Traceback" not in done.stderr
+    for command, code in (("timeline", 4), ("verify", 2)):
+        done = run(config, command)
+        assert done.returncode == code
+        assert f"plumbline: the ledger at {server.url} does not answer: is nats-server running?" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_help_names_the_commands() -> None:

@@ -204,6 +204,15 @@ async def test_a_database_that_cannot_be_judged_is_said_to_be_unseen(
     assert any(line.startswith("not seen: the projection: ") for line in lines(report))
 
 
+async def test_a_file_that_is_no_database_is_said_to_be_unseen(ledger: MemoryLedger, tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_text("this is no database, and longer than the head of one would be" * 4)
+    report = await check(ledger, tmp_path / "x.db")
+    assert report.exit_code == 2
+    assert report.unseen[0].startswith(
+        "the projection: the database refused what it was asked (file is not a database)"
+    )
+
+
 async def test_a_database_that_is_not_there_is_not_made(ledger: MemoryLedger, tmp_path: Path) -> None:
     report = await check(ledger, tmp_path / "none.db")
     assert report.exit_code == 2
