@@ -291,5 +291,7 @@ def ledger_address(settings: Settings) -> LedgerAddress:
         raise SettingsError(
             f"no ledger: {error.filename} is missing; start `plumbline up`, or set ledger.url"
         ) from error
-    except (OSError, msgspec.MsgspecError) as error:
-        raise SettingsError(f"no ledger: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"no ledger: {error.filename} can't be read: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise SettingsError(f"no ledger: {settings.run_dir}/{ADDRESS_FILE}: {error}") from error

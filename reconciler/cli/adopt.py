@@ -20,6 +20,7 @@ import msgspec
 from events.schema import NO_CAUSE, ContainerId, Event, EventId, NodeName, Pod, SandboxAdopted
 from events.server import EmbeddedServer, ServerError
 from events.settings import Settings, SettingsError, ledger_address, load
+from reconciler.cli.refusal import refusal
 from reconciler.history.redact import redacted, without_secrets
 from reconciler.history.timeline import SANDBOX_LETTERS, printable, words
 
@@ -79,9 +80,9 @@ def command(config: Path | None, dry_run: bool, cni_dir: str | None, cache_dir: 
         with contextlib.nullcontext() if dry_run else _ledger(settings):
             done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
     except SettingsError as error:
-        raise _exit(error, _WRONG) from error
+        raise refusal(error, _WRONG) from error
     except (ServerError, OSError) as error:
-        raise _exit(error, _NO_LEDGER) from error
+        raise refusal(error, _NO_LEDGER) from error
     if done.stdout:
         report = msgspec.json.decode(done.stdout, type=_Report)
         click.echo(_json(report) if output == "json" else "\n".join(_lines(report)))
@@ -119,8 +120,8 @@ def _lines(report: _Report) -> Iterator[str]:
     for each in report.adoptions:
         yield _line(each.container_id, words(_event(report, each)))
         yield from (_line("", f"note: {without_secrets(note)}") for note in each.notes)
-    for refusal in report.refusals:
-        yield _line(refusal.container_id, without_secrets(refusal.problem))
+    for refused in report.refusals:
+        yield _line(refused.container_id, without_secrets(refused.problem))
     for orphan in report.orphans:
         yield _line("-", f"{orphan}, and belongs to no sandbox that is known: remove it")
     verb = "would be adopted" if report.dry_run else "adopted"
@@ -177,8 +178,3 @@ def _line(sandbox: str, told: str) -> str:
 
 def _count(number: int) -> str:
     return f"{number} sandbox{'' if number == 1 else 'es'}"
-
-
-def _exit(error: Exception, code: int) -> SystemExit:
-    click.echo(f"plumbline: {error}", err=True)
-    return SystemExit(code)

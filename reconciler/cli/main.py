@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from events.settings import DEFAULT_PATH
+from reconciler.cli.refusal import refusal
 
+_WRONG, _INTERRUPTED = 2, 130
 COMMANDS = ("adopt", "check-config", "install", "rebuild", "snapshot", "timeline", "uninstall", "up", "verify")
 """Each is the object ``command`` of the module of that name; it is imported when it is asked for."""
 
@@ -21,6 +27,19 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         return importlib.import_module(f"reconciler.cli.{cmd_name.replace('-', '_')}").command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command, and end it in the same way wherever it is interrupted, or a file refuses."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal can't show hides nothing else
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise SystemExit(_INTERRUPTED) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # whoever read has seen enough: click ends without a word
+            raise refusal(error, _WRONG) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -17,6 +17,7 @@ from events.ledger import LedgerError
 from events.settings import SettingsError, load
 from reconciler.adapters import whole_ledger
 from reconciler.batches import collect_seldom
+from reconciler.cli.refusal import refusal
 from reconciler.projection.engine import DatabaseAwayError, ProjectionError
 from reconciler.projection.snapshot import save
 from reconciler.rebuild import rebuild
@@ -58,13 +59,9 @@ def _run(work: Callable[[ReconcilerSettings], int], config: Path | None) -> int:
         logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
         return work(settings)
     except (SettingsError, ProjectionError) as error:
-        raise _exit(str(error), 2) from error
+        raise refusal(error, 2) from error
     except (LedgerError, DatabaseAwayError) as error:
-        raise _exit(str(error), 4) from error
-    except OSError as error:
-        raise _exit(f"{error.filename}: {error.strerror}", 2) from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise refusal(error, 4) from error
 
 
 async def _rebuild(settings: ReconcilerSettings, start_from: Path | None) -> int:
@@ -84,8 +81,3 @@ async def _rebuild(settings: ReconcilerSettings, start_from: Path | None) -> int
             )
     finally:
         await ledger.close()
-
-
-def _exit(message: str, code: int) -> SystemExit:
-    click.echo(f"plumbline: {message}", err=True)
-    return SystemExit(code)

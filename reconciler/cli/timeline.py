@@ -21,6 +21,7 @@ from events.ledger import Ledger, LedgerError, Stored
 from events.schema import rfc3339
 from events.settings import Settings, SettingsError, load
 from reconciler.cli.ledger import nearest_ledger
+from reconciler.cli.refusal import refusal
 from reconciler.history.catalog import Catalog, NotFoundError
 from reconciler.history.redact import redacted
 from reconciler.history.timeline import Line, Timeline
@@ -34,16 +35,21 @@ class _Since(click.ParamType):
     name = "duration|time"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        match = _DURATION.fullmatch(value)
-        if match is not None and value:
-            days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-            ago = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-            return rfc3339(time.time_ns() - ago * 1_000_000_000)
         try:
-            then = datetime.fromisoformat(value)
-        except ValueError:
+            return rfc3339(_nanoseconds(value))
+        except (ValueError, OverflowError):  # also where no calendar goes back so far
             self.fail(f"{value!r} is neither a duration like 1h30m nor a time like 2026-08-20T03:14:00Z", param, ctx)
-        return rfc3339(int(then.replace(tzinfo=then.tzinfo or UTC).timestamp() * 1e6) * 1000)
+
+
+def _nanoseconds(value: str) -> int:
+    """Return the time that is meant, since 1970. Raises ValueError, OverflowError."""
+    match = _DURATION.fullmatch(value)
+    if match is not None and value:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        ago = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+        return time.time_ns() - ago * 1_000_000_000
+    then = datetime.fromisoformat(value)
+    return int(then.replace(tzinfo=then.tzinfo or UTC).timestamp() * 1e6) * 1000
 
 
 @click.command("timeline")
@@ -63,18 +69,11 @@ def command(config: Path | None, pod: str | None, since: str | None, follow: boo
         logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
         asyncio.run(_run(settings, pod or "", since or "", _Printer(as_json=as_json), follow=follow))
     except NotFoundError as error:
-        raise _exit(str(error), 1) from error
+        raise refusal(error, 1) from error
     except SettingsError as error:
-        raise _exit(str(error), 2) from error
+        raise refusal(error, 2) from error
     except LedgerError as error:
-        raise _exit(str(error), 4) from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-
-
-def _exit(sentence: str, code: int) -> SystemExit:
-    click.echo(f"plumbline: {sentence}", err=True)
-    return SystemExit(code)
+        raise refusal(error, 4) from error
 
 
 class _Printer:

@@ -20,6 +20,7 @@ from events import logs
 from events.process import die_with_parent
 from events.server import EmbeddedServer, ServerError
 from events.settings import Settings, SettingsError, load
+from reconciler.cli.refusal import refusal
 
 log = structlog.get_logger(__name__)
 
@@ -182,8 +183,6 @@ def command(config: Path | None, adopt: bool) -> None:
         logs.configure(settings.log_level, "up")
         sys.exit(_Supervisor(settings, config, stop, adopt=adopt).run())
     except SettingsError as error:
-        click.echo(f"plumbline: {error}", err=True)
-        sys.exit(_CONFIGURATION)
+        raise refusal(error, _CONFIGURATION) from error
     except (ServerError, OSError) as error:
-        click.echo(f"plumbline: {error}", err=True)
-        sys.exit(1)
+        raise refusal(error, 1) from error

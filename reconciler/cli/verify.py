@@ -13,6 +13,7 @@ from events import logs
 from events.ledger import LedgerError
 from events.schema import NodeName
 from events.settings import SettingsError, load
+from reconciler.cli.refusal import refusal
 from reconciler.settings import ReconcilerSettings
 from reconciler.verify.reality import PATIENCE
 from reconciler.verify.report import lines
@@ -23,7 +24,13 @@ _NOT_SEEN = 2
 
 @click.command("verify")
 @click.option("--node", default="", help="Only this node.")
-@click.option("--wait", default=PATIENCE, show_default=True, help="Seconds that a node has for its answer.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=PATIENCE,
+    show_default=True,
+    help="Seconds that a node has for its answer.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 @click.pass_obj
 def command(config: Path | None, node: str, wait: float, as_json: bool) -> None:
@@ -39,9 +46,6 @@ def command(config: Path | None, node: str, wait: float, as_json: bool) -> None:
         logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
         report = asyncio.run(verify_configured(settings, NodeName(node), wait))
     except (SettingsError, LedgerError) as error:
-        click.echo(f"plumbline: {error}", err=True)
-        sys.exit(_NOT_SEEN)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        raise refusal(error, _NOT_SEEN) from error
     click.echo(msgspec.json.encode(report).decode() if as_json else "\n".join(lines(report)))
     sys.exit(report.exit_code)

@@ -90,7 +90,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         since = "" if self.since_request is None else f"+{self.since_request:.1f} ms"
-        return f"{self.at}  {since:>12}  {self.node}  {self.sandbox or '-':<{SANDBOX_LETTERS}}  {self.words}"
+        return f"{self.at}  {since:>12}  {self.node or '-'}  {self.sandbox or '-':<{SANDBOX_LETTERS}}  {self.words}"
 
 
 class Timeline:

@@ -17,7 +17,8 @@ from stories import SECRET, Node, busy_day
 
 from events.jetstream import JetStreamLedger
 from events.jetstream_commands import JetStreamCommands
-from events.schema import Pod
+from events.saying import said_now
+from events.schema import NO_NODE, Pod, ReconcilerElected
 from events.server import EmbeddedServer
 from events.streams import command_stream
 from reconciler.projection.store import Store
@@ -95,8 +96,12 @@ async def test_what_is_older_than_since_is_left_out_and_relative_times_stay(
     done = await asyncio.to_thread(run, config, "timeline", "web-0", "--since", cut)
     assert done.stdout.splitlines() == everything[2:]
     assert (await asyncio.to_thread(run, config, "timeline", "--since", "1h30m")).stdout == ""
-    wrong = await asyncio.to_thread(run, config, "timeline", "--since", "yesterdayish")
-    assert wrong.returncode == 2
+
+
+@pytest.mark.parametrize("since", ["yesterdayish", "", "9999999d", "9" * 20 + "d", "0001-01-01T00:00:00+14:00"])
+def test_a_since_that_is_no_time_is_wrong_usage(config: Path, since: str) -> None:
+    wrong = run(config, "timeline", "--since", since)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 4)
     assert "neither a duration" in wrong.stderr
 
 
@@ -153,6 +158,53 @@ async def test_a_terminal_sees_failures_in_red(story: JetStreamLedger, config: P
     os.close(ours)
     assert "\x1b[31m" in next(line for line in seen.splitlines() if "attach FAILED" in line)
     assert "\x1b" not in next(line for line in seen.splitlines() if "planned" in line)
+
+
+async def test_a_name_that_the_terminal_cannot_show_hides_nothing_else(ledger: JetStreamLedger, config: Path) -> None:
+    for event in Node().attach("f" * 64, Pod("shop", "m\u00fcsli", "u")):
+        await ledger.append(event)
+    ours, theirs = pty.openpty()
+    command = [*MAIN, "--config", str(config), "timeline"]
+    child = await asyncio.create_subprocess_exec(
+        *command, stdout=theirs, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    os.close(theirs)
+    assert await child.wait() == 0
+    assert b"attach of shop/m\\xfcsli requested" in os.read(ours, 65536)
+    os.close(ours)
+
+
+def test_what_cannot_be_written_is_said(config: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [*MAIN, "check-config", str(config)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "plumbline: No space left on device\n")
+
+
+def test_who_is_interrupted_before_the_command_has_begun_ends_as_one_afterwards(config: Path) -> None:
+    interrupted = "import importlib, os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    interrupted += "importlib.import_module = lambda _: os.kill(os.getpid(), signal.SIGINT); "
+    done = subprocess.run(
+        [sys.executable, "-c", interrupted + "from reconciler.cli.main import main; main()", "timeline"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+async def test_what_the_reconciler_did_has_as_many_columns_as_the_rest(ledger: JetStreamLedger, config: Path) -> None:
+    elected = ReconcilerElected(replica="r")
+    await ledger.append(said_now(elected, node=NO_NODE))
+    done = await asyncio.to_thread(run, config, "timeline")
+    assert done.stdout.split()[1:4] == ["-", "-", "reconciler"]
+
+
+def test_a_ledger_that_may_not_be_read_is_said(config: Path) -> None:
+    (config.parent / "run" / "ledger.json").mkdir(parents=True)
+    done = run(config, "timeline")
+    named = f"{config.parent}/run/ledger.json"
+    assert (done.returncode, done.stderr) == (2, f"plumbline: no ledger: {named} can't be read: Is a directory\n")
 
 
 def test_a_snapshot_of_a_database_that_is_not_there_makes_none(config: Path) -> None:
