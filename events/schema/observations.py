@@ -104,7 +104,7 @@ class StatusPublished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     text: str
     """The annotation."""
     seconds: float = 0.0
-    """Since the attach was completed."""
+    """Since it was due: since the attach was completed or, of one that somebody changed, since that was seen."""
 
 
 class StatusPublishFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

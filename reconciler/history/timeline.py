@@ -22,6 +22,7 @@ from events.schema import (
     DetachFailed,
     DetachRequested,
     Drift,
+    DriftKind,
     DriftObserved,
     DriftRepaired,
     DriftRepairFailed,
@@ -213,7 +214,7 @@ def _outcome(event: Event) -> str:
         case GcFailed() as data:
             return f"garbage collection FAILED after {_ms(data.seconds)}: {_why(data.failure)}"
         case StatusPublished() as data:
-            return f"network-status{_of(data.pod)} published, {_ms(data.seconds)} after the attach"
+            return f"network-status{_of(data.pod)} published, {_ms(data.seconds)} after it was due"
         case StatusPublishFailed() as data:
             again = "" if data.final else "; it is tried again"
             return f"network-status{_of(data.pod)} NOT published: {_why(data.failure)}{again}"
@@ -289,11 +290,17 @@ def _took(runs: Sequence[PluginRun], seconds: float) -> str:
 
 
 def _drifts(drifts: Sequence[Drift]) -> str:
-    return "; ".join(
+    return "; ".join(map(_drift, drifts))
+
+
+def _drift(drift: Drift) -> str:
+    if drift.kind is DriftKind.STATUS_CHANGED:
+        found = " ".join(drift.found.split())
+        return f"network-status was changed to {found}" if found else "network-status was removed"
+    return (
         f"{drift.ifname} of {drift.network} {drift.kind.value}"
         + (f", expected {drift.expected}" if drift.expected else "")
         + (f", found {drift.found}" if drift.found else "")
-        for drift in drifts
     )
 
 

@@ -208,7 +208,17 @@ def test_the_publication_of_a_status_is_told_of_the_node_that_it_was_for() -> No
     failed, published = (line[40:] for line in told(events))
     who = "node-7  aaaaaaaaaaaa  network-status of shop/web-0"
     assert failed == f"{who} NOT published: no. [api_refused]; it is tried again"
-    assert published == f"{who} published, 3.1 ms after the attach"
+    assert published == f"{who} published, 3.1 ms after it was due"
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [("", "network-status was removed"), ('[\n  {"name": "x"}\n]', 'network-status was changed to [ {"name": "x"} ]')],
+)
+def test_what_became_of_a_status_is_told_without_what_it_should_be(found: str, said: str) -> None:
+    drift = Drift(kind=DriftKind.STATUS_CHANGED, network=NetworkName(""), ifname=IfName(""), expected="[]", found=found)
+    data = DriftObserved(ifname=ETH0, pod=POD, node=NodeName("node-7"), drifts=(drift,))
+    assert words(Node().event(data)) == f"drift of shop/web-0: {said}"
 
 
 def test_no_configuration_and_no_plugin_input_is_printed() -> None:
