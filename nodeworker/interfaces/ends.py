@@ -13,7 +13,8 @@ from nodeworker import namespace
 from nodeworker.errors import RequestFailedError
 from nodeworker.interfaces.native import Call, NativeError
 from nodeworker.namespace import Namespace
-from nodeworker.netlink import links
+from nodeworker.netlink import addresses, links
+from nodeworker.netlink.addresses import Address
 from nodeworker.netlink.links import Link
 from nodeworker.netlink.message import Request
 from nodeworker.netlink.removal import Remover
@@ -161,5 +162,16 @@ def all_taken_away(netns: str, ifnames: Sequence[str]) -> None:
             Remover.within(container) as remover,
         ):
             remover.remove(ifnames)
+    except RequestFailedError as error:
+        raise NativeError(error.failure.message, error.failure.code) from error
+
+
+def addresses_left(netns: str) -> list[Address]:
+    """Return the addresses of all interfaces in the container's namespace; none if that is gone. Raises NativeError."""
+    if not netns or not namespace.is_namespace(netns):
+        return []
+    try:
+        with explaining("look up the container's addresses"), Netlink.in_namespace(netns, Phase.DEL) as container:
+            return [each.address for each in addresses.every(container)]
     except RequestFailedError as error:
         raise NativeError(error.failure.message, error.failure.code) from error

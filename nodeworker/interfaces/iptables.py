@@ -1,21 +1,25 @@
-"""Chains of ``iptables`` for one attachment, by that program: it alone knows which kernel filter it means.
+"""Chains of ``iptables`` for one network of a container, by that program: it alone knows which kernel filter it means.
 
-What belongs together is one run of ``iptables-restore``, which does all of it or nothing.
+What belongs together is one run of ``iptables-restore``, which does all of it or nothing. Several interfaces may share
+a chain: a rule is known by what it matches, and nothing is taken away that may be another interface's.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from nodeworker.interfaces.native import NativeError
 from nodeworker.netlink import expressions, nftables
+from nodeworker.netlink.addresses import Address
+from nodeworker.netlink.expressions import Sought
 from nodeworker.netlink.nftables import Nftables, Rules
 
 _RESTORE = {4: "iptables-restore", 6: "ip6tables-restore"}
@@ -25,20 +29,29 @@ _TABLE = "nat"
 _POST_ROUTING = "POSTROUTING"
 _OLDER_TABLES = {4: "ip_tables_names", 6: "ip6_tables_names"}
 """Files in which the older of the kernel's two filters names its tables, and which are there with it."""
+_SOUGHT = re.compile(r"(! )?-([sd]) (\S+)")
 _LOCK_PATIENCE = 5
 """Seconds that the program may wait for others of its kind."""
 _PATIENCE = 10.0
 """Seconds that it may take."""
 
 
+class Rule(msgspec.Struct, frozen=True):
+    """A rule, which is the same as another that seeks the same in a packet."""
+
+    seeks: Sought | None
+    """None: it matches every packet."""
+    words: str
+
+
 class Chain(msgspec.Struct, frozen=True, kw_only=True):
     """A chain of the table ``nat``, and the rules that lead there."""
 
     name: str
-    rules: tuple[str, ...] = ()
-    """Of the chain, without its name."""
-    entrances: tuple[str, ...] = ()
-    """Rules that lead to the chain, with the names of theirs."""
+    rules: tuple[Rule, ...] = ()
+    """Of the chain, in words without its name."""
+    entrances: tuple[Rule, ...] = ()
+    """Rules that lead to the chain, in words with the names of theirs."""
 
 
 def installed(version: int) -> bool:
@@ -46,29 +59,46 @@ def installed(version: int) -> bool:
     return bool(shutil.which(_RESTORE[version]) and shutil.which(_LIST[version]))
 
 
+def rule(chain: str, seeks: Sought, then: str) -> Rule:
+    """Return the rule that does *then* with what it *seeks*; *chain* is named if it is to be in its words."""
+    side = "-s" if seeks.source else "-d"
+    words = (chain, "!" if seeks.elsewhere else "", f"{side} {seeks.network}", then)
+    return Rule(seeks if seeks.network.prefixlen else None, " ".join(filter(None, words)))
+
+
 def ensure(version: int, chain: Chain) -> None:
-    """Make *chain* with its entrances, in the place of what there is of it. Raises NativeError."""
-    new = [*(f"-A {chain.name} {rule}" for rule in chain.rules), *(f"-A {rule}" for rule in chain.entrances)]
-    if not _restored(version, [f"-N {chain.name}", *new]):
+    """Make *chain* with its entrances; others that it has stay. Raises NativeError."""
+    if not _restored(version, [f"-N {chain.name}", *_appended(chain.name, chain.rules), *_led(chain.entrances)]):
         return
-    # What an ADD has left that was cut.
+    # Another interface's, or what an ADD has left that was cut.
     there = present(version, chain.name)
     make = f"-N {chain.name}" if there is None else f"-F {chain.name}"
-    if said := _restored(version, [make, *_closed(there), *new]):
-        lacking = "" if _is_offered(version) else ": this node's kernel offers no packet filter: load its modules"
-        raise NativeError(f"can not make chain {chain.name}: {said}{lacking}")
+    rules, entrances = (there.rules, there.entrances) if there is not None else ((), ())
+    # Others first: what they except from masquerading has to come before that.
+    rules = (*_without(rules, chain.rules), *chain.rules)
+    lacking = _without(chain.entrances, entrances)
+    if said := _restored(version, [make, *_appended(chain.name, rules), *_led(lacking)]):
+        offered = "" if _is_offered(version) else ": this node's kernel offers no packet filter: load its modules"
+        raise NativeError(f"can not make chain {chain.name}: {said}{offered}")
 
 
-def remove(version: int, name: str, entrances: Sequence[str]) -> None:
-    """Take the chain *name* away, with all that leads there, most likely *entrances*; it may be gone.
+def remove(version: int, chain: Chain, others: Callable[[], Collection[Address]]) -> None:
+    """Take *chain* away, whatever leads there, but for what is needed by the addresses of *others*; it may be gone.
 
     Raises NativeError.
     """
-    gone = [f"-F {name}", f"-X {name}"]
-    if entrances and not _restored(version, [*(f"-D {rule}" for rule in entrances), *gone]):
+    name, gone = chain.name, [f"-F {chain.name}", f"-X {chain.name}"]
+    if chain.entrances and not _restored(version, [*_closed(chain.entrances), *gone]):
         return
     there = present(version, name)
-    if there is not None and (said := _restored(version, [*_closed(there), *gone])):
+    if there is None:
+        return
+    kept = others()
+    entrances = [each for each in there.entrances if not _is_for(each, kept)]
+    if len(entrances) < len(there.entrances):
+        needless = (each for each in there.rules if _excepts(each) and not _is_for(each, kept))
+        gone = [f"-D {name} {each.words}" for each in needless]
+    if said := _restored(version, [*_closed(entrances), *gone]):
         raise NativeError(f"can not take chain {name} away: {said}")
 
 
@@ -80,24 +110,25 @@ def present(version: int, name: str) -> Chain | None:
     mine, appended = f"-A {name} ", [line for line in lines if line.startswith("-A ")]
     return Chain(
         name=name,
-        rules=tuple(line.removeprefix(mine) for line in appended if line.startswith(mine)),
-        entrances=tuple(line.removeprefix("-A ") for line in appended if f" -j {name}" in f"{line} "),
+        rules=tuple(_rule(line.removeprefix(mine)) for line in appended if line.startswith(mine)),
+        entrances=tuple(_rule(line.removeprefix("-A ")) for line in appended if f" -j {name}" in f"{line} "),
     )
 
 
-def counted(version: int, name: str, packet_filter: Rules) -> tuple[int, int]:
-    """Return how many rules the chain *name* has, and how many lead there. Raises NativeError, NetlinkError.
+def held(version: int, chain: Chain, packet_filter: Rules) -> int:
+    """Return how many of the rules of *chain* and of its entrances there are. Raises NativeError, NetlinkError.
 
     The newer of the kernel's filters is asked itself; the older one only by the program, where it has the table.
     """
-    mine, everybodys = (nftables.Chain(_FAMILIES[version], _TABLE, each) for each in (name, _POST_ROUTING))
-    way = expressions.way_to(name)
-    entrances = sum(way in each.expressions for each in packet_filter.rules(everybodys))
-    rules = len(packet_filter.rules(mine))
+    mine, everybodys = (nftables.Chain(_FAMILIES[version], _TABLE, each) for each in (chain.name, _POST_ROUTING))
+    way = expressions.way_to(chain.name)
+    leading = [each.expressions for each in packet_filter.rules(everybodys) if way in each.expressions]
+    rules = [expressions.sought(version, each.expressions) for each in packet_filter.rules(mine)]
+    entrances = [expressions.sought(version, each) for each in leading]
     if not (rules or entrances) and _TABLE in (_older_tables(version) or ()):
-        there = present(version, name)
-        return (len(there.rules), len(there.entrances)) if there is not None else (0, 0)
-    return rules, entrances
+        there = present(version, chain.name) or Chain(name=chain.name)
+        rules, entrances = ([each.seeks for each in some] for some in (there.rules, there.entrances))
+    return sum(each.seeks in rules for each in chain.rules) + sum(each.seeks in entrances for each in chain.entrances)
 
 
 def identified(version: int, prefix: str) -> dict[str, str]:
@@ -152,8 +183,39 @@ def _older_tables(version: int) -> list[str] | None:
         raise
 
 
-def _closed(there: Chain | None) -> Iterable[str]:
-    return (f"-D {rule}" for rule in (there.entrances if there else ()))
+def _rule(words: str) -> Rule:
+    """Return the rule that is listed as *words*."""
+    found = _SOUGHT.search(words)
+    if found is None:
+        return Rule(None, words)
+    return Rule(Sought(found[2] == "s", ipaddress.ip_network(found[3], strict=False), elsewhere=bool(found[1])), words)
+
+
+def _without(rules: Iterable[Rule], others: Collection[Rule]) -> list[Rule]:
+    known = {each.seeks for each in others}
+    return [each for each in rules if each.seeks not in known]
+
+
+def _excepts(rule: Rule) -> bool:
+    """Return whether *rule* is for what is sent to some network, and not to all others."""
+    return rule.seeks is not None and not rule.seeks.elsewhere
+
+
+def _is_for(rule: Rule, addresses: Iterable[Address]) -> bool:
+    """Return whether one of *addresses* is of those that *rule* seeks."""
+    return rule.seeks is not None and any(each.ip in rule.seeks.network for each in addresses)
+
+
+def _appended(chain: str, rules: Iterable[Rule]) -> Iterable[str]:
+    return (f"-A {chain} {each.words}" for each in rules)
+
+
+def _led(entrances: Iterable[Rule]) -> Iterable[str]:
+    return (f"-A {each.words}" for each in entrances)
+
+
+def _closed(entrances: Iterable[Rule]) -> Iterable[str]:
+    return (f"-D {each.words}" for each in entrances)
 
 
 def _restored(version: int, commands: Sequence[str]) -> str:

@@ -12,10 +12,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from nodeworker.interfaces import iptables
-from nodeworker.interfaces.ends import explaining
+from nodeworker.interfaces.ends import addresses_left, explaining
 from nodeworker.interfaces.native import Call, NativeError
 from nodeworker.netlink import expressions, nftables
 from nodeworker.netlink.addresses import Address
+from nodeworker.netlink.expressions import Sought
 from nodeworker.netlink.message import Request
 from nodeworker.netlink.nftables import Chain, Nftables, Rules
 
@@ -53,7 +54,10 @@ def masquerade(call: Call, backend: Backend | None, addresses: Sequence[Address]
 
 
 def unmask(call: Call) -> None:
-    """Take away what ``masquerade`` has made for *call*, whichever way; it may be gone. Raises NativeError."""
+    """Take away what ``masquerade`` has made for *call*, whichever way; it may be gone, as its interface is.
+
+    What other interfaces of the container need stays. Raises NativeError.
+    """
     with explaining(f"end the masquerading of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
         if _there(call, nft):
             nft.agree(lambda: [nftables.delete_rule(_CHECKS, each) for each in _there(call, nft)])
@@ -61,8 +65,7 @@ def unmask(call: Call) -> None:
     addresses = _recorded(call)
     for version in _versions(addresses) or (4, 6):
         if iptables.installed(version):
-            chain = _chain(call, version, addresses)
-            iptables.remove(version, chain.name, chain.entrances)
+            iptables.remove(version, _chain(call, version, addresses), lambda: addresses_left(call.netns))
 
 
 def collect(call: Call, backend: Backend | None, valid: Collection[tuple[str, str]]) -> None:
@@ -83,7 +86,7 @@ def collect(call: Call, backend: Backend | None, valid: Collection[tuple[str, st
         for version in (each for each in _MULTICAST if iptables.installed(each)):
             for name, container_id in iptables.identified(version, _PREFIX).items():
                 if container_id not in containers and name == _chain_name(call.network, container_id):
-                    iptables.remove(version, name, ())
+                    iptables.remove(version, iptables.Chain(name=name), tuple)
 
 
 def check(call: Call, backend: Backend | None) -> None:
@@ -110,12 +113,12 @@ def left(call: Call, backend: Backend | None, addresses: Sequence[Address], pack
             there.append(f"{rules} of {len(addresses)} rules of nftables{'' if led else ', to which nothing leads'}")
     if backend != "nftables":
         chains = {version: _chain(call, version, addresses) for version in _versions(addresses)}
-        wanted = [(len(chain.rules), len(chain.entrances)) for chain in chains.values()]
-        found = [iptables.counted(version, chain.name, packet_filter) for version, chain in chains.items()]
-        if found == wanted:
+        wanted = sum(len(chain.rules) + len(chain.entrances) for chain in chains.values())
+        rules = sum(iptables.held(version, chain, packet_filter) for version, chain in chains.items())
+        if rules == wanted:
             return None
-        if rules := sum(map(sum, found)):
-            there.append(f"{rules} of {sum(map(sum, wanted))} rules of iptables")
+        if rules:
+            there.append(f"{rules} of {wanted} rules of iptables")
     return "; ".join(there)
 
 
@@ -135,20 +138,23 @@ def _by_iptables(backend: Backend | None) -> bool:
 
 
 def _chain(call: Call, version: int, addresses: Sequence[Address]) -> iptables.Chain:
-    """Return the chain for *addresses* of *version*, in the reference plugin's order, without repetitions."""
+    """Return the chain for *addresses* of *version*, in the reference plugin's order, without repetitions.
+
+    It is for the container, and so for all its interfaces on the network.
+    """
     name = _chain_name(call.network, call.container_id)
     comment = f'name: "{call.network}" id: "{call.container_id}"'
     words = f"-m comment --comment {iptables.quoted(comment)}"
-    own = [each for each in addresses if each.version == version]
-    rules: dict[str, None] = {}
-    for each in own:
-        rules[f"-d {each.network} -j ACCEPT {words}"] = None
-        rules[f"! -d {_MULTICAST[version]} -j MASQUERADE {words}"] = None
-    return iptables.Chain(
-        name=name,
-        rules=tuple(rules),
-        entrances=tuple(dict.fromkeys(f"POSTROUTING -s {each.ip} -j {name} {words}" for each in own)),
-    )
+    multicast = Sought(source=False, network=ipaddress.ip_network(_MULTICAST[version]), elsewhere=True)
+    rules: dict[iptables.Rule, None] = {}
+    entrances: dict[iptables.Rule, None] = {}
+    for each in (each for each in addresses if each.version == version):
+        own = Sought(source=False, network=each.network)
+        rules[iptables.rule("", own, f"-j ACCEPT {words}")] = None
+        rules[iptables.rule("", multicast, f"-j MASQUERADE {words}")] = None
+        sender = Sought(source=True, network=ipaddress.ip_network(each.ip))
+        entrances[iptables.rule("POSTROUTING", sender, f"-j {name} {words}")] = None
+    return iptables.Chain(name=name, rules=tuple(rules), entrances=tuple(entrances))
 
 
 def _chain_name(network: str, container_id: str) -> str:

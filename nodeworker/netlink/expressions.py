@@ -6,9 +6,12 @@ Laid out as ``nft`` does it, so that it lists such a rule like one of its own. L
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import struct
 from typing import TypeAlias
+
+import msgspec
 
 from nodeworker.netlink import message
 from nodeworker.netlink.addresses import Address
@@ -32,6 +35,17 @@ _OFFSETS = {4: (12, 16), 6: (8, 24)}
 
 _U32 = struct.Struct("!I")
 _I32 = struct.Struct("!i")
+
+
+class Sought(msgspec.Struct, frozen=True):
+    """What a rule seeks in a packet's IP header."""
+
+    source: bool
+    """Or else the destination."""
+    network: Network
+    """In which it is."""
+    elsewhere: bool = False
+    """In which it is not, rather."""
 
 
 def comes_in_by(ifname: str) -> tuple[Expression, ...]:
@@ -72,6 +86,36 @@ def goes_to(network: Network) -> tuple[Expression, ...]:
 def goes_elsewhere(network: Network) -> tuple[Expression, ...]:
     """Return what is true of packets, of the version of *network*, that go elsewhere."""
     return _destination(network, _DIFFERENT)
+
+
+def sought(version: int, expressions: bytes) -> Sought | None:
+    """Return what a rule with *expressions* seeks first of a packet's addresses, None if nothing.
+
+    It may compare a whole address, as many bytes of it as matter, or what a mask leaves of it.
+    """
+    source, mask = None, b""
+    for _, each in message.each_attribute(expressions):
+        element = message.attributes(each)
+        name, data = message.as_text(element.get(_EXPRESSION_NAME)), element.get(_EXPRESSION_DATA, b"")
+        found = message.attributes(data)
+        if name == "payload":
+            header, offset, length = (int.from_bytes(found.get(kind, b""), "big") for kind in (2, 3, 4))
+            known = header == _NETWORK_HEADER and offset in _OFFSETS[version]
+            source, mask = (offset == _OFFSETS[version][0] if known else None), b"\xff" * length
+        elif name == "bitwise":
+            mask = message.attributes(found.get(4, b"")).get(_DATA_VALUE, b"")
+        elif name == "cmp" and source is not None:
+            value = message.attributes(found.get(_COMPARED_DATA, b"")).get(_DATA_VALUE, b"")
+            differs = found.get(_COMPARED_OPERATOR) == _U32.pack(_DIFFERENT)
+            return Sought(source, _network(version, value, mask), elsewhere=differs)
+    return None
+
+
+def _network(version: int, value: bytes, mask: bytes) -> Network:
+    length = int.from_bytes(mask, "big").bit_count()
+    if version == 4:
+        return ipaddress.IPv4Network((value.ljust(4, b"\0"), length), strict=False)
+    return ipaddress.IPv6Network((value.ljust(16, b"\0"), length), strict=False)
 
 
 def masqueraded() -> Expression:

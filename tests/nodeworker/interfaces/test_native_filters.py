@@ -66,6 +66,15 @@ def netns() -> Iterator[str]:
         yield path
 
 
+def use_older_iptables(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Have ``iptables`` be the program for the older of the kernel's filters, by links in *folder*."""
+    for name in ("iptables", "iptables-restore", "ip6tables", "ip6tables-restore"):
+        legacy = shutil.which(name.replace("tables", "tables-legacy"))
+        assert legacy
+        (folder / name).symlink_to(legacy)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+
 def rules(netns: str) -> Any:
     return view(netns)["node"]["filters"]
 
@@ -188,11 +197,7 @@ def test_a_kernel_without_nftables_has_nothing_to_take_away(config: dict[str, An
 def test_the_other_iptables_is_used_where_it_is_the_one(
     netns: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("iptables", "iptables-restore", "ip6tables", "ip6tables-restore"):
-        legacy = shutil.which(name.replace("tables", "tables-legacy"))
-        assert legacy
-        (tmp_path / name).symlink_to(legacy)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    use_older_iptables(monkeypatch, tmp_path)
     add(WIRED, netns)
     add(WIRED, netns)
     listed = ["iptables-legacy", "-t", "nat", "-S", "POSTROUTING"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,7 +15,17 @@ from kernel_view import differences as changes
 from native_harness import answer, call
 from structlog.testing import capture_logs
 from test_bridge_vlan_drift import wanted
-from test_native_filters import BY_NFTABLES, CONFINED, IPAM, MASQUERADED, PLUGINS, WIRED, pytestmark, rules
+from test_native_filters import (
+    BY_NFTABLES,
+    CONFINED,
+    IPAM,
+    MASQUERADED,
+    PLUGINS,
+    WIRED,
+    pytestmark,
+    rules,
+    use_older_iptables,
+)
 from without_netfilter import known, without_netfilter
 
 from events.fold import SandboxKey
@@ -122,11 +131,7 @@ def test_a_part_that_was_flushed_is_told_and_made_again(netns: str, name: str, w
 def test_rules_in_the_older_of_the_kernels_filters_are_found_there(
     netns: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("iptables", "iptables-restore", "ip6tables", "ip6tables-restore"):
-        legacy = shutil.which(name.replace("tables", "tables-legacy"))
-        assert legacy
-        (tmp_path / name).symlink_to(legacy)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    use_older_iptables(monkeypatch, tmp_path)
     link = attached(WIRED, netns)
     assert drifts(netns, link) == ()
     subprocess.run(["iptables-legacy", "-t", "nat", "-F"], check=True)
