@@ -162,8 +162,11 @@ def advance(sandbox: Sandbox | None, event: Event, sequence: int) -> tuple[Sandb
             return _adopted(sandbox, event, data, sequence)
         case DriftObserved() | DriftRepaired() | DriftRepairFailed():
             return _drifted(sandbox, event, data)
-        case DetachCompleted() | DetachFailed() if sandbox is None:
-            return None, ""  # the ADD that it overtook was undone, so there was nothing to detach
+        case InterfaceDetached() | InterfaceDetachFailed() | DetachCompleted() | DetachFailed():
+            if sandbox is None or _is_to_come(sandbox, event):
+                return sandbox, ""
+        case AttachPlanned() if sandbox is not None and any(each.intent == event.cause for each in sandbox.waiting):
+            return sandbox, ""  # before its turn: another follows
         case _:
             pass
     if sandbox is None:
@@ -175,6 +178,16 @@ def advance(sandbox: Sandbox | None, event: Event, sequence: int) -> tuple[Sandb
         first, *others = after.waiting
         return replace(first, waiting=tuple(others)), ""
     return replace(after, changed_at=event.at, sequence=sequence), ""
+
+
+def _is_to_come(sandbox: Sandbox, event: Event) -> bool:
+    """Return whether *event*, which tells of a detach, is about what was there before *sandbox*, and is over by now.
+
+    So it is where the ADD that the DEL overtook was undone, and where a DEL was done twice, because the first outcome
+    was confirmed late. Another ADD may have come meanwhile, whose own DEL is done when it has its outcome.
+    """
+    begun = sandbox.phase in (SandboxPhase.REQUESTED, SandboxPhase.PLANNED) and not sandbox.result
+    return begun and event.cause != sandbox.intent
 
 
 def _attach_requested(
@@ -325,7 +338,7 @@ def _answered(sandbox: Sandbox, event: Event) -> Sandbox:
 
 def _attachments(sandbox: Sandbox, effects: Sequence[Effect], phase: AttachmentPhase) -> tuple[Sandbox, str]:
     """Return *sandbox* with the attachments that *effects* are of in *phase*, and why, if one is of none."""
-    if not effects:
+    if not effects or (sandbox.request is None and sandbox.plan is None):  # there was only another DEL since
         return sandbox, ""
     attachments = list(sandbox.attachments)
     for effect in effects:

@@ -354,7 +354,45 @@ def test_a_plan_is_that_of_its_own_request_only() -> None:
     detach, again = life.del_requested(), life.add_requested(2)
     state = applied([*life.add(), detach, again, life.plan(again), *life.unmake(detach)])
     assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.REQUESTED
-    assert reasons(state) == ["planned while detaching by another request or plan"]
+    assert reasons(state) == []
+
+
+@pytest.mark.parametrize("done_before", [0, 1], ids=["undone", "detached"])
+@pytest.mark.parametrize("carried", [True, False])
+def test_a_detach_that_is_done_late_leaves_the_add_behind_it_alone(carried: bool, done_before: int) -> None:
+    """A worker that learns late of an outcome of its own does once more what is over by then."""
+    life = Life(Teller(), container(1))
+    intent, detach, late, again = (
+        life.add_requested(),
+        life.del_requested(),
+        life.del_requested(2),
+        life.add_requested(2),
+    )
+    undone = [life.detached(intent, plan) for plan in reversed(life.plans)]
+    failed = life.add_failed(intent, stories.failure_of(life.plans[0], Phase.ADD))
+    over = [*life.unmake(detach)] if done_before else [*undone, failed, *life.unmake(detach)]
+    begun = [intent, *life.make(intent), detach, late, again, life.plan(again)]
+    told = _numbered([*begun, *over, *life.unmake(late)])
+    state = State()
+    for stored in stories.carried(told) if carried else told:
+        state.apply(stored)
+    sandbox = state.sandboxes[SandboxKey(container(1), ETH0)]
+    assert reasons(state) == []
+    assert (sandbox.phase, sandbox.intent, sandbox.attachments) == (SandboxPhase.REQUESTED, again.id, ())
+    assert list(state.pending) == [again.id]
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_a_detach_that_is_done_twice_is_over(carried: bool) -> None:
+    life = Life(Teller(), container(1))
+    first, second = life.del_requested(), life.del_requested(2)
+    told = _numbered([*life.add(), first, *life.unmake(first), second, *life.unmake(second)])
+    state = State()
+    for stored in stories.carried(told) if carried else told:
+        state.apply(stored)
+    assert reasons(state) == []
+    assert not state.sandboxes
+    assert not state.pending
 
 
 @pytest.mark.parametrize("keep_closed", [True, False])
