@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -49,6 +49,7 @@ class Intake:
         checker: Checker,
         answers: Answers,
         spool: Spool,
+        drain_spool: Callable[[], Awaitable[object]],
         metrics: WorkerMetrics,
         request_log: RequestLog,
     ) -> None:
@@ -58,6 +59,7 @@ class Intake:
         self._checker = checker
         self._answers = answers
         self._spool = spool
+        self._drain_spool = drain_spool
         self._metrics = metrics
         self._request_log = request_log
 
@@ -95,6 +97,11 @@ class Intake:
             intent, sandbox = intent_of(command, frame)
         except RequestFailedError as error:
             return refusal(error.failure, config)
+        if isinstance(intent, AttachRequested) and self._spool.has_one_of(sandbox):
+            try:  # or the DEL, which the runtime takes for done, would undo the ADD that it asks for since
+                await self._drain_spool()
+            except LedgerError as error:
+                return self._without_ledger(frame, intent, error)
         if self._answers.open(frame.request):
             event = self._recorder.event(intent, sandbox)
             if isinstance(intent, AttachRequested) and self._dispatcher.would_begin(sandbox):

@@ -102,7 +102,8 @@ class Parts:
         self.upkeep = Upkeep(recorder, self.dispatcher, answers, memory.spool, metrics)
         request_log = RequestLog(section.network, memory.log_files)
         request_log.warn_of_keys(section.unknown_network_keys, "worker.network")
-        intake = Intake(recorder, planner, self.dispatcher, checker, answers, memory.spool, metrics, request_log)
+        spool, drain = memory.spool, self.upkeep.drain_spool
+        intake = Intake(recorder, planner, self.dispatcher, checker, answers, spool, drain, metrics, request_log)
         self.door = Door(settings.socket, intake)
 
     def watching(self) -> Sequence[Coroutine[Any, Any, None]]:

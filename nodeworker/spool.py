@@ -50,6 +50,10 @@ class Spool:
                 path.rename(aside)
                 log.warning("spooled_request_set_aside", file=str(aside), error=str(error))
 
+    def has_one_of(self, container_id: str) -> bool:
+        """Return whether a request of the container is there."""
+        return any(spooled.frame.env.get("CNI_CONTAINERID") == container_id for spooled in self.requests())
+
     def put(self, frame: Frame) -> None:
         """Keep *frame* until it is removed. Raises OSError."""
         target = self._folder / f"{frame.request}{_SUFFIX}"

@@ -26,7 +26,7 @@ from nodeworker.errors import RequestFailedError
 from nodeworker.intake import intent_of
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.recorder import Recorder
-from nodeworker.spool import Spool
+from nodeworker.spool import Spool, Spooled
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +58,7 @@ class Upkeep:
         self._spool = spool
         self._metrics = metrics
         self._retries: dict[SandboxKey, _Retry] = {}
+        self._draining = asyncio.Lock()
 
     async def run(self) -> None:
         """Look after everything about once a second, without end."""
@@ -84,21 +85,26 @@ class Upkeep:
 
     async def drain_spool(self) -> list[RequestId]:
         """Make intents of the requests on disk; return the requests. Raises LedgerError, OSError."""
-        drained: list[RequestId] = []
-        for spooled in self._spool.requests():
-            try:
-                intent, sandbox = intent_of(spooled.frame.env.get("CNI_COMMAND", ""), spooled.frame, spooled=True)
-            except RequestFailedError as error:
-                log.warning("spooled_request_refused", file=spooled.path.name, error=error.failure.message)
-            else:
-                await self._recorder.request(
-                    self._recorder.event(intent, sandbox)
-                )  # again, where that is not confirmed: DEL is idempotent
-                self._answers.open(spooled.frame.request)
-                drained.append(spooled.frame.request)
-            self._spool.remove(spooled)
+        async with self._draining:  # or who asks for it meanwhile would make each of them twice
+            drained: list[RequestId] = []
+            for spooled in self._spool.requests():
+                drained += await self._drain(spooled)
+                self._spool.remove(spooled)
         self._metrics.spooled.set(len(self._spool))
         return drained
+
+    async def _drain(self, spooled: Spooled) -> list[RequestId]:
+        """Make an intent of one request, unless it is none; return it."""
+        frame = spooled.frame
+        try:
+            intent, sandbox = intent_of(frame.env.get("CNI_COMMAND", ""), frame, spooled=True)
+        except RequestFailedError as error:
+            log.warning("spooled_request_refused", file=spooled.path.name, error=error.failure.message)
+            return []
+        # Again, where that is not confirmed: DEL is idempotent.
+        await self._recorder.request(self._recorder.event(intent, sandbox))
+        self._answers.open(frame.request)
+        return [frame.request]
 
     async def _repeat_detaches(self) -> None:
         now = asyncio.get_running_loop().time()

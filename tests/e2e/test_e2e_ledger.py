@@ -69,6 +69,22 @@ def test_without_ledger_add_fails_and_del_is_done_later(node: Node) -> None:
     assert late.add().exit_code == 0
 
 
+def test_an_add_comes_behind_the_dels_of_its_container_that_wait_on_disk(node: Node) -> None:
+    """The runtime takes them for done: a container that is started again keeps its ID with podman."""
+    pod = node.samplepod()
+    assert pod.add().exit_code == 0
+    nobody = str(node.spool / "nobody.sock")
+    assert pod.delete(PLUMBLINE_SOCKET=nobody, PLUMBLINE_DEADLINE="0.1") == (0, "", "")
+    assert pod.add().exit_code == 0
+    eventually(lambda: "DetachCompleted" in node.story(pod), "the spooled DEL is done")
+    assert [name for name in node.story(pod) if name.endswith("Requested")] == [
+        "AttachRequested",
+        "DetachRequested",
+        "AttachRequested",
+    ]
+    node.assert_attached(pod)
+
+
 def test_an_add_that_loses_the_ledger_is_undone(node: Node) -> None:
     pod, gate = gated_pod(node)
     call = pod.call("ADD")
