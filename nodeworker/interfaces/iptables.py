@@ -29,7 +29,7 @@ _TABLE = "nat"
 _POST_ROUTING = "POSTROUTING"
 _OLDER_TABLES = {4: "ip_tables_names", 6: "ip6_tables_names"}
 """Files in which the older of the kernel's two filters names its tables, and which are there with it."""
-_SOUGHT = re.compile(r"(! )?-([sd]) (\S+)")
+_SOUGHT = re.compile(r"(?<!\S)(! )?-([sd]) ([\da-f.:]+/\d+)(?!\S)")
 _LOCK_PATIENCE = 5
 """Seconds that the program may wait for others of its kind."""
 _PATIENCE = 10.0
@@ -40,7 +40,7 @@ class Rule(msgspec.Struct, frozen=True):
     """A rule, which is the same as another that seeks the same in a packet."""
 
     seeks: Sought | None
-    """None: it matches every packet."""
+    """None: not one network, but any or several."""
     words: str
 
 
@@ -185,10 +185,11 @@ def _older_tables(version: int) -> list[str] | None:
 
 def _rule(words: str) -> Rule:
     """Return the rule that is listed as *words*."""
-    found = _SOUGHT.search(words)
-    if found is None:
-        return Rule(None, words)
-    return Rule(Sought(found[2] == "s", ipaddress.ip_network(found[3], strict=False), elsewhere=bool(found[1])), words)
+    compared = [
+        Sought(side == "s", ipaddress.ip_network(network, strict=False), elsewhere=bool(negation))
+        for negation, side, network in _SOUGHT.findall(words)
+    ]
+    return Rule(compared[0] if len(compared) == 1 else None, words)
 
 
 def _without(rules: Iterable[Rule], others: Collection[Rule]) -> list[Rule]:

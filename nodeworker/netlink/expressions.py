@@ -89,10 +89,11 @@ def goes_elsewhere(network: Network) -> tuple[Expression, ...]:
 
 
 def sought(version: int, expressions: bytes) -> Sought | None:
-    """Return what a rule with *expressions* seeks first of a packet's addresses, None if nothing.
+    """Return what a rule with *expressions* seeks in a packet's IP header, None unless it is one address.
 
     It may compare a whole address, as many bytes of it as matter, or what a mask leaves of it.
     """
+    compared: list[Sought] = []
     source, mask = None, b""
     for _, each in message.each_attribute(expressions):
         element = message.attributes(each)
@@ -100,15 +101,16 @@ def sought(version: int, expressions: bytes) -> Sought | None:
         found = message.attributes(data)
         if name == "payload":
             header, offset, length = (int.from_bytes(found.get(kind, b""), "big") for kind in (2, 3, 4))
-            known = header == _NETWORK_HEADER and offset in _OFFSETS[version]
+            one = length <= (4 if version == 4 else 16)
+            known = one and header == _NETWORK_HEADER and offset in _OFFSETS[version]
             source, mask = (offset == _OFFSETS[version][0] if known else None), b"\xff" * length
         elif name == "bitwise":
             mask = message.attributes(found.get(4, b"")).get(_DATA_VALUE, b"")
         elif name == "cmp" and source is not None:
             value = message.attributes(found.get(_COMPARED_DATA, b"")).get(_DATA_VALUE, b"")
             differs = found.get(_COMPARED_OPERATOR) == _U32.pack(_DIFFERENT)
-            return Sought(source, _network(version, value, mask), elsewhere=differs)
-    return None
+            compared.append(Sought(source, _network(version, value, mask), elsewhere=differs))
+    return compared[0] if len(compared) == 1 else None
 
 
 def _network(version: int, value: bytes, mask: bytes) -> Network:
