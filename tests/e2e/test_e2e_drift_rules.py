@@ -90,3 +90,24 @@ def test_rules_that_were_flushed_come_back(held: Node, words: str, lost: set[Dri
     assert rules() == before
     for pod in pods:
         assert pod.delete().exit_code == 0
+
+
+def test_rules_of_two_interfaces_on_one_network_come_back_and_go_together(held: Node) -> None:
+    if not shutil.which("iptables-restore"):
+        pytest.skip("iptables is not installed")
+    held.nad("twice", held.bridge(name="twice", ipMasq=True))
+    pod = held.pod("pod-twice", "twice,twice")
+    assert pod.add().exit_code == 0
+    time.sleep(_SETTLED)
+    made = rules()
+    assert len([line for line in made if "jump CNI-" in line]) == 2
+    assert pod.check().exit_code == 0
+    nft("flush table ip nat")
+    eventually(lambda: told(held, pod, DriftRepaired), "the drift is repaired", 10)
+    eventually(lambda: not held.state().sandboxes[pod.key].drifts, "the ledger knows")
+    observed = told(held, pod, DriftObserved)[0].drifts
+    assert [drift.ifname for drift in observed if drift.kind is DriftKind.MASQUERADE_MISSING] == ["net1", "net2"]
+    assert rules() == made
+    assert pod.check().exit_code == 0
+    assert pod.delete().exit_code == 0
+    assert not [line for line in rules() if "CNI-" in line]
