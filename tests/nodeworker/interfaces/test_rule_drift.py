@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel_view import container, node
+from kernel_view import REFERENCE, container, execute, node
 from kernel_view import differences as changes
 from native_harness import answer, call
 from structlog.testing import capture_logs
@@ -30,7 +32,9 @@ from without_netfilter import known, without_netfilter
 
 from events.fold import SandboxKey
 from events.schema import ContainerId, Drift, DriftKind, IfName, Phase
+from nodeworker.delegates import results
 from nodeworker.delegates.results import Interface, Result
+from nodeworker.interfaces import bridge, tuning
 from nodeworker.netlink.nftables import Chain, Nftables, Rule
 from nodeworker.netlink.rulebook import RuleBook
 from nodeworker.observe.compare import differences
@@ -83,6 +87,12 @@ def put_right(netns: str, link: ExpectedLink) -> None:
 
 def nft(words: str) -> None:
     subprocess.run(["nft", *words.split()], check=True)
+
+
+def passing() -> list[str]:
+    """Return the senders that filters let through."""
+    shown = subprocess.run(["nft", "list", "table", "bridge", "nat"], check=True, capture_output=True, text=True)
+    return re.findall(r"ether saddr (\S+) return", shown.stdout)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -145,6 +155,33 @@ def test_which_way_was_taken_is_not_recorded_and_either_will_do(netns: str, monk
         patch.setenv("PATH", "/var/empty")
         link = attached(WIRED, netns)
     assert drifts(netns, link) == ()
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
+def test_a_filter_is_on_the_address_before_a_later_plugin_changed_it_and_made_again_on_the_recorded_one(
+    netns: str, tmp_path: Path, native: bool
+) -> None:
+    if not (native or (REFERENCE / "tuning").exists()):
+        pytest.skip("the reference plugins are not installed")
+    config = CONFINED | NAMED
+    change = {"name": "net", "type": "tuning", "dataDir": str(tmp_path), "mac": SOME.mac}
+    if native:
+        first = bridge.add(call(config, netns, container_id="box"), None)
+        last = tuning.add(call(change, netns, container_id="box", prev_result=first), None)
+    else:
+        version = {"cniVersion": "1.0.0"}
+        printed = execute("bridge", "ADD", version | config, netns, "net1", CNI_CONTAINERID="box")
+        change |= version | {"prevResult": printed}
+        later = execute("tuning", "ADD", change, netns, "net1", CNI_CONTAINERID="box")
+        first, last = (results.decode(json.dumps(each), "1.0.0") for each in (printed, later))
+    (before,) = [each.mac for each in first.interfaces if each.sandbox]
+    (link,) = wanted(config, last)
+    assert (link.mac, passing()) == (SOME.mac, [before])
+    assert before != SOME.mac
+    assert drifts(netns, link) == ()
+    nft("flush ruleset")
+    put_right(netns, link)
+    assert (drifts(netns, link), passing()) == ((), [SOME.mac])
 
 
 def test_only_rules_of_native_plugins_are_known() -> None:
