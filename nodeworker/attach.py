@@ -273,8 +273,17 @@ def _result(sandbox: Sandbox) -> str:
 
 
 def _recorded_result(sandbox: Sandbox, request: AttachRequested) -> str:
-    """Return the recorded result for an ADD that comes again. Raises RequestFailedError for one that differs."""
-    first = sandbox.request
+    """Return the recorded result for an ADD that comes again.
+
+    Raises RequestFailedError for one that differs, and while the outcome of the request before it is not recorded.
+    """
+    first, name = sandbox.request, f"container {sandbox.key.container_id[:12]} of pod {request.pod}"
+    if sandbox.phase in (SandboxPhase.REQUESTED, SandboxPhase.PLANNED, SandboxPhase.DETACHING):
+        raise failed(
+            ErrorClass.LEDGER_UNAVAILABLE,
+            Phase.INTAKE,
+            f"the ledger has not yet confirmed what became of the request for {name} before this one: try again",
+        )
     if sandbox.phase is SandboxPhase.ATTACHED and first is not None:
         if (first.netns, first.config) == (request.netns, request.config):
             return sandbox.result
@@ -284,8 +293,7 @@ def _recorded_result(sandbox: Sandbox, request: AttachRequested) -> str:
     raise failed(
         ErrorClass.INVALID_REQUEST,
         Phase.INTAKE,
-        f"container {sandbox.key.container_id[:12]} of pod {request.pod} can't be attached a second time as "
-        f"{request.ifname}: {reason}; send DEL first",
+        f"{name} can't be attached a second time as {request.ifname}: {reason}; send DEL first",
     )
 
 

@@ -85,6 +85,25 @@ def test_an_add_comes_behind_the_dels_of_its_container_that_wait_on_disk(node: N
     node.assert_attached(pod)
 
 
+def test_an_add_behind_a_del_that_loses_the_ledger_is_to_be_tried_again(node: Node) -> None:
+    pod, gate = gated_pod(node, "DEL")
+    assert pod.add().exit_code == 0
+    delete = pod.call("DEL")
+    gate.reached()
+    add = pod.call("ADD")
+    eventually(lambda: node.story(pod)[-1] == "AttachRequested", "the ADD waits for its turn")
+    node.server.stop()
+    gate.open()
+    assert delete.answer() == (0, "", "")
+    answer = add.answer()
+    assert answer.code == 11
+    assert "before this one: try again" in answer.msg
+    node.server.start()
+    eventually(lambda: node.story(pod)[-2:] == ("DetachCompleted", "AttachFailed"), "the ledger has both outcomes")
+    assert pod.add().exit_code == 0
+    node.assert_attached(pod)
+
+
 def test_an_add_that_loses_the_ledger_is_undone(node: Node) -> None:
     pod, gate = gated_pod(node)
     call = pod.call("ADD")
