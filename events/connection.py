@@ -20,6 +20,7 @@ from events import subjects
 from events.access import Access, RefusedError
 from events.ledger import LedgerError, LedgerUnavailableError
 from events.natspy import Client, Msg, errors
+from events.pace import QUICK, Pace
 from events.settings import LedgerAddress
 
 log = structlog.get_logger(__name__)
@@ -60,6 +61,7 @@ class Connection:
         self._url = address.url
         self._user = user = address.user
         self._access = Access(address)
+        self._pace = Pace(address.longest_pause)
         self._name = name
         self._patience = patience
         self._client = Client()
@@ -102,7 +104,7 @@ class Connection:
                 raise LedgerError("the ledger was closed")
             if self._made and not self._client.is_closed:
                 return
-            client = Client(self._access)
+            client = Client(self._access, self._pace)
             self._refusals = 0
             try:
                 await client.connect(
@@ -114,7 +116,7 @@ class Connection:
                     reconnected_cb=self._on_connect,
                     closed_cb=self._on_close,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.1,  # type: ignore[arg-type]  # annotated int, used as seconds
+                    reconnect_time_wait=QUICK,  # type: ignore[arg-type]  # annotated int, used as seconds
                     connect_timeout=2,
                     ping_interval=10,
                     max_outstanding_pings=2,

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from events.pace import Pace
+
 _hidden = "aiohttp" not in sys.modules
 if _hidden:
     sys.modules["aiohttp"] = None  # type: ignore[assignment]  # what makes its import fail
@@ -41,12 +43,14 @@ class Client(_Client):
 
     By itself it puts either into a queue, for a task to take out: that is four steps of the event loop for each event
     that is appended, and a third of what those cost. What is published in one step of the loop is sent in one piece.
-    *access* says how TLS is spoken; by itself it would speak in the clear with any server that asks for no TLS.
+    *access* says how TLS is spoken; by itself it would speak in the clear with any server that asks for no TLS. *pace*
+    says when a server is tried.
     """
 
-    def __init__(self, access: Access | None = None) -> None:
+    def __init__(self, access: Access | None = None, pace: Pace | None = None) -> None:
         super().__init__()
         self._access = access
+        self._pace = pace or Pace()
         self._ps = _Parser(self)
         self._given_up = False
         self._unsent: list[bytes] = []
@@ -64,6 +68,7 @@ class Client(_Client):
     async def _connect_to_server(self, s: Any) -> None:
         if self._given_up:
             raise asyncio.CancelledError
+        await self._pace.wait(len(self._server_pool))
         await super()._connect_to_server(s)
 
     @property
@@ -88,6 +93,7 @@ class Client(_Client):
             if explained is error:
                 raise
             raise explained from error
+        self._pace.reset()
 
     def _connect_command(self) -> bytes:
         """Return the first that is said, which is when TLS is spoken already."""

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec.structs import replace
 
+from events.pace import PATIENT, QUICK
+
 DEFAULT_PATH = Path("/etc/plumbline/plumbline.json")
 ADDRESS_FILE = "ledger.json"
 """In the run folder: where the machine's own nats-server is, and its token; readable by its owner only."""
@@ -256,6 +258,8 @@ class LedgerAddress(msgspec.Struct, frozen=True):
     token_file: str = ""
     """Holds the token, where that may change."""
     tls: TlsSettings | None = None
+    longest_pause: float = QUICK
+    """Seconds; see ``events.pace``."""
 
 
 def hub_address(settings: Settings) -> LedgerAddress | None:
@@ -276,7 +280,7 @@ def hub_address(settings: Settings) -> LedgerAddress | None:
         cert_file=named(hub.tls.cert_file),
         key_file=named(hub.tls.key_file),
     )
-    return LedgerAddress(hub.url, user=named(hub.user), token_file=named(hub.token_file), tls=tls)
+    return LedgerAddress(hub.url, "", named(hub.user), named(hub.token_file), tls, PATIENT)
 
 
 def ledger_address(settings: Settings) -> LedgerAddress:

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from events.jetstream import JetStreamLedger
 from events.ledger import LedgerError
+from events.pace import PATIENT
 from events.schema import NodeName
 from events.settings import LedgerAddress, Settings, SettingsError, TlsSettings, hub_address, load
 from events.streams import hub_stream
@@ -415,4 +416,5 @@ def test_each_node_has_files_of_its_own(tmp_path: Path) -> None:
         tls=TlsSettings(
             ca_file="/a/ca.crt", cert_file="/a/worker-1/tls.crt", key_file="/a/worker-1/tls.key", server_name="hub"
         ),
+        longest_pause=PATIENT,
     )
