@@ -63,6 +63,9 @@ class Client(_Client):
         """
         self._given_up = True
         self._send_unsent()  # such as that a reader needs its consumer no more: a client that closes sends nothing
+        if not self.is_connected:  # else nats-py sends it on the connection that was lost, and fails
+            self._pending = []
+            self._pending_data_size = 0
         await super().close()
 
     async def _connect_to_server(self, s: Any) -> None:
