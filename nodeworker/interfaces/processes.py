@@ -16,9 +16,8 @@ import os
 import signal
 import struct
 import sys
-import zlib
-from collections import deque
-from collections.abc import Callable, Collection
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator
 from typing import NoReturn
 
 import msgspec
@@ -72,17 +71,29 @@ class NativeProcesses:
         A cancellation is raised at once where it has not begun, else when it has ended: nothing goes on behind its
         back. Where the process has ended, the caller is cancelled: the worker ends too, and the next goes on with it.
         """
-        reply = self._processes[zlib.crc32(place.encode()) % PROCESSES].ask(asked, place)
-        try:
-            return await asyncio.shield(reply.done)
-        except asyncio.CancelledError:
-            reply.called_off = True
-            if not reply.begun:
-                reply.done.cancel()
-            while not reply.done.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([reply.done])
-            raise
+        process = self._process_for(place)
+        with process.at_work(place):
+            reply = process.ask(asked, place)
+            try:
+                return await asyncio.shield(reply.done)
+            except asyncio.CancelledError:
+                reply.called_off = True
+                if not reply.begun:
+                    reply.done.cancel()
+                while not reply.done.done():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait([reply.done])
+                raise
+
+    def _process_for(self, place: str) -> _Process:
+        """Return the one that is at work for *place*, else the one with the least work.
+
+        On a node with little to do that is always the first: what it knows of host-local's folders stays true.
+        """
+        for process in self._processes:
+            if place in process.works:
+                return process
+        return min(self._processes, key=lambda process: process.works.total())
 
     def close(self) -> None:
         """Have them end, when what they do is done, and wait for that."""
@@ -119,6 +130,8 @@ class _Process:
         """By place: what is to be tried again, and all that came behind it, in order."""
         self._received = bytearray()
         self._dead = False
+        self.works: Counter[str] = Counter()
+        """How many there are for each place, waiting or begun."""
         theirs, self._requests = os.pipe()
         self._replies, answers = os.pipe()
         tie = die_with_parent()
@@ -129,6 +142,17 @@ class _Process:
         os.close(answers)
         os.set_blocking(self._replies, False)
         asyncio.get_running_loop().add_reader(self._replies, self._read)
+
+    @contextlib.contextmanager
+    def at_work(self, place: str) -> Iterator[None]:
+        """Count a work for *place* meanwhile."""
+        self.works[place] += 1
+        try:
+            yield
+        finally:
+            self.works[place] -= 1
+            if not self.works[place]:
+                del self.works[place]
 
     def ask(self, asked: Work | Clearing, place: str) -> _Reply:
         """Have it done behind what was asked before; what comes of it is cancelled when the process ends."""

@@ -322,14 +322,27 @@ async def test_a_cancellation_is_raised_when_what_was_begun_has_ended(
 @pytest.mark.usefixtures("patient")
 async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin, processes: NativeProcesses) -> None:
     async with held_up(bridge, processes) as adding:
-        waiting = asyncio.create_task(bridge.run("ADD", container_id="late"))
+        waiting = asyncio.create_task(bridge.run("ADD", ifname="late"))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert not adding.done()
     await adding
-    assert "late\r\nnet1" not in reserved(bridge).values()
+    assert "c1\r\nlate" not in reserved(bridge).values()
+
+
+@pytest.mark.usefixtures("patient")
+async def test_work_goes_to_the_process_that_is_at_work_for_its_container_or_else_to_the_one_with_the_least(
+    bridge: Plugin, macvlan: Plugin, processes: NativeProcesses
+) -> None:
+    async with held_up(bridge, processes) as adding:
+        behind = asyncio.create_task(macvlan.run("ADD", ifname="behind"))
+        for number in range(6):
+            await macvlan.done("ADD", ifname=f"m{number}", container_id=f"other-{number}")
+        assert not adding.done()
+        assert not behind.done()
+    assert [run.exit_code for run, _ in await asyncio.gather(adding, behind)] == [0, 0]
 
 
 async def test_what_is_asked_together_is_done_in_that_order_whatever_fails(bridge: Plugin, macvlan: Plugin) -> None:
