@@ -279,7 +279,7 @@ def container_id(number: int) -> str:
 
 
 def busy_day(pods: int, node: Node | None = None) -> Iterator[Event]:
-    """Yield about fifteen events for each of *pods*: most come and go, some fail, some stay, a worker restarts.
+    """Yield about ten events for each of *pods*: most come and go, some fail, some stay, a worker restarts.
 
     A third has interfaces that the worker made itself.
     """

@@ -62,7 +62,7 @@ async def test_kills_in_the_middle_lose_nothing_and_double_nothing(
 ) -> None:
     extend(config, manifests=str(tmp_path / "manifests"))
     appended = 0
-    for event in busy_day(720):
+    for event in busy_day(840):
         appended = await ledger.append(event)
     assert appended > 8000
     database, reached = tmp_path / "reconciler.db", [0]

@@ -25,6 +25,7 @@ needs_hatchling = pytest.mark.skipif(importlib.util.find_spec("hatchling") is No
 
 
 @needs_zig
+@pytest.mark.timeout(600)  # the first time, zig makes a C library for the architecture
 @pytest.mark.parametrize("architecture", ["amd64", "arm64"])
 def test_every_architecture_builds_static_and_small(tmp_path: Path, architecture: str):
     out = tmp_path / "plumbline"
