@@ -76,3 +76,10 @@ def shared_node(module_node: Node) -> Iterator[Node]:
     """A node whose worker runs, for the tests of a module one after another, with a *delegateTimeout* of 2 s."""
     yield module_node
     prove_clean(module_node)
+
+
+@pytest.fixture
+def held(held_node: Node) -> Iterator[Node]:
+    """The module's ``held_node``, which is held to its ledger, and is afterwards as it was before."""
+    yield held_node
+    prove_clean(held_node)

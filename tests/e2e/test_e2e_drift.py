@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from e2e_kernel import eventually, ip, links
-from e2e_node import BRIDGE, PARENT, MakeNode, Node, prove_clean
+from e2e_node import BRIDGE, PARENT, MakeNode, Node
 from e2e_reconciler import reconciler
 from e2e_runtime import PodSandbox
 from test_e2e_leaks import forge_boot
@@ -37,13 +37,6 @@ def held_node(request: pytest.FixtureRequest, shim: Path, tmp_path_factory: pyte
         node.start()
         with reconciler(node):
             yield node
-
-
-@pytest.fixture
-def held(held_node: Node) -> Iterator[Node]:
-    """A node that is held to its ledger, and afterwards as it was before."""
-    yield held_node
-    prove_clean(held_node)
 
 
 def attached(node: Node, name: str = "samplepod") -> PodSandbox:

@@ -17,7 +17,6 @@ from test_e2e_adopt import Adopted, adopted
 from test_e2e_drift import (
     Change,
     bounce,
-    held,
     held_node,
     inside,
     kinds,
@@ -30,7 +29,7 @@ from test_e2e_drift import (
 
 from events.schema import DriftKind, DriftObserved, DriftRepaired
 
-__all__ = ["adopted", "held", "held_node"]
+__all__ = ["adopted", "held_node"]
 
 
 class Network(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from e2e_kernel import eventually
-from e2e_node import Node, prove_clean
+from e2e_node import Node
 from e2e_reconciler import reconciler
 from e2e_runtime import PodSandbox
 from test_e2e_drift import kinds, told
@@ -34,13 +34,6 @@ def held_node(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         node.start()
         with reconciler(node):
             yield node
-
-
-@pytest.fixture
-def held(held_node: Node) -> Iterator[Node]:
-    """A node that is held to its ledger, and afterwards as it was before."""
-    yield held_node
-    prove_clean(held_node)
 
 
 def attached(node: Node, name: str) -> PodSandbox:
