@@ -110,11 +110,10 @@ class Detacher:
             done = await self._detach_one(sandbox, attachment, phase)
             if isinstance(done, InterfaceDetachFailed):
                 left[done.ifname] = done.failure
-                records.put(done)
-            elif self._runners.begins_at_once(attachment.plan):
+            if isinstance(done, InterfaceDetached) and self._runners.begins_at_once(attachment.plan):
                 records.hold(done)
             else:
-                records.put(done)
+                records.put(done)  # an executed plugin may take long, and a failure is not to wait
         return left
 
     async def _detach_one(
