@@ -14,9 +14,9 @@ from bench.report import quantile, report
 from bench.stage import BRIDGE, PARENT, Stage, pods
 from bench.traced_worker import Trace
 from events.schema import Phase
-from nodeworker.namespace import Namespace
-from nodeworker.netlink import addresses, links, message
-from nodeworker.netlink.socket import Netlink
+from nodeworker.kernel.namespaces import Namespace
+from nodeworker.kernel.rtnetlink import addresses, links, message
+from nodeworker.kernel.rtnetlink.socket import Netlink
 
 _WARM = 5
 _MACVLAN_MODE, _MODE_BRIDGE = 1, 4

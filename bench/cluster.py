@@ -23,10 +23,11 @@ import nats
 from bench.fold import fill
 from bench.report import quantile, report
 from bench.stage import resident
-from events import logs, subjects
-from events.jetstream import JetStreamLedger
+from events import subjects
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer, free_port
+from events.process import logs
 from events.schema import Event, WorkerStarted, encode
-from events.server import EmbeddedServer, free_port
 from tests.events.event_stories import Life, Teller, container
 
 _AT_ONCE = 20

@@ -20,8 +20,8 @@ import pytest
 
 from bench.report import report
 from bench.stage import resident
-from events.server import EmbeddedServer
-from nodeworker.resolve.annotation import NETWORKS
+from events.nats.server import EmbeddedServer
+from nodeworker.planning.resolve.annotation import NETWORKS
 from tests.kube.kube_manifests import nad
 from tests.kube.kube_server import DEPLOY, WORKER, KubeServer
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from bench.report import quantile, report
 from bench.stage import Stage, pods, resident
 from events.schema import Phase
-from nodeworker.netlink import links
-from nodeworker.netlink.socket import Netlink
+from nodeworker.kernel.rtnetlink import links
+from nodeworker.kernel.rtnetlink.socket import Netlink
 
 _PATIENCE = 20.0
 _PAUSE = 0.0005

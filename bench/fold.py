@@ -18,14 +18,15 @@ from typing import Any
 import nats
 
 from bench.report import quantile, report
-from events import logs, subjects
-from events.connection import Connection
+from events import subjects
 from events.fold import State
-from events.jetstream import JetStreamLedger
-from events.ledger import Stored
-from events.pull import Puller
+from events.ledger.ledger import Stored
+from events.nats.client.connection import Connection
+from events.nats.client.consumer import Puller
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.process import logs
 from events.schema import Event, decode, encode
-from events.server import EmbeddedServer
 from tests.events.event_stories import busy_node
 
 _IN_FLIGHT = 2000

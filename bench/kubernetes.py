@@ -19,10 +19,10 @@ import pytest
 
 from bench.report import quantile, report
 from bench.stage import NODE, POD, Stage, pods, resident
-from events import logs
-from events.jetstream import JetStreamLedger
+from events.nats.ledger import JetStreamLedger
+from events.process import logs
 from events.schema import Event, unix_ns
-from nodeworker.resolve.annotation import NETWORKS
+from nodeworker.planning.resolve.annotation import NETWORKS
 from tests.kube.kube_server import ADMIN, KubeServer
 
 _PATIENCE = 20.0

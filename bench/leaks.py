@@ -22,10 +22,10 @@ from typing import Any, cast
 import msgspec
 
 from bench.report import report
-from events import logs
-from events.commands import MemoryCommands
 from events.fold import AttachmentPhase, Sandbox, SandboxKey
-from events.memory import MemoryLedger
+from events.ledger.commands import MemoryCommands
+from events.ledger.memory import MemoryLedger
+from events.process import logs
 from events.schema import (
     AttachCompleted,
     AttachPlanned,
@@ -45,32 +45,32 @@ from events.schema import (
     RequestId,
     WorkerStarted,
 )
-from nodeworker.answers import OK, Answers, Reply
-from nodeworker.attach import Attacher
-from nodeworker.delegates import chain
-from nodeworker.delegates.exec import PluginExecutor
-from nodeworker.detach import Detacher, target_of
-from nodeworker.dispatch import Dispatcher
-from nodeworker.gc import GarbageCollector
-from nodeworker.interfaces.processes import NativeProcesses
-from nodeworker.interfaces.ways import WayRunners
-from nodeworker.last_resort import LastResort
-from nodeworker.leaks import look, observer
+from nodeworker.intake.recovery import Retention
+from nodeworker.journal.journal import Recorder
+from nodeworker.leaks import reporter, scanner
+from nodeworker.leaks.evidence.container_runtime import RuntimeUnknownError, SharedRuntime
+from nodeworker.leaks.evidence.footprint import Places
+from nodeworker.leaks.forced_release import LastResort
 from nodeworker.leaks.judge import Known
-from nodeworker.leaks.look import Looker
-from nodeworker.leaks.observer import LeakObserver
-from nodeworker.leaks.places import Places
-from nodeworker.leaks.runtime import RuntimeUnknownError, SharedRuntime
+from nodeworker.leaks.reclaimer import Reclaimer
+from nodeworker.leaks.reporter import LeakObserver
+from nodeworker.leaks.scanner import Looker
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.orders import Orders
-from nodeworker.publication import StatusWait
-from nodeworker.reclaim import Reclaimer
-from nodeworker.recorder import Recorder
+from nodeworker.plugins import chain
+from nodeworker.plugins.exec import PluginExecutor
+from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.runners import WayRunners
+from nodeworker.sandboxes.answers import OK, Answers, Reply
+from nodeworker.sandboxes.attach import Attacher
+from nodeworker.sandboxes.commands import Orders
+from nodeworker.sandboxes.detach import Detacher, target_of
+from nodeworker.sandboxes.dispatcher import Dispatcher
+from nodeworker.sandboxes.gc import GarbageCollector
+from nodeworker.sandboxes.status_wait import StatusWait
 from nodeworker.settings import WorkerSection
-from nodeworker.upkeep import Retention
-from reconciler import leaks as decisions
-from reconciler.leak_keeper import command
-from reconciler.leaks import Asked, LeakKey
+from reconciler.decisions import leaks as decisions
+from reconciler.decisions.leaks import Asked, LeakKey
+from reconciler.decisions.reclaim_sender import command
 
 NODE, ETH0 = NodeName("node"), IfName("eth0")
 
@@ -112,7 +112,7 @@ class Runtime:
         self.hangs = False
 
     async def known(self) -> Known:
-        """See ``nodeworker.leaks.runtime.ContainerRuntime``."""
+        """See ``nodeworker.leaks.evidence.container_runtime.ContainerRuntime``."""
         await asyncio.sleep(0)
         if self.hangs:
             raise RuntimeUnknownError("it hangs")
@@ -359,10 +359,10 @@ def quickened() -> contextlib.ExitStack:
     """Have two looks be 20 ms apart, and none of them look into namespaces, meanwhile."""
     stack = contextlib.ExitStack()
     for module, name, value in (
-        (observer, "APART", 0.02),
-        (observer, "_AGAIN", 0.03),
-        (observer, "_SETTLE", 0.01),
-        (look, "addresses_in_use", frozenset),
+        (reporter, "APART", 0.02),
+        (reporter, "_AGAIN", 0.03),
+        (reporter, "_SETTLE", 0.01),
+        (scanner, "addresses_in_use", frozenset),
     ):
         stack.callback(setattr, module, name, getattr(module, name))
         setattr(module, name, value)

@@ -18,20 +18,20 @@ from pathlib import Path
 from bench.cluster import Cluster
 from bench.fold import decode_only, fill, fold_only
 from bench.report import quantile, report
-from events import logs
-from events.ahead import ReadAhead
 from events.fold import Sandbox
-from events.jetstream import JetStreamLedger
-from events.ledger import Stored
-from events.saying import said_now
+from events.ledger.ledger import Stored
+from events.ledger.new_event import said_now
+from events.nats.ledger import JetStreamLedger
+from events.nats.read_ahead import ReadAhead
+from events.nats.server import EmbeddedServer
+from events.process import logs
 from events.schema import Event, StatusPublished, encode
-from events.server import EmbeddedServer
-from reconciler.batches import BATCH, collect_seldom
-from reconciler.projection.project import Loaded, project
-from reconciler.projection.snapshot import restore, save
+from reconciler.follow.batching import BATCH, collect_seldom
+from reconciler.projection.fold.batch import Loaded, project
+from reconciler.projection.rebuild.rebuild import rebuild
+from reconciler.projection.rebuild.snapshot import restore, save
 from reconciler.projection.store import Store
-from reconciler.publication import TOGETHER
-from reconciler.rebuild import rebuild
+from reconciler.status.publishing import TOGETHER
 from tests.events.event_stories import busy_node
 from tests.reconciler.postgres import Postgres
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from events.server import EmbeddedServer
+from events.nats.server import EmbeddedServer
 from nodeworker import shim
 
 PLUGINS = "/usr/lib/cni"

@@ -19,15 +19,15 @@ from typing import Any
 
 import msgspec
 
-from events import logs
-from events.ledger import Ledger
-from events.settings import load
+from events.ledger.ledger import Ledger
+from events.process import logs
+from events.process.settings import load
 from nodeworker import __main__ as worker
-from nodeworker.attach import Attacher
-from nodeworker.intake import Intake
-from nodeworker.interfaces.processes import NativeProcesses
-from nodeworker.interfaces.work import Clearing, Done, Work
-from nodeworker.planner import Planner
+from nodeworker.intake.requests import Intake
+from nodeworker.planning.planner import Planner
+from nodeworker.plugins.native.jobs import Clearing, Done, Work
+from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.sandboxes.attach import Attacher
 from nodeworker.settings import WorkerSettings
 
 _PARTS: tuple[tuple[Any, str, str], ...] = (

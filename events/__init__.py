@@ -1,1 +1,1 @@
-"""What happened: the event schema, its fold, and the ledger that keeps it. Imports nothing from the other rooms."""
+"""Event schema, its fold, and the ledger that stores events; imports neither the worker nor the reconciler."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from events import subjects
 from events.fold import State
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import (
     INTENTS,
     NO_NODE,

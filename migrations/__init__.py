@@ -1,1 +1,1 @@
-"""The history of the projection's schema, for Alembic; ``reconciler.projection.schema`` runs it."""
+"""The history of the projection's schema, for Alembic; ``reconciler.projection.sql.schema`` runs it."""

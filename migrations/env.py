@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from reconciler.projection.tables import metadata
+from reconciler.projection.sql.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

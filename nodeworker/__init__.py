@@ -1,1 +1,1 @@
-"""One per node: turns the intents of the node's ledger into interfaces, and answers the runtime."""
+"""The worker, one per node: turns the intents in the node ledger into interfaces and answers the runtime."""

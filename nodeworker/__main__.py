@@ -14,12 +14,14 @@ from pathlib import Path
 
 import structlog
 
-from events import logs
-from events.exposition import served
 from events.fold import request_of
-from events.jetstream import JetStreamLedger
-from events.jetstream_commands import made_commands
-from events.ledger import ConflictError, Ledger, LedgerError
+from events.ledger.ledger import ConflictError, Ledger, LedgerError
+from events.nats.commands import made_commands
+from events.nats.ledger import JetStreamLedger
+from events.nats.streams import NODE_STREAM
+from events.process import logs
+from events.process.metrics_server import served
+from events.process.settings import DEFAULT_PATH, SettingsError, hub_address, ledger_address, load
 from events.schema import (
     INTENTS,
     Event,
@@ -28,24 +30,21 @@ from events.schema import (
     WorkerStarted,
     WorkerStopped,
 )
-from events.settings import DEFAULT_PATH, SettingsError, hub_address, ledger_address, load
-from events.streams import NODE_STREAM
-from nodeworker.answers import reply_of
-from nodeworker.cluster.source import Source
-from nodeworker.delegates.orphans import end_orphans
-from nodeworker.dispatch import Dispatcher
-from nodeworker.hub import Hub
-from nodeworker.interfaces.processes import NativeProcesses
-from nodeworker.leaks.look import links_there
-from nodeworker.lock import only_worker
+from nodeworker.deadline import seconds_since, seconds_until
+from nodeworker.intake.recovery import Retention
+from nodeworker.journal.hub_link import Hub
+from nodeworker.journal.journal import Recorder
+from nodeworker.journal.worker_lock import only_worker, version
+from nodeworker.leaks.scanner import links_there
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.orders import Orders
 from nodeworker.parts import Memory, Parts
-from nodeworker.patience import seconds_since, seconds_until
-from nodeworker.recorder import Recorder
+from nodeworker.planning.cluster.source import Source
+from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.orphans import end_orphans
+from nodeworker.sandboxes.answers import reply_of
+from nodeworker.sandboxes.commands import Orders
+from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.settings import WorkerSettings
-from nodeworker.upkeep import Retention
-from nodeworker.version import version
 
 log = structlog.get_logger(__name__)
 
@@ -232,13 +231,13 @@ async def _give_up(processes: NativeProcesses) -> None:
 def _open_source(settings: WorkerSettings, metrics: WorkerMetrics) -> Source | None:
     """Return where pods and networks come from. Raises SettingsError."""
     if settings.manifests:
-        from nodeworker.cluster.manifests import Manifests  # noqa: PLC0415  # each costs memory that only its user pays
+        from nodeworker.planning.cluster.manifests import Manifests  # noqa: PLC0415  # each costs memory that only its user pays
 
         return Manifests(Path(settings.manifests))
     if (cluster := settings.worker.kubernetes) is None:
         return None
-    from nodeworker.cluster.kubeconfig import from_kubeconfig, in_cluster  # noqa: PLC0415
-    from nodeworker.cluster.kubernetes import Kubernetes  # noqa: PLC0415
+    from nodeworker.planning.cluster.apiserver.credentials import from_kubeconfig, in_cluster  # noqa: PLC0415
+    from nodeworker.planning.cluster.apiserver.source import Kubernetes  # noqa: PLC0415
 
     credentials = from_kubeconfig(Path(cluster.kubeconfig)) if cluster.kubeconfig else in_cluster()
     folder = Path(settings.state_dir) / "cluster"

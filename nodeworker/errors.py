@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec.structs import replace
 
-from events.ledger import LedgerError, LedgerFullError
+from events.ledger.ledger import LedgerError, LedgerFullError
 from events.schema import ErrorClass, Failure, Phase, Pod
 
 CNI_CODES: Mapping[ErrorClass, int] = {

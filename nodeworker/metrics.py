@@ -15,7 +15,7 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 
 class ClusterWatch(Protocol):
-    """A watch of the API server, as ``nodeworker.cluster.watch`` has it."""
+    """A watch of the API server, as ``nodeworker.planning.cluster.apiserver.watch`` has it."""
 
     @property
     def resource(self) -> str:

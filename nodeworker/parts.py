@@ -7,44 +7,44 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from events.notices import Notices
+from events.ledger.notices import Notices
 from events.schema import ComparisonRequested, ReclaimRequested, RepairRequested
-from nodeworker.answers import Answers
-from nodeworker.attach import Attacher
-from nodeworker.check import Checker
-from nodeworker.cluster.source import Source
-from nodeworker.collections_under_way import CollectionsUnderWay
-from nodeworker.delegates.exec import PluginExecutor
-from nodeworker.detach import Detacher
-from nodeworker.devices.kubelet import Kubelet
-from nodeworker.devices.source import DeviceSource
-from nodeworker.dispatch import Dispatcher
-from nodeworker.door import Door
-from nodeworker.gc import GarbageCollector
-from nodeworker.intake import Intake
-from nodeworker.interfaces.processes import NativeProcesses
-from nodeworker.interfaces.ways import WayRunners
-from nodeworker.last_resort import LastResort
-from nodeworker.leaks.look import Looker
-from nodeworker.leaks.observer import LeakObserver
-from nodeworker.leaks.places import Places
-from nodeworker.leaks.runtime import CriRuntime, SharedRuntime
-from nodeworker.logfile import LogFiles
+from nodeworker.drift.inspector import Eyes
+from nodeworker.drift.node_comparison import Comparer
+from nodeworker.drift.repair.repairer import Repairer
+from nodeworker.drift.watch.watcher import Observer
+from nodeworker.intake.check import Checker
+from nodeworker.intake.log_files import LogFiles
+from nodeworker.intake.recovery import Upkeep
+from nodeworker.intake.request_log import RequestLog
+from nodeworker.intake.requests import Intake
+from nodeworker.intake.socket_server import Door
+from nodeworker.intake.spool import Spool
+from nodeworker.journal.journal import Recorder
+from nodeworker.leaks.evidence.container_runtime import CriRuntime, SharedRuntime
+from nodeworker.leaks.evidence.footprint import Places
+from nodeworker.leaks.forced_release import LastResort
+from nodeworker.leaks.reclaimer import Reclaimer
+from nodeworker.leaks.reporter import LeakObserver
+from nodeworker.leaks.scanner import Looker
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.observe.comparing import Comparer
-from nodeworker.observe.eyes import Eyes
-from nodeworker.observe.observer import Observer
-from nodeworker.orders import Handler, Order, Orders
-from nodeworker.planner import Planner
-from nodeworker.publication import StatusWait
-from nodeworker.readiness import Readiness
-from nodeworker.reclaim import Reclaimer
-from nodeworker.recorder import Recorder
-from nodeworker.repair.repairer import Repairer
-from nodeworker.requestlog import RequestLog
+from nodeworker.planning.cluster.source import Source
+from nodeworker.planning.devices.kubelet import Kubelet
+from nodeworker.planning.devices.source import DeviceSource
+from nodeworker.planning.planner import Planner
+from nodeworker.planning.readiness import Readiness
+from nodeworker.plugins.exec import PluginExecutor
+from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.runners import WayRunners
+from nodeworker.sandboxes.answers import Answers
+from nodeworker.sandboxes.attach import Attacher
+from nodeworker.sandboxes.collections_under_way import CollectionsUnderWay
+from nodeworker.sandboxes.commands import Handler, Order, Orders
+from nodeworker.sandboxes.detach import Detacher
+from nodeworker.sandboxes.dispatcher import Dispatcher
+from nodeworker.sandboxes.gc import GarbageCollector
+from nodeworker.sandboxes.status_wait import StatusWait
 from nodeworker.settings import WorkerSettings
-from nodeworker.spool import Spool
-from nodeworker.upkeep import Upkeep
 
 
 class Memory:

@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from events.settings import MetricsSettings, Settings
-from nodeworker.devices.draw import INFO_FOLDER
-from nodeworker.interfaces.registry import AUTO, NEVER, TYPES
-from nodeworker.resolve.keys import unknown_keys
-from nodeworker.resolve.netconf import KEYS, NodeDefaults, parse_defaults
+from events.process.settings import MetricsSettings, Settings
+from nodeworker.planning.resolve.config_keys import unknown_keys
+from nodeworker.planning.resolve.device_assignment import INFO_FOLDER
+from nodeworker.planning.resolve.netconf import KEYS, NodeDefaults, parse_defaults
+from nodeworker.plugins.native.registry import AUTO, NEVER, TYPES
 
 
 class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):

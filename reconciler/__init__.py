@@ -1,1 +1,1 @@
-"""Tells people and programs what the ledger says. Shares ``events`` with the worker, and nothing else."""
+"""Reads the ledger: projection, network-status, decisions about drift and leaks, history."""

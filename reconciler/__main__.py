@@ -15,35 +15,35 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from events import logs
-from events.exposition import served
-from events.jetstream_commands import JetStreamCommands
-from events.ledger import LedgerError, LedgerUnavailableError
-from events.notices import Notices
-from events.settings import DEFAULT_PATH, SettingsError, load
-from events.streams import command_stream
-from reconciler.adapters import connect, hub_replicas, open_publisher
-from reconciler.batches import collect_seldom
-from reconciler.certain_publisher import CertainPublisher
-from reconciler.delays import delays
-from reconciler.leak_keeper import LeakKeeper
+from events.ledger.ledger import LedgerError, LedgerUnavailableError
+from events.ledger.notices import Notices
+from events.nats.commands import JetStreamCommands
+from events.nats.streams import command_stream
+from events.process import logs
+from events.process.backoff import delays
+from events.process.metrics_server import served
+from events.process.settings import DEFAULT_PATH, SettingsError, load
+from reconciler.decisions.reclaim_sender import LeakKeeper
+from reconciler.decisions.repair_sender import Repairing
+from reconciler.follow.batching import collect_seldom
+from reconciler.follow.connections import connect, hub_replicas, open_publisher
+from reconciler.follow.leadership import Replicas, Turn
+from reconciler.follow.loop import Listener, Reconciler
+from reconciler.follow.periodic_snapshots import Beginning, PeriodicSnapshots, SnapshotFolder
+from reconciler.follow.retention import Retention
 from reconciler.metrics import Metrics
-from reconciler.pod_events import PodEvent
-from reconciler.projection.engine import ProjectionError
+from reconciler.projection.sql.engine import ProjectionError
 from reconciler.projection.store import Store
-from reconciler.publication import Publication
-from reconciler.publisher import Publisher
-from reconciler.reconcile import Listener, Reconciler
-from reconciler.repairing import Repairing
-from reconciler.replicas import Replicas, Turn
-from reconciler.retention import Retention
 from reconciler.settings import ReconcilerSettings
-from reconciler.snapshots import Beginning, PeriodicSnapshots, SnapshotFolder
-from reconciler.status_keeper import StatusKeeper
+from reconciler.status.fenced_sink import CertainPublisher
+from reconciler.status.guard.guard import StatusKeeper
+from reconciler.status.kubernetes.pod_events import PodEvent
+from reconciler.status.publishing import Publication
+from reconciler.status.sink import Publisher
 from reconciler.verify.periodic import PeriodicVerification
 
 if TYPE_CHECKING:
-    from reconciler.pod_event_writer import PodEventWriter
+    from reconciler.status.kubernetes.pod_event_writer import PodEventWriter
 
 log = structlog.get_logger(__name__)
 
@@ -169,8 +169,8 @@ def _pod_event_writer(publisher: Publisher, settings: ReconcilerSettings, metric
     """Return who writes Kubernetes Events: nobody without an API server, or where they are not wanted."""
     if settings.reconciler.kubernetes is None or not settings.reconciler.kubernetes.events:
         return None
-    from reconciler.pod_annotation import PodAnnotation  # noqa: PLC0415  # as above
-    from reconciler.pod_event_writer import PodEventWriter  # noqa: PLC0415
+    from reconciler.status.kubernetes.annotation_sink import PodAnnotation  # noqa: PLC0415  # as above
+    from reconciler.status.kubernetes.pod_event_writer import PodEventWriter  # noqa: PLC0415
 
     assert isinstance(publisher, PodAnnotation)
     return PodEventWriter(publisher.api, metrics)

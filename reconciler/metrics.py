@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from events.fold import SandboxPhase
 from events.schema import TYPES
-from reconciler.drift_metrics import DriftMetrics
+from reconciler.decisions.drift_metrics import DriftMetrics
 from reconciler.verify.report import Kind, Report
 
 _UNKNOWN = "unknown"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from events.settings import MetricsSettings, Settings
+from events.process.settings import MetricsSettings, Settings
 
 _SQLITE = "sqlite:///"
 

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from telling import expect, quiet, quote, show, type_in, wait_for
 
-from events.process import die_with_parent
+from events.process.child_process import die_with_parent
 from nodeworker import shim
 
 _HERE = Path(__file__).parent

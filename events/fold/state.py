@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 from typing import NamedTuple, get_args
 
 from events.fold.sandbox import Effect, Sandbox, SandboxKey, advance
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import (
     INTENTS,
     AttachCompleted,

@@ -132,7 +132,7 @@ TYPES: dict[str, type[Any]] = {
 }
 
 COMMANDS = frozenset({"RepairRequested", "ReclaimRequested", "ComparisonRequested"})
-"""Intents that come down to a node from the reconciler or from people, through ``events.commands``."""
+"""Intents that come down to a node from the reconciler or from people, through ``events.ledger.commands``."""
 INTENTS = frozenset({"AttachRequested", "DetachRequested", "GcRequested"}) | COMMANDS
 
 

@@ -176,7 +176,7 @@ class PluginRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stdout: str = ""
     """Empty for the plugin whose output is the result that the event records."""
     stderr: str = ""
-    """Both are bounded: see ``nodeworker.delegates.exec``."""
+    """Both are bounded: see ``nodeworker.plugins.exec``."""
     mtu: int = 0
     """Of the container's interface, as a native ADD left it, or an executed one that was the last of its chain; 0: not
     known."""

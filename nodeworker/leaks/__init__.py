@@ -1,1 +1,1 @@
-"""What is held on the node without an owner: the evidence for it, gathered look by look."""
+"""Finds what is held on the node without an owner, and frees it when asked."""

@@ -2,7 +2,7 @@
 
 Pure. Nothing is judged on the absence of a pod from the cluster, and nothing on a question that nobody answered: what
 can't be told is ``unsure``, and stays as it is. Freed is only what is judged so twice, and once more right before
-(``nodeworker.reclaim``).
+(``nodeworker.leaks.reclaimer``).
 """
 
 from __future__ import annotations

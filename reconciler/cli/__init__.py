@@ -1,1 +1,1 @@
-"""``plumbline``: the commands that people type."""
+"""The plumbline command."""

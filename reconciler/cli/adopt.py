@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
+from events.nats.server import EmbeddedServer, ServerError
+from events.process.settings import Settings, SettingsError, ledger_address, load
 from events.schema import NO_CAUSE, ContainerId, Event, EventId, NodeName, Pod, SandboxAdopted
-from events.server import EmbeddedServer, ServerError
-from events.settings import Settings, SettingsError, ledger_address, load
 from reconciler.cli.refusal import refusal
 from reconciler.history.redact import redacted, without_secrets
 from reconciler.history.timeline import SANDBOX_LETTERS, printable, words
@@ -40,7 +40,7 @@ class _Refusal(msgspec.Struct, frozen=True):
 
 
 class _Report(msgspec.Struct, frozen=True):
-    """What ``nodeworker.adopt`` writes."""
+    """What ``nodeworker.host.adopt`` writes."""
 
     node: NodeName
     dry_run: bool
@@ -70,7 +70,7 @@ def command(config: Path | None, dry_run: bool, cni_dir: str | None, cache_dir: 
     Exit codes: 0 all is taken over; 1 not all, and each that is not has its sentence; 2 wrong usage or configuration;
     3 a worker runs; 4 the ledger is out of reach.
     """
-    argv = [sys.executable, "-m", "nodeworker.adopt", "--output", "json"]
+    argv = [sys.executable, "-m", "nodeworker.host.adopt", "--output", "json"]
     argv += ["--config", str(config)] if config else []
     argv += ["--dry-run"] if dry_run else []
     argv += ["--cni-dir", cni_dir] if cni_dir else []

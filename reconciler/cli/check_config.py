@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 from sqlalchemy import exc
 
-from events.settings import DEFAULT_PATH, SettingsError, load
+from events.process.settings import DEFAULT_PATH, SettingsError, load
 from reconciler.settings import ReconcilerSettings
 
 _SECONDS = 30.0

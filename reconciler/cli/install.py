@@ -14,7 +14,7 @@ def become(name: str, config: Path | None, arguments: tuple[str, ...]) -> NoRetu
     """Go on as the installer's command *name*: signals and exit code are its own."""
     chosen = ["--config", str(config)] if config else []
     os.execv(  # noqa: S606  # no shell is wanted
-        sys.executable, [sys.executable, "-m", "nodeworker.install", *chosen, name, *arguments]
+        sys.executable, [sys.executable, "-m", "nodeworker.host.install", *chosen, name, *arguments]
     )
 
 

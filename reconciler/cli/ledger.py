@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from events.settings import LedgerAddress, Settings, SettingsError, ledger_address
-from events.streams import NODE_STREAM, StreamConfig
-from reconciler.adapters import whole_ledger
+from events.nats.streams import NODE_STREAM, StreamConfig
+from events.process.settings import LedgerAddress, Settings, SettingsError, ledger_address
+from reconciler.follow.connections import whole_ledger
 
 
 def nearest_ledger(settings: Settings) -> tuple[LedgerAddress, StreamConfig]:

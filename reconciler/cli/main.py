@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from events.settings import DEFAULT_PATH
+from events.process.settings import DEFAULT_PATH
 from reconciler.cli.refusal import refusal
 
 _WRONG, _INTERRUPTED = 2, 130

@@ -10,17 +10,17 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from events import logs
-from events.ahead import ReadAhead
-from events.jetstream import reached
-from events.ledger import LedgerError
-from events.settings import SettingsError, load
-from reconciler.adapters import whole_ledger
-from reconciler.batches import collect_seldom
+from events.ledger.ledger import LedgerError
+from events.nats.ledger import reached
+from events.nats.read_ahead import ReadAhead
+from events.process import logs
+from events.process.settings import SettingsError, load
 from reconciler.cli.refusal import refusal
-from reconciler.projection.engine import DatabaseAwayError, ProjectionError
-from reconciler.projection.snapshot import save
-from reconciler.rebuild import rebuild
+from reconciler.follow.batching import collect_seldom
+from reconciler.follow.connections import whole_ledger
+from reconciler.projection.rebuild.rebuild import rebuild
+from reconciler.projection.rebuild.snapshot import save
+from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError
 from reconciler.settings import ReconcilerSettings
 
 

@@ -15,11 +15,12 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from events import logs, subjects
-from events.jetstream import reached
-from events.ledger import Ledger, LedgerError, Stored
+from events import subjects
+from events.ledger.ledger import Ledger, LedgerError, Stored
+from events.nats.ledger import reached
+from events.process import logs
+from events.process.settings import Settings, SettingsError, load
 from events.schema import rfc3339
-from events.settings import Settings, SettingsError, load
 from reconciler.cli.ledger import nearest_ledger
 from reconciler.cli.refusal import refusal
 from reconciler.history.catalog import Catalog, NotFoundError

@@ -16,10 +16,10 @@ from pathlib import Path
 import click
 import structlog
 
-from events import logs
-from events.process import die_with_parent
-from events.server import EmbeddedServer, ServerError
-from events.settings import Settings, SettingsError, load
+from events.nats.server import EmbeddedServer, ServerError
+from events.process import logs
+from events.process.child_process import die_with_parent
+from events.process.settings import Settings, SettingsError, load
 from reconciler.cli.refusal import refusal
 
 log = structlog.get_logger(__name__)
@@ -79,7 +79,7 @@ class _Child:
 class _Supervisor:
     def __init__(self, settings: Settings, config: Path | None, stop: threading.Event, *, adopt: bool) -> None:
         self._stop = stop
-        self._adoption = [sys.executable, "-m", "nodeworker.adopt", *_chosen(config)] if adopt else []
+        self._adoption = [sys.executable, "-m", "nodeworker.host.adopt", *_chosen(config)] if adopt else []
         self._store = settings.store
         self._server = (
             None
@@ -92,7 +92,7 @@ class _Supervisor:
         if settings.hub is None:  # else it is the cluster's, and not on every node
             self._children.append(_Child("reconciler", "reconciler", config))
         if settings.install is not None:
-            self._children.append(_Child("install", "nodeworker.install", config, "install", "--watch"))
+            self._children.append(_Child("install", "nodeworker.host.install", config, "install", "--watch"))
         self._next_health_check = 0.0
 
     def run(self) -> int:

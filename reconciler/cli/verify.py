@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from events import logs
-from events.ledger import LedgerError
+from events.ledger.ledger import LedgerError
+from events.process import logs
+from events.process.settings import SettingsError, load
 from events.schema import NodeName
-from events.settings import SettingsError, load
 from reconciler.cli.refusal import refusal
 from reconciler.settings import ReconcilerSettings
 from reconciler.verify.reality import PATIENCE

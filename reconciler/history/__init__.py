@@ -1,1 +1,1 @@
-"""What happened, in words: pure readers of events."""
+"""Tells what happened, from events only."""

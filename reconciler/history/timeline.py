@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from events.cni_result import ResultError, read
 from events.fold import request_of
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import (
     AttachCompleted,
     AttachFailed,
@@ -58,7 +59,6 @@ from events.schema import (
     unix_ns,
 )
 from reconciler.history.redact import without_secrets
-from reconciler.results import ResultError, read
 
 SANDBOX_LETTERS = 12
 """What people are used to see of a container ID."""

@@ -1,1 +1,1 @@
-"""Tables that are computed from the ledger, and from nothing else."""
+"""Tables computed from the ledger, and from nothing else."""

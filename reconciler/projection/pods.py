@@ -9,11 +9,11 @@ from typing import Any, TypeAlias, TypeVar
 import sqlalchemy as sa
 
 from events.fold import Sandbox, SandboxPhase
-from reconciler.due import Published
-from reconciler.projection.among import among, keys
-from reconciler.projection.rows import sandbox_of
-from reconciler.projection.tables import sandboxes, statuses
-from reconciler.status import PodName
+from reconciler.projection.fold.rows import sandbox_of
+from reconciler.projection.sql.key_lookup import among, keys
+from reconciler.projection.sql.tables import sandboxes, statuses
+from reconciler.status.pending import Published
+from reconciler.status.text import PodName
 
 T = TypeVar("T")
 

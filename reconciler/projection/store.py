@@ -4,7 +4,7 @@ A database that several reconcilers share has a fence (``Store.take``): in each 
 locked, and it names the election whose winner may write. So one that was frozen for an hour, or whose last batch was on
 its way when it was replaced, finds itself shut out.
 
-Everything here blocks; ``reconciler.reconcile`` calls it on one thread of its own.
+Everything here blocks; ``reconciler.follow.loop`` calls it on one thread of its own.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from events.fold import Leaked, Sandbox
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import NodeName
-from reconciler.due import Published
-from reconciler.projection import forgetting, indexes, snapshot
-from reconciler.projection.engine import ProjectionError, ReplacedError, open_engine, transaction
-from reconciler.projection.forgetting import Forgotten
-from reconciler.projection.kept import Kept
-from reconciler.projection.load import Loader
+from reconciler.projection.batch_cache import Kept
+from reconciler.projection.fold.batch import Changes, Loaded, needed, project
+from reconciler.projection.fold.rows import leaked_of, sandbox_of
 from reconciler.projection.pods import IS_LIVE, Judge, Pods
-from reconciler.projection.project import Changes, Loaded, needed, project
-from reconciler.projection.rows import leaked_of, sandbox_of
-from reconciler.projection.schema import upgrade
-from reconciler.projection.tables import addresses, leaks, position, sandboxes
-from reconciler.projection.write import Writer
-from reconciler.status import PodName
+from reconciler.projection.rebuild import snapshot
+from reconciler.projection.sql import deletion, indexes
+from reconciler.projection.sql.deletion import Forgotten
+from reconciler.projection.sql.engine import ProjectionError, ReplacedError, open_engine, transaction
+from reconciler.projection.sql.loader import Loader
+from reconciler.projection.sql.schema import upgrade
+from reconciler.projection.sql.tables import addresses, leaks, position, sandboxes
+from reconciler.projection.sql.writer import Writer
+from reconciler.status.pending import Published
+from reconciler.status.text import PodName
 
 T = TypeVar("T")
 
@@ -158,7 +159,7 @@ class Store:
         """Forget at most *limit* rows of each kind of what was over *before*, RFC 3339. Raises as ``apply``."""
         with self._transaction() as connection:
             self._position_to_write(connection)
-            gone = forgetting.forget(connection, before, limit)
+            gone = deletion.forget(connection, before, limit)
         self._kept.drop(gone.containers)
         return gone
 

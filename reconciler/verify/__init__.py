@@ -1,1 +1,1 @@
-"""Whether Plumbline's picture is true: projection, ledger and reality held against one another."""
+"""Compares projection, ledger and reality."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from events import logs
-from events.ledger import LedgerError
-from events.settings import DEFAULT_PATH, SettingsError, load
+from events.ledger.ledger import LedgerError
+from events.process import logs
+from events.process.settings import DEFAULT_PATH, SettingsError, load
 from reconciler.settings import ReconcilerSettings
 from reconciler.verify.run import verify_configured
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from events.process import die_with_parent
+from events.process.child_process import die_with_parent
+from reconciler.follow.loop import Ask
 from reconciler.metrics import Metrics
-from reconciler.projection.project import Changes
-from reconciler.reconcile import Ask
+from reconciler.projection.fold.batch import Changes
 from reconciler.verify.report import Report
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,8 @@ _TOLD = 20
 
 
 class PeriodicVerification:
-    """A ``reconciler.reconcile.Listener`` that verifies every *interval* seconds, by the configuration at *config*."""
+    """A ``reconciler.follow.loop.Listener`` that verifies every *interval* seconds, by the configuration at
+    *config*."""
 
     def __init__(self, config: Path | None, interval: float, metrics: Metrics) -> None:
         self._arguments = [] if config is None else ["--config", str(config)]

@@ -6,9 +6,8 @@ import msgspec
 
 from events.fold import Sandbox, SandboxKey
 from events.schema import ContainerId, IfName, NodeName
-from reconciler.projection.held import Held, held
-from reconciler.projection.reading import Instant, SandboxRows
-from reconciler.projection.rows import (
+from reconciler.projection.fold.address_holdings import Held, held
+from reconciler.projection.fold.rows import (
     Row,
     attachment_row,
     leak_row,
@@ -17,10 +16,11 @@ from reconciler.projection.rows import (
     sandbox_of,
     sandbox_row,
 )
-from reconciler.status import PodName
+from reconciler.projection.read_view import Instant, SandboxRows
+from reconciler.status.text import PodName
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Difference, Findings, Kind
-from reconciler.verify.shelf import Kept
+from reconciler.verify.spill_store import Kept
 
 _REMEDY = (
     "somebody wrote to the database, or it is a mistake in Plumbline, to be reported: "

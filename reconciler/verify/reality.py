@@ -14,10 +14,10 @@ from itertools import groupby
 from typing import NamedTuple
 
 from events import subjects
-from events.commands import Commands
 from events.fold import Leaked, Sandbox
-from events.ledger import Ledger, LedgerError
-from events.saying import said_now
+from events.ledger.commands import Commands
+from events.ledger.ledger import Ledger, LedgerError
+from events.ledger.new_event import said_now
 from events.schema import (
     ComparisonRequested,
     Drift,
@@ -27,9 +27,9 @@ from events.schema import (
     RequestId,
     WorkerStopped,
 )
-from reconciler.due import Published, told
-from reconciler.publisher import Publisher, PublishError
-from reconciler.status import PodName
+from reconciler.status.pending import Published, told
+from reconciler.status.sink import Publisher, PublishError
+from reconciler.status.text import PodName
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Difference, Findings, Kind
 

@@ -6,10 +6,10 @@ from contextlib import aclosing
 
 from events import subjects
 from events.fold import SandboxKey, State
-from events.ledger import Ledger, Stored
+from events.ledger.ledger import Ledger, Stored
 from events.schema import NO_NODE, NodeName
-from reconciler.projection.rows import status_row
-from reconciler.verify.shelf import Shelf, Words
+from reconciler.projection.fold.rows import status_row
+from reconciler.verify.spill_store import Shelf, Words
 
 
 class Replay:

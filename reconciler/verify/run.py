@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 
-from events.commands import Commands
-from events.jetstream import reached
-from events.jetstream_commands import JetStreamCommands
-from events.ledger import Ledger
+from events.ledger.commands import Commands
+from events.ledger.ledger import Ledger
+from events.nats.commands import JetStreamCommands
+from events.nats.ledger import reached
 from events.schema import NO_NODE, NodeName
-from reconciler.adapters import open_publisher, whole_ledger
-from reconciler.projection.engine import DatabaseAwayError, ProjectionError
-from reconciler.projection.reading import instant
-from reconciler.publisher import Publisher
+from reconciler.follow.connections import open_publisher, whole_ledger
+from reconciler.projection.read_view import instant
+from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError
 from reconciler.settings import ReconcilerSettings
+from reconciler.status.sink import Publisher
 from reconciler.verify import projection, reality
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Difference, Findings, Kind, Report

@@ -11,7 +11,7 @@ from typing import Any
 from e2e_node import Node
 from e2e_runtime import PodSandbox
 
-from nodeworker.resolve.annotation import NETWORKS
+from nodeworker.planning.resolve.annotation import NETWORKS
 from tests.kube.kube_server import WORKER, KubeServer
 
 NETWORK = "macvlan-conf"

@@ -20,7 +20,7 @@ from e2e_node import Node
 from e2e_runtime import PLUGINS, Sandbox
 from grpclib.exceptions import GRPCError
 
-from nodeworker.delegates.orphans import process_ids
+from nodeworker.plugins.orphans import process_ids
 
 _PROGRAMS = {
     "containerd": "containerd",

@@ -16,7 +16,7 @@ from typing import Any
 
 from e2e_messages import messages
 
-from events.process import die_with_parent
+from events.process.child_process import die_with_parent
 
 PROTO = """
 syntax = "proto3";

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from events.process import die_with_parent
+from events.process.child_process import die_with_parent
 
 _CLONE_NEWNS = 0x00020000
 _MS_BIND, _MS_PRIVATE, _MS_SHARED = 0x1000, 0x40000, 0x100000

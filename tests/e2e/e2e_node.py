@@ -22,12 +22,12 @@ from e2e_kernel import eventually, ip, links, own_network
 from e2e_runtime import PodSandbox, Runtime
 
 from events.fold import Sandbox, SandboxPhase, State
-from events.jetstream import JetStreamLedger
-from events.ledger import Stored
-from events.process import die_with_parent
+from events.ledger.ledger import Stored
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.process.child_process import die_with_parent
 from events.schema import AttachFailed, DetachFailed, Event, Failure, GcFailed, spread
-from events.server import EmbeddedServer
-from nodeworker.delegates.orphans import orphans
+from nodeworker.plugins.orphans import orphans
 
 BRIDGE = "plumb0"
 PARENT = "uplink0"

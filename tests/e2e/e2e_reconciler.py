@@ -12,7 +12,7 @@ from pathlib import Path
 from e2e_kernel import eventually
 from e2e_node import Node
 
-from events.process import die_with_parent
+from events.process.child_process import die_with_parent
 
 
 @contextlib.contextmanager

@@ -9,10 +9,10 @@ import signal
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from events import logs
-from events.ledger import Expect, Ledger, Stored
+from events.ledger.ledger import Expect, Ledger, Stored
+from events.process import logs
+from events.process.settings import load
 from events.schema import Event
-from events.settings import load
 from nodeworker.__main__ import run
 from nodeworker.settings import WorkerSettings
 

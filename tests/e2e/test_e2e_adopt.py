@@ -17,7 +17,7 @@ from e2e_kernel import eventually, ip
 from e2e_node import DEL_STORY, MakeNode, Node
 from e2e_runtime import PodSandbox
 
-from events.process import die_with_parent
+from events.process.child_process import die_with_parent
 from events.schema import SandboxAdopted
 from tests.nodeworker.adopt.multus_state import MultusNode, Network, Sandbox
 

@@ -17,7 +17,7 @@ from e2e_node import ADD_STORY, DEL_STORY, Node, prove_clean
 from e2e_runtime import PodSandbox
 
 from events.schema import AttachPlanned, ErrorClass, Failure
-from nodeworker.resolve.annotation import NETWORKS
+from nodeworker.planning.resolve.annotation import NETWORKS
 from tests.kube import fake_api
 from tests.kube.fake_api import Behaviour, FakeApi, Reply, Request
 from tests.kube.kube_manifests import nad

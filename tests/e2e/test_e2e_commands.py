@@ -7,8 +7,8 @@ import asyncio
 from e2e_kernel import eventually
 from e2e_node import Node
 
-from events.jetstream import JetStreamLedger
-from events.jetstream_commands import made_commands
+from events.nats.commands import made_commands
+from events.nats.ledger import JetStreamLedger
 from events.schema import (
     NO_CAUSE,
     NO_SANDBOX,

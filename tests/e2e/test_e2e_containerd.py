@@ -21,8 +21,8 @@ from e2e_reconciler import reconciler
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from events.schema import DetachRequested, LeakKind, LeakObserved, LeakReclaimed
-from nodeworker.leaks import cri
-from nodeworker.leaks.runtime import RuntimeUnknownError
+from nodeworker.leaks.evidence import cri
+from nodeworker.leaks.evidence.container_runtime import RuntimeUnknownError
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ def whole(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]
 
 def install(node: Node, containerd: Containerd) -> None:
     folders = ["--cni-bin-dir", str(containerd.bin), "--cni-conf-dir", str(containerd.conf)]
-    command = [sys.executable, "-m", "nodeworker.install", "--config", str(node.config), "install", *folders]
+    command = [sys.executable, "-m", "nodeworker.host.install", "--config", str(node.config), "install", *folders]
     done = subprocess.run(command, cwd=_REPOSITORY, check=False, capture_output=True, text=True, timeout=60)
     assert not done.returncode, done.stderr
 

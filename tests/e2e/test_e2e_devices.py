@@ -13,7 +13,7 @@ from e2e_node import Node
 from e2e_runtime import PLUGINS
 
 from events.schema import AttachPlanned, ErrorClass, InterfaceAttached
-from reconciler.status import pod_status
+from reconciler.status.text import pod_status
 from tests.nodeworker.devices.kubelet_stand_in import kubelet, pod
 
 SRIOV = "vendor.example/sriov"

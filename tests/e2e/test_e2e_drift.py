@@ -22,7 +22,7 @@ from e2e_runtime import PodSandbox
 from test_e2e_leaks import forge_boot
 
 from events.schema import Drift, DriftKind, DriftObserved, DriftRepaired, DriftRepairFailed, ErrorClass
-from reconciler.status_folder import LOOK
+from reconciler.status.folder_sink import LOOK
 
 Change = Callable[[PodSandbox], None]
 

@@ -20,9 +20,10 @@ from e2e_node import ADD_STORY, DEL_STORY, MakeNode, Node, carried
 from test_e2e_commands import comparison
 
 from events import subjects
-from events.jetstream import JetStreamLedger
-from events.jetstream_commands import made_commands
-from events.process import die_with_parent
+from events.nats.commands import made_commands
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import free_port
+from events.process.child_process import die_with_parent
 from events.schema import (
     DriftRepaired,
     Event,
@@ -32,7 +33,6 @@ from events.schema import (
     StatusPublished,
     WorkerStopped,
 )
-from events.server import free_port
 from tests.events.hub_servers import HubServers, connect_hub
 
 T = TypeVar("T")

@@ -17,10 +17,10 @@ from e2e_node import MakeNode, Node
 from test_e2e_commands import comparison
 from test_e2e_hub import Cluster, command
 
-from events.jetstream import JetStreamLedger
-from events.jetstream_commands import made_commands
+from events.nats.commands import made_commands
+from events.nats.ledger import JetStreamLedger
+from events.process.settings import LedgerAddress, TlsSettings
 from events.schema import NodeCompared, StatusPublished
-from events.settings import LedgerAddress, TlsSettings
 from tests.events.certificates import Authority, Pair
 from tests.events.hub_servers import HubServers
 

@@ -17,7 +17,7 @@ from e2e_kernel import eventually
 from e2e_node import MakeNode, Node
 from e2e_runtime import PLUGINS, PodSandbox, Runtime
 
-from events.process import die_with_parent
+from events.process.child_process import die_with_parent
 
 REPOSITORY = Path(__file__).parents[2]
 MAIN = "from reconciler.cli.main import main; main()"

@@ -18,7 +18,7 @@ from e2e_kernel import eventually, ip, links
 from e2e_node import ADD_STORY, DEL_STORY, ROLLBACK_STORY, MakeNode, Node, carried
 from e2e_runtime import Answer, Call, PodSandbox
 
-from nodeworker.delegates.orphans import orphans
+from nodeworker.plugins.orphans import orphans
 
 GC_STORY = ("GcRequested", *DEL_STORY, "GcCompleted")
 NATIVE, EXECUTED = "auto", "never"

@@ -21,8 +21,8 @@ from e2e_node import BRIDGE, MakeNode, Node
 from e2e_runtime import PodSandbox
 from msgspec.structs import replace
 
-from events.jetstream import JetStreamLedger
-from events.process import die_with_parent
+from events.nats.ledger import JetStreamLedger
+from events.process.child_process import die_with_parent
 from events.schema import (
     ErrorClass,
     Event,

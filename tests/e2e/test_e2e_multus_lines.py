@@ -13,8 +13,8 @@ from e2e_node import MakeNode, Node
 from e2e_runtime import Answer, PodSandbox
 
 from events.fold import State
-from nodeworker.resolve.annotation import DEFAULT_NETWORK
-from reconciler.pod_events import pod_events
+from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK
+from reconciler.status.kubernetes.pod_events import pod_events
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 

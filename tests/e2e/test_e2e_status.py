@@ -18,7 +18,7 @@ from e2e_kernel import eventually
 from e2e_node import MakeNode, Node
 from e2e_runtime import PodSandbox
 
-from events.process import die_with_parent
+from events.process.child_process import die_with_parent
 from events.schema import StatusPublished, StatusPublishFailed
 from tests.kube.kube_server import ADMIN, PODS, WORKER, KubeServer
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hub_servers import HubServers, connect_hub
 
-from events.jetstream import JetStreamLedger
-from events.ledger import Ledger
-from events.memory import MemoryLedger
-from events.server import EmbeddedServer
+from events.ledger.ledger import Ledger
+from events.ledger.memory import MemoryLedger
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from msgspec.structs import replace
 
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import (
     NO_SANDBOX,
     AttachCompleted,

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from events.jetstream import JetStreamLedger
-from events.ledger import LedgerUnavailableError
-from events.process import die_with_parent
-from events.server import MAX_PAYLOAD, binary, free_port
-from events.settings import LedgerAddress
-from events.streams import hub_stream
+from events.ledger.ledger import LedgerUnavailableError
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import MAX_PAYLOAD, binary, free_port
+from events.nats.streams import hub_stream
+from events.process.child_process import die_with_parent
+from events.process.settings import LedgerAddress
 
 _START = 20.0
 

@@ -14,19 +14,19 @@ import nats
 import pytest
 from event_stories import Teller, container
 
-from events.ahead import ReadAhead
-from events.jetstream import JetStreamLedger
-from events.ledger import LedgerUnavailableError
+from events.ledger.ledger import LedgerUnavailableError
+from events.nats.ledger import JetStreamLedger
+from events.nats.read_ahead import ReadAhead
+from events.nats.server import EmbeddedServer
+from events.process.settings import LedgerAddress
 from events.schema import Event
-from events.server import EmbeddedServer
-from events.settings import LedgerAddress
 
 
 def readers(of: int | None = None) -> list[int]:
     """The processes that read for this one, or for another."""
     pid = of or os.getpid()
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(pid) for pid in children if b"events.ahead" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [int(pid) for pid in children if b"events.nats.read_ahead" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def runs(pid: int) -> bool:

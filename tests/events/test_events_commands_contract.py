@@ -1,4 +1,5 @@
-"""What every stream of commands must do. ``events.commands`` and ``events.jetstream_commands`` pass the same tests."""
+"""What every stream of commands must do. ``events.ledger.commands`` and ``events.nats.commands`` pass the same
+tests."""
 
 from __future__ import annotations
 
@@ -9,14 +10,14 @@ from contextlib import aclosing
 import pytest
 from event_stories import Teller
 
-from events.commands import Commands, MemoryCommands
-from events.election import COMMAND_MARK
-from events.jetstream import JetStreamLedger
-from events.jetstream_commands import JetStreamCommands
-from events.ledger import ConflictError, Expect, Stored
+from events.ledger.commands import Commands, MemoryCommands
+from events.ledger.election import COMMAND_MARK
+from events.ledger.ledger import ConflictError, Expect, Stored
+from events.nats.commands import JetStreamCommands
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.nats.streams import command_stream
 from events.schema import NO_NODE, ComparisonRequested, Event, NodeName, ReconcilerElected, RequestId
-from events.server import EmbeddedServer
-from events.streams import command_stream
 
 NODE = NodeName("example.node-1")
 OTHER = NodeName("example.node-2")

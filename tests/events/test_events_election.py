@@ -11,15 +11,15 @@ import pytest
 from event_stories import Teller, container
 from hub_servers import connect_hub
 
-from events.commands import Commands, MemoryCommands
-from events.election import FencedCommands, FencedLedger, Mandate, elect, elected
-from events.jetstream import JetStreamLedger
-from events.jetstream_commands import JetStreamCommands
-from events.ledger import ConflictError, Expect, Ledger
-from events.memory import MemoryLedger
+from events.ledger.commands import Commands, MemoryCommands
+from events.ledger.election import FencedCommands, FencedLedger, Mandate, elect, elected
+from events.ledger.ledger import ConflictError, Expect, Ledger
+from events.ledger.memory import MemoryLedger
+from events.nats.commands import JetStreamCommands
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.nats.streams import command_stream
 from events.schema import NO_NODE, ComparisonRequested, NodeName, ReconcilerElected, RequestId
-from events.server import EmbeddedServer
-from events.streams import command_stream
 
 NODE = NodeName("node-1")
 

@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry, Gauge
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from events import exposition
-from events.exposition import served
-from events.settings import MetricsSettings
+from events.process import metrics_server
+from events.process.metrics_server import served
+from events.process.settings import MetricsSettings
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ async def said(logs: list[EventDict], event: str) -> None:
 async def test_a_port_that_is_taken_is_said_once_and_used_when_it_is_free(
     registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exposition, "PAUSE", 0.01)
+    monkeypatch.setattr(metrics_server, "PAUSE", 0.01)
     with capture_logs() as logs, taken() as holder:
         port = holder.getsockname()[1]
         async with asyncio.timeout(30), served(registry, MetricsSettings(port=port)):

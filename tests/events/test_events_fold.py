@@ -25,7 +25,7 @@ from events.fold import (
     advance,
     request_of,
 )
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import (
     TYPES,
     AttachCompleted,

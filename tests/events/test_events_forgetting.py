@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from events import subjects
 from events.fold import Leaked, Pending, Sandbox, SandboxKey, State
 from events.forgetting import Forgetting
-from events.ledger import Stored
-from events.memory import MemoryLedger
+from events.ledger.ledger import Stored
+from events.ledger.memory import MemoryLedger
 from events.schema import (
     NO_NODE,
     NO_SANDBOX,

@@ -14,8 +14,8 @@ from hub_servers import HubServers, connect_hub
 from msgspec.structs import replace
 from test_events_tls import SECRET, refusal, works
 
-from events.server import free_port
-from events.settings import Settings, hub_address, load
+from events.nats.server import free_port
+from events.process.settings import Settings, hub_address, load
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes"
 DOMAIN = "plumbline-hub.kube-system.svc"

@@ -16,15 +16,15 @@ from event_stories import Teller
 from hub_servers import HubServers
 
 from events import subjects
-from events.election import FencedCommands, FencedLedger, elect
-from events.jetstream import JetStreamLedger
-from events.jetstream_commands import JetStreamCommands
-from events.ledger import LedgerUnavailableError
+from events.ledger.election import FencedCommands, FencedLedger, elect
+from events.ledger.ledger import LedgerUnavailableError
+from events.nats.commands import JetStreamCommands
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import binary
+from events.nats.streams import command_stream, hub_stream
+from events.nats.uplink import Uplink
+from events.process.settings import LedgerAddress
 from events.schema import NO_NODE, ComparisonRequested, NodeName, RequestId
-from events.server import binary
-from events.settings import LedgerAddress
-from events.streams import command_stream, hub_stream
-from events.uplink import Uplink
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes" / "with-hub"
 NODE = NodeName("worker-1.example.net")

@@ -21,14 +21,15 @@ from event_stories import Teller, container
 from msgspec.structs import replace
 from nats.aio.client import Client
 
-from events import pull, subjects
-from events.connection import Connection
-from events.jetstream import JetStreamLedger
-from events.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
+from events import subjects
+from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
+from events.nats.client import consumer
+from events.nats.client.connection import Connection
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import MAX_PAYLOAD, EmbeddedServer
+from events.nats.streams import NODE_STREAM, Stream, StreamConfig, command_stream
+from events.process.settings import LedgerAddress
 from events.schema import Event, EventId
-from events.server import MAX_PAYLOAD, EmbeddedServer
-from events.settings import LedgerAddress
-from events.streams import NODE_STREAM, Stream, StreamConfig, command_stream
 from events.subjects import matches
 
 ONE = container(1)
@@ -86,12 +87,12 @@ async def at_rest(ledger: JetStreamLedger) -> dict[str, Any]:
     """Return the one consumer once it has nothing more to send, or nobody who has asked for it."""
 
     async def probe() -> bool:
-        [consumer] = await consumers(ledger)
-        return not consumer["num_waiting"] or not consumer["num_pending"]
+        [watched] = await consumers(ledger)
+        return not watched["num_waiting"] or not watched["num_pending"]
 
     await eventually(probe)
-    [consumer] = await consumers(ledger)
-    return consumer
+    [watched] = await consumers(ledger)
+    return watched
 
 
 def kill(server: EmbeddedServer) -> None:
@@ -341,8 +342,8 @@ def stopped(server: EmbeddedServer) -> Iterator[None]:
 async def test_readers_notice_a_server_that_gives_no_sign(
     server: EmbeddedServer, jetstream: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pull, "_HEARTBEAT", 0.2)
-    monkeypatch.setattr(pull, "_GRACE", 0.2)
+    monkeypatch.setattr(consumer, "_HEARTBEAT", 0.2)
+    monkeypatch.setattr(consumer, "_GRACE", 0.2)
     await fill(jetstream, 1)
     async with aclosing(jetstream.follow()) as following:
         await anext(following)
@@ -354,7 +355,7 @@ async def test_readers_notice_a_server_that_gives_no_sign(
         await jetstream.append(event)
         async with asyncio.timeout(10):
             assert (await waiting).event == event
-        assert before["name"] not in [consumer["name"] for consumer in await consumers(jetstream)]
+        assert before["name"] not in [watched["name"] for watched in await consumers(jetstream)]
 
 
 # --- readers leave nothing behind, and lose nothing ------------------------------------------------------------------
@@ -420,8 +421,8 @@ async def test_a_consumer_that_is_deleted_under_its_reader_is_replaced(jetstream
     stored = await fill(jetstream, 2500)
 
     async def delete_consumers() -> None:
-        for consumer in await consumers(jetstream):
-            await jetstream.api(f"CONSUMER.DELETE.NODE.{consumer['name']}", {})
+        for each in await consumers(jetstream):
+            await jetstream.api(f"CONSUMER.DELETE.NODE.{each['name']}", {})
 
     for events in (jetstream.read(), jetstream.follow()):
         seen: list[Stored] = []
@@ -440,8 +441,8 @@ async def test_a_waiting_follower_whose_consumer_is_deleted_gets_what_comes(jets
     async with aclosing(jetstream.follow()) as following:
         await anext(following)
         waiting = asyncio.ensure_future(anext(following))
-        [consumer] = await consumers(jetstream)
-        await jetstream.api(f"CONSUMER.DELETE.NODE.{consumer['name']}", {})
+        [watched] = await consumers(jetstream)
+        await jetstream.api(f"CONSUMER.DELETE.NODE.{watched['name']}", {})
         event = Teller("late").note()
         await jetstream.append(event)
         async with asyncio.timeout(5):
@@ -452,9 +453,9 @@ async def test_requests_of_a_follower_that_waits_long_are_renewed(
     jetstream: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever part of them was used before they expired: the account of what is outstanding must not drift."""
-    monkeypatch.setattr(pull, "_EXPIRES", 0.12)
-    monkeypatch.setattr(pull, "_HEARTBEAT", 0.05)
-    monkeypatch.setattr(pull, "BATCH", 5)
+    monkeypatch.setattr(consumer, "_EXPIRES", 0.12)
+    monkeypatch.setattr(consumer, "_HEARTBEAT", 0.05)
+    monkeypatch.setattr(consumer, "BATCH", 5)
     teller, seen = Teller(), []
     async with asyncio.timeout(20), aclosing(jetstream.follow()) as following:
         for burst in (1, 3, 4, 7, 2, 11, 1, 30, 6):
@@ -466,8 +467,8 @@ async def test_requests_of_a_follower_that_waits_long_are_renewed(
             seen += [(await waiting).event]
             seen += [(await anext(following)).event for _ in range(burst - 1)]
             assert seen[-burst:] == events
-        [consumer] = await consumers(jetstream)
-        assert consumer["delivered"]["consumer_seq"] == len(seen)  # by one consumer: it was never lost
+        [watched] = await consumers(jetstream)
+        assert watched["delivered"]["consumer_seq"] == len(seen)  # by one consumer: it was never lost
 
 
 async def test_a_slow_follower_loses_nothing_and_holds_little(fast_server: EmbeddedServer) -> None:
@@ -476,9 +477,9 @@ async def test_a_slow_follower_loses_nothing_and_holds_little(fast_server: Embed
         waiting = asyncio.ensure_future(anext(following))
         stored = await fill(ledger, 20_000, size=100, at_once=256)
         seen = [await waiting]
-        consumer = await at_rest(ledger)
-        assert consumer["delivered"]["consumer_seq"] <= 2 * pull.BATCH + 1
-        assert consumer["num_pending"] >= 20_000 - 2 * pull.BATCH - 1
+        watched = await at_rest(ledger)
+        assert watched["delivered"]["consumer_seq"] <= 2 * consumer.BATCH + 1
+        assert watched["num_pending"] >= 20_000 - 2 * consumer.BATCH - 1
         async with asyncio.timeout(30):
             seen += [await anext(following) for _ in range(19_999)]
     assert seen == stored
@@ -490,15 +491,15 @@ async def test_a_slow_follower_holds_little_also_of_large_events(fast_server: Em
     stored = await fill(ledger, 60, size=1024 * 1024, at_once=4)
     async with asyncio.timeout(20), aclosing(ledger.follow()) as following:
         seen = [await anext(following)]
-        consumer = await at_rest(ledger)
-        assert consumer["delivered"]["consumer_seq"] <= 2 * pull.BATCH_BYTES // (1024 * 1024) + 1
+        watched = await at_rest(ledger)
+        assert watched["delivered"]["consumer_seq"] <= 2 * consumer.BATCH_BYTES // (1024 * 1024) + 1
         seen += [await anext(following) for _ in range(59)]
     assert seen == stored
     await ledger.close()
 
 
 def test_one_request_has_room_for_the_largest_event() -> None:
-    assert pull.BATCH_BYTES > MAX_PAYLOAD + 64 * 1024
+    assert consumer.BATCH_BYTES > MAX_PAYLOAD + 64 * 1024
 
 
 async def test_a_torn_message_is_skipped(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:

@@ -12,12 +12,12 @@ from event_stories import Teller
 from hub_servers import HubServers
 
 from events import subjects
-from events.jetstream import JetStreamLedger
-from events.jetstream_commands import JetStreamCommands
-from events.ledger import LedgerUnavailableError
+from events.ledger.ledger import LedgerUnavailableError
+from events.nats.commands import JetStreamCommands
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.nats.streams import Stream, command_stream
 from events.schema import ComparisonRequested, Event, NodeName, RequestId
-from events.server import EmbeddedServer
-from events.streams import Stream, command_stream
 
 NODE = NodeName("worker-1.example.net")
 

@@ -1,4 +1,5 @@
-"""What every ledger must do, whatever keeps it. ``events.memory`` and ``events.jetstream`` pass the same tests."""
+"""What every ledger must do, whatever keeps it. ``events.ledger.memory`` and ``events.nats.ledger`` pass the same
+tests."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 from event_stories import Teller, container
 
 from events import subjects
-from events.ledger import ConflictError, Expect, Ledger, LedgerError, Stored
+from events.ledger.ledger import ConflictError, Expect, Ledger, LedgerError, Stored
 from events.schema import NO_SANDBOX, Event, Unknown, WorkerStopped
 
 ONE, TWO = container(1), container(2)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from events import logs
+from events.process import logs
 
 
 @pytest.fixture(autouse=True)

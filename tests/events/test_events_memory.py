@@ -8,8 +8,8 @@ from contextlib import aclosing
 import pytest
 from event_stories import Teller
 
-from events.ledger import LedgerFullError, LedgerUnavailableError, Stored
-from events.memory import MemoryLedger
+from events.ledger.ledger import LedgerFullError, LedgerUnavailableError, Stored
+from events.ledger.memory import MemoryLedger
 
 
 async def test_a_full_ledger_takes_nothing_new_and_still_knows_what_it_has() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.protocol.parser import Parser
 
-from events.natspy import Client, _Parser, errors
+from events.nats.client.client import Client, _Parser, errors
 
 bodies = st.one_of(
     st.binary(max_size=40), st.just(b"MSG a 1 2\r\nhi\r\n"), st.just(b"\r\n"), st.binary(min_size=3000, max_size=3001)

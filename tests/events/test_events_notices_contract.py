@@ -1,4 +1,5 @@
-"""What everyone who carries notices must do. ``events.memory`` and ``events.jetstream`` pass the same tests."""
+"""What everyone who carries notices must do. ``events.ledger.memory`` and ``events.nats.ledger`` pass the same
+tests."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ import pytest
 from event_stories import Teller, container
 
 from events import subjects
-from events.jetstream import JetStreamLedger
-from events.ledger import LedgerError, LedgerUnavailableError
-from events.memory import MemoryLedger
-from events.notices import PENDING_LIMIT, Notice
+from events.ledger.ledger import LedgerError, LedgerUnavailableError
+from events.ledger.memory import MemoryLedger
+from events.ledger.notices import PENDING_LIMIT, Notice
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
 from events.schema import NO_NODE, decode
-from events.server import EmbeddedServer
 
 Carrier = MemoryLedger | JetStreamLedger
 """Both carry notices beside a ledger."""

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from hub_servers import HubServers
 
-from events.connection import Connection
-from events.pace import QUICK, Pace
-from events.server import free_port
-from events.settings import LedgerAddress, Settings, hub_address, ledger_address, load
+from events.nats.client.connection import Connection
+from events.nats.server import free_port
+from events.process.backoff import QUICK, Pace
+from events.process.settings import LedgerAddress, Settings, hub_address, ledger_address, load
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from event_stories import Teller
 
-from events.jetstream import JetStreamLedger
-from events.server import EmbeddedServer, ServerError
-from events.settings import LedgerAddress, Settings, ledger_address
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer, ServerError
+from events.process.settings import LedgerAddress, Settings, ledger_address
 
 ROOT = Path(__file__).parents[2]
 _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp (proc(5))

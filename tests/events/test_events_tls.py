@@ -18,12 +18,12 @@ from hub_servers import HubServers
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
-from events.jetstream import JetStreamLedger
-from events.ledger import LedgerError
-from events.pace import PATIENT
+from events.ledger.ledger import LedgerError
+from events.nats.ledger import JetStreamLedger
+from events.nats.streams import hub_stream
+from events.process.backoff import PATIENT
+from events.process.settings import LedgerAddress, Settings, SettingsError, TlsSettings, hub_address, load
 from events.schema import NodeName
-from events.settings import LedgerAddress, Settings, SettingsError, TlsSettings, hub_address, load
-from events.streams import hub_stream
 
 NODE = NodeName("worker-1")
 SECRET = "hunter2"

@@ -18,11 +18,11 @@ from event_stories import Teller, container
 from hub_servers import HubServers, connect_hub
 
 from events import subjects
-from events.jetstream import JetStreamLedger
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.nats.streams import Stream, hub_stream
+from events.nats.uplink import BATCH, Lag, Uplink
 from events.schema import NO_NODE, Event, NodeName, encode
-from events.server import EmbeddedServer
-from events.streams import Stream, hub_stream
-from events.uplink import BATCH, Lag, Uplink
 
 NODE = NodeName("worker-1.example.net")
 OTHER = NodeName("other")
@@ -322,7 +322,7 @@ async def test_an_event_that_the_hub_does_not_take_stops_none_behind_it(
 async def test_a_quiet_time_ends_nothing(
     jetstream: JetStreamLedger, above: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("events.pull._HEARTBEAT", 0.1)
+    monkeypatch.setattr("events.nats.client.consumer._HEARTBEAT", 0.1)
     teller = Teller(NODE)
     async with copying(jetstream, above):
         for _ in range(3):
@@ -334,7 +334,7 @@ async def test_a_quiet_time_ends_nothing(
 async def test_the_lag_is_told_while_the_hub_is_away_and_gone_afterwards(
     one: HubServers, jetstream: JetStreamLedger, above: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("events.uplink._MEASURE", 0.05)
+    monkeypatch.setattr("events.nats.uplink._MEASURE", 0.05)
     teller = Teller(NODE)
     async with copying(jetstream, above) as uplink:
         await write(jetstream, teller, 5)

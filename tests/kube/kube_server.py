@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from events.process import die_with_parent
+from events.process.child_process import die_with_parent
 from tests.kube.kube_etcd import Etcd
 from tests.kube.kube_manifests import nad, write_kubeconfig
 

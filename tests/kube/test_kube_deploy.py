@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import pytest
 import yaml
 
-from events.settings import load
+from events.process.settings import load
 from nodeworker.settings import WorkerSettings
 from reconciler.settings import ReconcilerSettings
 from tests.kube.kube_server import ADMIN, DEPLOY, KubeServer, binaries

@@ -9,8 +9,8 @@ import pytest
 from worker_harness import until
 
 from events.schema import AttachCompleted, AttachFailed, DetachCompleted, ErrorClass, Failure, IfName, Phase, RequestId
-from nodeworker import answers as module
-from nodeworker.answers import OK, Answers, Reply, refusal, reply_of
+from nodeworker.sandboxes import answers as module
+from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal, reply_of
 
 REQUEST = RequestId("00" * 16)
 FAILURE = Failure(error_class=ErrorClass.PLUGIN_FAILED, phase=Phase.ADD, message="no more uplinks", code=42)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from events.schema import ErrorClass, Failure, IfName, NetworkName, Phase, Pod
-from nodeworker import default_route
 from nodeworker.errors import RequestFailedError
-from nodeworker.resolve.default_route import DefaultRoute
+from nodeworker.planning.resolve.default_route import DefaultRoute
+from nodeworker.sandboxes import default_route
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

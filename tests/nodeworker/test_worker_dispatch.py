@@ -10,8 +10,8 @@ from typing import cast
 import pytest
 from worker_harness import BOX, ETH0, NODE, attach, detach, until
 
-from events.ledger import Stored
-from events.memory import MemoryLedger
+from events.ledger.ledger import Stored
+from events.ledger.memory import MemoryLedger
 from events.schema import (
     ContainerId,
     Data,
@@ -27,15 +27,15 @@ from events.schema import (
     RepairRequested,
     RequestId,
 )
-from nodeworker.answers import OK, Answers, Reply, refusal
-from nodeworker.attach import Attacher
-from nodeworker.detach import Detacher
-from nodeworker.dispatch import Dispatcher
-from nodeworker.gc import GarbageCollector
+from nodeworker.deadline import Patience, deadline_in
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.orders import Orders
-from nodeworker.patience import Patience, deadline_in
-from nodeworker.publication import StatusWait
+from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal
+from nodeworker.sandboxes.attach import Attacher
+from nodeworker.sandboxes.commands import Orders
+from nodeworker.sandboxes.detach import Detacher
+from nodeworker.sandboxes.dispatcher import Dispatcher
+from nodeworker.sandboxes.gc import GarbageCollector
+from nodeworker.sandboxes.status_wait import StatusWait
 
 
 class Work:

@@ -18,9 +18,9 @@ import pytest
 from worker_harness import until
 
 from events.schema import RequestId
-from nodeworker.answers import Reply
-from nodeworker.door import Door
-from nodeworker.intake import Intake
+from nodeworker.intake.requests import Intake
+from nodeworker.intake.socket_server import Door
+from nodeworker.sandboxes.answers import Reply
 from nodeworker.shim.frame import BODY_MAX, Frame, encode_request
 
 FRAME = Frame(request=RequestId("ab" * 16), remaining=30.0, env={"CNI_COMMAND": "ADD"}, stdin=b"{}")

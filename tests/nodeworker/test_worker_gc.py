@@ -11,8 +11,9 @@ import pytest
 from msgspec.structs import replace
 from worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed
 
-from events.ledger import Expect, LedgerError, LedgerFullError, LedgerUnavailableError
-from events.memory import MemoryLedger
+from events.ledger.ledger import Expect, LedgerError, LedgerFullError, LedgerUnavailableError
+from events.ledger.memory import MemoryLedger
+from events.process.settings import DriftSettings
 from events.schema import (
     DetachRequested,
     ErrorClass,
@@ -24,17 +25,16 @@ from events.schema import (
     RequestId,
     WorkerStarted,
 )
-from events.settings import DriftSettings
-from nodeworker import readiness
-from nodeworker.answers import Answers
-from nodeworker.check import Checker
-from nodeworker.collections_under_way import CollectionsUnderWay
-from nodeworker.delegates.exec import PluginExecutor
-from nodeworker.gc import GarbageCollector
-from nodeworker.observe.eyes import Eyes
-from nodeworker.patience import deadline_in
-from nodeworker.readiness import Readiness
-from nodeworker.recorder import Recorder
+from nodeworker.deadline import deadline_in
+from nodeworker.drift.inspector import Eyes
+from nodeworker.intake.check import Checker
+from nodeworker.journal.journal import Recorder
+from nodeworker.planning import readiness
+from nodeworker.planning.readiness import Readiness
+from nodeworker.plugins.exec import PluginExecutor
+from nodeworker.sandboxes.answers import Answers
+from nodeworker.sandboxes.collections_under_way import CollectionsUnderWay
+from nodeworker.sandboxes.gc import GarbageCollector
 from nodeworker.settings import WorkerSection
 
 ATTACHED = InterfaceAttached(network=NetworkName("default"), ifname=ETH0, result="{}", seconds=0.1)

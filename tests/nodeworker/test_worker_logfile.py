@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from nodeworker.logfile import LogFiles
-from nodeworker.resolve.netconf import LogOptions
+from nodeworker.intake.log_files import LogFiles
+from nodeworker.planning.resolve.netconf import LogOptions
 
 OPTIONS = LogOptions(max_size=1, max_backups=2, max_age=5)
 LINE = "x" * ((1 << 19) + 1)

@@ -13,7 +13,7 @@ import pytest
 
 from events.schema import ErrorClass, Phase
 from nodeworker.errors import RequestFailedError
-from nodeworker.namespace import interfaces_present, is_namespace, mtu_of
+from nodeworker.kernel.namespaces import interfaces_present, is_namespace, mtu_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

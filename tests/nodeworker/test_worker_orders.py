@@ -11,9 +11,9 @@ import pytest
 from msgspec.structs import replace
 from worker_harness import BOX, ETH0, NODE, PLANNED
 
-from events.commands import MemoryCommands
-from events.ledger import Expect, LedgerUnavailableError
-from events.memory import MemoryLedger
+from events.ledger.commands import MemoryCommands
+from events.ledger.ledger import Expect, LedgerUnavailableError
+from events.ledger.memory import MemoryLedger
 from events.schema import (
     ComparisonRequested,
     Data,
@@ -42,10 +42,10 @@ from events.schema import (
     Unknown,
     WorkerStarted,
 )
-from nodeworker import orders as module
 from nodeworker.errors import failed
-from nodeworker.orders import Order, Orders
-from nodeworker.recorder import Recorder
+from nodeworker.journal.journal import Recorder
+from nodeworker.sandboxes import commands as module
+from nodeworker.sandboxes.commands import Order, Orders
 
 DRIFT = Drift(kind=DriftKind.LINK_DOWN, network=NetworkName("n"), ifname=ETH0)
 LEAK = Leak(id=LeakId("link/x"), kind=LeakKind.LINK_UNOWNED, what="x")

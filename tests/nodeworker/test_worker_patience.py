@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from events.schema import ErrorClass, Failure, Phase
-from nodeworker.patience import Patience, deadline_in, seconds_since, seconds_until
+from nodeworker.deadline import Patience, deadline_in, seconds_since, seconds_until
 
 ENOUGH = Failure(error_class=ErrorClass.OVERTAKEN, phase=Phase.ADD, message="a DEL came", code=11)
 

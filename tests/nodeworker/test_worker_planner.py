@@ -12,14 +12,14 @@ import pytest
 from worker_harness import BOX, ETH0, NODE
 
 from events.fold import SandboxKey
-from events.memory import MemoryLedger
+from events.ledger.memory import MemoryLedger
 from events.schema import AttachRequested, ErrorClass, Event, Pod, RequestId, WorkerStarted
-from nodeworker.delegates.exec import PluginExecutor
 from nodeworker.errors import RequestFailedError
-from nodeworker.planner import Planner
-from nodeworker.readiness import Readiness
-from nodeworker.recorder import Recorder
-from nodeworker.resolve.objects import Nad, PodObject
+from nodeworker.journal.journal import Recorder
+from nodeworker.planning.planner import Planner
+from nodeworker.planning.readiness import Readiness
+from nodeworker.planning.resolve.objects import Nad, PodObject
+from nodeworker.plugins.exec import PluginExecutor
 from nodeworker.settings import WorkerSection
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")

@@ -10,10 +10,11 @@ from msgspec.structs import replace
 from test_worker_dispatch import Work, adding, deleting, dispatching
 from worker_harness import BOX, ETH0, FAILURE, NODE, PLANNED, until
 
-from events import notices, subjects
+from events import subjects
 from events.fold import Sandbox, SandboxKey, SandboxPhase
-from events.memory import MemoryLedger
-from events.notices import PUBLISHER_PRESENT
+from events.ledger import notices
+from events.ledger.memory import MemoryLedger
+from events.ledger.notices import PUBLISHER_PRESENT
 from events.schema import (
     NO_NODE,
     ContainerId,
@@ -27,10 +28,10 @@ from events.schema import (
     encode,
     new_event_id,
 )
-from nodeworker import publication
-from nodeworker.answers import OK, Answers, Reply, refusal
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.publication import StatusWait
+from nodeworker.sandboxes import status_wait
+from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal
+from nodeworker.sandboxes.status_wait import StatusWait
 
 POD = Pod("shop", "web", "u")
 PUBLISHED = StatusPublished(node=NODE, ifname=ETH0, pod=POD, text="[]")
@@ -152,7 +153,7 @@ async def test_nobody_waits_for_a_reconciler_that_has_not_been_heard_for_long(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await stage.be_present()
-    monkeypatch.setattr(publication, "PRESENCE_LOST", 0.0)
+    monkeypatch.setattr(status_wait, "PRESENCE_LOST", 0.0)
     stage.statuses.expect(sandbox("a1"))
     assert not stage.statuses.expects(EventId("a1"))
     assert notices.PRESENCE_LOST > 2 * notices.PRESENCE_INTERVAL

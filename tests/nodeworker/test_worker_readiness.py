@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from events.schema import ErrorClass, Phase
-from nodeworker import readiness
 from nodeworker.errors import RequestFailedError
-from nodeworker.readiness import Readiness, absence
+from nodeworker.planning import readiness
+from nodeworker.planning.readiness import Readiness, absence
 
 
 @pytest.fixture

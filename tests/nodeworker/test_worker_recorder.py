@@ -9,8 +9,8 @@ import pytest
 from worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed, failed, until
 
 from events.fold import SandboxKey, SandboxPhase
-from events.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError
-from events.memory import MemoryLedger
+from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError
+from events.ledger.memory import MemoryLedger
 from events.schema import (
     AttachRequested,
     Data,
@@ -21,8 +21,8 @@ from events.schema import (
     WorkerStarted,
     WorkerStopped,
 )
-from nodeworker import recorder as module
-from nodeworker.recorder import Recorder
+from nodeworker.journal import journal as module
+from nodeworker.journal.journal import Recorder
 
 KEY = SandboxKey(BOX, ETH0)
 ATTACHED = InterfaceAttached(network=NetworkName("default"), ifname=ETH0, result="{}", seconds=0.1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from events.settings import SettingsError, load
+from events.process.settings import SettingsError, load
 from nodeworker.settings import WorkerSection, WorkerSettings
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from events.schema import RequestId
+from nodeworker.intake.spool import Spool
 from nodeworker.shim.frame import Frame, encode_request
-from nodeworker.spool import Spool
 
 
 def frame(number: int) -> Frame:

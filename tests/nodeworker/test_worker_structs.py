@@ -57,4 +57,4 @@ def test_many_threads_may_be_the_first() -> None:
 def test_msgspec_by_itself_can_not_do_without() -> None:
     """Fails when ``structs`` is no longer needed: the threads have to meet, which they do at most attempts."""
     if all(outcome("msgspec.convert") == 0 for _ in range(20)):
-        pytest.fail("msgspec's own convert survived: nodeworker.structs can go")
+        pytest.fail("msgspec's own convert survived: events.process.decoding can go")

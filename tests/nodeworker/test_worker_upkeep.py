@@ -26,8 +26,9 @@ from worker_harness import (
 )
 
 from events.fold import Pending
-from events.jetstream import JetStreamLedger
-from events.ledger import Ledger, LedgerUnavailableError, Stored
+from events.ledger.ledger import Ledger, LedgerUnavailableError, Stored
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
 from events.schema import (
     NO_NODE,
     ComparisonRequested,
@@ -58,15 +59,14 @@ from events.schema import (
     new_event_id,
     rfc3339,
 )
-from events.server import EmbeddedServer
-from nodeworker import upkeep as module
-from nodeworker.answers import OK, Answers
-from nodeworker.dispatch import Dispatcher
+from nodeworker.intake import recovery as module
+from nodeworker.intake.recovery import Retention, Upkeep
+from nodeworker.intake.spool import Spool
+from nodeworker.journal.journal import Recorder
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.recorder import Recorder
+from nodeworker.sandboxes.answers import OK, Answers
+from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.shim.frame import Frame
-from nodeworker.spool import Spool
-from nodeworker.upkeep import Retention, Upkeep
 
 DEL = Frame(
     request=RequestId("de" * 16),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from events.ledger import Expect
-from events.memory import MemoryLedger
+from events.ledger.ledger import Expect
+from events.ledger.memory import MemoryLedger
 from events.schema import (
     AttachCompleted,
     AttachFailed,

@@ -8,9 +8,9 @@ import pytest
 from kube_publishing import annotation, cluster, namespace
 from postgres import Postgres
 
-from events.jetstream import JetStreamLedger
-from events.server import EmbeddedServer
-from reconciler.projection.schema import upgrade
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from reconciler.projection.sql.schema import upgrade
 from tests.kube.kube_fixtures import kube
 
 __all__ = ["annotation", "cluster", "kube", "namespace"]

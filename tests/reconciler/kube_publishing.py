@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from events.schema import Pod
-from reconciler.pod_annotation import PodAnnotation
+from reconciler.status.kubernetes.annotation_sink import PodAnnotation
 from tests.kube.kube_server import PODS, TOKENS, KubeServer
 
 PUBLISHER = "publisher-token"

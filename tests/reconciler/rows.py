@@ -9,10 +9,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from events.fold import Sandbox, SandboxKey, State
-from events.ledger import Stored
-from reconciler.projection.chronicle import Versions, drift_rows, leak_history_row
-from reconciler.projection.held import Held, held
-from reconciler.projection.rows import (
+from events.ledger.ledger import Stored
+from reconciler.projection.fold.address_holdings import Held, held
+from reconciler.projection.fold.history_rows import Versions, drift_rows, leak_history_row
+from reconciler.projection.fold.rows import (
     anomaly_rows,
     attachment_row,
     leak_row,
@@ -21,7 +21,7 @@ from reconciler.projection.rows import (
     sandbox_row,
     status_row,
 )
-from reconciler.projection.tables import metadata
+from reconciler.projection.sql.tables import metadata
 
 Table = list[tuple[Any, ...]]
 

@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from events.jetstream import JetStreamLedger
-from events.memory import MemoryLedger
+from events.ledger.memory import MemoryLedger
+from events.nats.ledger import JetStreamLedger
+from reconciler.follow.loop import Begin, Listener, Reconciler, Serve, Upkeep
 from reconciler.metrics import Metrics
-from reconciler.pod_events import PodEvent
 from reconciler.projection.store import Store
-from reconciler.publication import Publication
-from reconciler.publisher import Publisher
-from reconciler.reconcile import Begin, Listener, Reconciler, Serve, Upkeep
-from reconciler.status_keeper import StatusKeeper
+from reconciler.status.guard.guard import StatusKeeper
+from reconciler.status.kubernetes.pod_events import PodEvent
+from reconciler.status.publishing import Publication
+from reconciler.status.sink import Publisher
 
 
 class Alone:

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from stories import SECRET, Node, busy_day
 
-from events.jetstream import JetStreamLedger
-from events.jetstream_commands import JetStreamCommands
-from events.saying import said_now
+from events.ledger.new_event import said_now
+from events.nats.commands import JetStreamCommands
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.nats.streams import command_stream
 from events.schema import NO_NODE, Pod, ReconcilerElected
-from events.server import EmbeddedServer
-from events.streams import command_stream
 from reconciler.projection.store import Store
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from events.process import die_with_parent
+from events.process.child_process import die_with_parent
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
 PLUGINS = Path("/usr/lib/cni")

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from stories import ETH0, NETWORKS, Node
 
 from events.fold import Leaked, Sandbox, SandboxKey, SandboxPhase, State
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import (
     ContainerId,
     Data,
@@ -40,9 +40,9 @@ from events.schema import (
     RequestId,
 )
 from nodeworker.leaks.judge import Facts, Known, judge
-from reconciler import leaks
-from reconciler.drift import LOST, Order, Repairs
-from reconciler.leaks import Asked, LeakKey, Reclaim
+from reconciler.decisions import leaks
+from reconciler.decisions.drift import LOST, Order, Repairs
+from reconciler.decisions.leaks import Asked, LeakKey, Reclaim
 
 BOXES = [f"{letter}" * 64 for letter in "abcd"]
 BOOT = "5d1e5a6e-0000-4000-8000-000000000001"  # that of the stories
@@ -236,7 +236,7 @@ class Together(RuleBasedStateMachine):
             self.reclaim(reclaim, command)
 
     def repair(self, order: Order) -> None:
-        """Do what ``nodeworker.repair`` does: void is what does not rest on the newest look."""
+        """Do what ``nodeworker.drift.repair`` does: void is what does not rest on the newest look."""
         box = order.sandbox.container_id
         sandbox, real = self.recorded(box), self.boxes[box]
         void = sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.drift != order.cause
@@ -261,7 +261,7 @@ class Together(RuleBasedStateMachine):
         self.say(DriftRepairFailed(request=RequestId("r"), ifname=ETH0, failure=failure, left=left), box)
 
     def reclaim(self, reclaim: Reclaim, command: EventId) -> None:
-        """Do what ``nodeworker.reclaim`` does: look once more, and free what is judged as it was."""
+        """Do what ``nodeworker.leaks.reclaimer`` does: look once more, and free what is judged as it was."""
         box, leaked = reclaim.leak.holder, self.open_leaks().get(LeakKey(reclaim.node, reclaim.leak.id))
         finding = judge(self.facts()).findings.get(reclaim.leak.id)
         void = leaked is None or leaked.event != reclaim.cause or finding is None

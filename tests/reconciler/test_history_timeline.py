@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from stories import ETH0, NETWORKS, SECRET, Node, busy_day
 
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import (
     NO_NODE,
     AttachCompleted,

@@ -12,10 +12,10 @@ from msgspec.structs import replace
 from running import Running, running
 from stories import Node
 
-from events.memory import MemoryLedger
+from events.ledger.memory import MemoryLedger
 from events.schema import Event, Pod, StatusPublished, StatusPublishFailed
-from reconciler.pod_annotation import PodAnnotation
-from reconciler.status import ANNOTATION
+from reconciler.status.kubernetes.annotation_sink import PodAnnotation
+from reconciler.status.text import ANNOTATION
 from tests.kube.kube_server import NOBODY, KubeServer
 
 BOX, OTHER = "a" * 64, "b" * 64

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.contests import CONTESTED, LONGEST, QUIET, Contests
+from reconciler.status.guard.restore_backoff import CONTESTED, LONGEST, QUIET, Contests
 
 
 def test_the_first_time_is_at_once_and_each_further_one_later() -> None:

@@ -19,11 +19,11 @@ from running import running
 from sqlalchemy import event as sqlalchemy_event
 from stories import Node, busy_day
 
-from events.ledger import Stored
-from events.memory import MemoryLedger
+from events.ledger.ledger import Stored
+from events.ledger.memory import MemoryLedger
 from events.schema import Event, Pod
-from reconciler.projection.engine import ProjectionError, open_engine
-from reconciler.projection.schema import upgrade
+from reconciler.projection.sql.engine import ProjectionError, open_engine
+from reconciler.projection.sql.schema import upgrade
 from reconciler.projection.store import Store
 
 

@@ -8,12 +8,12 @@ import pytest
 from msgspec.structs import replace
 from stories import Node
 
+from events.cni_result import Dns
 from events.fold import State
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import Event, InterfaceAttached, Pod
-from reconciler.device_info import DeviceInfo, read
-from reconciler.results import Dns
-from reconciler.status import Element, pod_status, text
+from reconciler.status.device_info import DeviceInfo, read
+from reconciler.status.text import Element, pod_status, text
 
 PCI = {
     "memif": None,

@@ -24,8 +24,8 @@ from events.schema import (
     Phase,
     PlannedAttachment,
 )
-from reconciler import drift as module
-from reconciler.drift import FREE, GIVE_UP, LOST, NODE_BURST, NODE_RATE, Repairs, repairs
+from reconciler.decisions import drift as module
+from reconciler.decisions.drift import FREE, GIVE_UP, LOST, NODE_BURST, NODE_RATE, Repairs, repairs
 
 NETWORKS = ("default", "ns/first", "ns/second")
 IFNAMES = ("eth0", "net1", "net2")

@@ -12,9 +12,9 @@ import pytest
 from running import Alone
 from stories import NETWORKS, Node, failure_of
 
-from events.commands import MemoryCommands
-from events.ledger import ConflictError, Expect
-from events.memory import MemoryLedger
+from events.ledger.commands import MemoryCommands
+from events.ledger.ledger import ConflictError, Expect
+from events.ledger.memory import MemoryLedger
 from events.schema import (
     ContainerId,
     ErrorClass,
@@ -30,11 +30,11 @@ from events.schema import (
     ReclaimRequested,
     RequestId,
 )
-from reconciler import leak_keeper, leaks
-from reconciler.leak_keeper import LeakKeeper
+from reconciler.decisions import leaks, reclaim_sender
+from reconciler.decisions.reclaim_sender import LeakKeeper
+from reconciler.follow.loop import Reconciler
 from reconciler.metrics import Metrics
 from reconciler.projection.store import Store
-from reconciler.reconcile import Reconciler
 
 FIRST_PAUSE, LAST_PAUSE, OVERDUE, WHILE = 0.1, 0.4, 0.5, 0.3
 BOX = "a" * 64
@@ -45,7 +45,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaks, "_FIRST_PAUSE", FIRST_PAUSE)
     monkeypatch.setattr(leaks, "_LAST_PAUSE", LAST_PAUSE)
     monkeypatch.setattr(leaks, "OVERDUE", OVERDUE)
-    monkeypatch.setattr(leak_keeper, "delays", lambda: itertools.repeat(0.02))
+    monkeypatch.setattr(reclaim_sender, "delays", lambda: itertools.repeat(0.02))
 
 
 class Sent(MemoryCommands):

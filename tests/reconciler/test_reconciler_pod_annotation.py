@@ -12,12 +12,12 @@ import pytest
 from kube_publishing import connected, create, metadata
 from msgspec.structs import replace
 
+from events.process.settings import SettingsError
 from events.schema import ErrorClass, Pod
-from events.settings import SettingsError
-from reconciler import pod_annotation
-from reconciler.pod_annotation import PodAnnotation
-from reconciler.publisher import PublishError
-from reconciler.status import ANNOTATION, PodName, PodStatus
+from reconciler.status.kubernetes import annotation_sink
+from reconciler.status.kubernetes.annotation_sink import PodAnnotation
+from reconciler.status.sink import PublishError
+from reconciler.status.text import ANNOTATION, PodName, PodStatus
 from tests.kube.kube_manifests import write_kubeconfig
 from tests.kube.kube_server import NOBODY, KubeServer
 
@@ -186,7 +186,7 @@ async def test_it_is_ready_while_the_server_answers_and_asks_only_when_it_has_no
         assert await publisher.ready()
         assert await publisher.ready()
         assert fake.requests == 1
-        monkeypatch.setattr(pod_annotation, "_IDLE", -1.0)
+        monkeypatch.setattr(annotation_sink, "_IDLE", -1.0)
         assert not await publisher.ready()
         assert await publisher.ready()
         assert await publisher.ready()

@@ -11,12 +11,12 @@ from kube_publishing import WITH_PUBLISHER
 from kubernetes_asyncio import client
 from stories import Node, container_id
 
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import Event, Pod
 from reconciler.metrics import Metrics
-from reconciler.pod_annotation import PodAnnotation
-from reconciler.pod_event_writer import PodEventWriter
-from reconciler.projection.project import Loaded, project
+from reconciler.projection.fold.batch import Loaded, project
+from reconciler.status.kubernetes.annotation_sink import PodAnnotation
+from reconciler.status.kubernetes.pod_event_writer import PodEventWriter
 from tests.kube.kube_server import KubeServer
 
 SPEAKER = "speaker-token"

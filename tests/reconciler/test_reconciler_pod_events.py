@@ -8,9 +8,9 @@ from msgspec.structs import replace
 from stories import Node, container_id
 
 from events.fold import State
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import AttachFailed, AttachRequested, ErrorClass, Event, Failure, NodeName, Phase, Pod
-from reconciler.pod_events import MESSAGE_LIMIT, PodEvent, Throttle, pod_events
+from reconciler.status.kubernetes.pod_events import MESSAGE_LIMIT, PodEvent, Throttle, pod_events
 
 BOX = container_id(1)
 POD = Pod("shop", "web", "uid-1")

@@ -18,8 +18,8 @@ import pytest
 from rows import folded, stored_in
 from stories import Node, busy_day
 
-from events.jetstream import JetStreamLedger
-from events.server import EmbeddedServer
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
 
 
 @pytest.fixture

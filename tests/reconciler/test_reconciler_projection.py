@@ -18,7 +18,7 @@ from rows import Table, folded, stored_in
 from sqlalchemy import event as sqlalchemy_event
 from stories import Node, busy_day, container_id, failure_of
 
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import (
     NO_NODE,
     AttachPlanned,
@@ -43,11 +43,11 @@ from events.schema import (
     Unknown,
     WorkerStarted,
 )
-from reconciler.due import Due, Published, due
-from reconciler.projection.engine import ProjectionError
+from reconciler.projection.sql.engine import ProjectionError
+from reconciler.projection.sql.tables import metadata, sandboxes
 from reconciler.projection.store import Store
-from reconciler.projection.tables import metadata, sandboxes
-from reconciler.status import PodName
+from reconciler.status.pending import Due, Published, due
+from reconciler.status.text import PodName
 
 
 def stored(events: Iterable[Event]) -> list[Stored]:

@@ -15,16 +15,16 @@ from rows import stored_in
 from running import Running, running
 from stories import Node
 
-from events.ledger import Stored
-from events.memory import MemoryLedger
-from events.notices import PRESENCE_LOST, PUBLISHER_PRESENT
+from events.ledger.ledger import Stored
+from events.ledger.memory import MemoryLedger
+from events.ledger.notices import PRESENCE_LOST, PUBLISHER_PRESENT
 from events.schema import NO_NODE, ErrorClass, Event, Pod, StatusPublished, StatusPublishFailed
-from reconciler import publication
 from reconciler.metrics import Metrics
 from reconciler.projection.store import Store
-from reconciler.publisher import PublishError, Seen
-from reconciler.status import PodName, PodStatus
-from reconciler.status_folder import StatusFolder
+from reconciler.status import publishing
+from reconciler.status.folder_sink import StatusFolder
+from reconciler.status.sink import PublishError, Seen
+from reconciler.status.text import PodName, PodStatus
 
 POD = Pod("shop", "web", "u")
 BOX, OTHER = "a" * 64, "b" * 64
@@ -104,7 +104,7 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
         while True:
             yield 0.0
 
-    monkeypatch.setattr(publication, "delays", at_once)
+    monkeypatch.setattr(publishing, "delays", at_once)
 
 
 async def fill(ledger: MemoryLedger, events: Iterable[Event]) -> int:
@@ -284,7 +284,7 @@ def unreadable(event: Event) -> Event:
 async def test_only_the_latest_of_a_pod_counts_and_a_new_one_is_tried_at_once(
     ledger: MemoryLedger, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publication, "delays", lambda: iter([3600.0]))
+    monkeypatch.setattr(publishing, "delays", lambda: iter([3600.0]))
     node = Node()
     board.errors = [away()]
     async with running(ledger, tmp_path / "x.db", board) as run:
@@ -299,7 +299,7 @@ async def test_only_the_latest_of_a_pod_counts_and_a_new_one_is_tried_at_once(
 async def test_what_a_retry_waits_for_is_dropped_when_the_pod_is_gone(
     ledger: MemoryLedger, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publication, "delays", lambda: iter([3600.0]))
+    monkeypatch.setattr(publishing, "delays", lambda: iter([3600.0]))
     node = Node()
     board.errors = [away()]
     async with running(ledger, tmp_path / "x.db", board) as run:
@@ -331,11 +331,11 @@ async def test_there_is_a_bound_over_all_and_the_projection_waits_for_none(
             pod = Pod("shop", f"web-{number}", f"u{number}")
             last = await fill(ledger, Node(f"node-{number}").attach(f"{number:064d}", pod))
         await run.at(last)
-        await run.until(lambda: board.under_way == publication.CONCURRENCY)
+        await run.until(lambda: board.under_way == publishing.CONCURRENCY)
         assert run.value("status_pending") == 40
         board.open.set()
         await until_said(run, ledger, 40)
-    assert board.most == publication.CONCURRENCY
+    assert board.most == publishing.CONCURRENCY
 
 
 async def test_a_ledger_that_does_not_take_the_word_is_told_again(
@@ -365,7 +365,7 @@ async def test_a_turn_begins_at_once_and_what_is_open_is_looked_up_some_after_ot
     ledger: MemoryLedger, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What happens meanwhile to a pod that was just looked up, and is not wanted yet, is not undone by that."""
-    monkeypatch.setattr(publication, "TOGETHER", 2)
+    monkeypatch.setattr(publishing, "TOGETHER", 2)
     url, node = f"sqlite:///{tmp_path}/x.db", Node()
     pods = {f"web-{number}": Pod("shop", f"web-{number}", f"u{number}") for number in range(5)}
     with closing(Store(url, "NODE")) as store:
@@ -382,7 +382,7 @@ async def test_a_turn_begins_at_once_and_what_is_open_is_looked_up_some_after_ot
                 turn.changed(changes)
             return asked[-1]
 
-        turn = publication.Publication(board, ledger, ledger, Metrics())
+        turn = publishing.Publication(board, ledger, ledger, Metrics())
         await turn.caught_up(ask)
         assert asked == [[PodName("shop", name) for name in pods], frozenset()]
         assert all(map(turn.busy, asked[0]))
@@ -402,7 +402,7 @@ async def test_a_turn_begins_at_once_and_what_is_open_is_looked_up_some_after_ot
 async def test_it_says_that_it_is_there_while_it_can_publish(
     ledger: MemoryLedger, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publication, "PRESENCE_INTERVAL", 0.0)
+    monkeypatch.setattr(publishing, "PRESENCE_INTERVAL", 0.0)
     async with ledger.hear(PUBLISHER_PRESENT) as heard, running(ledger, tmp_path / "x.db", board):
         async with asyncio.timeout(10):
             await anext(heard)
@@ -411,7 +411,7 @@ async def test_it_says_that_it_is_there_while_it_can_publish(
                 async with asyncio.timeout(0.2):
                     while True:
                         await anext(heard)
-    assert publication.PRESENCE_INTERVAL < PRESENCE_LOST
+    assert publishing.PRESENCE_INTERVAL < PRESENCE_LOST
 
 
 async def test_a_pods_file_is_there_from_attach_to_detach(ledger: MemoryLedger, tmp_path: Path) -> None:

@@ -15,16 +15,16 @@ from rows import folded, stored_in
 from running import running
 from stories import Node, busy_day
 
-from events.jetstream import JetStreamLedger
-from events.ledger import Stored
-from events.memory import MemoryLedger
+from events.ledger.ledger import Stored
+from events.ledger.memory import MemoryLedger
+from events.nats.ledger import JetStreamLedger
 from events.schema import Pod
-from reconciler.projection.beside import Beside
-from reconciler.projection.engine import ProjectionError, open_engine
-from reconciler.projection.snapshot import restore, save
+from reconciler.projection.rebuild.rebuild import rebuild
+from reconciler.projection.rebuild.shadow_database import Beside
+from reconciler.projection.rebuild.snapshot import restore, save
+from reconciler.projection.sql.engine import ProjectionError, open_engine
+from reconciler.projection.sql.tables import metadata, sandboxes
 from reconciler.projection.store import Store
-from reconciler.projection.tables import metadata, sandboxes
-from reconciler.rebuild import rebuild
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
 

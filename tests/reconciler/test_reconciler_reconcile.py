@@ -10,11 +10,11 @@ from rows import folded, stored_in
 from running import running
 from stories import Node, busy_day
 
-from events.jetstream import JetStreamLedger
-from events.ledger import Ledger, LedgerUnavailableError, Stored
-from events.memory import MemoryLedger
+from events.ledger.ledger import Ledger, LedgerUnavailableError, Stored
+from events.ledger.memory import MemoryLedger
+from events.nats.ledger import JetStreamLedger
 from events.schema import Event, Pod
-from reconciler.projection.engine import ProjectionError
+from reconciler.projection.sql.engine import ProjectionError
 
 
 async def fill(ledger: Ledger, events: Iterable[Event]) -> int:

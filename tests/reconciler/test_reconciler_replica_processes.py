@@ -20,12 +20,12 @@ from postgres import Postgres
 from rows import folded, stored_in
 from stories import Node
 
-from events.election import ELECTION
-from events.jetstream import JetStreamLedger
+from events.ledger.election import ELECTION
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.nats.streams import hub_stream
 from events.schema import Pod, StatusPublished
-from events.server import EmbeddedServer
-from events.streams import hub_stream
-from reconciler.projection.engine import open_engine
+from reconciler.projection.sql.engine import open_engine
 
 BOX, OTHER = "a" * 64, "b" * 64
 

@@ -9,16 +9,16 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from stories import Node
 
-from events.commands import MemoryCommands
-from events.election import ELECTION
-from events.ledger import ConflictError, LedgerUnavailableError
-from events.memory import MemoryLedger
-from events.notices import RECONCILER_PRESENT
+from events.ledger.commands import MemoryCommands
+from events.ledger.election import ELECTION
+from events.ledger.ledger import ConflictError, LedgerUnavailableError
+from events.ledger.memory import MemoryLedger
+from events.ledger.notices import RECONCILER_PRESENT
 from events.schema import ComparisonRequested, RequestId
-from reconciler import replicas
+from reconciler.follow import leadership
+from reconciler.follow.leadership import Replicas, Turn
+from reconciler.follow.loop import Listener
 from reconciler.metrics import Metrics
-from reconciler.reconcile import Listener
-from reconciler.replicas import Replicas, Turn
 
 
 class Clock:
@@ -34,11 +34,11 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(replicas, "_now", clock)
-    monkeypatch.setattr(replicas, "PRESENCE_INTERVAL", 0.02)
-    monkeypatch.setattr(replicas, "PRESENCE_LOST", 0.3)
-    monkeypatch.setattr(replicas, "CERTAIN", 0.2)
-    monkeypatch.setattr(replicas, "ANSWER", 0.05)
+    monkeypatch.setattr(leadership, "_now", clock)
+    monkeypatch.setattr(leadership, "PRESENCE_INTERVAL", 0.02)
+    monkeypatch.setattr(leadership, "PRESENCE_LOST", 0.3)
+    monkeypatch.setattr(leadership, "CERTAIN", 0.2)
+    monkeypatch.setattr(leadership, "ANSWER", 0.05)
     return clock
 
 
@@ -209,7 +209,7 @@ async def test_a_passive_one_that_was_frozen_asks_before_it_has_itself_elected(
 async def test_an_unreachable_ledger_is_tried_again(
     ledger: MemoryLedger, commands: MemoryCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replicas, "delays", lambda: iter([0.01] * 1000))
+    monkeypatch.setattr(leadership, "delays", lambda: iter([0.01] * 1000))
     ledger.available = False
     replica = Replica(ledger, commands, "r")
     await asyncio.sleep(0.1)

@@ -6,9 +6,9 @@ from rows import folded, stored_in
 from running import running
 from stories import BEGIN_NS, Node, busy_day
 
-from events.memory import MemoryLedger
+from events.ledger.memory import MemoryLedger
 from events.schema import Pod
-from reconciler.retention import Retention
+from reconciler.follow.retention import Retention
 
 DAY_NS = 86_400 * 10**9
 

@@ -8,9 +8,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from reconciler.projection.engine import DatabaseAwayError, ProjectionError, open_engine, transaction
-from reconciler.projection.schema import upgrade
-from reconciler.projection.tables import metadata
+from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError, open_engine, transaction
+from reconciler.projection.sql.schema import upgrade
+from reconciler.projection.sql.tables import metadata
 
 
 def test_the_migrations_make_exactly_the_tables_of_the_code(database: str) -> None:

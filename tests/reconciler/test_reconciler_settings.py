@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from events.settings import SettingsError, load
+from events.process.settings import SettingsError, load
 from reconciler.settings import ReconcilerSettings
 
 

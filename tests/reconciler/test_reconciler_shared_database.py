@@ -12,11 +12,11 @@ from postgres import Postgres
 from rows import folded, stored_in
 from stories import Node, busy_day
 
-from events.ledger import Stored
-from reconciler.projection.beside import Beside
-from reconciler.projection.engine import DatabaseAwayError, ReplacedError, open_engine, transaction
+from events.ledger.ledger import Stored
+from reconciler.projection.rebuild.shadow_database import Beside
+from reconciler.projection.sql.engine import DatabaseAwayError, ReplacedError, open_engine, transaction
+from reconciler.projection.sql.tables import position
 from reconciler.projection.store import Store
-from reconciler.projection.tables import position
 
 
 @pytest.fixture

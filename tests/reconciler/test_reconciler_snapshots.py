@@ -13,15 +13,15 @@ from rows import folded, stored_in
 from running import running
 from stories import Node, busy_day
 
-from events.ledger import Stored
-from events.memory import MemoryLedger
+from events.ledger.ledger import Stored
+from events.ledger.memory import MemoryLedger
 from events.schema import Pod
-from reconciler.projection.engine import DatabaseAwayError, open_engine, transaction
-from reconciler.projection.snapshot import look, save
+from reconciler.follow.periodic_snapshots import Beginning, PeriodicSnapshots, SnapshotFolder
+from reconciler.projection.rebuild.snapshot import look, save
+from reconciler.projection.sql.engine import DatabaseAwayError, open_engine, transaction
+from reconciler.projection.sql.tables import nodes
+from reconciler.projection.sql.writer import copy_in
 from reconciler.projection.store import Store
-from reconciler.projection.tables import nodes
-from reconciler.projection.write import copy_in
-from reconciler.snapshots import Beginning, PeriodicSnapshots, SnapshotFolder
 
 
 async def filled(pods: int = 20, node: Node | None = None) -> MemoryLedger:

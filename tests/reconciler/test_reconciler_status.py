@@ -9,11 +9,11 @@ import pytest
 from msgspec.structs import replace
 from stories import NETWORKS, Node
 
+from events.cni_result import ResultError, canonical, read
 from events.fold import Sandbox, State
-from events.ledger import Stored
+from events.ledger.ledger import Stored
 from events.schema import Event, InterfaceAttached, Pod
-from reconciler.results import ResultError, canonical, read
-from reconciler.status import StatusError, elements, pod_status, text
+from reconciler.status.text import StatusError, elements, pod_status, text
 
 
 def status_text(

@@ -9,7 +9,7 @@ import pytest
 
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase
 from events.schema import ContainerId, IfName, NetworkName, NodeName, PlannedAttachment, Pod
-from reconciler.status import StatusError, pod_status
+from reconciler.status.text import StatusError, pod_status
 
 ETH0 = {"dst": "0.0.0.0/0", "gw": "10.244.0.1"}, {"dst": "::/0", "gw": "fd00::1"}
 NET1 = {"dst": "0.0.0.0/0", "gw": "10.1.0.1"}, {"dst": "::/0", "gw": "fd01::1"}

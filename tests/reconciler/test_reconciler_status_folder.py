@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from events.schema import Pod
-from reconciler.publisher import PublishError
-from reconciler.status import PodName, PodStatus
-from reconciler.status_folder import StatusFolder
+from reconciler.status.folder_sink import StatusFolder
+from reconciler.status.sink import PublishError
+from reconciler.status.text import PodName, PodStatus
 
 POD = PodName("shop", "web-0")
 STATUS = PodStatus(Pod("shop", "web-0", "uid"), "[{}]")

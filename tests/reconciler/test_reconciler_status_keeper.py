@@ -15,14 +15,15 @@ from msgspec.structs import replace
 from running import Running, running
 from stories import ETH0, NETWORKS, Node, result
 
-from events.memory import MemoryLedger
+from events.ledger.memory import MemoryLedger
 from events.schema import DriftKind, DriftObserved, Event, InterfaceAttached, NetworkName, Pod, StatusPublished
-from reconciler import status_folder, status_keeper
-from reconciler.annotation_watch import AnnotationWatch
-from reconciler.pod_annotation import PodAnnotation
-from reconciler.pod_events import PodEvent
-from reconciler.status import ANNOTATION
-from reconciler.status_folder import StatusFolder
+from reconciler.status import folder_sink
+from reconciler.status.folder_sink import StatusFolder
+from reconciler.status.guard import guard
+from reconciler.status.kubernetes.annotation_sink import PodAnnotation
+from reconciler.status.kubernetes.annotation_watch import AnnotationWatch
+from reconciler.status.kubernetes.pod_events import PodEvent
+from reconciler.status.text import ANNOTATION
 from tests.kube.kube_server import KubeServer
 
 BOX, OTHER = "a" * 64, "b" * 64
@@ -36,8 +37,8 @@ def ledger() -> MemoryLedger:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status_keeper, "MOMENT", 0.05)
-    monkeypatch.setattr(status_folder, "LOOK", 0.02)
+    monkeypatch.setattr(guard, "MOMENT", 0.05)
+    monkeypatch.setattr(folder_sink, "LOOK", 0.02)
 
 
 async def attach(ledger: MemoryLedger, pod: Pod, box: str = BOX) -> None:
@@ -247,7 +248,7 @@ async def test_of_a_pod_on_another_node_nothing_is_heard(
 async def test_a_list_of_many_pages_is_whole(
     cluster: KubeServer, namespace: str, annotation: PodAnnotation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reconciler import annotation_watch  # noqa: PLC0415
+    from reconciler.status.kubernetes import annotation_watch  # noqa: PLC0415
 
     monkeypatch.setattr(annotation_watch, "_PAGE", 3)
     for number in range(10):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.status_policy import concerned, verdict
+from reconciler.status.guard.policy import concerned, verdict
 
 A, B, C = ({"name": name, "interface": name, "ips": ["10.0.0.1"], "dns": {}} for name in ("a", "ns/b", "ns/c"))
 ALL = {"a", "ns/b", "ns/c"}

@@ -12,11 +12,11 @@ import pytest
 from msgspec.structs import replace
 from stories import ETH0, Node, busy_day, container_id
 
-from events.ledger import Stored
-from events.memory import MemoryLedger
+from events.ledger.ledger import Stored
+from events.ledger.memory import MemoryLedger
 from events.schema import ContainerId, Event, EventId, NodeName, Pod, StatusPublished
 from reconciler.projection.store import Store
-from reconciler.verify import shelf
+from reconciler.verify import spill_store
 from reconciler.verify.report import Kind, Report, lines
 from reconciler.verify.run import verify
 
@@ -91,7 +91,7 @@ async def test_what_is_true_is_said_to_be_true(ledger: MemoryLedger, path: Path,
 async def test_a_shelf_that_holds_little_in_memory_makes_no_difference(
     ledger: MemoryLedger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelf.Shelf.__init__, "__defaults__", (1,))
+    monkeypatch.setattr(spill_store.Shelf.__init__, "__defaults__", (1,))
     assert (await check(ledger, path)).exit_code == 0
 
 

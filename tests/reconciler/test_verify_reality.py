@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from stories import ETH0, Node
 
-from events.commands import MemoryCommands
-from events.memory import MemoryLedger
+from events.ledger.commands import MemoryCommands
+from events.ledger.memory import MemoryLedger
 from events.schema import (
     ComparisonRequested,
     Event,
@@ -23,8 +23,8 @@ from events.schema import (
     WorkerStopped,
 )
 from reconciler.projection.store import Store
-from reconciler.status import pod_status
-from reconciler.status_folder import StatusFolder
+from reconciler.status.folder_sink import StatusFolder
+from reconciler.status.text import pod_status
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Kind, Report
 from reconciler.verify.run import verify

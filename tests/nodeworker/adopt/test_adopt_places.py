@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from nodeworker.adopt.places import NO_INODE, Places, without_false_claims
-from nodeworker.adopt.plan import Adoption, Place, judge
-from nodeworker.adopt.read import Files, read
-from nodeworker.namespace import loss
+from nodeworker.host.adopt.places import NO_INODE, Places, without_false_claims
+from nodeworker.host.adopt.plan import Adoption, Place, judge
+from nodeworker.host.adopt.read import Files, read
+from nodeworker.kernel.namespaces import loss
 from tests.nodeworker.adopt.multus_pods import DEFAULT, MACVLAN, POD, result
 from tests.nodeworker.adopt.multus_state import MultusNode
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from events.schema import Pod, SandboxAdopted
-from nodeworker.adopt.plan import Adoption, Leftover, Place, Refusal, Verdict, judge
-from nodeworker.adopt.read import State, read
+from nodeworker.host.adopt.plan import Adoption, Leftover, Place, Refusal, Verdict, judge
+from nodeworker.host.adopt.read import State, read
 from tests.nodeworker.adopt.multus_pods import BOX, DEFAULT, LINKS, MACVLAN, NETNS, POD, SRIOV, result
 from tests.nodeworker.adopt.multus_state import MULTUS, MultusNode, Network, Sandbox, run
 

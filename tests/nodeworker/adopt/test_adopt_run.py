@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from events.fold import SandboxPhase, State
-from events.ledger import Expect, LedgerUnavailableError
-from events.memory import MemoryLedger
+from events.ledger.ledger import Expect, LedgerUnavailableError
+from events.ledger.memory import MemoryLedger
 from events.schema import (
     ContainerId,
     DetachCompleted,
@@ -22,9 +22,9 @@ from events.schema import (
     SandboxAdopted,
     WorkerStarted,
 )
-from nodeworker.adopt.__main__ import Report, adopt
-from nodeworker.adopt.settings import AdoptSection, AdoptSettings
-from nodeworker.recorder import Recorder
+from nodeworker.host.adopt.__main__ import Report, adopt
+from nodeworker.host.adopt.settings import AdoptSection, AdoptSettings
+from nodeworker.journal.journal import Recorder
 from tests.nodeworker.adopt.multus_pods import BOX, POD, another
 from tests.nodeworker.adopt.multus_state import MultusNode, Sandbox
 

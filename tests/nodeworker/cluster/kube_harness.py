@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from nodeworker.cluster.kubeconfig import Credentials, from_kubeconfig
-from nodeworker.cluster.kubernetes import Kubernetes
-from nodeworker.cluster.watch import Pace
-from nodeworker.resolve.annotation import NETWORKS
+from nodeworker.planning.cluster.apiserver.credentials import Credentials, from_kubeconfig
+from nodeworker.planning.cluster.apiserver.source import Kubernetes
+from nodeworker.planning.cluster.apiserver.watch import Pace
+from nodeworker.planning.resolve.annotation import NETWORKS
 from tests.kube.fake_api import FakeApi
 from tests.kube.kube_manifests import write_kubeconfig
 from tests.kube.kube_server import WORKER, KubeServer

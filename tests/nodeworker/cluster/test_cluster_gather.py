@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from events.schema import AttachPlanned, AttachRequested, ErrorClass, Failure, IfName, Pod, RequestId
-from nodeworker.cluster.gather import gather, gather_default
-from nodeworker.cluster.manifests import Manifests
-from nodeworker.cluster.source import Source
 from nodeworker.errors import RequestFailedError
-from nodeworker.resolve.cni_args import pod_of
-from nodeworker.resolve.netconf import NodeDefaults, parse_netconf
-from nodeworker.resolve.objects import PodObject
-from nodeworker.resolve.plan import plan
+from nodeworker.planning.cluster.gather import gather, gather_default
+from nodeworker.planning.cluster.manifests import Manifests
+from nodeworker.planning.cluster.source import Source
+from nodeworker.planning.resolve.netconf import NodeDefaults, parse_netconf
+from nodeworker.planning.resolve.objects import PodObject
+from nodeworker.planning.resolve.plan import plan
+from nodeworker.plugins.spec.cni_args import pod_of
 
 SAMPLEPOD = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=samplepod;K8S_POD_UID=u1"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from nodeworker.cluster.cache import Cache
-from nodeworker.cluster.kubeobjects import Key
-from nodeworker.resolve.objects import Nad
+from nodeworker.planning.cluster.apiserver.cache import Cache
+from nodeworker.planning.cluster.apiserver.decode import Key
+from nodeworker.planning.resolve.objects import Nad
 
 A = Nad("default", "a", "{}")
 KEY = Key("default", "a")

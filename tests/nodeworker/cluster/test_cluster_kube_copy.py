@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from nodeworker.cluster.disk_copy import DiskCopy
-from nodeworker.cluster.kubeobjects import NADS, PODS
-from nodeworker.resolve.objects import Nad, PodObject
+from nodeworker.planning.cluster.apiserver.decode import NADS, PODS
+from nodeworker.planning.cluster.apiserver.disk_cache import DiskCopy
+from nodeworker.planning.resolve.objects import Nad, PodObject
 
 OBJECTS = (Nad("default", "a", '{"type": "macvlan"}'), Nad("shop", "b", "line\nline", {"key": "value"}))
 

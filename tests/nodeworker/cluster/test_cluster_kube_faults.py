@@ -10,12 +10,12 @@ import pytest
 from kube_harness import eventually, running, selecting, unique, worker
 from structlog.testing import capture_logs
 
-from nodeworker.cluster import kubernetes
-from nodeworker.cluster.disk_copy import DiskCopy
-from nodeworker.cluster.kubeconfig import Credentials, from_kubeconfig
-from nodeworker.cluster.kubeobjects import PODS
-from nodeworker.cluster.source import SourceUnavailableError
-from nodeworker.resolve.objects import Nad, PodObject
+from nodeworker.planning.cluster.apiserver import source as apiserver_source
+from nodeworker.planning.cluster.apiserver.credentials import Credentials, from_kubeconfig
+from nodeworker.planning.cluster.apiserver.decode import PODS
+from nodeworker.planning.cluster.apiserver.disk_cache import DiskCopy
+from nodeworker.planning.cluster.source import SourceUnavailableError
+from nodeworker.planning.resolve.objects import Nad, PodObject
 from tests.kube.kube_manifests import nad, write_kubeconfig
 from tests.kube.kube_server import NOBODY, TOKENS, WORKER, KubeServer
 
@@ -114,7 +114,7 @@ async def test_killed_api_server_leaves_what_is_known_and_its_return_brings_what
 async def test_copy_is_written_while_the_worker_runs(
     kube: KubeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes, "_COPY_EVERY", 0.01)
+    monkeypatch.setattr(apiserver_source, "_COPY_EVERY", 0.01)
     node = unique("node")
     async with running(worker(kube, tmp_path), node, tmp_path):
         kube.create_pod("default", node, node)
@@ -125,7 +125,7 @@ async def test_copy_is_written_while_the_worker_runs(
 async def test_copy_that_can_not_be_written_is_told_once_and_stops_nothing(
     kube: KubeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubernetes, "_COPY_EVERY", 0.01)
+    monkeypatch.setattr(apiserver_source, "_COPY_EVERY", 0.01)
     node = unique("node")
     (tmp_path / "file").write_text("")
     with capture_logs() as logs:

@@ -11,11 +11,11 @@ import pytest
 from kube_harness import eventually, running, visitor
 from structlog.testing import capture_logs
 
-from nodeworker.cluster import api as api_module
-from nodeworker.cluster.api import Api, Ask, GarbledError, UnreachableError
-from nodeworker.cluster.source import SourceUnavailableError
-from nodeworker.cluster.watch import Pace
-from nodeworker.resolve.objects import Nad
+from nodeworker.planning.cluster.apiserver import api as api_module
+from nodeworker.planning.cluster.apiserver.api import Api, Ask, GarbledError, UnreachableError
+from nodeworker.planning.cluster.apiserver.watch import Pace
+from nodeworker.planning.cluster.source import SourceUnavailableError
+from nodeworker.planning.resolve.objects import Nad
 from tests.kube.fake_api import Reply, Request, bookmark, event, fake_api, listed, network, silence
 
 ASK = Ask("list", "things", "/apis/k8s.cni.cncf.io/v1/network-attachment-definitions", "application/json")

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from events.settings import SettingsError
-from nodeworker.cluster.kubeconfig import Credentials, from_kubeconfig, in_cluster
-from nodeworker.cluster.kubernetes import Kubernetes
-from nodeworker.cluster.source import SourceUnavailableError
+from events.process.settings import SettingsError
+from nodeworker.planning.cluster.apiserver.credentials import Credentials, from_kubeconfig, in_cluster
+from nodeworker.planning.cluster.apiserver.source import Kubernetes
+from nodeworker.planning.cluster.source import SourceUnavailableError
 from tests.kube.fake_api import Reply, Request, fake_api, network
 from tests.kube.kube_manifests import write_kubeconfig
 from tests.kube.kube_server import WORKER, KubeServer

@@ -10,12 +10,12 @@ import pytest
 from kube_harness import BRISK, eventually, running, selecting, unique, worker
 from structlog.testing import capture_logs
 
-from nodeworker.cluster.kubeconfig import from_kubeconfig
-from nodeworker.cluster.kubernetes import Kubernetes
-from nodeworker.cluster.source import SourceUnavailableError
-from nodeworker.cluster.watch import Pace
-from nodeworker.resolve.annotation import DEFAULT_NETWORK, NETWORKS
-from nodeworker.resolve.objects import RESOURCE_NAME, Nad, PodObject
+from nodeworker.planning.cluster.apiserver.credentials import from_kubeconfig
+from nodeworker.planning.cluster.apiserver.source import Kubernetes
+from nodeworker.planning.cluster.apiserver.watch import Pace
+from nodeworker.planning.cluster.source import SourceUnavailableError
+from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
+from nodeworker.planning.resolve.objects import RESOURCE_NAME, Nad, PodObject
 from tests.kube.kube_manifests import nad
 from tests.kube.kube_server import NOBODY, KubeServer
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from nodeworker.cluster.manifests import Manifests
-from nodeworker.cluster.source import Source, SourceUnavailableError
-from nodeworker.resolve.objects import Nad, PodObject
+from nodeworker.planning.cluster.manifests import Manifests
+from nodeworker.planning.cluster.source import Source, SourceUnavailableError
+from nodeworker.planning.resolve.objects import Nad, PodObject
 
 POD = """
 apiVersion: v1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeworker.cluster.on_disk import auxiliary_chain, find_config, read_config
+from nodeworker.planning.cluster.node_files import auxiliary_chain, find_config, read_config
 
 CONF = '{"name": "wanted", "type": "macvlan"}'
 

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from kube_harness import eventually, running, unique, worker
 
-from nodeworker.cluster.kubernetes import Kubernetes
-from nodeworker.cluster.manifests import Manifests
-from nodeworker.cluster.source import Source
-from nodeworker.resolve.annotation import NETWORKS
-from nodeworker.resolve.objects import RESOURCE_NAME, Nad, PodObject
+from nodeworker.planning.cluster.apiserver.source import Kubernetes
+from nodeworker.planning.cluster.manifests import Manifests
+from nodeworker.planning.cluster.source import Source
+from nodeworker.planning.resolve.annotation import NETWORKS
+from nodeworker.planning.resolve.objects import RESOURCE_NAME, Nad, PodObject
 from tests.kube.kube_manifests import nad
 from tests.kube.kube_server import NADS, PODS, KubeServer
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from delegates_harness import Plugins, namespace, own_node
 
-from nodeworker.delegates.exec import PluginExecutor
-from nodeworker.delegates.orphans import orphans
+from nodeworker.plugins.exec import PluginExecutor
+from nodeworker.plugins.orphans import orphans
 
 
 @pytest.fixture

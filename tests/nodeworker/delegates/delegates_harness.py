@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from events.schema import IfName, NetworkName, PlannedAttachment
-from nodeworker.delegates import conflist
+from nodeworker.plugins.spec import conflist
 
 _CLONE_NEWNET = 0x40000000
 

@@ -8,9 +8,9 @@ import pytest
 from delegates_harness import Plugins, calls, planned
 
 from events.schema import ErrorClass, Phase
-from nodeworker.delegates import chain
-from nodeworker.delegates.chain import DelegateError, Target
-from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.plugins import chain
+from nodeworker.plugins.chain import DelegateError, Target
+from nodeworker.plugins.exec import PluginExecutor
 
 SECONDS = 30.0
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeworker.delegates.conflist import ConfigError, parse, render, unsupported_capabilities, with_prev_result
+from nodeworker.plugins.spec.conflist import ConfigError, parse, render, unsupported_capabilities, with_prev_result
 
 LONG = 1024 * 1024
 

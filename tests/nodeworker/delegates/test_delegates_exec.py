@@ -16,14 +16,8 @@ import pytest
 from delegates_harness import Plugins, gone
 
 from events.schema import ErrorClass, PluginRun
-from nodeworker.delegates.exec import (
-    STDERR_RECORDED,
-    STDOUT_LIMIT,
-    STDOUT_RECORDED,
-    PluginError,
-    PluginExecutor,
-)
-from nodeworker.delegates.orphans import end_orphans, orphans
+from nodeworker.plugins.exec import STDERR_RECORDED, STDOUT_LIMIT, STDOUT_RECORDED, PluginError, PluginExecutor
+from nodeworker.plugins.orphans import end_orphans, orphans
 
 PATIENCE = 30.0
 """Seconds; a test that needs them has failed."""
@@ -322,7 +316,7 @@ async def test_orphans_are_found_by_their_marker(marker: str) -> None:
 
 
 def test_nobody_is_an_orphan_of_itself(marker: str) -> None:
-    script = f"from nodeworker.delegates.orphans import orphans; print(orphans({marker!r}))"
+    script = f"from nodeworker.plugins.orphans import orphans; print(orphans({marker!r}))"
     environment = {"PLUMBLINE_DELEGATE": marker, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.check_output([sys.executable, "-c", script], env=environment) == b"[]\n"
 

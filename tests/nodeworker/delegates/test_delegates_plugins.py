@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from delegates_harness import addresses, ip, links, planned
 
-from nodeworker.delegates import chain, results
-from nodeworker.delegates.chain import DelegateError, Target
-from nodeworker.delegates.exec import PluginExecutor
+from nodeworker.plugins import chain
+from nodeworker.plugins.chain import DelegateError, Target
+from nodeworker.plugins.exec import PluginExecutor
+from nodeworker.plugins.spec import results
 
 PLUGINS = "/usr/lib/cni"
 SECONDS = 30.0

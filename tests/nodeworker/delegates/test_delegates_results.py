@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeworker.delegates.results import (
+from nodeworker.plugins.spec.results import (
     DNS,
     IP,
     Interface,
@@ -23,7 +23,7 @@ from nodeworker.delegates.results import (
     encode,
     stated,
 )
-from nodeworker.delegates.versions import SUPPORTED
+from nodeworker.plugins.spec.versions import SUPPORTED
 
 FULL = Result(
     cni_version="1.1.0",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nodeworker.delegates.versions import SUPPORTED, ConfigError, at_least, highest
+from nodeworker.plugins.spec.versions import SUPPORTED, ConfigError, at_least, highest
 
 
 @pytest.mark.parametrize(

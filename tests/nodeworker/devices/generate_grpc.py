@@ -9,7 +9,10 @@ import tempfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[3]
-DEFINITIONS = (Path("nodeworker", "devices", "podresources.proto"), Path("nodeworker", "leaks", "cri.proto"))
+DEFINITIONS = (
+    Path("nodeworker/planning/devices/_generated/podresources.proto"),
+    Path("nodeworker/leaks/evidence/_generated/cri.proto"),
+)
 
 _MARK = "# ruff: noqa\n# fmt: off\n"
 """Keeps linter and formatter from making it something else."""

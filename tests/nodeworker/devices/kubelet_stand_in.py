@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from events.process import die_with_parent
+from events.process.child_process import die_with_parent
 
 PROTO = """
 syntax = "proto3";

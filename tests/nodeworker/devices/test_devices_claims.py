@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from events.schema import Pod
-from nodeworker.cluster.api import Api
-from nodeworker.cluster.kubeconfig import from_kubeconfig
-from nodeworker.devices.claims import DEVICE_ID, RESOURCE, Claims
-from nodeworker.devices.source import Devices, DevicesUnknownError
+from nodeworker.planning.cluster.apiserver.api import Api
+from nodeworker.planning.cluster.apiserver.credentials import from_kubeconfig
+from nodeworker.planning.cluster.apiserver.resource_claims import DEVICE_ID, RESOURCE, Claims
+from nodeworker.planning.devices.source import Devices, DevicesUnknownError
 from tests.kube.fake_api import FakeApi, Reply, Request, fake_api, missing
 from tests.kube.kube_manifests import write_kubeconfig
 from tests.kube.kube_server import WORKER, KubeServer

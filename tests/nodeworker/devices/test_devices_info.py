@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from events.schema import IfName, NetworkName, PlannedAttachment
-from nodeworker.devices import info
+from nodeworker.plugins import device_info
 
 INFO = '{\n  "type": "pci", "version": "1.1.0",\n  "pci": {"pci-address": "0000:03:02.1"}\n}\n'
 
@@ -53,11 +53,11 @@ def in_place(folder: Path) -> list[tuple[str, str, int]]:
 async def test_what_the_device_plugin_says_is_handed_on_for_all_to_read_and_goes_again(tmp_path: Path) -> None:
     plan, source = planned(tmp_path), told(tmp_path)
     with capture_logs() as logs:
-        await info.provide(plan)
+        await device_info.provide(plan)
         assert in_place(tmp_path) == [("shop-a-c1_net1", INFO, 0o644)]
-        assert await info.recorded(plan) == INFO
-        await info.withdraw(plan)
-        await info.withdraw(plan)
+        assert await device_info.recorded(plan) == INFO
+        await device_info.withdraw(plan)
+        await device_info.withdraw(plan)
         assert in_place(tmp_path) == []
     assert source.read_text() == INFO
     assert not logs
@@ -67,23 +67,23 @@ async def test_what_is_there_already_is_replaced(tmp_path: Path) -> None:
     plan = planned(tmp_path)
     told(tmp_path)
     place(plan, "from an attempt before")
-    await info.provide(plan)
-    assert await info.recorded(plan) == INFO
+    await device_info.provide(plan)
+    assert await device_info.recorded(plan) == INFO
 
 
 async def test_what_a_plugin_writes_itself_is_recorded(tmp_path: Path) -> None:
     plan = planned(tmp_path, resource="", device="")
-    await info.provide(plan)
+    await device_info.provide(plan)
     place(plan, '{"type":"memif"}')
-    assert await info.recorded(plan) == '{"type":"memif"}'
+    assert await device_info.recorded(plan) == '{"type":"memif"}'
 
 
 async def test_a_device_of_which_nobody_tells_is_no_complaint(tmp_path: Path) -> None:
     plan = planned(tmp_path / "missing")
     with capture_logs() as logs:
-        await info.provide(plan)
-        assert await info.recorded(plan) == ""
-        await info.withdraw(plan)
+        await device_info.provide(plan)
+        assert await device_info.recorded(plan) == ""
+        await device_info.withdraw(plan)
     assert not logs
     assert not (tmp_path / "missing").exists()
 
@@ -99,7 +99,7 @@ async def test_a_device_of_which_nobody_tells_is_no_complaint(tmp_path: Path) ->
         '{"type": "pci", ',
         b'{"type": "pci", "x": "\xff"}',
         "[" * 10_000,
-        json.dumps({"type": "pci", "x": "y" * info.MAX_BYTES}),
+        json.dumps({"type": "pci", "x": "y" * device_info.MAX_BYTES}),
     ],
     ids=["empty", "list", "null", "no-type", "other-type", "torn", "no-utf8", "deep", "large"],
 )
@@ -108,10 +108,10 @@ async def test_a_file_that_tells_of_no_device_is_neither_handed_on_nor_recorded(
 ) -> None:
     plan, source = planned(tmp_path), told(tmp_path, text)
     with capture_logs() as logs:
-        await info.provide(plan)
+        await device_info.provide(plan)
         assert in_place(tmp_path) == []
         place(plan, text)
-        assert await info.recorded(plan) == ""
+        assert await device_info.recorded(plan) == ""
     assert [(log["event"], log["log_level"], log["file"]) for log in logs] == [
         ("device_info_unusable", "warning", str(source)),
         ("device_info_unusable", "warning", plan.device_info),
@@ -124,9 +124,9 @@ async def test_a_folder_that_takes_no_file_is_a_complaint_only(tmp_path: Path) -
     told(tmp_path)
     (tmp_path / "cni").write_text("not a folder")
     with capture_logs() as logs:
-        await info.provide(plan)
-        assert await info.recorded(plan) == ""
-        await info.withdraw(plan)
+        await device_info.provide(plan)
+        assert await device_info.recorded(plan) == ""
+        await device_info.withdraw(plan)
     assert [log["reason"] for log in logs] == ["it can't be written: File exists"]
 
 
@@ -135,12 +135,12 @@ async def test_what_is_no_file_can_not_be_removed_and_is_left_alone(tmp_path: Pa
     place(plan, "").unlink()
     os.mkdir(plan.device_info)
     with capture_logs() as logs:
-        await info.withdraw(plan)
+        await device_info.withdraw(plan)
     assert [log["reason"] for log in logs] == ["it can't be removed: Is a directory"]
     assert os.listdir(plan.device_info) == []
 
 
 def test_the_device_plugins_file_is_named_by_resource_and_device(tmp_path: Path) -> None:
-    assert info.of_device_plugin(planned(tmp_path)) == told(tmp_path)
+    assert device_info.of_device_plugin(planned(tmp_path)) == told(tmp_path)
     hostile = planned(tmp_path, resource="../..", device="../etc")
-    assert info.of_device_plugin(hostile) == tmp_path / "dp" / "..-..-..-etc-device.json"
+    assert device_info.of_device_plugin(hostile) == tmp_path / "dp" / "..-..-..-etc-device.json"

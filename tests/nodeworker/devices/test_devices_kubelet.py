@@ -16,9 +16,9 @@ import pytest
 from kubelet_stand_in import kubelet, pod
 
 from events.schema import Pod
-from nodeworker.devices import podresources
-from nodeworker.devices.kubelet import Kubelet
-from nodeworker.devices.source import DevicesUnknownError
+from nodeworker.planning.devices import podresources
+from nodeworker.planning.devices.kubelet import Kubelet
+from nodeworker.planning.devices.source import DevicesUnknownError
 
 PLAIN = Pod("default", "plain", "uid-1")
 SRIOV, RDMA = "vendor.example/sriov", "vendor.example/rdma"

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from events.schema import AttachPlanned, AttachRequested, ErrorClass, Failure, IfName, PlannedAttachment, Pod, RequestId
-from nodeworker.devices.draw import MAX_ID, info_path, is_device_id
-from nodeworker.devices.source import Devices, DevicesUnknownError, find
 from nodeworker.errors import RequestFailedError
-from nodeworker.resolve.annotation import DEFAULT_NETWORK, NETWORKS
-from nodeworker.resolve.netconf import NetConf, NodeDefaults, parse_netconf
-from nodeworker.resolve.objects import RESOURCE_NAME, Nad, NetworkRef, PodObject
-from nodeworker.resolve.plan import plan
+from nodeworker.planning.devices.source import Devices, DevicesUnknownError, find
+from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
+from nodeworker.planning.resolve.device_assignment import MAX_ID, info_path, is_device_id
+from nodeworker.planning.resolve.netconf import NetConf, NodeDefaults, parse_netconf
+from nodeworker.planning.resolve.objects import RESOURCE_NAME, Nad, NetworkRef, PodObject
+from nodeworker.planning.resolve.plan import plan
 from nodeworker.settings import DeviceSettings
 
 SRIOV, RDMA = "vendor.example/sriov", "vendor.example/rdma"

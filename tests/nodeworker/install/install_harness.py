@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from events.settings import InstallSection, Settings
-from nodeworker.install.installer import Installer
+from events.process.settings import InstallSection, Settings
+from nodeworker.host.install.installer import Installer
 from nodeworker.shim.frame import encode_reply
 from tests.nodeworker.shim.shim_harness import Worker, reply
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeworker.install.files import held, move, put, remove
+from nodeworker.host.install.files import held, move, put, remove
 
 
 def test_a_file_is_written_with_its_mode(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from install_harness import BRIDGE, MULTUS, SINGLE
 
-from events.settings import InstallSection
-from nodeworker.install import InstallError
-from nodeworker.install.generate import Generated, from_multus, from_primary
-from nodeworker.install.primary import find
-from nodeworker.resolve.netconf import NodeDefaults, parse_netconf
+from events.process.settings import InstallSection
+from nodeworker.host.install import InstallError
+from nodeworker.host.install.generate import Generated, from_multus, from_primary
+from nodeworker.host.install.primary import find
+from nodeworker.planning.resolve.netconf import NodeDefaults, parse_netconf
 
 
 def wrapped(folder: Path, config: dict[str, Any], **keys: Any) -> Generated:

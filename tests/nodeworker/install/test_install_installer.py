@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from install_harness import BRIDGE, MULTUS, SINGLE, Host
 
-from nodeworker.install import InstallError, NotYetError, installer
-from nodeworker.install.installer import install, uninstalled_marker, watch
+from nodeworker.host.install import InstallError, NotYetError, installer
+from nodeworker.host.install.installer import install, uninstalled_marker, watch
 
 
 def configure(host: Host, **keys: object) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from install_harness import BRIDGE, MULTUS, SINGLE
 
-from nodeworker.install import InstallError, NotYetError
-from nodeworker.install.primary import find
+from nodeworker.host.install import InstallError, NotYetError
+from nodeworker.host.install.primary import find
 
 
 def write(folder: Path, **files: Any) -> None:

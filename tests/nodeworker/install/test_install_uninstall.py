@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from install_harness import BRIDGE, MULTUS, SINGLE, Host
 
-from events.jetstream import JetStreamLedger
-from events.ledger import LedgerError
+from events.ledger.ledger import LedgerError
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.nats.streams import NODE_STREAM
+from events.process.settings import SettingsError
 from events.schema import Pod
-from events.server import EmbeddedServer
-from events.settings import SettingsError
-from events.streams import NODE_STREAM
-from nodeworker.install import installer
-from nodeworker.install.uninstall import BinaryKeptError, StillAttachedError, Uninstaller
+from nodeworker.host.install import installer
+from nodeworker.host.install.uninstall import BinaryKeptError, StillAttachedError, Uninstaller
 from tests.reconciler.stories import NETWORKS, Node
 
 WEB = Pod("shop", "web-0", "u")

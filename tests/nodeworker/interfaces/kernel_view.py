@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from events.schema import Phase
-from nodeworker.namespace import Namespace
+from nodeworker.kernel.namespaces import Namespace
 
 REFERENCE = Path("/usr/lib/cni")
 

@@ -14,11 +14,11 @@ from kernel_view import container, differences, execute, node, view
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from test_interfaces_cut_short import Cut, cut_after
 
-from nodeworker.delegates import results
-from nodeworker.delegates.results import Result
-from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.interfaces.work import printed
-from nodeworker.netlink import links, message
+from nodeworker.kernel.rtnetlink import links, message
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.jobs import printed
+from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.results import Result
 
 MODULES = {"vlan": "8021q"}
 

@@ -17,16 +17,16 @@ from test_bridge_vlans import PVID_UNTAGGED, filtering_bridge, needs_vlans
 
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase
 from events.schema import ContainerId, DriftKind, IfName, NetworkName, NodeName, Phase, PlannedAttachment
-from nodeworker.delegates.results import Interface, Result
-from nodeworker.interfaces import bridge
-from nodeworker.netlink import links
-from nodeworker.netlink.socket import Netlink
-from nodeworker.observe.compare import Snapshot, differences
-from nodeworker.observe.expected import ExpectedLink, expected
-from nodeworker.observe.interest import Interest
-from nodeworker.observe.monitor import Heard, Monitor
-from nodeworker.observe.snapshot import take
-from nodeworker.repair.mend import mend
+from nodeworker.drift.differences import Snapshot, differences
+from nodeworker.drift.expected import ExpectedLink, expected
+from nodeworker.drift.repair.in_place import mend
+from nodeworker.drift.snapshot import take
+from nodeworker.drift.watch.kernel_events import Heard, Monitor
+from nodeworker.drift.watch.subscriptions import Interest
+from nodeworker.kernel.rtnetlink import links
+from nodeworker.kernel.rtnetlink.socket import Netlink
+from nodeworker.plugins.native.kinds.bridge import bridge
+from nodeworker.plugins.spec.results import Interface, Result
 
 IN_VLAN: dict[str, Any] = {"type": "bridge", "bridge": "br0", "vlan": 100, "preserveDefaultVlan": False}
 IN_TRUNK: dict[str, Any] = {"type": "bridge", "bridge": "br0", "vlanTrunk": [{"minID": 5, "maxID": 6}]}

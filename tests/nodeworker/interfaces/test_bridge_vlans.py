@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from kernel_view import container, filters_vlans, node
 from native_harness import answer, call
 
-from nodeworker.interfaces import bridge, bridge_vlans
-from nodeworker.interfaces.membership import Trunk, membership
-from nodeworker.interfaces.native import NativeError
-from nodeworker.netlink import links
-from nodeworker.netlink.links import Link
-from nodeworker.netlink.message import Answer, u16
-from nodeworker.netlink.socket import Netlink
+from nodeworker.kernel.rtnetlink import links
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.kernel.rtnetlink.message import Answer, u16
+from nodeworker.kernel.rtnetlink.socket import Netlink
+from nodeworker.plugins.native.api import NativeError
+from nodeworker.plugins.native.kinds.bridge import bridge, vlans
+from nodeworker.plugins.native.kinds.bridge.vlan_membership import Trunk, membership
 
 IDS = st.integers(1, 4094)
 RANGES = st.tuples(IDS, IDS).map(lambda ends: Trunk(min_id=min(ends), max_id=max(ends)))
@@ -75,13 +75,13 @@ def test_a_trunk_is_the_union_of_what_it_names_in_as_few_ranges_as_there_can_be(
 )
 def test_a_port_joins_what_is_asked_for(vlan: int, trunk: list[Trunk] | None, keeps: bool, wanted: list[Any]) -> None:
     member = membership(vlan, trunk, keeps_default=keeps)
-    assert bridge_vlans.joined(5, filtering_bridge(), member) == wanted
+    assert vlans.joined(5, filtering_bridge(), member) == wanted
     assert member.filtering == (vlan != 0 or trunk is not None)
 
 
 def test_a_bridge_without_a_default_vlan_has_none_to_leave() -> None:
     member = membership(7, None, keeps_default=False)
-    assert bridge_vlans.joined(5, filtering_bridge(default=0), member) == [links.into_vlan(5, 7)]
+    assert vlans.joined(5, filtering_bridge(default=0), member) == [links.into_vlan(5, 7)]
 
 
 PORTS = (
@@ -115,7 +115,7 @@ def test_what_a_port_is_told_to_join_is_read_back(trunk: list[Trunk]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vlans", "vlan", "trunk", "keeps", "said"),
+    ("found", "vlan", "trunk", "keeps", "said"),
     [
         ({7: PVID_UNTAGGED, 1: 2}, 7, None, True, ""),
         ({7: PVID_UNTAGGED, 9: 0}, 7, None, False, ""),
@@ -131,10 +131,10 @@ def test_what_a_port_is_told_to_join_is_read_back(trunk: list[Trunk]) -> None:
     ],
 )
 def test_a_port_that_is_not_where_it_was_put_is_said(
-    vlans: dict[int, int], vlan: int, trunk: list[Trunk] | None, keeps: bool, said: str
+    found: dict[int, int], vlan: int, trunk: list[Trunk] | None, keeps: bool, said: str
 ) -> None:
-    found = bridge_vlans.missing(vlans, 1, membership(vlan, trunk, keeps_default=keeps))
-    assert (said in found) if said else not found, found
+    problem = vlans.missing(found, 1, membership(vlan, trunk, keeps_default=keeps))
+    assert (said in problem) if said else not problem, problem
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")

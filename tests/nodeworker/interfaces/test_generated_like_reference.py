@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from kernel_view import REFERENCE, container, differences, executed, node, view
 from native_harness import MODULES, kernel_has, names
 
-from nodeworker.delegates.exec import PluginExecutor
-from nodeworker.interfaces.processes import NativeProcesses
-from nodeworker.interfaces.registry import AUTO, interface_plugin
-from nodeworker.interfaces.runner import NativeRunner
+from nodeworker.plugins.exec import PluginExecutor
+from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.native.registry import AUTO, interface_plugin
+from nodeworker.plugins.native.runner import NativeRunner
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),

@@ -21,11 +21,11 @@ from test_generated_like_reference import EXAMPLES, FURNITURE, KINDS, Verb, by_r
 
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase
 from events.schema import ContainerId, IfName, NetworkName, NodeName, Phase, PlannedAttachment
-from nodeworker.observe import compare
-from nodeworker.observe.compare import Snapshot
-from nodeworker.observe.expected import ExpectedLink, expected
-from nodeworker.observe.snapshot import take
-from nodeworker.repair.mend import mend
+from nodeworker.drift import differences as drift
+from nodeworker.drift.differences import Snapshot
+from nodeworker.drift.expected import ExpectedLink, expected
+from nodeworker.drift.repair.in_place import mend
+from nodeworker.drift.snapshot import take
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
@@ -115,12 +115,12 @@ def comes_back(config: dict[str, Any], damages: Sequence[str], way: Way) -> None
         wanted = recorded(config, result, native=way is natively)
         whole, before = take(netns, wanted, Phase.CHECK).seen, picture(netns)
         mtus = {name: link.mtu for name, link in whole.links.items()}
-        assert compare.differences(wanted, whole, mtus) == ()
+        assert drift.differences(wanted, whole, mtus) == ()
         spoil(netns, config, damages, whole)
         for _ in range(2):  # what is missing may hide what else is
             seen = take(netns, wanted, Phase.CHECK).seen
-            mend(netns, wanted, seen, compare.differences(wanted, seen, mtus))
-        assert compare.differences(wanted, take(netns, wanted, Phase.CHECK).seen, mtus) == ()
+            mend(netns, wanted, seen, drift.differences(wanted, seen, mtus))
+        assert drift.differences(wanted, take(netns, wanted, Phase.CHECK).seen, mtus) == ()
         assert differences(picture(netns), before) == []
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from kernel_view import container, differences, node, view
 
-from nodeworker.delegates import results
-from nodeworker.interfaces import bridge, iptables, loopback, macvlan, ptp
-from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.netlink.message import Request
-from nodeworker.netlink.socket import Netlink
+from nodeworker.kernel.rtnetlink.message import Request
+from nodeworker.kernel.rtnetlink.socket import Netlink
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.filter import iptables
+from nodeworker.plugins.native.kinds import loopback, macvlan, ptp
+from nodeworker.plugins.native.kinds.bridge import bridge
+from nodeworker.plugins.spec import results
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from kernel_view import REFERENCE, container, differences, execute, filters_vlans, node, view
 
-from nodeworker.delegates import results
-from nodeworker.interfaces import bridge, loopback, macvlan, ptp
-from nodeworker.interfaces.native import Call
-from nodeworker.interfaces.work import printed
+from nodeworker.plugins.native.api import Call
+from nodeworker.plugins.native.jobs import printed
+from nodeworker.plugins.native.kinds import loopback, macvlan, ptp
+from nodeworker.plugins.native.kinds.bridge import bridge
+from nodeworker.plugins.spec import results
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),

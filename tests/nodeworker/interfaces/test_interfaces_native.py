@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from kernel_view import container, node
 
-from nodeworker.delegates import results
-from nodeworker.interfaces import bridge, loopback, macvlan, ptp
-from nodeworker.interfaces.native import Call, NativeError
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kinds import loopback, macvlan, ptp
+from nodeworker.plugins.native.kinds.bridge import bridge
+from nodeworker.plugins.spec import results
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

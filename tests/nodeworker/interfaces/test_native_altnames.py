@@ -13,12 +13,13 @@ from native_harness import BOTH, call, card, ip, kernel_has
 
 from events.fold import SandboxKey
 from events.schema import ContainerId, IfName
-from nodeworker.interfaces import bridge, ipvlan, macvlan, vlan
-from nodeworker.interfaces.native import NativeError
-from nodeworker.netlink import links
-from nodeworker.netlink.socket import Netlink
-from nodeworker.observe.interest import Interest
-from nodeworker.observe.monitor import Heard, Monitor, NodeLink
+from nodeworker.drift.watch.kernel_events import Heard, Monitor, NodeLink
+from nodeworker.drift.watch.subscriptions import Interest
+from nodeworker.kernel.rtnetlink import links
+from nodeworker.kernel.rtnetlink.socket import Netlink
+from nodeworker.plugins.native.api import NativeError
+from nodeworker.plugins.native.kinds import ipvlan, macvlan, vlan
+from nodeworker.plugins.native.kinds.bridge import bridge
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

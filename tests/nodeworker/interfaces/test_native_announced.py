@@ -12,7 +12,7 @@ import pytest
 from kernel_view import container, node
 from native_harness import BOTH, call, card, ip, needs
 
-from nodeworker.interfaces import registry
+from nodeworker.plugins.native import registry
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

@@ -17,12 +17,13 @@ from msgspec.structs import replace
 from native_harness import names, shown
 
 from events.schema import ErrorClass, IfName, NetworkName, PlannedAttachment, PluginRun
-from nodeworker.delegates import chain, conflist
-from nodeworker.delegates.chain import DelegateError, Target
-from nodeworker.delegates.exec import PluginExecutor
-from nodeworker.interfaces.processes import NativeProcesses
-from nodeworker.interfaces.registry import AUTO
-from nodeworker.interfaces.ways import WayRunners
+from nodeworker.plugins import chain
+from nodeworker.plugins.chain import DelegateError, Target
+from nodeworker.plugins.exec import PluginExecutor
+from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.native.registry import AUTO
+from nodeworker.plugins.runners import WayRunners
+from nodeworker.plugins.spec import conflist
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),

@@ -11,10 +11,10 @@ from kernel_view import container, node
 from native_harness import ip, names
 
 from events.schema import IfName, NetworkName, PlannedAttachment
-from nodeworker.delegates.exec import PluginExecutor
-from nodeworker.interfaces.processes import NativeProcesses
-from nodeworker.interfaces.registry import AUTO
-from nodeworker.interfaces.ways import WayRunners
+from nodeworker.plugins.exec import PluginExecutor
+from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.native.registry import AUTO
+from nodeworker.plugins.runners import WayRunners
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

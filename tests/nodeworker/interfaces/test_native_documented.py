@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from nodeworker.interfaces import registry
-from nodeworker.interfaces.netconf import NetConf
+from nodeworker.plugins.native import registry
+from nodeworker.plugins.native.kit.plugin_config import NetConf
 
 TEXT = (Path(__file__).parents[3] / "docs/native-interfaces.md").read_text(encoding="utf-8")
 COMMON = {field.encode_name for field in msgspec.structs.fields(NetConf)}

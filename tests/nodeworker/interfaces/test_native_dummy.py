@@ -26,8 +26,8 @@ from native_harness import (
     works_or_names_its_module,
 )
 
-from nodeworker.interfaces import dummy
-from nodeworker.interfaces.native import NativeError
+from nodeworker.plugins.native.api import NativeError
+from nodeworker.plugins.native.kinds import dummy
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

@@ -16,11 +16,12 @@ import pytest
 from kernel_view import REFERENCE, container, differences, execute, node, view
 from native_harness import answer, call, encoded, is_refused
 
-from nodeworker.delegates.results import Result
-from nodeworker.interfaces import bridge, ptp
-from nodeworker.interfaces.native import NativeError
-from nodeworker.netlink.nftables import Nftables
-from nodeworker.netlink.socket import NetlinkError
+from nodeworker.kernel.nftables.client import Nftables
+from nodeworker.kernel.rtnetlink.socket import NetlinkError
+from nodeworker.plugins.native.api import NativeError
+from nodeworker.plugins.native.kinds import ptp
+from nodeworker.plugins.native.kinds.bridge import bridge
+from nodeworker.plugins.spec.results import Result
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),

@@ -25,9 +25,9 @@ from native_harness import (
     shown,
 )
 
-from nodeworker.delegates.results import Result
-from nodeworker.interfaces import host_device
-from nodeworker.interfaces.native import NativeError
+from nodeworker.plugins.native.api import NativeError
+from nodeworker.plugins.native.kinds import host_device
+from nodeworker.plugins.spec.results import Result
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 needs_reference = pytest.mark.skipif(

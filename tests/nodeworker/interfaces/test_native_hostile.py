@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from kernel_view import container, node
 from native_harness import BOTH, card, ip, names
 
-from nodeworker.delegates.results import Result
-from nodeworker.interfaces import registry
-from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.interfaces.netconf import NetConf
+from nodeworker.plugins.native import registry
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.plugin_config import NetConf
+from nodeworker.plugins.spec.results import Result
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

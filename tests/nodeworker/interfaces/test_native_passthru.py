@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from nodeworker.delegates import results
-from nodeworker.delegates.results import IP, Interface, Result
-from nodeworker.interfaces import passthru
-from nodeworker.interfaces.native import Call, NativeError
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kinds import passthru
+from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.results import IP, Interface, Result
 
 PREVIOUS = Result(cni_version="1.0.0", interfaces=(Interface(name="eth0"),), ips=(IP(address="10.0.0.5/24"),))
 

@@ -20,13 +20,13 @@ from kernel_view import container, node
 from native_harness import card, ip, names, shown
 
 from events.schema import ErrorClass, PluginRun
-from nodeworker.delegates.exec import PluginError, PluginExecutor
-from nodeworker.interfaces import processes as native_processes
-from nodeworker.interfaces import work
-from nodeworker.interfaces.native import PATIENCE
-from nodeworker.interfaces.processes import PROCESSES, NativeProcesses
-from nodeworker.interfaces.registry import AUTO
-from nodeworker.interfaces.runner import NativeRunner
+from nodeworker.plugins.exec import PluginError, PluginExecutor
+from nodeworker.plugins.native import jobs
+from nodeworker.plugins.native import pool as native_processes
+from nodeworker.plugins.native.api import PATIENCE
+from nodeworker.plugins.native.pool import PROCESSES, NativeProcesses
+from nodeworker.plugins.native.registry import AUTO
+from nodeworker.plugins.native.runner import NativeRunner
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -287,7 +287,7 @@ async def test_what_an_executed_ipam_plugin_prints_has_to_be_a_result(executed: 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the processes wait for locks for as long as it takes."""
-    monkeypatch.setattr(work, "BRIEFLY", PATIENCE)
+    monkeypatch.setattr(jobs, "BRIEFLY", PATIENCE)
 
 
 @contextlib.asynccontextmanager

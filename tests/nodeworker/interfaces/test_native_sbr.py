@@ -13,12 +13,12 @@ from kernel_view import REFERENCE, container, differences, execute, node, view
 from native_harness import call, cut_everywhere, encoded, ip, shown
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
-from nodeworker.delegates import results
-from nodeworker.delegates.results import Result
-from nodeworker.interfaces import sbr
-from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.netlink import message, rules
-from nodeworker.netlink.rules import Rule
+from nodeworker.kernel.rtnetlink import message, policy_rules
+from nodeworker.kernel.rtnetlink.policy_rules import Rule
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kinds import sbr
+from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.results import Result
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 like_reference = pytest.mark.skipif(
@@ -267,7 +267,7 @@ def test_what_can_not_be_done_is_refused_with_a_reason(netns: str) -> None:
 @pytest.mark.parametrize(("source", "table", "priority"), [("10.77.0.5/32", 100, 0), ("fd77::5/128", 100_000, 77)])
 def test_a_rule_is_what_another_reader_of_netlink_takes_it_for(source: str, table: int, priority: int) -> None:
     rule = Rule(source=ipaddress.ip_network(source), table=table, priority=priority)
-    decoded: Any = fibmsg(message.packed(rules.add(rule), 1))
+    decoded: Any = fibmsg(message.packed(policy_rules.add(rule), 1))
     decoded.decode()
     address, _, length = source.partition("/")
     assert (decoded["family"], decoded["src_len"], decoded["action"]) == (10 if ":" in source else 2, int(length), 1)

@@ -32,9 +32,9 @@ from native_harness import (
     works_or_names_its_module,
 )
 
-from nodeworker.interfaces import ipvlan, vlan
-from nodeworker.interfaces.native import NativeError
-from nodeworker.netlink import message
+from nodeworker.kernel.rtnetlink import message
+from nodeworker.plugins.native.api import NativeError
+from nodeworker.plugins.native.kinds import ipvlan, vlan
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

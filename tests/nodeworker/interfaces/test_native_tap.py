@@ -14,9 +14,9 @@ from kernel_view import container, differences, node, view
 from native_harness import BOTH, answer, call, cut_everywhere, ip, is_refused, late, names, shown
 
 from events.schema import Phase
-from nodeworker.interfaces import tap
-from nodeworker.interfaces.native import NativeError
-from nodeworker.namespace import Namespace
+from nodeworker.kernel.namespaces import Namespace
+from nodeworker.plugins.native.api import NativeError
+from nodeworker.plugins.native.kinds import tap
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),

@@ -14,11 +14,11 @@ from kernel_view import REFERENCE, container, differences, execute, node, view
 from native_harness import call, cut_everywhere, encoded, ip, shown
 
 from events.schema import Phase
-from nodeworker.delegates import results
-from nodeworker.delegates.results import Result
-from nodeworker.interfaces import tuning
-from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.namespace import Namespace
+from nodeworker.kernel.namespaces import Namespace
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kinds.tuning import tuning
+from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.results import Result
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 like_reference = pytest.mark.skipif(

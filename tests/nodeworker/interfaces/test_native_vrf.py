@@ -30,13 +30,13 @@ from native_harness import (
     shown,
 )
 
-from nodeworker.delegates.results import Result
-from nodeworker.interfaces import vrf
-from nodeworker.interfaces.native import NativeError
-from nodeworker.netlink import addresses, links, message, routes
-from nodeworker.netlink.addresses import Assigned
-from nodeworker.netlink.links import Link
-from nodeworker.netlink.routes import Route
+from nodeworker.kernel.rtnetlink import addresses, links, message, routes
+from nodeworker.kernel.rtnetlink.addresses import Assigned
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.kernel.rtnetlink.routes import Route
+from nodeworker.plugins.native.api import NativeError
+from nodeworker.plugins.native.kinds import vrf
+from nodeworker.plugins.spec.results import Result
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

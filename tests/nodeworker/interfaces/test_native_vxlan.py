@@ -29,10 +29,11 @@ from native_harness import (
     works_or_names_its_module,
 )
 
-from nodeworker.interfaces import registry, vxlan
-from nodeworker.interfaces.native import NativeError
-from nodeworker.interfaces.stacked import Parent
-from nodeworker.netlink.links import Link
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.plugins.native import registry
+from nodeworker.plugins.native.api import NativeError
+from nodeworker.plugins.native.kinds import vxlan
+from nodeworker.plugins.native.kit.parent_link import Parent
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")]
 

@@ -12,11 +12,13 @@ from kernel_view import container, node
 from native_harness import answer, call, names
 from without_netfilter import known, without_netfilter
 
-from nodeworker.interfaces import bridge, iptables, ptp
-from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.netlink import nftables
-from nodeworker.netlink.nftables import Chain, Nftables
-from nodeworker.netlink.socket import NetlinkError
+from nodeworker.kernel.nftables import client
+from nodeworker.kernel.nftables.client import Chain, Nftables
+from nodeworker.kernel.rtnetlink.socket import NetlinkError
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.filter import iptables
+from nodeworker.plugins.native.kinds import ptp
+from nodeworker.plugins.native.kinds.bridge import bridge
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
@@ -116,10 +118,10 @@ def test_rules_of_the_newer_filter_that_can_not_be_listed_are_an_error(monkeypat
 
 def test_a_change_of_what_the_kernel_lacks_says_so_and_a_look_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     # Connection tracking takes no changes together: the kernel's answer is that for a part that it was built without.
-    monkeypatch.setattr(nftables, "_SUBSYSTEM", 1)
+    monkeypatch.setattr(client, "_SUBSYSTEM", 1)
     with node(), Nftables.on_node() as nft:
         with pytest.raises(NetlinkError, match=r"this node's kernel offers no nf_tables .*: load its modules"):
-            nft.commit(nftables.table(nftables.INET, "table"))
-        chain = Chain(nftables.INET, "table", "chain")
-        assert (nft.rules(chain), nft.has(chain), nft.has_table(nftables.INET, "table")) == ([], False, False)
+            nft.commit(client.table(client.INET, "table"))
+        chain = Chain(client.INET, "table", "chain")
+        assert (nft.rules(chain), nft.has(chain), nft.has_table(client.INET, "table")) == ([], False, False)
         assert nft.offered()

@@ -32,16 +32,17 @@ from without_netfilter import known, without_netfilter
 
 from events.fold import SandboxKey
 from events.schema import ContainerId, Drift, DriftKind, IfName, Phase
-from nodeworker.delegates import results
-from nodeworker.delegates.results import Interface, Result
-from nodeworker.interfaces import bridge, tuning
-from nodeworker.netlink.nftables import Chain, Nftables, Rule
-from nodeworker.netlink.rulebook import RuleBook
-from nodeworker.observe.compare import differences
-from nodeworker.observe.expected import ExpectedLink
-from nodeworker.observe.rule_monitor import RuleMonitor
-from nodeworker.observe.snapshot import take
-from nodeworker.repair.mend import mend
+from nodeworker.drift.differences import differences
+from nodeworker.drift.expected import ExpectedLink
+from nodeworker.drift.repair.in_place import mend
+from nodeworker.drift.snapshot import take
+from nodeworker.drift.watch.filter_events import RuleMonitor
+from nodeworker.kernel.nftables.client import Chain, Nftables, Rule
+from nodeworker.kernel.nftables.ruleset_cache import RuleBook
+from nodeworker.plugins.native.kinds.bridge import bridge
+from nodeworker.plugins.native.kinds.tuning import tuning
+from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.results import Interface, Result
 
 __all__ = ["pytestmark"]
 

@@ -14,14 +14,14 @@ from native_harness import answer, call, ip
 from test_native_filters import pytestmark, rules, use_older_iptables
 
 from events.schema import DriftKind, Phase
-from nodeworker.delegates.results import Result
-from nodeworker.interfaces import bridge
-from nodeworker.interfaces.native import NativeError
-from nodeworker.netlink.expressions import sought
-from nodeworker.netlink.nftables import IPV4, IPV6, Chain, Nftables
-from nodeworker.netlink.rulebook import RuleBook
-from nodeworker.observe import rules as known_rules
-from nodeworker.observe.ruled import Ruled, ruled
+from nodeworker.drift import filter_rules as known_rules
+from nodeworker.drift.expected_rules import Ruled, ruled
+from nodeworker.kernel.nftables.client import IPV4, IPV6, Chain, Nftables
+from nodeworker.kernel.nftables.expressions import sought
+from nodeworker.kernel.nftables.ruleset_cache import RuleBook
+from nodeworker.plugins.native.api import NativeError
+from nodeworker.plugins.native.kinds.bridge import bridge
+from nodeworker.plugins.spec.results import Result
 
 __all__ = ["pytestmark"]
 

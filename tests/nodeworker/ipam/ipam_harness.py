@@ -11,10 +11,10 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from nodeworker.delegates import results
-from nodeworker.interfaces.native import PATIENCE, Call, IpamPlugin, NativeError
-from nodeworker.ipam import host_local, static
-from nodeworker.resolve.cni_args import parse_args
+from nodeworker.plugins.native.api import PATIENCE, Call, IpamPlugin, NativeError
+from nodeworker.plugins.native.ipam import host_local, static
+from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.cni_args import parse_args
 
 PLUGINS = "/usr/lib/cni"
 NATIVE = {"host-local": cast("IpamPlugin", host_local), "static": cast("IpamPlugin", static)}

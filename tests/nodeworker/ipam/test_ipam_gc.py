@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.ipam import host_local
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.ipam import host_local
 
 
 def config(folder: Path, subnet: str = "10.9.0.0/24") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ipam_harness import WAYS, native, needs_plugins, network, on_disk, reserved
 
-from nodeworker.ipam import store
+from nodeworker.plugins.native.ipam import reservations
 
 SUBNET = {"subnet": "10.1.0.0/24"}
 DUAL = {"ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00::/64"}]]}
@@ -42,7 +42,7 @@ def without_unnamed_files(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         return honest(path, flags, *args, **kwargs)
 
-    monkeypatch.setattr(store.os, "open", refusing)
+    monkeypatch.setattr(reservations.os, "open", refusing)
 
 
 def fill(where: Path, *, but: int = 0) -> None:
@@ -204,7 +204,7 @@ def test_a_lock_that_is_let_go_is_waited_for(tmp_path: Path, held_lock: int, mon
         if len(pauses) == 20:
             fcntl.flock(held_lock, fcntl.LOCK_UN)
 
-    monkeypatch.setattr(store.time, "sleep", pause)
+    monkeypatch.setattr(reservations.time, "sleep", pause)
     assert addresses(native("ADD", network(tmp_path, SUBNET))) == ["10.1.0.2"]
     assert len(pauses) == 20
     assert max(pauses) <= 0.01
@@ -227,7 +227,7 @@ def test_a_folder_that_is_replaced_while_waiting_is_not_written_to(
         (tmp_path / "net" / "lock").touch()
         fcntl.flock(held_lock, fcntl.LOCK_UN)
 
-    monkeypatch.setattr(store.time, "sleep", pause)
+    monkeypatch.setattr(reservations.time, "sleep", pause)
     refused = native("ADD", network(tmp_path, SUBNET))
     assert refused.code == 11
     assert "was replaced" in refused.message
@@ -258,7 +258,7 @@ def killed(verb: str, config: dict[str, Any], calls: int) -> bool:
     """Do *verb* in a child that dies after so many calls of the system; return whether it was to die."""
     child = os.fork()
     if child == 0:
-        store.os = _Mortal(calls)  # type: ignore[assignment]
+        reservations.os = _Mortal(calls)  # type: ignore[assignment]
         os._exit(native(verb, config).code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in {0, 9}

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ipam_harness import Outcome, executed, native, needs_plugins, network, on_disk, reserved
 
-from nodeworker.ipam import host_local
+from nodeworker.plugins.native.ipam import host_local
 
 pytestmark = needs_plugins
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ipam_harness import WAYS, native, needs_plugins, network, on_disk, reserved
 
-from nodeworker.ipam import store
+from nodeworker.plugins.native.ipam import reservations
 
 REALTIME_COARSE = 5
 """A clock of the kernel's that Python has no name for (clock_gettime(2))."""
@@ -66,7 +66,7 @@ def test_a_file_system_that_keeps_whole_seconds_is_not_trusted(tmp_path: Path, m
     def coarse(path: Any, *, ns: tuple[int, int]) -> None:
         honest(path, ns=(ns[0] // 10**9 * 10**9, ns[1] // 10**9 * 10**9))
 
-    monkeypatch.setattr(store.os, "utime", coarse)
+    monkeypatch.setattr(reservations.os, "utime", coarse)
     config = network(tmp_path, SUBNET)
     folder = tmp_path / "net"
     native("ADD", config)
@@ -172,9 +172,9 @@ def test_no_address_is_given_twice_whoever_asks(tmp_path: Path, ways: list[str])
 
 
 def test_what_is_kept_of_folders_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_FILES_KEPT", 10)
-    memory = store._Memory()
-    monkeypatch.setattr(store, "_memory", memory)
+    monkeypatch.setattr(reservations, "_FILES_KEPT", 10)
+    memory = reservations._Memory()
+    monkeypatch.setattr(reservations, "_memory", memory)
     for base in range(6):
         for number in range(3):
             assert native("ADD", network(tmp_path / str(base), SUBNET), f"c{number}").code == 0
@@ -190,21 +190,21 @@ def test_a_folder_is_read_again_only_when_it_was_touched_and_then_only_what_is_n
 ) -> None:
     listed: list[object] = []
     read: list[str] = []
-    scan, read_one = os.scandir, store._read
+    scan, read_one = os.scandir, reservations._read
     config = network(tmp_path, SUBNET)
     native("ADD", config, "c0")
-    monkeypatch.setattr(store.os, "scandir", lambda path: (listed.append(path), scan(path))[1])
+    monkeypatch.setattr(reservations.os, "scandir", lambda path: (listed.append(path), scan(path))[1])
     for number in range(5):
         native("ADD", config, f"c{number}")
         native("CHECK", config, f"c{number}")
     assert listed == []
-    reservations = set(reserved(tmp_path))
+    before = set(reserved(tmp_path))
     (tmp_path / "net" / "10.1.0.99").write_text("somebody")
-    monkeypatch.setattr(store, "_read", lambda folder, name: (read.append(name), read_one(folder, name))[1])
+    monkeypatch.setattr(reservations, "_read", lambda folder, name: (read.append(name), read_one(folder, name))[1])
     native("CHECK", config, "absent")
     assert len(listed) == 1
     assert "10.1.0.99" in read
-    assert not reservations & set(read)
+    assert not before & set(read)
 
 
 def test_another_file_under_a_name_that_is_remembered_is_read(tmp_path: Path) -> None:
@@ -234,5 +234,5 @@ def test_results_do_not_depend_on_what_is_remembered(tmp_path: Path, monkeypatch
         return json.dumps(seen)
 
     with_memory = life(tmp_path / "a")
-    monkeypatch.setattr(store, "_FILES_KEPT", 0)
+    monkeypatch.setattr(reservations, "_FILES_KEPT", 0)
     assert life(tmp_path / "b") == with_memory

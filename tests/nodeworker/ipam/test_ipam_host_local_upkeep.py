@@ -13,8 +13,8 @@ import pytest
 from ipam_harness import executed, native, needs_plugins, network, on_disk, reserved
 from msgspec.structs import replace
 
-from nodeworker.interfaces.native import Call, NativeError
-from nodeworker.ipam import host_local, static
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.ipam import host_local, static
 
 SUBNET = {"subnet": "10.1.0.0/29"}
 DUAL = {"ranges": [[{"subnet": "10.1.0.0/29"}, {"subnet": "10.2.0.0/30"}], [{"subnet": "fd00::/64"}]]}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeworker.ipam.addresses import Address, address, with_prefix
-from nodeworker.ipam.ranges import RangeConfig, RangeSet, candidates, range_of, range_sets
+from nodeworker.plugins.native.ipam.addresses import Address, address, with_prefix
+from nodeworker.plugins.native.ipam.ranges import RangeConfig, RangeSet, candidates, range_of, range_sets
 
 POOLS = ["10.1.0.0/29", "10.2.0.0/28", "10.3.0.0/30"]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ipam_harness import Outcome, executed, native, needs_plugins
 
-from nodeworker.ipam import static
+from nodeworker.plugins.native.ipam import static
 
 pytestmark = needs_plugins
 

@@ -22,8 +22,8 @@ from events.schema import (
     PlannedAttachment,
 )
 from nodeworker.leaks.judge import LONGEST_ADD, Facts, HeldFile, Judgement, Known, judge
-from reconciler import leaks as decisions
-from reconciler.leaks import Asked, LeakKey
+from reconciler.decisions import leaks as decisions
+from reconciler.decisions.leaks import Asked, LeakKey
 
 NODE = NodeName("node1")
 NAMES = [f"{letter}" * 64 for letter in "abcdef"]

@@ -20,7 +20,7 @@ from events.schema import (
     PluginRun,
     RequestId,
 )
-from nodeworker.leaks.places import NodeEnd, Places
+from nodeworker.leaks.evidence.footprint import NodeEnd, Places
 
 BOX = ContainerId("a" * 64)
 RESULT = {

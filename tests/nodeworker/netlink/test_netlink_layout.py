@@ -13,8 +13,8 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from nodeworker.netlink import addresses, links, message, routes
-from nodeworker.netlink.message import Answer, Request
+from nodeworker.kernel.rtnetlink import addresses, links, message, routes
+from nodeworker.kernel.rtnetlink.message import Answer, Request
 
 
 def read(kind: Any, request: Request) -> Any:

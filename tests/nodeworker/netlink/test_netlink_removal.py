@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import pytest
 
 from events.schema import Phase
-from nodeworker.namespace import Namespace
-from nodeworker.netlink import links, removal
-from nodeworker.netlink.message import Request
-from nodeworker.netlink.removal import Remover
-from nodeworker.netlink.socket import Netlink, NetlinkError
+from nodeworker.kernel.namespaces import Namespace
+from nodeworker.kernel.rtnetlink import links, removal
+from nodeworker.kernel.rtnetlink.message import Request
+from nodeworker.kernel.rtnetlink.removal import Remover
+from nodeworker.kernel.rtnetlink.socket import Netlink, NetlinkError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

@@ -15,9 +15,9 @@ import pytest
 
 from events.schema import Phase
 from nodeworker.errors import RequestFailedError
-from nodeworker.netlink import addresses, links, message, routes
-from nodeworker.netlink.message import HEADER, Request
-from nodeworker.netlink.socket import Netlink, NetlinkError
+from nodeworker.kernel.rtnetlink import addresses, links, message, routes
+from nodeworker.kernel.rtnetlink.message import HEADER, Request
+from nodeworker.kernel.rtnetlink.socket import Netlink, NetlinkError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

@@ -12,11 +12,11 @@ from msgspec.structs import replace
 
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase
 from events.schema import ContainerId, DriftKind, IfName, NetworkName, NodeName, PlannedAttachment
-from nodeworker.netlink.addresses import IFA_F_PERMANENT, Assigned
-from nodeworker.netlink.links import IFF_UP, Link
-from nodeworker.netlink.routes import Route
-from nodeworker.observe.compare import Snapshot, differences
-from nodeworker.observe.expected import ExpectedLink, expected
+from nodeworker.drift.differences import Snapshot, differences
+from nodeworker.drift.expected import ExpectedLink, expected
+from nodeworker.kernel.rtnetlink.addresses import IFA_F_PERMANENT, Assigned
+from nodeworker.kernel.rtnetlink.links import IFF_UP, Link
+from nodeworker.kernel.rtnetlink.routes import Route
 
 RESULT: dict[str, Any] = {
     "cniVersion": "1.0.0",

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from events.schema import ErrorClass, Failure, Phase
 from nodeworker.errors import RequestFailedError, error_json
-from nodeworker.resolve.annotation import (
+from nodeworker.planning.resolve.annotation import (
     Bandwidth,
     PortMapping,
     Selection,
     parse_default_network,
     parse_networks,
 )
-from nodeworker.resolve.grammar import ifname_problem
+from nodeworker.plugins.spec.names import ifname_problem
 
 labels = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?", fullmatch=True)
 ifnames = st.from_regex(r"[a-zA-Z][a-zA-Z0-9_.\-]{0,14}", fullmatch=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from events.schema import ErrorClass, Pod
 from nodeworker.errors import RequestFailedError
-from nodeworker.resolve.cni_args import delegate_args, parse_args, pod_of
+from nodeworker.plugins.spec.cni_args import delegate_args, parse_args, pod_of
 
 # What containerd sends: its order is that of a Go map, another one each time.
 CONTAINERD = "K8S_POD_NAME=web;K8S_POD_UID=u1;IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_INFRA_CONTAINER_ID=c1"

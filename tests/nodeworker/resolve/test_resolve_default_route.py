@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from events.fold import Attachment, AttachmentPhase
 from events.schema import ErrorClass, Failure, IfName, NetworkName, PlannedAttachment
-from nodeworker.delegates import results
-from nodeworker.delegates.results import ResultError
-from nodeworker.delegates.versions import SUPPORTED
 from nodeworker.errors import RequestFailedError
-from nodeworker.resolve.annotation import DEFAULT_NETWORK, NETWORKS
-from nodeworker.resolve.default_route import adjusted, claimed, wanted
-from nodeworker.resolve.netconf import NodeDefaults, parse_netconf
-from nodeworker.resolve.objects import PodObject
-from nodeworker.resolve.wanted import wanted as networks_wanted
+from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
+from nodeworker.planning.resolve.default_route import adjusted, claimed, wanted
+from nodeworker.planning.resolve.netconf import NodeDefaults, parse_netconf
+from nodeworker.planning.resolve.networks import wanted as networks_wanted
+from nodeworker.planning.resolve.objects import PodObject
+from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.results import ResultError
+from nodeworker.plugins.spec.versions import SUPPORTED
 
 EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 ADDRESS = {4: "10.{}.0.5/24", 6: "fd00:{}::5/64"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nodeworker.resolve.keys import OF_CNI, WITHOUT_EFFECT, given_keys, unknown_keys
-from nodeworker.resolve.netconf import KEYS
+from nodeworker.planning.resolve.config_keys import OF_CNI, WITHOUT_EFFECT, given_keys, unknown_keys
+from nodeworker.planning.resolve.netconf import KEYS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "multus-configuration.md").read_text()
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from events.schema import AttachPlanned, AttachRequested, IfName, RequestId
-from nodeworker.resolve.annotation import DEFAULT_NETWORK, NETWORKS, parse_networks
-from nodeworker.resolve.cni_args import pod_of
-from nodeworker.resolve.netconf import NodeDefaults, parse_netconf
-from nodeworker.resolve.objects import Nad, NetworkRef, PodObject
-from nodeworker.resolve.plan import plan
+from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS, parse_networks
+from nodeworker.planning.resolve.netconf import NodeDefaults, parse_netconf
+from nodeworker.planning.resolve.objects import Nad, NetworkRef, PodObject
+from nodeworker.planning.resolve.plan import plan
+from nodeworker.plugins.spec.cni_args import pod_of
 
 ARGS = "K8S_POD_NAMESPACE=test;K8S_POD_NAME=samplepod;K8S_POD_UID=u1"
 WEAVE = {"cniVersion": "1.0.0", "name": "weave1", "type": "weave-net"}

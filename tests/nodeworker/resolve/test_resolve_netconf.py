@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.schema import ErrorClass
-from nodeworker.delegates.versions import SUPPORTED
 from nodeworker.errors import RequestFailedError
-from nodeworker.resolve.netconf import (
+from nodeworker.planning.resolve.netconf import (
     LogOptions,
     NodeDefaults,
     logging_of,
@@ -21,6 +20,7 @@ from nodeworker.resolve.netconf import (
     unknown_to_us,
     version_asked,
 )
+from nodeworker.plugins.spec.versions import SUPPORTED
 
 BRIDGE = {"name": "podnet", "type": "bridge"}
 NO_DEFAULTS = NodeDefaults()

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from events.schema import AttachPlanned, AttachRequested, ErrorClass, Failure, IfName, RequestId
 from nodeworker.errors import RequestFailedError
-from nodeworker.resolve.annotation import DEFAULT_NETWORK, NETWORKS
-from nodeworker.resolve.cni_args import pod_of
-from nodeworker.resolve.grammar import ifname_problem
-from nodeworker.resolve.netconf import NodeDefaults, parse_netconf
-from nodeworker.resolve.objects import Nad, NetworkRef, PodObject
-from nodeworker.resolve.plan import plan
+from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
+from nodeworker.planning.resolve.netconf import NodeDefaults, parse_netconf
+from nodeworker.planning.resolve.objects import Nad, NetworkRef, PodObject
+from nodeworker.planning.resolve.plan import plan
+from nodeworker.plugins.spec.cni_args import pod_of
+from nodeworker.plugins.spec.names import ifname_problem
 
 GOLDEN = Path(__file__).parent / "golden"
 CONTAINER = "5f1c9e0d7b3a4c2e8f6d1a0b9c8e7f6a5d4c3b2a1f0e9d8c7b6a5f4e3d2c1b0a"

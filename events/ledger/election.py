@@ -1,0 +1,135 @@
+"""Which reconciler may write, and the fence around it.
+
+``ReconcilerElected`` in the ledger is the election: it is appended on the condition that nobody was elected meanwhile,
+so of two candidates one is. Whatever the elected one appends carries the condition that no other was elected since; the
+server checks that with every append, so one that was frozen for an hour can do no harm when it goes on. A lease or a
+lock could not promise that. The same event marks the stream of commands, because a condition reaches no other stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
+
+import structlog
+
+from events import subjects
+from events.ledger.commands import Commands
+from events.ledger.ledger import ConflictError, Expect, Ledger, Stored
+from events.ledger.new_event import said_now
+from events.schema import (
+    NO_NODE,
+    NO_SANDBOX,
+    Event,
+    NodeName,
+    ReconcilerElected,
+)
+
+log = structlog.get_logger(__name__)
+
+ELECTION = subjects.subject(NO_NODE, NO_SANDBOX, ReconcilerElected.__name__)
+"""Subject of the elections in the ledger."""
+COMMAND_MARK = subjects.command(NO_NODE, ReconcilerElected.__name__)
+"""Subject of the same in the stream of commands."""
+
+
+class Mandate(NamedTuple):
+    """What the elected reconciler has to show."""
+
+    event: Event
+    """Its ``ReconcilerElected``; ``epoch`` counts the elections."""
+    ledger: Expect
+    commands: Expect
+
+
+async def elected(ledger: Ledger) -> Stored | None:
+    """Return the newest election, or None when there never was one. Raises LedgerUnavailableError."""
+    return await ledger.last(ELECTION)
+
+
+async def elect(ledger: Ledger, commands: Commands, replica: str, version: str = "") -> Mandate:
+    """Elect *replica*, whoever was elected before.
+
+    Raises ConflictError when another is elected at the same time, LedgerUnavailableError, LedgerFullError.
+    """
+    last, mark = await elected(ledger), await commands.last(COMMAND_MARK)
+    event = said_now(
+        ReconcilerElected(replica=replica, version=version),
+        epoch=1 + max(stored.event.epoch if stored is not None else 0 for stored in (last, mark)),
+    )
+    in_ledger = await ledger.append(event, Expect(ELECTION, _sequence(last)))
+    # If another was elected since, and has marked the stream already, the mark is not the one that was read above.
+    in_commands = await commands.send(event, Expect(COMMAND_MARK, _sequence(mark)))
+    log.info("reconciler_elected", replica=replica, epoch=event.epoch, sequence=in_ledger)
+    return Mandate(event, Expect(ELECTION, in_ledger), Expect(COMMAND_MARK, in_commands))
+
+
+def _sequence(stored: Stored | None) -> int:
+    return 0 if stored is None else stored.sequence
+
+
+class FencedLedger:
+    """The ``Ledger`` protocol for the elected reconciler: appending raises ConflictError once another was elected."""
+
+    def __init__(self, ledger: Ledger, mandate: Mandate) -> None:
+        self._ledger = ledger
+        self._mandate = mandate
+        self._turn = asyncio.Lock()  # a cluster takes one event at a time of those that expect the same
+
+    async def append(self, event: Event, expect: Expect | None = None) -> int:
+        """See ``Ledger.append``; an event can have one condition, and has it."""
+        if expect is not None:
+            raise ValueError("a fenced event can't expect anything else")
+        async with self._turn:
+            return await self._ledger.append(event, self._mandate.ledger)
+
+    def read(self, subject: str = f"{subjects.ROOT}.>", after: int = 0) -> AsyncGenerator[Stored, None]:
+        """See ``Ledger.read``."""
+        return self._ledger.read(subject, after)
+
+    def follow(
+        self, subjects: tuple[str, ...] = (f"{subjects.ROOT}.>",), after: int = 0
+    ) -> AsyncGenerator[Stored, None]:
+        """See ``Ledger.follow``."""
+        return self._ledger.follow(subjects, after)
+
+    async def last(self, subject: str) -> Stored | None:
+        """See ``Ledger.last``."""
+        return await self._ledger.last(subject)
+
+    async def last_sequence(self) -> int:
+        """See ``Ledger.last_sequence``."""
+        return await self._ledger.last_sequence()
+
+    async def purge(self, subject: str, up_to: int) -> int:
+        """See ``Ledger.purge``; no condition guards it, and the reconciler forgets nothing."""
+        raise ConflictError("a reconciler does not purge the ledger")
+
+    async def close(self) -> None:
+        """See ``Ledger.close``."""
+        await self._ledger.close()
+
+
+class FencedCommands:
+    """The ``Commands`` protocol for the elected reconciler: sending raises ConflictError once another was elected."""
+
+    def __init__(self, commands: Commands, mandate: Mandate) -> None:
+        self._commands = commands
+        self._mandate = mandate
+        self._turn = asyncio.Lock()  # as in ``FencedLedger``
+
+    async def send(self, command: Event, expect: Expect | None = None) -> int:
+        """See ``Commands.send``; a command can have one condition, and has it."""
+        if expect is not None:
+            raise ValueError("a fenced command can't expect anything else")
+        async with self._turn:
+            return await self._commands.send(command, self._mandate.commands)
+
+    async def last(self, subject: str) -> Stored | None:
+        """See ``Commands.last``."""
+        return await self._commands.last(subject)
+
+    def receive(self, node: NodeName, after: int = 0) -> AsyncGenerator[Stored, None]:
+        """See ``Commands.receive``."""
+        return self._commands.receive(node, after)

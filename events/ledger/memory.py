@@ -1,0 +1,151 @@
+"""The ledger in memory, and notices: for tests of whatever uses them, and the measure of what they must do."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from operator import itemgetter
+
+from events import subjects
+from events.ledger.ledger import ConflictError, Expect, LedgerFullError, LedgerUnavailableError, Stored
+from events.ledger.notices import PENDING_LIMIT, Notice
+from events.schema import Event, EventId, decode, encode
+from events.subjects import matches
+
+
+class MemoryLedger:
+    """The ``Ledger`` protocol on a list, and ``Notices``. Events pass through their encoding, as anywhere else."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[int, str, bytes]] = []
+        """In the order of their sequences."""
+        self._newest: dict[str, int] = {}
+        """Each subject's newest sequence."""
+        self._sequences: dict[EventId, int] = {}
+        self._next = 1
+        self._changed = asyncio.Condition()
+        self._ears: list[_Ear] = []
+        self.available = True
+        self.full = False
+
+    async def append(self, event: Event, expect: Expect | None = None) -> int:
+        """See ``Ledger.append``."""
+        subject, text = subjects.subject(event.node, event.sandbox, event.type), encode(event)
+        async with self._changed:
+            self._check()
+            if (known := self._sequences.get(event.id)) is not None:
+                return known
+            if self.full:
+                raise LedgerFullError("the ledger is full")
+            if expect is not None:
+                last = self._newest_of(expect.subject)
+                if last != expect.sequence:
+                    raise ConflictError(f"the last event of {expect.subject} is {last}, not {expect.sequence}")
+            sequence, self._next = self._next, self._next + 1
+            self._entries.append((sequence, subject, text))
+            self._newest[subject] = sequence
+            self._sequences[event.id] = sequence
+            self._changed.notify_all()
+        self._say(Notice(subject, text))
+        return sequence
+
+    async def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
+        """See ``Ledger.read``."""
+        self._check()
+        for sequence, name, text in self._behind(after):
+            if matches(name, subject):
+                yield Stored(sequence, decode(text))
+
+    async def follow(
+        self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0
+    ) -> AsyncGenerator[Stored, None]:
+        """See ``Ledger.follow``."""
+        while True:
+            async with self._changed:
+                while self._next - 1 <= after:
+                    await self._changed.wait()
+                fresh = self._behind(after)
+                after = self._next - 1
+            for sequence, name, text in fresh:
+                if any(matches(name, pattern) for pattern in subjects):
+                    yield Stored(sequence, decode(text))
+
+    async def last(self, subject: str) -> Stored | None:
+        """See ``Ledger.last``."""
+        self._check()
+        if not (newest := self._newest_of(subject)):
+            return None
+        sequence, _, text = self._behind(newest - 1)[0]
+        return Stored(sequence, decode(text))
+
+    async def last_sequence(self) -> int:
+        """See ``Ledger.last_sequence``."""
+        self._check()
+        return self._next - 1
+
+    async def purge(self, subject: str, up_to: int) -> int:
+        """See ``Ledger.purge``."""
+        self._check()
+        start = subject.partition("*")[0].rstrip(">")
+        gone = {name for name in self._newest if name.startswith(start) and matches(name, subject)}
+        kept = [entry for entry in self._entries if entry[0] > up_to or entry[1] not in gone]
+        self._newest = {name: newest for name, newest in self._newest.items() if newest > up_to or name not in gone}
+        purged = len(self._entries) - len(kept)
+        self._entries = kept
+        return purged
+
+    async def tell(self, subject: str, payload: bytes = b"") -> None:
+        """See ``Notices.tell``."""
+        if self.available:
+            self._say(Notice(subject, payload))
+
+    @asynccontextmanager
+    async def hear(self, *subjects: str) -> AsyncGenerator[AsyncIterator[Notice], None]:
+        """See ``Notices.hear``."""
+        self._check()
+        ear = _Ear(subjects)
+        self._ears.append(ear)
+        try:
+            yield ear.heard()
+        finally:
+            self._ears.remove(ear)
+
+    async def close(self) -> None:
+        """See ``Ledger.close``."""
+        self.available = False
+
+    def _newest_of(self, subject: str) -> int:
+        """Return the newest sequence that matches *subject*, or 0. Without wildcards it is known: fences are such."""
+        if (known := self._newest.get(subject)) is not None:
+            return known
+        return next((sequence for sequence, name, _ in reversed(self._entries) if matches(name, subject)), 0)
+
+    def _behind(self, after: int) -> list[tuple[int, str, bytes]]:
+        return self._entries[bisect_right(self._entries, after, key=itemgetter(0)) :]
+
+    def _say(self, notice: Notice) -> None:
+        for ear in self._ears:
+            ear.take(notice)
+
+    def _check(self) -> None:
+        if not self.available:
+            raise LedgerUnavailableError("the ledger is away")
+
+
+class _Ear:
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        self._patterns = patterns
+        self._queue: asyncio.Queue[Notice] = asyncio.Queue(PENDING_LIMIT)
+
+    def take(self, notice: Notice) -> None:
+        for pattern in self._patterns:
+            if matches(notice.subject, pattern):
+                if self._queue.full():
+                    self._queue.get_nowait()
+                self._queue.put_nowait(notice)
+
+    async def heard(self) -> AsyncIterator[Notice]:
+        while True:
+            yield await self._queue.get()

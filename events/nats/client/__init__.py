@@ -1,0 +1,1 @@
+"""One NATS connection: TLS, reconnect, pull consumers and core subscriptions."""

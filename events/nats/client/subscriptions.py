@@ -1,0 +1,81 @@
+"""Hear notices on a connection that may be lost and made again.
+
+A subscription of NATS' core: the server pushes, nothing is asked for and nothing kept. nats-py renews subscriptions
+when it reconnects, but not on the connection that follows one which it gave up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from events.ledger.ledger import LedgerUnavailableError
+from events.ledger.notices import PENDING_LIMIT, Notice
+from events.nats.client.client import Msg
+from events.nats.client.connection import RETRY
+from events.nats.client.consumer import Link, Subscription
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def hearing(link: Link, subjects: tuple[str, ...]) -> AsyncGenerator[AsyncIterator[Notice], None]:
+    """See ``Notices.hear``."""
+    ear = _Ear(link, subjects)
+    try:
+        await ear.subscribe()
+        yield ear
+    finally:
+        await ear.unsubscribe()
+
+
+class _Ear:
+    def __init__(self, link: Link, subjects: tuple[str, ...]) -> None:
+        self._link = link
+        self._subjects = subjects
+        self._subscriptions: list[Subscription] = []
+        self._heard: deque[Notice] = deque(maxlen=PENDING_LIMIT)
+        self._wake = asyncio.Event()
+        self._lost = False
+
+    def __aiter__(self) -> AsyncIterator[Notice]:
+        return self
+
+    async def __anext__(self) -> Notice:
+        while not self._heard:
+            if self._lost:
+                await self._renew()
+            self._wake.clear()
+            if not self._lost:
+                await self._wake.wait()
+        return self._heard.popleft()
+
+    async def subscribe(self) -> None:
+        self._lost = False
+        for subject in self._subjects:
+            self._subscriptions.append(await self._link.subscribe(subject, self._deliver, self._on_lost))
+
+    async def unsubscribe(self) -> None:
+        while self._subscriptions:
+            await self._subscriptions.pop().unsubscribe()
+
+    async def _renew(self) -> None:
+        try:
+            await self.unsubscribe()
+            await self.subscribe()
+        except LedgerUnavailableError as error:
+            self._lost = True
+            log.info("notices_not_heard", error=str(error), retry_in=RETRY)
+            await asyncio.sleep(RETRY)
+
+    def _deliver(self, msg: Msg, /) -> None:
+        self._heard.append(Notice(msg.subject, msg.data))
+        self._wake.set()
+
+    def _on_lost(self) -> None:
+        self._lost = True
+        self._wake.set()

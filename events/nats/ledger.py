@@ -1,0 +1,203 @@
+"""The ledger, and notices beside it, on NATS JetStream: the node's own server, or a cluster's hub."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+
+import structlog
+
+from events import subjects
+from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableError, Stored
+from events.ledger.notices import Notice
+from events.nats.client.connection import RETRY, Connection
+from events.nats.client.consumer import ConsumerLostError, Message, Puller
+from events.nats.client.subscriptions import hearing
+from events.nats.streams import NODE_STREAM, Stream, StreamConfig, lasting
+from events.process.settings import LedgerAddress
+from events.schema import Event, MalformedEventError, decode, encode
+
+log = structlog.get_logger(__name__)
+
+_SOON = 5.0
+_SUBJECT_BYTES = 1024  # a command line longer than 4096 ends the connection, and readers' are longer than the subject
+
+
+class JetStreamLedger:
+    """The ``Ledger`` and ``Notices`` protocols on one stream and its server. Make one with ``connect``.
+
+    *patience* is how long, in seconds, a call is repeated before it is given up as unavailable; a restart of a node's
+    own server takes less than one.
+    """
+
+    def __init__(self, connection: Connection, config: StreamConfig, observe: Callable[[float], None]) -> None:
+        self.stream = config.name
+        self.connection = connection
+        self._stream = Stream(connection, config.name)
+        self._ages = config.max_age > 0
+        self._observe = observe
+
+    @classmethod
+    async def connect(
+        cls,
+        address: LedgerAddress,
+        *,
+        config: StreamConfig = NODE_STREAM,
+        make: bool = True,
+        name: str = "plumbline",
+        patience: float = 4.0,
+        observe_ack: Callable[[float], None] = lambda seconds: None,
+    ) -> JetStreamLedger:
+        """Connect, for as long as it takes, and *make* the stream what *config* says, or leave that to somebody else.
+
+        *observe_ack* is told the seconds that each append took. Raises LedgerError when the server refuses what it is
+        shown, or the stream.
+        """
+        connection = Connection(address, name, patience)
+        ledger = cls(connection, config, observe_ack)
+        try:
+            await connection.open()
+            if make:
+                await ledger._stream.ensure(config)
+        except BaseException:
+            await connection.close()
+            raise
+        return ledger
+
+    @property
+    def generation(self) -> int:
+        """Counts the connections made."""
+        return self.connection.made
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self.connection.up
+
+    async def append(self, event: Event, expect: Expect | None = None) -> int:
+        """See ``Ledger.append``."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        subject = subjects.subject(event.node, event.sandbox, event.type)
+        if len(subject) > _SUBJECT_BYTES:
+            raise LedgerError(f"the ledger can't confirm {event.type}: its node and sandbox make a subject too long")
+        headers = {"Nats-Msg-Id": event.id, **(lasting(event.type) if self._ages else {})}
+        try:
+            sequence = await self._stream.store(subject, encode(event), what=event.type, headers=headers, expect=expect)
+        except ConflictError:
+            if expect is None:
+                raise
+            # A repeated append meets its own event: one server alone checks the expectation before it looks for
+            # duplicates. Others may have been appended since, so it is looked for wherever it can be.
+            async with aclosing(self.read(subject, expect.sequence)) as later:
+                async for stored in later:
+                    if stored.event.id == event.id:
+                        return stored.sequence
+            raise
+        self._observe(loop.time() - started)
+        return sequence
+
+    async def read(self, subject: str = f"{subjects.ROOT}.>", after: int = 0) -> AsyncGenerator[Stored, None]:
+        """See ``Ledger.read``."""
+        async with aclosing(self.read_texts(subject, after)) as batches:
+            async for messages in batches:
+                for message in messages:
+                    if (stored := stored_in(message)) is not None:
+                        yield stored
+
+    async def read_texts(
+        self, subject: str = f"{subjects.ROOT}.>", after: int = 0
+    ) -> AsyncGenerator[list[Message], None]:
+        """Yield the same as the stream has it, some at a time."""
+        end = await self.last_sequence()
+        while after < end:
+            puller = Puller(self.connection, self.stream, (subject,), after, endless=False)
+            try:
+                async with aclosing(puller.pull()) as batches:
+                    async for messages in batches:
+                        if messages and messages[-1].sequence > end:
+                            yield [message for message in messages if message.sequence <= end]
+                            return
+                        if messages:
+                            after = messages[-1].sequence
+                            yield messages
+            except ConsumerLostError as error:
+                log.info("ledger_reader_replaced", reason=str(error), after=after)
+                await asyncio.sleep(RETRY)
+            else:
+                return
+
+    async def follow(
+        self, subjects: tuple[str, ...] = (f"{subjects.ROOT}.>",), after: int = 0
+    ) -> AsyncGenerator[Stored, None]:
+        """See ``Ledger.follow``."""
+        while True:
+            puller = Puller(self.connection, self.stream, subjects, after, endless=True)
+            try:
+                async with aclosing(puller.pull()) as batches:
+                    async for messages in batches:
+                        for message in messages:
+                            after = message.sequence
+                            if (stored := stored_in(message)) is not None:
+                                yield stored
+            except (ConsumerLostError, LedgerUnavailableError) as error:
+                log.info("ledger_reader_replaced", reason=str(error), after=after)
+                await asyncio.sleep(RETRY)
+
+    async def last(self, subject: str) -> Stored | None:
+        """See ``Ledger.last``."""
+        message = await self._stream.message(last_by_subj=subject)
+        if message is None:
+            return None
+        newest = stored_in(Message(message.sequence, message.payload))
+        if newest is None:
+            async for stored in self.read(subject):
+                newest = stored
+        return newest
+
+    async def last_sequence(self) -> int:
+        """See ``Ledger.last_sequence``."""
+        return (await self._stream.info()).state.last_seq
+
+    async def purge(self, subject: str, up_to: int) -> int:
+        """See ``Ledger.purge``."""
+        return await self._stream.purge(subject, up_to)
+
+    async def tell(self, subject: str, payload: bytes = b"") -> None:
+        """See ``Notices.tell``."""
+        await self.connection.publish(subject, payload)
+
+    def hear(self, *subjects: str) -> AbstractAsyncContextManager[AsyncIterator[Notice]]:
+        """See ``Notices.hear``."""
+        return hearing(self.connection, subjects)
+
+    async def close(self) -> None:
+        """See ``Ledger.close``."""
+        await self.connection.close()
+
+    async def api(self, call: str, body: object) -> bytes:
+        """Return the answer of the JetStream API *call*. Raises LedgerUnavailableError."""
+        return await self._stream.api(call, body)
+
+
+async def reached(address: LedgerAddress, config: StreamConfig, name: str) -> JetStreamLedger:
+    """Return the ledger at *address*, which has its stream, for who does not wait for it.
+
+    Raises LedgerError, LedgerUnavailableError when it does not answer soon.
+    """
+    try:
+        async with asyncio.timeout(_SOON):
+            return await JetStreamLedger.connect(address, config=config, make=False, name=name)
+    except TimeoutError:
+        raise LedgerUnavailableError(f"the ledger at {address.url} does not answer: is nats-server running?") from None
+
+
+def stored_in(message: Message) -> Stored | None:
+    """Return the event, or None for bytes that are none: one torn event must not hide those behind it."""
+    sequence, payload = message
+    try:
+        return Stored(sequence, decode(payload))
+    except MalformedEventError as error:
+        log.warning("ledger_event_malformed", sequence=sequence, error=str(error))
+        return None

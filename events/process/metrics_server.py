@@ -1,0 +1,56 @@
+"""Serve a process' metrics to Prometheus.
+
+Nothing depends on it: pods need their networks more than anybody needs numbers, so a port that is taken is said and
+tried again, and stops no worker and no reconciler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
+import structlog
+from prometheus_client import CollectorRegistry, start_http_server
+
+from events.process.settings import MetricsSettings
+
+log = structlog.get_logger(__name__)
+
+PAUSE = 5.0
+"""Seconds between two attempts: as long as the port's last holder may take to end."""
+
+
+@contextlib.asynccontextmanager
+async def served(registry: CollectorRegistry, where: MetricsSettings) -> AsyncGenerator[None]:
+    """Serve ``/metrics`` on a thread of its own meanwhile, as soon as that is possible; port 0: nowhere."""
+    if not where.port:
+        yield
+        return
+    serving = asyncio.create_task(_serve(registry, where), name="metrics")
+    try:
+        yield
+    finally:
+        serving.cancel()
+        await asyncio.wait({serving})
+
+
+async def _serve(registry: CollectorRegistry, where: MetricsSettings) -> None:
+    told = ""
+    while True:
+        try:
+            server, thread = start_http_server(where.port, where.host, registry)
+        except OSError as error:
+            if (reason := error.strerror or str(error)) != told:
+                log.warning("metrics_not_served", host=where.host, port=where.port, error=reason, retry_every=PAUSE)
+                told = reason
+            await asyncio.sleep(PAUSE)
+        else:
+            break
+    log.info("metrics_served", host=where.host, port=where.port)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

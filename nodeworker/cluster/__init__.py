@@ -1,1 +1,0 @@
-"""Where pods and networks come from: the edge between planning and whatever knows the cluster."""

@@ -1,1 +1,0 @@
-"""What a CNI runtime owes the plugins it calls: configurations, versions, execution, results."""

@@ -1,0 +1,1 @@
+"""Compares the node with the ledger: what differs is drift."""

@@ -1,0 +1,240 @@
+"""What the node must have for a sandbox, as far as its recorded plan and results tell.
+
+Pure. What nobody recorded (a result that was lost before the sandbox was adopted, the MTU of one that was) is not
+expected to be anything.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, cast
+
+import msgspec
+
+from events.fold import Attachment, Sandbox
+from events.process import decoding
+from events.schema import IfName, NetworkName
+from nodeworker.drift.expected_rules import Address, Ruled, ruled
+from nodeworker.planning.resolve.default_route import adjusted
+from nodeworker.plugins.native.api import NativeError
+from nodeworker.plugins.native.kinds.bridge.vlan_membership import Membership, Trunk, membership
+from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.results import IP, Result
+from nodeworker.plugins.spec.versions import at_least
+
+Gateway: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+OF_THE_NODE = frozenset({"macvlan", "ipvlan", "vlan"})
+"""Plugins whose interface rests on one of the node's, which they do not make."""
+PLAIN = frozenset({"bridge", "dummy", "host-device", "ipvlan", "macvlan", "ptp", "tap", "vlan"})
+"""Plugins that configure their interface with exactly what their result says."""
+_LEAVE_MTU = frozenset({"bandwidth", "firewall", "passthru", "portmap", "sbr", "tuning", "vrf"})
+"""Plugins that leave the MTU alone where they are not asked for one."""
+_DEFAULT_BRIDGE = "cni0"
+_SCOPE_LINK = 253
+
+
+class ExpectedRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """A route of the container."""
+
+    destination: Network
+    gateway: Gateway | None = None
+    """None: whatever the kernel has."""
+    source: Gateway | None = None
+    metric: int = 0
+    table: int | None = None
+    """None: any."""
+    scope: int = 0
+    mtu: int = 0
+    advmss: int = 0
+    own: bool = True
+    """Whether it must leave through the attachment's interface."""
+    by_kernel: bool = False
+    """The kernel makes it when the address is added."""
+
+    def replaces_kernels(self, address: Address) -> bool:
+        """Return whether it is in the place of the route that the kernel makes when *address* is added."""
+        return not self.by_kernel and (self.destination, self.source) == (address.network, address.ip)
+
+    def __str__(self) -> str:
+        return f"{self.destination} via {self.gateway}" if self.gateway else str(self.destination)
+
+
+class ExpectedLink(msgspec.Struct, frozen=True, kw_only=True):
+    """The interface of an attachment, with all that belongs to it."""
+
+    network: NetworkName
+    ifname: IfName
+    kind: str
+    """Type of the plugin that made it."""
+    mac: str = ""
+    """Empty: any."""
+    mtu: int = 0
+    """0: what it was when it was first seen."""
+    up: bool = True
+    optional: bool = False
+    """It may be a device that no network driver serves: it is not missed."""
+    addresses: tuple[Address, ...] = ()
+    """If there are any, there must be no others."""
+    routes: tuple[ExpectedRoute, ...] = ()
+    parent: str = ""
+    """The node's interface that it rests on, or the bridge that its other end is a port of; empty: not known."""
+    vlans: Membership = Membership()
+    """Those of the bridge that its other end belongs to."""
+    hairpin: bool = False
+    """Whether the bridge is to send back to that end what came from there."""
+    isolated: bool = False
+    """Whether it is to keep that end apart from others of the kind."""
+    ruled: Ruled | None = None
+    """The packet filter's rules for it; None: there are none, or nobody knows which."""
+
+    @property
+    def is_port(self) -> bool:
+        """Whether its other end is a port of ``parent``."""
+        return self.kind == "bridge"
+
+    def has_room(self, parent_mtu: int, mtu: int) -> bool:
+        """Return whether the interface can have *mtu* where its parent has *parent_mtu*."""
+        return self.kind not in OF_THE_NODE or mtu <= parent_mtu
+
+
+class _Vlans(msgspec.Struct, frozen=True, rename="camel"):
+    vlan: int = 0
+    vlan_trunk: tuple[Trunk, ...] | None = None
+    preserve_default_vlan: bool = True
+
+
+def expected(sandbox: Sandbox, policy: Callable[[str], str]) -> tuple[ExpectedLink, ...]:
+    """Return the interfaces of *sandbox*, which is attached; but for networks whose *policy* is ``off``."""
+    return tuple(
+        link
+        for attachment in sandbox.attachments
+        if policy(attachment.plan.network) != "off" and (link := _link(sandbox, attachment)) is not None
+    )
+
+
+def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
+    """Return the interface of *attachment*; None: its result tells of none, or is not known."""
+    plan = attachment.plan
+    if not attachment.result:
+        return None
+    try:
+        result = results.decode(adjusted(sandbox.attachments, attachment), plan.cni_version)
+    except results.ResultError:
+        return None
+    told = next((each for each in result.interfaces if each.sandbox and each.name == plan.ifname), None)
+    if told is None and at_least(plan.cni_version, "0.3.0"):
+        return None  # results of older versions tell of no interface, and are all about one
+    native = plan.native[:1] == (True,)
+    configs = [cast("dict[str, Any]", msgspec.json.decode(plugin)) for plugin in plan.plugins]
+    kind = str(configs[0].get("type", ""))
+    ips = [ip for ip in result.ips if _is_own(result, ip, plan.ifname)]
+    addresses = tuple(ipaddress.ip_interface(ip.address) for ip in ips)
+    mac = told.mac.lower() if told is not None else ""
+    return ExpectedLink(
+        network=plan.network,
+        ifname=plan.ifname,
+        kind=kind,
+        mac=mac,
+        mtu=(told.mtu if told is not None else 0) or _mtu(configs, attachment.mtus),
+        up=not configs[0].get("disableContainerInterface", False),
+        optional=bool(plan.device) and not (told is not None and told.mac),
+        addresses=addresses,
+        routes=tuple(_routes(kind, result, ips)),
+        parent=_parent(kind, configs[0]),
+        vlans=_vlans(configs[0], native=native) if kind == "bridge" else Membership(),
+        hairpin=configs[0].get("hairpinMode") is True,
+        isolated=native and configs[0].get("portIsolation") is True,
+        ruled=ruled(configs[0], sandbox.key.container_id, plan.ifname, addresses, mac) if native else None,
+    )
+
+
+def _is_own(result: Result, ip: IP, ifname: str) -> bool:
+    if ip.interface is None or not 0 <= ip.interface < len(result.interfaces):
+        return True
+    owner = result.interfaces[ip.interface]
+    return bool(owner.sandbox) and owner.name == ifname
+
+
+def _mtu(configs: list[dict[str, Any]], left: tuple[int, ...]) -> int:
+    """Return the MTU that the last plugin with a say in it gave the interface; 0: nobody knows.
+
+    *left* has what was recorded after each of them, which is void after one that may have changed it unasked.
+    """
+    recorded = left if len(left) == len(configs) else (0,) * len(configs)
+    valid = True
+    for config, mtu in zip(reversed(configs), reversed(recorded), strict=True):
+        if known := (mtu if valid else 0) or _asked_mtu(config):
+            return known
+        valid = valid and config.get("type") in _LEAVE_MTU
+    return 0
+
+
+def _asked_mtu(config: Mapping[str, Any]) -> int:
+    args = cast("dict[str, dict[str, Any] | None]", config.get("args") or {})
+    in_args = (args.get("cni") or {}).get("mtu") if config.get("type") == "tuning" else None
+    asked = config.get("mtu") if in_args is None else in_args
+    return asked if isinstance(asked, int) and asked > 0 else 0
+
+
+def _parent(kind: str, config: Mapping[str, Any]) -> str:
+    if kind == "bridge":
+        return str(config.get("bridge") or _DEFAULT_BRIDGE)
+    if kind in OF_THE_NODE and not config.get("linkInContainer"):
+        return str(config.get("master") or "")
+    return ""
+
+
+def _vlans(config: Mapping[str, Any], *, native: bool) -> Membership:
+    """Return the VLANs that the configuration of a bridge names: none where only its plugin knows how to read it.
+
+    One that was executed may be of a version that knows no other key than the first.
+    """
+    keys = ("vlan", "vlanTrunk", "preserveDefaultVlan") if native else ("vlan",)
+    try:
+        asked = decoding.convert({key: config[key] for key in keys if config.get(key) is not None}, _Vlans)
+        return membership(asked.vlan, asked.vlan_trunk, keeps_default=asked.preserve_default_vlan)
+    except (msgspec.ValidationError, NativeError):
+        return Membership()
+
+
+def _routes(kind: str, result: Result, ips: list[IP]) -> list[ExpectedRoute]:
+    plain = kind in PLAIN
+    gateways: dict[int, Gateway] = {}
+    routes: list[ExpectedRoute] = []
+    for ip in ips:
+        address = ipaddress.ip_interface(ip.address)
+        gateway = _gateway(ip.gateway)
+        if gateway is not None:
+            gateways.setdefault(gateway.version, gateway)
+        if kind == "ptp" and gateway is not None:
+            beside = ipaddress.ip_network(gateway)
+            routes.append(ExpectedRoute(destination=beside, source=address.ip, scope=_SCOPE_LINK))
+            routes.append(ExpectedRoute(destination=address.network, gateway=gateway, source=address.ip))
+        elif plain and address.network.prefixlen < address.max_prefixlen:
+            routes.append(ExpectedRoute(destination=address.network, source=address.ip, by_kernel=True))
+    for each in result.routes:
+        destination = ipaddress.ip_network(each.dst, strict=False)
+        fallback = gateways.get(destination.version) if plain else None
+        routes.append(
+            ExpectedRoute(
+                destination=destination,
+                gateway=_gateway(each.gw) or fallback,
+                metric=each.priority,
+                table=each.table or None,
+                scope=each.scope or 0,
+                mtu=each.mtu,
+                advmss=each.advmss,
+                own=plain,
+            )
+        )
+    return routes
+
+
+def _gateway(text: str) -> Gateway | None:
+    try:
+        return ipaddress.ip_address(text) if text else None
+    except ValueError:
+        return None

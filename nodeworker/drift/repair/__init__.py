@@ -1,0 +1,1 @@
+"""Brings a drifted sandbox back to what the ledger records."""

@@ -1,0 +1,1 @@
+"""Hears changes of links, addresses, routes and filter rules, and reports drift."""

@@ -1,0 +1,146 @@
+"""The installer's process: ``plumbline install`` and ``plumbline uninstall`` end here."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from events.ledger.ledger import LedgerError
+from events.process import logs
+from events.process.settings import DEFAULT_PATH, InstallSection, Settings, SettingsError, load
+from nodeworker import shim
+from nodeworker.host.install import InstallError, entry_point
+from nodeworker.host.install.installer import Installer, install, watch
+
+_FAILED, _WRONG, _BINARY_KEPT, _NO_LEDGER = 1, 2, 3, 4
+_WAIT = 30.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Install or uninstall; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = load(options.config, Settings)
+        section = _section(settings.install or InstallSection(), options)
+        logs.configure(settings.log_level, options.command)
+        return options.run(settings, section, options)
+    except SettingsError as error:
+        return _say(error, _WRONG)
+    except InstallError as error:
+        return _say(error, _FAILED)
+
+
+def _install(settings: Settings, section: InstallSection, options: argparse.Namespace) -> int:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        binary = options.entry_point or shim.binary()
+    except (FileNotFoundError, RuntimeError) as error:
+        raise InstallError(str(error)) from error
+    installer = Installer(settings, section, binary)
+    if options.watch:
+        watch(installer, Path(section.cni_bin_dir) / entry_point.NAME, stop)
+    elif options.binary_only:
+        installer.resume()
+        installer.install_entry_point()
+    else:
+        install(installer, options.wait, stop)
+    return 0
+
+
+def _uninstall(settings: Settings, section: InstallSection, options: argparse.Namespace) -> int:
+    # It loads the ledger's client, whose memory a watching installer needs not pay on every node.
+    from nodeworker.host.install.uninstall import BinaryKeptError, Uninstaller  # noqa: PLC0415
+
+    try:
+        asyncio.run(Uninstaller(settings, section, force=options.force).run())
+    except BinaryKeptError as error:
+        return _say(error, _BINARY_KEPT)
+    except LedgerError as error:
+        return _say(error, _NO_LEDGER)
+    return 0
+
+
+def _section(section: InstallSection, options: argparse.Namespace) -> InstallSection:
+    """Return *section* with what the command line says in its place. Raises SettingsError."""
+    given: dict[str, Any] = {
+        name: value for name in section.__struct_fields__ if (value := getattr(options, name, None)) is not None
+    }
+    if file := getattr(options, "network_json", None):
+        given["network"] = _keys(file)
+    try:
+        return replace(section, **given)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _keys(path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise SettingsError(f"{path} can't be read: {error.strerror}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not a JSON object: {error}") from error
+
+
+def _say(error: Exception, exit_code: int) -> int:
+    sys.stderr.write(f"plumbline: {error}\n")
+    return exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="plumbline", allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    add = commands.add_parser(
+        "install",
+        allow_abbrev=False,
+        description="Put the entry point into the runtime's plugin folder and, once the worker answers, a "
+        "configuration that calls it for the node's default network. What an option leaves open is in the "
+        "configuration file's section install. Exit codes: 0 done, 1 could not be done, 2 wrong usage or "
+        "configuration.",
+    )
+    _folders(add)
+    add.add_argument("--cni-autoconf-dir", metavar="DIR", help="where the default network's configuration is")
+    add.add_argument("--master-file-name", metavar="NAME", help="of that configuration; default: the first by name")
+    add.add_argument("--network-name", metavar="NAME", help="of our configuration; default: the default network's")
+    add.add_argument("--network-json", metavar="FILE", type=Path, help="Multus' keys, for our configuration")
+    add.add_argument("--replace-multus", action="store_true", default=None, help="take the place of Multus")
+    add.add_argument("--entry-point", metavar="FILE", type=Path, help="another build of the entry point")
+    add.add_argument("--wait", metavar="SECONDS", type=float, default=_WAIT, help="for the worker (%(default)g)")
+    mode = add.add_mutually_exclusive_group()
+    mode.add_argument("--binary-only", action="store_true", help="leave the configuration as it is")
+    mode.add_argument("--watch", action="store_true", help="stay, and follow the default network's configuration")
+    add.set_defaults(run=_install)
+
+    away = commands.add_parser(
+        "uninstall",
+        allow_abbrev=False,
+        description="Give the runtime back the configuration it had before, then remove the entry point. Exit codes: "
+        "0 done; 1 refused: pods have further networks; 2 wrong usage or configuration; 3 the configuration is "
+        "removed, the entry point is not, because the runtime may need it for pods; 4 the ledger is out of reach.",
+    )
+    _folders(away)
+    away.add_argument("--force", action="store_true", help="whatever pods there are, without asking the ledger")
+    away.set_defaults(run=_uninstall)
+    return parser
+
+
+def _folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cni-bin-dir", metavar="DIR", help="the runtime's plugins (default: /opt/cni/bin)")
+    parser.add_argument("--cni-conf-dir", metavar="DIR", help="the runtime's configurations (default: /etc/cni/net.d)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

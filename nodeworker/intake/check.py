@@ -1,0 +1,209 @@
+"""CHECK and STATUS: questions. They change nothing, so they are answered and not recorded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+from msgspec.structs import replace
+
+from events.fold import Sandbox, SandboxKey, SandboxPhase
+from events.schema import ContainerId, DriftKind, ErrorClass, IfName, Phase, PlannedAttachment, Pod
+from nodeworker.drift.inspector import Eyes
+from nodeworker.errors import RequestFailedError, failed
+from nodeworker.journal.journal import Recorder
+from nodeworker.kernel.namespaces import interfaces_present
+from nodeworker.planning.cluster.gather import gather_default
+from nodeworker.planning.cluster.source import Source
+from nodeworker.planning.readiness import absence, not_ready
+from nodeworker.planning.resolve.default_route import adjusted, wanted
+from nodeworker.planning.resolve.netconf import NetConf, parse_netconf
+from nodeworker.planning.resolve.plan import definition
+from nodeworker.plugins import chain
+from nodeworker.plugins.exec import PluginError, Runners
+from nodeworker.plugins.native import registry
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.ipam import host_local
+from nodeworker.plugins.spec import conflist
+from nodeworker.plugins.spec.versions import at_least
+from nodeworker.sandboxes import default_route
+from nodeworker.sandboxes.answers import OK, Reply, refusal
+from nodeworker.sandboxes.detach import target_of
+from nodeworker.settings import WorkerSection
+
+_UNKNOWN_CONTAINER = 3
+_NOT_AVAILABLE = 50
+_STATUS_SECONDS = 1.5
+
+
+class Checker:
+    """Answers the runtime's questions."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        runners: Runners,
+        section: WorkerSection,
+        source: Source | None,
+        ledger_connected: Callable[[], bool],
+        eyes: Eyes,
+    ) -> None:
+        self._recorder = recorder
+        self._runners = runners
+        self._section = section
+        self._source = source
+        self._ledger_connected = ledger_connected
+        self._eyes = eyes
+
+    async def check(self, container_id: ContainerId, ifname: IfName, pod: Pod, config: str) -> Reply:
+        """Compare every attachment of a sandbox with what ADD returned (CNI specification 1.1, section 2, "CHECK")."""
+        try:
+            version = parse_netconf(config, self._section.network).cni_version
+            if not at_least(version, "0.4.0"):
+                raise failed(
+                    ErrorClass.UNSUPPORTED_VERSION,
+                    Phase.CHECK,
+                    f"CHECK needs cniVersion 0.4.0 or newer, not {version}",
+                )
+            await self._check(SandboxKey(container_id, ifname), pod)
+        except RequestFailedError as error:
+            return refusal(error.failure, config)
+        return OK
+
+    async def status(self, config: str, path: str) -> Reply:
+        """Say whether an ADD would work now (CNI specification 1.1, section 2, "STATUS")."""
+        try:
+            conf = parse_netconf(config, self._section.network)
+            if not at_least(conf.cni_version, "1.1.0"):
+                raise failed(
+                    ErrorClass.UNSUPPORTED_VERSION,
+                    Phase.STATUS,
+                    f"STATUS needs cniVersion 1.1.0 or newer, not {conf.cni_version}",
+                )
+            if not self._ledger_connected():
+                raise failed(
+                    ErrorClass.LEDGER_UNAVAILABLE,
+                    Phase.STATUS,
+                    "the node ledger does not answer, so nothing can be attached: is nats-server running?",
+                    code=_NOT_AVAILABLE,
+                )
+            if reason := absence(conf.readiness_file):
+                raise not_ready(conf.readiness_file, reason, Phase.STATUS, _NOT_AVAILABLE)
+            await self._default_network_ready(conf, conf.plugin_folders(path))
+        except RequestFailedError as error:
+            return refusal(error.failure, config)
+        return OK
+
+    async def _check(self, key: SandboxKey, pod: Pod) -> None:
+        sandbox = self._recorder.state.sandboxes.get(key)
+        if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.plan is None:
+            phase = "not in the ledger" if sandbox is None else str(sandbox.phase)
+            raise failed(
+                ErrorClass.INVALID_REQUEST,
+                Phase.CHECK,
+                f"container {key.container_id[:12]} of pod {pod} is {phase} as {key.ifname}: nothing to check",
+                code=_UNKNOWN_CONTAINER,
+            )
+        made = {a.plan.ifname: a.plan.network for a in sandbox.attachments if '"interfaces"' in a.result}
+        present = interfaces_present(sandbox.plan.netns, made, Phase.CHECK, sandbox.plan.netns_inode)
+        for ifname, network in made.items():
+            if ifname not in present:
+                raise failed(
+                    ErrorClass.PLUGIN_FAILED,
+                    Phase.CHECK,
+                    f"interface {ifname} of network {network} is missing in the namespace of pod {sandbox.pod}: "
+                    "delete the pod to have it made anew",
+                    network=network,
+                    ifname=ifname,
+                )
+        for route in wanted(sandbox.attachments):
+            await asyncio.to_thread(default_route.check, sandbox.plan.netns, route, sandbox.pod)
+        for attachment in sandbox.attachments:
+            if not attachment.result:
+                continue  # adopted, and what its ADD had returned was lost: there is nothing to compare with
+            await chain.check(
+                self._runners,
+                attachment.plan,
+                target_of(sandbox),
+                adjusted(sandbox.attachments, attachment),
+                self._section.delegate_timeout,
+            )
+        await self._compare(sandbox)
+
+    async def _compare(self, sandbox: Sandbox) -> None:
+        """Compare what no plugin may have looked at, of all attachments whose configuration does not forbid CHECK.
+
+        An address that somebody added is drift, and nothing that CHECK minds: others may have changed the interface
+        since (CNI specification 1.1, section 2, "CHECK").
+        """
+        look = await self._eyes.see(sandbox, Phase.CHECK, everything=True)
+        silent = {attachment.plan.ifname for attachment in sandbox.attachments if attachment.plan.disable_check}
+        for drift in look.drifts:
+            if drift.ifname in silent or drift.kind is DriftKind.ADDRESS_FOREIGN:
+                continue
+            wanted, found = drift.expected, drift.found or "nothing"
+            raise failed(
+                ErrorClass.PLUGIN_FAILED,
+                Phase.CHECK,
+                f"interface {drift.ifname} of network {drift.network} of pod {sandbox.pod} is not as recorded "
+                f"({drift.kind.value.replace('_', ' ')}): it should have {wanted}, and there is {found}; "
+                "see its drift in plumbline timeline",
+                network=drift.network,
+                ifname=drift.ifname,
+            )
+
+    async def _default_network_ready(self, conf: NetConf, folders: tuple[str, ...]) -> None:
+        """Ask the plugins of the default network, which every pod needs, if an ADD would get as far as to them."""
+        try:
+            async with asyncio.timeout(_STATUS_SECONDS):
+                attachment = await self.default_attachment(conf, folders)
+        except TimeoutError as error:
+            message = "the default network could not be looked up in time; is the API server slow to answer?"
+            raise failed(ErrorClass.SOURCE_UNAVAILABLE, Phase.STATUS, message, code=_NOT_AVAILABLE) from error
+        except RequestFailedError as error:
+            unavailable = replace(error.failure, phase=Phase.STATUS, code=_NOT_AVAILABLE)
+            raise RequestFailedError(unavailable) from error
+        target = chain.Target(container_id="", netns="", path=folders)
+        await chain.status(self._runners, attachment, target, _STATUS_SECONDS)
+        await asyncio.to_thread(_addresses_left, attachment)
+
+    async def default_attachment(self, conf: NetConf, folders: tuple[str, ...]) -> PlannedAttachment:
+        """Return the default network as if it were to be attached. Raises RequestFailedError."""
+        who = "the default network"
+        found = await gather_default(conf, self._source)
+        network, config = definition(found.want, found.networks, who)
+        plugins = conflist.render(config)
+        ways = registry.choose(plugins, self._section.native)
+        try:
+            for plugin, native in zip(plugins, ways, strict=True):
+                self._runners.require(plugin, native, folders)
+        except PluginError as error:
+            raise failed(
+                error.error_class, Phase.STATUS, f"{who} {network} can't be attached: {error}", network=network
+            ) from error
+        return PlannedAttachment(
+            network=network,
+            ifname=IfName(""),
+            cni_name=config.name,
+            cni_version=config.cni_version,
+            plugins=plugins,
+            native=ways,
+        )
+
+
+def _addresses_left(attachment: PlannedAttachment) -> None:
+    """Raise RequestFailedError unless host-local, if it serves the network, has an address left.
+
+    Plugins are asked from version 1.1.0 on only, and few released ones know the answer; their files tell it.
+    """
+    config = cast("dict[str, Any]", msgspec.json.decode(attachment.plugins[0]))
+    if registry.ipam_type(config) != host_local.TYPE or host_local.unsupported(config):
+        return
+    try:
+        host_local.status(Call(container_id="", netns="", ifname="", config=config))
+    except NativeError as error:
+        raise failed(
+            ErrorClass.PLUGIN_FAILED, Phase.STATUS, str(error), network=attachment.network, code=_NOT_AVAILABLE
+        ) from error

@@ -1,0 +1,126 @@
+"""The unix socket that entry points come to. It is there only while the worker is open for business."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import cast
+
+import structlog
+
+from events.schema import ErrorClass, Phase
+from nodeworker.errors import failed
+from nodeworker.intake.requests import Intake
+from nodeworker.sandboxes.answers import Reply, refusal
+from nodeworker.shim.frame import HEADER, Frame, FrameError, body_length, decode_request, encode_reply
+
+log = structlog.get_logger(__name__)
+
+_PEERCRED = struct.Struct("iII")
+
+
+class Connection(asyncio.Protocol):
+    """One entry point's connection: a request, its answer, the end."""
+
+    def __init__(self, intake: Intake, open_connections: set[Connection]) -> None:
+        self._intake = intake
+        self._open = open_connections
+        self._received = bytearray()
+        self._frame: Frame | None = None
+        self._answering: asyncio.Task[None] | None = None
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Let in root only, whatever the file modes say."""
+        connected = cast("asyncio.WriteTransport", transport)
+        peer: socket.socket = connected.get_extra_info("socket")
+        _, uid, _ = _PEERCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
+        if uid not in (0, os.geteuid()):
+            log.warning("connection_refused", uid=uid)
+            connected.abort()
+            return
+        self._transport = connected
+        self._open.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Collect the request, and have it answered when it is whole."""
+        if self._transport is None or self._frame is not None:
+            return
+        self._received += data
+        try:
+            if len(self._received) < HEADER or len(self._received) < HEADER + body_length(
+                bytes(self._received[:HEADER])
+            ):
+                return
+            self._frame = decode_request(bytes(self._received[HEADER:]))
+        except FrameError as error:
+            log.warning("request_refused", error=str(error))
+            failure = failed(ErrorClass.INVALID_REQUEST, Phase.INTAKE, str(error)).failure
+            self._send(refusal(failure, ""))
+            return
+        self._received.clear()
+        self._answering = asyncio.get_running_loop().create_task(self._answer(self._frame))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """An entry point that leaves before it is answered was ended by its runtime."""
+        self._open.discard(self)
+        if self._frame is not None and self._answering is not None and not self._answering.done():
+            self._intake.abandon(self._frame)
+
+    def close(self) -> None:
+        """Send the entry point away unanswered; it comes back, to the next worker."""
+        self._frame = None
+        if self._answering is not None:
+            self._answering.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _answer(self, frame: Frame) -> None:
+        reply = await self._intake.answer(frame)
+        if self._transport is not None and not self._transport.is_closing():
+            self._send(reply)
+            self._intake.taken(frame)
+
+    def _send(self, reply: Reply) -> None:
+        assert self._transport is not None
+        self._transport.write(encode_reply(reply.exit_code, reply.stdout))
+        self._transport.close()
+
+
+class Door:
+    """The listening socket and the connections that came through it."""
+
+    def __init__(self, path: Path, intake: Intake) -> None:
+        self._path = path
+        self._intake = intake
+        self._connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Listen. The socket appears under its name when it can be connected to, and to its owner only."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        draft.unlink(missing_ok=True)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening.bind(str(draft))
+        draft.chmod(0o600)
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            lambda: Connection(self._intake, self._connections), sock=listening, backlog=1024
+        )
+        draft.rename(self._path)
+
+    async def close(self) -> None:
+        """Let nobody in, and send away those who wait: they will find the next worker."""
+        self._path.unlink(missing_ok=True)
+        if self._server is not None:
+            for listening in self._server.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            # A connection that is accepted and not started when the server closes is lost unclosed: let it start.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            self._server.close()
+        for connection in tuple(self._connections):
+            connection.close()

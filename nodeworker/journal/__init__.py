@@ -1,0 +1,1 @@
+"""What the worker writes to its ledger and reads back."""

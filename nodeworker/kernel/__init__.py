@@ -1,0 +1,1 @@
+"""The kernel: network namespaces, sysctl, rtnetlink and nftables."""

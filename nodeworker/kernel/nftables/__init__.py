@@ -1,0 +1,1 @@
+"""nftables: packet filter rules, written and read in transactions."""

@@ -1,0 +1,142 @@
+"""The files in which something is held for a container: host-local's, those about devices, results that runtimes keep.
+
+Everything here blocks, and changes nothing. Call it from a thread. What lists raises OSError for a folder that is there
+and can't be read.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from events.schema import ContainerId, IfName, LeakKind
+from nodeworker.errors import usable_container_id
+from nodeworker.leaks.evidence.footprint import Folder
+from nodeworker.leaks.judge import HeldFile
+from nodeworker.plugins.native.ipam import reservations
+from nodeworker.plugins.spec.names import ifname_problem
+
+OUR_TYPE = "plumbline"
+"""``type`` of the configurations that runtimes call us with."""
+
+_DEVICE_INFO = re.compile(r"(?P<network>.*)-(?P<holder>[0-9a-f]{64})_(?P<ifname>[^/\s]{1,15})")
+_RESULT = re.compile(r"(?P<network>.*)-(?P<holder>[0-9a-f]{64})-(?P<ifname>[^/\s]{1,15})")
+"""How libcni names what it keeps of an ADD. The runtimes of pods make such container IDs, and no other is touched."""
+_LONGEST = 1 << 20
+
+
+class _Plugin(msgspec.Struct, frozen=True):
+    type: str = ""
+
+
+class _Config(msgspec.Struct, frozen=True):
+    type: str = ""
+    plugins: tuple[_Plugin, ...] = ()
+
+
+class _Cached(msgspec.Struct, frozen=True):
+    kind: str = ""
+    container_id: str = msgspec.field(default="", name="containerId")
+    config: str = ""
+
+
+_config = msgspec.json.Decoder(_Config)
+_cached = msgspec.json.Decoder(_Cached)
+
+
+def addresses(folders: Iterable[Folder]) -> list[HeldFile]:
+    """Return the addresses that host-local's *folders* hold."""
+    return [held for folder in folders for name in _names(folder.path) if (held := address(folder, name)) is not None]
+
+
+def address(folder: Folder, name: str) -> HeldFile | None:
+    """Return the address that the file *name* in *folder* holds, None where it is no such file, or not there."""
+    if reservations.address_of(name) is None:
+        return None
+    path = f"{folder.path}/{name}"
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        with open(path, "rb") as file:
+            content = file.read(reservations.LONGEST).strip()
+    except OSError:
+        return None
+    holder, ifname = holder_of(content)
+    return HeldFile(
+        kind=LeakKind.ADDRESS_UNOWNED if holder else LeakKind.ADDRESS_TORN,
+        path=path,
+        what=name,
+        holder=holder,
+        ifname=ifname,
+        network=folder.network,
+        content=content,
+        changed=status.st_mtime,
+    )
+
+
+def holder_of(content: bytes) -> tuple[ContainerId, IfName]:
+    """Return whom a file of host-local's names; nobody where it is torn. Plugins before 0.8 named no interface."""
+    try:
+        holder, _, ifname = content.decode().partition("\r\n")
+    except UnicodeDecodeError:
+        return ContainerId(""), IfName("")
+    if not usable_container_id(holder) or (ifname and ifname_problem(ifname)):
+        return ContainerId(""), IfName("")
+    return ContainerId(holder), IfName(ifname)
+
+
+def device_infos(folder: str) -> list[HeldFile]:
+    """Return the files about devices of containers, below *folder*."""
+    return list(_named(f"{folder}/cni", _DEVICE_INFO, LeakKind.DEVICE_INFO_STALE))
+
+
+def cached_results(folder: str) -> list[HeldFile]:
+    """Return the results that runtimes keep of their ADDs, whoever they called."""
+    return list(_named(folder, _RESULT, LeakKind.RESULT_STALE))
+
+
+def is_ours(held: HeldFile) -> bool:
+    """Return whether the result in *held* is of an ADD that called Plumbline, for the container that its name says."""
+    try:
+        with open(held.path, "rb") as file:
+            found = _cached.decode(file.read(_LONGEST))
+        config = _config.decode(base64.b64decode(found.config))
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return False
+    types = {config.type, *(plugin.type for plugin in config.plugins)}
+    return found.kind.startswith("cniCache") and found.container_id == held.holder and OUR_TYPE in types
+
+
+def timed(held: HeldFile) -> HeldFile | None:
+    """Return *held* with the time at which it was written, None if it is gone."""
+    try:
+        status = os.lstat(held.path)
+    except OSError:
+        return None
+    return msgspec.structs.replace(held, changed=status.st_mtime) if stat.S_ISREG(status.st_mode) else None
+
+
+def _named(folder: str, pattern: re.Pattern[str], kind: LeakKind) -> Iterator[HeldFile]:
+    for name in _names(folder):
+        if (found := pattern.fullmatch(name)) is not None:
+            yield HeldFile(
+                kind=kind,
+                path=f"{folder}/{name}",
+                what=name,
+                holder=ContainerId(found["holder"]),
+                ifname=IfName(found["ifname"]),
+                network=found["network"],
+            )
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,0 +1,137 @@
+"""Free what an attachment holds although a plugin refuses its DEL: nobody comes back for a sandbox that is gone.
+
+All plugins of the chain are asked, also those after the one that refuses. Then the IPAM plugin is asked by itself,
+and where that is host-local and refuses too, the address is taken out of its folder, under its lock and by its owner's
+name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import msgspec
+
+from events.fold import Attachment, Sandbox
+from events.schema import ContainerId, Failure, InterfaceDetached, InterfaceDetachFailed, PluginRun
+from nodeworker.leaks.evidence.footprint import Folder, folder_of, node_ends, type_of
+from nodeworker.leaks.release import free_addresses_of, free_link
+from nodeworker.planning.resolve.default_route import adjusted
+from nodeworker.plugins import chain, device_info
+from nodeworker.plugins.exec import PluginError, Runner, Runners
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.ipam import reservations
+from nodeworker.plugins.native.registry import ipam_plugin, ipam_type
+from nodeworker.plugins.plugin_errors import complaint
+from nodeworker.plugins.spec.cni_args import parse_args
+from nodeworker.sandboxes.detach import Detacher
+
+
+class Swept(msgspec.Struct):
+    """What came of it."""
+
+    outcome: InterfaceDetached | InterfaceDetachFailed
+    notes: tuple[str, ...]
+    """Sentences for the evidence."""
+
+
+class LastResort:
+    """Frees attachments of sandboxes that are gone."""
+
+    def __init__(self, detacher: Detacher, runners: Runners, executor: Runner, seconds: float) -> None:
+        self._detacher = detacher
+        self._runners = runners
+        self._executor = executor
+        self._seconds = seconds
+
+    async def free(self, sandbox: Sandbox, attachment: Attachment, *, final: bool) -> Swept:
+        """Free what *attachment* holds.
+
+        With *final*, a plugin that refuses is not waited for: what can be known of what it holds is free, and for what
+        nobody can know nobody will come. Without, it is tried again.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        plan = attachment.plan
+        target = self._detacher.target(sandbox)
+        result = adjusted(sandbox.attachments, attachment) or None
+        runs, refused = await chain.sweep(self._runners, plan, target, result, self._seconds)
+        notes: list[str] = []
+        held: Failure | None = None
+        for plugin, failure in refused.items():
+            freed, run = await self._free_addresses(plugin, attachment, target, notes)
+            runs += run
+            if not freed:
+                held = failure
+        taken = [
+            end.name for end in node_ends(type_of(plan), attachment.result) if await asyncio.to_thread(free_link, end)
+        ]
+        notes += [f"the node's link {name} was taken away" for name in taken]
+        await device_info.withdraw(plan)
+        if held is None and refused and not final:
+            held = next(iter(refused.values()))
+        seconds = loop.time() - started
+        network, ifname = plan.network, plan.ifname
+        if held is not None:
+            failed = InterfaceDetachFailed(network=network, ifname=ifname, failure=held, seconds=seconds, runs=runs)
+            return Swept(failed, tuple(notes))
+        notes += [f"a plugin refused, and is not asked again: {failure.message}" for failure in refused.values()]
+        return Swept(InterfaceDetached(network=network, ifname=ifname, seconds=seconds, runs=runs), tuple(notes))
+
+    async def _free_addresses(
+        self, plugin: str, attachment: Attachment, target: chain.Target, notes: list[str]
+    ) -> tuple[bool, tuple[PluginRun, ...]]:
+        """Return whether *plugin*, which refused its DEL, holds no address any more; and how its IPAM plugin ran."""
+        config = cast("dict[str, Any]", msgspec.json.decode(plugin))
+        kind = ipam_type(config)
+        if not kind:
+            return True, ()
+        why, run = await self._ask_ipam(kind, plugin, config, attachment, target)
+        if not why:
+            notes.append(f"{kind} freed the address of {attachment.plan.ifname} when asked by itself")
+            return True, run
+        folder = folder_of(plugin)
+        if folder is None:
+            notes.append(f"{kind} refused too: {why}")
+            return False, run
+        return await self._free_directly(folder, attachment, target, notes), run
+
+    async def _ask_ipam(
+        self, kind: str, plugin: str, config: dict[str, Any], attachment: Attachment, target: chain.Target
+    ) -> tuple[str, tuple[PluginRun, ...]]:
+        """Have the IPAM plugin free the address; return why it did not, and its run where it was executed."""
+        args, ifname = attachment.plan.cni_args, attachment.plan.ifname
+        native = ipam_plugin(kind)
+        if native is not None and not native.unsupported(config):
+            call = Call(container_id=target.container_id, netns="", ifname=ifname, config=config, args=parse_args(args))
+            try:
+                await asyncio.to_thread(native.delete, call)
+            except NativeError as error:
+                return str(error), ()
+            return "", ()
+        env = {
+            "CNI_CONTAINERID": target.container_id,
+            "CNI_NETNS": target.netns,
+            "CNI_IFNAME": ifname,
+            "CNI_ARGS": args,
+            "CNI_PATH": ":".join(target.path),
+        }
+        try:
+            run, stdout = await self._executor.run(
+                kind, command="DEL", env=env, stdin=plugin.encode(), search=target.path, timeout=self._seconds
+            )
+        except PluginError as error:
+            return str(error), ()
+        return (complaint(run, stdout).message if run.exit_code else ""), (run,)
+
+    async def _free_directly(
+        self, folder: Folder, attachment: Attachment, target: chain.Target, notes: list[str]
+    ) -> bool:
+        owner = ContainerId(target.container_id)
+        try:
+            freed = await asyncio.to_thread(free_addresses_of, folder, owner, attachment.plan.ifname)
+        except (OSError, reservations.BusyError) as error:
+            notes.append(f"{folder.path} could not be used: {error}")
+            return False
+        notes += [f"the file of {address} was removed from {folder.path} under its lock" for address in freed]
+        return True

@@ -1,1 +1,0 @@
-"""rtnetlink for whoever makes, reads or repairs interfaces: one socket in one namespace, and messages for it."""

@@ -1,0 +1,1 @@
+"""Pod, networks and devices become a plan."""

@@ -1,0 +1,1 @@
+"""Looks up pods and NetworkAttachmentDefinitions, from manifests or an API server."""

@@ -1,0 +1,148 @@
+"""The two kinds of Kubernetes objects that the worker follows, read no further than planning needs.
+
+An API server's pod is 4 to 15 KB of JSON, and a node has hundreds that change all the time. Only what is kept is ever
+decoded, and a model of the whole object would cost each node seventy times as much memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
+from nodeworker.planning.resolve.objects import CONFIG_SOURCE, RESOURCE_NAME, Nad, PodObject
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
+"""What decoding JSON that is none, or is not what was expected, may raise."""
+
+ObjectT = TypeVar("ObjectT", Nad, PodObject)
+
+_JSON = "application/json"
+_METADATA = "application/json;as={};g=meta.k8s.io;v=v1,application/json"
+"""Asks for metadata alone, where the server can part it from the rest (Kubernetes API concepts)."""
+
+
+class Key(NamedTuple):
+    """What tells an object from the others of its kind."""
+
+    namespace: str
+    name: str
+
+
+class Kind(NamedTuple, Generic[ObjectT]):
+    """One kind of objects: where the API server has them, and what is kept of each."""
+
+    resource: str
+    """As roles name it."""
+    group: str
+    """Path of its API group and version."""
+    decode: Callable[[bytes | msgspec.Raw], ObjectT]
+    """Raises one of ``UNREADABLE``."""
+    type: type[ObjectT]
+    accept: str = _JSON
+    accept_list: str = _JSON
+
+    def collection(self) -> str:
+        """Return the path of all objects of this kind."""
+        return f"{self.group}/{self.resource}"
+
+    def object(self, key: Key) -> str:
+        """Return the path of one object."""
+        return f"{self.group}/namespaces/{quote(key.namespace, safe='')}/{self.resource}/{quote(key.name, safe='')}"
+
+
+def key_of(kept: Nad | PodObject) -> Key:
+    """Return what *kept* is looked up by."""
+    return Key(kept.namespace, kept.name)
+
+
+class Meta(msgspec.Struct):
+    """The part of ``metadata`` that every kind has."""
+
+    name: str = ""
+    namespace: str = ""
+    resource_version: str = msgspec.field(default="", name="resourceVersion")
+
+
+class HasMeta(msgspec.Struct):
+    """Any object, for whoever needs its metadata only."""
+
+    metadata: Meta
+
+
+class _PodAnnotations(msgspec.Struct):
+    networks: str | None = msgspec.field(default=None, name=NETWORKS)
+    default_network: str | None = msgspec.field(default=None, name=DEFAULT_NETWORK)
+    config_source: str = msgspec.field(default="api", name=CONFIG_SOURCE)
+
+
+class _PodMeta(msgspec.Struct):
+    name: str
+    namespace: str
+    uid: str
+    annotations: _PodAnnotations | None = None
+
+
+class _Pod(msgspec.Struct):
+    metadata: _PodMeta
+
+
+class _NadAnnotations(msgspec.Struct):
+    resource_name: str | None = msgspec.field(default=None, name=RESOURCE_NAME)
+
+
+class _NadMeta(msgspec.Struct):
+    name: str
+    namespace: str
+    annotations: _NadAnnotations | None = None
+
+
+class _NadSpec(msgspec.Struct):
+    config: str = ""
+
+
+class _Nad(msgspec.Struct):
+    metadata: _NadMeta
+    spec: _NadSpec | None = None
+
+
+_POD = msgspec.json.Decoder(_Pod)
+_NAD = msgspec.json.Decoder(_Nad)
+
+
+def _pod(text: bytes | msgspec.Raw) -> PodObject:
+    about = _POD.decode(text).metadata
+    found = about.annotations or _PodAnnotations()
+    annotations = _present({NETWORKS: found.networks, DEFAULT_NETWORK: found.default_network})
+    return PodObject(about.namespace, about.name, about.uid, annotations, static=found.config_source != "api")
+
+
+def _nad(text: bytes | msgspec.Raw) -> Nad:
+    nad = _NAD.decode(text)
+    about = nad.metadata
+    resource_name = about.annotations.resource_name if about.annotations else None
+    config = nad.spec.config if nad.spec else ""
+    return Nad(about.namespace, about.name, config, _present({RESOURCE_NAME: resource_name}))
+
+
+def _present(annotations: dict[str, str | None]) -> dict[str, str]:
+    return {key: value for key, value in annotations.items() if value is not None}
+
+
+PODS = Kind(
+    resource="pods",
+    group="/api/v1",
+    decode=_pod,
+    type=PodObject,
+    accept=_METADATA.format("PartialObjectMetadata"),
+    accept_list=_METADATA.format("PartialObjectMetadataList"),
+)
+NADS = Kind(
+    resource="network-attachment-definitions",
+    group="/apis/k8s.cni.cncf.io/v1",
+    decode=_nad,
+    type=Nad,
+)

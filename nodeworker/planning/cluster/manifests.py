@@ -1,0 +1,234 @@
+"""A folder of Kubernetes manifests as the cluster: for one machine, and for tests without an API server.
+
+The folder is the truth at the moment of each look-up; there is no watch to fall behind. Only files that changed are
+read again, and a file that can't be used takes nothing with it but its own objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import structlog
+import yaml
+
+from events.process.decoding import convert
+from nodeworker.planning.cluster.source import SourceUnavailableError
+from nodeworker.planning.resolve.objects import CONFIG_SOURCE, Nad, PodObject
+from nodeworker.plugins.spec.names import decode_json
+
+NAD_API = "k8s.cni.cncf.io/v1"
+
+SUFFIXES = frozenset({".yaml", ".yml", ".json"})
+STATUS = "status"
+"""Folder in which the worker writes what became of the pods; no manifests."""
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_UNREADABLE = (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""What reading a file may raise; PyYAML lets the errors of its constructors (``!!bool maybe``) through as they are."""
+
+Found = TypeVar("Found", Nad, PodObject)
+_Object = Nad | PodObject
+
+
+class _Metadata(msgspec.Struct):
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    annotations: dict[str, str] | None = None
+
+
+class _Pod(msgspec.Struct):
+    metadata: _Metadata
+
+
+class _NadSpec(msgspec.Struct):
+    config: str = ""
+
+
+class _Nad(msgspec.Struct):
+    metadata: _Metadata
+    spec: _NadSpec | None = None
+
+
+_FRESH = 0.01
+"""Seconds after a pod for which networks are not looked for again: its own are asked for behind it, one by one."""
+_QUICK = 0.001
+"""Seconds that a look at the folder may hold the event loop up; to wake a thread for it takes half of them."""
+
+
+class _Signature(NamedTuple):
+    """What changes when a file does."""
+
+    mtime_ns: int
+    size: int
+    inode: int
+
+
+class _File(NamedTuple):
+    signature: _Signature
+    objects: tuple[_Object, ...]
+
+
+class Manifests:
+    """``Source`` from the YAML and JSON files under *folder*, hidden ones and those in its ``status`` folder excepted.
+
+    An object that is in several files is taken from the last of them by path.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, _File] = {}
+        self._objects: dict[tuple[type[_Object], str, str], _Object] = {}
+        self._looked_at = float("-inf")
+        self._quick = False
+        self._log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+        # One thread: what may take long stays off the event loop, and look-ups follow one another.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifests")
+
+    async def pod(self, namespace: str, name: str, uid: str = "") -> PodObject | None:
+        """Return the pod *namespace*/*name*, of whatever *uid*: a folder has one incarnation.
+
+        Raises SourceUnavailableError if the folder can't be read.
+        """
+        began = time.monotonic()
+        found = await self._look_up(PodObject, namespace, name)
+        self._looked_at = began
+        return found
+
+    async def nad(self, namespace: str, name: str) -> Nad | None:
+        """Return the NAD *namespace*/*name*. Raises SourceUnavailableError if the folder can't be read."""
+        if time.monotonic() - self._looked_at < _FRESH:
+            return self._held(Nad, namespace, name)
+        return await self._look_up(Nad, namespace, name)
+
+    @property
+    def claims(self) -> None:
+        """None: nobody allocates devices to the pods of a folder."""
+        return None
+
+    async def run(self) -> None:
+        """Do nothing until cancelled: the folder is looked at when it is asked."""
+        await asyncio.get_running_loop().create_future()
+
+    async def ready(self, seconds: float) -> bool:
+        """Return true at once, whatever *seconds*."""
+        return True
+
+    def close(self) -> None:
+        """End the thread once the look-ups under way are done."""
+        self._thread.shutdown()
+
+    async def _look_up(self, kind: type[Found], namespace: str, name: str) -> Found | None:
+        if self._quick and self._is_current(self._signatures()):
+            return self._held(kind, namespace, name)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._find, kind, namespace, name)
+
+    def _find(self, kind: type[Found], namespace: str, name: str) -> Found | None:
+        self._refresh()
+        return self._held(kind, namespace, name)
+
+    def _held(self, kind: type[Found], namespace: str, name: str) -> Found | None:
+        found = self._objects.get((kind, namespace, name))
+        return found if isinstance(found, kind) else None
+
+    def _refresh(self) -> None:
+        """Bring what is held in line with the folder."""
+        signatures = self._signatures()
+        if self._is_current(signatures):
+            return
+        files: dict[str, _File] = {}
+        for path, signature in signatures.items():
+            known = self._files.get(path)
+            if known is None or known.signature != signature:
+                known = _File(signature, tuple(self._read(path)))
+            files[path] = known
+        self._objects = {(type(o), o.namespace, o.name): o for file in files.values() for o in file.objects}
+        self._files = files  # last, as it is what tells whether the objects are current
+
+    def _signatures(self) -> dict[str, _Signature]:
+        """Return what is in the folder, by path. Raises SourceUnavailableError."""
+        began = time.monotonic()
+        try:
+            return dict(sorted(_scan(self._folder)))
+        except OSError as error:
+            raise SourceUnavailableError(f"the folder {self._folder} can't be read: {error.strerror}") from error
+        finally:
+            self._quick = time.monotonic() - began < _QUICK
+
+    def _is_current(self, signatures: dict[str, _Signature]) -> bool:
+        return signatures == {path: file.signature for path, file in self._files.items()}
+
+    def _read(self, path: str) -> Iterator[_Object]:
+        """Yield the objects in the file *path*; say once what is wrong with it and go on."""
+        try:
+            manifests = list(_flat(_documents(self._folder / path)))
+        except _UNREADABLE as error:
+            self._log.warning("manifest_unusable", file=path, error=" ".join(str(error).split()))
+            return
+        for index, manifest in enumerate(manifests, 1):
+            try:
+                yield from _object(manifest)
+            except msgspec.ValidationError as error:
+                self._log.warning("manifest_object_unusable", file=path, object=index, error=str(error))
+
+
+def _scan(folder: Path) -> Iterator[tuple[str, _Signature]]:
+    """Yield path, relative to *folder*, and signature of each manifest. Raises OSError if *folder* can't be listed."""
+
+    def fail(error: OSError) -> None:
+        # Below the top, a folder that vanished or is closed to us is a matter of its own manifests only.
+        if error.filename == str(folder):
+            raise error
+
+    for top, folders, names in os.walk(folder, onerror=fail):
+        at_top = top == str(folder)
+        folders[:] = [name for name in folders if not name.startswith(".") and not (at_top and name == STATUS)]
+        for name in names:
+            if name.startswith(".") or os.path.splitext(name)[1] not in SUFFIXES:
+                continue
+            path = os.path.join(top, name)
+            try:
+                stat = os.stat(path)
+            except FileNotFoundError:
+                continue
+            yield os.path.relpath(path, folder), _Signature(stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+def _documents(path: Path) -> list[Any]:
+    """Return the documents in the file *path*. Raises one of ``_UNREADABLE``."""
+    text = path.read_text(encoding="utf-8")
+    # YAML takes most JSON, but not JSON that is indented with tabs.
+    return [decode_json(text)] if path.suffix == ".json" else list(yaml.load_all(text, Loader=_LOADER))
+
+
+def _flat(documents: list[Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the objects of *documents*, those in lists included."""
+    for document in documents:
+        if not isinstance(document, Mapping):
+            continue
+        if document.get("kind") == "List" and isinstance(document.get("items"), list):
+            yield from _flat(document["items"])
+        else:
+            yield document
+
+
+def _object(manifest: Mapping[str, Any]) -> Iterator[_Object]:
+    """Yield the pod or NAD that *manifest* is; nothing for other kinds. Raises msgspec.ValidationError."""
+    kind = (manifest.get("apiVersion"), manifest.get("kind"))
+    if kind == ("v1", "Pod"):
+        about = convert(manifest, _Pod).metadata
+        annotations = about.annotations or {}
+        static = annotations.get(CONFIG_SOURCE, "api") != "api"
+        yield PodObject(about.namespace, about.name, about.uid, annotations, static)
+    elif kind == (NAD_API, "NetworkAttachmentDefinition"):
+        nad = convert(manifest, _Nad)
+        config = nad.spec.config if nad.spec else ""
+        yield Nad(nad.metadata.namespace, nad.metadata.name, config, nad.metadata.annotations or {})

@@ -1,0 +1,1 @@
+"""Looks up the devices that the kubelet allocated to a pod."""

@@ -1,0 +1,157 @@
+"""Decide which default routes have to go, and what comes, when an attachment claims those of the pod.
+
+Pure. All of it follows from the recorded plan and the recorded results, so that an ADD that was cut, a CHECK and a DEL
+come to the same without a record of its own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from events.default_routes import Claim, claims, dropped
+from events.fold import Attachment
+from events.schema import ErrorClass, IfName, NetworkName, Phase
+from nodeworker.errors import RequestFailedError, failed
+from nodeworker.planning.resolve.networks import Wanted
+from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.names import shown
+from nodeworker.plugins.spec.results import Result, ResultError, Route
+
+_EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
+_IN_MAIN = frozenset({None, 0, 254})
+"""What a result says of the table of a route in the main one (CNI specification 1.1, section 5, "ADD Success")."""
+
+
+class DefaultRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the default routes of a pod have to go."""
+
+    network: NetworkName
+    ifname: IfName
+    """Interface of the attachment that claims them."""
+    gateways: Mapping[int, str]
+    """By IP version, of every family that the claim is about; empty text: as the attachment's plugins brought it."""
+    own: frozenset[str]
+    """All interfaces of that attachment."""
+    others: frozenset[str]
+    """The interfaces of the other attachments."""
+
+
+def claimed(wants: Sequence[Wanted], who: str) -> list[tuple[str, ...] | None]:
+    """Return for each of *wants* the gateways of the default routes that it claims, in canonical form; None: no claim.
+
+    Each selection by itself names one gateway for a family at most. Several may claim, as in Multus, if they name
+    gateways of different families. Raises RequestFailedError (INVALID_ANNOTATION) for claims that contradict each
+    other, and for an address that no router can have.
+    """
+    asked = {
+        index: (want.selection, want.selection.default_route)
+        for index, want in enumerate(wants)
+        if want.selection and want.selection.default_route is not None
+    }
+    gateways: dict[int, tuple[str, ...]] = {}
+    for index, (selection, given) in asked.items():
+        try:
+            gateways[index] = tuple(map(_gateway, given))
+        except ValueError as error:
+            raise _refused(who, f"network {selection}: default-route {error}", str(selection)) from error
+    if _contradict(list(gateways.values())):
+        names = ", ".join(str(selection) for selection, _ in asked.values())
+        raise _refused(
+            who,
+            f"default-route is on {len(asked)} networks ({names}), and an IP version has one; choose one "
+            f"network, or name gateways of different versions",
+        )
+    return [gateways.get(index) for index in range(len(wants))]
+
+
+def wanted(attachments: Sequence[Attachment]) -> tuple[DefaultRoute, ...]:
+    """Return where the default routes of the pod with *attachments*, all made, have to go; empty: where they are."""
+    return tuple(_wanted(attachments, claim) for claim in _claims(attachments))
+
+
+def _wanted(attachments: Sequence[Attachment], claim: Claim) -> DefaultRoute:
+    plan = attachments[claim.index].plan
+    planned = {attachment.plan.ifname for attachment in attachments}
+    made = [_interfaces(attachment) for attachment in attachments]
+    # A plugin may name an interface that it only worked on: it belongs to the attachment it is named after.
+    own = {plan.ifname} | (made[claim.index] - planned)
+    return DefaultRoute(
+        network=plan.network,
+        ifname=plan.ifname,
+        gateways={family: claim.gateways.get(family, "") for family in sorted(claim.families)},
+        own=frozenset(own),
+        others=frozenset(planned.union(*made) - own),
+    )
+
+
+def adjusted(attachments: Sequence[Attachment], attachment: Attachment) -> str:
+    """Return the result of *attachment*, one of *attachments*, with the default routes that it is left with.
+
+    That is what CHECK and DEL hand to plugins: a plugin would object to the loss of a route. Until all attachments are
+    made, and where a result can't be read, it is the result as recorded.
+    """
+    found = _claims(attachments)
+    if not found or not all(each.result for each in attachments):
+        return attachment.result
+    index = attachments.index(attachment)
+    given = [gateway for claim in found if claim.index == index for gateway in claim.gateways.items()]
+    try:
+        result = results.decode(attachment.result, attachment.plan.cni_version)
+        kept = [route for route in result.routes if not (_is_default(route) and dropped(found, index, _family(route)))]
+        routes = (*kept, *(Route(dst=_EVERYWHERE[family], gw=gateway) for family, gateway in given))
+        after = replace(result, routes=routes)
+        return attachment.result if after == result else results.encode(after, result.cni_version)
+    except ResultError:
+        return attachment.result  # or one of a version that can't say a route without an address
+
+
+def _gateway(text: str) -> str:
+    """Return the IP address *text* in canonical form. Raises ValueError for one that no router can have."""
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        raise ValueError(f"holds {shown(text)}, which is an IPv4 address; write {address.ipv4_mapped}")
+    if address.is_unspecified or address.is_multicast or address.is_loopback:
+        raise ValueError(f"holds {shown(text)}, which no router can have; name the router's address")
+    return str(address)
+
+
+def _contradict(claims: Sequence[tuple[str, ...]]) -> bool:
+    """Return whether two of *claims* may be about one family; one without gateways may be about any."""
+    families = Counter(ipaddress.ip_address(gateway).version for gateways in claims for gateway in gateways)
+    return len(claims) > 1 and (not all(claims) or max(families.values()) > 1)
+
+
+def _refused(who: str, problem: str, network: str = "") -> RequestFailedError:
+    return failed(ErrorClass.INVALID_ANNOTATION, Phase.RESOLVE, f"{who}: {problem}", network=network)
+
+
+def _claims(attachments: Sequence[Attachment]) -> tuple[Claim, ...]:
+    def brought(index: int) -> set[int]:
+        return {_family(route) for route in _result(attachments[index]).routes if _is_default(route)}
+
+    return claims([attachment.plan for attachment in attachments], brought)
+
+
+def _result(attachment: Attachment) -> Result:
+    """Return the result of *attachment*; one that can't be read is for those to complain about who hand it on."""
+    try:
+        return results.decode(attachment.result, attachment.plan.cni_version)
+    except ResultError:
+        return Result(cni_version=attachment.plan.cni_version)
+
+
+def _interfaces(attachment: Attachment) -> set[str]:
+    return {interface.name for interface in _result(attachment).interfaces if interface.sandbox}
+
+
+def _is_default(route: Route) -> bool:
+    return ipaddress.ip_interface(route.dst).network.prefixlen == 0 and route.table in _IN_MAIN
+
+
+def _family(route: Route) -> int:
+    return ipaddress.ip_interface(route.dst).version

@@ -1,0 +1,301 @@
+"""The operations of the specification on one attachment, because a delegate is a chain and each verb has its own rules.
+
+The order of the chain, what is handed from plugin to plugin, and what an error means are those of the CNI specification
+1.1, section 3; everything comes from the recorded plan, nothing from today's configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+import msgspec
+from msgspec.structs import replace
+
+from events.schema import ErrorClass, Failure, Phase, PlannedAttachment, PluginRun
+from nodeworker.errors import CNI_CODES, RequestFailedError
+from nodeworker.kernel.namespaces import mtu_of
+from nodeworker.plugins.exec import PluginError, Runners, type_of
+from nodeworker.plugins.plugin_errors import complaint, not_read_as_success
+from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.conflist import with_prev_result
+from nodeworker.plugins.spec.versions import at_least
+
+_TASKS: Final[Mapping[Phase, str]] = {
+    Phase.ADD: "failed to add {ifname} of {network}",
+    Phase.DEL: "failed to delete {ifname} of {network}",
+    Phase.CHECK: "failed to check {ifname} of {network}",
+    Phase.GC: "failed to collect garbage of {network}",
+    Phase.STATUS: "is not ready to serve {network}",
+}
+_ATTACHMENT_PHASES: Final = frozenset({Phase.ADD, Phase.DEL, Phase.CHECK})
+
+
+class Target(msgspec.Struct, frozen=True):
+    """The sandbox, as plugins are told of it."""
+
+    container_id: str
+    netns: str
+    """Empty in a DEL after the namespace is gone."""
+    path: tuple[str, ...]
+    """Folders with plugin binaries: the runtime's CNI_PATH and the configured ones."""
+
+
+class DelegateError(RequestFailedError):
+    """A plugin of a chain failed; ``runs`` are all executions of the operation, up to and with that one."""
+
+    def __init__(self, failure: Failure, runs: tuple[PluginRun, ...]) -> None:
+        super().__init__(failure)
+        self.runs = runs
+
+
+def require(runners: Runners, attachment: PlannedAttachment, target: Target) -> None:
+    """Raise DelegateError (plugin_missing) unless every plugin of the attachment is installed.
+
+    Ask before the first plugin runs: what a chain has made can't be deleted through a plugin that is not there.
+    """
+    operation = _Operation(runners, attachment, target, Phase.ADD, 0)
+    for plugin, native in _chain(attachment):
+        try:
+            runners.require(plugin, native, target.path)
+        except PluginError as error:
+            raise operation.failure(error.error_class, plugin, str(error)) from error
+
+
+async def add(
+    runners: Runners,
+    attachment: PlannedAttachment,
+    target: Target,
+    timeout: float,  # noqa: ASYNC109 - shared by the plugins of the chain; see Runner.run
+) -> tuple[str, tuple[PluginRun, ...]]:
+    """Add the attachment; return the last plugin's result as it was printed, with its ``cniVersion``, and the runs.
+
+    *timeout* is in seconds, for the whole chain. What a failed chain left behind is for the caller to delete. Raises
+    DelegateError. Section 3, "Adding an attachment".
+    """
+    operation = _Operation(runners, attachment, target, Phase.ADD, timeout)
+    version = attachment.cni_version
+    printed, previous, native = "", None, False
+    for plugin, native in _chain(attachment):
+        stdout = await operation.run(plugin, native, with_prev_result(plugin, previous))
+        try:
+            printed, previous = results.accepted(stdout.decode().strip(), version)
+        except ValueError as error:
+            raise operation.failure(ErrorClass.PLUGIN_OUTPUT, plugin, str(error)) from error
+    *before, last = operation.runs
+    mtu = last.mtu if native else await asyncio.to_thread(_mtu, target, attachment)
+    # What it printed is in the result, and would be in the ledger twice.
+    return printed, (*before, replace(last, stdout="", mtu=mtu))
+
+
+def _mtu(target: Target, attachment: PlannedAttachment) -> int:
+    """Return the interface's MTU, which hardly any plugin that is executed tells; 0: there is no such interface."""
+    try:
+        return mtu_of(target.netns, attachment.ifname, Phase.ADD)
+    except (OSError, RequestFailedError):
+        return 0
+
+
+async def delete(
+    runners: Runners,
+    attachment: PlannedAttachment,
+    target: Target,
+    result: str | None,
+    timeout: float,  # noqa: ASYNC109
+) -> tuple[PluginRun, ...]:
+    """Delete the attachment, last plugin first; return the runs.
+
+    *result* is what ``add`` returned, None if it never did; *timeout* is in seconds, for the whole chain. Raises
+    DelegateError at the first plugin that fails. Section 3, "Deleting an attachment".
+    """
+    operation = _Operation(runners, attachment, target, Phase.DEL, timeout)
+    previous = _previous(attachment, result)
+    for plugin, native in reversed(_chain(attachment)):
+        await operation.run(plugin, native, with_prev_result(plugin, previous))
+    return tuple(operation.runs)
+
+
+async def sweep(
+    runners: Runners,
+    attachment: PlannedAttachment,
+    target: Target,
+    result: str | None,
+    timeout: float,  # noqa: ASYNC109
+) -> tuple[tuple[PluginRun, ...], dict[str, Failure]]:
+    """Do what ``delete`` does, and go on where a plugin fails; return the runs, and the plugins that failed with why.
+
+    For an attachment whose sandbox is gone for good: nobody comes back for what the plugins after that one hold.
+    """
+    operation = _Operation(runners, attachment, target, Phase.DEL, timeout)
+    previous = _previous(attachment, result)
+    failures: dict[str, Failure] = {}
+    for plugin, native in reversed(_chain(attachment)):
+        try:
+            await operation.run(plugin, native, with_prev_result(plugin, previous))
+        except DelegateError as error:
+            failures[plugin] = error.failure
+    return tuple(operation.runs), failures
+
+
+async def check(
+    runners: Runners,
+    attachment: PlannedAttachment,
+    target: Target,
+    result: str,
+    timeout: float,  # noqa: ASYNC109
+) -> tuple[PluginRun, ...]:
+    """Check the attachment against *result*, which is what ``add`` returned; return the runs.
+
+    Nothing runs below version 0.4.0 or where the configuration disables it. *timeout* is in seconds, for the whole
+    chain. Raises DelegateError at the first plugin that objects. Section 3, "Checking an attachment".
+    """
+    if attachment.disable_check or not at_least(attachment.cni_version, "0.4.0"):
+        return ()
+    operation = _Operation(runners, attachment, target, Phase.CHECK, timeout)
+    try:
+        previous = results.convert(result, attachment.cni_version, attachment.cni_version)
+    except results.ResultError as error:
+        message = f"what ADD returned can't be read: {error}"
+        raise operation.failure(ErrorClass.PLUGIN_OUTPUT, attachment.plugins[0], message) from error
+    for plugin, native in _chain(attachment):
+        await operation.run(plugin, native, with_prev_result(plugin, previous))
+    return tuple(operation.runs)
+
+
+async def gc(
+    runners: Runners,
+    attachment: PlannedAttachment,
+    target: Target,
+    valid: Sequence[tuple[str, str]],
+    timeout: float,  # noqa: ASYNC109
+) -> tuple[PluginRun, ...]:
+    """Have every plugin free what belongs to none of *valid*, (container ID, interface name); return the runs.
+
+    Nothing runs below version 1.1.0 or where the configuration disables it. An empty *valid* means that nothing is.
+    *timeout* is in seconds, for the whole chain. Raises DelegateError when all plugins have run and some failed.
+    Section 3, "Garbage-collecting a network".
+    """
+    if attachment.disable_gc or not at_least(attachment.cni_version, "1.1.0"):
+        return ()
+    operation = _Operation(runners, attachment, target, Phase.GC, timeout)
+    attachments = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in valid]
+    # The second key is what the Go library called it before 1.1.0 was final; plugins built with that read no other.
+    keys = {"cni.dev/valid-attachments": attachments, "cni.dev/attachments": attachments}
+    failures: list[Failure] = []
+    for plugin, native in _chain(attachment):
+        try:
+            await operation.run(plugin, native, _of_network(plugin, keys))
+        except DelegateError as error:
+            failures.append(error.failure)
+    if failures:
+        message = "; ".join(failure.message for failure in failures)
+        raise DelegateError(msgspec.structs.replace(failures[0], message=message), tuple(operation.runs))
+    return tuple(operation.runs)
+
+
+async def status(
+    runners: Runners,
+    attachment: PlannedAttachment,
+    target: Target,
+    timeout: float,  # noqa: ASYNC109
+) -> tuple[PluginRun, ...]:
+    """Ask every plugin whether an ADD would work now; return the runs.
+
+    Nothing runs below version 1.1.0. *timeout* is in seconds, for the whole chain. Raises DelegateError at the first
+    plugin that is not ready. Section 2, "STATUS".
+    """
+    if not at_least(attachment.cni_version, "1.1.0"):
+        return ()
+    operation = _Operation(runners, attachment, target, Phase.STATUS, timeout)
+    for plugin, native in _chain(attachment):
+        await operation.run(plugin, native, _of_network(plugin, {}))
+    return tuple(operation.runs)
+
+
+class _Operation:
+    """One verb on one attachment: its environment, the time that is left, the runs so far."""
+
+    def __init__(
+        self, runners: Runners, attachment: PlannedAttachment, target: Target, phase: Phase, seconds: float
+    ) -> None:
+        self.runs: list[PluginRun] = []
+        self._runners = runners
+        self._attachment = attachment
+        self._phase = phase
+        self._search = target.path
+        self._env = {"CNI_PATH": os.pathsep.join(target.path)}
+        if phase in _ATTACHMENT_PHASES:
+            self._env |= {
+                "CNI_CONTAINERID": target.container_id,
+                "CNI_NETNS": target.netns,
+                "CNI_IFNAME": attachment.ifname,
+                "CNI_ARGS": attachment.cni_args,
+            }
+        self._deadline = time.monotonic() + seconds
+
+    async def run(self, plugin: str, native: bool, stdin: bytes) -> bytes:
+        """Return what *plugin* printed; *native* is the way that was planned. Raises DelegateError."""
+        try:
+            run, stdout = await self._runners.runner(plugin, native, self._search).run(
+                type_of(plugin),
+                command=self._phase.value.upper(),
+                env=self._env,
+                stdin=stdin,
+                search=self._search,
+                timeout=self._deadline - time.monotonic(),
+            )
+        except PluginError as error:
+            if error.run is not None:
+                self.runs.append(error.run)
+            raise self.failure(error.error_class, plugin, str(error)) from error
+        self.runs.append(run)
+        if run.exit_code:
+            said = complaint(run, stdout)
+            raise self.failure(ErrorClass.PLUGIN_FAILED, plugin, said.message, code=said.code, details=said.details)
+        return stdout
+
+    def failure(
+        self, error_class: ErrorClass, plugin: str, message: str, *, code: int = 0, details: str = ""
+    ) -> DelegateError:
+        """Return the error for *plugin*; *message* is the part that says why, *code* the plugin's own."""
+        plugin_type, network, ifname = type_of(plugin), self._attachment.network, self._attachment.ifname
+        sentence = f"{plugin_type} {_TASKS[self._phase].format(ifname=ifname, network=network)}: {message}"
+        if self._phase is Phase.DEL:
+            sentence, details = not_read_as_success(sentence), not_read_as_success(details)
+        failure = Failure(
+            error_class=error_class,
+            phase=self._phase,
+            message=sentence,
+            code=code or CNI_CODES[error_class],
+            network=network,
+            ifname=ifname if self._phase in _ATTACHMENT_PHASES else "",
+            delegate=plugin_type,
+            details=details,
+        )
+        return DelegateError(failure, tuple(self.runs))
+
+
+def _previous(attachment: PlannedAttachment, result: str | None) -> Any:
+    """Return what DEL is handed of *result*; None where there is nothing that it can be handed."""
+    if result is None or not at_least(attachment.cni_version, "0.4.0"):
+        return None
+    try:
+        return results.convert(result, attachment.cni_version, attachment.cni_version)
+    except results.ResultError:
+        return None  # plugins must cope without it, and an unreadable record must not hold up a DEL for ever
+
+
+def _chain(attachment: PlannedAttachment) -> list[tuple[str, bool]]:
+    """Return the plugins of *attachment* in order, each with whether it was planned to run natively."""
+    ways = attachment.native or (False,) * len(attachment.plugins)
+    return list(zip(attachment.plugins, ways, strict=True))
+
+
+def _of_network(plugin: str, keys: Mapping[str, Any]) -> bytes:
+    """Return the configuration for a verb that is about the network: the runtime offers nothing for an attachment."""
+    config = cast("dict[str, Any]", msgspec.json.decode(plugin))
+    config.pop("runtimeConfig", None)
+    return msgspec.json.encode({**config, **keys})

@@ -1,0 +1,124 @@
+"""What a native plugin is: the verbs of the CNI specification as functions, instead of a process.
+
+A plugin's functions are called in a process of their own and may block. They raise ``NativeError`` where the reference
+plugin would end with an error; whatever they had made until then is taken away by a DEL that follows, as with any
+plugin (CNI specification 1.1, section 2, "DEL").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from nodeworker.plugins.spec.results import Result
+
+GENERIC = 999
+"""The CNI error code of the reference plugins for whatever has none of its own."""
+TRY_AGAIN = 11
+"""That of what is not possible right now (CNI specification 1.1, section 5, "Error"); nothing was done of it."""
+PATIENCE = 10.0
+"""Seconds after which what others hold up is an error."""
+
+
+class NativeError(Exception):
+    """A native plugin can't do what it was asked to; ``code`` is the CNI error code of the reference plugin."""
+
+    def __init__(self, message: str, code: int = GENERIC) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One execution of a plugin: what a process would find in its environment and on its standard input."""
+
+    container_id: str
+    netns: str
+    """Path of the container's network namespace; empty in a DEL after it is gone."""
+    ifname: str
+    config: dict[str, Any]
+    """The plugin's configuration, with ``name``, ``cniVersion`` and ``runtimeConfig``, without ``prevResult``."""
+    args: Mapping[str, str] = {}
+    """CNI_ARGS."""
+    prev_result: Result | None = None
+    """Of the plugin before in the chain; in CHECK and DEL, the attachment's."""
+    patience: float = PATIENCE
+    """Seconds to wait for what others hold; ``TRY_AGAIN`` after that."""
+
+    @property
+    def network(self) -> str:
+        """``name`` of the network configuration."""
+        return str(self.config.get("name", ""))
+
+
+class InterfacePlugin(Protocol):
+    """A main or meta plugin; a module of this package is one."""
+
+    TYPE: str
+    """``type`` in the configuration, which is the name of the reference plugin's binary."""
+
+    def unsupported(self, config: Mapping[str, Any]) -> str:
+        """Return what *config* asks for that only the reference plugin knows, or an empty text. Pure."""
+        ...
+
+    def add(self, call: Call, ipam: Result | None) -> Result:
+        """Make the interface and return the result; *ipam* is what the IPAM plugin has assigned, None without one.
+
+        The result tells the interface's MTU too, which is recorded and not printed.
+        Repeating it after it was cut at any point gives the same interface. Raises NativeError.
+        """
+        ...
+
+    def check(self, call: Call) -> None:
+        """Raise NativeError unless the interface is as ``call.prev_result`` says."""
+        ...
+
+    def delete(self, call: Call) -> None:
+        """Take away what ``add`` made; what is gone already is fine. Raises NativeError."""
+        ...
+
+
+class CollectingPlugin(InterfacePlugin, Protocol):
+    """An interface plugin that makes what may outlive the interface."""
+
+    def collect(self, call: Call, valid: Collection[tuple[str, str]]) -> None:
+        """Take away what belongs to the network and none of the *valid* (container ID, interface name).
+
+        *call* is for no container. Raises NativeError.
+        """
+        ...
+
+
+class IpamPlugin(Protocol):
+    """An IPAM plugin; a module of ``nodeworker.plugins.native.ipam`` is one. ``config`` of a call is the main
+    plugin's."""
+
+    TYPE: str
+
+    def unsupported(self, config: Mapping[str, Any]) -> str:
+        """Return what *config* asks for that only the reference plugin knows, or an empty text. Pure."""
+        ...
+
+    def add(self, call: Call) -> Result:
+        """Assign addresses and return them, with routes and dns, without interfaces. Raises NativeError."""
+        ...
+
+    def check(self, call: Call) -> None:
+        """Raise NativeError unless the addresses are still assigned."""
+        ...
+
+    def delete(self, call: Call) -> None:
+        """Free the addresses; there may be none. Raises NativeError."""
+        ...
+
+    def status(self, call: Call) -> None:
+        """Raise NativeError unless an ADD would get its addresses now; *call* is for no container."""
+        ...
+
+    def collect(self, call: Call, valid: Collection[tuple[str, str]]) -> None:
+        """Free the network's addresses of all but the *valid* (container ID, interface name). Raises NativeError.
+
+        *call* is for no container.
+        """
+        ...

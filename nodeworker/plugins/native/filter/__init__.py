@@ -1,0 +1,1 @@
+"""Packet filter rules of native plugins: masquerading and MAC filtering."""

@@ -1,0 +1,149 @@
+"""A filter on a bridge's port that lets through only frames with the MAC address that the container was given.
+
+The rules and chains are those of the reference plugin, in the table ``nat`` of the family ``bridge``: either takes away
+what the other has made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from nodeworker.kernel.nftables import client, expressions
+from nodeworker.kernel.nftables.client import Chain, Nftables, Rule, Rules
+from nodeworker.kernel.rtnetlink import links
+from nodeworker.kernel.rtnetlink.message import Request
+from nodeworker.kernel.rtnetlink.socket import Netlink
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.endpoints import explaining
+from nodeworker.plugins.native.kit.veth import names_for
+
+_TABLE = "nat"
+_PRE_ROUTING = Chain(client.BRIDGE, _TABLE, "PREROUTING")
+_PRIORITY = -300
+_PREFIX = "macspoofchk-"
+"""Of comments."""
+MARK = rf"{_PREFIX}[^\0]+"
+_CHAIN = "cni-br-iface-"
+_RULES = [1, 1, 2]
+"""How many there are in the chain of all, and in both of an attachment."""
+_MODULES = "the kernel's nf_tables"
+"""What an administrator may have to load."""
+
+
+def confine(call: Call, outside: str, mac: str) -> None:
+    """Let the container, which sends through *outside* of the node, send from *mac* only. Raises NativeError."""
+    port, sender, comment = *_chains(call), _comment(call)
+
+    def plan(nft: Nftables) -> list[Request]:
+        stale = [each for each in nft.rules(_PRE_ROUTING) if each.comment == comment]
+        return [
+            client.table(client.BRIDGE, _TABLE),
+            client.base_chain(_PRE_ROUTING, "filter", client.PRE_ROUTING, _PRIORITY, policy=client.ACCEPT),
+            client.chain(port),
+            client.chain(sender),
+            *(client.delete_rule(_PRE_ROUTING, each) for each in stale),
+            client.flush(port),
+            client.flush(sender),
+            client.rule(_PRE_ROUTING, *expressions.comes_in_by(outside), expressions.jump(port.name), comment=comment),
+            client.rule(port, expressions.jump(sender.name), comment=comment),
+            client.rule(sender, *expressions.sent_by(mac), expressions.returned(), comment=comment),
+            client.rule(sender, expressions.dropped(), comment=comment),
+        ]
+
+    with explaining(f"filter what {call.ifname} sends (macspoofchk) with {_MODULES}"), Nftables.on_node() as nft:
+        nft.agree(lambda: plan(nft))
+
+
+def release(call: Call) -> None:
+    """Take the filter of *call* away; it may be gone. Raises NativeError."""
+    port, sender, comment = *_chains(call), _comment(call)
+
+    def plan(nft: Nftables) -> list[Request]:
+        there = [each for each in nft.rules(_PRE_ROUTING) if each.comment == comment]
+        return [
+            *(client.delete_rule(_PRE_ROUTING, each) for each in there),
+            *(client.delete_chain(each) for each in (port, sender) if nft.has(each)),
+        ]
+
+    with explaining(f"take the filter of {call.ifname} away (macspoofchk)"), Nftables.on_node() as nft:
+        nft.agree(lambda: plan(nft))
+
+
+def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
+    """Take away the filters of this network's ports that are none of *valid*, (container ID, interface name).
+
+    *call* is for no container. A filter does not say which network it is for. It is this one's if its port has the
+    name that it is given here; and it is nobody's if the node has no such port any more. Raises NativeError.
+    """
+    kept = {_comment_on(container_id, ifname) for container_id, ifname in valid}
+
+    def plan(node: Netlink, nft: Nftables) -> list[Request]:
+        there = [each for each in nft.rules(_PRE_ROUTING) if each.comment.startswith(_PREFIX)]
+        ports = {each.name for each in links.every(node)}  # only now: a port is made before its filter
+        stale = [each for each in there if each.comment not in kept and _is_free(each, call.network, ports)]
+        names = dict.fromkeys(_CHAIN + each.comment.removeprefix(_PREFIX) for each in stale)
+        chains = [chain for name in names for chain in _chains_named(name) if nft.has(chain)]
+        return [
+            *(client.delete_rule(_PRE_ROUTING, each) for each in stale),
+            *map(client.delete_chain, chains),
+        ]
+
+    with (
+        explaining(f"end the filtering (macspoofchk) of what is gone from {call.network}"),
+        Netlink.on_node() as node,
+        Nftables.on_node() as nft,
+    ):
+        nft.agree(lambda: plan(node, nft))
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless the filter of *call* is there."""
+    with explaining(f"look up the filter of {call.ifname} (macspoofchk)"), Nftables.on_node() as nft:
+        if left(call, nft) is not None:
+            raise NativeError(f"the filter on the MAC address of {call.ifname} is gone: attach it again")
+
+
+def left(call: Call, packet_filter: Rules) -> str | None:
+    """Return what is left of the filter of *call*; None: all of it is there. Raises NetlinkError."""
+    comment = _comment(call)
+    there = [
+        [each.comment for each in packet_filter.rules(chain)].count(comment) for chain in (_PRE_ROUTING, *_chains(call))
+    ]
+    if there == _RULES:
+        return None
+    return f"{sum(there)} of {sum(_RULES)} rules" if any(there) else ""
+
+
+def mark(call: Call) -> str:
+    """Return what all rules of the filter of *call* have in them; it fits ``MARK``."""
+    return _comment(call)
+
+
+def _chains(call: Call) -> tuple[Chain, Chain]:
+    """Return the chains for what comes in by the container's port, and for who has sent it."""
+    return _chains_named(f"{_CHAIN}{call.container_id}-{call.ifname}")
+
+
+def _chains_named(name: str) -> tuple[Chain, Chain]:
+    return Chain(client.BRIDGE, _TABLE, name), Chain(client.BRIDGE, _TABLE, f"{name}-mac")
+
+
+def _comment(call: Call) -> str:
+    return _comment_on(call.container_id, call.ifname)
+
+
+def _comment_on(container_id: str, ifname: str) -> str:
+    return f"{_PREFIX}{container_id}-{ifname}"
+
+
+def _is_free(rule: Rule, network: str, ports: Collection[str]) -> bool:
+    """Return whether *rule* is for a port of *network*, or for one that is none of the node's *ports*."""
+    port = expressions.came_in_by(rule.expressions)
+    return bool(port) and (port not in ports or any(port in names_for(*who) for who in _owners(rule, network)))
+
+
+def _owners(rule: Rule, network: str) -> Iterator[tuple[str, str, str]]:
+    """Yield whom the comment of *rule* may name: container and interface names may have the mark between them too."""
+    words = rule.comment.removeprefix(_PREFIX).split("-")
+    for place in range(1, len(words)):
+        yield "-".join(words[:place]), network, "-".join(words[place:])

@@ -1,0 +1,217 @@
+"""The node's address instead of the container's, for what the container sends beyond its network (``ipMasq``).
+
+Rules and chains are those of the reference plugins, with ``iptables`` as with nftables: either takes away what the
+other has made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Literal, TypeAlias
+
+from nodeworker.kernel.nftables import client, expressions
+from nodeworker.kernel.nftables.client import Chain, Nftables, Rules
+from nodeworker.kernel.nftables.expressions import Sought
+from nodeworker.kernel.rtnetlink.addresses import Address
+from nodeworker.kernel.rtnetlink.message import Request
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.filter import iptables
+from nodeworker.plugins.native.kit.endpoints import addresses_left, explaining
+
+Backend: TypeAlias = Literal["iptables", "nftables"]
+
+_MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
+"""What stays as it is in every network, by IP version."""
+_TABLE = "cni_plugins_masquerade"
+_CHECKS = Chain(client.INET, _TABLE, "masq_checks")
+WAY = Chain(client.INET, _TABLE, "postrouting")
+"""By which packets come to the rules for single containers."""
+_PRIORITY = 100
+_ABOUT_TABLE = "Masquerading for plugins from github.com/containernetworking/plugins"
+_ABOUT_CHECKS = "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet"
+_LONGEST_COMMENT = 128
+_PREFIX = "CNI-"
+"""Of the chains of ``iptables``."""
+MARK = rf"{_PREFIX}[0-9a-f]{{24}}|[0-9a-f]{{16}}-[0-9a-f]{{16}}"
+_MODULES = "the kernel's nf_tables and nft_masq"
+"""What an administrator may have to load."""
+
+
+def masquerade(call: Call, backend: Backend | None, addresses: Sequence[Address]) -> None:
+    """Let what *addresses* send appear to come from the node. Raises NativeError."""
+    task = f"masquerade what {call.ifname} sends (ipMasq)"
+    if _by_iptables(backend):
+        try:
+            for version in _versions(addresses):
+                iptables.ensure(version, _chain(call, version, addresses))
+        except NativeError as error:
+            raise NativeError(f"can not {task} with iptables: {error}") from error
+        return
+    with explaining(f"{task} with {_MODULES}"), Nftables.on_node() as nft:
+        nft.agree(lambda: _plan(call, nft, addresses))
+
+
+def unmask(call: Call) -> None:
+    """Take away what ``masquerade`` has made for *call*, whichever way; it may be gone, as its interface is.
+
+    What other interfaces of the container need stays. Raises NativeError.
+    """
+    with explaining(f"end the masquerading of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
+        if _there(call, nft):
+            nft.agree(lambda: [client.delete_rule(_CHECKS, each) for each in _there(call, nft)])
+            return
+    addresses = _recorded(call)
+    for version in _versions(addresses) or (4, 6):
+        if iptables.installed(version):
+            iptables.remove(version, _chain(call, version, addresses), lambda: addresses_left(call.netns))
+
+
+def collect(call: Call, backend: Backend | None, valid: Collection[tuple[str, str]]) -> None:
+    """Take away what ``masquerade`` has made for this network and none of *valid*, (container ID, interface name).
+
+    *call* is for no container. Raises NativeError.
+    """
+    kept = {_mark_of(call.network, container_id, ifname) for container_id, ifname in valid}
+
+    def stale(nft: Nftables) -> list[client.Rule]:
+        of_network = (each for each in nft.rules(_CHECKS) if each.comment.startswith(f"{_hashed(call.network)}-"))
+        return [each for each in of_network if each.comment.partition(",")[0] not in kept]
+
+    with explaining(f"end the masquerading (ipMasq) of what is gone from {call.network}"), Nftables.on_node() as nft:
+        nft.agree(lambda: [client.delete_rule(_CHECKS, each) for each in stale(nft)])
+    if _by_iptables(backend):
+        containers = {container_id for container_id, _ in valid}
+        for version in (each for each in _MULTICAST if iptables.installed(each)):
+            for name, container_id in iptables.identified(version, _PREFIX).items():
+                if container_id not in containers and name == _chain_name(call.network, container_id):
+                    iptables.remove(version, iptables.Chain(name=name), tuple)
+
+
+def check(call: Call, backend: Backend | None) -> None:
+    """Raise NativeError unless the recorded addresses of *call* are masqueraded."""
+    with explaining(f"look up the masquerading of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
+        if left(call, backend, _recorded(call), nft) is not None:
+            raise NativeError(f"what {call.ifname} sends is no longer masqueraded: attach it again")
+
+
+def left(call: Call, backend: Backend | None, addresses: Sequence[Address], packet_filter: Rules) -> str | None:
+    """Return what is left of the rules by which *addresses* are masqueraded; None: all of them are there.
+
+    Where no *backend* was asked for, it may be either: the choice of the ADD is not recorded, and ``iptables`` may have
+    come or gone since. Raises NativeError, NetlinkError.
+    """
+    there: list[str] = []
+    if backend != "iptables":
+        rules = len(_there(call, packet_filter))
+        way = expressions.way_to(_CHECKS.name)
+        led = any(way in each.expressions for each in packet_filter.rules(WAY))
+        if led and rules == len(addresses):
+            return None
+        if rules:
+            there.append(f"{rules} of {len(addresses)} rules of nftables{'' if led else ', to which nothing leads'}")
+    if backend != "nftables":
+        chains = {version: _chain(call, version, addresses) for version in _versions(addresses)}
+        wanted = sum(len(chain.rules) + len(chain.entrances) for chain in chains.values())
+        rules = sum(iptables.held(version, chain, packet_filter) for version, chain in chains.items())
+        if rules == wanted:
+            return None
+        if rules:
+            there.append(f"{rules} of {wanted} rules of iptables")
+    return "; ".join(there)
+
+
+def marks(call: Call) -> tuple[str, ...]:
+    """Return of what each rule that is made for *call* alone has one in it; they fit ``MARK``."""
+    return _mark(call), _chain_name(call.network, call.container_id)
+
+
+def _recorded(call: Call) -> list[Address]:
+    """Return the addresses in the attachment's result: none if the runtime gave none."""
+    return [ipaddress.ip_interface(each.address) for each in call.prev_result.ips] if call.prev_result else []
+
+
+def _by_iptables(backend: Backend | None) -> bool:
+    """As the reference plugins choose: what is asked for, else ``iptables`` wherever it is."""
+    return backend == "iptables" or (backend is None and iptables.installed(4))
+
+
+def _chain(call: Call, version: int, addresses: Sequence[Address]) -> iptables.Chain:
+    """Return the chain for *addresses* of *version*, in the reference plugin's order, without repetitions.
+
+    It is for the container, and so for all its interfaces on the network.
+    """
+    name = _chain_name(call.network, call.container_id)
+    comment = f'name: "{call.network}" id: "{call.container_id}"'
+    words = f"-m comment --comment {iptables.quoted(comment)}"
+    multicast = Sought(source=False, network=ipaddress.ip_network(_MULTICAST[version]), elsewhere=True)
+    rules: dict[iptables.Rule, None] = {}
+    entrances: dict[iptables.Rule, None] = {}
+    for each in (each for each in addresses if each.version == version):
+        own = Sought(source=False, network=each.network)
+        rules[iptables.rule("", own, f"-j ACCEPT {words}")] = None
+        rules[iptables.rule("", multicast, f"-j MASQUERADE {words}")] = None
+        sender = Sought(source=True, network=ipaddress.ip_network(each.ip))
+        entrances[iptables.rule("POSTROUTING", sender, f"-j {name} {words}")] = None
+    return iptables.Chain(name=name, rules=tuple(rules), entrances=tuple(entrances))
+
+
+def _chain_name(network: str, container_id: str) -> str:
+    return _PREFIX + hashlib.sha512(f"{network}{container_id}".encode()).hexdigest()[:24]
+
+
+def _plan(call: Call, nft: Nftables, addresses: Sequence[Address]) -> list[Request]:
+    stale, way = _there(call, nft), nft.rules(WAY)
+    leads = len(way) > len(_MULTICAST) and expressions.way_to(_CHECKS.name) in way[-1].expressions
+    return [
+        client.table(client.INET, _TABLE, _ABOUT_TABLE),
+        client.chain(_CHECKS, _ABOUT_CHECKS),
+        client.base_chain(WAY, "nat", client.POST_ROUTING, _PRIORITY),
+        *([] if leads else _lead()),
+        *(client.delete_rule(_CHECKS, each) for each in stale),
+        *(
+            client.rule(
+                _CHECKS,
+                *expressions.comes_from(each),
+                *expressions.goes_elsewhere(each.network),
+                expressions.masqueraded(),
+                comment=_comment(call),
+            )
+            for each in addresses
+        ),
+    ]
+
+
+def _lead() -> Iterator[Request]:
+    yield client.flush(WAY)
+    for each in _MULTICAST.values():
+        yield client.rule(WAY, *expressions.goes_to(ipaddress.ip_network(each)), expressions.returned())
+    yield client.rule(WAY, expressions.goto(_CHECKS.name))
+
+
+def _there(call: Call, packet_filter: Rules) -> list[client.Rule]:
+    mark = _mark(call)
+    return [each for each in packet_filter.rules(_CHECKS) if each.comment.startswith(mark)]
+
+
+def _mark(call: Call) -> str:
+    """Return what the comments of the rules of *call* begin with, and no others do."""
+    return _mark_of(call.network, call.container_id, call.ifname)
+
+
+def _mark_of(network: str, container_id: str, ifname: str) -> str:
+    return "-".join(_hashed(each) for each in (network, f"{ifname}:{container_id}"))
+
+
+def _comment(call: Call) -> str:
+    text = f"{_mark(call)}, net: {call.network}, if: {call.ifname}, id: {call.container_id}"
+    return text.replace('"', "")[:_LONGEST_COMMENT]
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha512(text.encode()).hexdigest()[:16]
+
+
+def _versions(addresses: Iterable[Address]) -> list[int]:
+    return list(dict.fromkeys(each.version for each in addresses))

@@ -1,0 +1,126 @@
+"""The ``static`` IPAM plugin: addresses that somebody has written down, in the configuration or in the request.
+
+Nothing is reserved, so there is nothing to free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.ipam import ipam_config
+from nodeworker.plugins.native.ipam.addresses import Address, Interface, address, optional, with_prefix
+from nodeworker.plugins.spec.results import DNS, IP, Result
+
+TYPE = "static"
+
+
+class _AddressConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    address: str = ""
+    gateway: str = ""
+
+
+class _DNSConfig(DNS, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class _Static(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    type: str = TYPE
+    name: str = ""
+    addresses: tuple[_AddressConfig, ...] = ()
+    routes: tuple[ipam_config.RouteConfig, ...] = ()
+    dns: _DNSConfig = _DNSConfig()
+
+
+class _Net(ipam_config.NetConf, frozen=True, kw_only=True, rename="camel"):
+    ipam: _Static
+
+
+class _Assigned(msgspec.Struct, frozen=True):
+    address: Interface
+    gateway: Address | None = None
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    net = ipam_config.misfit(config, _Net)
+    return net if isinstance(net, str) else ""
+
+
+def add(call: Call) -> Result:
+    """Return the addresses, routes and dns that are written down. Raises NativeError."""
+    try:
+        net = ipam_config.load(call.config, _Net)
+        assigned = _assigned(call, net)
+        routes = ipam_config.routes(net.ipam.routes)
+    except ValueError as error:
+        raise _refusal(call, error) from None
+    dns = net.ipam.dns
+    return Result(
+        cni_version=net.cni_version,
+        ips=tuple(IP(address=str(each.address), gateway=str(each.gateway or "")) for each in assigned),
+        routes=routes,
+        dns=DNS(nameservers=dns.nameservers, domain=dns.domain, search=dns.search, options=dns.options),
+    )
+
+
+def check(call: Call) -> None:
+    """Raise NativeError if an address of ``call.prev_result`` has another gateway than is written down."""
+    if call.prev_result is None:
+        raise NativeError(f"static can't check network {call.network} without prevResult: the runtime has to give it")
+    try:
+        expected = {each.address.ip: each.gateway for each in _assigned(call, ipam_config.load(call.config, _Net))}
+        recorded = [(with_prefix(each.address).ip, optional(each.gateway)) for each in call.prev_result.ips]
+    except ValueError as error:
+        raise _refusal(call, error) from None
+    for found, gateway in recorded:
+        if (wanted := expected.get(found)) and gateway != wanted:
+            raise NativeError(
+                f"address {found} of interface {call.ifname} on network {call.network} has gateway {gateway}, "
+                f"not {wanted}: attach it again"
+            )
+
+
+def delete(call: Call) -> None:
+    """Do nothing: nothing is reserved."""
+
+
+def status(call: Call) -> None:
+    """Do nothing: nothing can run out."""
+
+
+def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
+    """Do nothing: nothing is reserved."""
+
+
+def _assigned(call: Call, net: _Net) -> tuple[_Assigned, ...]:
+    """Return the addresses, the last of three places winning over the others. Raises ValueError."""
+    from_args = _from_args(ipam_config.cni_args(call, ("IP", "GATEWAY")))
+    if requested := net.runtime_config.ips or net.args.cni.ips:
+        found = tuple(_Assigned(with_prefix(text)) for text in requested)
+    else:
+        written = tuple(_Assigned(with_prefix(each.address), optional(each.gateway)) for each in net.ipam.addresses)
+        found = (*written, *from_args)
+    ipam_config.refuse_many(net.cni_version, (each.address.version for each in found))
+    return found
+
+
+def _from_args(args: Mapping[str, str]) -> tuple[_Assigned, ...]:
+    """Return the addresses of CNI_ARGS, each with the last gateway that is in its network."""
+    gateways = [address(text) for text in _listed(args.get("GATEWAY", ""))]
+    found = [with_prefix(text) for text in _listed(args.get("IP", ""))]
+    return tuple(
+        _Assigned(each, next((gateway for gateway in reversed(gateways) if gateway in each.network), None))
+        for each in found
+    )
+
+
+def _listed(text: str) -> list[str]:
+    return [piece.strip() for piece in text.split(",")] if text else []
+
+
+def _refusal(call: Call, error: ValueError) -> NativeError:
+    return NativeError(f"static can't assign addresses of network {call.network}: {error}")

@@ -1,0 +1,1 @@
+"""The bridge plugin: a veth pair whose other end is a port of a bridge on the node."""

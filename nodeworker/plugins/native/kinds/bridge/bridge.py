@@ -1,0 +1,282 @@
+"""An interface whose other end is a port of a bridge on the node, which is made when the first one needs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from events.schema import Phase
+from nodeworker.kernel import sysctl
+from nodeworker.kernel.rtnetlink import links
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.kernel.rtnetlink.message import Request
+from nodeworker.kernel.rtnetlink.socket import Netlink
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.filter import mac_filter, masquerade
+from nodeworker.plugins.native.kinds.bridge import vlans
+from nodeworker.plugins.native.kinds.bridge.gateway import ensure_addresses, with_default_routes, with_gateways
+from nodeworker.plugins.native.kinds.bridge.vlan_membership import Membership, Trunk, membership
+from nodeworker.plugins.native.kinds.bridge.vlans import joined, node_interface
+from nodeworker.plugins.native.kit.addressing import Assignment, assignments, configure, forward, with_interface
+from nodeworker.plugins.native.kit.announce import announce
+from nodeworker.plugins.native.kit.endpoints import Ends, explaining, made, opened, present, taken_away
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit, requested_mac
+from nodeworker.plugins.native.kit.verify import addressed, container_link, found, recorded
+from nodeworker.plugins.native.kit.veth import Pair, pair
+from nodeworker.plugins.spec.results import Interface, Result
+
+TYPE = "bridge"
+
+_NO_MAC = "00:00:00:00:00:00"
+"""What a bridge has that lost its last port, until it gets another."""
+_PORT_PATIENCE = 2.5
+"""Seconds until a port that carries no traffic is an error."""
+_PORT_PAUSE = 0.001
+"""Seconds before the second look at a port; each pause is twice the one before."""
+
+
+class Bridge(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The configuration of a network on a bridge."""
+
+    bridge: str = "cni0"
+    is_gateway: bool = False
+    is_default_gateway: bool = False
+    force_address: bool = False
+    ip_masq: bool = False
+    ip_masq_backend: masquerade.Backend | None = None
+    mtu: U32 = 0
+    """0 for the kernel's choice."""
+    hairpin_mode: bool = False
+    promisc_mode: bool = False
+    vlan: int = 0
+    vlan_trunk: tuple[Trunk, ...] | None = None
+    preserve_default_vlan: bool = True
+    macspoofchk: bool = False
+    enabledad: bool = False
+    disable_container_interface: bool = False
+    port_isolation: bool = False
+
+    @property
+    def gateway(self) -> bool:
+        """Whether the bridge is the gateway of the network."""
+        return self.is_gateway or self.is_default_gateway
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only the reference plugin knows, or an empty text.
+
+    Duplicate address detection is left to it, which would hold a thread for seconds.
+    """
+    options = misfit(config, Bridge)
+    if isinstance(options, str):
+        return options
+    return "enabledad" if options.enabledad else ""
+
+
+def add(call: Call, ipam: Result | None) -> Result:
+    """Make the interface, and the bridge if need be, and return the result. Raises NativeError."""
+    config = _checked(load(call, Bridge), ipam)
+    vlans = membership(config.vlan, config.vlan_trunk, keeps_default=config.preserve_default_vlan)
+    mac = requested_mac(call, config, _cni_args_mac(config))
+    given = [] if ipam is None else assignments(call, ipam)
+    if ipam is not None and config.gateway:
+        given = with_gateways(given)
+        ipam = _with_gateways(ipam, given)
+    if ipam is not None and config.is_default_gateway:
+        ipam = with_default_routes(ipam, given)
+    with opened(call, Phase.ADD) as ends:
+        bridge = _bridge(ends.node, config, vlans)
+        wire = pair(ends, call, mtu=config.mtu, mac=mac)
+        if config.macspoofchk:
+            mac_filter.confine(call, wire.outside.name, wire.inside.mac)
+        _plug(ends.node, wire, bridge, config, vlans)
+        _set_up(ends, call, wire, config, ipam, given)
+        on_node = bridge
+        if ipam is not None and config.gateway:
+            bridge, on_node = _make_gateway(ends.node, wire, bridge, config, vlans, given)
+        if ipam is not None and config.ip_masq:
+            masquerade.masquerade(call, config.ip_masq_backend, [each.address for each in given])
+        if config.disable_container_interface:
+            outside, bridge = _look(ends.node, wire, bridge)
+        else:
+            outside, bridge = _carrying(ends.node, wire, bridge)
+            _announce(ends, wire, given)
+    interfaces = (
+        Interface(name=bridge.name, mac=bridge.mac),
+        Interface(name=outside.name, mac=outside.mac),
+        Interface(name=wire.inside.name, mac=wire.inside.mac, mtu=wire.inside.mtu, sandbox=call.netns),
+        *([] if on_node.index == bridge.index else [Interface(name=on_node.name, mac=on_node.mac)]),
+    )
+    result = Result(cni_version=config.cni_version, interfaces=interfaces, dns=config.dns)
+    if ipam is None:
+        return result
+    return replace(
+        result,
+        ips=with_interface(ipam.ips, 2),
+        routes=ipam.routes,
+    )
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless the interface and its port are as ``call.prev_result`` says."""
+    config, result = load(call, Bridge), recorded(call)
+    with opened(call, Phase.CHECK) as ends:
+        inside = container_link(ends, call, result, "veth")
+        outer = {each.name: each for each in result.interfaces if not each.sandbox}
+        bridge = _recorded_bridge(ends.node, config, outer)
+        if bridge.promiscuous != config.promisc_mode:
+            raise NativeError(f"bridge {bridge.name} is {'' if bridge.promiscuous else 'not '}promiscuous")
+        with explaining(f"look up the port of {call.ifname}"):
+            outside = links.find(ends.node, links.numbered(inside.parent))
+        if outside is None or outside.name not in outer:
+            raise NativeError(f"interface {call.ifname} no longer has its other end on the node")
+        found(ends.node, outer[outside.name], "veth")
+        if outside.master != bridge.index:
+            raise NativeError(f"interface {outside.name} is no longer a port of {bridge.name}")
+        member = membership(config.vlan, config.vlan_trunk, keeps_default=config.preserve_default_vlan)
+        vlans.check(ends.node, outside, bridge, member)
+        addressed(ends, call, inside, result)
+    if config.macspoofchk:
+        mac_filter.check(call)
+    if config.has_ipam and config.ip_masq:
+        masquerade.check(call, config.ip_masq_backend)
+
+
+def delete(call: Call) -> None:
+    """Take the interface, its port and its rules away; they and the namespace may be gone. Raises NativeError."""
+    taken_away(call)
+    config = misfit(call.config, Bridge)
+    if isinstance(config, str):
+        return  # nor has an ADD made rules for it
+    if config.macspoofchk:
+        mac_filter.release(call)
+    if config.has_ipam and config.ip_masq:
+        masquerade.unmask(call)
+
+
+def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
+    """Take away the rules of the network's interfaces that are none of *valid*. Raises NativeError."""
+    config = misfit(call.config, Bridge)
+    if isinstance(config, str):
+        return
+    if config.macspoofchk:
+        mac_filter.collect(call, valid)
+    if config.has_ipam and config.ip_masq:
+        masquerade.collect(call, config.ip_masq_backend, valid)
+
+
+def _checked(config: Bridge, ipam: Result | None) -> Bridge:
+    """Return *config*, which asks for nothing that can't be. Raises NativeError."""
+    if config.hairpin_mode and config.promisc_mode:
+        raise NativeError("hairpinMode and promiscMode exclude each other: leave one out")
+    if config.disable_container_interface and ipam is not None:
+        raise NativeError("disableContainerInterface leaves the interface down and without addresses: leave ipam out")
+    return config
+
+
+def _cni_args_mac(config: Bridge) -> Any:
+    given = config.args.get("cni")
+    return given.get("mac", "") if isinstance(given, dict) else ""
+
+
+def _with_gateways(ipam: Result, given: list[Assignment]) -> Result:
+    ips = zip(ipam.ips, given, strict=True)
+    return replace(ipam, ips=tuple(replace(ip, gateway=str(each.gateway)) for ip, each in ips))
+
+
+def _bridge(node: Netlink, config: Bridge, vlans: Membership) -> Link:
+    """Return the bridge, which is up; an existing one is left as it is in all else but *promisc_mode*."""
+    bridge = present(node, config.bridge)
+    if bridge is None:
+        data = links.vlan_filtering() if vlans.filtering else b""
+        create = links.create(config.bridge, "bridge", data=data, mtu=config.mtu)
+        # Somebody else's ADD may have been faster.
+        ability = "VLAN filtering" if vlans.filtering else ""
+        bridge = made(node, config.bridge, "bridge", create, ability=ability) or present(node, config.bridge)
+    if bridge is None:
+        raise NativeError(f"bridge {config.bridge} was taken away by somebody while it was made")
+    if bridge.kind != "bridge":
+        raise NativeError(f"interface {config.bridge} of the node is no bridge: name another one in the configuration")
+    sysctl.prefer(f"ipv6/conf/{bridge.name}/accept_ra", "0")
+    promiscuous = config.promisc_mode and not bridge.promiscuous
+    if promiscuous or not bridge.up:
+        with explaining(f"set bridge {bridge.name} up"):
+            node.do(links.change(bridge.index, up=True, promiscuous=True if promiscuous else None))
+    return bridge
+
+
+def _recorded_bridge(node: Netlink, config: Bridge, outer: Mapping[str, Interface]) -> Link:
+    """Return the bridge, which is one of the recorded interfaces *outer* of the node. Raises NativeError.
+
+    The configuration may have another of its names than the result, which has the first of those it had then.
+    """
+    there = present(node, config.bridge)
+    names = (config.bridge, *((there.name, *there.altnames) if there is not None else ()))
+    wanted = next((outer[name] for name in names if name in outer), None)
+    if wanted is None:
+        raise NativeError(f"prevResult holds no bridge {config.bridge}")
+    return found(node, wanted, "bridge")
+
+
+def _plug(node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Membership) -> None:
+    port = wire.outside.index
+    requests: list[Request] = [links.change(port, up=True, master=bridge.index)]
+    if config.hairpin_mode or config.port_isolation:
+        requests.append(links.port(port, hairpin=config.hairpin_mode, isolated=config.port_isolation))
+    requests += joined(port, bridge, vlans)
+    with explaining(f"make {wire.outside.name} a port of bridge {bridge.name}"):
+        node.do(*requests)
+
+
+def _set_up(ends: Ends, call: Call, wire: Pair, config: Bridge, ipam: Result | None, given: list[Assignment]) -> None:
+    if ipam is not None:
+        # Nor is the address that the kernel itself gives the interface to be asked around for.
+        ends.netns.inside(lambda: sysctl.prefer(f"ipv6/conf/{call.ifname}/accept_dad", "0", is_another=True))
+        configure(ends, call, wire.inside, given, ipam, dad=True, notify=True)
+    elif not config.disable_container_interface:
+        with explaining(f"set {call.ifname} up"):
+            ends.container.do(links.change(wire.inside.index, up=True))
+
+
+def _make_gateway(
+    node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Membership, given: list[Assignment]
+) -> tuple[Link, Link]:
+    """Give the node the gateways' addresses; return the bridge as it is then, and the interface that has them."""
+    if bridge.mac == _NO_MAC:
+        _, bridge = _look(node, wire, bridge)
+    on_node = node_interface(node, bridge, vlans) if vlans.untagged else bridge
+    ensure_addresses(node, on_node, given, force=config.force_address)
+    forward(given)
+    return bridge, on_node
+
+
+def _carrying(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:
+    """Return the port and the bridge once the port carries traffic. Raises NativeError if it never does."""
+    pause, until = _PORT_PAUSE, time.monotonic() + _PORT_PATIENCE
+    while True:
+        outside, bridge = _look(node, wire, bridge)
+        if outside.operstate == links.OPERSTATE_UP:
+            return outside, bridge
+        if time.monotonic() > until:
+            raise NativeError(f"{outside.name}, the port of bridge {bridge.name}, does not come up")
+        time.sleep(pause)
+        pause *= 2
+
+
+def _announce(ends: Ends, wire: Pair, given: list[Assignment]) -> None:
+    """Tell the neighbours of the addresses, again: what the kernel said when the link came up, the port let drop."""
+    if given:
+        with explaining(f"announce the addresses of {wire.inside.name}"):
+            # That it is told its own MAC address is what makes the kernel speak, as ``arp_notify`` is set.
+            ends.container.do(links.change(wire.inside.index, mac=wire.inside.mac))
+        announce(ends, wire.inside, given)
+
+
+def _look(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:
+    """Return the port and the bridge as they are now: the bridge's first port may have given it its MAC address."""
+    with explaining(f"look up {wire.outside.name} and bridge {bridge.name}"):
+        outside, now = node.ask_all(links.numbered(wire.outside.index), links.numbered(bridge.index))
+    return links.described(outside), links.described(now)

@@ -1,0 +1,95 @@
+"""Which VLANs a port of a bridge is to belong to, as the configuration of its network says.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from nodeworker.plugins.native.api import NativeError
+
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
+"""First and last of VLANs that follow one another."""
+
+HIGHEST = 4094
+_IDS = range(1, HIGHEST + 1)
+
+
+class Trunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """VLANs that a port belongs to by their tags: one, those from one to another, or both."""
+
+    min_id: int | None = msgspec.field(name="minID", default=None)
+    max_id: int | None = msgspec.field(name="maxID", default=None)
+    id: int | None = None
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """The VLANs of a port; none at all for a port that is left as the bridge makes it."""
+
+    untagged: int = 0
+    """The VLAN of what the container sends and gets without a tag; 0 for what the bridge says."""
+    tagged: Ranges = ()
+    """Those that it takes part in by their tags."""
+    filtering: bool = False
+    """Whether a bridge that is made for it filters by VLAN."""
+    keeps_default: bool = True
+    """Whether it stays in the VLAN that the bridge puts every port into."""
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a VLAN that it names."""
+        return bool(self.untagged or self.tagged)
+
+    def __str__(self) -> str:
+        named = [f"{self.untagged} untagged"] if self.untagged else []
+        only = "" if self.keeps_default else ", and not the bridge's own"
+        return f"VLAN {', '.join([*named, *shown(self.tagged)])}{only}"
+
+
+def membership(vlan: int, trunk: Sequence[Trunk] | None, *, keeps_default: bool) -> Membership:
+    """Return what the configuration asks for. Raises NativeError if that can't be."""
+    if vlan and vlan not in _IDS:
+        raise NativeError(f"vlan {vlan} is not between 0 and {HIGHEST}")
+    tagged = _ranges(trunk or ())
+    if vlan and tagged:
+        raise NativeError("vlan and vlanTrunk exclude each other: leave one out")
+    return Membership(
+        untagged=vlan, tagged=tagged, filtering=bool(vlan) or trunk is not None, keeps_default=keeps_default
+    )
+
+
+def merged(wanted: Iterable[tuple[int, int]]) -> Ranges:
+    """Return the same VLANs as *wanted*, as ranges that neither meet nor overlap, in their order."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(wanted):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(last, found[-1][1]))
+        else:
+            found.append((first, last))
+    return tuple(found)
+
+
+def shown(ranges: Ranges) -> list[str]:
+    """Return *ranges* for people."""
+    return [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+
+
+def _ranges(trunk: Sequence[Trunk]) -> Ranges:
+    """Return the VLANs of *trunk*. Raises NativeError."""
+    wanted: list[tuple[int, int]] = []
+    for each in trunk:
+        if (each.min_id is None) != (each.max_id is None):
+            raise NativeError("vlanTrunk has minID or maxID without the other: state both")
+        if each.min_id is not None and each.max_id is not None:
+            if each.min_id not in _IDS or each.max_id not in _IDS or each.max_id < each.min_id:
+                raise NativeError(f"vlanTrunk has no VLANs from {each.min_id} to {each.max_id} in 1 to {HIGHEST}")
+            wanted.append((each.min_id, each.max_id))
+        if each.id is not None:
+            if each.id not in _IDS:
+                raise NativeError(f"vlanTrunk id {each.id} is not between 1 and {HIGHEST}")
+            wanted.append((each.id, each.id))
+    return merged(wanted)

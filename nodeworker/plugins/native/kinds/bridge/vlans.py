@@ -1,0 +1,93 @@
+"""Put a bridge's port into its VLANs, and the node itself into one by an interface.
+
+A bridge that is made for such a port filters by VLAN; one that is there is left as it is, as by the reference plugin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nodeworker.kernel import sysctl
+from nodeworker.kernel.rtnetlink import links
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.kernel.rtnetlink.message import Request
+from nodeworker.kernel.rtnetlink.socket import Netlink
+from nodeworker.plugins.native.api import NativeError
+from nodeworker.plugins.native.kinds.bridge.vlan_membership import Membership, merged, shown
+from nodeworker.plugins.native.kit.endpoints import explaining, made, present
+from nodeworker.plugins.native.kit.veth import names_for
+
+_UNTAGGED = links.BRIDGE_VLAN_INFO_PVID | links.BRIDGE_VLAN_INFO_UNTAGGED
+
+
+def joined(port: int, bridge: Link, of: Membership) -> list[Request]:
+    """Return the requests that make *port* of *bridge* a member."""
+    requests: list[Request] = []
+    if of.any and not of.keeps_default and (default := links.default_vlan(bridge)):
+        requests.append(links.out_of_vlan(port, default))
+    if of.untagged:
+        requests.append(links.into_vlan(port, of.untagged))
+    if of.tagged:
+        requests.append(links.into_tagged_vlans(port, of.tagged))
+    return requests
+
+
+def check(node: Netlink, port: Link, bridge: Link, of: Membership) -> None:
+    """Raise NativeError unless *port* of *bridge* is a member; in which VLANs others have put it besides is theirs."""
+    if not of.any:
+        return
+    with explaining(f"look up the VLANs of {port.name}"):
+        vlans = links.vlans_of(port.index, node.dump(links.port_vlans()))
+    if reason := missing(vlans, links.default_vlan(bridge), of):
+        raise NativeError(f"interface {port.name}, a port of bridge {bridge.name}, {reason}: attach it again")
+
+
+def missing(vlans: Mapping[int, int], default: int, of: Membership) -> str:
+    """Return what of the membership a port with *vlans*, each with its flags, lacks; or an empty text.
+
+    *default* is the VLAN that its bridge puts every port into, 0 for none.
+    """
+    if of.untagged and vlans.get(of.untagged, 0) & _UNTAGGED != _UNTAGGED:
+        return f"no longer has VLAN {of.untagged} for what has no tag"
+    wanted = [number for first, last in of.tagged for number in range(first, last + 1)]
+    for number in wanted:
+        if number not in vlans or vlans[number] & links.BRIDGE_VLAN_INFO_UNTAGGED:
+            return f"is no longer in VLAN {number} by its tag"
+    if not of.keeps_default and default in vlans and default not in (of.untagged, *wanted):
+        return f"is in VLAN {default} again, which it was taken out of"
+    return ""
+
+
+def described(vlans: Mapping[int, int]) -> str:
+    """Return in which *vlans*, each with its flags, a port is."""
+    without_tag = [f"{number} untagged" for number, flags in sorted(vlans.items()) if flags & _UNTAGGED == _UNTAGGED]
+    by_tag = shown(merged((number, number) for number, flags in vlans.items() if flags & _UNTAGGED != _UNTAGGED))
+    return f"VLAN {', '.join([*without_tag, *by_tag])}" if vlans else "no VLAN"
+
+
+def node_interface(node: Netlink, bridge: Link, of: Membership) -> Link:
+    """Return the node's own interface in the untagged VLAN, which is made if need be. Raises NativeError."""
+    name = f"{bridge.name}.{of.untagged}"
+    ports = names_for(bridge.name, str(of.untagged))
+    link = present(node, name)
+    for port in ports if link is None else ():
+        data = links.peer(port, mtu=bridge.mtu, queue_length=0)
+        create = links.create(name, "veth", data=data, mtu=bridge.mtu, queue_length=0)
+        link = made(node, name, "veth", create) or present(node, name)
+        if link is not None:
+            break
+    if link is None:
+        raise NativeError(f"can not make {name}: the node has other interfaces named {', '.join(ports)}")
+    if not link.up:  # it is set up last: so it is ready, unless an ADD was cut
+        _make_ready(node, bridge, link, ports, of)
+    return link
+
+
+def _make_ready(node: Netlink, bridge: Link, link: Link, ports: Sequence[str], of: Membership) -> None:
+    requests: list[Request] = []
+    with explaining(f"make {link.name} the node's interface in VLAN {of.untagged} of {bridge.name}"):
+        port = links.find(node, links.numbered(link.parent)) if link.kind == "veth" else None
+        if port is not None and port.name in ports:
+            sysctl.prefer(f"ipv6/conf/{port.name}/accept_ra", "0")
+            requests = [links.change(port.index, up=True, master=bridge.index), *joined(port.index, bridge, of)]
+        node.do(*requests, links.change(link.index, up=True))

@@ -1,0 +1,228 @@
+"""A network card of the node, lent to the container: it moves in, and back when the container goes.
+
+The card carries the name that it has on the node as its alias, which every version of the reference plugin reads. Each
+move is one message to the kernel, renaming included: cut anywhere, the card is either here or there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from msgspec.structs import replace
+
+from events.schema import Phase
+from nodeworker.kernel import namespaces
+from nodeworker.kernel.rtnetlink import links
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.kernel.rtnetlink.socket import Netlink
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.addressing import assignments
+from nodeworker.plugins.native.kit.container_link import result, set_up
+from nodeworker.plugins.native.kit.endpoints import Ends, explaining, name_taken, opened, present
+from nodeworker.plugins.native.kit.plugin_config import NetConf, checked_mac, load, misfit
+from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
+from nodeworker.plugins.spec.results import DNS, Result
+
+TYPE = "host-device"
+
+_PCI = Path("/sys/bus/pci/devices")
+_AUXILIARY = Path("/sys/bus/auxiliary/devices")
+_KERNEL = Path("/sys/devices")
+_BUS_ADDRESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_:.\-]*")
+_USERSPACE_DRIVERS = frozenset({"vfio-pci", "uio_pci_generic", "igb_uio"})
+"""Drivers of cards that a program in the container works with itself; the kernel has no interface for them."""
+_KERNELS_NAME = re.compile(r"dev[0-9]+")
+"""The name that a card gets that returns from a container by itself to a node where its name is taken."""
+
+log = structlog.get_logger(__name__)
+
+
+class HostDevice(NetConf, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The configuration of a network of one card, which one of the keys names."""
+
+    device: str = ""
+    """Name on the node."""
+    hwaddr: str = ""
+    """MAC address."""
+    kernelpath: str = ""
+    """Path below ``/sys/devices``."""
+    pci_bus_id: str = msgspec.field(default="", name="pciBusID")
+
+    @property
+    def bus_address(self) -> Any:
+        """Its place on a bus; that which the runtime says goes before that of the configuration."""
+        return self.runtime_config.get("deviceID") or self.pci_bus_id
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """The card that a configuration names, by one of ``name``, ``mac`` and ``listed``."""
+
+    words: str
+    """For sentences."""
+    name: str = ""
+    """On the node, when nobody has borrowed it; it may be another one than the kernel shows."""
+    mac: str = ""
+    listed: str = ""
+    """Name that sysfs lists it under on the node right now."""
+    bus_folder: Path | None = None
+    """Its device, for one that is named by its place on the PCI bus."""
+
+    @property
+    def is_userspace(self) -> bool:
+        """Whether it is bound to a driver of ``_USERSPACE_DRIVERS``. Raises NativeError if to none."""
+        if self.bus_folder is None:
+            return False
+        try:
+            return (self.bus_folder / "driver").resolve(strict=True).name in _USERSPACE_DRIVERS
+        except OSError as error:
+            raise NativeError(f"{self.words} has no driver on this node ({error.strerror})") from error
+
+    def is_on_node(self, link: Link) -> bool:
+        """Return whether *link*, on the node, is this card."""
+        names = {link.name, *(link.altnames if self.name else ())}
+        return (self.name or self.listed) in names or bool(self.mac and link.mac == self.mac)
+
+    def is_lent(self, link: Link, ifname: str) -> bool:
+        """Return whether *link*, in the container, is this card under the name *ifname*."""
+        return link.name == ifname and bool(link.alias) and (not self.name or self.name in {link.alias, *link.altnames})
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    options = misfit(config, HostDevice)
+    if isinstance(options, str):
+        return options
+    try:
+        checked_mac(options.hwaddr, "")
+    except NativeError:
+        return "hwaddr"  # those of InfiniBand are longer
+    named = (options.device, options.hwaddr, options.kernelpath, options.bus_address)
+    return "several keys name the device" if sum(map(bool, named)) > 1 else ""
+
+
+def add(call: Call, ipam: Result | None) -> Result:
+    """Move the card in and return the result, without an interface if it has none. Raises NativeError."""
+    config = load(call, HostDevice)
+    card = _card(call, config)
+    given = [] if ipam is None else assignments(call, ipam)
+    dns = DNS() if ipam is None else config.dns  # as the reference plugin has it
+    if card.is_userspace:
+        return replace(ipam or Result(cni_version=""), cni_version=config.cni_version, dns=dns)
+    with opened(call, Phase.ADD) as ends:
+        link = _lent(ends, call, card)
+        set_up(ends, call, link, given, ipam)
+    return result(call, config.cni_version, link, ipam, dns)
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless the card is in the container as ``call.prev_result`` says."""
+    before = recorded(call)
+    if _card(call, load(call, HostDevice)).is_userspace:
+        return
+    with opened(call, Phase.CHECK) as ends:
+        addressed(ends, call, container_link(ends, call, before, None), before)
+
+
+def delete(call: Call) -> None:
+    """Give the card back with the name that it had; it may be back, and its namespace gone. Raises NativeError."""
+    config = load(call, HostDevice)
+    try:
+        card = _card(call, config)
+    except NativeError:
+        return  # no ADD has found a card either
+    if not call.netns or not namespaces.is_namespace(call.netns):
+        with Netlink.on_node() as node:
+            _rename_returned(node, call, card)
+        return
+    with opened(call, Phase.DEL) as ends:
+        link = present(ends.container, call.ifname)
+        if link is None or not card.is_lent(link, call.ifname):
+            return
+        if present(ends.node, link.alias) is not None:
+            raise NativeError(
+                f"{call.ifname} can not be {link.alias} on the node again, which another interface is: rename that"
+            )
+        with explaining(f"give {call.ifname} back to the node as {link.alias}"):
+            ends.container.do(links.change(link.index, name=link.alias, netns_fd=ends.netns.node_fd, alias=""))
+
+
+def _lent(ends: Ends, call: Call, card: Card) -> Link:
+    """Return the card in the container, moved now or by an ADD that was cut."""
+    link = present(ends.container, call.ifname)
+    if link is None:
+        link = next(filter(card.is_on_node, _every(ends.node)), None)
+        if link is None:
+            raise NativeError(f"{card.words} is not on this node: it may be in another container")
+        with explaining(f"move {link.name} into the container as {call.ifname}"):
+            ends.node.do(links.change(link.index, name=call.ifname, netns_fd=ends.netns.fd, alias=link.name))
+        link = present(ends.container, call.ifname)
+    if link is None or not card.is_lent(link, call.ifname):
+        raise name_taken(call)
+    return link
+
+
+def _rename_returned(node: Netlink, call: Call, card: Card) -> None:
+    """Give the card its name again if the kernel brought it back, under the name that it had in the container."""
+    there = _every(node)
+    for link in there:
+        returned = link.name == call.ifname or _KERNELS_NAME.fullmatch(link.name)
+        if not returned or link.alias in {"", link.name} or not (link.alias == card.name or card.is_on_node(link)):
+            continue
+        if any(other.name == link.alias for other in there):
+            log.warning(
+                "card_not_renamed",
+                network=call.network,
+                sandbox=call.container_id[:12],
+                card=link.name,
+                wanted=link.alias,
+                error="another interface of the node has that name",
+            )
+            continue
+        with explaining(f"name {link.name} {link.alias} again"):
+            node.do(links.change(link.index, up=False), links.change(link.index, name=link.alias, alias=""))
+
+
+def _every(node: Netlink) -> list[Link]:
+    with explaining("list the interfaces of the node"):
+        return links.every(node)
+
+
+def _card(call: Call, config: HostDevice) -> Card:
+    """Return the card that *config* names. Raises NativeError."""
+    if config.device:
+        return Card(words=f"device {config.device}", name=config.device)
+    if config.hwaddr:
+        mac = checked_mac(config.hwaddr, call.ifname)
+        return Card(words=f"the device with MAC address {mac}", mac=mac)
+    if config.kernelpath:
+        folder = Path(os.path.normpath(config.kernelpath))
+        if not folder.is_relative_to(_KERNEL):
+            raise NativeError(f"kernelpath {config.kernelpath!r} is not below {_KERNEL}")
+        return Card(words=f"the device at {folder}", listed=_listed(folder / "net"))
+    return _on_bus(call, config.bus_address)
+
+
+def _on_bus(call: Call, address: Any) -> Card:
+    """Return the card at *address*, of the PCI or the auxiliary bus. Raises NativeError."""
+    if not address:
+        raise NativeError(f"network {call.network} names no device: set device, hwaddr, kernelpath or pciBusID")
+    if not isinstance(address, str) or not _BUS_ADDRESS.fullmatch(address):
+        raise NativeError(f"{address!r} is no address of a device on a bus")
+    words, folder = f"device {address}", _PCI / address
+    if not folder.exists() and (_AUXILIARY / address).exists():
+        return Card(words=words, listed=_listed(_AUXILIARY / address / "net"))
+    return Card(words=words, listed=_listed(folder / "net", *sorted(folder.glob("virtio*/net"))), bus_folder=folder)
+
+
+def _listed(*folders: Path) -> str:
+    """Return the first interface in the first of *folders* that is there, empty if there is none."""
+    for folder in folders:
+        if folder.is_dir():
+            return min(os.listdir(folder), default="")
+    return ""

@@ -1,0 +1,112 @@
+"""An interface with addresses of its own on a network card of the node, whose MAC address it shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from events.schema import Phase
+from nodeworker.kernel.rtnetlink import message
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.addressing import assignments
+from nodeworker.plugins.native.kit.container_link import result, set_up
+from nodeworker.plugins.native.kit.endpoints import Ends, name_taken, opened, taken_away
+from nodeworker.plugins.native.kit.parent_link import carries, parent, rests_on, stacked
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit
+from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
+from nodeworker.plugins.spec.results import Result
+
+TYPE = "ipvlan"
+
+_MODES = {"": 0, "l2": 0, "l3": 1, "l3s": 2}
+_IFLA_IPVLAN_MODE = 1
+
+
+class Ipvlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The configuration of an ipvlan network."""
+
+    master: str = ""
+    """The card; empty for the one interface of the plugin before, else for that of the default route."""
+    mode: str = ""
+    mtu: U32 = 0
+    """0 for the card's."""
+    link_in_container: bool = False
+    """Whether the card is in the container."""
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    options = misfit(config, Ipvlan)
+    return options if isinstance(options, str) else ""
+
+
+def add(call: Call, ipam: Result | None) -> Result:
+    """Make the interface and return the result. Raises NativeError.
+
+    Without *ipam* it has the addresses and routes that a plugin before it in the chain assigned.
+    """
+    config = load(call, Ipvlan)
+    assigned = ipam if ipam is not None else _of_chain(call)
+    given = assignments(call, assigned)
+    with opened(call, Phase.ADD) as ends:
+        link = _link(ends, call, config)
+        set_up(ends, call, link, given, assigned, arp_notify=True)
+    return result(call, config.cni_version, link, assigned, config.dns)
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless the interface is as ``call.prev_result`` says."""
+    config, before = load(call, Ipvlan), recorded(call)
+    with opened(call, Phase.CHECK) as ends:
+        link = container_link(ends, call, before, TYPE)
+        if config.master:
+            master = parent(ends, call, config.master, in_container=config.link_in_container)
+            if not rests_on(link, master, TYPE):
+                raise NativeError(f"interface {call.ifname} no longer rests on {config.master}")
+        if not carries(link, _data(config)):
+            raise NativeError(f"interface {call.ifname} is no longer in mode {config.mode or 'l2'}")
+        addressed(ends, call, link, before)
+
+
+def delete(call: Call) -> None:
+    """Take the interface away; it and its namespace may be gone. Raises NativeError."""
+    taken_away(call)
+
+
+def _of_chain(call: Call) -> Result:
+    if call.prev_result is None or not call.prev_result.ips:
+        raise NativeError(
+            f"an ipvlan interface has addresses: {call.network} has no ipam, and no plugin before it assigned any"
+        )
+    return call.prev_result
+
+
+def _link(ends: Ends, call: Call, config: Ipvlan) -> Link:
+    """Return the interface, made now or by an ADD that was cut."""
+    data = _data(config)
+    master = parent(ends, call, config.master or _before(call), in_container=config.link_in_container)
+    link = stacked(ends, call, master, TYPE, data, mtu=config.mtu)
+    if link is None:
+        raise name_taken(call)
+    return link
+
+
+def _before(call: Call) -> str:
+    """Return the name of the interface that the plugin before made, empty if this one is the first."""
+    if call.prev_result is None:
+        return ""
+    names = [each.name for each in call.prev_result.interfaces]
+    if len(names) != 1 or not names[0]:
+        raise NativeError(
+            f"network {call.network} names no master interface, and the plugin before ipvlan made "
+            f"{', '.join(names) or 'none'} instead of one: name the master"
+        )
+    return names[0]
+
+
+def _data(config: Ipvlan) -> bytes:
+    mode = _MODES.get(config.mode)
+    if mode is None:
+        raise NativeError(f"ipvlan has no mode {config.mode!r}: use l2, l3 or l3s")
+    return message.u16(_IFLA_IPVLAN_MODE, mode)

@@ -1,0 +1,125 @@
+"""A wire between the container and the node, which routes all that the container sends."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from events.schema import Phase
+from nodeworker.kernel.rtnetlink import addresses, links, routes
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.kernel.rtnetlink.message import Request
+from nodeworker.kernel.rtnetlink.routes import Gateway, Network, Route
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.filter import masquerade
+from nodeworker.plugins.native.kit.addressing import Assignment, assignments, configure, forward, with_interface
+from nodeworker.plugins.native.kit.endpoints import explaining, opened, taken_away
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit
+from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
+from nodeworker.plugins.native.kit.veth import pair
+from nodeworker.plugins.spec.results import DNS, Interface, Result
+
+TYPE = "ptp"
+
+
+class Ptp(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The configuration of a point-to-point network."""
+
+    ip_masq: bool = False
+    ip_masq_backend: masquerade.Backend | None = None
+    mtu: U32 = 0
+    """0 for the kernel's choice."""
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    options = misfit(config, Ptp)
+    if isinstance(options, str):
+        return options
+    return "" if options.has_ipam else "no ipam"
+
+
+def add(call: Call, ipam: Result | None) -> Result:
+    """Make the wire and return the result. Raises NativeError."""
+    config = load(call, Ptp)
+    if ipam is None:
+        raise NativeError(f"a point-to-point network has addresses: {call.network} has no ipam")
+    given = assignments(call, ipam)
+    gateways = [_gateway(call, each) for each in given]
+    forward(given)
+    with opened(call, Phase.ADD) as ends:
+        wire = pair(ends, call, mtu=config.mtu)
+        with explaining(f"set {wire.outside.name} up"):
+            ends.node.do(links.change(wire.outside.index, up=True))
+        configure(ends, call, wire.inside, given, ipam, dad=False)
+        with explaining(f"route everything that {call.ifname} sends to the node"):
+            ends.container.do(*_by_the_node(wire.inside, given, gateways))
+        with explaining(f"route to {call.ifname} through {wire.outside.name}"):
+            ends.node.do(*_to_the_container(wire.outside, given, gateways))
+    if config.ip_masq:
+        masquerade.masquerade(call, config.ip_masq_backend, [each.address for each in given])
+    return replace(
+        ipam,
+        cni_version=config.cni_version,
+        interfaces=(
+            Interface(name=wire.outside.name, mac=wire.outside.mac),
+            Interface(name=wire.inside.name, mac=wire.inside.mac, mtu=wire.inside.mtu, sandbox=call.netns),
+        ),
+        ips=with_interface(ipam.ips, 1),
+        dns=config.dns if config.dns != DNS() else ipam.dns,
+    )
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless the wire is as ``call.prev_result`` says."""
+    config, result = load(call, Ptp), recorded(call)
+    with opened(call, Phase.CHECK) as ends:
+        link = container_link(ends, call, result, "veth")
+        addressed(ends, call, link, result)
+    if config.ip_masq:
+        masquerade.check(call, config.ip_masq_backend)
+
+
+def delete(call: Call) -> None:
+    """Take the wire and its rules away; they and the container's namespace may be gone. Raises NativeError."""
+    taken_away(call)
+    config = misfit(call.config, Ptp)
+    if not isinstance(config, str) and config.ip_masq:
+        masquerade.unmask(call)
+
+
+def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
+    """Take away the rules of the network's interfaces that are none of *valid*. Raises NativeError."""
+    config = misfit(call.config, Ptp)
+    if not isinstance(config, str) and config.ip_masq:
+        masquerade.collect(call, config.ip_masq_backend, valid)
+
+
+def _gateway(call: Call, given: Assignment) -> Gateway:
+    if given.gateway is None or given.gateway.version != given.address.version:
+        raise NativeError(f"a point-to-point network has gateways: the IPAM plugin gave {call.ifname} none")
+    return given.gateway
+
+
+def _by_the_node(link: Link, given: Sequence[Assignment], gateways: Sequence[Gateway]) -> Iterator[Request]:
+    """Yield the requests that put a route to the gateway, and one by it, in the place of the kernel's own route."""
+    for each, gateway in zip(given, gateways, strict=True):
+        network, source = each.address.network, each.address.ip
+        kernels = Route(destination=network, index=link.index, scope=routes.NOWHERE, protocol=routes.PROTOCOL_KERNEL)
+        beside = Route(destination=_host(gateway), index=link.index, scope=routes.LINK, source=source)
+        yield routes.add(beside)  # first: cut in between, the container must still know where its gateway is
+        yield routes.delete(kernels)
+        yield routes.add(Route(destination=network, index=link.index, gateway=gateway, source=source))
+
+
+def _to_the_container(link: Link, given: Sequence[Assignment], gateways: Sequence[Gateway]) -> Iterator[Request]:
+    for each, gateway in zip(given, gateways, strict=True):
+        yield addresses.add(link.index, ipaddress.ip_interface(gateway), dad=False)
+        yield routes.add(Route(destination=_host(each.address.ip), index=link.index, scope=routes.HOST))
+
+
+def _host(address: Gateway) -> Network:
+    return ipaddress.ip_network(address)

@@ -1,0 +1,143 @@
+"""Source based routing: what leaves with an address of the interface leaves through the interface.
+
+Each address gets a routing table of its own with the interface's routes, and a rule that leads there; the main table is
+left to the other interfaces. By the rule an ADD that is repeated after it was cut finds its table.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import socket
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from events.schema import Phase
+from nodeworker.kernel import namespaces
+from nodeworker.kernel.rtnetlink import addresses, links, policy_rules, routes
+from nodeworker.kernel.rtnetlink.message import Request
+from nodeworker.kernel.rtnetlink.policy_rules import Rule
+from nodeworker.kernel.rtnetlink.routes import Gateway, Route
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.addressing import Assignment
+from nodeworker.plugins.native.kit.chain_input import made_before, own_addresses, previous
+from nodeworker.plugins.native.kit.endpoints import Ends, explaining, opened
+from nodeworker.plugins.native.kit.plugin_config import NetConf, load, misfit
+from nodeworker.plugins.spec.results import Result
+
+TYPE = "sbr"
+
+FIRST_TABLE = 100
+
+
+class _Routing(msgspec.Struct, frozen=True):
+    """The rules and the routes of the container."""
+
+    rules: list[Rule]
+    routes: list[Route]
+
+    def rules_for(self, sources: Collection[Gateway], index: int) -> Iterator[Rule]:
+        """Yield the rules for *sources* that sbr has made for the interface *index*: no other one uses their tables."""
+        hosts = {ipaddress.ip_network(source) for source in sources}
+        foreign = {route.table for route in self.routes if route.index != index}
+        for rule in self.rules:
+            if rule.source in hosts and rule.table >= FIRST_TABLE and rule.table not in foreign:
+                yield rule
+
+    def has_default(self, table: int, version: int) -> bool:
+        """Return whether *table* has a default route of IP *version*."""
+        return any(
+            route.is_default and route.table == table and route.destination.version == version for route in self.routes
+        )
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    options = misfit(config, NetConf)
+    if isinstance(options, str):
+        return options
+    return "ipam" if options.has_ipam else ""
+
+
+def add(call: Call, ipam: Result | None) -> Result:
+    """Move the interface's routes to tables of its addresses and return the previous result; there is no *ipam*.
+
+    Raises NativeError.
+    """
+    load(call, NetConf)
+    result = previous(call)
+    if not result.ips:
+        raise NativeError(f"the plugins before gave {call.ifname} no address whose packets sbr could route")
+    given = own_addresses(call, result)
+    with opened(call, Phase.ADD) as ends:
+        link = made_before(ends, call)
+        there = _routing(ends, call)
+        main = [route for route in there.routes if (route.index, route.table) == (link.index, routes.MAIN)]
+        with explaining(f"route what comes from {call.ifname} by its source"):
+            ends.container.do(*_tables(there, link.index, main, given))
+            # Only now: a gateway is found over the routes of the main table as long as the others are not complete.
+            ends.container.do(*map(routes.delete, main))
+    return result
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless each address has its rule, and the rule's table a way to the gateway."""
+    result = previous(call)
+    with opened(call, Phase.CHECK) as ends:
+        link = made_before(ends, call)
+        there = _routing(ends, call)
+        for each in own_addresses(call, result):
+            source = each.address.ip
+            rule = next(there.rules_for([source], link.index), None)
+            if rule is None:
+                raise NativeError(f"the routing rule for what {call.ifname} sends from {source} is gone")
+            if each.gateway and not there.has_default(rule.table, each.gateway.version):
+                raise NativeError(f"routing table {rule.table} of {call.ifname} has lost the way to {each.gateway}")
+
+
+def delete(call: Call) -> None:
+    """Take the rules away; the tables go with the interface. All of it may be gone. Raises NativeError."""
+    if not call.netns or not namespaces.is_namespace(call.netns):
+        return
+    sources = {each.address.ip for each in own_addresses(call, call.prev_result)} if call.prev_result else set()
+    with opened(call, Phase.DEL) as ends:
+        there = _routing(ends, call)
+        with explaining(f"take the routing rules of {call.ifname} away"):
+            link = links.find(ends.container, links.named(call.ifname))
+            if link is not None:
+                sources |= {each.address.ip for each in addresses.of(ends.container, link.index)}
+            ends.container.do(*map(policy_rules.delete, there.rules_for(sources, link.index if link else 0)))
+
+
+def _routing(ends: Ends, call: Call) -> _Routing:
+    with explaining(f"list the routes and routing rules of {call.ifname}"):
+        families = (socket.AF_INET, socket.AF_INET6)
+        ways = [route for family in families for route in routes.every(ends.container, family)]
+        return _Routing(policy_rules.every(ends.container), ways)
+
+
+def _tables(there: _Routing, index: int, main: list[Route], given: list[Assignment]) -> Iterator[Request]:
+    """Yield the requests that make the rules and fill the tables with the default routes and those of *main*."""
+    taken = {rule.table for rule in there.rules} | {route.table for route in there.routes}
+    for each in given:
+        source = each.address.ip
+        rule = next(there.rules_for([source], index), None)
+        if rule is None:
+            free = next(table for table in itertools.count(FIRST_TABLE) if table not in taken)
+            taken.add(free)
+            rule = Rule(source=ipaddress.ip_network(source), table=free)
+            yield policy_rules.add(rule)
+        if each.gateway and not there.has_default(rule.table, each.gateway.version):
+            everywhere = routes.DEFAULT_V4 if each.gateway.version == 4 else routes.DEFAULT_V6
+            yield routes.add(Route(destination=everywhere, index=index, gateway=each.gateway, table=rule.table))
+        for route in main:
+            if _serves(route, each):
+                yield routes.replace(msgspec.structs.replace(route, table=rule.table))
+
+
+def _serves(route: Route, given: Assignment) -> bool:
+    """Return whether *route* is for packets from an address: it names something in its network, or nothing at all."""
+    named = [each for each in (route.source, route.gateway) if each is not None]
+    return not named or any(each in given.address.network for each in named)

@@ -1,0 +1,161 @@
+"""An interface whose other end is a file descriptor: a virtual machine in the container opens it and is on the wire.
+
+The kernel makes these for whoever opens ``/dev/net/tun`` and not over netlink. Its owner and its permanence are settled
+before that file is closed, so one that an ADD was cut over either has all of this or is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from events.schema import Phase
+from nodeworker.kernel.rtnetlink import links, message
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.addressing import assignments
+from nodeworker.plugins.native.kit.container_link import result, set_up
+from nodeworker.plugins.native.kit.endpoints import Ends, explaining, name_taken, opened, present, taken_away
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit, requested_mac
+from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
+from nodeworker.plugins.spec.results import Result
+
+TYPE = "tap"
+
+_DEVICE = "/dev/net/tun"
+_KIND = "tun"
+_TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
+_TUNSETOWNER = 0x400454CC
+_TUNSETGROUP = 0x400454CE
+_IFF_TAP = 0x0002
+_IFF_MULTI_QUEUE = 0x0100
+_IFF_NO_PI = 0x1000
+_IFF_TUN_EXCL = 0x8000
+_IFREQ = struct.Struct("16sH22x")
+
+_IFLA_TUN_OWNER = 1
+_IFLA_TUN_GROUP = 2
+_IFLA_TUN_TYPE = 3
+_IFLA_TUN_MULTI_QUEUE = 7
+
+_ABSENT = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
+"""What opening the device ends with on a kernel without it."""
+
+
+class Tap(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The configuration of a network of tap devices."""
+
+    multi_queue: bool = False
+    mtu: U32 = 0
+    """0 for the kernel's choice."""
+    mac: str = ""
+    owner: U32 | None = None
+    """User ID that may open it; None: anyone who may administer the network."""
+    group: U32 | None = None
+    selinux_context: str = ""
+    bridge: str = ""
+    """A bridge in the container that it becomes a port of."""
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only the reference plugin knows, or an empty text.
+
+    An SELinux context is given to a device by the process that makes it, and the worker does not change its own.
+    """
+    options = misfit(config, Tap)
+    if isinstance(options, str):
+        return options
+    return "selinuxContext" if options.selinux_context else ""
+
+
+def add(call: Call, ipam: Result | None) -> Result:
+    """Make the interface and return the result. Raises NativeError."""
+    config = load(call, Tap)
+    mac = requested_mac(call, config, config.mac)
+    given = [] if ipam is None else assignments(call, ipam)
+    with opened(call, Phase.ADD) as ends:
+        port_of = _bridge(ends, config)
+        link = _link(ends, call, config)
+        if mac or config.mtu or port_of:
+            with explaining(f"give {call.ifname} its MAC address, MTU and bridge"):
+                ends.container.do(links.change(link.index, mac=mac, mtu=config.mtu, master=port_of))
+            link = present(ends.container, call.ifname) or link
+        set_up(ends, call, link, given, ipam, arp_notify=True)
+    return result(call, config.cni_version, link, ipam, config.dns)
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless the interface is as ``call.prev_result`` says."""
+    config, before = load(call, Tap), recorded(call)
+    with opened(call, Phase.CHECK) as ends:
+        link = container_link(ends, call, before, _KIND)
+        if not _ours(link, config):
+            raise NativeError(f"interface {call.ifname} is no longer the tap device of the ADD")
+        port_of = _bridge(ends, config)
+        if port_of and link.master != port_of:
+            raise NativeError(f"interface {call.ifname} is no longer a port of {config.bridge}")
+        addressed(ends, call, link, before)
+
+
+def delete(call: Call) -> None:
+    """Take the interface away; it and its namespace may be gone. Raises NativeError."""
+    taken_away(call)
+
+
+def _bridge(ends: Ends, config: Tap) -> int | None:
+    """Return the index of the bridge that the interface is to be a port of, None for none."""
+    if not config.bridge:
+        return None
+    link = present(ends.container, config.bridge)
+    if link is None or link.kind != "bridge":
+        state = "missing" if link is None else "no bridge"
+        raise NativeError(f"{config.bridge} is {state} in the container: an earlier network has to make it")
+    return link.index
+
+
+def _link(ends: Ends, call: Call, config: Tap) -> Link:
+    """Return the interface, made now or by an ADD that was cut."""
+    link = present(ends.container, call.ifname)
+    if link is None:
+        ends.netns.inside(lambda: _make(call.ifname, config))
+        link = present(ends.container, call.ifname)
+    if link is None or not _ours(link, config):
+        raise name_taken(call)
+    return link
+
+
+def _make(name: str, config: Tap) -> None:
+    """Make the device in the namespace that the thread is in. Raises NativeError."""
+    flags = _IFF_TAP | _IFF_NO_PI | _IFF_TUN_EXCL | (_IFF_MULTI_QUEUE if config.multi_queue else 0)
+    try:
+        device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise NativeError(f"can not make {name}: {_DEVICE}: {error.strerror}") from error
+        words = f"this node's kernel offers no tap devices ({_DEVICE}: {error.strerror}): load its module tun"
+        raise NativeError(f"can not make {name}: {words}") from error
+    try:
+        with explaining(f"make {name} as a tap device"):
+            fcntl.ioctl(device, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+            for request, number in ((_TUNSETOWNER, config.owner), (_TUNSETGROUP, config.group)):
+                if number is not None:
+                    fcntl.ioctl(device, request, _signed(number))
+            fcntl.ioctl(device, _TUNSETPERSIST, 1)
+    finally:
+        os.close(device)
+
+
+def _signed(number: int) -> int:
+    return struct.unpack("=i", struct.pack("=I", number))[0]
+
+
+def _ours(link: Link, config: Tap) -> bool:
+    found = message.attributes(link.data)
+    owner, group = (message.as_int(found[key]) if key in found else None for key in (_IFLA_TUN_OWNER, _IFLA_TUN_GROUP))
+    modes = (message.as_int(found.get(_IFLA_TUN_TYPE)), bool(message.as_int(found.get(_IFLA_TUN_MULTI_QUEUE))))
+    return (link.kind, owner, group, *modes) == (_KIND, config.owner, config.group, _IFF_TAP, config.multi_queue)

@@ -1,0 +1,257 @@
+"""Change an interface that other plugins have made, and parameters of its namespace.
+
+It shares its notes with the reference plugin, and differs from version 1.1.1 of that on purpose in this: a repeated ADD
+does not take what the first has changed for the original, a note does not outlive the DEL, CHECK knows ``IFNAME`` and
+does not mind how a value or a MAC address is written, and the list of what an administrator allows is obeyed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+import structlog
+from msgspec.structs import replace
+
+from events.process.decoding import convert
+from events.schema import Phase
+from nodeworker.kernel import namespaces
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kinds.tuning import link_properties
+from nodeworker.plugins.native.kinds.tuning.link_properties import NOTHING, Properties
+from nodeworker.plugins.native.kit.announce import announce
+from nodeworker.plugins.native.kit.chain_input import made_before, own_addresses, previous
+from nodeworker.plugins.native.kit.endpoints import Ends, explaining, opened, present
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, checked_mac, load, misfit
+from nodeworker.plugins.spec.results import Interface, Result
+
+TYPE = "tuning"
+
+DATA_DIR = "/run/cni/tuning"
+"""Where the notes are unless the configuration says otherwise."""
+ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
+"""Regular expressions, one per line: where there is such a file, a parameter must match one."""
+
+_ROOT = "/proc/sys"
+_NETWORK = f"{_ROOT}/net/"
+_ONLY_IN_GO = "[:"
+"""How a class of characters begins that Python would take for something else."""
+
+log = structlog.get_logger(__name__)
+
+
+class Tuning(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The configuration of the plugin."""
+
+    data_dir: str = ""
+    sysctl: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    mac: str = ""
+    promisc: bool = False
+    mtu: U32 = 0
+    allmulti: bool | None = None
+    tx_queue: U32 | None = msgspec.field(default=None, name="txQLen")
+
+
+class _CniArgs(msgspec.Struct, frozen=True):
+    """``args.cni``, which goes before everything else."""
+
+    sysctl: dict[str, str] = {}
+    mac: str | None = None
+    promisc: bool | None = None
+    mtu: U32 | None = None
+    allmulti: bool | None = None
+    tx_queue: U32 | None = msgspec.field(default=None, name="txQLen")
+
+
+class _Wanted(msgspec.Struct, frozen=True):
+    """What is asked for in all places together."""
+
+    parameters: dict[str, str]
+    """By their names as they are written, like ``net.ipv4.conf.IFNAME.arp_filter``."""
+    properties: Properties
+
+
+_CNI_ARGS = {field.encode_name.casefold(): field.encode_name for field in msgspec.structs.fields(_CniArgs)}
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    options = misfit(config, Tuning)
+    if isinstance(options, str):
+        return options
+    if options.has_ipam:
+        return "ipam"
+    if options.data_dir and not os.path.isabs(options.data_dir):
+        return "dataDir is not an absolute path"
+    try:
+        _cni_args(options)
+    except NativeError as error:
+        return str(error)
+    return ", ".join(key for key in _in_args(options) if _CNI_ARGS.get(key.casefold(), key) != key)
+
+
+def add(call: Call, ipam: Result | None) -> Result:
+    """Change what is asked for, and return the previous result with it; there is no *ipam*. Raises NativeError."""
+    before, wanted, note = previous(call), _wanted(call), _note(call)
+    files = _files(call, wanted)
+    _refuse_unlisted(wanted.parameters)
+    with opened(call, Phase.ADD) as ends:
+        ends.netns.inside(lambda: _set(files))
+        if wanted.properties == NOTHING:
+            return before
+        link = made_before(ends, call)
+        with explaining(f"note in {note} what {call.ifname} was like"):
+            link_properties.note(note, link_properties.current(link, wanted.properties))
+        requests = list(link_properties.changes(link.index, wanted.properties))
+        for (words, _), refused in zip(requests, ends.container.attempt(*(each for _, each in requests)), strict=True):
+            if refused is not None:
+                raise NativeError(f"can not give {call.ifname} {words}: {refused.strerror}")
+        if wanted.properties.mac:
+            announce(ends, replace(link, mac=wanted.properties.mac), own_addresses(call, before))
+    return replace(before, interfaces=tuple(_as_tuned(each, call, wanted.properties) for each in before.interfaces))
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless everything is as it was asked for; an interface not asked to be promiscuous is not."""
+    previous(call)
+    wanted = _wanted(call)
+    files = _files(call, wanted)
+    with opened(call, Phase.CHECK) as ends:
+        ends.netns.inside(lambda: _compare(files))
+        link = made_before(ends, call)
+    asked = replace(wanted.properties, promisc=bool(wanted.properties.promisc))
+    if different := link_properties.differing(link_properties.current(link, asked), asked):
+        raise NativeError(f"interface {call.ifname} has {different}")
+
+
+def delete(call: Call) -> None:
+    """Make the interface what it was before, if it is there. Raises NativeError."""
+    note = _note(call)
+    with explaining(f"read in {note} what {call.ifname} was like"):
+        before = link_properties.noted(note)
+    if before != NOTHING and call.netns and namespaces.is_namespace(call.netns):
+        with opened(call, Phase.DEL) as ends:
+            _restore(ends, call, before)
+    with explaining(f"take {note} away"):
+        link_properties.forget(note)
+
+
+def _restore(ends: Ends, call: Call, before: Properties) -> None:
+    """Restore what can be: the interface's own plugin takes it away next, and must not wait for what can not be."""
+    link = present(ends.container, call.ifname)
+    if link is None:
+        return
+    requests = list(link_properties.changes(link.index, before))
+    for (words, _), refused in zip(requests, ends.container.attempt(*(each for _, each in requests)), strict=True):
+        if refused is not None:
+            log.warning(
+                "tuning_not_undone",
+                network=call.network,
+                sandbox=call.container_id[:12],
+                ifname=call.ifname,
+                wanted=words,
+                error=refused.strerror,
+            )
+
+
+def _wanted(call: Call) -> _Wanted:
+    config = load(call, Tuning)
+    args = _cni_args(config)
+    promisc = config.promisc if args.promisc is None else args.promisc
+    return _Wanted(
+        config.sysctl | args.sysctl,
+        Properties(
+            mac=_mac(call, config, args),
+            promisc=promisc or None,
+            mtu=config.mtu if args.mtu is None else args.mtu,
+            allmulti=config.allmulti if args.allmulti is None else args.allmulti,
+            tx_queue=config.tx_queue if args.tx_queue is None else args.tx_queue,
+        ),
+    )
+
+
+def _in_args(config: Tuning) -> dict[str, Any]:
+    return config.args.get("cni") or {}
+
+
+def _cni_args(config: Tuning) -> _CniArgs:
+    try:
+        return convert(_in_args(config), _CniArgs)
+    except msgspec.ValidationError as error:
+        raise NativeError(f"args.cni of tuning can not be used: {error}") from None
+
+
+def _mac(call: Call, config: Tuning, args: _CniArgs) -> str:
+    """Return the MAC address: unlike for plugins that make the interface, an empty one in ``args.cni`` means none."""
+    stated = config.runtime_config.get("mac") or call.args.get("MAC") or config.mac
+    chosen = stated if args.mac is None else args.mac
+    if not isinstance(chosen, str):
+        raise NativeError(f"{chosen!r} is no MAC address for interface {call.ifname}: it has to be a text")
+    return checked_mac(chosen, call.ifname)
+
+
+def _files(call: Call, wanted: _Wanted) -> dict[str, str]:
+    """Return the parameters by the files that stand for them. Raises NativeError."""
+    return {_file(key, call.ifname): value for key, value in wanted.parameters.items()}
+
+
+def _file(key: str, ifname: str) -> str:
+    # The name last: its dots are its own.
+    path = os.path.normpath(f"{_ROOT}/{key.replace('.', '/').replace('IFNAME', ifname, 1)}")
+    if not path.startswith(_NETWORK) or "\0" in path:
+        raise NativeError(f"{key!r} is no parameter of the network: tuning sets those that begin with net. only")
+    return path
+
+
+def _refuse_unlisted(keys: Collection[str]) -> None:
+    """Raise NativeError unless the administrator allows *keys*, or has said nothing."""
+    if not keys:
+        return
+    try:
+        with open(ALLOWLIST, encoding="utf-8") as file:
+            patterns = [_pattern(line.strip()) for line in file if line.strip()]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, re.error) as error:
+        raise NativeError(f"{ALLOWLIST} can't be used, so no parameter can be set: {error}") from None
+    for key in keys:
+        if not any(pattern.search(key) for pattern in patterns):
+            raise NativeError(f"parameter {key} may not be set: {ALLOWLIST} does not allow it")
+
+
+def _pattern(line: str) -> re.Pattern[str]:
+    if _ONLY_IN_GO in line:
+        raise ValueError(f"{_ONLY_IN_GO} in {line} is not understood: write the characters out")
+    return re.compile(line)
+
+
+def _set(files: Mapping[str, str]) -> None:
+    """Write parameters of the namespace that the thread is in, even a value that is there: it then stays by itself."""
+    for path, value in files.items():
+        with explaining(f"set {path} to {value!r}"), open(path, "wb", buffering=0) as file:
+            file.write(value.encode())
+
+
+def _compare(files: Mapping[str, str]) -> None:
+    for path, value in files.items():
+        with explaining(f"read {path}"), open(path, "rb", buffering=0) as file:
+            found = file.read().decode(errors="replace")
+        if found.split() != value.split():
+            raise NativeError(f"{path} is {found.strip()!r}, not {value!r}")
+
+
+def _as_tuned(interface: Interface, call: Call, wanted: Properties) -> Interface:
+    if interface.name != call.ifname or not interface.sandbox:
+        return interface
+    return replace(interface, mac=wanted.mac or interface.mac, mtu=wanted.mtu or interface.mtu)
+
+
+def _note(call: Call) -> str:
+    """Return where it is noted what the interface was before. Raises NativeError."""
+    name = f"{call.container_id}_{call.ifname}.json"
+    if not call.container_id or not call.ifname or "/" in name or "\0" in name:
+        raise NativeError(f"{name!r} is no name for a file: the container ID or the interface name is not usable", 4)
+    return os.path.join(load(call, Tuning).data_dir or DATA_DIR, name)

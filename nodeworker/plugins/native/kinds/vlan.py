@@ -1,0 +1,98 @@
+"""An interface that sends and receives the frames of one VLAN of a network card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from events.schema import Phase
+from nodeworker.kernel.rtnetlink import message
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.addressing import assignments
+from nodeworker.plugins.native.kit.container_link import result, set_up
+from nodeworker.plugins.native.kit.endpoints import Ends, opened, taken_away
+from nodeworker.plugins.native.kit.parent_link import carries, parent, rests_on, stacked
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit
+from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
+from nodeworker.plugins.spec.results import Result
+
+TYPE = "vlan"
+
+_IFLA_VLAN_ID = 1
+_HIGHEST_ID = 4094
+"""IEEE 802.1Q reserves 4095."""
+
+
+class Vlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The configuration of a network on a VLAN."""
+
+    master: str = ""
+    """The card."""
+    vlan_id: U32 = 0
+    mtu: U32 = 0
+    """0 for the card's."""
+    link_in_container: bool = False
+    """Whether the card is in the container."""
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    options = misfit(config, Vlan)
+    if isinstance(options, str):
+        return options
+    return "" if options.has_ipam else "no ipam"
+
+
+def add(call: Call, ipam: Result | None) -> Result:
+    """Make the interface and return the result. Raises NativeError."""
+    config = load(call, Vlan)
+    if ipam is None:
+        raise NativeError(f"a VLAN interface has addresses: {call.network} has no ipam")
+    given = assignments(call, ipam)
+    with opened(call, Phase.ADD) as ends:
+        link = _link(ends, call, config)
+        set_up(ends, call, link, given, ipam)
+    return result(call, config.cni_version, link, ipam, config.dns)
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless the interface is as ``call.prev_result`` says."""
+    config, before = load(call, Vlan), recorded(call)
+    with opened(call, Phase.CHECK) as ends:
+        master = parent(ends, call, config.master, in_container=config.link_in_container)
+        link = container_link(ends, call, before, TYPE)
+        if not rests_on(link, master, TYPE):
+            raise NativeError(f"interface {call.ifname} no longer rests on {config.master}")
+        if not carries(link, _data(config)):
+            raise NativeError(f"interface {call.ifname} is no longer in VLAN {config.vlan_id}")
+        if config.mtu and link.mtu != config.mtu:
+            raise NativeError(f"interface {call.ifname} has mtu {link.mtu}, not {config.mtu}")
+        addressed(ends, call, link, before)
+
+
+def delete(call: Call) -> None:
+    """Take the interface away; it and its namespace may be gone. Raises NativeError."""
+    taken_away(call)
+
+
+def _link(ends: Ends, call: Call, config: Vlan) -> Link:
+    """Return the interface, made now or by an ADD that was cut."""
+    if not config.master:
+        raise NativeError(f"network {call.network} names no master interface, which a VLAN has to have")
+    if config.vlan_id > _HIGHEST_ID:
+        raise NativeError(f"there is no VLAN {config.vlan_id}: vlanId has to be between 0 and {_HIGHEST_ID}")
+    master = parent(ends, call, config.master, in_container=config.link_in_container)
+    if config.mtu > master.link.mtu:
+        raise NativeError(f"mtu {config.mtu} is more than the {master.link.mtu} of {config.master}")
+    link = stacked(ends, call, master, TYPE, _data(config), mtu=config.mtu)
+    if link is None:
+        raise NativeError(
+            f"VLAN {config.vlan_id} of {config.master} has an interface elsewhere, and there can be only one: "
+            "put a bridge or macvlan network on that one"
+        )
+    return link
+
+
+def _data(config: Vlan) -> bytes:
+    return message.u16(_IFLA_VLAN_ID, config.vlan_id)

@@ -1,0 +1,164 @@
+"""A routing table of their own for some interfaces of a container, so that their networks may overlap with others.
+
+It comes after the plugin that made the interface. Making an interface part of a VRF takes it down and up again: what
+it loses by that, IPv6 addresses and routes, is put back in the same system call, which no kill of the worker divides.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from events.schema import Phase
+from nodeworker.kernel import namespaces
+from nodeworker.kernel.rtnetlink import addresses, links, message, routes
+from nodeworker.kernel.rtnetlink.addresses import Assigned
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.kernel.rtnetlink.message import Request
+from nodeworker.kernel.rtnetlink.routes import Route
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.chain_input import made_before, previous
+from nodeworker.plugins.native.kit.endpoints import Ends, explaining, made, opened, present
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit
+from nodeworker.plugins.spec.results import Result
+from nodeworker.plugins.spec.versions import ConfigError, at_least
+
+TYPE = "vrf"
+
+_IFLA_VRF_TABLE = 1
+_TABLES = range(1, 2**32 - 1)
+_PROTOCOL_RA = 9
+_OF_THE_KERNEL = frozenset({routes.PROTOCOL_KERNEL, _PROTOCOL_RA})
+
+
+class Vrf(NetConf, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The configuration of the plugin."""
+
+    vrfname: str = ""
+    table: U32 = 0
+    """Of routes; 0 for the lowest that no other VRF of the container has."""
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    options = misfit(config, Vrf)
+    if isinstance(options, str):
+        return options
+    if not options.vrfname:
+        return "no vrfname"
+    try:
+        return "" if at_least(options.cni_version, "0.3.1") else f"cniVersion {options.cni_version or 'none'}"
+    except ConfigError as error:
+        return str(error)
+
+
+def add(call: Call, ipam: Result | None) -> Result:
+    """Make the interface part of the VRF, which is made if need be, and return the previous result.
+
+    Raises NativeError.
+    """
+    config, before = load(call, Vrf), previous(call)
+    with opened(call, Phase.ADD) as ends:
+        vrf = _vrf(ends, config)
+        link = made_before(ends, call)
+        if link.master != vrf.index:
+            _enslave(ends, call, link, vrf)
+    return before
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless the interface is part of the VRF."""
+    config = load(call, Vrf)
+    previous(call)
+    with opened(call, Phase.CHECK) as ends:
+        vrf, link = present(ends.container, config.vrfname), present(ends.container, call.ifname)
+        if vrf is None or vrf.kind != TYPE:
+            raise NativeError(f"VRF {config.vrfname} is gone")
+        if link is None or link.master != vrf.index:
+            raise NativeError(f"interface {call.ifname} is no longer part of VRF {config.vrfname}")
+
+
+def delete(call: Call) -> None:
+    """Take the interface out of the VRF, and the VRF away if it was the last; all may be gone. Raises NativeError."""
+    config = load(call, Vrf)
+    if not call.netns or not namespaces.is_namespace(call.netns):
+        return
+    with opened(call, Phase.DEL) as ends:
+        vrf = present(ends.container, config.vrfname)
+        if vrf is None or vrf.kind != TYPE:
+            return
+        with explaining(f"take {call.ifname} out of VRF {config.vrfname}"):
+            parts = [each for each in links.every(ends.container) if each.master == vrf.index]
+            ends.container.do(*(links.change(each.index, master=0) for each in parts if each.name == call.ifname))
+            if all(each.name == call.ifname for each in parts):
+                ends.container.do(links.delete(vrf.index))
+
+
+def table_of(link: Link) -> int:
+    """Return the routing table of the VRF *link*."""
+    return message.as_int(message.attributes(link.data).get(_IFLA_VRF_TABLE))
+
+
+def free_table(there: Iterable[Link]) -> int:
+    """Return the lowest routing table that no VRF among *there* has."""
+    taken = {table_of(each) for each in there if each.kind == TYPE}
+    return next(table for table in _TABLES if table not in taken)
+
+
+def create(name: str, table: int) -> Request:
+    """Return the request for the VRF *name* with routing table *table*."""
+    return links.create(name, TYPE, data=message.u32(_IFLA_VRF_TABLE, table), queue_length=0)
+
+
+def lost(link: Link, vrf: Link, there: Iterable[Assigned], ways: Iterable[Route]) -> list[Request]:
+    """Return the requests that give *link* back what entering *vrf* costs it of addresses *there* and *ways*.
+
+    What the kernel itself has made or learned from routers it will have again, its routes in the VRF's table.
+    """
+    kept = [
+        addresses.add(link.index, each.address, dad=False)
+        for each in there
+        if isinstance(each.address, ipaddress.IPv6Interface)
+        and each.flags & addresses.IFA_F_PERMANENT
+        and not each.address.is_link_local
+    ]
+    own = [
+        replace(each, table=table_of(vrf))
+        for each in ways
+        if (each.index, each.table, each.type) == (link.index, routes.MAIN, routes.UNICAST)
+        and each.protocol not in _OF_THE_KERNEL
+    ]
+    # A gateway has to be reachable before anything can go by it.
+    return kept + [routes.add(each) for each in sorted(own, key=lambda route: route.gateway is not None)]
+
+
+def _vrf(ends: Ends, config: Vrf) -> Link:
+    """Return the VRF, which is up."""
+    name = config.vrfname
+    vrf = present(ends.container, name)
+    if vrf is None:
+        with explaining("list the container's interfaces"):
+            table = config.table or free_table(links.every(ends.container))
+        vrf = made(ends.container, name, TYPE, create(name, table)) or present(ends.container, name)
+    if vrf is None or vrf.kind != TYPE:
+        raise NativeError(f"the container's interface {name} is no VRF: name another one in the configuration")
+    if config.table and config.table != table_of(vrf):
+        raise NativeError(f"VRF {name} has routing table {table_of(vrf)} already, not {config.table}: see table")
+    if not vrf.up:
+        with explaining(f"set VRF {name} up"):
+            ends.container.do(links.change(vrf.index, up=True))
+    return vrf
+
+
+def _enslave(ends: Ends, call: Call, link: Link, vrf: Link) -> None:
+    if link.master:
+        raise NativeError(f"interface {call.ifname} is part of a bridge, bond or other VRF already")
+    with explaining(f"list the addresses and routes of {call.ifname}"):
+        there = addresses.of(ends.container, link.index)
+        ways = [way for family in (socket.AF_INET, socket.AF_INET6) for way in routes.every(ends.container, family)]
+    with explaining(f"make {call.ifname} part of VRF {vrf.name}"):
+        ends.container.do(links.change(link.index, master=vrf.index), *lost(link, vrf, there, ways))

@@ -1,0 +1,178 @@
+"""An interface in a network that is carried in UDP packets between nodes (RFC 7348).
+
+The packets are the node's: the interface is made in the container and bound to the node's namespace, so the container
+needs neither a route to the other nodes nor a socket. A type of Plumbline's own; no reference plugin does this.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
+
+from events.schema import Phase
+from nodeworker.kernel.rtnetlink import links, message
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.kernel.rtnetlink.routes import Gateway
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.addressing import assignments
+from nodeworker.plugins.native.kit.container_link import result, set_up
+from nodeworker.plugins.native.kit.endpoints import Ends, made, name_taken, opened, present, taken_away
+from nodeworker.plugins.native.kit.parent_link import Parent, carries, parent
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit, requested_mac
+from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
+from nodeworker.plugins.spec.results import Result
+
+TYPE = "vxlan"
+
+_IFLA_VXLAN_ID = 1
+_IFLA_VXLAN_GROUP = 2
+_IFLA_VXLAN_LINK = 3
+_IFLA_VXLAN_LOCAL = 4
+_IFLA_VXLAN_TTL = 5
+_IFLA_VXLAN_LEARNING = 7
+_IFLA_VXLAN_PORT = 15
+_IFLA_VXLAN_GROUP6 = 16
+_IFLA_VXLAN_LOCAL6 = 17
+
+_IDS = range(1, 2**24)
+_PORTS = range(1, 2**16)
+_TTLS = range(2**8)
+_OVERHEAD = {4: 50, 6: 70}
+"""Bytes that the outer headers take of the card's MTU, by IP version."""
+
+
+class Vxlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The configuration of a VXLAN network."""
+
+    vxlan_id: U32
+    """The network identifier (VNI)."""
+    master: str = ""
+    """The card that the packets leave through; empty for the one that the node's default route leaves through."""
+    group: str = ""
+    """Multicast address that all nodes of the network listen to."""
+    remote: str = ""
+    """Address of the one other node."""
+    local: str = ""
+    """Address that the packets leave from; empty for the kernel's choice."""
+    port: U32 = 4789
+    ttl: U32 = 0
+    """Of the packets; 0 for the kernel's choice, which is 1 for multicast."""
+    mtu: U32 = 0
+    """0 for what the card leaves room for."""
+    learning: bool = True
+    """Whether it learns from packets which node an address is on."""
+    mac: str = ""
+
+
+def unsupported(config: Mapping[str, Any]) -> str:
+    """Return what *config* asks for that only somebody else's plugin of this name knows, or an empty text.
+
+    Whoever names a ``vxlanId`` means this one: a mistake beside it is an error, not a reason to look for a binary.
+    """
+    options = misfit(config, Vxlan)
+    return options if isinstance(options, str) and "vxlanId" not in config else ""
+
+
+def add(call: Call, ipam: Result | None) -> Result:
+    """Make the interface and return the result. Raises NativeError."""
+    config = load(call, Vxlan)
+    mac = requested_mac(call, config, config.mac)
+    given = [] if ipam is None else assignments(call, ipam)
+    with opened(call, Phase.ADD) as ends:
+        link = _link(ends, call, config, mac)
+        set_up(ends, call, link, given, ipam, arp_notify=True)
+    return result(call, config.cni_version, link, ipam, config.dns)
+
+
+def check(call: Call) -> None:
+    """Raise NativeError unless the interface is as ``call.prev_result`` says."""
+    config, before = load(call, Vxlan), recorded(call)
+    with opened(call, Phase.CHECK) as ends:
+        on = parent(ends, call, config.master)
+        link = container_link(ends, call, before, TYPE)
+        if not _ours(link, on, config):
+            raise NativeError(f"interface {call.ifname} is no longer in VXLAN {config.vxlan_id} over {on.link.name}")
+        addressed(ends, call, link, before)
+
+
+def delete(call: Call) -> None:
+    """Take the interface away; it and its namespace may be gone. Raises NativeError."""
+    taken_away(call)
+
+
+def _link(ends: Ends, call: Call, config: Vxlan, mac: str) -> Link:
+    """Return the interface, made now or by an ADD that was cut."""
+    on = parent(ends, call, config.master)
+    data = _data(config, on)
+    room = on.link.mtu - _OVERHEAD[_version(config)]
+    if config.mtu > room:
+        raise NativeError(f"mtu {config.mtu} is more than the {room} that {on.link.name} leaves room for")
+    create = links.create(call.ifname, TYPE, data=data, parent_netnsid=on.netnsid, mtu=config.mtu, mac=mac)
+    link = made(ends.container, call.ifname, TYPE, create) or present(ends.container, call.ifname)
+    if link is None:
+        raise NativeError(
+            f"this node has an interface in VXLAN {config.vxlan_id} on port {config.port} already, "
+            "and there can be only one: put a bridge or macvlan network on that one"
+        )
+    if not _ours(link, on, config) or (mac and link.mac != mac):
+        raise name_taken(call)
+    return link
+
+
+def _ours(link: Link, on: Parent, config: Vxlan) -> bool:
+    return (link.kind, link.parent_netnsid) == (TYPE, on.netnsid) and carries(link, _data(config, on))
+
+
+def _data(config: Vxlan, on: Parent) -> bytes:
+    """Return the attributes of the interface. Raises NativeError."""
+    for key, value, known in (
+        ("vxlanId", config.vxlan_id, _IDS),
+        ("port", config.port, _PORTS),
+        ("ttl", config.ttl, _TTLS),
+    ):
+        if value not in known:
+            raise NativeError(f"{key} {value} is not between {known.start} and {known.stop - 1}")
+    attributes = [
+        message.u32(_IFLA_VXLAN_ID, config.vxlan_id),
+        message.u32(_IFLA_VXLAN_LINK, on.link.index),
+        message.u8(_IFLA_VXLAN_TTL, config.ttl),
+        message.u8(_IFLA_VXLAN_LEARNING, config.learning),
+        message.attribute(_IFLA_VXLAN_PORT, config.port.to_bytes(2, "big")),
+    ]
+    peer, local = _peer(config), _address("local", config.local)
+    if peer and local and peer.version != local.version:
+        raise NativeError(f"local {local} and {peer} are of different families")
+    if peer:
+        attributes.append(
+            message.attribute(_IFLA_VXLAN_GROUP if peer.version == 4 else _IFLA_VXLAN_GROUP6, peer.packed)
+        )
+    if local:
+        attributes.append(
+            message.attribute(_IFLA_VXLAN_LOCAL if local.version == 4 else _IFLA_VXLAN_LOCAL6, local.packed)
+        )
+    return b"".join(attributes)
+
+
+def _peer(config: Vxlan) -> Gateway | None:
+    """Return where packets go whose addressee is not known yet. Raises NativeError."""
+    if config.group and config.remote:
+        raise NativeError("group and remote exclude each other: leave one out")
+    group, remote = _address("group", config.group), _address("remote", config.remote)
+    if group and not group.is_multicast:
+        raise NativeError(f"group {group} is no multicast address: another node's goes into remote")
+    if remote and remote.is_multicast:
+        raise NativeError(f"remote {remote} is a multicast address: it goes into group")
+    return group or remote
+
+
+def _version(config: Vxlan) -> int:
+    address = _peer(config) or _address("local", config.local)
+    return address.version if address else 4
+
+
+def _address(key: str, text: str) -> Gateway | None:
+    try:
+        return ipaddress.ip_address(text) if text else None
+    except ValueError:
+        raise NativeError(f"{key} {text!r} is no IP address") from None

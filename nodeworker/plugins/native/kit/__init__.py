@@ -1,0 +1,1 @@
+"""Steps that several native plugins share."""

@@ -1,0 +1,116 @@
+"""Addresses and routes of an interface in a container, as an IPAM plugin has assigned them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from nodeworker.kernel import sysctl
+from nodeworker.kernel.rtnetlink import addresses, links, routes
+from nodeworker.kernel.rtnetlink.addresses import Address
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.kernel.rtnetlink.message import Request
+from nodeworker.kernel.rtnetlink.routes import Gateway, Route
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.endpoints import Ends, explaining
+from nodeworker.plugins.spec.results import IP, Result
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """An address for the container, and the gateway of its network if there is one."""
+
+    address: Address
+    gateway: Gateway | None
+
+
+def assignments(call: Call, ipam: Result) -> list[Assignment]:
+    """Return what *ipam* assigns. Raises NativeError if that is no address, or is not one."""
+    if not ipam.ips:
+        raise NativeError(f"the IPAM plugin assigned no address to {call.ifname}")
+    return [_assignment(call, ip) for ip in ipam.ips]
+
+
+def with_interface(ips: Sequence[IP], index: int) -> tuple[IP, ...]:
+    """Return *ips* as those of the interface *index* of a result."""
+    return tuple(replace(ip, interface=index) for ip in ips)
+
+
+def configure(
+    ends: Ends,
+    call: Call,
+    link: Link,
+    given: Sequence[Assignment],
+    result: Result,
+    *,
+    dad: bool,
+    notify: bool = False,
+) -> None:
+    """Give *link*, in the container, the addresses *given* and the routes of *result*, and set it up.
+
+    Without *dad* IPv6 addresses are usable at once: IPAM sees to it that they are unique. With *notify* the kernel
+    tells the neighbours of the IPv4 addresses. Raises NativeError.
+    """
+    if any(each.address.version == 6 for each in given):
+        with explaining(f"enable IPv6 for {call.ifname}"):
+            ends.netns.inside(lambda: sysctl.enable_ipv6(call.ifname))
+    with explaining(f"configure {call.ifname} with {', '.join(str(each.address) for each in given)}"):
+        ends.container.do(
+            *([links.notifying(link.index)] if notify else []),
+            *(addresses.add(link.index, each.address, dad=dad) for each in given),
+            links.change(link.index, up=True),
+        )
+    wanted = _routes(call, link, given, result)
+    for outcome, (route, _) in zip(ends.container.attempt(*(request for _, request in wanted)), wanted, strict=True):
+        if outcome is not None:
+            way = f" by {route.gateway}" if route.gateway else ""
+            raise NativeError(f"can not route {route.destination}{way} through {call.ifname}: {outcome.strerror}")
+
+
+def _routes(call: Call, link: Link, given: Sequence[Assignment], result: Result) -> list[tuple[Route, Request]]:
+    """Return the routes of *result*; those of it that name no gateway have the first one of their family."""
+    gateways: dict[int, Gateway] = {}
+    for each in given:
+        if each.gateway:
+            gateways.setdefault(each.gateway.version, each.gateway)
+    wanted: list[tuple[Route, Request]] = []
+    for each in result.routes:
+        try:
+            destination = ipaddress.ip_network(each.dst, strict=False)
+            gateway = ipaddress.ip_address(each.gw) if each.gw else gateways.get(destination.version)
+        except ValueError as error:
+            raise NativeError(f"the IPAM plugin gave {call.ifname} a route that is none: {error}") from None
+        route = Route(
+            destination=destination,
+            index=link.index,
+            gateway=gateway,
+            metric=each.priority,
+            table=routes.MAIN if each.table is None else each.table,
+            scope=routes.UNIVERSE if each.scope is None else each.scope,
+            mtu=each.mtu,
+            advmss=each.advmss,
+        )
+        wanted.append((route, routes.add(route)))
+    return wanted
+
+
+def _assignment(call: Call, ip: IP) -> Assignment:
+    try:
+        return Assignment(
+            address=ipaddress.ip_interface(ip.address),
+            gateway=ipaddress.ip_address(ip.gateway) if ip.gateway else None,
+        )
+    except ValueError as error:
+        raise NativeError(f"the IPAM plugin gave {call.ifname} an address that is none: {error}") from None
+
+
+_FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+
+
+def forward(given: Iterable[Assignment]) -> None:
+    """Let the node forward packets of the families of *given*. Raises NativeError."""
+    for version in sorted({each.address.version for each in given}):
+        with explaining(f"enable forwarding of IPv{version} on the node"):
+            sysctl.ensure(_FORWARDING[version], "1")

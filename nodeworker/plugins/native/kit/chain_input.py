@@ -1,0 +1,42 @@
+"""What the plugins before in a chain have made: what a plugin that only changes something starts from."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.addressing import Assignment, assignments
+from nodeworker.plugins.native.kit.endpoints import Ends, present
+from nodeworker.plugins.spec.results import IP, Result
+
+
+def previous(call: Call) -> Result:
+    """Return the result of the plugin before. Raises NativeError if there is none."""
+    if call.prev_result is None:
+        raise NativeError(
+            f"{call.config.get('type')} changes what other plugins have made for {call.ifname}, and prevResult is "
+            "missing: put it behind them in the chain"
+        )
+    return call.prev_result
+
+
+def made_before(ends: Ends, call: Call) -> Link:
+    """Return the interface that the plugins before have made. Raises NativeError if it is gone."""
+    link = present(ends.container, call.ifname)
+    if link is None:
+        raise NativeError(f"the container has no interface {call.ifname}: the plugins before have to make it")
+    return link
+
+
+def own_addresses(call: Call, result: Result) -> list[Assignment]:
+    """Return those addresses of *result* that are not another interface's. Raises NativeError."""
+    own = tuple(ip for ip in result.ips if _owner(result, ip) in {None, call.ifname})
+    return assignments(call, replace(result, ips=own)) if own else []
+
+
+def _owner(result: Result, ip: IP) -> str | None:
+    """Return the name of the interface that has *ip*, None if the result does not tell."""
+    if ip.interface is None or not 0 <= ip.interface < len(result.interfaces):
+        return None
+    return result.interfaces[ip.interface].name

@@ -1,0 +1,177 @@
+"""The two ends of an attachment, open for work: the node, and the container's namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+
+from events.schema import Phase
+from nodeworker.errors import RequestFailedError
+from nodeworker.kernel import namespaces
+from nodeworker.kernel.namespaces import Namespace
+from nodeworker.kernel.rtnetlink import addresses, links
+from nodeworker.kernel.rtnetlink.addresses import Address
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.kernel.rtnetlink.message import Request
+from nodeworker.kernel.rtnetlink.removal import Remover
+from nodeworker.kernel.rtnetlink.socket import Netlink
+from nodeworker.plugins.native.api import Call, NativeError
+
+_MODULES = {"vlan": "8021q"}
+"""The kernel modules that are not named like the kind of interface that they bring."""
+
+
+class Ends:
+    """The node and the container."""
+
+    def __init__(self, *, node: Netlink, container: Netlink, netns: Namespace) -> None:
+        self.node = node
+        self.container = container
+        self.netns = netns
+        self._cards: dict[str, Link] = {}
+
+    @functools.cached_property
+    def node_number(self) -> int:
+        """The number that the node's namespace has in the container's. Raises NetlinkError."""
+        return links.netnsid(self.container, self.netns.node_fd)
+
+    def card(self, name: str) -> Link | None:
+        """Return the node's interface *name*, looked at once; None if there is none. Raises NativeError."""
+        if name not in self._cards:
+            link = present(self.node, name)
+            if link is None:
+                return None
+            self._cards[name] = link
+        return self._cards[name]
+
+
+class _Kept:
+    """The ends of the container that was worked on last, for as long as that goes on."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._netns = ""
+        self._ends: Ends | None = None
+
+    def open(self, netns: str, phase: Phase) -> Ends:
+        """Return the ends of the container with *netns*. Raises RequestFailedError."""
+        if self._ends is None or self._netns != netns:
+            self.close()
+            container = self._stack.enter_context(Namespace(netns, phase))
+            self._ends = Ends(
+                container=self._stack.enter_context(Netlink.within(container)),
+                node=self._stack.enter_context(Netlink.on_node()),
+                netns=container,
+            )
+            self._netns = netns
+        return self._ends
+
+    def close(self) -> None:
+        """Let go of them."""
+        self._ends = None
+        self._stack.close()
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def kept_open() -> Iterator[None]:
+    """Keep what ``opened`` opens, while one container is worked on several times on end."""
+    kept = _Kept()
+    token = _kept.set(kept)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+        kept.close()
+
+
+@contextlib.contextmanager
+def opened(call: Call, phase: Phase) -> Iterator[Ends]:
+    """Hold both ends of *call* open. Raises NativeError if the container's namespace can't be used."""
+    outer = _kept.get()
+    kept = outer or _Kept()
+    try:
+        yield kept.open(call.netns, phase)
+    except RequestFailedError as error:
+        raise NativeError(error.failure.message, error.failure.code) from error
+    finally:
+        if outer is None:
+            kept.close()
+
+
+@contextlib.contextmanager
+def explaining(task: str) -> Iterator[None]:
+    """Turn the kernel's refusal inside into a NativeError that says what could not be done: "can not *task*"."""
+    try:
+        yield
+    except OSError as error:
+        raise NativeError(f"can not {task}: {error.strerror or error}") from error
+
+
+def made(netlink: Netlink, name: str, kind: str, create: Request, *, ability: str = "") -> Link | None:
+    """Return the new interface *name*, None if that name, or that of its other end, is taken. Raises NativeError.
+
+    *ability* is what it takes beside the *kind*, and what the kernel may lack instead.
+    """
+    refused, answer = netlink.make(create, links.named(name))
+    if refused is None and answer is not None:
+        return links.described(answer)
+    if refused is None:
+        raise NativeError(f"interface {name} was taken away by somebody while it was made")
+    if refused.errno == errno.EEXIST:
+        return None
+    if refused.errno == errno.EOPNOTSUPP:
+        remedy = f"it lacks {ability}" if ability else f"load its module {_MODULES.get(kind, kind)}"
+        words = f"this node's kernel offers no such {kind} ({refused.strerror}): {remedy}"
+        raise NativeError(f"can not make {name}: {words}") from refused
+    raise NativeError(f"can not make {name} as a {kind}: {refused.strerror}") from refused
+
+
+def present(netlink: Netlink, name: str) -> Link | None:
+    """Return the interface *name*, None if there is none. Raises NativeError."""
+    with explaining(f"look up interface {name}"):
+        return links.find(netlink, links.named(name))
+
+
+def name_taken(call: Call) -> NativeError:
+    """Return the error for an interface that has the name of *call* and was made by somebody else."""
+    return NativeError(f"the container has another interface {call.ifname} already: ask for another name")
+
+
+def taken_away(call: Call) -> None:
+    """Take the container's interface of *call* away, if it and its namespace are there. Raises NativeError."""
+    all_taken_away(call.netns, [call.ifname])
+
+
+def all_taken_away(netns: str, ifnames: Sequence[str]) -> None:
+    """Take interfaces of the container away together, those that are there; return when they are out of use.
+
+    Raises NativeError.
+    """
+    if not netns or not namespaces.is_namespace(netns):
+        return
+    try:
+        with (
+            Namespace(netns, Phase.DEL) as container,
+            explaining(f"take interface {', '.join(ifnames)} away"),
+            Remover.within(container) as remover,
+        ):
+            remover.remove(ifnames)
+    except RequestFailedError as error:
+        raise NativeError(error.failure.message, error.failure.code) from error
+
+
+def addresses_left(netns: str) -> list[Address]:
+    """Return the addresses of all interfaces in the container's namespace; none if that is gone. Raises NativeError."""
+    if not netns or not namespaces.is_namespace(netns):
+        return []
+    try:
+        with explaining("look up the container's addresses"), Netlink.in_namespace(netns, Phase.DEL) as container:
+            return [each.address for each in addresses.every(container)]
+    except RequestFailedError as error:
+        raise NativeError(error.failure.message, error.failure.code) from error

@@ -1,0 +1,84 @@
+"""What a native plugin reads of its configuration, and nothing beyond: anything else is the reference plugin's.
+
+A key that is not known here may be an option of a newer reference plugin, and a value of another type means to it what
+only it knows. So both are reasons to execute the binary instead, never to guess.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import msgspec
+
+from events.process.decoding import convert
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.spec.results import DNS
+
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(?P<mark>[:-])(?:[0-9A-Fa-f]{2}(?P=mark)){4}[0-9A-Fa-f]{2}")
+
+U32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+"""A number that fits the messages to the kernel."""
+
+
+class NetConf(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """The keys that every plugin's configuration may have (CNI specification 1.1, section 1)."""
+
+    type: str
+    cni_version: str = ""
+    cni_versions: tuple[str, ...] = ()
+    name: str = ""
+    disable_check: bool = False
+    disable_gc: bool = msgspec.field(default=False, name="disableGC")
+    capabilities: dict[str, bool] = {}
+    ipam: dict[str, Any] = {}
+    dns: DNS = DNS()
+    args: dict[str, Any] = {}
+    runtime_config: dict[str, Any] = {}
+    prev_result: Any = None
+
+    @property
+    def has_ipam(self) -> bool:
+        """Whether an IPAM plugin takes part."""
+        return bool(self.ipam.get("type"))
+
+
+C = TypeVar("C", bound=NetConf)
+
+
+def load(call: Call, kind: type[C]) -> C:
+    """Return the configuration of *call*. Raises NativeError."""
+    try:
+        return convert(call.config, kind)
+    except msgspec.ValidationError as error:
+        raise NativeError(f"the configuration of network {call.network} can not be used: {error}") from None
+
+
+def misfit(config: Mapping[str, Any], kind: type[C]) -> C | str:
+    """Return the configuration, or what in it only the reference plugin understands."""
+    try:
+        return convert(config, kind)
+    except msgspec.ValidationError as error:
+        return str(error)
+
+
+def checked_mac(text: str, ifname: str) -> str:
+    """Return the MAC address in *text*, written with colons; empty if it is empty. Raises NativeError."""
+    if text and not _MAC.fullmatch(text):
+        raise NativeError(f"{text!r} is no MAC address for interface {ifname}: write it like 02:00:5e:10:00:01")
+    return text.replace("-", ":").lower()
+
+
+def requested_mac(call: Call, config: NetConf, *stated: str) -> str:
+    """Return the MAC address that the interface must have, empty for any: the runtime's word goes before the rest.
+
+    *stated* are those that the plugin's own options give, the strongest last. Raises NativeError.
+    """
+    asked = [call.args.get("MAC", ""), *stated, config.runtime_config.get("mac", "")]
+    chosen = next((each for each in reversed(asked) if each), "")
+    if not isinstance(chosen, str):
+        raise NativeError(f"{chosen!r} is no MAC address for interface {call.ifname}: it has to be a text")
+    return checked_mac(chosen, call.ifname)

@@ -1,0 +1,63 @@
+"""What CHECK compares: the interface, addresses and routes that ADD has reported with those that are there.
+
+CNI specification 1.1, section 2, "CHECK". Routes are looked for in every table, as the pod may use them from any.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from nodeworker.kernel.rtnetlink import addresses, routes
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.kernel.rtnetlink.socket import Netlink
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.endpoints import Ends, explaining, present
+from nodeworker.plugins.spec.results import Interface, Result
+
+
+def recorded(call: Call) -> Result:
+    """Return the attachment's result. Raises NativeError if the runtime gave none."""
+    if call.prev_result is None:
+        raise NativeError(f"CHECK of {call.ifname} needs prevResult, which the runtime did not give")
+    return call.prev_result
+
+
+def container_link(ends: Ends, call: Call, result: Result, kind: str | None) -> Link:
+    """Return the container's interface of *kind* (None: any), with the recorded MAC address. Raises NativeError."""
+    wanted = next((each for each in result.interfaces if (each.name, each.sandbox) == (call.ifname, call.netns)), None)
+    if wanted is None:
+        raise NativeError(f"prevResult holds no interface {call.ifname} in {call.netns}")
+    return found(ends.container, wanted, kind)
+
+
+def found(netlink: Netlink, wanted: Interface, kind: str | None) -> Link:
+    """Return the interface *wanted* of *kind* (None: any), with the recorded MAC address. Raises NativeError."""
+    link = present(netlink, wanted.name)
+    if link is None:
+        raise NativeError(f"interface {wanted.name} is gone")
+    if kind is not None and link.kind != kind:
+        raise NativeError(f"interface {wanted.name} is a {link.kind or 'device of its own'}, not the {kind} of the ADD")
+    if wanted.mac and wanted.mac.lower() != link.mac:
+        raise NativeError(f"interface {wanted.name} has MAC address {link.mac}, not {wanted.mac}")
+    return link
+
+
+def addressed(ends: Ends, call: Call, link: Link, result: Result) -> None:
+    """Raise NativeError unless *link* has the recorded addresses and the container the recorded routes."""
+    with explaining(f"list the addresses and routes of {call.ifname}"):
+        there = {str(each.address) for each in addresses.of(ends.container, link.index)}
+        families = {4: socket.AF_INET, 6: socket.AF_INET6}
+        ways = [route for family in families.values() for route in routes.every(ends.container, family)]
+    destinations = {str(route.destination) for route in ways}
+    for ip in result.ips:
+        address = ipaddress.ip_interface(ip.address)
+        if str(address) not in there:
+            raise NativeError(f"interface {call.ifname} has lost its address {address}")
+        if str(address.network) not in destinations:
+            raise NativeError(f"interface {call.ifname} has no route to {address.network} any more")
+    for wanted in result.routes:
+        destination = ipaddress.ip_network(wanted.dst, strict=False)
+        gateway = ipaddress.ip_address(wanted.gw) if wanted.gw and destination.prefixlen else None
+        if not any(each.destination == destination and gateway in {None, each.gateway} for each in ways):
+            raise NativeError(f"the route to {destination} that {call.ifname} came with is gone")

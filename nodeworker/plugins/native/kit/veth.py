@@ -1,0 +1,63 @@
+"""Pairs of virtual ethernet devices: one end in the container, the other on the node, each made where it stays.
+
+The node's end has a name that looks random and is not: by it, an ADD that is repeated after it was cut finds its pair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from nodeworker.kernel import sysctl
+from nodeworker.kernel.rtnetlink import links
+from nodeworker.kernel.rtnetlink.links import Link
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kit.endpoints import Ends, explaining, made, name_taken, present
+
+_NAMES = 10
+"""How many names to try for the node's end: another one's pair may have the same."""
+
+
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """The two ends of a pair: in the container, and on the node."""
+
+    inside: Link
+    outside: Link
+
+
+def node_names(call: Call) -> list[str]:
+    """Return the names that the node's end of *call* may have, in the order in which they are tried."""
+    return names_for(call.container_id, call.network, call.ifname)
+
+
+def names_for(*whom: str) -> list[str]:
+    """Return the names that the end of a pair for *whom* may have, in the order in which they are tried."""
+    digest = hashlib.sha256("\0".join(whom).encode()).hexdigest()
+    return [f"veth{digest[place * 4 : place * 4 + 8]}" for place in range(_NAMES)]
+
+
+def pair(ends: Ends, call: Call, *, mtu: int = 0, mac: str = "") -> Pair:
+    """Return the pair of *call*, made now or by an ADD that was cut; both ends may be down. Raises NativeError.
+
+    As those of the reference plugins, the ends have no transmission queue, and the node's takes no router's advice.
+    """
+    names = node_names(call)
+    inside = _inside(ends, call, names, mtu, mac)
+    with explaining(f"look up the other end of {call.ifname}"):
+        outside = links.find(ends.node, links.numbered(inside.parent))
+    if outside is None or outside.name not in names or (outside.kind, outside.parent) != ("veth", inside.index):
+        raise name_taken(call)
+    sysctl.prefer(f"ipv6/conf/{outside.name}/accept_ra", "0", is_another=True)
+    return Pair(inside=inside, outside=outside)
+
+
+def _inside(ends: Ends, call: Call, names: list[str], mtu: int, mac: str) -> Link:
+    """Return the container's end, or whatever has its name."""
+    for name in names:
+        other = links.peer(name, netns_fd=ends.netns.node_fd, mtu=mtu, queue_length=0)
+        create = links.create(call.ifname, "veth", data=other, mtu=mtu, mac=mac, queue_length=0)
+        inside = made(ends.container, call.ifname, "veth", create) or present(ends.container, call.ifname)
+        if inside is not None:
+            return inside
+    raise NativeError(f"can not make {call.ifname}: the node has other interfaces named {', '.join(names)}")

@@ -1,0 +1,149 @@
+"""Which plugins are native, and whether one can do what a configuration asks for.
+
+Modules are imported when a configuration first needs them: their memory is paid on every node that uses them, and on
+no other.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias, cast
+
+import msgspec
+import structlog
+
+from nodeworker.plugins.native.api import CollectingPlugin, InterfacePlugin, IpamPlugin
+
+log = structlog.get_logger(__name__)
+
+Switch: TypeAlias = str | tuple[str, ...]
+"""``auto``, ``never``, or the plugin types to run natively, those of IPAM plugins among them."""
+
+AUTO, NEVER = "auto", "never"
+
+_INTERFACES = {
+    "bridge": "bridge.bridge",
+    "dummy": "dummy",
+    "host-device": "host_device",
+    "ipvlan": "ipvlan",
+    "loopback": "loopback",
+    "macvlan": "macvlan",
+    "passthru": "passthru",
+    "ptp": "ptp",
+    "sbr": "sbr",
+    "tap": "tap",
+    "tuning": "tuning.tuning",
+    "vlan": "vlan",
+    "vrf": "vrf",
+    "vxlan": "vxlan",
+}
+_IPAM = {"host-local": "host_local", "static": "static"}
+
+_ALWAYS = frozenset({"passthru", "vxlan"})
+
+_LINK_ONLY = frozenset({"bridge", "dummy", "ipvlan", "macvlan", "ptp", "tap", "vlan", "vxlan"})
+
+_COLLECTING = frozenset({"bridge", "ptp"})
+
+TYPES = frozenset({*_INTERFACES, *_IPAM})
+
+
+def interface_plugin(plugin_type: str) -> InterfacePlugin | None:
+    """Return the native plugin of that type, None if there is none."""
+    module = _interface_module(plugin_type)
+    return cast("InterfacePlugin", _module(module)) if module else None
+
+
+def collecting_plugin(plugin_type: str) -> CollectingPlugin | None:
+    """Return the same if GC has something to ask of it."""
+    return cast("CollectingPlugin", interface_plugin(plugin_type)) if plugin_type in _COLLECTING else None
+
+
+def ipam_plugin(plugin_type: str) -> IpamPlugin | None:
+    """Return the native IPAM plugin of that type, None if there is none."""
+    module = _ipam_module(plugin_type)
+    return cast("IpamPlugin", _module(module)) if module else None
+
+
+def unloaded(plugins: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules that the rendered *plugins* need natively and that nobody has imported yet."""
+    return tuple(name for plugin in plugins for name in _modules(plugin) if name not in sys.modules)
+
+
+def load(modules: Iterable[str]) -> None:
+    """Import *modules*. It takes up to 50 ms, once."""
+    for name in modules:
+        _module(name)
+
+
+@functools.lru_cache(128)
+def _modules(plugin: str) -> tuple[str, ...]:
+    config = cast("dict[str, Any]", msgspec.json.decode(plugin))
+    found = _interface_module(str(config.get("type", ""))), _ipam_module(ipam_type(config))
+    return tuple(module for module in found if module)
+
+
+def _interface_module(plugin_type: str) -> str:
+    name = _INTERFACES.get(plugin_type)
+    return f"nodeworker.plugins.native.kinds.{name}" if name else ""
+
+
+def _ipam_module(plugin_type: str) -> str:
+    name = _IPAM.get(plugin_type)
+    return f"nodeworker.plugins.native.ipam.{name}" if name else ""
+
+
+def ipam_type(config: Mapping[str, Any]) -> str:
+    """Return the type of the IPAM plugin that *config* names, or an empty text."""
+    ipam = config.get("ipam")
+    kind = cast("dict[str, Any]", ipam).get("type") if isinstance(ipam, dict) else ""
+    return kind if isinstance(kind, str) else ""
+
+
+def enabled(plugin_type: str, switch: Switch) -> bool:
+    """Return whether *switch* lets plugins of that type run natively; for some there is no other way."""
+    return plugin_type in _ALWAYS or (plugin_type in switch if isinstance(switch, tuple) else switch == AUTO)
+
+
+def is_gone_with_its_link(plugin_type: str) -> bool:
+    """Return whether DEL of the plugin of that type takes the container's interface away and does no more."""
+    return plugin_type in _LINK_ONLY
+
+
+def obstacle(plugin_type: str, config: Mapping[str, Any], switch: Switch) -> str:
+    """Return why *config* can't be done natively, or an empty text. A type that is never native has no reason."""
+    plugin = interface_plugin(plugin_type)
+    if plugin is None or not enabled(plugin_type, switch):
+        return "off"
+    return plugin.unsupported(config)
+
+
+def choose(plugins: tuple[str, ...], switch: Switch) -> tuple[bool, ...]:
+    """Return for each of a chain's rendered *plugins* whether it is to run natively; say once why one is not."""
+    return tuple(_is_native(plugin, switch) for plugin in plugins)
+
+
+@functools.lru_cache(128)
+def _is_native(plugin: str, switch: Switch) -> bool:
+    """Return whether the rendered *plugin* is to run natively. Most pods of a network have the same."""
+    config = cast("dict[str, Any]", msgspec.json.decode(plugin))
+    kind = str(config.get("type", ""))
+    if not _INTERFACES.get(kind) or not enabled(kind, switch):
+        return False
+    reason = obstacle(kind, config, switch)
+    if reason:
+        _say_once(kind, reason)
+    return not reason
+
+
+@functools.lru_cache(1024)
+def _say_once(kind: str, reason: str) -> None:
+    log.info("plugin_executed", plugin=kind, not_native=reason)
+
+
+@functools.cache
+def _module(name: str) -> Any:
+    return importlib.import_module(name)

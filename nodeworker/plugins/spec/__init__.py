@@ -1,0 +1,1 @@
+"""The CNI specification as values: versions, results, configurations, CNI_ARGS, names."""

@@ -1,0 +1,103 @@
+"""The answers that entry points wait for, by request ID.
+
+An entry point that lost its connection comes back with the ID it chose at first. It is given the answer, or waits for
+it with whoever asked before: that is how a restart of the worker loses no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from events.schema import (
+    AttachCompleted,
+    AttachFailed,
+    Data,
+    DetachFailed,
+    Failure,
+    GcFailed,
+    RequestId,
+)
+from nodeworker.errors import error_json
+from nodeworker.planning.resolve.netconf import version_asked
+
+KEEP = 60.0
+"""Seconds that an answer nobody has taken is kept."""
+
+
+class Reply(NamedTuple):
+    """What the runtime is given: exit code and standard output; and the failure, for the metrics."""
+
+    exit_code: int
+    stdout: bytes
+    failure: Failure | None = None
+
+
+OK = Reply(0, b"")
+
+
+def refusal(failure: Failure, config: str) -> Reply:
+    """Return the reply that reports *failure* in the version that *config* asks for."""
+    return Reply(1, error_json(failure, version_asked(config)), failure)
+
+
+def reply_of(outcome: Data, config: str) -> Reply:
+    """Return the reply that an outcome stands for."""
+    match outcome:
+        case AttachCompleted(result=result):
+            return Reply(0, result.encode())
+        case AttachFailed(failure=failure) | DetachFailed(failure=failure) | GcFailed(failure=failure):
+            return refusal(failure, config)
+        case _:
+            return OK
+
+
+class Answers:
+    """Answers that were given just now, and those to come."""
+
+    def __init__(self) -> None:
+        self._answers: dict[RequestId, asyncio.Future[Reply]] = {}
+        self._ends: dict[RequestId, asyncio.TimerHandle] = {}
+
+    def open(self, request: RequestId) -> bool:
+        """Expect an answer to *request*; return False when it was expected, or given, before."""
+        if request in self._answers:
+            return False
+        self._answers[request] = asyncio.get_running_loop().create_future()
+        return True
+
+    async def wait(self, request: RequestId) -> Reply:
+        """Return the answer to *request*, which must be open."""
+        return await asyncio.shield(self._answers[request])
+
+    def given(self, request: RequestId) -> bool:
+        """Return whether *request* has its answer."""
+        answer = self._answers.get(request)
+        return answer is not None and answer.done()
+
+    def give(self, request: RequestId, reply: Reply) -> None:
+        """Answer *request*. The first answer stands."""
+        self.open(request)
+        answer = self._answers[request]
+        if not answer.done():
+            answer.set_result(reply)
+            self._ends[request] = asyncio.get_running_loop().call_later(KEEP, self._forget, request)
+
+    def cancel(self, request: RequestId) -> None:
+        """Expect no answer to *request* any more: it was not made."""
+        self._answers.pop(request, None)
+
+    def taken(self, request: RequestId) -> None:
+        """Forget *request*: its entry point has the answer and won't ask again.
+
+        A failure is kept: where the ledger did not confirm an intent that it has, the intent still comes, and must find
+        that its ADD was answered.
+        """
+        answer = self._answers.get(request)
+        if answer is not None and answer.done() and answer.result().failure is None:
+            self._forget(request)
+
+    def _forget(self, request: RequestId) -> None:
+        self._answers.pop(request, None)
+        if (end := self._ends.pop(request, None)) is not None:
+            end.cancel()  # or the loop would hold thousands of them, each for minutes

@@ -1,0 +1,107 @@
+"""Hold the answer to a runtime until the pod's network-status is published: what starts in the pod may read it.
+
+The worker publishes nothing itself. It listens to the reconciler, which tells the node what it has recorded of its
+pods, and every second that it is there: nobody waits for one that is away. An answer that was held long enough is given
+all the same, because the pod is attached, and its status will follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from events import subjects
+from events.fold import Sandbox
+from events.ledger.ledger import LedgerUnavailableError
+from events.ledger.notices import PRESENCE_LOST, PUBLISHER_PRESENT, Notice, Notices
+from events.schema import EventId, MalformedEventError, NodeName, StatusPublished, StatusPublishFailed, decode
+from nodeworker.metrics import WorkerMetrics
+
+log = structlog.get_logger(__name__)
+
+_MARGIN = 0.1
+"""Seconds that are left for the answer to reach the runtime before its deadline."""
+_RETRY = 1.0
+
+
+class StatusWait:
+    """Knows what is waited for. *seconds* is how long at most; 0: not at all."""
+
+    def __init__(self, notices: Notices, node: NodeName, seconds: float, metrics: WorkerMetrics) -> None:
+        self._notices = notices
+        told = (StatusPublished.__name__, StatusPublishFailed.__name__)
+        self._heard = (PUBLISHER_PRESENT, *(subjects.down(node, event_type) for event_type in told))
+        self._seconds = seconds
+        self._metrics = metrics
+        self._expected: dict[EventId, asyncio.Future[str]] = {}
+        self._heard_at = float("-inf")
+
+    async def run(self) -> None:
+        """Listen, without end where anything is waited for."""
+        while self._seconds:
+            try:
+                async with self._notices.hear(*self._heard) as heard:
+                    async for notice in heard:
+                        self._take(notice)
+            except LedgerUnavailableError as error:
+                log.info("publisher_not_heard", error=str(error), retry_in=_RETRY)
+                await asyncio.sleep(_RETRY)
+
+    def expect(self, sandbox: Sandbox) -> None:
+        """Be ready for the word that the status of *sandbox* is published, if that is to be waited for.
+
+        To be called before it is recorded that the sandbox is attached: the word may follow at once. ``wait`` or
+        ``forget`` is next.
+        """
+        if sandbox.plan is not None and sandbox.plan.publish and self._seconds and self._publisher_present:
+            self._expected[sandbox.intent] = asyncio.get_running_loop().create_future()
+
+    def expects(self, intent: EventId) -> bool:
+        """Return whether the answer to *intent* is to be held."""
+        return intent in self._expected
+
+    def forget(self, intent: EventId) -> None:
+        """Expect nothing for *intent* any more."""
+        self._expected.pop(intent, None)
+
+    async def wait(self, intent: EventId, deadline: float) -> None:
+        """Return when the status is published, can't be for now, or was waited for long enough.
+
+        *deadline* is the seconds after which the runtime would not hear the answer any more.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            async with asyncio.timeout(min(self._seconds, max(0.0, deadline - _MARGIN))):
+                result = await self._expected[intent]
+        except TimeoutError:
+            result = "timeout"
+            log.warning("status_not_awaited", intent=intent, after=round(loop.time() - started, 3))
+        finally:
+            self.forget(intent)
+        self._metrics.status_waited(result, loop.time() - started)
+
+    @property
+    def _publisher_present(self) -> bool:
+        return asyncio.get_running_loop().time() - self._heard_at < PRESENCE_LOST
+
+    def _take(self, notice: Notice) -> None:
+        if notice.subject == PUBLISHER_PRESENT:
+            self._heard_at = asyncio.get_running_loop().time()
+            return
+        try:
+            event = decode(notice.payload)
+        except MalformedEventError as error:
+            log.warning("notice_malformed", subject=notice.subject, error=str(error))
+            return
+        match event.data:
+            case StatusPublished():
+                result = "published"
+            case StatusPublishFailed():
+                result = "failed"
+            case _:
+                return
+        expected = self._expected.get(event.cause)
+        if expected is not None and not expected.done():
+            expected.set_result(result)

@@ -1,0 +1,1 @@
+"""Follows the ledger in batches, while this replica is the leader."""

@@ -1,0 +1,134 @@
+"""Write snapshots from time to time, and begin with the newest one where there is no database.
+
+A ledger forgets, and what lives longer than that is in the database alone: whoever loses it then finds it here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import aclosing
+from pathlib import Path
+
+import structlog
+
+from events.ledger.ledger import Ledger
+from reconciler.follow.loop import Ask
+from reconciler.metrics import Metrics
+from reconciler.projection.fold.batch import Changes
+from reconciler.projection.rebuild.snapshot import Origin, look, save
+from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError
+
+log = structlog.get_logger(__name__)
+
+_FIRST = 60.0
+"""Seconds after the start: whoever has just taken over has more urgent things to do."""
+_SUFFIX = ".snapshot"
+
+
+class SnapshotFolder:
+    """The snapshots in *folder*, of which the newest *keep* stay."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder = folder
+        self._keep = keep
+
+    def newest_first(self) -> list[Path]:
+        """Return the snapshots that there are."""
+        return sorted(self._folder.glob(f"*{_SUFFIX}"), reverse=True)  # their names are sequences of one length
+
+    def age(self) -> float:
+        """Return the seconds since the newest was written; without any, infinity."""
+        newest = self.newest_first()
+        return max(0.0, time.time() - newest[0].stat().st_mtime) if newest else float("inf")
+
+    def write(self, url: str) -> int:
+        """Add a snapshot of the projection at *url*; return the sequence that it is of.
+
+        Raises ProjectionError, DatabaseAwayError, OSError.
+        """
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = self._folder / "new"
+        sequence = save(url, new)
+        os.replace(new, self._folder / f"{sequence:020}{_SUFFIX}")
+        for old in self.newest_first()[self._keep :]:
+            old.unlink(missing_ok=True)
+        return sequence
+
+
+class Beginning:
+    """Begins an empty projection of the ledger whose stream is called *name* with a snapshot."""
+
+    def __init__(self, folder: SnapshotFolder, ledger: Ledger, name: str) -> None:
+        self._folder = folder
+        self._ledger = ledger
+        self._name = name
+
+    async def begin(self, ask: Ask) -> None:
+        """Use the newest snapshot that is whole and of this ledger, if there is one. Raises LedgerUnavailableError."""
+        for path in await asyncio.to_thread(self._folder.newest_first):
+            try:
+                origin = await asyncio.to_thread(look, path)
+                await self._refuse_foreign(path, origin)
+                await ask(lambda store, path=path: store.restore(path))
+            except ProjectionError as error:
+                log.warning("snapshot_refused", path=str(path), error=str(error))
+            else:
+                log.info("snapshot_used", path=str(path), sequence=origin.sequence)
+                return
+
+    async def _refuse_foreign(self, path: Path, origin: Origin) -> None:
+        """Raise ProjectionError for a snapshot of another ledger, as far as this one still knows better."""
+        if origin.ledger != self._name:
+            raise ProjectionError(f"the snapshot {path} is of the ledger {origin.ledger}, not of {self._name}")
+        end = await self._ledger.last_sequence()
+        if end < origin.sequence:
+            raise ProjectionError(
+                f"the snapshot {path} has {origin.sequence} events of the ledger, which has but {end}: it is of another"
+            )
+        if not origin.node_sequence:
+            return
+        async with aclosing(self._ledger.read(after=origin.node_sequence - 1)) as events:
+            async for sequence, event in events:
+                if sequence == origin.node_sequence and (event.node, event.at) != (origin.node, origin.at):
+                    raise ProjectionError(f"the snapshot {path} is of another ledger: event {sequence} is not the same")
+                return
+
+
+class PeriodicSnapshots:
+    """A ``reconciler.follow.loop.Listener`` that puts the projection at *url* away every *interval* seconds."""
+
+    def __init__(
+        self, folder: SnapshotFolder, url: str, interval: float, metrics: Metrics, *, first: float = _FIRST
+    ) -> None:
+        self._folder = folder
+        self._url = url
+        self._interval = interval
+        self._metrics = metrics
+        self._first = first
+
+    async def caught_up(self, ask: Ask) -> None:
+        """Do nothing: a snapshot is of all that is there."""
+
+    def changed(self, changes: Changes) -> None:
+        """Do nothing, as before."""
+
+    async def run(self) -> None:
+        """Write without end. On a thread of its own: the projection goes on meanwhile."""
+        age = await asyncio.to_thread(self._folder.age)
+        await asyncio.sleep(max(min(self._first, self._interval), self._interval - age))
+        while True:
+            await self._write()
+            await asyncio.sleep(self._interval)
+
+    async def _write(self) -> None:
+        started = time.monotonic()
+        try:
+            sequence = await asyncio.to_thread(self._folder.write, self._url)
+        except (ProjectionError, DatabaseAwayError, OSError) as error:
+            log.warning("snapshot_failed", error=str(error), retry_in=self._interval)
+            self._metrics.snapshots_failed.inc()
+            return
+        self._metrics.snapshot_at.set(time.time())
+        log.info("snapshot_written", sequence=sequence, seconds=round(time.monotonic() - started, 1))

@@ -1,0 +1,1 @@
+"""Folds a batch of events into rows."""

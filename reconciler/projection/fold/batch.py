@@ -1,0 +1,232 @@
+"""Fold a batch of events into rows.
+
+Pure. The rows equal the fold of the whole ledger by ``events.fold.State(keep_closed=True)``, because every batch begins
+with exactly the part of that state which its events can touch (``Loaded``), and the part is in the rows. What is kept
+in memory (``reconciler.projection.batch_cache``) only saves reading it back. Closed sandboxes take part too: a runtime
+that repeats DEL after a week must not turn the story of a sandbox into that of an empty one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from events.fold import Anomaly, Leaked, Pending, Sandbox, SandboxKey, State
+from events.ledger.ledger import Stored
+from events.schema import (
+    NO_CAUSE,
+    NO_NODE,
+    NO_SANDBOX,
+    ContainerId,
+    Event,
+    EventId,
+    LeakId,
+    LeakObserved,
+    LeakReclaimed,
+    LeakReclaimFailed,
+    NodeName,
+)
+from reconciler.projection.fold.address_holdings import Holdings
+from reconciler.projection.fold.history_rows import Histories, Versions
+from reconciler.projection.fold.rows import (
+    Row,
+    anomaly_rows,
+    attachment_row,
+    node_row,
+    pending_row,
+    sandbox_row,
+    status_row,
+)
+from reconciler.status.pending import Published, concerns_status
+from reconciler.status.text import PodName
+
+LeakKey: TypeAlias = tuple[NodeName, LeakId]
+
+_OF_LEAKS = (LeakObserved, LeakReclaimed, LeakReclaimFailed)
+"""Made once: every event is asked, and ``|`` would make a type of them each time."""
+
+
+class Needed(msgspec.Struct, frozen=True):
+    """What of the state a batch can touch."""
+
+    containers: frozenset[ContainerId]
+    intents: frozenset[EventId]
+    nodes: frozenset[NodeName]
+    leaks: frozenset[LeakKey]
+
+
+class Loaded(msgspec.Struct, kw_only=True):
+    """That part of the state, as the rows have it."""
+
+    sequence: int = 0
+    sandboxes: dict[SandboxKey, Sandbox] = {}
+    created: dict[SandboxKey, int] = {}
+    """The sequence of the first event of each."""
+    pending: dict[EventId, Pending] = {}
+    epochs: dict[NodeName, int] = {}
+    commands: dict[NodeName, int] = {}
+    leaks: dict[LeakKey, Leaked] = {}
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    """What a batch does to the tables, and what whoever acts on it has to know."""
+
+    sequence: int
+    sandboxes: list[Row]
+    attachments: list[Row]
+    """Of those that are not as before."""
+    unplanned: list[SandboxKey]
+    """Sandboxes that have fewer attachments than before."""
+    pending: list[Row]
+    closed: list[EventId]
+    """Intents of before the batch that have an outcome now."""
+    nodes: list[Row]
+    anomalies: list[Row]
+    statuses: list[Row]
+    leaks: list[tuple[NodeName, Leaked]]
+    """What came to be known, or was looked at again, and is held still."""
+    freed: list[LeakKey]
+    """Leaks that are none any more."""
+    holdings: Holdings
+    versions: list[Row]
+    histories: Histories
+    story: list[tuple[Event, Sandbox | None]]
+    """Each event with the sandbox that it belongs to, as it was after it."""
+    folded: dict[SandboxKey, Sandbox]
+    """The sandboxes of all containers that the batch touches, oldest first."""
+    created: dict[SandboxKey, int]
+    """The sequence of the first event of each of those."""
+    open: dict[EventId, Pending]
+    """Of the intents that the batch touches, those without outcome."""
+    phases: Counter[str]
+    """How many more live sandboxes there are in each phase, or how many fewer."""
+    published: dict[PodName, Published] = {}
+    """What is published of those in ``attached``, as far as the ledger knows; the store's to say."""
+    left: frozenset[PodName] = frozenset()
+    """Of those in ``closed_pods``, which have nothing on any node now; the store's to say."""
+
+    @property
+    def attached(self) -> frozenset[PodName]:
+        """Pods whose status may have to be published."""
+        return _pods(box for event, box in self.story if concerns_status(event, box))
+
+    @property
+    def closed_pods(self) -> frozenset[PodName]:
+        """Pods of which a sandbox came to hold nothing any more."""
+        return _pods(box for _, box in self.story if box is not None and not box.holds_something)
+
+
+def needed(batch: Sequence[Stored]) -> Needed:
+    """Return what must be loaded before *batch* can be projected."""
+    return Needed(
+        containers=frozenset({event.sandbox for _, event in batch}) - {NO_SANDBOX},
+        intents=frozenset({event.cause for _, event in batch}) - {NO_CAUSE},
+        nodes=frozenset({event.node for _, event in batch}) - {NO_NODE},
+        leaks=frozenset(_leaks(batch)),
+    )
+
+
+def _leaks(batch: Sequence[Stored]) -> set[LeakKey]:
+    """Return the leaks that *batch* tells of."""
+    return {(event.node, event.data.leak.id) for _, event in batch if isinstance(event.data, _OF_LEAKS)}
+
+
+def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
+    """Return what *batch*, whose sequences all lie behind *loaded*, does to the tables."""
+    state = _state(loaded)
+    created = dict(loaded.created)
+    now: dict[SandboxKey, Sandbox] = {}
+    latest: dict[NodeName, Stored] = {}
+    odd: list[Anomaly] = []
+    statuses: dict[PodName, Row] = {}
+    story: list[tuple[Event, Sandbox | None]] = []
+    holdings, versions, histories = Holdings(), Versions(), Histories()
+    for stored in batch:
+        sandbox = state.apply(stored)
+        event = stored.event
+        story.append((event, sandbox))
+        if sandbox is not None:
+            key = sandbox.key
+            before = now.get(key) or loaded.sandboxes.get(key)
+            if before is None:
+                created[key] = stored.sequence
+            holdings.step(stored, before, sandbox)
+            now[key] = sandbox
+        if event.node:
+            latest[event.node] = stored
+        versions.step(stored)
+        histories.step(stored, sandbox)
+        if (row := status_row(stored)) is not None:
+            statuses[PodName(row["namespace"], row["pod"])] = row
+        if state.anomalies:
+            odd.extend(state.anomalies)
+            state.anomalies.clear()
+    leaks = sorted(_leaks(batch))
+    return Changes(
+        sequence=state.sequence,
+        sandboxes=[sandbox_row(now[key], created[key]) for key in sorted(now)],
+        attachments=[row for key in sorted(now) for row in _attachments(loaded.sandboxes.get(key), now[key])],
+        unplanned=[key for key, box in now.items() if _fewer(loaded.sandboxes.get(key), box)],
+        pending=[pending_row(*entry) for entry in state.pending.values() if entry.sequence > loaded.sequence],
+        closed=sorted(loaded.pending.keys() - state.pending.keys()),
+        nodes=[
+            node_row(stored, state.epochs.get(node, 0), state.commands.get(node, 0)) for node, stored in latest.items()
+        ],
+        anomalies=anomaly_rows(odd),
+        statuses=list(statuses.values()),
+        leaks=[(key[0], state.leaks[key]) for key in leaks if key in state.leaks],
+        freed=[key for key in leaks if key not in state.leaks],
+        holdings=holdings,
+        versions=versions.rows,
+        histories=histories,
+        story=story,
+        folded=dict(state.sandboxes),
+        created=created,
+        open=state.pending,
+        phases=_phases(loaded.sandboxes, now),
+    )
+
+
+def _state(loaded: Loaded) -> State:
+    state = State(keep_closed=True)
+    state.sequence = loaded.sequence
+    oldest_first = sorted(loaded.sandboxes, key=loaded.created.__getitem__)
+    state.sandboxes.update((key, loaded.sandboxes[key]) for key in oldest_first)
+    state.pending.update(loaded.pending)
+    state.epochs.update(loaded.epochs)
+    state.commands.update(loaded.commands)
+    state.leaks.update(loaded.leaks)
+    return state
+
+
+def _attachments(before: Sandbox | None, after: Sandbox) -> list[Row]:
+    """Return the rows of those attachments of *after* that are not as *before*."""
+    had = before.attachments if before is not None else ()
+    return [
+        attachment_row(after, place)
+        for place, attachment in enumerate(after.attachments)
+        if place >= len(had) or had[place] != attachment
+    ]
+
+
+def _fewer(before: Sandbox | None, after: Sandbox) -> bool:
+    return before is not None and len(before.attachments) > len(after.attachments)
+
+
+def _phases(before: Mapping[SandboxKey, Sandbox], after: Mapping[SandboxKey, Sandbox]) -> Counter[str]:
+    """Return how many more live sandboxes there are in each phase, or how many fewer."""
+    more: Counter[str] = Counter()
+    for key, sandbox in after.items():
+        had = before.get(key)
+        if had is not None and had.holds_something:
+            more[had.phase.value] -= 1
+        if sandbox.holds_something:
+            more[sandbox.phase.value] += 1
+    return more
+
+
+def _pods(sandboxes: Iterable[Sandbox | None]) -> frozenset[PodName]:
+    return frozenset(PodName(box.pod.namespace, box.pod.name) for box in sandboxes if box is not None and box.pod.name)

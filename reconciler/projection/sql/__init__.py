@@ -1,0 +1,1 @@
+"""The projection in a database: tables, reads, writes, deletion."""

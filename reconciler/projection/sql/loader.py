@@ -1,0 +1,48 @@
+"""Load what a batch can touch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import sqlalchemy as sa
+
+from events.fold import Pending
+from events.schema import EventId, NodeName, decode
+from reconciler.projection.fold.batch import LeakKey, Loaded, Needed
+from reconciler.projection.fold.rows import leaked_of, sandbox_of
+from reconciler.projection.sql.key_lookup import among, keys
+from reconciler.projection.sql.tables import leaks, nodes, pending, sandboxes
+
+
+class Loader:
+    """Reads from the tables of one kind of database. Statements are made once: to make one takes SQLAlchemy longer than
+    SQLite to execute it."""
+
+    def __init__(self, dialect: str) -> None:
+        self._dialect = dialect
+        self._sandboxes = sa.select(sandboxes.c.created, sandboxes.c.fold).where(
+            among(dialect, sandboxes.c.container_id)
+        )
+        self._pending = sa.select(pending.c.sequence, pending.c.event).where(among(dialect, pending.c.event_id))
+        self._nodes = sa.select(nodes.c.node, nodes.c.epoch, nodes.c.command).where(among(dialect, nodes.c.node))
+        self._leaks = sa.select(leaks.c.node, leaks.c.fold).where(among(dialect, leaks.c.node, leaks.c.leak_id))
+
+    def load(self, connection: sa.Connection, what: Needed, loaded: Loaded) -> None:
+        """Put *what*, as the tables have it, into *loaded*. Raises msgspec.MsgspecError."""
+        for created, fold in self._rows(connection, self._sandboxes, what.containers):
+            sandbox = sandbox_of(fold)
+            loaded.sandboxes[sandbox.key], loaded.created[sandbox.key] = sandbox, created
+        for sequence, event in self._rows(connection, self._pending, what.intents):
+            intent = decode(event)
+            loaded.pending[EventId(intent.id)] = Pending(intent, sequence)
+        for node, epoch, command in self._rows(connection, self._nodes, what.nodes):
+            loaded.epochs[NodeName(node)], loaded.commands[NodeName(node)] = epoch, command
+        for node, fold in self._rows(connection, self._leaks, what.leaks):
+            leaked = leaked_of(fold)
+            loaded.leaks[NodeName(node), leaked.observed.leak.id] = leaked
+
+    def _rows(
+        self, connection: sa.Connection, chosen: Any, wanted: Collection[str] | Collection[LeakKey]
+    ) -> Iterable[Any]:
+        return connection.execute(chosen, keys(self._dialect, wanted)) if wanted else ()

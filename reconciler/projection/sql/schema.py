@@ -1,0 +1,56 @@
+"""Bring the database to the schema that this code works with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+import migrations
+from reconciler.projection.sql.engine import ProjectionError, open_engine, transaction
+
+
+def upgrade(url: str) -> None:
+    """Run the migrations that the database at *url* lacks, in one transaction.
+
+    Raises ProjectionError for a database of a newer Plumbline, DatabaseAwayError.
+    """
+    engine = open_engine(url)
+    try:
+        with transaction(engine) as connection:
+            config = _config(connection)
+            _refuse_unknown(connection, ScriptDirectory.from_config(config))
+            command.upgrade(config, "head")
+    finally:
+        engine.dispose()
+
+
+def require_current(connection: sa.Connection) -> None:
+    """Raise ProjectionError unless the database has the schema that this code works with."""
+    scripts = ScriptDirectory.from_config(_config(connection))
+    _refuse_unknown(connection, scripts)
+    if set(MigrationContext.configure(connection).get_current_heads()) != set(scripts.get_heads()):
+        raise ProjectionError(
+            "the database has an older schema: start the reconciler of this version, which brings it up"
+        )
+
+
+def _config(connection: sa.Connection) -> Config:
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(migrations.__path__[0])).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _refuse_unknown(connection: sa.Connection, scripts: ScriptDirectory) -> None:
+    known = {script.revision for script in scripts.walk_revisions()}
+    for revision in MigrationContext.configure(connection).get_current_heads():
+        if revision not in known:
+            raise ProjectionError(
+                f"the database has schema revision {revision}, which this version of Plumbline does not know: "
+                "run the newer version, or move the database away to have it made again from the ledger"
+            )

@@ -1,0 +1,244 @@
+"""The projection's tables.
+
+Columns are for people and their queries. ``sandboxes.fold``, ``leaks.fold`` and ``pending.event`` are for the
+projection itself: with them the rows hold all that the fold needs to go on, so nothing has to be kept in memory or
+read again.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+position = sa.Table(
+    "position",
+    metadata,
+    sa.Column("ledger", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("election", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("forgotten", sa.Text, nullable=False, server_default=sa.text("''")),
+)
+"""Up to where the ledger is in the other tables; written in the same transaction as they are. ``election`` is the
+sequence of the election whose winner alone may write; 0: the database is nobody else's. What was over before
+``forgotten``, RFC 3339, may be missing in the other tables."""
+
+nodes = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("command", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("boot_id", sa.Text, nullable=False),
+    sa.Column("changed_at", sa.Text, nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+)
+
+sandboxes = sa.Table(
+    "sandboxes",
+    metadata,
+    sa.Column("container_id", sa.Text, primary_key=True),
+    sa.Column("ifname", sa.Text, primary_key=True),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("pod", sa.Text, nullable=False),
+    sa.Column("uid", sa.Text, nullable=False),
+    sa.Column("netns", sa.Text, nullable=False),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("live", sa.Boolean, nullable=False),
+    sa.Column("drifting", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("error_class", sa.Text, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.Column("requested_at", sa.Text, nullable=False),
+    sa.Column("changed_at", sa.Text, nullable=False),
+    sa.Column("created", sa.BigInteger, nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("fold", sa.LargeBinary, nullable=False),
+    sa.Column("intent", sa.Text, nullable=False, server_default=sa.text("''")),
+    sa.Column("silent", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Index("sandboxes_by_pod", "namespace", "pod"),
+    sa.Index("sandboxes_live", "namespace", "pod", sqlite_where=sa.text("live"), postgresql_where=sa.text("live")),
+    sa.Index(
+        "sandboxes_drifting", "container_id", sqlite_where=sa.text("drifting"), postgresql_where=sa.text("drifting")
+    ),
+    sa.Index("sandboxes_closed", "changed_at", sqlite_where=sa.text("NOT live"), postgresql_where=sa.text("NOT live")),
+)
+"""One row for each sandbox, until it is forgotten (``reconciler.projection.sql.deletion``). ``live``: it may hold
+something on the node. ``drifting``: the node differs from it, as of the last look. ``created`` is the sequence of its
+first event, ``sequence`` that of its last, ``intent`` the id of the request that it is of, ``silent`` whether its plan
+has no network-status published for it; empty and false in rows of before that was kept."""
+
+attachments = sa.Table(
+    "attachments",
+    metadata,
+    sa.Column("container_id", sa.Text, primary_key=True),
+    sa.Column("sandbox_ifname", sa.Text, primary_key=True),
+    sa.Column("place", sa.Integer, primary_key=True),
+    sa.Column("ifname", sa.Text, nullable=False),
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("cni_name", sa.Text, nullable=False),
+    sa.Column("is_default", sa.Boolean, nullable=False),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("addresses", sa.Text, nullable=False),
+)
+"""``place`` is that in the plan; ``addresses`` are separated by blanks and have their prefix lengths."""
+
+pending = sa.Table(
+    "pending",
+    metadata,
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("event", sa.LargeBinary, nullable=False),
+)
+"""Requests without outcome."""
+
+anomalies = sa.Table(
+    "anomalies",
+    metadata,
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("reason", sa.Text, primary_key=True),
+    sa.Column("event_id", sa.Text, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False, server_default=sa.text("''")),
+    sa.Index("anomalies_by_age", "at"),
+)
+"""Events that did not fit what came before them. ``at`` is empty in rows of before it was kept."""
+
+leaks = sa.Table(
+    "leaks",
+    metadata,
+    sa.Column("node", sa.Text, primary_key=True),
+    sa.Column("leak_id", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("what", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("ifname", sa.Text, nullable=False),
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("sightings", sa.BigInteger, nullable=False),
+    sa.Column("error_class", sa.Text, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.Column("first_at", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("fold", sa.LargeBinary, nullable=False),
+)
+"""What is held without a live attachment, as of the last look at it. ``failure`` says why it was not freed when that
+was last tried."""
+
+statuses = sa.Table(
+    "statuses",
+    metadata,
+    sa.Column("namespace", sa.Text, primary_key=True),
+    sa.Column("pod", sa.Text, primary_key=True),
+    sa.Column("uid", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("ifname", sa.Text, nullable=False),
+    sa.Column("intent", sa.Text, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("refused", sa.Boolean, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+)
+"""The last word about each pod's network-status: what was published for which sandbox, or (``refused``) that its status
+can't be."""
+
+addresses = sa.Table(
+    "addresses",
+    metadata,
+    sa.Column("address", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("ifname", sa.Text, primary_key=True),
+    sa.Column("prefix_length", sa.Integer, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("sandbox_ifname", sa.Text, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("pod", sa.Text, nullable=False),
+    sa.Column("uid", sa.Text, nullable=False),
+    sa.Column("since", sa.Text, nullable=False),
+    sa.Column("until", sa.Text),
+    sa.Column("until_sequence", sa.BigInteger),
+    sa.Index(
+        "addresses_held",
+        "container_id",
+        sqlite_where=sa.text("until_sequence IS NULL"),
+        postgresql_where=sa.text("until_sequence IS NULL"),
+    ),
+    sa.Index(
+        "addresses_ended",
+        "until",
+        sqlite_where=sa.text("until IS NOT NULL"),
+        postgresql_where=sa.text("until IS NOT NULL"),
+    ),
+    sqlite_with_rowid=False,
+)
+"""Who held which address, canonical and without prefix length, on which network. ``until`` is null while it is held;
+``sequence`` and ``until_sequence`` are of the events that said so."""
+
+network_versions = sa.Table(
+    "network_versions",
+    metadata,
+    sa.Column("network", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("cni_name", sa.Text, nullable=False),
+    sa.Column("config", sa.Text, nullable=False),
+    sa.Column("first_at", sa.Text, nullable=False),
+    sa.Column("first_sequence", sa.BigInteger, nullable=False),
+    sa.Column("last_at", sa.Text, nullable=False),
+    sa.Column("last_sequence", sa.BigInteger, nullable=False),
+    sa.Column("uses", sa.BigInteger, nullable=False),
+)
+"""The configurations that plans used, each network's without what is of one pod: the network's versions."""
+
+drift_history = sa.Table(
+    "drift_history",
+    metadata,
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("sandbox_ifname", sa.Text, nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False),
+    sa.Column("pod", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("ifname", sa.Text, nullable=False),
+    sa.Column("expected", sa.Text, nullable=False),
+    sa.Column("found", sa.Text, nullable=False),
+    sa.Column("error_class", sa.Text, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.Index("drift_history_by_container", "container_id"),
+    sa.Index("drift_history_by_age", "at"),
+)
+"""Each drift that was ``observed``, ``repaired``, or whose repair ``failed``. Without ``kind``: nothing differed."""
+
+leak_history = sa.Table(
+    "leak_history",
+    metadata,
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("node", sa.Text, nullable=False),
+    sa.Column("leak_id", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("what", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text, nullable=False),
+    sa.Column("ifname", sa.Text, nullable=False),
+    sa.Column("network", sa.Text, nullable=False),
+    sa.Column("sightings", sa.BigInteger, nullable=False),
+    sa.Column("evidence", sa.Text, nullable=False),
+    sa.Column("error_class", sa.Text, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.Index("leak_history_by_leak", "node", "leak_id"),
+    sa.Index("leak_history_by_age", "at"),
+)
+"""Each leak that was ``observed``, ``gone``, ``reclaimed``, or whose reclaim ``failed``."""

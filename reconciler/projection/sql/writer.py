@@ -1,0 +1,185 @@
+"""Write what a batch changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import psycopg
+
+from reconciler.projection.fold.batch import Changes
+from reconciler.projection.fold.rows import Row, leak_row
+from reconciler.projection.sql.engine import holdable
+from reconciler.projection.sql.tables import (
+    addresses,
+    anomalies,
+    attachments,
+    drift_history,
+    leak_history,
+    leaks,
+    metadata,
+    network_versions,
+    nodes,
+    pending,
+    position,
+    sandboxes,
+    statuses,
+)
+
+_DIALECTS: dict[str, sa.Dialect] = {
+    "sqlite": sqlite.dialect(paramstyle="named"),
+    "postgresql": psycopg.dialect(),
+}
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+class Writer:
+    """Writes to the tables of one kind of database.
+
+    The driver is given the rows as they are: SQLAlchemy would look at each, which takes longer than to write it.
+    PostgreSQL is given all of a table's in one JSON text: as parameters each of their values would be a step of its own
+    in the driver, and each row one in the server. Bytes are given beside it, as an array for each column: to read them
+    out of JSON would take longer than to write them.
+    """
+
+    def __init__(self, dialect: str) -> None:
+        self._in_one_text = dialect == "postgresql"
+        upserts = {table.name: _text(_upsert(table, dialect), dialect) for table in metadata.tables.values()}
+        if self._in_one_text:
+            upserts = {name: _from_json(metadata.tables[name], text) for name, text in upserts.items()}
+        self._upserts = upserts
+        self._binary = {table.name: _binary(table) for table in metadata.tables.values()}
+        self._unplan = _text(_UNPLAN, dialect)
+        self._close = _text(_CLOSE, dialect)
+        self._free = _text(_FREE, dialect)
+        self._let_go = _text(_LET_GO, dialect)
+        self._begin = _INSERT[dialect](position).on_conflict_do_nothing()
+
+    def write(self, connection: sa.Connection, ledger: str, changes: Changes) -> None:
+        """Write *changes*, and up to where the ledger called *ledger* is projected by that."""
+        self.put(connection, sandboxes, changes.sandboxes)
+        _each(connection, self._unplan, [{"id": key.container_id, "name": key.ifname} for key in changes.unplanned])
+        self.put(connection, attachments, changes.attachments)
+        _each(connection, self._close, [{"id": event_id} for event_id in changes.closed])
+        self.put(connection, pending, changes.pending)
+        self.put(connection, nodes, changes.nodes)
+        self.put(connection, statuses, changes.statuses)
+        _each(connection, self._free, [{"node": node, "id": leak_id} for node, leak_id in changes.freed])
+        self.put(connection, leaks, [leak_row(node, leaked) for node, leaked in changes.leaks])
+        _each(connection, self._let_go, changes.holdings.closed)
+        self.put(connection, addresses, changes.holdings.opened)
+        self.put(connection, network_versions, changes.versions)
+        self.put(connection, drift_history, changes.histories.drift)
+        self.put(connection, leak_history, changes.histories.leaks)
+        self.put(connection, anomalies, changes.anomalies)
+        self.set_position(connection, ledger, changes.sequence)
+
+    def set_position(self, connection: sa.Connection, ledger: str, sequence: int) -> None:
+        """Write up to where the ledger called *ledger* is projected."""
+        self.put(connection, position, [_new_position(ledger, sequence)])
+
+    def begin(self, connection: sa.Connection, ledger: str) -> None:
+        """Let there be a position of the ledger called *ledger*: a row that is not there yet can't be locked."""
+        connection.execute(self._begin, _new_position(ledger, 0))
+
+    def set_election(self, connection: sa.Connection, election: int) -> None:
+        """Write whose election it takes to write."""
+        connection.execute(_ELECT, {"newest": election})
+
+    def put(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+        """Write *rows* of *table*, those that are there anew."""
+        if rows and self._in_one_text:
+            connection.exec_driver_sql(self._upserts[table.name], _in_one(rows, self._binary[table.name]))
+        else:
+            _each(connection, self._upserts[table.name], rows)
+
+
+def copy_in(connection: sa.Connection, table: sa.Table, rows: Iterable[Sequence[Any]]) -> None:
+    """Write *rows*, each in the order of its columns, to *table* of PostgreSQL, which has none of them yet."""
+    columns = ", ".join(column.name for column in table.columns)
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types([column.type.compile(_DIALECTS["postgresql"]).lower() for column in table.columns])
+        for row in rows:
+            copy.write_row([holdable(value) if type(value) is str and "\0" in value else value for value in row])
+
+
+def _new_position(ledger: str, sequence: int) -> Row:
+    return {"ledger": ledger, "sequence": sequence, "election": 0, "forgotten": ""}
+
+
+def _each(connection: sa.Connection, statement: str, rows: Sequence[Row]) -> None:
+    if rows:
+        connection.exec_driver_sql(statement, list(rows))
+
+
+def _in_one(rows: Sequence[Row], binary: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters that ``_from_json`` asks for."""
+    if binary:
+        beside = {name: [row[name] for row in rows] for name in binary}
+        rows = [{name: value for name, value in row.items() if name not in beside} for row in rows]
+    else:
+        beside = {}
+    text = msgspec.json.encode(rows).replace(rb"\u0000", rb"\ufffd").decode()  # PostgreSQL's text can't hold it
+    return {"rows": text, **beside}
+
+
+def _binary(table: sa.Table) -> list[str]:
+    return [column.name for column in table.columns if isinstance(column.type, sa.LargeBinary)]
+
+
+def _text(statement: sa.ClauseElement, dialect: str) -> str:
+    return str(statement.compile(dialect=_DIALECTS[dialect]))
+
+
+def _from_json(table: sa.Table, upsert: str) -> str:
+    """Return *upsert* with the rows of a JSON text in the place of its values, and arrays in that of bytes."""
+    insert, _, rest = upsert.partition(" VALUES ")
+    _, _, conflict = rest.partition(" ON CONFLICT ")
+    dialect = _DIALECTS["postgresql"]
+    quote, binary = dialect.identifier_preparer.quote, _binary(table)
+    columns = [column for column in table.columns if column.name not in binary]
+    types = ", ".join(f"{quote(column.name)} {column.type.compile(dialect)}" for column in columns)
+    rows = [f"json_to_recordset(%(rows)s::json) AS ({types})", *(f"unnest(%({name})b::bytea[])" for name in binary)]
+    given = ", ".join(quote(name) for name in [*(column.name for column in columns), *binary])
+    chosen = ", ".join(quote(column.name) for column in table.columns)
+    return f"{insert} SELECT {chosen} FROM ROWS FROM ({', '.join(rows)}) AS given({given}) ON CONFLICT {conflict}"  # noqa: S608  # our own tables' names
+
+
+def _upsert(table: sa.Table, dialect: str) -> sa.ClauseElement:
+    insert = _INSERT[dialect](table)
+    keys = [column.name for column in table.primary_key]
+    fresh = {column.name: insert.excluded[column.name] for column in table.columns if column.name not in keys}
+    if table is position:
+        del fresh["election"], fresh["forgotten"]  # ``set_election`` and ``forget`` alone write these
+    if table is network_versions:
+        del fresh["first_at"], fresh["first_sequence"]
+        fresh["uses"] = table.c.uses + insert.excluded.uses
+    return insert.on_conflict_do_update(index_elements=keys, set_=fresh)
+
+
+def _equal(column: sa.Column[Any], name: str) -> sa.ColumnElement[bool]:
+    return column == sa.bindparam(name, type_=column.type)
+
+
+_UNPLAN = sa.delete(attachments).where(
+    _equal(attachments.c.container_id, "id"), _equal(attachments.c.sandbox_ifname, "name")
+)
+_CLOSE = sa.delete(pending).where(_equal(pending.c.event_id, "id"))
+_ELECT = sa.update(position).values(election=sa.bindparam("newest"))
+_FREE = sa.delete(leaks).where(_equal(leaks.c.node, "node"), _equal(leaks.c.leak_id, "id"))
+_LET_GO = (
+    sa.update(addresses)
+    .where(
+        addresses.c.until_sequence.is_(None),
+        _equal(addresses.c.container_id, "id"),
+        _equal(addresses.c.sandbox_ifname, "name"),
+        _equal(addresses.c.network, "on"),
+        _equal(addresses.c.ifname, "as"),
+        _equal(addresses.c.address, "what"),
+    )
+    .values(until=sa.bindparam("at"), until_sequence=sa.bindparam("end"))
+)

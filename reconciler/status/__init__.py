@@ -1,0 +1,1 @@
+"""Renders and publishes the network-status of pods."""

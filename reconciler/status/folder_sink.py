@@ -1,0 +1,151 @@
+"""Put what pods are attached to beside the manifests, on a machine that has no API server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import msgspec
+
+from events.schema import ErrorClass, Pod
+from reconciler.status.sink import LISTED, PublishError, Seen, require_pod_name
+from reconciler.status.text import ANNOTATION, PodName, PodStatus
+
+LOOK = 2.0
+"""Seconds between two looks at who has changed a file: a few hundred on one machine, so nothing has to tell of it."""
+
+
+class _Document(msgspec.Struct):
+    uid: str = ""
+    annotations: dict[str, str] = {}
+
+
+class StatusFolder:
+    """``Publisher`` of ``<manifests>/status/<namespace>/<pod>.json``.
+
+    The folder is Plumbline's: what should not be there is removed, and what the ledger says is there is looked for.
+    """
+
+    def __init__(self, manifests: Path) -> None:
+        self._root = manifests / "status"
+
+    async def put(self, status: PodStatus, before: PodStatus | None) -> bool:
+        """See ``Publisher.put``; *before* is what the file says."""
+        return await self._write(PodName(status.pod.namespace, status.pod.name), status)
+
+    async def withdraw(self, pod: PodName) -> bool:
+        """See ``Publisher.withdraw``."""
+        return await self._write(pod, None)
+
+    async def pods(self) -> set[PodName]:
+        """See ``Publisher.pods``."""
+        return {PodName(path.parent.name, path.stem) for path in self._root.glob("*/*.json")}
+
+    async def seen(self) -> AsyncGenerator[Seen, None]:
+        """See ``Publisher.seen``; the folder is looked at every ``LOOK`` seconds."""
+        known: dict[PodName, tuple[int, ...]] | None = None
+        while True:
+            now = await asyncio.to_thread(self._marks)
+            before = known or {}
+            for pod in sorted(now.keys() | before.keys()):
+                if now.get(pod) != before.get(pod):
+                    yield await self.read(pod)
+            if known is None:
+                yield LISTED
+            known = now
+            await asyncio.sleep(LOOK)
+
+    async def listed(self) -> AsyncGenerator[Seen, None]:
+        """See ``Publisher.listed``."""
+        for pod in await self.pods():
+            yield await self.read(pod)
+
+    async def read(self, pod: PodName) -> Seen:
+        """See ``Publisher.read``; a file that is missing, or not as it was written, says nothing."""
+        require_pod_name(pod)
+        try:
+            content = await asyncio.to_thread(_content, self._path(pod))
+        except OSError as error:
+            raise PublishError(
+                ErrorClass.SOURCE_UNAVAILABLE,
+                f"pod {pod}: its network-status can't be read from {self._path(pod)}: {error.strerror}; "
+                "mend the folder",
+            ) from error
+        try:
+            document = msgspec.json.decode(content or b"", type=_Document)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return Seen(pod, "", None)
+        text = document.annotations.get(ANNOTATION, "")
+        whole = content == _document(pod, PodStatus(Pod(pod.namespace, pod.name, document.uid), text))
+        return Seen(pod, document.uid, text) if whole else Seen(pod, "", None)
+
+    async def ready(self) -> bool:
+        """Return True: whether a file can be written is seen when one is."""
+        return True
+
+    async def close(self) -> None:
+        """Hold nothing, so let go of nothing."""
+
+    def _path(self, pod: PodName) -> Path:
+        return self._root / pod.namespace / f"{pod.name}.json"
+
+    def _marks(self) -> dict[PodName, tuple[int, ...]]:
+        """Return for each file what changes when it does."""
+        found: dict[PodName, tuple[int, ...]] = {}
+        for path in self._root.glob("*/*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                found[PodName(path.parent.name, path.stem)] = stat.st_mtime_ns, stat.st_size, stat.st_ino
+        return found
+
+    async def _write(self, pod: PodName, status: PodStatus | None) -> bool:
+        require_pod_name(pod)
+        path = self._path(pod)
+        try:
+            return await asyncio.to_thread(_bring_to, path, None if status is None else _document(pod, status))
+        except OSError as error:
+            raise PublishError(
+                ErrorClass.SOURCE_UNAVAILABLE,
+                f"pod {pod}: its network-status can't be written to {path}: {error.strerror}; mend the folder",
+            ) from error
+
+
+def _bring_to(path: Path, content: bytes | None) -> bool:
+    """Make the file at *path* hold *content*, or be gone; return whether that changed anything."""
+    before = _content(path)
+    if before == content:
+        return False
+    if content is None:
+        path.unlink()
+    else:
+        _replace(path, content)
+    return True
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _document(pod: PodName, status: PodStatus) -> bytes:
+    body = {
+        "namespace": pod.namespace,
+        "name": pod.name,
+        "uid": status.pod.uid,
+        "annotations": {ANNOTATION: status.text},
+    }
+    return msgspec.json.encode(body) + b"\n"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.stem}")  # one writer for each pod, and a name that no pod has
+    with open(os.open(fresh, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o644), "wb") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(content)
+    fresh.replace(path)

@@ -1,0 +1,1 @@
+"""Restores a network-status that was edited or removed."""

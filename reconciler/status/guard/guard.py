@@ -1,0 +1,265 @@
+"""Bring a pod's network-status back when somebody edits or removes it.
+
+Programs in pods believe the annotation, and anybody who may change the pod may change it. What every pod has is heard
+from one watch, and of each only two numbers are kept: a digest of what it has, and one of what was published for it.
+Where they differ for longer than a moment, pod and ledger are read again, what was found is recorded
+(``DriftObserved``), and ``reconciler.status.publishing``, the one writer, publishes it anew. Against another controller
+that writes the same key this is done ever more rarely, and said on the pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import heapq
+import itertools
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+
+import structlog
+
+from events.ledger.ledger import Ledger, LedgerError
+from events.schema import (
+    Drift,
+    DriftKind,
+    DriftObserved,
+    IfName,
+    NetworkName,
+    StatusPublished,
+)
+from reconciler.follow.loop import Ask
+from reconciler.metrics import Metrics
+from reconciler.projection.fold.batch import Changes
+from reconciler.projection.store import Store
+from reconciler.status.guard.policy import verdict
+from reconciler.status.guard.restore_backoff import CONTESTED, Contests
+from reconciler.status.kubernetes.pod_events import MESSAGE_LIMIT, WARNING, PodEvent
+from reconciler.status.pending import Due, Published, told
+from reconciler.status.publishing import Publication, event_of
+from reconciler.status.sink import LISTED, Publisher, PublishError, Seen
+from reconciler.status.text import PodName
+
+log = structlog.get_logger(__name__)
+
+MOMENT = 0.5
+"""Seconds that a difference may last: what is published now is heard before the ledger says so, or after."""
+_AGAIN = 5.0
+"""Seconds until something is tried again that could not be done."""
+_FOUND_LIMIT = 4096
+_NOTHING = 0
+"""Digest of no status at all."""
+
+
+class StatusKeeper:
+    """Watches over what *publication* has published. A ``reconciler.follow.loop.Listener``.
+
+    *policy* tells of each network whether what is said of it is brought back, only said, or nobody's business (see
+    ``reconciler.status.guard.policy``). *warn* says something on a pod.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        publication: Publication,
+        ledger: Ledger,
+        metrics: Metrics,
+        policy: Callable[[str], str],
+        *,
+        warn: Callable[[PodEvent], None] = lambda event: None,
+    ) -> None:
+        self._publisher = publisher
+        self._publication = publication
+        self._ledger = ledger
+        self._metrics = metrics
+        self._policy = policy
+        self._warn = warn
+        self._ask: Ask | None = None
+        self._wanted: dict[str, int] = {}
+        """Digest of what was published, by the pod's UID."""
+        self._seen: dict[str, int] = {}
+        """Digest of what the pod has, by its UID."""
+        self._suspects = _Agenda()
+        self._contests = Contests()
+        self._said: dict[str, int] = {}
+        """What was recorded last of the pods that are as somebody left them."""
+
+    async def caught_up(self, ask: Ask) -> None:
+        """Learn what was published for the pods that are there."""
+        self._ask = ask
+        for _, said in await ask(Store.live_pods):
+            uid, digest = _wanted(said)
+            if uid:
+                self._wanted[uid] = digest
+
+    def changed(self, changes: Changes) -> None:
+        """Learn what was published since, and forget pods that have nothing any more."""
+        for event, sandbox in changes.story:
+            if isinstance(event.data, StatusPublished) and event.data.pod.uid:
+                pod = event.data.pod
+                self._wanted[pod.uid] = _digest(event.data.text)
+                name = PodName(pod.namespace, pod.name)
+                if pod.uid in self._seen:
+                    self._compare(name, pod.uid)
+                else:
+                    self._suspects.add(name, MOMENT)
+            if sandbox is not None and PodName(sandbox.pod.namespace, sandbox.pod.name) in changes.left:
+                self._forget(sandbox.plan.pod.uid if sandbox.plan is not None else sandbox.pod.uid)
+
+    async def run(self) -> None:
+        """Watch and bring back, without end."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch(), name="watch-statuses")
+            tasks.create_task(self._examine(), name="bring-statuses-back")
+
+    async def _watch(self) -> None:
+        async with aclosing(self._publisher.seen()) as seen:
+            async for found in seen:
+                if found is LISTED:
+                    await self._miss()
+                else:
+                    self._take(found)
+
+    async def _miss(self) -> None:
+        """Suspect those of which nothing was seen: their status, or they, are gone."""
+        assert self._ask is not None
+        known = await self._ask(Store.live_pods)
+        for pod, published in known:
+            if published is not None and not published.refused and published.uid not in self._seen:
+                self._suspects.add(pod, MOMENT)
+
+    def _take(self, found: Seen) -> None:
+        if found.gone:
+            self._forget(found.uid)
+        elif found.uid:
+            self._seen[found.uid] = _digest(found.text)
+            self._compare(found.pod, found.uid)
+        else:
+            self._suspects.add(found.pod, MOMENT)  # the place can't tell of which pod of that name it says it
+
+    def _compare(self, pod: PodName, uid: str) -> None:
+        wanted, seen = self._wanted.get(uid), self._seen.get(uid)
+        if wanted is not None and seen is not None and wanted != seen:
+            self._suspects.add(pod, MOMENT)
+
+    def _forget(self, uid: str) -> None:
+        for kept in (self._wanted, self._seen, self._said):
+            kept.pop(uid, None)
+
+    async def _examine(self) -> None:
+        """Look at one suspect after the other: those who edit thousands of pods at once wait their turn."""
+        while True:
+            pod = await self._suspects.next()
+            try:
+                pause = await self._judge(pod)
+            except (PublishError, LedgerError) as error:
+                log.warning("status_not_examined", pod=str(pod), error=str(error), retry_in=_AGAIN)
+                pause = _AGAIN
+            if pause is not None:
+                self._suspects.add(pod, pause)
+            self._metrics.status_contested.set(self._contests.contested(time.monotonic()))
+
+    async def _judge(self, pod: PodName) -> float | None:
+        """Bring the status of *pod* back if it has to be; return in how many seconds to look again, if at all."""
+        if self._publication.busy(pod):
+            return MOMENT
+        found = await self._publisher.read(pod)
+        assert self._ask is not None
+        boxes, published = await self._ask(lambda store: store.of_live_pod(pod))
+        wanted = told(boxes, published)
+        if wanted is None or wanted.problem or published is None or published.intent != wanted.intent:
+            return None  # nothing to keep, or nothing published yet
+        uid, text = wanted.status.pod.uid, None if found is None else found.text
+        if found is None or published.refused or found.uid not in ("", uid):
+            return None  # there is no such pod any more
+        if uid:
+            self._wanted[uid], self._seen[uid] = _digest(wanted.status.text), _digest(text)
+        if (found.uid, text) == (uid, wanted.status.text):
+            self._said.pop(uid, None)
+            return None
+        policy = verdict(wanted.status.text, text, self._policy)
+        if policy == "off":
+            return None
+        if policy == "observe":
+            if self._said.get(uid) != _digest(text):
+                await self._record(wanted, text)
+                self._said[uid] = _digest(text)
+            return None
+        if (pause := self._contests.wait(uid, time.monotonic())) > 0:
+            return pause
+        await self._record(wanted, text)
+        times = self._contests.brought_back(uid, time.monotonic())
+        self._metrics.status_restored.inc()
+        log.warning("status_changed", pod=str(pod), found=(text or "")[:200], times=times, action="restore")
+        if times == CONTESTED:
+            self._warn(_contested(wanted))
+        self._publication.restore(wanted)
+        return None
+
+    async def _record(self, wanted: Due, text: str | None) -> None:
+        """Say in the ledger what was found."""
+        data = DriftObserved(
+            ifname=wanted.sandbox.ifname,
+            pod=wanted.status.pod,
+            node=wanted.node,
+            drifts=(
+                Drift(
+                    kind=DriftKind.STATUS_CHANGED,
+                    network=NetworkName(""),
+                    ifname=IfName(""),
+                    expected=wanted.status.text[:_FOUND_LIMIT],
+                    found=(text or "")[:_FOUND_LIMIT],
+                ),
+            ),
+        )
+        await self._ledger.append(event_of(wanted, data))
+
+
+class _Agenda:
+    """Pods to look at, each once and when its time has come."""
+
+    def __init__(self) -> None:
+        self._order: list[tuple[float, int, PodName]] = []
+        self._due: dict[PodName, float] = {}
+        self._count = itertools.count()
+        self._added = asyncio.Event()
+
+    def add(self, pod: PodName, seconds: float) -> None:
+        at = asyncio.get_running_loop().time() + seconds
+        if pod not in self._due:
+            self._due[pod] = at
+            heapq.heappush(self._order, (at, next(self._count), pod))
+            self._added.set()
+
+    async def next(self) -> PodName:
+        loop = asyncio.get_running_loop()
+        while True:
+            left = self._order[0][0] - loop.time() if self._order else None
+            if left is not None and left <= 0:
+                _, _, pod = heapq.heappop(self._order)
+                del self._due[pod]
+                return pod
+            self._added.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._added.wait()
+            except TimeoutError:
+                continue
+
+
+def _wanted(published: Published | None) -> tuple[str, int]:
+    return ("", _NOTHING) if published is None or published.refused else (published.uid, _digest(published.text))
+
+
+def _digest(text: str | None) -> int:
+    if text is None:
+        return _NOTHING
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=7).digest(), "big") or 1
+
+
+def _contested(wanted: Due) -> PodEvent:
+    message = (
+        f"somebody keeps changing the network-status of pod {wanted.pod}, so it is brought back ever more rarely: look "
+        "for another controller that writes the annotation k8s.v1.cni.cncf.io/network-status"
+    )
+    return PodEvent(wanted.status.pod, wanted.node, WARNING, "NetworkStatusContested", message[:MESSAGE_LIMIT])

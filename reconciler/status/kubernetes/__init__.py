@@ -1,0 +1,1 @@
+"""Writes pod annotations and Events to the API server, and watches annotations."""

@@ -1,0 +1,212 @@
+"""Put what pods are attached to where Kubernetes' clients read it: in the pod's annotation.
+
+One merge patch of ``pods/status``, the only subresource of a pod that lets annotations be changed without the right to
+change the pod (RBAC: ``patch`` on ``pods/status``). The UID in the patch makes the API server refuse it for another pod
+of the same name, and no resource version is needed, because the one key that is written is nobody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import aiohttp
+import msgspec
+import yaml
+from kubernetes_asyncio import client, config
+
+from events.process.settings import SettingsError
+from events.schema import ErrorClass
+from reconciler.status.kubernetes.annotation_watch import AnnotationWatch, WatchError
+from reconciler.status.sink import PublishError, Seen, require_pod_name
+from reconciler.status.text import ANNOTATION, PodName, PodStatus
+
+_TIMEOUT = 10.0
+_PING_TIMEOUT = 2.0
+_IDLE = 5.0
+"""Seconds after which a connection is used only to keep it warm: a new one costs a TLS handshake, and aiohttp drops one
+that was idle for 15 s."""
+_LONGEST_PAUSE = 60.0
+_LET_ME_TRY_AGAIN = frozenset({401, 403, 408, 409, 425, 429})
+_AWAY = (aiohttp.ClientError, TimeoutError, OSError, config.ConfigException)
+_UNUSABLE = (config.ConfigException, yaml.YAMLError, ValueError, TypeError, AttributeError)
+"""What the library raises for a kubeconfig of the wrong shape."""
+_STALE = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+"""What a connection raises that the server closed while it was idle."""
+
+
+class _Status(msgspec.Struct):
+    message: str = ""
+
+
+class PodAnnotation:
+    """``Publisher`` at an API server. Make one with ``connect``."""
+
+    def __init__(self, configuration: client.Configuration, node: str = "") -> None:
+        self._host = configuration.host
+        self.api = client.ApiClient(configuration)
+        """For whoever else has something to tell this API server."""
+        # Any: the library's types know of no undecoded answers, nor of content types.
+        self._pods: Any = client.CoreV1Api(self.api)
+        self._version: Any = client.VersionApi(self.api)
+        self._watch = AnnotationWatch(self.api, node)
+        self._heard_at = float("-inf")
+        self._healthy = False
+
+    @classmethod
+    async def connect(cls, kubeconfig: str, node: str = "") -> PodAnnotation:
+        """Return one for the server in *kubeconfig*; empty: by the service account, whose token is read again.
+
+        What pods have is read of those on *node*; empty: of all. Raises SettingsError.
+        """
+        configuration = client.Configuration()
+        try:
+            if kubeconfig:
+                await config.load_kube_config(
+                    config_file=kubeconfig, client_configuration=configuration, persist_config=False
+                )
+            else:
+                config.load_incluster_config(client_configuration=configuration)
+            return cls(configuration, node)
+        except (*_UNUSABLE, OSError) as error:
+            where = f"kubeconfig {kubeconfig}" if kubeconfig else "service account of this pod"
+            reason = " ".join(str(error).split())
+            raise SettingsError(f"reconciler.kubernetes: the {where} can't be used: {reason}") from error
+
+    async def put(self, status: PodStatus, before: PodStatus | None) -> bool:
+        """See ``Publisher.put``. What the ledger says was published for the pod's UID is not written again."""
+        if status == before:
+            return False
+        require_pod_name(PodName(status.pod.namespace, status.pod.name))
+        metadata: dict[str, Any] = {"annotations": {ANNOTATION: status.text}}
+        if status.pod.uid:
+            metadata["uid"] = status.pod.uid
+        try:
+            await self._patch(status, {"metadata": metadata})
+        except _AWAY as error:
+            self._heard(healthy=False)
+            raise PublishError(
+                ErrorClass.SOURCE_UNAVAILABLE,
+                f"pod {status.pod}: the API server {self._host} does not take its network-status "
+                f"({str(error) or type(error).__name__}); it is tried again",
+            ) from error
+        return True
+
+    async def withdraw(self, pod: PodName) -> bool:
+        """Do nothing: the annotation goes with the pod."""
+        return False
+
+    async def pods(self) -> set[PodName]:
+        """Return none, because nothing is ever withdrawn."""
+        return set()
+
+    def seen(self) -> AsyncGenerator[Seen, None]:
+        """See ``Publisher.seen``."""
+        return self._watch.seen()
+
+    async def listed(self) -> AsyncGenerator[Seen, None]:
+        """See ``Publisher.listed``."""
+        try:
+            async with aclosing(self._watch.listed()) as listed:
+                async for found, _ in listed:
+                    if found is not None:
+                        yield found
+        except (*_AWAY, WatchError, msgspec.MsgspecError) as error:
+            raise self._unread(error) from error
+
+    async def read(self, pod: PodName) -> Seen | None:
+        """See ``Publisher.read``."""
+        require_pod_name(pod)
+        try:
+            return await self._watch.read(pod)
+        except (*_AWAY, WatchError, msgspec.MsgspecError) as error:
+            raise self._unread(error) from error
+
+    async def ready(self) -> bool:
+        """See ``Publisher.ready``. It is the last answer that tells, and where that is old, another one."""
+        if asyncio.get_running_loop().time() - self._heard_at > _IDLE:
+            try:
+                answer = await self._version.get_code(_preload_content=False, _request_timeout=_PING_TIMEOUT)
+                await answer.read()
+                self._heard(healthy=answer.status < 500)
+            except _AWAY:
+                self._healthy = False  # not heard: the next call asks again
+        return self._healthy
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.api.close()
+
+    def _unread(self, error: Exception) -> PublishError:
+        return PublishError(
+            ErrorClass.SOURCE_UNAVAILABLE,
+            f"the API server {self._host} does not tell what network-status pods have "
+            f"({str(error) or type(error).__name__})",
+            retry_after=error.retry_after if isinstance(error, WatchError) else None,
+        )
+
+    async def _patch(self, status: PodStatus, body: object) -> None:
+        try:
+            answer = await self._send(status, body)
+        except _STALE:
+            answer = await self._send(status, body)
+        content = await answer.read()  # also what nobody looks at: it makes the connection free
+        self._heard(healthy=answer.status < 500)
+        if answer.status >= 300:
+            raise _refusal(status, answer, content)
+
+    async def _send(self, status: PodStatus, body: object) -> aiohttp.ClientResponse:
+        # Undecoded: to make a pod object of the answer takes longer than the request.
+        return await self._pods.patch_namespaced_pod_status(
+            status.pod.name,
+            status.pod.namespace,
+            body,
+            _content_type="application/merge-patch+json",
+            _preload_content=False,
+            _request_timeout=_TIMEOUT,
+        )
+
+    def _heard(self, *, healthy: bool) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        self._healthy = healthy
+
+
+def _refusal(status: PodStatus, answer: aiohttp.ClientResponse, content: bytes) -> PublishError:
+    """Return the error for an *answer* that is none of success (Kubernetes API conventions, "HTTP Status codes")."""
+    said = _message(content) or answer.reason or "no reason"
+    code = answer.status
+    if code == 404:
+        return PublishError(
+            ErrorClass.POD_NOT_FOUND,
+            f"pod {status.pod} is gone, so its network-status is not published: {said}",
+            final=True,
+        )
+    if code in (409, 422) and "uid" in said.lower():
+        return PublishError(
+            ErrorClass.POD_CHANGED,
+            f"pod {status.pod} was replaced by another of its name, so the network-status of UID {status.pod.uid} is "
+            f"not published: {said}",
+            final=True,
+        )
+    final = 400 <= code < 500 and code not in _LET_ME_TRY_AGAIN
+    remedy = "grant the reconciler patch on pods/status" if code == 403 else "look at the API server"
+    return PublishError(
+        ErrorClass.API_REFUSED,
+        f"pod {status.pod}: the API server refuses its network-status with {code}: {said}; {remedy}",
+        final=final,
+        retry_after=_seconds(answer.headers.get("Retry-After", "")),
+    )
+
+
+def _message(content: bytes) -> str:
+    try:
+        return msgspec.json.decode(content, type=_Status).message
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
+def _seconds(retry_after: str) -> float | None:
+    """Return what a Retry-After header asks for; None when it gives a date, or nothing (RFC 9110, section 10.2.3)."""
+    return min(_LONGEST_PAUSE, float(retry_after)) if retry_after.isdecimal() else None

@@ -1,0 +1,207 @@
+"""Hear which pods have which network-status, from one watch of the API server.
+
+Objects come without spec and status (``PartialObjectMetadata``), and only what is asked for is decoded of them: this is
+paid for every pod of the cluster. Kubernetes API concepts, "Efficient detection of changes": list, then watch from the
+list's version on; ``410 Gone`` is a new list; bookmarks keep the version young.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import aiohttp
+import msgspec
+import structlog
+from kubernetes_asyncio import client
+
+from events.process.backoff import delays
+from reconciler.status.sink import LISTED, Seen
+from reconciler.status.text import ANNOTATION, PodName
+
+log = structlog.get_logger(__name__)
+
+_PAGE = 500
+_LIST_TIMEOUT = 60.0
+_WATCH = 270
+"""Seconds after which the server ends a watch, and some more: many that began together do not end together."""
+_SPREAD = 30
+_GRACE = 15
+_GONE = 410
+_AS_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_AS_OBJECT = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+_ACCEPT = ",application/json"
+
+
+class _Metadata(msgspec.Struct):
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    annotations: dict[str, str] | None = None
+    resource_version: str = msgspec.field(default="", name="resourceVersion")
+    more: str = msgspec.field(default="", name="continue")
+
+
+class _Object(msgspec.Struct):
+    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
+    code: int = 0
+    message: str = ""
+
+
+class _List(msgspec.Struct):
+    metadata: _Metadata
+    items: list[_Object] | None = None
+    """The server writes null for none."""
+
+
+class _Change(msgspec.Struct):
+    type: str
+    object: _Object
+
+
+_list = msgspec.json.Decoder(_List)
+_change = msgspec.json.Decoder(_Change)
+_object = msgspec.json.Decoder(_Object)
+
+
+class WatchError(Exception):
+    """The API server does not tell. *retry_after*: seconds that it asked for."""
+
+    def __init__(self, message: str, *, code: int = 0, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after = retry_after
+
+
+class AnnotationWatch:
+    """The statuses of the pods on *node*, of all pods if it is empty. RBAC: ``get``, ``list`` and ``watch`` on pods."""
+
+    def __init__(self, api: client.ApiClient, node: str = "") -> None:
+        self._api: Any = api  # the library's types know of no undecoded answers
+        self._scope = [("fieldSelector", f"spec.nodeName={node}")] if node else []
+
+    async def seen(self) -> AsyncGenerator[Seen, None]:
+        """Yield what every pod has, then ``LISTED``, then what changes, without end."""
+        pauses = delays()
+        version = ""
+        while True:
+            try:
+                if not version:
+                    fresh = ""
+                    async with aclosing(self.listed()) as listed:
+                        async for found, fresh in listed:  # noqa: B007  # the last one's is the list's
+                            if found is not None:
+                                yield found
+                    version = fresh
+                    yield LISTED
+                    log.info("annotations_listed", version=version)
+                async with aclosing(self._watched(version)) as watched:
+                    async for found, version in watched:  # noqa: B007  # where the next one goes on
+                        pauses = delays()
+                        if found is not None:
+                            yield found
+            except (WatchError, msgspec.MsgspecError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                gone = isinstance(error, WatchError) and error.code == _GONE
+                version = "" if gone or isinstance(error, msgspec.MsgspecError) else version
+                asked = error.retry_after if isinstance(error, WatchError) else 0.0
+                pause = 0.0 if gone else max(asked, next(pauses) * random.uniform(0.5, 1.5))  # noqa: S311
+                log.warning("annotations_not_watched", error=str(error) or type(error).__name__, retry_in=pause)
+                await asyncio.sleep(pause)
+
+    async def listed(self) -> AsyncGenerator[tuple[Seen | None, str], None]:
+        """Yield what every pod has, each with the list's version; a version alone where there is none.
+
+        Raises WatchError, and what aiohttp raises.
+        """
+        more = ""
+        while True:
+            query = [("limit", str(_PAGE)), *([("continue", more)] if more else []), *self._scope]
+            page = _list.decode(await self._get("/api/v1/pods", query, _AS_LIST))
+            version = page.metadata.resource_version
+            for item in page.items or ():
+                yield _seen(item), version
+            more = page.metadata.more
+            if not more:
+                yield None, version
+                return
+
+    async def read(self, pod: PodName) -> Seen | None:
+        """Return what *pod* has; None: there is no such pod. Raises as ``listed``."""
+        path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
+        try:
+            return _seen(_object.decode(await self._get(path, [], _AS_OBJECT)))
+        except WatchError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    async def _watched(self, version: str) -> AsyncGenerator[tuple[Seen | None, str], None]:
+        seconds = _WATCH + random.randrange(_SPREAD)  # noqa: S311
+        query = [
+            ("watch", "true"),
+            ("allowWatchBookmarks", "true"),
+            ("resourceVersion", version),
+            ("timeoutSeconds", str(seconds)),
+            *self._scope,
+        ]
+        answer = await self._ask("/api/v1/pods", query, _AS_OBJECT, seconds + _GRACE)
+        try:
+            rest = b""
+            async for part in answer.content.iter_any():
+                *whole, rest = (rest + part).split(b"\n")
+                for line in whole:
+                    change = _change.decode(line)
+                    if change.type == "ERROR":
+                        raise WatchError(change.object.message, code=change.object.code)
+                    found = None if change.type == "BOOKMARK" else _seen(change.object, gone=change.type == "DELETED")
+                    yield found, change.object.metadata.resource_version
+        finally:
+            answer.close()
+
+    async def _get(self, path: str, query: list[tuple[str, str]], accept: str) -> bytes:
+        answer = await self._ask(path, query, accept, _LIST_TIMEOUT)
+        return await answer.read()
+
+    async def _ask(
+        self, path: str, query: list[tuple[str, str]], accept: str, seconds: float
+    ) -> aiohttp.ClientResponse:
+        answer = await self._api.call_api(
+            path,
+            "GET",
+            {},
+            query,
+            {"Accept": accept + _ACCEPT},
+            auth_settings=["BearerToken"],
+            _preload_content=False,
+            _return_http_data_only=True,
+            _request_timeout=seconds,
+        )
+        if answer.status >= 300:
+            content = await answer.read()
+            raise WatchError(
+                f"the API server refuses GET {path} with {answer.status}: {_message(content)}; "
+                "the reconciler needs get, list and watch on pods",
+                code=answer.status,
+                retry_after=_seconds(answer.headers.get("Retry-After", "")),
+            )
+        return answer
+
+
+def _seen(item: _Object, *, gone: bool = False) -> Seen:
+    metadata = item.metadata
+    pod = PodName(metadata.namespace, metadata.name)
+    return Seen(pod, metadata.uid, (metadata.annotations or {}).get(ANNOTATION), gone)
+
+
+def _message(content: bytes) -> str:
+    try:
+        return _object.decode(content).message
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return content[:200].decode(errors="replace")
+
+
+def _seconds(retry_after: str) -> float:
+    return min(60.0, float(retry_after)) if retry_after.isdecimal() else 0.0

@@ -1,0 +1,136 @@
+"""Write what ``reconciler.status.kubernetes.pod_events`` says to the API server, as Events of the pod.
+
+An Event is a notification and the ledger has the history, so nothing is kept for later: one that the API server does
+not take is counted and forgotten, and a reconciler that was away does not tell of yesterday. RBAC: ``create`` and
+``patch`` on ``events``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import aiohttp
+import structlog
+from kubernetes_asyncio import client
+
+from reconciler.follow.loop import Ask
+from reconciler.metrics import Metrics
+from reconciler.projection.fold.batch import Changes
+from reconciler.status.kubernetes.pod_events import PodEvent, Throttle, pod_events
+
+log = structlog.get_logger(__name__)
+
+COMPONENT = "plumbline"
+_WAITING = 1000
+"""Events that may wait for the API server."""
+_TIMEOUT = 5.0
+_EXISTS = 409
+_AWAY = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+class _Said(NamedTuple):
+    event: PodEvent
+    times: int
+    at: str
+
+
+class PodEventWriter:
+    """Tells people of attachments on their pods. A ``reconciler.follow.loop.Listener``."""
+
+    def __init__(self, api: client.ApiClient, metrics: Metrics) -> None:
+        # Any: the library's types know of no undecoded answers, nor of content types.
+        self._events: Any = client.CoreV1Api(api)
+        self._metrics = metrics
+        self._throttle = Throttle()
+        self._waiting: asyncio.Queue[_Said] = asyncio.Queue(_WAITING)
+        self._trouble = ""
+
+    async def caught_up(self, ask: Ask) -> None:
+        """Do nothing: what was before is no news."""
+
+    def changed(self, changes: Changes) -> None:
+        """Say what there is to say of a batch, unless it was said too often."""
+        for event, sandbox in changes.story:
+            for said in pod_events(event, sandbox):
+                self.say(said)
+
+    def say(self, event: PodEvent) -> None:
+        """Say *event*, unless it was said too often."""
+        times, now = self._throttle.say(event, time.monotonic())
+        if not now or self._waiting.full():
+            self._metrics.pod_events_dropped.inc()
+        else:
+            at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            self._waiting.put_nowait(_Said(event, times, at))
+
+    async def run(self) -> None:
+        """Write without end."""
+        while True:
+            await self._write(await self._waiting.get())
+            self._waiting.task_done()
+
+    async def written(self) -> None:
+        """Return when nothing waits to be written."""
+        await self._waiting.join()
+
+    async def _write(self, said: _Said) -> None:
+        try:
+            trouble = await self._create(said)
+        except _AWAY as error:
+            trouble = str(error) or type(error).__name__
+        if trouble:
+            self._metrics.pod_events_dropped.inc()
+            if trouble != self._trouble:
+                log.warning("pod_event_not_written", pod=str(said.event.pod), error=trouble)
+        else:
+            self._metrics.pod_events_written.inc()
+        self._trouble = trouble
+
+    async def _create(self, said: _Said) -> str:
+        """Write one; return why it was refused, or nothing. The same words again are the same Event, which counts."""
+        namespace = said.event.pod.namespace
+        plain = {"_preload_content": False, "_request_timeout": _TIMEOUT}
+        if said.times == 1:
+            status, text = await _read(await self._events.create_namespaced_event(namespace, _body(said), **plain))
+            if status != _EXISTS:
+                return text
+        body = {"count": max(2, said.times), "lastTimestamp": said.at}
+        kind = "application/merge-patch+json"
+        answer = await self._events.patch_namespaced_event(
+            said.event.name, namespace, body, _content_type=kind, **plain
+        )
+        _, text = await _read(answer)
+        return text
+
+
+async def _read(answer: aiohttp.ClientResponse) -> tuple[int, str]:
+    """Return the status code, and what the API server said of a refusal."""
+    content = await answer.read()
+    return answer.status, "" if answer.status < 300 else content[:300].decode(errors="replace")
+
+
+def _body(said: _Said) -> dict[str, Any]:
+    """Return the core/v1 Event, the form that ``kubectl describe`` of every release reads."""
+    event = said.event
+    return {
+        "metadata": {"name": event.name, "namespace": event.pod.namespace},
+        "involvedObject": {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "namespace": event.pod.namespace,
+            "name": event.pod.name,
+            "uid": event.pod.uid,
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message,
+        "source": {"component": COMPONENT, "host": event.node},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": event.node,
+        "firstTimestamp": said.at,
+        "lastTimestamp": said.at,
+        "count": 1,
+    }

@@ -1,0 +1,239 @@
+"""Publish what the ledger says pods are attached to, and say in the ledger that it was published.
+
+A worker may hold the answer to its runtime for that, so the way from a batch of events to the request is short: what
+has to be published comes with the batch, and each pod has a task of its own while there is something to do for it.
+There only the latest counts, and what can't be published now is tried again with growing pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Sequence
+
+import structlog
+from msgspec.structs import replace
+
+from events import subjects
+from events.fold import Sandbox
+from events.ledger.ledger import Ledger, LedgerError
+from events.ledger.new_event import said_now
+from events.ledger.notices import PRESENCE_INTERVAL, PUBLISHER_PRESENT, Notices
+from events.process.backoff import delays
+from events.schema import (
+    Data,
+    ErrorClass,
+    Event,
+    StatusPublished,
+    StatusPublishFailed,
+    encode,
+    rfc3339,
+    unix_ns,
+)
+from reconciler.follow.loop import Ask
+from reconciler.metrics import Metrics
+from reconciler.projection.fold.batch import Changes
+from reconciler.projection.store import Store
+from reconciler.status.pending import Due, Published, due, newly_due
+from reconciler.status.sink import Publisher, PublishError
+from reconciler.status.text import PodName
+
+log = structlog.get_logger(__name__)
+
+CONCURRENCY = 16
+"""Requests under way at the same time."""
+TOGETHER = 200
+"""Pods that are looked up at once: ten to twenty milliseconds, in which nothing is projected."""
+
+
+class _Wish:
+    """What is wanted for a pod: its status, or None for none at all."""
+
+    def __init__(self, due: Due | None) -> None:
+        self.due = due
+        self.renewed = asyncio.Event()
+
+    async def renewed_within(self, seconds: float) -> bool:
+        """Return whether something else is wanted, at once if so, else after *seconds*."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.renewed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class Publication:
+    """Brings *publisher* to what the ledger says. A ``reconciler.follow.loop.Listener``."""
+
+    def __init__(self, publisher: Publisher, ledger: Ledger, notices: Notices, metrics: Metrics) -> None:
+        self._publisher = publisher
+        self._ledger = ledger
+        self._notices = notices
+        self._metrics = metrics
+        self._wishes: dict[PodName, _Wish] = {}
+        self._idle: asyncio.Queue[PodName] = asyncio.Queue()
+        """Pods that have a wish and no task."""
+        self._open: dict[PodName, None] = {}
+        """Pods of which nobody knows yet whether there is something to do, oldest wish first."""
+        self._ask: Ask | None = None
+        self._places = asyncio.Semaphore(CONCURRENCY)
+        metrics.status_pending.set_function(lambda: len(self._wishes) + len(self._open))
+
+    async def caught_up(self, ask: Ask) -> None:
+        """Find the pods that the ledger does not say are published, and withdraw what nothing is left of."""
+        self._ask = ask
+        self._open = dict.fromkeys(await ask(Store.unsettled_pods))
+        there = await self._publisher.pods()
+        for pod in there - await ask(lambda store: store.live(there)):
+            self._want(pod, None)
+
+    def changed(self, changes: Changes) -> None:
+        """Publish what has become due, and withdraw what nothing is left of."""
+        for found in newly_due(changes.story, changes.folded, changes.published):
+            self._want(found.pod, found)
+        for pod in changes.left:
+            self._want(pod, None)
+
+    def busy(self, pod: PodName) -> bool:
+        """Return whether something is to be published for *pod*, or withdrawn, or is being."""
+        return pod in self._wishes or pod in self._open
+
+    def restore(self, found: Due) -> None:
+        """Publish *found*, though the ledger says that it is: somebody changed it."""
+        self._want(found.pod, replace(found, before=None, since=rfc3339(time.time_ns())))
+
+    async def run(self) -> None:
+        """Publish without end."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._announce(), name="announce")
+            tasks.create_task(self._take_up(), name="take-up")
+            while True:
+                pod = await self._idle.get()
+                tasks.create_task(self._serve(pod), name=f"publish-{pod}")
+
+    async def _announce(self) -> None:
+        """Tell the workers that it is worth their while to wait, as long as it is."""
+        while True:
+            if await self._publisher.ready():
+                await self._notices.tell(PUBLISHER_PRESENT)
+            await asyncio.sleep(PRESENCE_INTERVAL)
+
+    async def _take_up(self) -> None:
+        """Want what is to be published for those that are open. Whatever happens to one meanwhile tells it, too."""
+        assert self._ask is not None
+        while self._open:
+            some = tuple(itertools.islice(self._open, TOGETHER))
+            for pod, found in await self._ask(lambda store, some=some: store.of_some_live_pods(some, _named_due)):
+                if found is not None and pod in self._open:
+                    self._want(pod, found)
+            for pod in some:
+                self._open.pop(pod, None)
+
+    def _want(self, pod: PodName, found: Due | None) -> None:
+        self._open.pop(pod, None)
+        if (wish := self._wishes.get(pod)) is None:
+            self._wishes[pod] = _Wish(found)
+            self._idle.put_nowait(pod)
+        else:
+            wish.due = found
+            wish.renewed.set()
+
+    async def _serve(self, pod: PodName) -> None:
+        """Do what is wanted for *pod*, until nothing is."""
+        wish = self._wishes[pod]
+        while True:
+            wish.renewed.clear()
+            await self._fulfil(pod, wish)
+            if not wish.renewed.is_set():
+                break
+        del self._wishes[pod]
+
+    async def _fulfil(self, pod: PodName, wish: _Wish) -> None:
+        """Publish or withdraw, for which it is tried until it is done, can't be, or something else is wanted."""
+        found, told = wish.due, False
+        for delay in delays():
+            try:
+                async with self._places:
+                    await (self._withdraw(pod) if found is None else self._put(found))
+            except PublishError as error:
+                self._metrics.status_failed.inc()
+                log.warning("status_failed", pod=str(pod), error=error.failure.message, final=error.final)
+                if found is not None and not told:
+                    told = True  # once for all attempts
+                    await self._record(found, _failed(found, error), wish, until_taken=error.final)
+                pause = max(delay * random.uniform(0.5, 1.5), error.retry_after or 0.0)  # noqa: S311
+                if error.final or await wish.renewed_within(pause):
+                    return
+            else:
+                if found is not None:
+                    await self._record(found, _published(found), wish, until_taken=True)
+                return
+
+    async def _put(self, found: Due) -> None:
+        if found.problem:
+            raise PublishError(ErrorClass.PLUGIN_OUTPUT, found.problem, final=True)
+        try:
+            written = await self._publisher.put(found.status, found.before)
+        except PublishError:
+            raise
+        except Exception as error:  # one bad pod never stops the others
+            log.exception("publisher_broke", pod=str(found.pod))
+            raise PublishError(
+                ErrorClass.INTERNAL,
+                f"pod {found.pod}: Plumbline made a mistake ({type(error).__name__}: {error}) in publishing its "
+                f"network-status: its log says where; please report it",
+            ) from error
+        self._metrics.status_seconds.observe(_seconds_since(found.since))
+        if written:
+            self._metrics.status_published.inc()
+            log.info("status_published", pod=str(found.pod), sandbox=found.sandbox.container_id[:12])
+
+    async def _withdraw(self, pod: PodName) -> None:
+        if await self._publisher.withdraw(pod):
+            self._metrics.status_published.inc()
+            log.info("status_withdrawn", pod=str(pod))
+
+    async def _record(self, found: Due, data: Data, wish: _Wish, *, until_taken: bool) -> None:
+        """Append *data*; *until_taken*: try until the ledger takes it, or something else is wanted."""
+        event = event_of(found, data)
+        for delay in delays():
+            try:
+                await self._ledger.append(event)
+                await self._notices.tell(subjects.down(found.node, event.type), encode(event))
+            except LedgerError as error:
+                log.warning("status_not_recorded", pod=str(found.pod), type=event.type, error=str(error))
+                if until_taken and not await wish.renewed_within(delay):
+                    continue
+            return
+
+
+def _named_due(pod: PodName, sandboxes: Sequence[Sandbox], published: Published | None) -> tuple[PodName, Due | None]:
+    return pod, due(sandboxes, published)
+
+
+def _published(found: Due) -> StatusPublished:
+    return StatusPublished(
+        node=found.node,
+        ifname=found.sandbox.ifname,
+        pod=found.status.pod,
+        text=found.status.text,
+        seconds=_seconds_since(found.since),
+    )
+
+
+def _failed(found: Due, error: PublishError) -> StatusPublishFailed:
+    return StatusPublishFailed(
+        node=found.node, ifname=found.sandbox.ifname, pod=found.status.pod, failure=error.failure, final=error.final
+    )
+
+
+def event_of(found: Due, data: Data) -> Event:
+    """Return the event that says *data* of the sandbox in *found*. It is the reconciler's."""
+    return said_now(data, sandbox=found.sandbox.container_id, cause=found.intent)
+
+
+def _seconds_since(at: str) -> float:
+    return max(0.0, (time.time_ns() - unix_ns(at)) / 1e9)
