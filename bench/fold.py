@@ -22,7 +22,7 @@ from events import subjects
 from events.fold import State
 from events.ledger.ledger import Stored
 from events.nats.client.connection import Connection
-from events.nats.client.consumer import Puller
+from events.nats.client.consumer import Consumer
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
 from events.process import logs
@@ -74,7 +74,7 @@ async def transport_only(server: EmbeddedServer, count: int) -> tuple[float, lis
     connection = Connection(server.address, "bench", 4.0)
     await connection.open()
     start = time.perf_counter()
-    async with aclosing(Puller(connection, "NODE", ("plumbline.ev.>",), 0, endless=False).pull()) as batches:
+    async with aclosing(Consumer(connection, "NODE", ("plumbline.ev.>",), 0, endless=False).pull()) as batches:
         texts = [message.payload async for batch in batches for message in batch if message.sequence <= _SAMPLE]
     seconds = time.perf_counter() - start
     await connection.close()

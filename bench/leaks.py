@@ -46,19 +46,19 @@ from events.schema import (
     WorkerStarted,
 )
 from nodeworker.intake.recovery import Retention
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.leaks import reporter, scanner
 from nodeworker.leaks.evidence.container_runtime import RuntimeUnknownError, SharedRuntime
-from nodeworker.leaks.evidence.footprint import Places
-from nodeworker.leaks.forced_release import LastResort
+from nodeworker.leaks.evidence.footprint import Footprint
+from nodeworker.leaks.forced_release import ForcedRelease
 from nodeworker.leaks.judge import Known
 from nodeworker.leaks.reclaimer import Reclaimer
-from nodeworker.leaks.reporter import LeakObserver
-from nodeworker.leaks.scanner import Looker
+from nodeworker.leaks.reporter import LeakReporter
+from nodeworker.leaks.scanner import LeakScanner
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.plugins import chain
 from nodeworker.plugins.exec import PluginExecutor
-from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.runners import WayRunners
 from nodeworker.sandboxes.answers import OK, Answers, Reply
 from nodeworker.sandboxes.attach import Attacher
@@ -122,17 +122,17 @@ class Runtime:
 class _Attacher:
     """Attaches what the lives say; the worker's own would look into the namespaces."""
 
-    def __init__(self, recorder: Recorder, runners: WayRunners, pods: dict[str, Pod]) -> None:
-        self._recorder = recorder
+    def __init__(self, journal: Journal, runners: WayRunners, pods: dict[str, Pod]) -> None:
+        self._journal = journal
         self._runners = runners
         self._pods = pods
 
     async def attach(self, event: Event, request: AttachRequested, *_: Any, **__: Any) -> Reply:
-        key, record = SandboxKey(event.sandbox, ETH0), self._recorder.record
-        box = self._recorder.state.sandboxes[key]
+        key, record = SandboxKey(event.sandbox, ETH0), self._journal.record
+        box = self._journal.state.sandboxes[key]
         if box.plan is None:
             await record(self._pods[event.sandbox].plan, event.sandbox, event.id)
-            box = self._recorder.state.sandboxes[key]
+            box = self._journal.state.sandboxes[key]
         if box.attachments[0].phase is AttachmentPhase.PLANNED:
             result, _ = await chain.add(self._runners, box.attachments[0].plan, target_of(box), 10.0)
             done = InterfaceAttached(network=NetworkName("net"), ifname=ETH0, result=result, seconds=0.0)
@@ -155,7 +155,7 @@ class Worker:
     """The worker's parts, and the deciding one of the reconciler, until they are killed."""
 
     def __init__(self, ledger: MemoryLedger, commands: MemoryCommands, world: World) -> None:
-        self.recorder = Recorder(ledger, NODE)
+        self.journal = Journal(ledger, NODE)
         self.metrics = WorkerMetrics()
         self._commands = commands
         self._world = world
@@ -164,23 +164,23 @@ class Worker:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run meanwhile, and die at the end, whatever is under way."""
-        recorder, section, answers = self.recorder, WorkerSection(), Answers()
-        places = Places(str(self._world.folder / "devinfo"))
-        async for stored in recorder.load():
+        journal, section, answers = self.journal, WorkerSection(), Answers()
+        places = Footprint(str(self._world.folder / "devinfo"))
+        async for stored in journal.load():
             places.learn(stored.event)
-        await recorder.open_epoch(WorkerStarted(version="0", pid=1))
-        recorder.on_recorded(lambda event, _: places.learn(event))
-        recorder.on_recorded(self._heard)
+        await journal.open_epoch(WorkerStarted(version="0", pid=1))
+        journal.on_recorded(lambda event, _: places.learn(event))
+        journal.on_recorded(self._heard)
         executor = PluginExecutor(marker="bench")
-        processes = NativeProcesses()
+        processes = NativePool()
         runners = WayRunners(executor, "auto", processes)
-        detacher = Detacher(recorder, runners, section, self.metrics)
+        detacher = Detacher(journal, runners, section, self.metrics)
         shared, results = SharedRuntime(self._world.runtime), str(self._world.folder / "results")
-        looker = Looker(recorder.state, recorder.boot_id, shared, places, results)
-        leaks = LeakObserver(recorder, looker, self.metrics, 0.1)
-        reclaimer = Reclaimer(recorder, answers, looker, LastResort(detacher, runners, executor, 10.0), self.metrics)
-        orders = Orders(recorder, {ReclaimRequested: reclaimer.reclaim})
-        attacher = cast("Attacher", _Attacher(recorder, runners, self._world.pods))
+        scanner = LeakScanner(journal.state, journal.boot_id, shared, places, results)
+        leaks = LeakReporter(journal, scanner, self.metrics, 0.1)
+        reclaimer = Reclaimer(journal, answers, scanner, ForcedRelease(detacher, runners, executor, 10.0), self.metrics)
+        orders = Orders(journal, {ReclaimRequested: reclaimer.reclaim})
+        attacher = cast("Attacher", _Attacher(journal, runners, self._world.pods))
         statuses = cast("StatusWait", _NoStatuses())
         tasks = asyncio.TaskGroup()
         with contextlib.suppress(asyncio.CancelledError):
@@ -188,11 +188,11 @@ class Worker:
                 collector = cast("GarbageCollector", None)
                 dispatcher = Dispatcher(attacher, detacher, collector, orders, answers, statuses, tasks, 16)
                 reclaimer.give_turns(dispatcher.take_turn)
-                for pending in sorted(recorder.state.pending.values(), key=lambda each: each.sequence):
+                for pending in sorted(journal.state.pending.values(), key=lambda each: each.sequence):
                     dispatcher.dispatch(pending, resumed=True)
 
                 async def consume() -> None:
-                    async for intent in recorder.intents():
+                    async for intent in journal.intents():
                         dispatcher.dispatch(intent)
 
                 parts = [consume(), leaks.run(), orders.run(self._commands), self._decide()]
@@ -202,7 +202,7 @@ class Worker:
                 finally:
                     for task in [*background, *dispatcher._at_work]:  # as hard as a kill gets
                         task.cancel()
-        await recorder.close()
+        await journal.close()
         processes.close()
 
     def _heard(self, event: Event, _: Sandbox | None) -> None:
@@ -220,7 +220,7 @@ class Worker:
     async def _decide(self) -> None:
         while True:
             await asyncio.sleep(0.02)
-            leaks = {LeakKey(*key): leaked for key, leaked in self.recorder.state.leaks.items()}
+            leaks = {LeakKey(*key): leaked for key, leaked in self.journal.state.leaks.items()}
             for reclaim in decisions.reclaims(leaks, self._asked, time.monotonic()):
                 order = command(reclaim)
                 self._asked[LeakKey(reclaim.node, reclaim.leak.id)] = decisions.sent(
@@ -249,9 +249,9 @@ class World:
         """Return whom host-local's files name."""
         return {_holder(path) for path in self._files()} - {""}
 
-    def check(self, recorder: Recorder) -> None:
+    def check(self, journal: Journal) -> None:
         """Note whoever lives, was attached, and has lost what it had."""
-        boxes = {key.container_id: box for key, box in recorder.state.sandboxes.items()}
+        boxes = {key.container_id: box for key, box in journal.state.sandboxes.items()}
         attached = [pod for pod in self.alive.values() if pod.attached or ((box := boxes.get(pod.id)) and box.result)]
         fresh = [pod for pod in attached if not pod.attached]
         files = {_holder(path): path for path in self._files()} if fresh else {}
@@ -271,7 +271,7 @@ class World:
         while came < min(lives, kill_after):
             await self._step(worker, at_once)
             came += self._born
-            self.check(worker.recorder)
+            self.check(worker.journal)
         return came
 
     _born = 0
@@ -280,7 +280,7 @@ class World:
         self._born = 0
         if self.dice.random() < (0.1 if self.runtime.hangs else 0.01):
             self.runtime.hangs = not self.runtime.hangs
-        if len(worker.recorder.state.sandboxes) > 3 * at_once:  # more dead ones than a node ever has
+        if len(worker.journal.state.sandboxes) > 3 * at_once:  # more dead ones than a node ever has
             await asyncio.sleep(0.02)
             return
         for _ in range(8):
@@ -297,14 +297,14 @@ class World:
         self.runtime.pods.add(pod.id)
         request = RequestId(os.urandom(8).hex())
         add = AttachRequested(request=request, ifname=ETH0, netns=str(pod.netns), config="{}")
-        await worker.recorder.request(worker.recorder.event(add, pod.id))
+        await worker.journal.request(worker.journal.event(add, pod.id))
 
     async def _go_on(self, worker: Worker, pod: Pod) -> None:
         """Have something happen to *pod*: most get a DEL; the others lose what they have, in either order."""
         throw = self.dice.random()
         if throw < 0.3:
             request = RequestId(os.urandom(8).hex())
-            await worker.recorder.request(worker.recorder.event(DetachRequested(request=request, ifname=ETH0), pod.id))
+            await worker.journal.request(worker.journal.event(DetachRequested(request=request, ifname=ETH0), pod.id))
             self._end(pod)
         elif throw < 0.5:
             self.runtime.pods.discard(pod.id)
@@ -324,8 +324,8 @@ class World:
         self.runtime.hangs = False
         until = time.monotonic() + seconds
         while True:
-            self.check(worker.recorder)
-            held = self.holders() | {key.container_id for key in worker.recorder.state.sandboxes}
+            self.check(worker.journal)
+            held = self.holders() | {key.container_id for key in worker.journal.state.sandboxes}
             if not (left := held - self.alive.keys()) or time.monotonic() > until:
                 return left
             await asyncio.sleep(0.05)
@@ -348,7 +348,7 @@ async def soak(folder: Path, seed: int, lives: int, at_once: int = 60) -> World:
         worker = Worker(ledger, commands, world)
         async with worker.running():
             came += await world.live(worker, lives - came, at_once)
-            await Retention(ledger, worker.recorder, hours=0).forget(time.time_ns())
+            await Retention(ledger, worker.journal, hours=0).forget(time.time_ns())
             if came >= lives:
                 world.left = await world.settle(worker)
         world.kills += 1

@@ -23,15 +23,15 @@ from events.ledger.ledger import Ledger
 from events.process import logs
 from events.process.settings import load
 from nodeworker import __main__ as worker
-from nodeworker.intake.requests import Intake
+from nodeworker.intake.requests import Requests
 from nodeworker.planning.planner import Planner
 from nodeworker.plugins.native.jobs import Clearing, Done, Work
-from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.native.pool import NativePool
 from nodeworker.sandboxes.attach import Attacher
 from nodeworker.settings import WorkerSettings
 
 _PARTS: tuple[tuple[Any, str, str], ...] = (
-    (Intake, "answer", "answer"),
+    (Requests, "answer", "answer"),
     (Attacher, "attach", "attach"),
     (Planner, "_make", "plan"),
     (Attacher, "_add", "attachment"),
@@ -76,7 +76,7 @@ def with_noted_work(do: Callable[..., Awaitable[Done]]) -> Callable[..., Awaitab
     """Return *do*, which notes what the process says of its time: as if the answer had taken none to come back."""
 
     @functools.wraps(do)
-    async def noting(self: NativeProcesses, asked: Work | Clearing, place: str) -> Done:
+    async def noting(self: NativePool, asked: Work | Clearing, place: str) -> Done:
         done = await do(self, asked, place)
         end = time.perf_counter()
         begin = end - done.seconds
@@ -124,7 +124,7 @@ def main() -> None:
     logs.configure(settings.log_level, "worker")
     for owner, attribute, name in _PARTS:
         setattr(owner, attribute, traced(getattr(owner, attribute), lambda *_, name=name: name))
-    NativeProcesses.do = with_noted_work(NativeProcesses.do)  # type: ignore[method-assign]
+    NativePool.do = with_noted_work(NativePool.do)  # type: ignore[method-assign]
     watch_steps()
     asyncio.run(worker.run(settings, wrap=with_traced_appends))
     options.config.with_suffix(".trace").write_bytes(msgspec.json.encode(trace))

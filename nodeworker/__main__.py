@@ -32,14 +32,14 @@ from events.schema import (
 )
 from nodeworker.deadline import seconds_since, seconds_until
 from nodeworker.intake.recovery import Retention
-from nodeworker.journal.hub_link import Hub
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.hub_link import HubLink
+from nodeworker.journal.journal import Journal
 from nodeworker.journal.worker_lock import only_worker, version
 from nodeworker.leaks.scanner import links_there
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.parts import Memory, Parts
 from nodeworker.planning.cluster.source import Source
-from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.orphans import end_orphans
 from nodeworker.sandboxes.answers import reply_of
 from nodeworker.sandboxes.commands import Orders
@@ -78,7 +78,7 @@ async def run(settings: WorkerSettings, wrap: Callable[[Ledger], Ledger] = lambd
     try:
         hub = None
         if hub_at is not None and settings.hub is not None:
-            hub = Hub(hub_at, settings.hub.replicas, connection, NodeName(settings.node_name))
+            hub = HubLink(hub_at, settings.hub.replicas, connection, NodeName(settings.node_name))
         await _Worker(settings, wrap(connection), connection, hub, metrics).run()
     finally:
         await connection.close()
@@ -90,7 +90,7 @@ class _Worker:
         settings: WorkerSettings,
         ledger: Ledger,
         connection: JetStreamLedger,
-        hub: Hub | None,
+        hub: HubLink | None,
         metrics: WorkerMetrics,
     ) -> None:
         self._settings = settings
@@ -98,8 +98,8 @@ class _Worker:
         self._connection = connection
         self._hub = hub
         self._metrics = metrics
-        self._recorder = Recorder(ledger, NodeName(settings.node_name))
-        self._memory = Memory(settings, self._recorder, _open_source(settings, metrics))
+        self._journal = Journal(ledger, NodeName(settings.node_name))
+        self._memory = Memory(settings, self._journal, _open_source(settings, metrics))
 
     async def run(self) -> None:
         stop = asyncio.Event()
@@ -107,17 +107,17 @@ class _Worker:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         with (
             only_worker(Path(self._settings.run_dir)) as lock,
-            contextlib.closing(NativeProcesses(keep=(lock,))) as processes,
+            contextlib.closing(NativePool(keep=(lock,))) as processes,
             self._memory.log_files,
         ):
             await self._take_over(stop, processes)
 
-    async def _take_over(self, stop: asyncio.Event, processes: NativeProcesses) -> None:
+    async def _take_over(self, stop: asyncio.Event, processes: NativePool) -> None:
         """Learn what was, and go on from there."""
         await self._load()
         killed = await end_orphans(self._settings.node_name, _ORPHAN_PATIENCE)
-        pending = len(self._recorder.state.pending)
-        await self._recorder.open_epoch(
+        pending = len(self._journal.state.pending)
+        await self._journal.open_epoch(
             WorkerStarted(version=version(), pid=os.getpid(), pending=pending, spooled=len(self._memory.spool))
         )
         log.info("worker_started", node=self._settings.node_name, pending=pending, orphans_killed=killed)
@@ -125,7 +125,7 @@ class _Worker:
             service = tasks.create_task(self._serve(tasks, stop, processes))
             service.add_done_callback(lambda _: stop.set())
 
-    async def _serve(self, tasks: asyncio.TaskGroup, stop: asyncio.Event, processes: NativeProcesses) -> None:
+    async def _serve(self, tasks: asyncio.TaskGroup, stop: asyncio.Event, processes: NativePool) -> None:
         """Finish what is open, open the door, and stay until *stop*."""
         notices, source = self._hub or self._connection, self._memory.source
         parts = Parts(self._settings, self._memory, notices, self._ledger_connected, processes, self._metrics, tasks)
@@ -156,15 +156,15 @@ class _Worker:
             task.cancel()
         await asyncio.wait(background)
         await self._say_goodbye(hub_task)
-        parts.eyes.close()
+        parts.inspector.close()
         if source is not None:
             source.close()
         log.info("worker_stopped")
 
     async def _say_goodbye(self, hub_task: asyncio.Task[None] | None) -> None:
         with contextlib.suppress(LedgerError):
-            await self._recorder.record(WorkerStopped(reason="signal"))
-        await self._recorder.close()
+            await self._journal.record(WorkerStopped(reason="signal"))
+        await self._journal.close()
         if self._hub is not None and hub_task is not None:
             await self._hub.settle(_SETTLE)
             hub_task.cancel()
@@ -172,12 +172,12 @@ class _Worker:
             await self._hub.close()
 
     async def _consume(self, dispatcher: Dispatcher) -> None:
-        async for intent in self._recorder.intents():
+        async for intent in self._journal.intents():
             dispatcher.dispatch(intent)
 
     async def _give_way(self) -> None:
         """End everything at once when another worker has the node: as after a crash, that one goes on with it."""
-        await self._recorder.replaced.wait()
+        await self._journal.replaced.wait()
         raise ConflictError(f"another worker has taken node {self._settings.node_name} over: this one stops")
 
     async def _take_orders(self, orders: Orders) -> None:
@@ -185,7 +185,7 @@ class _Worker:
 
     def _retention(self) -> Retention:
         hub, hours = self._hub, self._settings.ledger.retention_hours
-        return Retention(self._ledger, self._recorder, hours, *(() if hub is None else (lambda: hub.done,)))
+        return Retention(self._ledger, self._journal, hours, *(() if hub is None else (lambda: hub.done,)))
 
     def _ledger_connected(self) -> bool:
         return self._connection.connected
@@ -194,7 +194,7 @@ class _Worker:
         """Learn what the ledger says, and keep the answers that an entry point may still come back for."""
         waiting: dict[EventId, Event] = {}
         there = await asyncio.to_thread(links_there)
-        async for stored in self._recorder.load():
+        async for stored in self._journal.load():
             event, request = stored.event, request_of(stored.event)
             self._memory.places.learn(event, there)
             if request is None:
@@ -206,7 +206,7 @@ class _Worker:
                 self._memory.answers.give(request, reply_of(event.data, getattr(intent.data, "config", "")))
 
     def _watch(self, dispatcher: Dispatcher) -> None:
-        state = self._recorder.state
+        state = self._journal.state
         self._metrics.watch(
             queue_depth=lambda: dispatcher.queue_depth,
             in_progress=lambda: dispatcher.in_progress,
@@ -222,7 +222,7 @@ class _Worker:
             )
 
 
-async def _give_up(processes: NativeProcesses) -> None:
+async def _give_up(processes: NativePool) -> None:
     """End everything once a process that makes interfaces has ended: whoever starts anew makes all of them."""
     await processes.died.wait()
     raise ChildProcessError("a process that makes interfaces ended unasked: the worker starts anew")

@@ -25,7 +25,7 @@ def seconds_since(at: str) -> float:
     return max(0.0, (time.time_ns() - unix_ns(at)) / 1e9)
 
 
-class Patience:
+class Deadline:
     """Lasts until a deadline, or until ``end`` says that nobody waits any more.
 
     As a context manager it cancels its block when it ends and raises TimeoutError, as ``asyncio.timeout`` does. What

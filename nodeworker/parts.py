@@ -9,24 +9,24 @@ from typing import Any
 
 from events.ledger.notices import Notices
 from events.schema import ComparisonRequested, ReclaimRequested, RepairRequested
-from nodeworker.drift.inspector import Eyes
-from nodeworker.drift.node_comparison import Comparer
+from nodeworker.drift.inspector import Inspector
+from nodeworker.drift.node_comparison import NodeComparison
 from nodeworker.drift.repair.repairer import Repairer
-from nodeworker.drift.watch.watcher import Observer
+from nodeworker.drift.watch.watcher import Watcher
 from nodeworker.intake.check import Checker
 from nodeworker.intake.log_files import LogFiles
-from nodeworker.intake.recovery import Upkeep
+from nodeworker.intake.recovery import Recovery
 from nodeworker.intake.request_log import RequestLog
-from nodeworker.intake.requests import Intake
-from nodeworker.intake.socket_server import Door
+from nodeworker.intake.requests import Requests
+from nodeworker.intake.socket_server import SocketServer
 from nodeworker.intake.spool import Spool
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.leaks.evidence.container_runtime import CriRuntime, SharedRuntime
-from nodeworker.leaks.evidence.footprint import Places
-from nodeworker.leaks.forced_release import LastResort
+from nodeworker.leaks.evidence.footprint import Footprint
+from nodeworker.leaks.forced_release import ForcedRelease
 from nodeworker.leaks.reclaimer import Reclaimer
-from nodeworker.leaks.reporter import LeakObserver
-from nodeworker.leaks.scanner import Looker
+from nodeworker.leaks.reporter import LeakReporter
+from nodeworker.leaks.scanner import LeakScanner
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.planning.cluster.source import Source
 from nodeworker.planning.devices.kubelet import Kubelet
@@ -34,7 +34,7 @@ from nodeworker.planning.devices.source import DeviceSource
 from nodeworker.planning.planner import Planner
 from nodeworker.planning.readiness import Readiness
 from nodeworker.plugins.exec import PluginExecutor
-from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.runners import WayRunners
 from nodeworker.sandboxes.answers import Answers
 from nodeworker.sandboxes.attach import Attacher
@@ -50,12 +50,12 @@ from nodeworker.settings import WorkerSettings
 class Memory:
     """What the worker knows, and what it keeps for others, before and while it serves."""
 
-    def __init__(self, settings: WorkerSettings, recorder: Recorder, source: Source | None) -> None:
-        self.recorder = recorder
+    def __init__(self, settings: WorkerSettings, journal: Journal, source: Source | None) -> None:
+        self.journal = journal
         self.source = source
         self.answers = Answers()
         self.spool = Spool(settings.spool)
-        self.places = Places(settings.worker.devices.info_folder)
+        self.places = Footprint(settings.worker.devices.info_folder)
         self.log_files = LogFiles()
 
 
@@ -68,49 +68,49 @@ class Parts:
         memory: Memory,
         notices: Notices,
         connected: Callable[[], bool],
-        processes: NativeProcesses,
+        processes: NativePool,
         metrics: WorkerMetrics,
         tasks: asyncio.TaskGroup,
     ) -> None:
-        section, recorder, source, answers = settings.worker, memory.recorder, memory.source, memory.answers
+        section, journal, source, answers = settings.worker, memory.journal, memory.source, memory.answers
         self._settings = settings
-        self._recorder = recorder
+        self._journal = journal
         self._metrics = metrics
         executor = PluginExecutor(marker=settings.node_name)
         runners = WayRunners(executor, section.native, processes)
         readiness, collections = Readiness(seats=section.concurrency // 2), CollectionsUnderWay()
-        detacher = Detacher(recorder, runners, section, metrics)
-        self.statuses = StatusWait(notices, recorder.node, section.status_wait, metrics)
-        planner = Planner(recorder, source, runners, section, readiness, self._device_sources(source))
-        attacher = Attacher(recorder, detacher, planner, runners, section, metrics, self.statuses, collections)
-        self.eyes = Eyes(settings.drift, recorder.boot_id)
-        checker = Checker(recorder, runners, section, source, connected, self.eyes)
+        detacher = Detacher(journal, runners, section, metrics)
+        self.statuses = StatusWait(notices, journal.node, section.status_wait, metrics)
+        planner = Planner(journal, source, runners, section, readiness, self._device_sources(source))
+        attacher = Attacher(journal, detacher, planner, runners, section, metrics, self.statuses, collections)
+        self.inspector = Inspector(settings.drift, journal.boot_id)
+        checker = Checker(journal, runners, section, source, connected, self.inspector)
         collector = GarbageCollector(
-            recorder, answers, runners, section, readiness, checker.default_attachment, collections
+            journal, answers, runners, section, readiness, checker.default_attachment, collections
         )
-        self._observer = Observer(recorder, self.eyes)
-        last_resort = LastResort(detacher, runners, executor, section.delegate_timeout)
-        self._leaks, reclaimer = self._leak_keepers(memory, last_resort)
+        self._observer = Watcher(journal, self.inspector)
+        forced_release = ForcedRelease(detacher, runners, executor, section.delegate_timeout)
+        self._leaks, reclaimer = self._leak_keepers(memory, forced_release)
         beside = () if settings.leaks.policy == "off" else (self._leaks.look,)
-        self._comparer = Comparer(recorder, self._observer, settings.drift.interval, beside)
-        self.orders = Orders(recorder, self._handlers(runners, reclaimer))
+        self._comparison = NodeComparison(journal, self._observer, settings.drift.interval, beside)
+        self.orders = Orders(journal, self._handlers(runners, reclaimer))
         self.dispatcher = Dispatcher(
             attacher, detacher, collector, self.orders, answers, self.statuses, tasks, section.concurrency
         )
         self._observer.give_turns(self.dispatcher.take_turn, lambda: self.dispatcher.busy)
         reclaimer.give_turns(self.dispatcher.take_turn)
-        self.upkeep = Upkeep(recorder, self.dispatcher, answers, memory.spool, metrics)
+        self.upkeep = Recovery(journal, self.dispatcher, answers, memory.spool, metrics)
         request_log = RequestLog(section.network, memory.log_files)
         request_log.warn_of_keys(section.unknown_network_keys, "worker.network")
         spool, drain = memory.spool, self.upkeep.drain_spool
-        intake = Intake(recorder, planner, self.dispatcher, checker, answers, spool, drain, metrics, request_log)
-        self.door = Door(settings.socket, intake)
+        intake = Requests(journal, planner, self.dispatcher, checker, answers, spool, drain, metrics, request_log)
+        self.door = SocketServer(settings.socket, intake)
 
     def watching(self) -> Sequence[Coroutine[Any, Any, None]]:
         """Return what is to run beside the requests, without end, as the configuration asks for it."""
         parts = [self.upkeep.run()]
         if self._settings.drift.wanted:
-            parts += [self._observer.run(), self._comparer.run()]
+            parts += [self._observer.run(), self._comparison.run()]
         if self._settings.leaks.policy != "off":
             parts.append(self._leaks.run())
         return parts
@@ -122,22 +122,22 @@ class Parts:
         claims = source.claims if source else None
         return [kubelet, claims] if claims else [kubelet]
 
-    def _leak_keepers(self, memory: Memory, last_resort: LastResort) -> tuple[LeakObserver, Reclaimer]:
+    def _leak_keepers(self, memory: Memory, forced_release: ForcedRelease) -> tuple[LeakReporter, Reclaimer]:
         """Return who tells of leaks and who frees them."""
-        recorder, settings = self._recorder, self._settings.leaks
-        recorder.on_recorded(lambda event, _: memory.places.learn(event))
+        journal, settings = self._journal, self._settings.leaks
+        journal.on_recorded(lambda event, _: memory.places.learn(event))
         runtime = SharedRuntime(CriRuntime(settings.cri_socket))
-        looker = Looker(recorder.state, recorder.boot_id, runtime, memory.places, settings.results_dir)
+        scanner = LeakScanner(journal.state, journal.boot_id, runtime, memory.places, settings.results_dir)
         return (
-            LeakObserver(recorder, looker, self._metrics, settings.interval),
-            Reclaimer(recorder, memory.answers, looker, last_resort, self._metrics),
+            LeakReporter(journal, scanner, self._metrics, settings.interval),
+            Reclaimer(journal, memory.answers, scanner, forced_release, self._metrics),
         )
 
     def _handlers(self, runners: WayRunners, reclaimer: Reclaimer) -> Mapping[type[Order], Handler]:
         """Return who fulfils which orders."""
-        handlers: dict[type[Order], Handler] = {ComparisonRequested: self._comparer.compare}
+        handlers: dict[type[Order], Handler] = {ComparisonRequested: self._comparison.compare}
         if self._settings.drift.wanted:
-            repairer = Repairer(self._recorder, self.eyes, runners, self._settings.worker, self._metrics)
+            repairer = Repairer(self._journal, self.inspector, runners, self._settings.worker, self._metrics)
             handlers[RepairRequested] = repairer.repair
         if self._settings.leaks.policy == "reclaim":
             handlers[ReclaimRequested] = reclaimer.reclaim

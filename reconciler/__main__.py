@@ -23,11 +23,11 @@ from events.process import logs
 from events.process.backoff import delays
 from events.process.metrics_server import served
 from events.process.settings import DEFAULT_PATH, SettingsError, load
-from reconciler.decisions.reclaim_sender import LeakKeeper
-from reconciler.decisions.repair_sender import Repairing
+from reconciler.decisions.reclaim_sender import ReclaimSender
+from reconciler.decisions.repair_sender import RepairSender
 from reconciler.follow.batching import collect_seldom
 from reconciler.follow.connections import connect, hub_replicas, open_publisher
-from reconciler.follow.leadership import Replicas, Turn
+from reconciler.follow.leadership import Replicas, Term
 from reconciler.follow.loop import Listener, Reconciler
 from reconciler.follow.periodic_snapshots import Beginning, PeriodicSnapshots, SnapshotFolder
 from reconciler.follow.retention import Retention
@@ -35,11 +35,11 @@ from reconciler.metrics import Metrics
 from reconciler.projection.sql.engine import ProjectionError
 from reconciler.projection.store import Store
 from reconciler.settings import ReconcilerSettings
-from reconciler.status.fenced_sink import CertainPublisher
-from reconciler.status.guard.guard import StatusKeeper
+from reconciler.status.fenced_sink import FencedSink
+from reconciler.status.guard.guard import StatusGuard
 from reconciler.status.kubernetes.pod_events import PodEvent
-from reconciler.status.publishing import Publication
-from reconciler.status.sink import Publisher
+from reconciler.status.publishing import StatusPublishing
+from reconciler.status.sink import StatusSink
 from reconciler.verify.periodic import PeriodicVerification
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ async def _serve(settings: ReconcilerSettings, config: Path | None) -> None:
         kept = settings.reconciler.snapshots
         folder = SnapshotFolder(settings.snapshots, kept.keep)
 
-        def appoint(turn: Turn) -> list[Listener]:
+        def appoint(turn: Term) -> list[Listener]:
             found = _listeners(settings, publisher, ledger, turn, metrics)
             if settings.reconciler.verify_interval:
                 found.append(PeriodicVerification(config, settings.reconciler.verify_interval, metrics))
@@ -136,23 +136,23 @@ async def _serve(settings: ReconcilerSettings, config: Path | None) -> None:
 
 
 def _listeners(
-    settings: ReconcilerSettings, publisher: Publisher | None, notices: Notices, turn: Turn, metrics: Metrics
+    settings: ReconcilerSettings, publisher: StatusSink | None, notices: Notices, turn: Term, metrics: Metrics
 ) -> list[Listener]:
     """Return who acts during *turn*: all that they append and send goes through its fence."""
     listeners: list[Listener] = []
     if publisher is not None:
-        certain = CertainPublisher(publisher, turn)
-        publication = Publication(certain, turn.ledger, notices, metrics)
+        certain = FencedSink(publisher, turn)
+        publication = StatusPublishing(certain, turn.ledger, notices, metrics)
         writer = _pod_event_writer(publisher, settings, metrics)
         listeners += [publication, *([] if writer is None else [writer])]
         if settings.drift.wanted:
             warn = _unsaid if writer is None else writer.say
-            keeper = StatusKeeper(certain, publication, turn.ledger, metrics, settings.drift.of, warn=warn)
+            keeper = StatusGuard(certain, publication, turn.ledger, metrics, settings.drift.of, warn=warn)
             listeners.append(keeper)
     if settings.drift.wanted:
-        listeners.append(Repairing(turn.commands, settings.drift.of, metrics.drift))
+        listeners.append(RepairSender(turn.commands, settings.drift.of, metrics.drift))
     if settings.leaks.policy == "reclaim":
-        listeners.append(LeakKeeper(turn.commands, metrics))
+        listeners.append(ReclaimSender(turn.commands, metrics))
     return listeners
 
 
@@ -165,14 +165,14 @@ def _name(settings: ReconcilerSettings) -> str:
     return f"{settings.node_name}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _pod_event_writer(publisher: Publisher, settings: ReconcilerSettings, metrics: Metrics) -> PodEventWriter | None:
+def _pod_event_writer(publisher: StatusSink, settings: ReconcilerSettings, metrics: Metrics) -> PodEventWriter | None:
     """Return who writes Kubernetes Events: nobody without an API server, or where they are not wanted."""
     if settings.reconciler.kubernetes is None or not settings.reconciler.kubernetes.events:
         return None
-    from reconciler.status.kubernetes.annotation_sink import PodAnnotation  # noqa: PLC0415  # as above
+    from reconciler.status.kubernetes.annotation_sink import AnnotationSink  # noqa: PLC0415  # as above
     from reconciler.status.kubernetes.pod_event_writer import PodEventWriter  # noqa: PLC0415
 
-    assert isinstance(publisher, PodAnnotation)
+    assert isinstance(publisher, AnnotationSink)
     return PodEventWriter(publisher.api, metrics)
 
 

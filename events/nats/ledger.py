@@ -12,7 +12,7 @@ from events import subjects
 from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableError, Stored
 from events.ledger.notices import Notice
 from events.nats.client.connection import RETRY, Connection
-from events.nats.client.consumer import ConsumerLostError, Message, Puller
+from events.nats.client.consumer import Consumer, ConsumerLostError, Message
 from events.nats.client.subscriptions import hearing
 from events.nats.streams import NODE_STREAM, Stream, StreamConfig, lasting
 from events.process.settings import LedgerAddress
@@ -112,7 +112,7 @@ class JetStreamLedger:
         """Yield the same as the stream has it, some at a time."""
         end = await self.last_sequence()
         while after < end:
-            puller = Puller(self.connection, self.stream, (subject,), after, endless=False)
+            puller = Consumer(self.connection, self.stream, (subject,), after, endless=False)
             try:
                 async with aclosing(puller.pull()) as batches:
                     async for messages in batches:
@@ -133,7 +133,7 @@ class JetStreamLedger:
     ) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.follow``."""
         while True:
-            puller = Puller(self.connection, self.stream, subjects, after, endless=True)
+            puller = Consumer(self.connection, self.stream, subjects, after, endless=True)
             try:
                 async with aclosing(puller.pull()) as batches:
                     async for messages in batches:

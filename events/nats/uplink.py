@@ -20,7 +20,7 @@ import structlog
 
 from events import subjects
 from events.ledger.ledger import ConflictError, Expect, LedgerError
-from events.nats.client.consumer import ConsumerLostError, Message, Puller
+from events.nats.client.consumer import Consumer, ConsumerLostError, Message
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import Kept, Stream, StreamInfo, expectation
 from events.schema import EventId, NodeName, decode_head, unix_ns
@@ -142,7 +142,7 @@ class Uplink:
             await asyncio.wait({pulling, doubting})
 
     async def _pull(self) -> None:
-        puller = Puller(self._ledger.connection, self._ledger.stream, (self._pattern,), self.done, endless=True)
+        puller = Consumer(self._ledger.connection, self._ledger.stream, (self._pattern,), self.done, endless=True)
         async with aclosing(puller.pull()) as batches:
             async for messages in batches:
                 copies = [copy for message in messages if (copy := self._copy_of(message)) is not None]

@@ -30,7 +30,7 @@ def delays() -> Iterator[float]:
         delay = min(2 * delay, _LONGEST)
 
 
-class Pace:
+class Backoff:
     """Lets each server be tried once, and all again after a pause, which doubles up to *longest* seconds.
 
     It outlives the clients, which are given up and made anew while a server is away.

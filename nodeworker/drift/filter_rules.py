@@ -14,7 +14,7 @@ from nodeworker.drift.expected_rules import Ruled
 from nodeworker.errors import failed
 from nodeworker.kernel.nftables import client
 from nodeworker.kernel.nftables.client import Rules
-from nodeworker.kernel.nftables.ruleset_cache import RuleBook
+from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.filter import mac_filter, masquerade
 
@@ -36,7 +36,7 @@ def concerns(body: bytes, watched: Container[bytes]) -> bool:
     return client.place_of(body) == (masquerade.WAY.table, masquerade.WAY.name)
 
 
-def lost(wanted: Collection[Ruled], phase: Phase, rules: RuleBook) -> dict[str, Mapping[DriftKind, str]]:
+def lost(wanted: Collection[Ruled], phase: Phase, rules: RulesetCache) -> dict[str, Mapping[DriftKind, str]]:
     """Return by interface name what is left of the rules for it, of those that are not all there.
 
     Raises RequestFailedError (plugin_failed), NetlinkError.

@@ -18,7 +18,7 @@ from nodeworker.drift.expected_rules import Ruled
 from nodeworker.drift.filter_rules import lost
 from nodeworker.drift.snapshot import take
 from nodeworker.errors import RequestFailedError, failed
-from nodeworker.kernel.nftables.ruleset_cache import RuleBook
+from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """Of the interfaces, as they have to be."""
 
 
-class Eyes:
+class Inspector:
     """The worker's look at sandboxes. The kernel has one lock for all links: one thread is enough."""
 
     def __init__(self, settings: DriftSettings, boot_id: str = "") -> None:
@@ -42,7 +42,7 @@ class Eyes:
         self._settings = settings
         self._boot_id = boot_id
         self._mtus: dict[SandboxKey, dict[str, int]] = {}
-        self._rules = RuleBook()
+        self._rules = RulesetCache()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="observe")
 
     def close(self) -> None:

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from events.ledger.ledger import LedgerError
 from events.schema import ComparisonRequested, Event, NodeCompared, RequestId
 from nodeworker.deadline import seconds_since
-from nodeworker.drift.watch.watcher import Observer
-from nodeworker.journal.journal import Recorder
+from nodeworker.drift.watch.watcher import Watcher
+from nodeworker.journal.journal import Journal
 
 log = structlog.get_logger(__name__)
 
@@ -32,13 +32,11 @@ LookBeside: TypeAlias = Callable[[], Awaitable[Findings]]
 """Looks at what a comparison of the node has to cover beside its sandboxes."""
 
 
-class Comparer:
+class NodeComparison:
     """Compares the node."""
 
-    def __init__(
-        self, recorder: Recorder, observer: Observer, interval: float, beside: Sequence[LookBeside] = ()
-    ) -> None:
-        self._recorder = recorder
+    def __init__(self, journal: Journal, observer: Watcher, interval: float, beside: Sequence[LookBeside] = ()) -> None:
+        self._journal = journal
         self._observer = observer
         self._interval = interval
         self._beside = beside
@@ -54,7 +52,7 @@ class Comparer:
                 seconds = asyncio.get_running_loop().time() - started
                 log.info("node_compared", sandboxes=compared.sandboxes, drifted=compared.drifted, seconds=seconds)
                 try:
-                    await self._recorder.record(replace(compared, seconds=seconds))
+                    await self._journal.record(replace(compared, seconds=seconds))
                 except LedgerError as error:
                     log.warning("comparison_not_recorded", error=str(error))
             await asyncio.sleep(self._interval)

@@ -12,7 +12,7 @@ from nodeworker.drift.differences import Snapshot
 from nodeworker.drift.expected import ExpectedLink
 from nodeworker.drift.filter_rules import lost
 from nodeworker.kernel.namespaces import Namespace
-from nodeworker.kernel.nftables.ruleset_cache import RuleBook
+from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
 from nodeworker.kernel.rtnetlink import addresses, links, routes
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.socket import Netlink
@@ -20,7 +20,7 @@ from nodeworker.kernel.rtnetlink.socket import Netlink
 _PAIRED = "veth"
 
 
-class Glance(msgspec.Struct, frozen=True, kw_only=True):
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot, and the number by which the node's kernel knows the namespace."""
 
     seen: Snapshot
@@ -28,8 +28,8 @@ class Glance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def take(
-    netns: str, wanted: Collection[ExpectedLink], phase: Phase, inode: int = 0, rules: RuleBook | None = None
-) -> Glance:
+    netns: str, wanted: Collection[ExpectedLink], phase: Phase, inode: int = 0, rules: RulesetCache | None = None
+) -> Observation:
     """Return what the kernel has of the *wanted* interfaces of the namespace at *netns*, as of ``Namespace``.
 
     *rules* has those of the packet filter that are known. Raises RequestFailedError (namespace_invalid, or where
@@ -50,9 +50,9 @@ def take(
             vlans=_vlans(
                 node, {each.ifname: port for each in wanted if each.vlans.any and (port := ports.get(each.ifname))}
             ),
-            lost=lost([each.ruled for each in wanted if each.ruled is not None], phase, rules or RuleBook()),
+            lost=lost([each.ruled for each in wanted if each.ruled is not None], phase, rules or RulesetCache()),
         )
-        return Glance(seen=seen, netnsid=links.netnsid(node, container.fd))
+        return Observation(seen=seen, netnsid=links.netnsid(node, container.fd))
 
 
 def _vlans(node: Netlink, ports: Mapping[str, Link]) -> Mapping[str, Mapping[int, int]]:

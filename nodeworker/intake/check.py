@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from events.fold import Sandbox, SandboxKey, SandboxPhase
 from events.schema import ContainerId, DriftKind, ErrorClass, IfName, Phase, PlannedAttachment, Pod
-from nodeworker.drift.inspector import Eyes
+from nodeworker.drift.inspector import Inspector
 from nodeworker.errors import RequestFailedError, failed
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.kernel.namespaces import interfaces_present
 from nodeworker.planning.cluster.gather import gather_default
 from nodeworker.planning.cluster.source import Source
@@ -43,19 +43,19 @@ class Checker:
 
     def __init__(
         self,
-        recorder: Recorder,
+        journal: Journal,
         runners: Runners,
         section: WorkerSection,
         source: Source | None,
         ledger_connected: Callable[[], bool],
-        eyes: Eyes,
+        inspector: Inspector,
     ) -> None:
-        self._recorder = recorder
+        self._journal = journal
         self._runners = runners
         self._section = section
         self._source = source
         self._ledger_connected = ledger_connected
-        self._eyes = eyes
+        self._inspector = inspector
 
     async def check(self, container_id: ContainerId, ifname: IfName, pod: Pod, config: str) -> Reply:
         """Compare every attachment of a sandbox with what ADD returned (CNI specification 1.1, section 2, "CHECK")."""
@@ -97,7 +97,7 @@ class Checker:
         return OK
 
     async def _check(self, key: SandboxKey, pod: Pod) -> None:
-        sandbox = self._recorder.state.sandboxes.get(key)
+        sandbox = self._journal.state.sandboxes.get(key)
         if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.plan is None:
             phase = "not in the ledger" if sandbox is None else str(sandbox.phase)
             raise failed(
@@ -138,7 +138,7 @@ class Checker:
         An address that somebody added is drift, and nothing that CHECK minds: others may have changed the interface
         since (CNI specification 1.1, section 2, "CHECK").
         """
-        look = await self._eyes.see(sandbox, Phase.CHECK, everything=True)
+        look = await self._inspector.see(sandbox, Phase.CHECK, everything=True)
         silent = {attachment.plan.ifname for attachment in sandbox.attachments if attachment.plan.disable_check}
         for drift in look.drifts:
             if drift.ifname in silent or drift.kind is DriftKind.ADDRESS_FOREIGN:

@@ -23,7 +23,7 @@ from events.schema import DetachRequested, RequestId, unix_ns
 from nodeworker.errors import RequestFailedError
 from nodeworker.intake.requests import intent_of
 from nodeworker.intake.spool import Spool, Spooled
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.sandboxes.answers import Answers
 from nodeworker.sandboxes.dispatcher import Dispatcher
@@ -41,18 +41,18 @@ class _Retry(NamedTuple):
     due: float
 
 
-class Upkeep:
+class Recovery:
     """The worker's housekeeping."""
 
     def __init__(
         self,
-        recorder: Recorder,
+        journal: Journal,
         dispatcher: Dispatcher,
         answers: Answers,
         spool: Spool,
         metrics: WorkerMetrics,
     ) -> None:
-        self._recorder = recorder
+        self._journal = journal
         self._dispatcher = dispatcher
         self._answers = answers
         self._spool = spool
@@ -73,10 +73,10 @@ class Upkeep:
 
     def resume(self) -> list[RequestId]:
         """Take up the intents that nobody is at work on; return their requests."""
-        if not self._recorder.settled:
+        if not self._journal.settled:
             return []
         taken_up: list[RequestId] = []
-        for intent in sorted(self._recorder.state.pending.values(), key=lambda pending: pending.sequence):
+        for intent in sorted(self._journal.state.pending.values(), key=lambda pending: pending.sequence):
             if not self._dispatcher.under_way(intent.event.id):
                 log.info("intent_resumed", type=intent.event.type, sandbox=intent.event.sandbox[:12])
                 self._dispatcher.dispatch(intent, resumed=True)
@@ -102,14 +102,14 @@ class Upkeep:
             log.warning("spooled_request_refused", file=spooled.path.name, error=error.failure.message)
             return []
         # Again, where that is not confirmed: DEL is idempotent.
-        await self._recorder.request(self._recorder.event(intent, sandbox))
+        await self._journal.request(self._journal.event(intent, sandbox))
         self._answers.open(frame.request)
         return [frame.request]
 
     async def _repeat_detaches(self) -> None:
         now = asyncio.get_running_loop().time()
-        failed = {key: box for key, box in self._recorder.state.sandboxes.items() if _needs_detach(box)}
-        self._retries = {key: retry for key, retry in self._retries.items() if key in self._recorder.state.sandboxes}
+        failed = {key: box for key, box in self._journal.state.sandboxes.items() if _needs_detach(box)}
+        self._retries = {key: retry for key, retry in self._retries.items() if key in self._journal.state.sandboxes}
         self._metrics.detach_retries.set(len(failed))
         for key, sandbox in failed.items():
             retry = self._retries.setdefault(key, _Retry(0, now + _FIRST_RETRY))
@@ -127,7 +127,7 @@ class Upkeep:
             pod=sandbox.pod,
             retry=count,
         )
-        await self._recorder.request(self._recorder.event(intent, sandbox.key.container_id, sandbox.intent))
+        await self._journal.request(self._journal.event(intent, sandbox.key.container_id, sandbox.intent))
 
 
 def _needs_detach(sandbox: Sandbox) -> bool:
@@ -144,10 +144,10 @@ class Retention:
     """
 
     def __init__(
-        self, ledger: Ledger, recorder: Recorder, hours: float, copied: Callable[[], float] = lambda: math.inf
+        self, ledger: Ledger, journal: Journal, hours: float, copied: Callable[[], float] = lambda: math.inf
     ) -> None:
         self._ledger = ledger
-        self._recorder = recorder
+        self._journal = journal
         self._hours = hours
         self._copied = copied
 
@@ -166,8 +166,8 @@ class Retention:
         A container ID can come back (podman restarts a container under its ID): while it holds something, nothing of it
         goes. Raises LedgerUnavailableError.
         """
-        live = frozenset(key.container_id for key in self._recorder.state.sandboxes)
-        forgetting, copied = Forgetting(self._recorder.node, live), self._copied()
+        live = frozenset(key.container_id for key in self._journal.state.sandboxes)
+        forgetting, copied = Forgetting(self._journal.node, live), self._copied()
         async with aclosing(self._ledger.read()) as events:
             async for stored in events:
                 if unix_ns(stored.event.at) >= before or stored.sequence > copied:

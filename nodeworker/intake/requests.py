@@ -27,7 +27,7 @@ from nodeworker.errors import RequestFailedError, class_of, failed, internal, na
 from nodeworker.intake.check import Checker
 from nodeworker.intake.request_log import RequestLog
 from nodeworker.intake.spool import Spool
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.planning.planner import Planner
 from nodeworker.plugins.spec.cni_args import pod_of
@@ -38,12 +38,12 @@ from nodeworker.shim.frame import Frame
 log = structlog.get_logger(__name__)
 
 
-class Intake:
+class Requests:
     """The worker's side of the unix socket."""
 
     def __init__(
         self,
-        recorder: Recorder,
+        journal: Journal,
         planner: Planner,
         dispatcher: Dispatcher,
         checker: Checker,
@@ -53,7 +53,7 @@ class Intake:
         metrics: WorkerMetrics,
         request_log: RequestLog,
     ) -> None:
-        self._recorder = recorder
+        self._journal = journal
         self._planner = planner
         self._dispatcher = dispatcher
         self._checker = checker
@@ -103,11 +103,11 @@ class Intake:
             except LedgerError as error:
                 return self._without_ledger(frame, intent, error)
         if self._answers.open(frame.request):
-            event = self._recorder.event(intent, sandbox)
+            event = self._journal.event(intent, sandbox)
             if isinstance(intent, AttachRequested) and self._dispatcher.would_begin(sandbox):
                 self._planner.begin(event, intent, frame.remaining)
             try:
-                await self._recorder.request(event)
+                await self._journal.request(event)
             except LedgerError as error:
                 self._planner.forget(event)
                 self._answers.give(frame.request, self._without_ledger(frame, intent, error))

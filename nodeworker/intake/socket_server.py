@@ -13,7 +13,7 @@ import structlog
 
 from events.schema import ErrorClass, Phase
 from nodeworker.errors import failed
-from nodeworker.intake.requests import Intake
+from nodeworker.intake.requests import Requests
 from nodeworker.sandboxes.answers import Reply, refusal
 from nodeworker.shim.frame import HEADER, Frame, FrameError, body_length, decode_request, encode_reply
 
@@ -25,7 +25,7 @@ _PEERCRED = struct.Struct("iII")
 class Connection(asyncio.Protocol):
     """One entry point's connection: a request, its answer, the end."""
 
-    def __init__(self, intake: Intake, open_connections: set[Connection]) -> None:
+    def __init__(self, intake: Requests, open_connections: set[Connection]) -> None:
         self._intake = intake
         self._open = open_connections
         self._received = bytearray()
@@ -90,10 +90,10 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
 
-class Door:
+class SocketServer:
     """The listening socket and the connections that came through it."""
 
-    def __init__(self, path: Path, intake: Intake) -> None:
+    def __init__(self, path: Path, intake: Requests) -> None:
         self._path = path
         self._intake = intake
         self._connections: set[Connection] = set()

@@ -11,33 +11,33 @@ from msgspec.structs import replace
 from events.ledger.ledger import LedgerError
 from events.schema import AttachCompleted, Data, DetachCompleted, Event, InterfaceAttached, InterfaceDetached, Phase
 from nodeworker.errors import RequestFailedError, class_of, failed
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 
 T = TypeVar("T", bound=Data)
 
 
-async def record(recorder: Recorder, data: Data, intent: Event) -> None:
+async def record(journal: Journal, data: Data, intent: Event) -> None:
     """Record what was done for *intent*. Raises RequestFailedError when the ledger does not take it."""
-    await confirmed(recorder.begin(data, intent.sandbox, intent.id))
+    await confirmed(journal.begin(data, intent.sandbox, intent.id))
 
 
 async def confirmed(recording: asyncio.Task[None]) -> None:
-    """Return once *recording* (``Recorder.begin``) is done. Raises RequestFailedError as ``record`` does."""
+    """Return once *recording* (``Journal.begin``) is done. Raises RequestFailedError as ``record`` does."""
     try:
         await asyncio.shield(recording)
     except LedgerError as error:
         raise _refused(error) from error
 
 
-class Pipeline:
+class EffectLog:
     """Events of effects, each appended while the next effect is made, or with the outcome.
 
     As a context manager it ends when all are durable, whether its block succeeded or not, because what follows, good or
     bad, builds on their being there; then it raises what the ledger did not take, as ``record`` does.
     """
 
-    def __init__(self, recorder: Recorder, intent: Event) -> None:
-        self._recorder = recorder
+    def __init__(self, journal: Journal, intent: Event) -> None:
+        self._journal = journal
         self._intent = intent
         self._tasks: list[asyncio.Task[None]] = []
         self._held: list[InterfaceAttached | InterfaceDetached] = []
@@ -59,7 +59,7 @@ class Pipeline:
         self.put(outcome)
         return outcome
 
-    async def __aenter__(self) -> Pipeline:
+    async def __aenter__(self) -> EffectLog:
         return self
 
     async def __aexit__(
@@ -78,7 +78,7 @@ class Pipeline:
             self._begin(effect)
 
     def _begin(self, data: Data) -> None:
-        self._tasks.append(self._recorder.begin(data, self._intent.sandbox, self._intent.id))
+        self._tasks.append(self._journal.begin(data, self._intent.sandbox, self._intent.id))
 
 
 def _refused(error: LedgerError) -> RequestFailedError:

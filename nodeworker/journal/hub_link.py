@@ -30,7 +30,7 @@ _PATIENCE = 10.0
 """Seconds that a call is repeated: a cluster that lost its leader takes some to have another."""
 
 
-class Hub:
+class HubLink:
     """Keeps the connection, and copies the node's *ledger* over it. ``Notices`` of the cluster are heard here."""
 
     def __init__(self, address: LedgerAddress, replicas: int, ledger: JetStreamLedger, node: NodeName) -> None:

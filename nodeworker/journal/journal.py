@@ -58,7 +58,7 @@ class _Coming:
         """The ledger did not confirm it."""
 
 
-class Recorder:
+class Journal:
     """Appends the events of one node, under one epoch, and keeps ``state``."""
 
     def __init__(self, ledger: Ledger, node: NodeName) -> None:

@@ -35,7 +35,7 @@ class Swept(msgspec.Struct):
     """Sentences for the evidence."""
 
 
-class LastResort:
+class ForcedRelease:
     """Frees attachments of sandboxes that are gone."""
 
     def __init__(self, detacher: Detacher, runners: Runners, executor: Runner, seconds: float) -> None:

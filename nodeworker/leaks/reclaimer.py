@@ -1,7 +1,8 @@
 """Free what nobody owns, when it is asked for and still so: the last look decides, not the one that was judged.
 
 A sandbox goes by a DEL of its own, with the bytes that were recorded, which is an intent like any other and is only
-taken if nothing has happened to its container since the reclaim was. Where a plugin refuses, ``last_resort`` follows.
+taken if nothing has happened to its container since the reclaim was. Where a plugin refuses, ``forced_release``
+follows.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from events.schema import (
 )
 from nodeworker.deadline import seconds_since
 from nodeworker.errors import RequestFailedError, class_of, failed
-from nodeworker.journal.effect_log import Pipeline, record
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.effect_log import EffectLog, record
+from nodeworker.journal.journal import Journal
 from nodeworker.leaks import release
-from nodeworker.leaks.forced_release import LastResort
+from nodeworker.leaks.forced_release import ForcedRelease
 from nodeworker.leaks.judge import Finding
-from nodeworker.leaks.scanner import Looker
+from nodeworker.leaks.scanner import LeakScanner
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.plugins.native.ipam import reservations
 from nodeworker.sandboxes.answers import Answers
@@ -63,16 +64,16 @@ class Reclaimer:
 
     def __init__(
         self,
-        recorder: Recorder,
+        journal: Journal,
         answers: Answers,
-        looker: Looker,
-        last_resort: LastResort,
+        scanner: LeakScanner,
+        forced_release: ForcedRelease,
         metrics: WorkerMetrics,
     ) -> None:
-        self._recorder = recorder
+        self._journal = journal
         self._answers = answers
-        self._looker = looker
-        self._last_resort = last_resort
+        self._scanner = scanner
+        self._last_resort = forced_release
         self._take_turn: Turns | None = None
         self._metrics = metrics
 
@@ -95,7 +96,7 @@ class Reclaimer:
 
     def _confirmed(self, event: Event, leak: Leak) -> Leaked:
         """Return what the ledger says of *leak*, if that is what *event* rests on."""
-        leaked = self._recorder.state.leaks.get((self._recorder.node, leak.id))
+        leaked = self._journal.state.leaks.get((self._journal.node, leak.id))
         if leaked is None:
             raise _changed(leak, "it is no leak any more")
         if leaked.event != event.cause or leaked.observed.leak != leak:
@@ -109,7 +110,7 @@ class Reclaimer:
     async def _free(self, event: Event, leaked: Leaked) -> tuple[str, ...]:
         """Free it and return the evidence, as it is now."""
         leak = leaked.observed.leak
-        finding = await self._looker.again(leak)
+        finding = await self._scanner.again(leak)
         if finding is None and await self._is_free(leak):
             return ("it was free by then",)
         if finding is None or (finding.leak, finding.judged) != (leak, leaked.observed.judged):
@@ -130,7 +131,7 @@ class Reclaimer:
     async def _is_free(self, leak: Leak) -> bool:
         """Return whether somebody freed it in the meantime: the worker before, most likely."""
         if leak.sandbox:
-            return _key(leak) not in self._recorder.state.sandboxes
+            return _key(leak) not in self._journal.state.sandboxes
         try:
             return await asyncio.to_thread(release.is_gone, leak)
         except OSError:
@@ -149,18 +150,18 @@ class Reclaimer:
 
     def _owned(self, container_id: ContainerId) -> bool:
         """Return whether the ledger has the container, also from a thread."""
-        return any(key.container_id == container_id for key in tuple(self._recorder.state.sandboxes))
+        return any(key.container_id == container_id for key in tuple(self._journal.state.sandboxes))
 
     async def _free_sandbox(self, event: Event, leak: Leak, finding: Finding) -> tuple[str, ...]:
         """Detach the sandbox, whatever it takes; return how, as sentences."""
         key = _key(leak)
-        sandbox = self._recorder.state.sandboxes[key]
+        sandbox = self._journal.state.sandboxes[key]
         if sandbox.sequence != finding.judged:
             raise _changed(leak, "something happened to it meanwhile")
-        intent = self._recorder.state.pending.get(event.id)
+        intent = self._journal.state.pending.get(event.id)
         try:
             await ask_detach(
-                self._recorder, self._answers, sandbox, event.id, last=intent.sequence if intent else finding.judged
+                self._journal, self._answers, sandbox, event.id, last=intent.sequence if intent else finding.judged
             )
         except ConflictError as error:
             raise _changed(leak, "something happened to its container meanwhile") from error
@@ -184,7 +185,7 @@ class Reclaimer:
             return ("it was detached meanwhile",), None
         notes: list[str] = []
         failure: Failure | None = None
-        async with Pipeline(self._recorder, event) as effects:
+        async with EffectLog(self._journal, event) as effects:
             for attachment in reversed(left.attempted()):
                 if attachment.phase is AttachmentPhase.DETACHED:
                     continue
@@ -194,12 +195,12 @@ class Reclaimer:
                 if isinstance(swept.outcome, InterfaceDetachFailed):
                     failure = swept.outcome.failure
         if failure is None:
-            await record(self._recorder, DetachCompleted(request=RequestId(""), ifname=key.ifname), event)
+            await record(self._journal, DetachCompleted(request=RequestId(""), ifname=key.ifname), event)
         return tuple(notes), failure
 
     def _left(self, key: SandboxKey, sandbox: Sandbox) -> Sandbox | None:
         """Return what is left of *sandbox*; None: nothing."""
-        now = self._recorder.state.sandboxes.get(key)
+        now = self._journal.state.sandboxes.get(key)
         return now if now is not None and now.intent == sandbox.intent else None
 
 

@@ -15,11 +15,11 @@ from events.fold import Leaked, Sandbox
 from events.ledger.ledger import LedgerError
 from events.schema import Event, LeakId, LeakObserved, LeakReclaimed
 from nodeworker.drift.node_comparison import Findings
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.kernel.namespaces import loss
 from nodeworker.leaks.evidence.namespace_watch import NamespaceWatch
 from nodeworker.leaks.judge import Finding, Judgement, ordered
-from nodeworker.leaks.scanner import Looker
+from nodeworker.leaks.scanner import LeakScanner
 from nodeworker.metrics import WorkerMetrics
 
 log = structlog.get_logger(__name__)
@@ -38,19 +38,19 @@ _AT_ONCE = 500
 """Leaks that one look tells of; the others' turn comes when these are freed."""
 
 
-class LeakObserver:
+class LeakReporter:
     """Looks, and tells."""
 
-    def __init__(self, recorder: Recorder, looker: Looker, metrics: WorkerMetrics, interval: float) -> None:
-        self._recorder = recorder
-        self._looker = looker
+    def __init__(self, journal: Journal, scanner: LeakScanner, metrics: WorkerMetrics, interval: float) -> None:
+        self._journal = journal
+        self._scanner = scanner
         self._metrics = metrics
         self._interval = interval
         self._first: dict[LeakId, float] = {}
         """When a leak was seen first by this worker, by the loop's clock."""
         self._freed: dict[str, float] = {}
         """Containers whose sandbox was reclaimed, and when."""
-        recorder.on_recorded(self._recorded)
+        journal.on_recorded(self._recorded)
         self._one_at_a_time = asyncio.Lock()
         self._woken = asyncio.Event()
 
@@ -69,13 +69,13 @@ class LeakObserver:
                     await asyncio.sleep(_SETTLE)
                 self._woken.clear()
                 pause = await self._next_pause()
-                watch.follow(sandbox.netns for sandbox in self._recorder.state.sandboxes.values())
+                watch.follow(sandbox.netns for sandbox in self._journal.state.sandboxes.values())
         finally:
             watch.close()
 
     def _namespaces_gone(self, names: set[str]) -> None:
         """Look soon if the ledger still has the sandbox of one: where a DEL came, it has not."""
-        sandboxes = self._recorder.state.sandboxes.values()
+        sandboxes = self._journal.state.sandboxes.values()
         if any(os.path.basename(sandbox.netns) in names and loss(sandbox.netns) for sandbox in sandboxes):
             self._woken.set()
 
@@ -101,7 +101,7 @@ class LeakObserver:
 
     async def _look(self) -> Judgement:
         async with self._one_at_a_time:
-            judgement = await self._looker.everything()
+            judgement = await self._scanner.everything()
             self._metrics.leaks_open.set(len(judgement.findings))
             self._raise_alarm(judgement)
             await self._tell(judgement)
@@ -115,7 +115,7 @@ class LeakObserver:
     def _raise_alarm(self, judgement: Judgement) -> None:
         """Say so, once, if the runtime runs what was reclaimed and was not attached anew."""
         now = asyncio.get_running_loop().time()
-        live = {key.container_id for key in self._recorder.state.sandboxes}
+        live = {key.container_id for key in self._journal.state.sandboxes}
         for container_id in self._freed.keys() & judgement.running - live:
             self._metrics.freed_falsely()
             log.error("freed_falsely", sandbox=container_id, meaning="it was reclaimed, and the runtime runs it")
@@ -150,16 +150,16 @@ class LeakObserver:
         observed = LeakObserved(
             leak=finding.leak, evidence=finding.evidence, sightings=sightings, judged=finding.judged
         )
-        await self._recorder.record(observed, finding.leak.sandbox)
+        await self._journal.record(observed, finding.leak.sandbox)
         if sightings == 2:
             self._metrics.leak_observed(finding.leak.kind)
             log.info("leak_observed", kind=finding.leak.kind.value, what=finding.leak.what, evidence=finding.evidence)
 
     async def _tell_gone(self, known: Leaked) -> None:
         leak = known.observed.leak
-        await self._recorder.record(LeakObserved(leak=leak, sightings=0, gone=True), leak.sandbox)
+        await self._journal.record(LeakObserved(leak=leak, sightings=0, gone=True), leak.sandbox)
 
     def _open(self) -> dict[LeakId, Leaked]:
         """Return the leaks of the node that the ledger tells of."""
-        node = self._recorder.node
-        return {leak_id: leaked for (where, leak_id), leaked in self._recorder.state.leaks.items() if where == node}
+        node = self._journal.node
+        return {leak_id: leaked for (where, leak_id), leaked in self._journal.state.leaks.items() if where == node}

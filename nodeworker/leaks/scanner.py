@@ -22,7 +22,7 @@ from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.leaks.evidence import held_files
 from nodeworker.leaks.evidence.addresses_in_use import addresses_in_use
 from nodeworker.leaks.evidence.container_runtime import ContainerRuntime, RuntimeUnknownError
-from nodeworker.leaks.evidence.footprint import NodeEnd, Places
+from nodeworker.leaks.evidence.footprint import Footprint, NodeEnd
 from nodeworker.leaks.judge import Facts, Finding, HeldFile, HeldLink, Judgement, Known, judge, link_leak_id
 
 _WITH_ADDRESS = (LeakKind.ADDRESS_UNOWNED, LeakKind.ADDRESS_TORN)
@@ -37,10 +37,10 @@ class _Listed(msgspec.Struct):
     blind: set[str] = set()
 
 
-class Looker:
+class LeakScanner:
     """Looks at one node."""
 
-    def __init__(self, state: State, boot_id: str, runtime: ContainerRuntime, places: Places, results: str) -> None:
+    def __init__(self, state: State, boot_id: str, runtime: ContainerRuntime, places: Footprint, results: str) -> None:
         self._state = state
         self._boot_id = boot_id
         self._runtime = runtime

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from events.fold import SandboxKey
 from events.schema import AttachPlanned, AttachRequested, ContainerId, ErrorClass, Event, EventId, Phase
 from nodeworker.errors import failed
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.kernel.namespaces import inode, interfaces_present
 from nodeworker.planning.cluster.gather import gather
 from nodeworker.planning.cluster.source import Source
@@ -34,14 +34,14 @@ class Planner:
 
     def __init__(
         self,
-        recorder: Recorder,
+        journal: Journal,
         source: Source | None,
         runners: Runners,
         section: WorkerSection,
         readiness: Readiness,
         device_sources: Sequence[DeviceSource],
     ) -> None:
-        self._recorder = recorder
+        self._journal = journal
         self._source = source
         self._runners = runners
         self._section = section
@@ -55,12 +55,12 @@ class Planner:
         That is done for a container that is new to the ledger only: the plan of another would be made for what is about
         to change.
         """
-        known = SandboxKey(intent.sandbox, request.ifname) in self._recorder.state.sandboxes
-        if not known and not self._recorder.expects(intent.sandbox):
+        known = SandboxKey(intent.sandbox, request.ifname) in self._journal.state.sandboxes
+        if not known and not self._journal.expects(intent.sandbox):
             self._begun[intent.id] = asyncio.create_task(self._plan_soon(intent, request, wait))
 
     async def plan(self, intent: Event, request: AttachRequested, wait: float) -> asyncio.Task[None]:
-        """Plan for *intent*, begun or not, and return the task by which the plan is recorded: see ``Recorder.begin``.
+        """Plan for *intent*, begun or not, and return the task by which the plan is recorded: see ``Journal.begin``.
 
         What is not ready on the node is waited for for *wait* seconds. The plan's plugins are there, and its interface
         names are free: what is not ours is never deleted. Raises RequestFailedError.
@@ -80,7 +80,7 @@ class Planner:
 
     async def _plan(self, intent: Event, request: AttachRequested, wait: float) -> asyncio.Task[None]:
         planned = await self._make(request, intent.sandbox, wait)
-        return self._recorder.begin(planned, intent.sandbox, intent.id)
+        return self._journal.begin(planned, intent.sandbox, intent.id)
 
     async def _make(self, request: AttachRequested, container_id: ContainerId, wait: float) -> AttachPlanned:
         conf = parse_netconf(request.config, self._section.network)

@@ -13,7 +13,7 @@ from events.schema import PlannedAttachment
 from nodeworker.plugins.exec import PluginError, PluginExecutor, Runner, find, type_of
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.jobs import Clearing
-from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.native.registry import AUTO, Switch, interface_plugin, is_gone_with_its_link, obstacle
 from nodeworker.plugins.native.runner import NativeRunner, way_of
 
@@ -24,7 +24,7 @@ class WayRunners:
     Both ways leave and find the same on the node, so a binary that was removed since its ADD strands nobody.
     """
 
-    def __init__(self, executor: PluginExecutor, switch: Switch, processes: NativeProcesses) -> None:
+    def __init__(self, executor: PluginExecutor, switch: Switch, processes: NativePool) -> None:
         self._executor = executor
         self._switch = switch
         self._processes = processes

@@ -7,12 +7,12 @@ import secrets
 from events.fold import Sandbox
 from events.ledger.ledger import ConflictError
 from events.schema import DetachRequested, EventId, RequestId
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.sandboxes.answers import Answers, Reply
 
 
 async def ask_detach(
-    recorder: Recorder, answers: Answers, sandbox: Sandbox, cause: EventId, *, last: int | None = None
+    journal: Journal, answers: Answers, sandbox: Sandbox, cause: EventId, *, last: int | None = None
 ) -> Reply:
     """Return what came of a DEL of *sandbox*, which is an intent like a runtime's, and takes its turn like one.
 
@@ -23,7 +23,7 @@ async def ask_detach(
     answers.open(request)
     intent = DetachRequested(request=request, ifname=sandbox.key.ifname, netns=sandbox.netns, pod=sandbox.pod)
     try:
-        await recorder.request(recorder.event(intent, sandbox.key.container_id, cause), last=last)
+        await journal.request(journal.event(intent, sandbox.key.container_id, cause), last=last)
     except ConflictError:
         answers.cancel(request)
         raise

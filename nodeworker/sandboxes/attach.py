@@ -29,10 +29,10 @@ from events.schema import (
     PlannedAttachment,
     PluginRun,
 )
-from nodeworker.deadline import Patience, seconds_since
+from nodeworker.deadline import Deadline, seconds_since
 from nodeworker.errors import RequestFailedError, failed, internal, naming, unusable_container_id
-from nodeworker.journal.effect_log import Pipeline, confirmed, record
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.effect_log import EffectLog, confirmed, record
+from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.planning.planner import Planner
 from nodeworker.planning.resolve.default_route import wanted
@@ -57,7 +57,7 @@ class Attacher:
 
     def __init__(
         self,
-        recorder: Recorder,
+        journal: Journal,
         detacher: Detacher,
         planner: Planner,
         runners: Runners,
@@ -66,7 +66,7 @@ class Attacher:
         statuses: StatusWait,
         collections: CollectionsUnderWay,
     ) -> None:
-        self._recorder = recorder
+        self._journal = journal
         self._detacher = detacher
         self._planner = planner
         self._runners = runners
@@ -75,18 +75,18 @@ class Attacher:
         self._statuses = statuses
         self._collections = collections
 
-    async def attach(self, event: Event, request: AttachRequested, patience: Patience, *, resumed: bool) -> Reply:
+    async def attach(self, event: Event, request: AttachRequested, patience: Deadline, *, resumed: bool) -> Reply:
         """Fulfil the intent *event* and return the answer for the runtime.
 
         *resumed*: an earlier attempt may have made what the ledger does not tell of. Nothing of a failed attach stays
         behind but what the answer's event names as ``left``.
         """
         key = SandboxKey(event.sandbox, request.ifname)
-        sandbox = self._recorder.state.sandboxes.get(key)
+        sandbox = self._journal.state.sandboxes.get(key)
         try:
             if sandbox is not None and sandbox.intent != event.id:
                 outcome = _outcome(event, request, _recorded_result(sandbox, request))
-                await record(self._recorder, outcome, event)
+                await record(self._journal, outcome, event)
             else:
                 outcome = await self._make(key, event, request, patience, resumed=resumed)
         except RequestFailedError as error:
@@ -99,7 +99,7 @@ class Attacher:
         return reply_of(outcome, request.config)
 
     async def _make(
-        self, key: SandboxKey, event: Event, request: AttachRequested, patience: Patience, *, resumed: bool
+        self, key: SandboxKey, event: Event, request: AttachRequested, patience: Deadline, *, resumed: bool
     ) -> AttachCompleted:
         """Make every attachment of the sandbox and return the outcome, both recorded.
 
@@ -117,7 +117,7 @@ class Attacher:
             raise RequestFailedError(patience.failure)  # an earlier worker was undoing it already
         if resumed and not self._detacher.target(sandbox).netns:
             raise _gone(sandbox)  # what is at its path by now may be somebody else's
-        async with Pipeline(self._recorder, event) as records:
+        async with EffectLog(self._journal, event) as records:
             missing = [each for each in sandbox.attachments if each.phase is AttachmentPhase.PLANNED]
             for attachment in missing if resumed else ():  # which may have been begun all the same
                 await self._within(patience, self._detacher.delete(sandbox, attachment))
@@ -131,7 +131,7 @@ class Attacher:
             self._statuses.expect(sandbox)
             return records.end(outcome)
 
-    async def _plan(self, event: Event, request: AttachRequested, patience: Patience, wait: float) -> None:
+    async def _plan(self, event: Event, request: AttachRequested, patience: Deadline, wait: float) -> None:
         await confirmed(await self._within(patience, self._planner.plan(event, request, wait)))
 
     def _batches(self, attachments: list[Attachment]) -> Iterator[list[Attachment]]:
@@ -143,7 +143,7 @@ class Attacher:
                 yield from ([attachment] for attachment in group)
 
     async def _add_all(
-        self, sandbox: Sandbox, batch: list[Attachment], records: Pipeline, patience: Patience
+        self, sandbox: Sandbox, batch: list[Attachment], records: EffectLog, patience: Deadline
     ) -> list[InterfaceAttached]:
         """Make the attachments of *batch* in order, and return what has been put into *records* of each.
 
@@ -171,7 +171,7 @@ class Attacher:
         return effects
 
     async def _add(
-        self, sandbox: Sandbox, plan: PlannedAttachment, records: Pipeline, told: set[IfName], seconds: float
+        self, sandbox: Sandbox, plan: PlannedAttachment, records: EffectLog, told: set[IfName], seconds: float
     ) -> InterfaceAttached:
         started = asyncio.get_running_loop().time()
         try:
@@ -203,7 +203,7 @@ class Attacher:
 
     async def _give_up(self, event: Event, request: AttachRequested, failure: Failure) -> Reply:
         """Undo what the attach has made, record that it failed, and return the answer for the runtime."""
-        sandbox = self._recorder.state.sandboxes.get(SandboxKey(event.sandbox, request.ifname))
+        sandbox = self._journal.state.sandboxes.get(SandboxKey(event.sandbox, request.ifname))
         mine = sandbox if sandbox is not None and sandbox.intent == event.id else None
 
         def outcome(left: Mapping[IfName, Failure]) -> AttachFailed:
@@ -222,9 +222,9 @@ class Attacher:
         return refusal(failure, request.config)
 
     def _sandbox(self, key: SandboxKey) -> Sandbox:
-        return self._recorder.state.sandboxes[key]
+        return self._journal.state.sandboxes[key]
 
-    async def _within(self, patience: Patience, work: Awaitable[T]) -> T:
+    async def _within(self, patience: Deadline, work: Awaitable[T]) -> T:
         """Return what *work* returns. Raises RequestFailedError when nobody waits for it any more."""
         try:
             async with patience:

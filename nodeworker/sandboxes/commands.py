@@ -35,7 +35,7 @@ from events.schema import (
 from nodeworker.deadline import seconds_since
 from nodeworker.errors import RequestFailedError, failed, internal
 from nodeworker.journal.effect_log import record
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.sandboxes.answers import OK, Reply, refusal
 
 log = structlog.get_logger(__name__)
@@ -53,14 +53,14 @@ Handler: TypeAlias = Callable[[Event, Any], Awaitable[Outcome]]
 class Orders:
     """Takes commands in, and has them fulfilled."""
 
-    def __init__(self, recorder: Recorder, handlers: Mapping[type[Order], Handler]) -> None:
-        self._recorder = recorder
+    def __init__(self, journal: Journal, handlers: Mapping[type[Order], Handler]) -> None:
+        self._journal = journal
         self._handlers = handlers
 
     async def run(self, commands: Commands) -> None:
         """Make intents of the *commands* that come, without end."""
-        after = self._recorder.state.commands.get(self._recorder.node, 0)
-        async with aclosing(commands.receive(self._recorder.node, after)) as received:
+        after = self._journal.state.commands.get(self._journal.node, 0)
+        async with aclosing(commands.receive(self._journal.node, after)) as received:
             async for command in received:
                 await self._take(command)
 
@@ -73,7 +73,7 @@ class Orders:
         intent = replace(order, request=RequestId(event.id), command=command.sequence)
         while True:
             try:
-                await self._recorder.request(self._recorder.event(intent, event.sandbox, event.cause))
+                await self._journal.request(self._journal.event(intent, event.sandbox, event.cause))
             except LedgerError as error:
                 log.warning("command_postponed", type=event.type, error=str(error))
                 await asyncio.sleep(_RETRY)
@@ -90,7 +90,7 @@ class Orders:
             log.exception("order_broke", type=event.type, sandbox=event.sandbox[:12])
             outcome = self._failed(event, order, internal(_phase(order), error))
         try:
-            await record(self._recorder, outcome, event)
+            await record(self._journal, outcome, event)
         except RequestFailedError as error:
             log.warning("order_outcome_not_recorded", type=event.type, error=error.failure.message)
             return refusal(error.failure, "")
@@ -108,7 +108,7 @@ class Orders:
         match order:
             case RepairRequested(request=request, ifname=ifname):
                 # Nobody has looked since: what was seen last may be more than was ordered, or something else by now.
-                sandbox = self._recorder.state.sandboxes.get(SandboxKey(event.sandbox, ifname))
+                sandbox = self._journal.state.sandboxes.get(SandboxKey(event.sandbox, ifname))
                 left = order.drifts if sandbox is None else sandbox.drifts
                 return DriftRepairFailed(request=request, ifname=ifname, failure=failure, left=left, seconds=seconds)
             case ReclaimRequested(request=request, leak=leak):

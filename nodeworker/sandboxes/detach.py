@@ -31,8 +31,8 @@ from events.schema import (
 )
 from nodeworker.deadline import seconds_since
 from nodeworker.errors import RequestFailedError, failed, naming, unusable_container_id
-from nodeworker.journal.effect_log import Pipeline
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.effect_log import EffectLog
+from nodeworker.journal.journal import Journal
 from nodeworker.kernel.namespaces import is_namespace, loss
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.planning.resolve.default_route import adjusted
@@ -48,8 +48,8 @@ log = structlog.get_logger(__name__)
 class Detacher:
     """Fulfils the intents of detaching, and undoes attaches."""
 
-    def __init__(self, recorder: Recorder, runners: Runners, section: WorkerSection, metrics: WorkerMetrics) -> None:
-        self._recorder = recorder
+    def __init__(self, journal: Journal, runners: Runners, section: WorkerSection, metrics: WorkerMetrics) -> None:
+        self._journal = journal
         self._runners = runners
         self._section = section
         self._metrics = metrics
@@ -63,7 +63,7 @@ class Detacher:
         deletion.
         """
         key = SandboxKey(event.sandbox, request.ifname)
-        before = self._recorder.state.sandboxes.get(key)
+        before = self._journal.state.sandboxes.get(key)
         refused = _detach_problem(event, request)
 
         def outcome(left: Mapping[IfName, Failure]) -> Data:
@@ -95,11 +95,11 @@ class Detacher:
         *outcome* says it, and is told what could not be detached, and why. Raises RequestFailedError when the ledger
         did not take an event, after all has been tried; it is offered all of them again.
         """
-        async with Pipeline(self._recorder, event) as records:
+        async with EffectLog(self._journal, event) as records:
             left = {} if sandbox is None else await self._detach_all(sandbox, phase, records)
             return records.end(outcome(left))
 
-    async def _detach_all(self, sandbox: Sandbox, phase: Phase, records: Pipeline) -> dict[IfName, Failure]:
+    async def _detach_all(self, sandbox: Sandbox, phase: Phase, records: EffectLog) -> dict[IfName, Failure]:
         """Detach what may be there, and put what came of it into *records*; return what could not be, and why."""
         left: dict[IfName, Failure] = {}
         there = [each for each in reversed(sandbox.attempted()) if each.phase is not AttachmentPhase.DETACHED]
@@ -153,7 +153,7 @@ class Detacher:
         """Return *sandbox*, which has a plan, as the plugins of a DEL are told of it."""
         target = target_of(sandbox)
         assert sandbox.plan is not None
-        rebooted = sandbox.boot_id not in ("", self._recorder.boot_id)
+        rebooted = sandbox.boot_id not in ("", self._journal.boot_id)
         if rebooted or not is_namespace(target.netns) or loss(target.netns, sandbox.plan.netns_inode):
             return replace(target, netns="")
         return target

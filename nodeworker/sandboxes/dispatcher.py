@@ -31,7 +31,7 @@ from events.schema import (
     RepairRequested,
     RequestId,
 )
-from nodeworker.deadline import Patience, seconds_until
+from nodeworker.deadline import Deadline, seconds_until
 from nodeworker.errors import failed, internal
 from nodeworker.sandboxes.answers import Answers, Reply, refusal
 from nodeworker.sandboxes.attach import Attacher
@@ -79,7 +79,7 @@ class Dispatcher:
         self._under_way: set[EventId] = set()
         self._at_work: set[asyncio.Task[None]] = set()
         self._held: set[asyncio.Task[None]] = set()
-        self._patience: dict[RequestId, tuple[SandboxKey, Patience]] = {}
+        self._patience: dict[RequestId, tuple[SandboxKey, Deadline]] = {}
         self.in_progress = 0
 
     @property
@@ -107,7 +107,7 @@ class Dispatcher:
             return
         match data:
             case AttachRequested():
-                patience = Patience(0 if self._answers.given(data.request) else seconds_until(data.deadline))
+                patience = Deadline(0 if self._answers.given(data.request) else seconds_until(data.deadline))
                 self._patience[data.request] = (SandboxKey(event.sandbox, data.ifname), patience)
                 self._queue(event, data.request, data.config, lambda: self._attach(event, data, patience, resumed))
             case DetachRequested():
@@ -161,7 +161,7 @@ class Dispatcher:
             if attached == key:
                 patience.end(_OVERTAKEN)
 
-    async def _attach(self, event: Event, data: AttachRequested, patience: Patience, resumed: bool) -> Reply:
+    async def _attach(self, event: Event, data: AttachRequested, patience: Deadline, resumed: bool) -> Reply:
         try:
             return await self._attacher.attach(event, data, patience, resumed=resumed)
         finally:

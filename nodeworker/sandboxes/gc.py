@@ -26,7 +26,7 @@ from events.schema import (
 )
 from nodeworker.deadline import seconds_since, seconds_until
 from nodeworker.errors import RequestFailedError, class_of, failed
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.planning.readiness import Readiness
 from nodeworker.planning.resolve.netconf import NetConf, parse_netconf
 from nodeworker.plugins import chain
@@ -48,7 +48,7 @@ class GarbageCollector:
 
     def __init__(
         self,
-        recorder: Recorder,
+        journal: Journal,
         answers: Answers,
         runners: Runners,
         section: WorkerSection,
@@ -56,7 +56,7 @@ class GarbageCollector:
         default_network: DefaultNetwork,
         collections: CollectionsUnderWay,
     ) -> None:
-        self._recorder = recorder
+        self._journal = journal
         self._answers = answers
         self._runners = runners
         self._section = section
@@ -86,7 +86,7 @@ class GarbageCollector:
         except RequestFailedError as error:
             outcome = GcFailed(request=request.request, failure=error.failure, seconds=seconds_since(event.at))
         try:
-            await self._recorder.record(outcome, event.sandbox, event.id)
+            await self._journal.record(outcome, event.sandbox, event.id)
         except LedgerError as error:
             return refusal(failed(class_of(error), Phase.GC, str(error)).failure, request.config)
         return reply_of(outcome, request.config)
@@ -106,7 +106,7 @@ class GarbageCollector:
 
         One whose ADD is under way is not stale: the runtime made its list before.
         """
-        for key, sandbox in self._recorder.state.sandboxes.items():
+        for key, sandbox in self._journal.state.sandboxes.items():
             settled = sandbox.phase not in (SandboxPhase.REQUESTED, SandboxPhase.PLANNED)
             if settled and tuple(key) not in valid and self._is_of(sandbox, name):
                 yield sandbox
@@ -122,11 +122,11 @@ class GarbageCollector:
     async def _detach(self, sandbox: Sandbox, event: Event) -> Failure | None:
         """Detach one sandbox the way a DEL does; return why that failed, if it did."""
         key = sandbox.key
-        now = self._recorder.state.sandboxes.get(key)
+        now = self._journal.state.sandboxes.get(key)
         if now is None or now.intent != sandbox.intent:
             return None  # a DEL came meanwhile
         try:
-            reply = await ask_detach(self._recorder, self._answers, sandbox, event.id)
+            reply = await ask_detach(self._journal, self._answers, sandbox, event.id)
         except LedgerError as error:
             return failed(class_of(error), Phase.GC, str(error)).failure
         return reply.failure
@@ -160,7 +160,7 @@ class GarbageCollector:
             return None
 
     def _attachments(self) -> Iterator[Attachment]:
-        for sandbox in self._recorder.state.sandboxes.values():
+        for sandbox in self._journal.state.sandboxes.values():
             yield from sandbox.attachments
 
     def _valid(self, name: str, runtime_valid: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
@@ -172,7 +172,7 @@ class GarbageCollector:
         """
         valid: list[tuple[str, str]] = []
         known: set[str] = set()
-        for key, sandbox in self._recorder.state.sandboxes.items():
+        for key, sandbox in self._journal.state.sandboxes.items():
             known.add(key.container_id)
             valid += [(key.container_id, a.plan.ifname) for a in sandbox.attachments if a.plan.cni_name == name]
         names = {ifname for _, ifname in valid}

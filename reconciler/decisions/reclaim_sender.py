@@ -23,14 +23,14 @@ from events.schema import (
 )
 from reconciler.decisions import leaks
 from reconciler.decisions.leaks import Asked, LeakKey, Reclaim
-from reconciler.follow.loop import Ask
+from reconciler.follow.loop import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
 
 log = structlog.get_logger(__name__)
 
 
-class LeakKeeper:
+class ReclaimSender:
     """Has leaks reclaimed. A ``reconciler.follow.loop.Listener``."""
 
     def __init__(self, commands: Commands, metrics: Metrics) -> None:
@@ -41,10 +41,10 @@ class LeakKeeper:
         self._changed = asyncio.Event()
         metrics.leaks_open.set_function(lambda: len(self._leaks))
 
-    async def caught_up(self, ask: Ask) -> None:
+    async def caught_up(self, query: Query) -> None:
         """Take up the leaks that are open."""
         self._asked.clear()
-        open_leaks = await ask(lambda store: store.leaks())
+        open_leaks = await query(lambda store: store.leaks())
         self._leaks = {LeakKey(node, leaked.observed.leak.id): leaked for node, leaked in open_leaks}
         self._changed.set()
 

@@ -30,7 +30,7 @@ from events.schema import (
 )
 from reconciler.decisions.drift import Order, Repairs
 from reconciler.decisions.drift_metrics import DriftMetrics
-from reconciler.follow.loop import Ask
+from reconciler.follow.loop import Query
 from reconciler.projection.fold.batch import Changes
 
 log = structlog.get_logger(__name__)
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 _RETRY = 1.0
 
 
-class Repairing:
+class RepairSender:
     """Sends ``RepairRequested`` where a node drifts. A ``reconciler.follow.loop.Listener``."""
 
     def __init__(self, commands: Commands, policy: Callable[[str], str], metrics: DriftMetrics) -> None:
@@ -48,10 +48,10 @@ class Repairing:
         self._changed = asyncio.Event()
         metrics.open.set_function(lambda: self._repairs.open)
 
-    async def caught_up(self, ask: Ask) -> None:
+    async def caught_up(self, query: Query) -> None:
         """Take up what drifts."""
         now = rfc3339(time.time_ns())
-        for sandbox in await ask(lambda store: store.drifting()):
+        for sandbox in await query(lambda store: store.drifting()):
             self._repairs.observed(sandbox, now, time.monotonic())
         self._changed.set()
 

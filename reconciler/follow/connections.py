@@ -8,8 +8,8 @@ from events.nats.ledger import JetStreamLedger
 from events.nats.streams import NODE_STREAM, StreamConfig, hub_stream
 from events.process.settings import LedgerAddress, Settings, hub_address, ledger_address
 from reconciler.settings import ReconcilerSettings
-from reconciler.status.folder_sink import StatusFolder
-from reconciler.status.sink import Publisher
+from reconciler.status.folder_sink import FolderSink
+from reconciler.status.sink import StatusSink
 
 
 def whole_ledger(settings: Settings) -> tuple[LedgerAddress, StreamConfig]:
@@ -33,13 +33,13 @@ def hub_replicas(settings: Settings) -> int:
     return settings.hub.replicas if settings.hub is not None else 1
 
 
-async def open_publisher(settings: ReconcilerSettings) -> Publisher | None:
+async def open_publisher(settings: ReconcilerSettings) -> StatusSink | None:
     """Return where statuses go; None: nowhere. Raises SettingsError."""
     if settings.manifests:
-        return StatusFolder(Path(settings.manifests))
+        return FolderSink(Path(settings.manifests))
     if (cluster := settings.reconciler.kubernetes) is None:
         return None
-    from reconciler.status.kubernetes.annotation_sink import PodAnnotation  # noqa: PLC0415  # 50 MB that only its user pays
+    from reconciler.status.kubernetes.annotation_sink import AnnotationSink  # noqa: PLC0415  # 50 MB that only its user pays
 
     node = settings.node_name if settings.hub is None else ""  # else its ledger has all nodes
-    return await PodAnnotation.connect(cluster.kubeconfig, node)
+    return await AnnotationSink.connect(cluster.kubeconfig, node)

@@ -50,7 +50,7 @@ class _Presence(msgspec.Struct, frozen=True):
     leaves: bool = False
 
 
-class Turn:
+class Term:
     """What the elected reconciler acts with, for as long as it is the elected one."""
 
     def __init__(self, ledger: Ledger, commands: Commands, mandate: Mandate, looked_at: float) -> None:
@@ -81,7 +81,7 @@ class Turn:
 
 
 class Replicas:
-    """One replica's part. A ``reconciler.follow.loop.Office``.
+    """One replica's part. A ``reconciler.follow.loop.Leadership``.
 
     *appoint* makes the listeners of a turn. *alone*: there are no others by configuration, so none is waited for.
     """
@@ -91,7 +91,7 @@ class Replicas:
         ledger: Ledger,
         notices: Notices,
         commands: Commands,
-        appoint: Callable[[Turn], Sequence[Listener]],
+        appoint: Callable[[Term], Sequence[Listener]],
         metrics: Metrics,
         *,
         name: str,
@@ -106,7 +106,7 @@ class Replicas:
         self._name = name
         self._version = version
         self._alone = alone
-        self._turn: Turn | None = None
+        self._turn: Term | None = None
         self._epoch = 0
         """Of the newest election known."""
         self._heard_at = float("-inf")
@@ -114,7 +114,7 @@ class Replicas:
         self._heard = asyncio.Event()
 
     async def run(self, serve: Serve) -> None:
-        """See ``Office.run``."""
+        """See ``Leadership.run``."""
         for delay in delays():
             try:
                 async with self._notices.hear(RECONCILER_PRESENT, RECONCILER_ASKED) as heard:
@@ -189,14 +189,14 @@ class Replicas:
         except TimeoutError:
             return
 
-    async def _elect(self) -> Turn:
+    async def _elect(self) -> Term:
         began = _now()
         mandate = await elect(self._ledger, self._commands, self._name, self._version)
         self._epoch = mandate.event.epoch
         self._metrics.elections.inc()
-        return Turn(self._ledger, self._commands, mandate, began)
+        return Term(self._ledger, self._commands, mandate, began)
 
-    async def _hold(self, turn: Turn, serve: Serve) -> None:
+    async def _hold(self, turn: Term, serve: Serve) -> None:
         """Have *turn* used until it is over."""
         self._turn = turn
         self._metrics.active.set(1)
@@ -218,7 +218,7 @@ class Replicas:
             if leaves:
                 await self._notices.tell(RECONCILER_PRESENT, self._presence(turn, leaves=True))
 
-    async def _stay_present(self, turn: Turn) -> None:
+    async def _stay_present(self, turn: Term) -> None:
         """Say that this one is there, as long as the ledger says so too."""
         while True:
             try:
@@ -231,14 +231,14 @@ class Replicas:
                 await self._tell(turn)
             await asyncio.sleep(PRESENCE_INTERVAL)
 
-    async def _tell(self, turn: Turn) -> None:
+    async def _tell(self, turn: Term) -> None:
         await self._notices.tell(RECONCILER_PRESENT, self._presence(turn))
 
-    def _presence(self, turn: Turn, *, leaves: bool = False) -> bytes:
+    def _presence(self, turn: Term, *, leaves: bool = False) -> bytes:
         return msgspec.json.encode(_Presence(self._name, turn.mandate.event.epoch, leaves))
 
 
-async def _act(serve: Serve, turn: Turn, listeners: Sequence[Listener]) -> None:
+async def _act(serve: Serve, turn: Term, listeners: Sequence[Listener]) -> None:
     await serve(turn.mandate.ledger.sequence, listeners)
 
 

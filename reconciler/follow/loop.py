@@ -33,7 +33,7 @@ PULSE = 5.0
 T = TypeVar("T")
 
 
-class Ask(Protocol):
+class Query(Protocol):
     """Asks the projection, on its own thread, until the database answers."""
 
     async def __call__(self, work: Callable[[Store], T]) -> T:
@@ -44,7 +44,7 @@ class Ask(Protocol):
 class Listener(Protocol):
     """Somebody who acts on what the ledger says."""
 
-    async def caught_up(self, ask: Ask) -> None:
+    async def caught_up(self, query: Query) -> None:
         """The projection has all there was at the start: what is open is to be taken up. Of that no batch tells."""
         ...
 
@@ -61,7 +61,7 @@ Serve: TypeAlias = Callable[[int, Sequence[Listener]], Awaitable[None]]
 """Has listeners act, without end, from the sequence on at which they were appointed."""
 
 
-class Office(Protocol):
+class Leadership(Protocol):
     """Who may act, and when: of several reconcilers one."""
 
     async def run(self, serve: Serve) -> None:
@@ -72,7 +72,7 @@ class Office(Protocol):
 class Upkeep(Protocol):
     """Somebody who looks after the projection itself, beside the work."""
 
-    async def run(self, ask: Ask) -> None:
+    async def run(self, query: Query) -> None:
         """Look after it, without end."""
         ...
 
@@ -80,7 +80,7 @@ class Upkeep(Protocol):
 class Begin(Protocol):
     """Knows what an empty projection can begin with."""
 
-    async def begin(self, ask: Ask) -> None:
+    async def begin(self, query: Query) -> None:
         """Put it there, if there is anything. Raises LedgerUnavailableError."""
         ...
 
@@ -96,7 +96,7 @@ class Reconciler:
         self,
         ledger: Ledger,
         store: Store,
-        office: Office,
+        office: Leadership,
         metrics: Metrics,
         *,
         shared: bool = False,
@@ -141,7 +141,7 @@ class Reconciler:
         tasks.create_task(self._project(arrived), name="project")
         tasks.create_task(self._measure(), name="measure")
         for each in self._upkeep:
-            tasks.create_task(each.run(self._ask), name=type(each).__name__)
+            tasks.create_task(each.run(self._query), name=type(each).__name__)
 
     async def _follow_and_serve(self, since: int, listeners: Sequence[Listener]) -> None:
         await self._catch_up(election=since)
@@ -155,7 +155,7 @@ class Reconciler:
             await self._advanced.wait()
         async with self._still:
             for listener in listeners:
-                await listener.caught_up(self._ask)
+                await listener.caught_up(self._query)
             self._listeners = listeners
         log.info("reconciler_ready", sequence=self.sequence)
         try:
@@ -182,7 +182,7 @@ class Reconciler:
     async def _begin(self) -> None:
         self.sequence = await self._in_database(self._store.position)
         if self.sequence == 0 and self._beginning is not None:
-            await self._beginning.begin(self._ask)
+            await self._beginning.begin(self._query)
             self.sequence = await self._in_database(self._store.position)
         await self._count_sandboxes()
         log.info("projection_resumed", sequence=self.sequence)
@@ -247,7 +247,7 @@ class Reconciler:
         log.debug("batch_projected", events=len(batch), sequence=self.sequence)
         return changes
 
-    async def _ask(self, work: Callable[[Store], T]) -> T:
+    async def _query(self, work: Callable[[Store], T]) -> T:
         return await self._in_database(lambda: work(self._store))
 
     async def _in_database(self, work: Callable[[], T]) -> T:

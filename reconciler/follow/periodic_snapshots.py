@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from events.ledger.ledger import Ledger
-from reconciler.follow.loop import Ask
+from reconciler.follow.loop import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
 from reconciler.projection.rebuild.snapshot import Origin, look, save
@@ -65,13 +65,13 @@ class Beginning:
         self._ledger = ledger
         self._name = name
 
-    async def begin(self, ask: Ask) -> None:
+    async def begin(self, query: Query) -> None:
         """Use the newest snapshot that is whole and of this ledger, if there is one. Raises LedgerUnavailableError."""
         for path in await asyncio.to_thread(self._folder.newest_first):
             try:
                 origin = await asyncio.to_thread(look, path)
                 await self._refuse_foreign(path, origin)
-                await ask(lambda store, path=path: store.restore(path))
+                await query(lambda store, path=path: store.restore(path))
             except ProjectionError as error:
                 log.warning("snapshot_refused", path=str(path), error=str(error))
             else:
@@ -108,7 +108,7 @@ class PeriodicSnapshots:
         self._metrics = metrics
         self._first = first
 
-    async def caught_up(self, ask: Ask) -> None:
+    async def caught_up(self, query: Query) -> None:
         """Do nothing: a snapshot is of all that is there."""
 
     def changed(self, changes: Changes) -> None:

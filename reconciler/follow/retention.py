@@ -12,7 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from events.schema import rfc3339
-from reconciler.follow.loop import Ask
+from reconciler.follow.loop import Query
 from reconciler.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -43,13 +43,13 @@ class Retention:
         self._pauses = pauses
         self._now = now
 
-    async def run(self, ask: Ask) -> None:
+    async def run(self, query: Query) -> None:
         """Forget without end."""
         while True:
             await asyncio.sleep(self._interval)  # also at first: whoever has just started has more urgent things to do
             before, rows, more = rfc3339(max(0, self._now() - self._age)), 0, True
             while more:
-                gone = await ask(lambda store, before=before: store.forget(before, _SOME))
+                gone = await query(lambda store, before=before: store.forget(before, _SOME))
                 rows, more = rows + gone.rows, gone.more
                 self._metrics.forgotten.inc(gone.rows)
                 await asyncio.sleep(self._pauses)

@@ -6,46 +6,46 @@ from collections.abc import AsyncGenerator
 
 from events.ledger.ledger import ConflictError, LedgerUnavailableError
 from events.schema import ErrorClass
-from reconciler.follow.leadership import Turn
-from reconciler.status.sink import Publisher, PublishError, Seen
+from reconciler.follow.leadership import Term
+from reconciler.status.sink import PublishError, Seen, StatusSink
 from reconciler.status.text import PodName, PodStatus
 
 
-class CertainPublisher:
-    """A ``Publisher`` for one turn: see ``reconciler.follow.leadership`` about what has no fence."""
+class FencedSink:
+    """A ``StatusSink`` for one turn: see ``reconciler.follow.leadership`` about what has no fence."""
 
-    def __init__(self, publisher: Publisher, turn: Turn) -> None:
+    def __init__(self, publisher: StatusSink, turn: Term) -> None:
         self._publisher = publisher
         self._turn = turn
 
     async def put(self, status: PodStatus, before: PodStatus | None) -> bool:
-        """See ``Publisher.put``."""
+        """See ``StatusSink.put``."""
         await self._confirm(PodName(status.pod.namespace, status.pod.name))
         return await self._publisher.put(status, before)
 
     async def withdraw(self, pod: PodName) -> bool:
-        """See ``Publisher.withdraw``."""
+        """See ``StatusSink.withdraw``."""
         await self._confirm(pod)
         return await self._publisher.withdraw(pod)
 
     async def pods(self) -> set[PodName]:
-        """See ``Publisher.pods``."""
+        """See ``StatusSink.pods``."""
         return await self._publisher.pods()
 
     def seen(self) -> AsyncGenerator[Seen, None]:
-        """See ``Publisher.seen``."""
+        """See ``StatusSink.seen``."""
         return self._publisher.seen()
 
     def listed(self) -> AsyncGenerator[Seen, None]:
-        """See ``Publisher.listed``."""
+        """See ``StatusSink.listed``."""
         return self._publisher.listed()
 
     async def read(self, pod: PodName) -> Seen | None:
-        """See ``Publisher.read``."""
+        """See ``StatusSink.read``."""
         return await self._publisher.read(pod)
 
     async def ready(self) -> bool:
-        """See ``Publisher.ready``."""
+        """See ``StatusSink.ready``."""
         return await self._publisher.ready()
 
     async def close(self) -> None:

@@ -23,8 +23,8 @@ class _Document(msgspec.Struct):
     annotations: dict[str, str] = {}
 
 
-class StatusFolder:
-    """``Publisher`` of ``<manifests>/status/<namespace>/<pod>.json``.
+class FolderSink:
+    """``StatusSink`` of ``<manifests>/status/<namespace>/<pod>.json``.
 
     The folder is Plumbline's: what should not be there is removed, and what the ledger says is there is looked for.
     """
@@ -33,19 +33,19 @@ class StatusFolder:
         self._root = manifests / "status"
 
     async def put(self, status: PodStatus, before: PodStatus | None) -> bool:
-        """See ``Publisher.put``; *before* is what the file says."""
+        """See ``StatusSink.put``; *before* is what the file says."""
         return await self._write(PodName(status.pod.namespace, status.pod.name), status)
 
     async def withdraw(self, pod: PodName) -> bool:
-        """See ``Publisher.withdraw``."""
+        """See ``StatusSink.withdraw``."""
         return await self._write(pod, None)
 
     async def pods(self) -> set[PodName]:
-        """See ``Publisher.pods``."""
+        """See ``StatusSink.pods``."""
         return {PodName(path.parent.name, path.stem) for path in self._root.glob("*/*.json")}
 
     async def seen(self) -> AsyncGenerator[Seen, None]:
-        """See ``Publisher.seen``; the folder is looked at every ``LOOK`` seconds."""
+        """See ``StatusSink.seen``; the folder is looked at every ``LOOK`` seconds."""
         known: dict[PodName, tuple[int, ...]] | None = None
         while True:
             now = await asyncio.to_thread(self._marks)
@@ -59,12 +59,12 @@ class StatusFolder:
             await asyncio.sleep(LOOK)
 
     async def listed(self) -> AsyncGenerator[Seen, None]:
-        """See ``Publisher.listed``."""
+        """See ``StatusSink.listed``."""
         for pod in await self.pods():
             yield await self.read(pod)
 
     async def read(self, pod: PodName) -> Seen:
-        """See ``Publisher.read``; a file that is missing, or not as it was written, says nothing."""
+        """See ``StatusSink.read``; a file that is missing, or not as it was written, says nothing."""
         require_pod_name(pod)
         try:
             content = await asyncio.to_thread(_content, self._path(pod))

@@ -30,7 +30,7 @@ class Published(NamedTuple):
     """Of the event that says so."""
 
 
-class Due(msgspec.Struct, frozen=True, kw_only=True):
+class PendingStatuses(msgspec.Struct, frozen=True, kw_only=True):
     """A status that has to be published."""
 
     pod: PodName
@@ -70,7 +70,7 @@ def concerns_status(event: Event, sandbox: Sandbox | None) -> bool:
     return attached and isinstance(event.data, InterfaceAttached)
 
 
-def due(sandboxes: Sequence[Sandbox], published: Published | None) -> Due | None:
+def due(sandboxes: Sequence[Sandbox], published: Published | None) -> PendingStatuses | None:
     """Return what has to be published for the pod that *sandboxes*, oldest first, are of; None when nothing has.
 
     Nothing has when the ledger's last word is of the newest sandbox and says what is to be said, or that it can't be.
@@ -86,7 +86,7 @@ def due(sandboxes: Sequence[Sandbox], published: Published | None) -> Due | None
     return None if found is not None and found.status.text == published.text else found
 
 
-def told(sandboxes: Sequence[Sandbox], published: Published | None) -> Due | None:
+def told(sandboxes: Sequence[Sandbox], published: Published | None) -> PendingStatuses | None:
     """Return what the pod's status has to say, whether it does or not; None: nobody has to say anything."""
     attached = _published_for(sandboxes)
     if not attached:
@@ -103,7 +103,7 @@ def told(sandboxes: Sequence[Sandbox], published: Published | None) -> Due | Non
         if status is None:
             return None
         text = status.text
-    return Due(
+    return PendingStatuses(
         pod=name,
         status=PodStatus(pod, text),
         problem=problem,
@@ -119,7 +119,7 @@ def newly_due(
     story: Sequence[tuple[Event, Sandbox | None]],
     sandboxes: Mapping[SandboxKey, Sandbox],
     published: Mapping[PodName, Published],
-) -> list[Due]:
+) -> list[PendingStatuses]:
     """Return what has to be published now that the events of *story* have happened.
 
     *story* has each event with its sandbox as it was after it; *sandboxes* are those of all containers in it, as they
@@ -128,7 +128,7 @@ def newly_due(
     containers: defaultdict[ContainerId, list[Sandbox]] = defaultdict(list)
     for key, box in sandboxes.items():
         containers[key.container_id].append(box)
-    dues: dict[PodName, Due] = {}
+    dues: dict[PodName, PendingStatuses] = {}
     for event, sandbox in story:
         if sandbox is None or not concerns_status(event, sandbox):
             continue

@@ -32,12 +32,12 @@ from events.schema import (
     rfc3339,
     unix_ns,
 )
-from reconciler.follow.loop import Ask
+from reconciler.follow.loop import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
 from reconciler.projection.store import Store
-from reconciler.status.pending import Due, Published, due, newly_due
-from reconciler.status.sink import Publisher, PublishError
+from reconciler.status.pending import PendingStatuses, Published, due, newly_due
+from reconciler.status.sink import PublishError, StatusSink
 from reconciler.status.text import PodName
 
 log = structlog.get_logger(__name__)
@@ -51,7 +51,7 @@ TOGETHER = 200
 class _Wish:
     """What is wanted for a pod: its status, or None for none at all."""
 
-    def __init__(self, due: Due | None) -> None:
+    def __init__(self, due: PendingStatuses | None) -> None:
         self.due = due
         self.renewed = asyncio.Event()
 
@@ -65,10 +65,10 @@ class _Wish:
         return True
 
 
-class Publication:
+class StatusPublishing:
     """Brings *publisher* to what the ledger says. A ``reconciler.follow.loop.Listener``."""
 
-    def __init__(self, publisher: Publisher, ledger: Ledger, notices: Notices, metrics: Metrics) -> None:
+    def __init__(self, publisher: StatusSink, ledger: Ledger, notices: Notices, metrics: Metrics) -> None:
         self._publisher = publisher
         self._ledger = ledger
         self._notices = notices
@@ -78,16 +78,16 @@ class Publication:
         """Pods that have a wish and no task."""
         self._open: dict[PodName, None] = {}
         """Pods of which nobody knows yet whether there is something to do, oldest wish first."""
-        self._ask: Ask | None = None
+        self._query: Query | None = None
         self._places = asyncio.Semaphore(CONCURRENCY)
         metrics.status_pending.set_function(lambda: len(self._wishes) + len(self._open))
 
-    async def caught_up(self, ask: Ask) -> None:
+    async def caught_up(self, query: Query) -> None:
         """Find the pods that the ledger does not say are published, and withdraw what nothing is left of."""
-        self._ask = ask
-        self._open = dict.fromkeys(await ask(Store.unsettled_pods))
+        self._query = query
+        self._open = dict.fromkeys(await query(Store.unsettled_pods))
         there = await self._publisher.pods()
-        for pod in there - await ask(lambda store: store.live(there)):
+        for pod in there - await query(lambda store: store.live(there)):
             self._want(pod, None)
 
     def changed(self, changes: Changes) -> None:
@@ -101,7 +101,7 @@ class Publication:
         """Return whether something is to be published for *pod*, or withdrawn, or is being."""
         return pod in self._wishes or pod in self._open
 
-    def restore(self, found: Due) -> None:
+    def restore(self, found: PendingStatuses) -> None:
         """Publish *found*, though the ledger says that it is: somebody changed it."""
         self._want(found.pod, replace(found, before=None, since=rfc3339(time.time_ns())))
 
@@ -123,16 +123,16 @@ class Publication:
 
     async def _take_up(self) -> None:
         """Want what is to be published for those that are open. Whatever happens to one meanwhile tells it, too."""
-        assert self._ask is not None
+        assert self._query is not None
         while self._open:
             some = tuple(itertools.islice(self._open, TOGETHER))
-            for pod, found in await self._ask(lambda store, some=some: store.of_some_live_pods(some, _named_due)):
+            for pod, found in await self._query(lambda store, some=some: store.of_some_live_pods(some, _named_due)):
                 if found is not None and pod in self._open:
                     self._want(pod, found)
             for pod in some:
                 self._open.pop(pod, None)
 
-    def _want(self, pod: PodName, found: Due | None) -> None:
+    def _want(self, pod: PodName, found: PendingStatuses | None) -> None:
         self._open.pop(pod, None)
         if (wish := self._wishes.get(pod)) is None:
             self._wishes[pod] = _Wish(found)
@@ -172,7 +172,7 @@ class Publication:
                     await self._record(found, _published(found), wish, until_taken=True)
                 return
 
-    async def _put(self, found: Due) -> None:
+    async def _put(self, found: PendingStatuses) -> None:
         if found.problem:
             raise PublishError(ErrorClass.PLUGIN_OUTPUT, found.problem, final=True)
         try:
@@ -196,7 +196,7 @@ class Publication:
             self._metrics.status_published.inc()
             log.info("status_withdrawn", pod=str(pod))
 
-    async def _record(self, found: Due, data: Data, wish: _Wish, *, until_taken: bool) -> None:
+    async def _record(self, found: PendingStatuses, data: Data, wish: _Wish, *, until_taken: bool) -> None:
         """Append *data*; *until_taken*: try until the ledger takes it, or something else is wanted."""
         event = event_of(found, data)
         for delay in delays():
@@ -210,11 +210,13 @@ class Publication:
             return
 
 
-def _named_due(pod: PodName, sandboxes: Sequence[Sandbox], published: Published | None) -> tuple[PodName, Due | None]:
+def _named_due(
+    pod: PodName, sandboxes: Sequence[Sandbox], published: Published | None
+) -> tuple[PodName, PendingStatuses | None]:
     return pod, due(sandboxes, published)
 
 
-def _published(found: Due) -> StatusPublished:
+def _published(found: PendingStatuses) -> StatusPublished:
     return StatusPublished(
         node=found.node,
         ifname=found.sandbox.ifname,
@@ -224,13 +226,13 @@ def _published(found: Due) -> StatusPublished:
     )
 
 
-def _failed(found: Due, error: PublishError) -> StatusPublishFailed:
+def _failed(found: PendingStatuses, error: PublishError) -> StatusPublishFailed:
     return StatusPublishFailed(
         node=found.node, ifname=found.sandbox.ifname, pod=found.status.pod, failure=error.failure, final=error.final
     )
 
 
-def event_of(found: Due, data: Data) -> Event:
+def event_of(found: PendingStatuses, data: Data) -> Event:
     """Return the event that says *data* of the sandbox in *found*. It is the reconciler's."""
     return said_now(data, sandbox=found.sandbox.container_id, cause=found.intent)
 

@@ -46,7 +46,7 @@ LISTED = Seen(PodName("", ""), "", None)
 """Comes once all that there is has been told of."""
 
 
-class Publisher(Protocol):
+class StatusSink(Protocol):
     """A place where people and programs read what a pod is attached to. Every call may be repeated."""
 
     async def put(self, status: PodStatus, before: PodStatus | None) -> bool:

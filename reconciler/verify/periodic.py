@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from events.process.child_process import die_with_parent
-from reconciler.follow.loop import Ask
+from reconciler.follow.loop import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
 from reconciler.verify.report import Report
@@ -38,7 +38,7 @@ class PeriodicVerification:
         self._interval = interval
         self._metrics = metrics
 
-    async def caught_up(self, ask: Ask) -> None:
+    async def caught_up(self, query: Query) -> None:
         """Do nothing: a verification looks for itself."""
 
     def changed(self, changes: Changes) -> None:

@@ -28,7 +28,7 @@ from events.schema import (
     WorkerStopped,
 )
 from reconciler.status.pending import Published, told
-from reconciler.status.sink import Publisher, PublishError
+from reconciler.status.sink import PublishError, StatusSink
 from reconciler.status.text import PodName
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Difference, Findings, Kind
@@ -144,7 +144,7 @@ class _Wanted(NamedTuple):
     """Of the word that it was published."""
 
 
-async def statuses(replay: Replay, publisher: Publisher, findings: Findings) -> None:
+async def statuses(replay: Replay, publisher: StatusSink, findings: Findings) -> None:
     """Add to *findings* the pods whose network-status is not what the ledger says. Raises LedgerUnavailableError."""
     wanted = _wanted(replay)
     try:

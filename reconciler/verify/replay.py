@@ -9,7 +9,7 @@ from events.fold import SandboxKey, State
 from events.ledger.ledger import Ledger, Stored
 from events.schema import NO_NODE, NodeName
 from reconciler.projection.fold.rows import status_row
-from reconciler.verify.spill_store import Shelf, Words
+from reconciler.verify.spill_store import SpillStore, Words
 
 
 class Replay:
@@ -18,7 +18,7 @@ class Replay:
     def __init__(self, ledger: Ledger, node: NodeName = NO_NODE) -> None:
         self.ledger = ledger
         self.node = node
-        self.shelf = Shelf()
+        self.shelf = SpillStore()
         self.words = Words()
         """The last word of the ledger about each pod's network-status."""
         self.state = State(keep_closed=True, sandboxes=self.shelf)

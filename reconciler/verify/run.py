@@ -14,7 +14,7 @@ from reconciler.follow.connections import open_publisher, whole_ledger
 from reconciler.projection.read_view import instant
 from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError
 from reconciler.settings import ReconcilerSettings
-from reconciler.status.sink import Publisher
+from reconciler.status.sink import StatusSink
 from reconciler.verify import projection, reality
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Difference, Findings, Kind, Report
@@ -42,7 +42,7 @@ async def verify(
     stream: str,
     database: str,
     commands: Commands | None = None,
-    publisher: Publisher | None = None,
+    publisher: StatusSink | None = None,
     *,
     node: NodeName = NO_NODE,
     patience: float = reality.PATIENCE,

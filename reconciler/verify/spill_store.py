@@ -34,7 +34,7 @@ class Kept(NamedTuple):
     created: int
 
 
-class Shelf(MutableMapping[SandboxKey, Sandbox]):
+class SpillStore(MutableMapping[SandboxKey, Sandbox]):
     """Sandboxes by their key; for ``events.fold.State``."""
 
     def __init__(self, warm: int = WARM) -> None:

@@ -16,7 +16,7 @@ from hub_servers import HubServers
 
 from events.nats.client.connection import Connection
 from events.nats.server import free_port
-from events.process.backoff import QUICK, Pace
+from events.process.backoff import QUICK, Backoff
 from events.process.settings import LedgerAddress, Settings, hub_address, ledger_address, load
 
 
@@ -183,7 +183,7 @@ async def test_what_was_to_be_sent_meanwhile_keeps_nobody_from_closing(folder: P
 
 
 async def test_a_client_that_is_made_anew_waits_for_the_rest_of_the_pause() -> None:
-    pace = Pace(10.0)
+    pace = Backoff(10.0)
     for _ in range(3):
         await pace.wait(1)
     started = time.monotonic()

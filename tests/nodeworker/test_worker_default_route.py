@@ -24,7 +24,7 @@ NET1 = ("via 10.2.0.1 dev net1", "via fd00:2::1 dev net1 metric 1024")
 
 
 class Namespace:
-    """A pod's namespace, through the eyes of ip(8)."""
+    """A pod's namespace, through the inspector of ip(8)."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -27,7 +27,7 @@ from events.schema import (
     RepairRequested,
     RequestId,
 )
-from nodeworker.deadline import Patience, deadline_in
+from nodeworker.deadline import Deadline, deadline_in
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal
 from nodeworker.sandboxes.attach import Attacher
@@ -44,10 +44,10 @@ class Work:
     def __init__(self) -> None:
         self.begun: list[str] = []
         self.under_way: set[str] = set()
-        self.patience: dict[str, Patience] = {}
+        self.patience: dict[str, Deadline] = {}
         self.let: dict[str, asyncio.Event] = {}
 
-    async def attach(self, event: Event, data: object, patience: Patience, *, resumed: bool) -> Reply:
+    async def attach(self, event: Event, data: object, patience: Deadline, *, resumed: bool) -> Reply:
         self.patience[event.id] = patience
         try:
             async with patience:

@@ -18,8 +18,8 @@ import pytest
 from worker_harness import until
 
 from events.schema import RequestId
-from nodeworker.intake.requests import Intake
-from nodeworker.intake.socket_server import Door
+from nodeworker.intake.requests import Requests
+from nodeworker.intake.socket_server import SocketServer
 from nodeworker.sandboxes.answers import Reply
 from nodeworker.shim.frame import BODY_MAX, Frame, encode_request
 
@@ -60,8 +60,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def door(path: Path, counter: Counter) -> AsyncIterator[Door]:
-    door = Door(path, cast("Intake", counter))
+async def door(path: Path, counter: Counter) -> AsyncIterator[SocketServer]:
+    door = SocketServer(path, cast("Requests", counter))
     await door.open()
     yield door
     await door.close()
@@ -86,18 +86,18 @@ async def exchange(path: Path, *parts: bytes) -> bytes:
 ANSWER = b"PLB1" + struct.pack("<II", 0, 22) + b'{"cniVersion":"1.0.0"}'
 
 
-async def test_a_request_gets_its_answer_and_the_end(door: Door, path: Path, counter: Counter) -> None:
+async def test_a_request_gets_its_answer_and_the_end(door: SocketServer, path: Path, counter: Counter) -> None:
     assert await exchange(path, REQUEST) == ANSWER
     assert counter.asked == counter.handed_out == [FRAME]
     assert not counter.abandoned
 
 
-async def test_a_request_may_come_in_pieces(door: Door, path: Path, counter: Counter) -> None:
+async def test_a_request_may_come_in_pieces(door: SocketServer, path: Path, counter: Counter) -> None:
     assert await exchange(path, *(bytes([byte]) for byte in REQUEST)) == ANSWER
     assert counter.asked == [FRAME]
 
 
-async def test_what_follows_a_request_is_not_listened_to(door: Door, path: Path, counter: Counter) -> None:
+async def test_what_follows_a_request_is_not_listened_to(door: SocketServer, path: Path, counter: Counter) -> None:
     counter.let.clear()
     reader, writer = await asyncio.open_unix_connection(str(path))
     writer.write(REQUEST)
@@ -125,7 +125,7 @@ async def test_what_follows_a_request_is_not_listened_to(door: Door, path: Path,
         REQUEST + b"\0",
     ],
 )
-async def test_garbage_is_refused_in_words(door: Door, path: Path, counter: Counter, garbage: bytes) -> None:
+async def test_garbage_is_refused_in_words(door: SocketServer, path: Path, counter: Counter, garbage: bytes) -> None:
     reply = await exchange(path, garbage)
     assert reply.startswith(b"PLB1" + struct.pack("<I", 1))
     assert b'"code":4' in reply
@@ -134,7 +134,7 @@ async def test_garbage_is_refused_in_words(door: Door, path: Path, counter: Coun
 
 
 @pytest.mark.parametrize("sent", [b"", b"PL", REQUEST[:8], REQUEST[:-1]])
-async def test_half_a_request_is_none(door: Door, path: Path, counter: Counter, sent: bytes) -> None:
+async def test_half_a_request_is_none(door: SocketServer, path: Path, counter: Counter, sent: bytes) -> None:
     _, writer = await asyncio.open_unix_connection(str(path))
     writer.write(sent)
     await writer.drain()
@@ -144,14 +144,14 @@ async def test_half_a_request_is_none(door: Door, path: Path, counter: Counter, 
     assert not counter.abandoned
 
 
-async def test_many_idle_connections_hold_up_nobody(door: Door, path: Path) -> None:
+async def test_many_idle_connections_hold_up_nobody(door: SocketServer, path: Path) -> None:
     idle = [await asyncio.open_unix_connection(str(path)) for _ in range(200)]
     assert await exchange(path, REQUEST) == ANSWER
     for _, writer in idle:
         writer.close()
 
 
-async def test_who_leaves_before_the_answer_has_given_up(door: Door, path: Path, counter: Counter) -> None:
+async def test_who_leaves_before_the_answer_has_given_up(door: SocketServer, path: Path, counter: Counter) -> None:
     counter.let.clear()
     _, writer = await asyncio.open_unix_connection(str(path))
     writer.write(REQUEST)
@@ -164,7 +164,7 @@ async def test_who_leaves_before_the_answer_has_given_up(door: Door, path: Path,
 
 
 async def test_closing_sends_away_who_waits_without_calling_it_given_up(
-    door: Door, path: Path, counter: Counter
+    door: SocketServer, path: Path, counter: Counter
 ) -> None:
     counter.let.clear()
     asking = asyncio.create_task(exchange(path, REQUEST))
@@ -181,7 +181,7 @@ async def test_the_socket_is_its_owners_and_stands_in_for_a_stale_one(path: Path
     os.mkdir(path.parent)
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
-    door = Door(path, cast("Intake", counter))
+    door = SocketServer(path, cast("Requests", counter))
     await door.open()
     assert await exchange(path, REQUEST) == ANSWER
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
@@ -194,7 +194,7 @@ async def test_others_are_not_let_in_whatever_the_file_modes(path: Path, counter
     folder = Path("/tmp") / f"plumbline-door-{os.urandom(4).hex()}"  # pytest's own folders are closed to others
     folder.mkdir()
     folder.chmod(0o755)
-    door = Door(folder / "worker.sock", cast("Intake", counter))
+    door = SocketServer(folder / "worker.sock", cast("Requests", counter))
     try:
         await door.open()
         (folder / "worker.sock").chmod(0o777)

@@ -26,9 +26,9 @@ from events.schema import (
     WorkerStarted,
 )
 from nodeworker.deadline import deadline_in
-from nodeworker.drift.inspector import Eyes
+from nodeworker.drift.inspector import Inspector
 from nodeworker.intake.check import Checker
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.planning import readiness
 from nodeworker.planning.readiness import Readiness
 from nodeworker.plugins.exec import PluginExecutor
@@ -62,24 +62,24 @@ def request(**keys: Any) -> GcRequested:
 
 async def collected(ledger: RefusingLedger, refused: tuple[str, ...], **keys: Any) -> Failure | None:
     """Return why a GC failed for which the sandbox ``BOX`` is stale."""
-    recorder = Recorder(ledger, NODE)
-    await recorder.open_epoch(WorkerStarted(version="1", pid=1))
+    journal = Journal(ledger, NODE)
+    await journal.open_epoch(WorkerStarted(version="1", pid=1))
     gc = request(**keys)
-    intents = aiter(recorder.intents())
-    await recorder.request(recorder.event(replace(attach(), config=gc.config), BOX))
+    intents = aiter(journal.intents())
+    await journal.request(journal.event(replace(attach(), config=gc.config), BOX))
     added = (await anext(intents)).event
     for data in (PLANNED, ATTACHED, completed()):
-        await recorder.record(data, BOX, added.id)
-    await recorder.request(recorder.event(gc))
+        await journal.record(data, BOX, added.id)
+    await journal.request(journal.event(gc))
     event = (await anext(intents)).event
     ledger.refused = refused
     runners, section = PluginExecutor(marker="gc-test"), WorkerSection()
-    checker = Checker(recorder, runners, section, None, lambda: True, Eyes(DriftSettings()))
+    checker = Checker(journal, runners, section, None, lambda: True, Inspector(DriftSettings()))
     collector = GarbageCollector(
-        recorder, Answers(), runners, section, Readiness(seats=1), checker.default_attachment, CollectionsUnderWay()
+        journal, Answers(), runners, section, Readiness(seats=1), checker.default_attachment, CollectionsUnderWay()
     )
     reply = await collector.collect(event, gc)
-    await recorder.close()
+    await journal.close()
     return reply.failure
 
 

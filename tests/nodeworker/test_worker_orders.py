@@ -43,7 +43,7 @@ from events.schema import (
     WorkerStarted,
 )
 from nodeworker.errors import failed
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.sandboxes import commands as module
 from nodeworker.sandboxes.commands import Order, Orders
 
@@ -116,17 +116,17 @@ class Bench:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Orders]:
-        recorder = Recorder(self.ledger, NODE)
-        async for _ in recorder.load():
+        journal = Journal(self.ledger, NODE)
+        async for _ in journal.load():
             pass
-        await recorder.open_epoch(WorkerStarted(version="1", pid=1))
+        await journal.open_epoch(WorkerStarted(version="1", pid=1))
         handlers = {
             RepairRequested: self.hands.repair,
             ReclaimRequested: self.hands.reclaim,
             ComparisonRequested: self.hands.compare,
         }
-        orders = Orders(recorder, {kind: each for kind, each in handlers.items() if kind is not self.missing})
-        tasks = [asyncio.create_task(orders.run(self.commands)), asyncio.create_task(self._serve(recorder, orders))]
+        orders = Orders(journal, {kind: each for kind, each in handlers.items() if kind is not self.missing})
+        tasks = [asyncio.create_task(orders.run(self.commands)), asyncio.create_task(self._serve(journal, orders))]
         try:
             yield orders
         finally:
@@ -134,8 +134,8 @@ class Bench:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _serve(self, recorder: Recorder, orders: Orders) -> None:
-        async for stored in recorder.intents():
+    async def _serve(self, journal: Journal, orders: Orders) -> None:
+        async for stored in journal.intents():
             assert isinstance(stored.event.data, Order)
             await orders.fulfil(stored.event, stored.event.data)
 

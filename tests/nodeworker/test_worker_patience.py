@@ -1,4 +1,4 @@
-"""Patience: how long somebody waits."""
+"""Deadline: how long somebody waits."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import asyncio
 import pytest
 
 from events.schema import ErrorClass, Failure, Phase
-from nodeworker.deadline import Patience, deadline_in, seconds_since, seconds_until
+from nodeworker.deadline import Deadline, deadline_in, seconds_since, seconds_until
 
 ENOUGH = Failure(error_class=ErrorClass.OVERTAKEN, phase=Phase.ADD, message="a DEL came", code=11)
 
 
 async def test_it_ends_at_its_deadline() -> None:
-    patience = Patience(0.01)
+    patience = Deadline(0.01)
     with pytest.raises(TimeoutError):
         async with patience:
             await asyncio.Event().wait()
@@ -22,7 +22,7 @@ async def test_it_ends_at_its_deadline() -> None:
 
 
 async def test_it_ends_when_told_and_says_why() -> None:
-    patience = Patience(60)
+    patience = Deadline(60)
     asyncio.get_running_loop().call_soon(patience.end, ENOUGH)
     with pytest.raises(TimeoutError):
         async with patience:
@@ -32,7 +32,7 @@ async def test_it_ends_when_told_and_says_why() -> None:
 
 
 async def test_once_ended_it_lets_nothing_begin_that_waits() -> None:
-    patience = Patience(60)
+    patience = Deadline(60)
     patience.end(ENOUGH)
     with pytest.raises(TimeoutError):
         async with patience:
@@ -40,13 +40,13 @@ async def test_once_ended_it_lets_nothing_begin_that_waits() -> None:
 
 
 async def test_the_first_reason_stands() -> None:
-    patience = Patience(0)
+    patience = Deadline(0)
     patience.end(ENOUGH)
     assert patience.failure.error_class is ErrorClass.ABANDONED
 
 
 async def test_it_can_be_told_again_while_its_block_cleans_up() -> None:
-    patience = Patience(60)
+    patience = Deadline(60)
 
     async def work() -> None:
         try:
@@ -61,7 +61,7 @@ async def test_it_can_be_told_again_while_its_block_cleans_up() -> None:
 
 
 async def test_several_blocks_share_it() -> None:
-    patience = Patience(60)
+    patience = Deadline(60)
     for _ in range(3):
         async with patience:
             await asyncio.sleep(0)

@@ -15,7 +15,7 @@ from events.fold import SandboxKey
 from events.ledger.memory import MemoryLedger
 from events.schema import AttachRequested, ErrorClass, Event, Pod, RequestId, WorkerStarted
 from nodeworker.errors import RequestFailedError
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.planning.planner import Planner
 from nodeworker.planning.readiness import Readiness
 from nodeworker.planning.resolve.objects import Nad, PodObject
@@ -74,17 +74,17 @@ async def cluster() -> Cluster:
 
 
 @pytest.fixture
-async def recorder() -> AsyncIterator[Recorder]:
-    recorder = Recorder(MemoryLedger(), NODE)
-    await recorder.open_epoch(WorkerStarted(version="1", pid=1))
-    yield recorder
-    await recorder.close()
+async def journal() -> AsyncIterator[Journal]:
+    journal = Journal(MemoryLedger(), NODE)
+    await journal.open_epoch(WorkerStarted(version="1", pid=1))
+    yield journal
+    await journal.close()
 
 
 @pytest.fixture
-async def planner(recorder: Recorder, cluster: Cluster) -> Planner:
+async def planner(journal: Journal, cluster: Cluster) -> Planner:
     section = WorkerSection(native=("loopback",))
-    return Planner(recorder, cluster, PluginExecutor(marker="test"), section, Readiness(seats=1), [])
+    return Planner(journal, cluster, PluginExecutor(marker="test"), section, Readiness(seats=1), [])
 
 
 def request(netns: str, name: str = "pod") -> AttachRequested:
@@ -98,51 +98,51 @@ def request(netns: str, name: str = "pod") -> AttachRequested:
     )
 
 
-async def taken_in(recorder: Recorder, intent: Event) -> None:
+async def taken_in(journal: Journal, intent: Event) -> None:
     """Have *intent* recorded and consumed, as the worker does."""
-    await recorder.request(intent)
-    async for _ in recorder.intents():
+    await journal.request(intent)
+    async for _ in journal.intents():
         return
 
 
 async def test_what_was_begun_is_looked_up_once_and_recorded_behind_its_request(
-    netns: str, recorder: Recorder, planner: Planner, cluster: Cluster
+    netns: str, journal: Journal, planner: Planner, cluster: Cluster
 ) -> None:
     asked = request(netns)
-    intent = recorder.event(asked, BOX)
+    intent = journal.event(asked, BOX)
     planner.begin(intent, asked, 5.0)
     cluster.may_answer.set()
-    await taken_in(recorder, intent)
+    await taken_in(journal, intent)
     await (await planner.plan(intent, asked, 5.0))
     assert cluster.asked == 1
-    plan = recorder.state.sandboxes[KEY].plan
+    plan = journal.state.sandboxes[KEY].plan
     assert plan is not None
     assert [each.ifname for each in plan.attachments] == [ETH0]
-    assert not recorder.state.anomalies
+    assert not journal.state.anomalies
 
 
 async def test_what_was_not_begun_is_planned_when_it_is_asked_for(
-    netns: str, recorder: Recorder, planner: Planner, cluster: Cluster
+    netns: str, journal: Journal, planner: Planner, cluster: Cluster
 ) -> None:
     asked = request(netns)
-    intent = recorder.event(asked, BOX)
+    intent = journal.event(asked, BOX)
     cluster.may_answer.set()
-    await taken_in(recorder, intent)
-    assert recorder.state.sandboxes[KEY].plan is None
+    await taken_in(journal, intent)
+    assert journal.state.sandboxes[KEY].plan is None
     await (await planner.plan(intent, asked, 5.0))
-    assert recorder.state.sandboxes[KEY].plan is not None
+    assert journal.state.sandboxes[KEY].plan is not None
 
 
 async def test_nothing_is_begun_for_a_container_that_something_is_known_of(
-    netns: str, recorder: Recorder, planner: Planner, cluster: Cluster
+    netns: str, journal: Journal, planner: Planner, cluster: Cluster
 ) -> None:
     asked = request(netns)
-    first, second, third = (recorder.event(asked, BOX) for _ in range(3))
-    coming = asyncio.create_task(recorder.request(first))
+    first, second, third = (journal.event(asked, BOX) for _ in range(3))
+    coming = asyncio.create_task(journal.request(first))
     await asyncio.sleep(0)
     planner.begin(second, asked, 5.0)  # while another request of it is on its way
     await coming
-    async for _ in recorder.intents():
+    async for _ in journal.intents():
         break
     planner.begin(third, asked, 5.0)
     await asyncio.sleep(0.01)
@@ -150,11 +150,11 @@ async def test_nothing_is_begun_for_a_container_that_something_is_known_of(
 
 
 async def test_what_goes_wrong_early_is_told_to_who_asks(
-    netns: str, recorder: Recorder, planner: Planner, cluster: Cluster
+    netns: str, journal: Journal, planner: Planner, cluster: Cluster
 ) -> None:
     cluster.may_answer.set()
     asked = request(netns, "absent")
-    intent = recorder.event(asked, BOX)
+    intent = journal.event(asked, BOX)
     planner.begin(intent, asked, 5.0)
     await asyncio.sleep(0.01)
     with pytest.raises(RequestFailedError) as raised:
@@ -163,10 +163,10 @@ async def test_what_goes_wrong_early_is_told_to_who_asks(
 
 
 async def test_what_nobody_asks_for_is_given_up_in_silence(
-    netns: str, recorder: Recorder, planner: Planner, cluster: Cluster, caplog: pytest.LogCaptureFixture
+    netns: str, journal: Journal, planner: Planner, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked, absent = request(netns), request(netns, "absent")
-    first, second = recorder.event(asked, BOX), recorder.event(absent, BOX)
+    first, second = journal.event(asked, BOX), journal.event(absent, BOX)
     planner.begin(first, asked, 5.0)
     await asyncio.sleep(0.01)
     planner.forget(first)
@@ -182,10 +182,10 @@ async def test_what_nobody_asks_for_is_given_up_in_silence(
 
 
 async def test_who_stops_waiting_stops_the_look_up(
-    netns: str, recorder: Recorder, planner: Planner, cluster: Cluster
+    netns: str, journal: Journal, planner: Planner, cluster: Cluster
 ) -> None:
     asked = request(netns)
-    intent = recorder.event(asked, BOX)
+    intent = journal.event(asked, BOX)
     planner.begin(intent, asked, 5.0)
     waiting = asyncio.create_task(planner.plan(intent, asked, 5.0))
     await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The recorder: state and ledger never part, whatever the ledger does."""
+"""The journal: state and ledger never part, whatever the ledger does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from events.schema import (
     WorkerStopped,
 )
 from nodeworker.journal import journal as module
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 
 KEY = SandboxKey(BOX, ETH0)
 ATTACHED = InterfaceAttached(network=NetworkName("default"), ifname=ETH0, result="{}", seconds=0.1)
@@ -65,106 +65,106 @@ def ledger() -> UnreliableLedger:
 
 
 @pytest.fixture
-async def recorder(ledger: UnreliableLedger) -> AsyncIterator[Recorder]:
-    recorder = Recorder(ledger, NODE)
-    await recorder.open_epoch(WorkerStarted(version="1", pid=1))
-    yield recorder
-    await recorder.close()
+async def journal(ledger: UnreliableLedger) -> AsyncIterator[Journal]:
+    journal = Journal(ledger, NODE)
+    await journal.open_epoch(WorkerStarted(version="1", pid=1))
+    yield journal
+    await journal.close()
 
 
 @pytest.fixture
-async def back(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+async def back(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Set it to have what was postponed tried again; until then nothing is, however slow the machine."""
     back = asyncio.Event()
-    catch_up = recorder._catch_up
+    catch_up = journal._catch_up
 
     async def when_back() -> None:
         await back.wait()
         await catch_up()
 
-    monkeypatch.setattr(recorder, "_catch_up", when_back)
+    monkeypatch.setattr(journal, "_catch_up", when_back)
     return back
 
 
-async def taken_in(recorder: Recorder, intent: Data) -> Event:
+async def taken_in(journal: Journal, intent: Data) -> Event:
     """Have *intent* recorded and consumed, as the worker does."""
-    await recorder.request(recorder.event(intent, BOX))
-    async for stored in recorder.intents():
+    await journal.request(journal.event(intent, BOX))
+    async for stored in journal.intents():
         return stored.event
     raise AssertionError
 
 
-async def settled(recorder: Recorder) -> None:
-    await until(lambda: recorder.settled)
+async def settled(journal: Journal) -> None:
+    await until(lambda: journal.settled)
 
 
-async def test_state_is_what_the_ledger_has_confirmed(recorder: Recorder) -> None:
-    intent = await taken_in(recorder, attach())
+async def test_state_is_what_the_ledger_has_confirmed(journal: Journal) -> None:
+    intent = await taken_in(journal, attach())
     for data in (PLANNED, ATTACHED, completed()):
-        await recorder.record(data, BOX, intent.id)
-    assert recorder.state.sandboxes[KEY].phase is SandboxPhase.ATTACHED
-    assert not recorder.state.pending
-    assert not recorder.state.anomalies
+        await journal.record(data, BOX, intent.id)
+    assert journal.state.sandboxes[KEY].phase is SandboxPhase.ATTACHED
+    assert not journal.state.pending
+    assert not journal.state.anomalies
 
 
-async def test_an_intent_is_applied_where_it_is_consumed(recorder: Recorder) -> None:
-    await recorder.request(recorder.event(attach(), BOX))
-    assert KEY not in recorder.state.sandboxes
-    async for _ in recorder.intents():
+async def test_an_intent_is_applied_where_it_is_consumed(journal: Journal) -> None:
+    await journal.request(journal.event(attach(), BOX))
+    assert KEY not in journal.state.sandboxes
+    async for _ in journal.intents():
         break
-    assert KEY in recorder.state.sandboxes
+    assert KEY in journal.state.sandboxes
 
 
 async def test_what_is_recorded_for_an_intent_on_its_way_is_applied_behind_it(
-    recorder: Recorder, ledger: UnreliableLedger
+    journal: Journal, ledger: UnreliableLedger
 ) -> None:
-    intent = recorder.event(attach(), BOX)
+    intent = journal.event(attach(), BOX)
     ledger.hold.clear()
-    request = asyncio.create_task(recorder.request(intent))
+    request = asyncio.create_task(journal.request(intent))
     await asyncio.sleep(0)
-    assert recorder.expects(BOX)
-    recording = recorder.begin(PLANNED, BOX, intent.id)
+    assert journal.expects(BOX)
+    recording = journal.begin(PLANNED, BOX, intent.id)
     await asyncio.sleep(0)
     ledger.hold.set()
     await request
     await until(lambda: ledger.appends == 3)
     await asyncio.sleep(0)
     assert not recording.done()
-    async for _ in recorder.intents():
+    async for _ in journal.intents():
         break
     await recording
-    assert not recorder.expects(BOX)
-    assert recorder.state.sandboxes[KEY].plan == PLANNED
+    assert not journal.expects(BOX)
+    assert journal.state.sandboxes[KEY].plan == PLANNED
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
 
 
 async def test_what_was_begun_for_an_intent_that_the_ledger_refused_is_not_told_later(
-    recorder: Recorder, ledger: UnreliableLedger
+    journal: Journal, ledger: UnreliableLedger
 ) -> None:
     ledger.errors = [LedgerFullError("full"), LedgerFullError("full")]
     ledger.hold.clear()
-    intent = recorder.event(attach(), BOX)
-    request = asyncio.create_task(recorder.request(intent))
+    intent = journal.event(attach(), BOX)
+    request = asyncio.create_task(journal.request(intent))
     await asyncio.sleep(0)
-    recording = recorder.begin(PLANNED, BOX, intent.id)
+    recording = journal.begin(PLANNED, BOX, intent.id)
     await asyncio.sleep(0)
     ledger.hold.set()
     for refused in (request, recording):
         with pytest.raises(LedgerFullError):
             await refused
-    assert recorder.settled
-    assert not recorder.expects(BOX)
+    assert journal.settled
+    assert not journal.expects(BOX)
     assert await ledger.types() == ["WorkerStarted"]
 
 
 async def test_a_successor_loads_the_same_state_and_follows_from_there(
-    ledger: UnreliableLedger, recorder: Recorder
+    ledger: UnreliableLedger, journal: Journal
 ) -> None:
-    intent = await taken_in(recorder, attach())
-    await recorder.record(PLANNED, BOX, intent.id)
-    successor = Recorder(ledger, NODE)
+    intent = await taken_in(journal, attach())
+    await journal.record(PLANNED, BOX, intent.id)
+    successor = Journal(ledger, NODE)
     assert [stored.event.type async for stored in successor.load()] == await ledger.types()
-    assert successor.state.sandboxes == recorder.state.sandboxes
+    assert successor.state.sandboxes == journal.state.sandboxes
     await successor.open_epoch(WorkerStarted(version="1", pid=2))
     assert successor.state.epochs == {NODE: 2}
     again = await taken_in(successor, attach("r2"))
@@ -175,7 +175,7 @@ async def test_a_successor_loads_the_same_state_and_follows_from_there(
 
 async def test_of_two_workers_that_start_at_once_one_gives_up(ledger: UnreliableLedger) -> None:
     ledger.hold.clear()
-    both = [asyncio.create_task(Recorder(ledger, NODE).open_epoch(WorkerStarted(version="1", pid=n))) for n in (1, 2)]
+    both = [asyncio.create_task(Journal(ledger, NODE).open_epoch(WorkerStarted(version="1", pid=n))) for n in (1, 2)]
     await until(lambda: ledger.appends == 2)
     ledger.hold.set()
     outcomes = await asyncio.gather(*both, return_exceptions=True)
@@ -184,48 +184,46 @@ async def test_of_two_workers_that_start_at_once_one_gives_up(ledger: Unreliable
 
 @pytest.mark.parametrize("error", [LedgerUnavailableError("away"), LedgerFullError("full")])
 async def test_what_the_ledger_does_not_take_is_raised_and_recorded_later(
-    ledger: UnreliableLedger, recorder: Recorder, back: asyncio.Event, error: LedgerError
+    ledger: UnreliableLedger, journal: Journal, back: asyncio.Event, error: LedgerError
 ) -> None:
-    intent = await taken_in(recorder, attach())
+    intent = await taken_in(journal, attach())
     ledger.errors = [error, LedgerUnavailableError("still away")]
     with pytest.raises(type(error)):
-        await recorder.record(PLANNED, BOX, intent.id)
-    assert not recorder.settled
-    assert recorder.state.sandboxes[KEY].plan is None
+        await journal.record(PLANNED, BOX, intent.id)
+    assert not journal.settled
+    assert journal.state.sandboxes[KEY].plan is None
     back.set()
-    await settled(recorder)
-    assert recorder.state.sandboxes[KEY].plan == PLANNED
+    await settled(journal)
+    assert journal.state.sandboxes[KEY].plan == PLANNED
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
 
 
-async def test_what_the_ledger_took_without_saying_so_is_in_it_once(
-    ledger: UnreliableLedger, recorder: Recorder
-) -> None:
-    intent = await taken_in(recorder, attach())
+async def test_what_the_ledger_took_without_saying_so_is_in_it_once(ledger: UnreliableLedger, journal: Journal) -> None:
+    intent = await taken_in(journal, attach())
     ledger.errors = [LedgerUnavailableError("no answer")]
     ledger.late = True
     with pytest.raises(LedgerUnavailableError):
-        await recorder.record(PLANNED, BOX, intent.id)
-    await settled(recorder)
-    assert recorder.state.sandboxes[KEY].plan == PLANNED
+        await journal.record(PLANNED, BOX, intent.id)
+    await settled(journal)
+    assert journal.state.sandboxes[KEY].plan == PLANNED
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
-    assert not recorder.state.anomalies
+    assert not journal.state.anomalies
 
 
 async def test_events_of_a_sandbox_stay_in_order_when_the_ledger_comes_back(
-    ledger: UnreliableLedger, recorder: Recorder, back: asyncio.Event
+    ledger: UnreliableLedger, journal: Journal, back: asyncio.Event
 ) -> None:
-    intent = await taken_in(recorder, attach())
-    await recorder.record(PLANNED, BOX, intent.id)
+    intent = await taken_in(journal, attach())
+    await journal.record(PLANNED, BOX, intent.id)
     ledger.errors = [LedgerUnavailableError("away")]
     with pytest.raises(LedgerUnavailableError):
-        await recorder.record(ATTACHED, BOX, intent.id)
+        await journal.record(ATTACHED, BOX, intent.id)
     for data in (DETACHED, failed()):  # the ledger is back, and yet they wait
         with pytest.raises(LedgerUnavailableError, match="what came before"):
-            await recorder.record(data, BOX, intent.id)
-    await recorder.record(WorkerStopped(reason="others do not wait"))
+            await journal.record(data, BOX, intent.id)
+    await journal.record(WorkerStopped(reason="others do not wait"))
     back.set()
-    await settled(recorder)
+    await settled(journal)
     assert [name for name in await ledger.types() if name not in ("WorkerStarted", "WorkerStopped")] == [
         "AttachRequested",
         "AttachPlanned",
@@ -233,82 +231,82 @@ async def test_events_of_a_sandbox_stay_in_order_when_the_ledger_comes_back(
         "InterfaceDetached",
         "AttachFailed",
     ]
-    assert not recorder.state.sandboxes
-    assert not recorder.state.pending
-    assert not recorder.state.anomalies
+    assert not journal.state.sandboxes
+    assert not journal.state.pending
+    assert not journal.state.anomalies
 
 
-async def test_what_can_never_be_recorded_is_not_tried_again(ledger: UnreliableLedger, recorder: Recorder) -> None:
-    intent = await taken_in(recorder, attach())
+async def test_what_can_never_be_recorded_is_not_tried_again(ledger: UnreliableLedger, journal: Journal) -> None:
+    intent = await taken_in(journal, attach())
     ledger.errors = [LedgerError("larger than max_payload")]
     with pytest.raises(LedgerError, match="max_payload"):
-        await recorder.record(PLANNED, BOX, intent.id)
-    assert recorder.settled
-    await recorder.record(failed(), BOX, intent.id)
-    assert not recorder.state.pending
+        await journal.record(PLANNED, BOX, intent.id)
+    assert journal.settled
+    await journal.record(failed(), BOX, intent.id)
+    assert not journal.state.pending
 
 
 async def test_what_turns_out_to_be_impossible_holds_up_nobody(
-    ledger: UnreliableLedger, recorder: Recorder, back: asyncio.Event
+    ledger: UnreliableLedger, journal: Journal, back: asyncio.Event
 ) -> None:
-    intent = await taken_in(recorder, attach())
+    intent = await taken_in(journal, attach())
     ledger.errors = [LedgerUnavailableError("away"), LedgerError("larger than max_payload")]
     with pytest.raises(LedgerUnavailableError):
-        await recorder.record(PLANNED, BOX, intent.id)
+        await journal.record(PLANNED, BOX, intent.id)
     with pytest.raises(LedgerUnavailableError):
-        await recorder.record(failed(), BOX, intent.id)
+        await journal.record(failed(), BOX, intent.id)
     back.set()
-    await settled(recorder)
+    await settled(journal)
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachFailed"]
 
 
-async def test_an_append_goes_on_without_its_caller(ledger: UnreliableLedger, recorder: Recorder) -> None:
-    intent = await taken_in(recorder, attach())
+async def test_an_append_goes_on_without_its_caller(ledger: UnreliableLedger, journal: Journal) -> None:
+    intent = await taken_in(journal, attach())
     ledger.hold.clear()
     before = ledger.appends
-    caller = asyncio.create_task(recorder.record(PLANNED, BOX, intent.id))
+    caller = asyncio.create_task(journal.record(PLANNED, BOX, intent.id))
     await until(lambda: ledger.appends > before)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     ledger.hold.set()
-    await recorder.close()
-    assert recorder.state.sandboxes[KEY].plan == PLANNED
+    await journal.close()
+    assert journal.state.sandboxes[KEY].plan == PLANNED
 
 
-async def test_closing_gives_up_what_the_ledger_does_not_take(ledger: UnreliableLedger, recorder: Recorder) -> None:
-    intent = await taken_in(recorder, attach())
+async def test_closing_gives_up_what_the_ledger_does_not_take(ledger: UnreliableLedger, journal: Journal) -> None:
+    intent = await taken_in(journal, attach())
     ledger.hold.clear()
-    caller = asyncio.create_task(recorder.record(PLANNED, BOX, intent.id))
+    caller = asyncio.create_task(journal.record(PLANNED, BOX, intent.id))
     await asyncio.sleep(0)
-    await recorder.close()
+    await journal.close()
     with pytest.raises(asyncio.CancelledError):
         await caller
 
 
 async def test_a_worker_whose_node_another_took_over_records_nothing_more(
-    recorder: Recorder, ledger: UnreliableLedger
+    journal: Journal, ledger: UnreliableLedger
 ) -> None:
-    await recorder.record(ATTACHED, BOX)
-    assert not recorder.replaced.is_set()
-    await Recorder(ledger, NODE).open_epoch(WorkerStarted(version="1", pid=2))
+    await journal.record(ATTACHED, BOX)
+    assert not journal.replaced.is_set()
+    await Journal(ledger, NODE).open_epoch(WorkerStarted(version="1", pid=2))
     end = await ledger.last_sequence()
     with pytest.raises(ConflictError, match=f"another worker has taken node {NODE} over"):
-        await recorder.record(DETACHED, BOX)
-    assert recorder.replaced.is_set()
+        await journal.record(DETACHED, BOX)
+    assert journal.replaced.is_set()
     with pytest.raises(ConflictError):
-        await recorder.request(recorder.event(attach("late"), BOX))
+        await journal.request(journal.event(attach("late"), BOX))
     assert await ledger.last_sequence() == end
 
 
 async def test_what_was_postponed_is_given_up_when_another_took_the_node_over(
-    recorder: Recorder, ledger: UnreliableLedger
+    journal: Journal, ledger: UnreliableLedger
 ) -> None:
     ledger.errors = [LedgerUnavailableError("away")]
     with pytest.raises(LedgerUnavailableError):
-        await recorder.record(ATTACHED, BOX)
-    successor = Recorder(ledger, NODE)
+        await journal.record(ATTACHED, BOX)
+    successor = Journal(ledger, NODE)
     await successor.open_epoch(WorkerStarted(version="1", pid=2))
-    await until(lambda: recorder.settled)
-    assert recorder.replaced.is_set()
+    await until(lambda: journal.settled)
+    assert journal.replaced.is_set()
     assert "InterfaceAttached" not in await ledger.types()

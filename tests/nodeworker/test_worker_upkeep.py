@@ -60,9 +60,9 @@ from events.schema import (
     rfc3339,
 )
 from nodeworker.intake import recovery as module
-from nodeworker.intake.recovery import Retention, Upkeep
+from nodeworker.intake.recovery import Recovery, Retention
 from nodeworker.intake.spool import Spool
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.sandboxes.answers import OK, Answers
 from nodeworker.sandboxes.dispatcher import Dispatcher
@@ -93,24 +93,24 @@ class Desk:
 
 
 class Worker:
-    """A recorder that consumes its intents, and the upkeep around it."""
+    """A journal that consumes its intents, and the upkeep around it."""
 
     def __init__(self, ledger: Ledger, folder: Path) -> None:
-        self.recorder = Recorder(ledger, NODE)
+        self.journal = Journal(ledger, NODE)
         self.desk = Desk()
         self.answers = Answers()
         self.spool = Spool(folder)
         dispatcher = cast("Dispatcher", self.desk)
-        self.upkeep = Upkeep(self.recorder, dispatcher, self.answers, self.spool, WorkerMetrics())
+        self.upkeep = Recovery(self.journal, dispatcher, self.answers, self.spool, WorkerMetrics())
 
     async def consume(self) -> None:
-        async for stored in self.recorder.intents():
+        async for stored in self.journal.intents():
             self.desk.dispatch(stored)
 
     async def intent(self, data: Data, sandbox: str = BOX) -> EventId:
         """Have an intent recorded, and return its ID once it is consumed."""
         known = set(self.desk.given)
-        await self.recorder.request(self.recorder.event(data, ContainerId(sandbox)))
+        await self.journal.request(self.journal.event(data, ContainerId(sandbox)))
         await until(lambda: set(self.desk.given) > known)
         (event_id,) = set(self.desk.given) - known
         return event_id
@@ -119,7 +119,7 @@ class Worker:
         """Have an intent and what followed it recorded."""
         cause = await self.intent(datas[0], sandbox)
         for data in datas[1:]:
-            await self.recorder.record(data, ContainerId(sandbox), cause)
+            await self.journal.record(data, ContainerId(sandbox), cause)
 
     async def attached(self, sandbox: str = BOX) -> None:
         await self.story(attach(), PLANNED, ATTACHED, completed(), sandbox=sandbox)
@@ -139,11 +139,11 @@ def ledger() -> CountingLedger:
 @pytest.fixture
 async def worker(ledger: CountingLedger, tmp_path: Path) -> AsyncIterator[Worker]:
     worker = Worker(ledger, tmp_path / "spool")
-    await worker.recorder.open_epoch(WorkerStarted(version="1", pid=1))
+    await worker.journal.open_epoch(WorkerStarted(version="1", pid=1))
     consuming = asyncio.create_task(worker.consume())
     yield worker
     consuming.cancel()
-    await worker.recorder.close()
+    await worker.journal.close()
 
 
 async def retries(ledger: CountingLedger) -> list[int]:
@@ -170,7 +170,7 @@ async def test_nothing_is_taken_up_before_the_ledger_has_all(worker: Worker, led
     intent = await worker.intent(attach())
     ledger.available = False
     with pytest.raises(LedgerUnavailableError):
-        await worker.recorder.record(PLANNED, BOX, intent)
+        await worker.journal.record(PLANNED, BOX, intent)
     worker.desk.given.clear()
     assert worker.upkeep.resume() == []
 
@@ -180,7 +180,7 @@ async def test_a_spooled_request_becomes_an_intent_and_is_removed(worker: Worker
     assert await worker.upkeep.drain_spool() == [DEL.request]
     assert len(worker.spool) == 0
     await until(lambda: worker.desk.given)
-    (pending,) = worker.recorder.state.pending.values()
+    (pending,) = worker.journal.state.pending.values()
     assert isinstance(pending.event.data, DetachRequested)
     assert pending.event.data.spooled
     assert (pending.event.sandbox, pending.event.data.request) == (BOX, DEL.request)
@@ -227,8 +227,8 @@ async def test_a_detach_that_failed_is_repeated_with_growing_pauses(
         times.append(loop.time())
         assert await retries(ledger) == list(range(1, count + 1))
         retry = list(worker.desk.given)[-1]
-        await worker.recorder.record(REFUSED, BOX, retry)
-        await worker.recorder.record(DetachFailed(request=RequestId("r2"), ifname=ETH0, failure=FAILURE), BOX, retry)
+        await worker.journal.record(REFUSED, BOX, retry)
+        await worker.journal.record(DetachFailed(request=RequestId("r2"), ifname=ETH0, failure=FAILURE), BOX, retry)
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     for pause, wanted in zip(pauses, (0.01, 0.02, 0.04, 0.08, 0.08, 0.08), strict=True):
         assert pause > wanted / 2  # both ends are seen a little late
@@ -280,14 +280,14 @@ async def lasting(server: EmbeddedServer, tmp_path: Path) -> AsyncIterator[tuple
     """A worker on JetStream."""
     ledger = await JetStreamLedger.connect(server.address)
     worker = Worker(ledger, tmp_path / "spool")
-    async for _ in worker.recorder.load():
+    async for _ in worker.journal.load():
         pass
-    await worker.recorder.open_epoch(WorkerStarted(version="1", pid=1))
+    await worker.journal.open_epoch(WorkerStarted(version="1", pid=1))
     consuming = asyncio.create_task(worker.consume())
     yield ledger, worker
     consuming.cancel()
     await asyncio.wait({consuming})
-    await worker.recorder.close()
+    await worker.journal.close()
     await ledger.close()
 
 
@@ -331,7 +331,7 @@ async def test_retention_forgets_sandboxes_that_were_closed_before(lasting: tupl
     await worker.attached(recent)
     await worker.detached(recent)
 
-    retention = Retention(ledger, worker.recorder, hours=1)
+    retention = Retention(ledger, worker.journal, hours=1)
     assert await retention.forget(now - int(3600e9)) == 0
     assert len(await of(ledger, closed)) == 8
     assert await retention.forget(now) == 3
@@ -341,9 +341,9 @@ async def test_retention_forgets_sandboxes_that_were_closed_before(lasting: tupl
     assert len(await of(ledger, recent)) == 7
     assert [event.type for event in await of(ledger, "")][-1] == "WorkerStarted"
 
-    state = worker.recorder.state
+    state = worker.journal.state
     assert {key.container_id for key in state.sandboxes} >= {live, back}
-    successor = Recorder(ledger, NODE)
+    successor = Journal(ledger, NODE)
     async for _ in successor.load():
         pass
     assert successor.state.sandboxes == state.sandboxes
@@ -352,7 +352,7 @@ async def test_retention_forgets_sandboxes_that_were_closed_before(lasting: tupl
 
 async def test_retention_forgets_what_is_over_of_the_node_itself(lasting: tuple[JetStreamLedger, Worker]) -> None:
     ledger, worker = lasting
-    record = worker.recorder.record
+    record = worker.journal.record
     box = f"missed-{secrets.token_hex(4)}"
     gone = Leak(id=LeakId(f"sandbox/{box}/eth0"), kind=LeakKind.SANDBOX_GONE, what=box, holder=ContainerId(box))
     stuck = Leak(id=LeakId("link/veth1"), kind=LeakKind.LINK_UNOWNED, what="veth1")
@@ -370,17 +370,17 @@ async def test_retention_forgets_what_is_over_of_the_node_itself(lasting: tuple[
     await record(LeakObserved(leak=stuck))
     await record(LeakObserved(leak=stuck, sightings=2))
     await worker.intent(GcRequested(request=RequestId("open"), config="{}"), "")
-    state = worker.recorder.state
+    state = worker.journal.state
 
-    assert await Retention(ledger, worker.recorder, hours=1, copied=lambda: 1).forget(time.time_ns()) == 0
+    assert await Retention(ledger, worker.journal, hours=1, copied=lambda: 1).forget(time.time_ns()) == 0
     assert len(await of(ledger, box)) == 10  # the hub has not got it
-    assert await Retention(ledger, worker.recorder, hours=1).forget(time.time_ns()) >= 1
+    assert await Retention(ledger, worker.journal, hours=1).forget(time.time_ns()) >= 1
     assert await of(ledger, box) == []
     left = [event.type for event in await of(ledger, "")]
     kept = ["ComparisonRequested", "NodeCompared", "LeakObserved", "LeakObserved", "GcRequested"]  # the newest command
     assert left == ["WorkerStarted", *kept]
 
-    successor = Recorder(ledger, NODE)
+    successor = Journal(ledger, NODE)
     async for _ in successor.load():
         pass
     again = successor.state
@@ -398,7 +398,7 @@ async def test_a_ledger_that_goes_away_while_it_forgets_is_asked_again(
     await worker.attached()
     await worker.detached()
     ledger.available = False
-    running = asyncio.create_task(Retention(ledger, worker.recorder, hours=0).run())
+    running = asyncio.create_task(Retention(ledger, worker.journal, hours=0).run())
     await asyncio.sleep(0.01)
     assert not running.done()
     ledger.available = True

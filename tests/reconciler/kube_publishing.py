@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from events.schema import Pod
-from reconciler.status.kubernetes.annotation_sink import PodAnnotation
+from reconciler.status.kubernetes.annotation_sink import AnnotationSink
 from tests.kube.kube_server import PODS, TOKENS, KubeServer
 
 PUBLISHER = "publisher-token"
@@ -51,14 +51,14 @@ def namespace(cluster: KubeServer, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def annotation(cluster: KubeServer, tmp_path: Path) -> AsyncIterator[PodAnnotation]:
+async def annotation(cluster: KubeServer, tmp_path: Path) -> AsyncIterator[AnnotationSink]:
     async with connected(cluster, tmp_path, PUBLISHER) as publisher:
         yield publisher
 
 
 @contextlib.asynccontextmanager
-async def connected(cluster: KubeServer, folder: Path, token: str) -> AsyncIterator[PodAnnotation]:
-    publisher = await PodAnnotation.connect(str(cluster.kubeconfig(folder / "kubeconfig", token=token)))
+async def connected(cluster: KubeServer, folder: Path, token: str) -> AsyncIterator[AnnotationSink]:
+    publisher = await AnnotationSink.connect(str(cluster.kubeconfig(folder / "kubeconfig", token=token)))
     try:
         yield publisher
     finally:

@@ -12,14 +12,14 @@ from events.nats.ledger import JetStreamLedger
 from reconciler.follow.loop import Begin, Listener, Reconciler, Serve, Upkeep
 from reconciler.metrics import Metrics
 from reconciler.projection.store import Store
-from reconciler.status.guard.guard import StatusKeeper
+from reconciler.status.guard.guard import StatusGuard
 from reconciler.status.kubernetes.pod_events import PodEvent
-from reconciler.status.publishing import Publication
-from reconciler.status.sink import Publisher
+from reconciler.status.publishing import StatusPublishing
+from reconciler.status.sink import StatusSink
 
 
 class Alone:
-    """An ``Office`` that is nobody else's."""
+    """An ``Leadership`` that is nobody else's."""
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = listeners
@@ -56,7 +56,7 @@ class Running:
 async def running(
     ledger: MemoryLedger | JetStreamLedger,
     database: Path | str,
-    publisher: Publisher | None = None,
+    publisher: StatusSink | None = None,
     *,
     keep: Callable[[str], str] | str = "off",
     warn: Callable[[PodEvent], None] = lambda event: None,
@@ -69,10 +69,10 @@ async def running(
     store = Store(database if isinstance(database, str) else f"sqlite:///{database}", "NODE")
     listeners: list[Listener] = [*also(metrics)]
     if publisher is not None:
-        listeners.append(publication := Publication(publisher, ledger, ledger, metrics))
+        listeners.append(publication := StatusPublishing(publisher, ledger, ledger, metrics))
         if keep != "off":
             policy = (lambda _: keep) if isinstance(keep, str) else keep
-            listeners.append(StatusKeeper(publisher, publication, ledger, metrics, policy, warn=warn))
+            listeners.append(StatusGuard(publisher, publication, ledger, metrics, policy, warn=warn))
     reconciler = Reconciler(
         ledger, store, Alone(listeners), metrics, pulse=0.01, beginning=beginning, upkeep=upkeep(metrics)
     )

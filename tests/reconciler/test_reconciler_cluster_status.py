@@ -14,7 +14,7 @@ from stories import Node
 
 from events.ledger.memory import MemoryLedger
 from events.schema import Event, Pod, StatusPublished, StatusPublishFailed
-from reconciler.status.kubernetes.annotation_sink import PodAnnotation
+from reconciler.status.kubernetes.annotation_sink import AnnotationSink
 from reconciler.status.text import ANNOTATION
 from tests.kube.kube_server import NOBODY, KubeServer
 
@@ -46,7 +46,7 @@ def published(events: list[Event]) -> bool:
 
 
 async def test_an_attach_is_one_write_and_a_restart_none(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation, ledger: MemoryLedger, tmp_path: Path
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
     async with running(ledger, tmp_path / "x.db", annotation) as run:
@@ -66,7 +66,7 @@ async def test_an_attach_is_one_write_and_a_restart_none(
 
 
 async def test_the_status_of_a_static_pod_is_its_mirrors(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation, ledger: MemoryLedger, tmp_path: Path
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     """The runtime names a static pod by a UID that the API server has never heard of; the plan has its mirror's."""
     mirror = create(cluster, namespace, annotations=MIRROR)
@@ -80,7 +80,7 @@ async def test_the_status_of_a_static_pod_is_its_mirrors(
 
 
 async def test_a_pod_that_is_deleted_while_it_attaches_is_told_of_once(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation, ledger: MemoryLedger, tmp_path: Path
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
     async with running(ledger, tmp_path / "x.db", annotation) as run:
@@ -95,7 +95,7 @@ async def test_a_pod_that_is_deleted_while_it_attaches_is_told_of_once(
 
 
 async def test_what_the_server_missed_is_written_once_when_it_is_back(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation, ledger: MemoryLedger, tmp_path: Path
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
     cluster.kill_api()

@@ -3,11 +3,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.status.guard.restore_backoff import CONTESTED, LONGEST, QUIET, Contests
+from reconciler.status.guard.restore_backoff import CONTESTED, LONGEST, QUIET, RestoreBackoff
 
 
 def test_the_first_time_is_at_once_and_each_further_one_later() -> None:
-    contests, now, pauses = Contests(), 0.0, list[float]()
+    contests, now, pauses = RestoreBackoff(), 0.0, list[float]()
     for _ in range(14):
         pause = contests.wait("x", now)
         pauses.append(pause)
@@ -18,7 +18,7 @@ def test_the_first_time_is_at_once_and_each_further_one_later() -> None:
 
 
 def test_after_a_long_quiet_it_is_the_first_time_again() -> None:
-    contests = Contests()
+    contests = RestoreBackoff()
     for now in range(5):
         contests.brought_back("x", float(now))
     assert contests.contested(5.0) == 1
@@ -28,7 +28,7 @@ def test_after_a_long_quiet_it_is_the_first_time_again() -> None:
 
 
 def test_of_one_thing_another_knows_nothing() -> None:
-    contests = Contests()
+    contests = RestoreBackoff()
     for _ in range(CONTESTED):
         contests.brought_back("x", 0.0)
     assert contests.wait("y", 0.0) == 0.0
@@ -37,7 +37,7 @@ def test_of_one_thing_another_knows_nothing() -> None:
 @given(st.lists(st.floats(0.0, 30.0), max_size=300))
 def test_whoever_changes_something_how_often_ever_it_is_brought_back_rarely(gaps: list[float]) -> None:
     """In an hour of changes no more than a dozen times, and a few for each ten minutes after that."""
-    contests, now, done = Contests(), 0.0, list[float]()
+    contests, now, done = RestoreBackoff(), 0.0, list[float]()
     for gap in gaps:
         now += gap
         if contests.wait("x", now) == 0.0:

@@ -31,7 +31,7 @@ from events.schema import (
     RequestId,
 )
 from reconciler.decisions import leaks, reclaim_sender
-from reconciler.decisions.reclaim_sender import LeakKeeper
+from reconciler.decisions.reclaim_sender import ReclaimSender
 from reconciler.follow.loop import Reconciler
 from reconciler.metrics import Metrics
 from reconciler.projection.store import Store
@@ -80,7 +80,7 @@ class World:
         """Run the keeper meanwhile."""
         self.metrics = Metrics()
         store = Store(self._database, "NODE")
-        keeper = LeakKeeper(self.commands, self.metrics)
+        keeper = ReclaimSender(self.commands, self.metrics)
         reconciler = Reconciler(self.ledger, store, Alone([keeper]), self.metrics)
         self.task = asyncio.create_task(reconciler.run())
         try:

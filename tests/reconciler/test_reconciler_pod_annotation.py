@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from events.process.settings import SettingsError
 from events.schema import ErrorClass, Pod
 from reconciler.status.kubernetes import annotation_sink
-from reconciler.status.kubernetes.annotation_sink import PodAnnotation
+from reconciler.status.kubernetes.annotation_sink import AnnotationSink
 from reconciler.status.sink import PublishError
 from reconciler.status.text import ANNOTATION, PodName, PodStatus
 from tests.kube.kube_manifests import write_kubeconfig
@@ -25,7 +25,7 @@ from tests.kube.kube_server import NOBODY, KubeServer
 
 
 async def test_the_text_arrives_byte_for_byte_and_the_keys_of_others_stay(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     pod = create(cluster, namespace, annotations={"of/others": "stays", ANNOTATION: "of Multus"})
     text = '[{\n    "name": "\\u003cn\\u003e",\n    "dns": {}\n},{\n    "ips": [\n        "::1"\n    ]\n}] é\N{SNOWMAN}'
@@ -34,7 +34,7 @@ async def test_the_text_arrives_byte_for_byte_and_the_keys_of_others_stay(
 
 
 async def test_what_is_published_is_not_written_again(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     status = PodStatus(create(cluster, namespace), "[]")
     await annotation.put(status, None)
@@ -45,7 +45,7 @@ async def test_what_is_published_is_not_written_again(
 
 
 async def test_a_pod_of_the_same_name_is_not_given_the_status_of_its_predecessor(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     first = create(cluster, namespace)
     cluster.delete_pod(namespace, "web")
@@ -58,7 +58,7 @@ async def test_a_pod_of_the_same_name_is_not_given_the_status_of_its_predecessor
 
 
 async def test_a_pod_that_is_gone_is_a_final_failure(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     with pytest.raises(PublishError, match=f"pod {namespace}/web is gone") as error:
         await annotation.put(PodStatus(Pod(namespace, "web", "u"), "[]"), None)
@@ -67,7 +67,7 @@ async def test_a_pod_that_is_gone_is_a_final_failure(
 
 
 async def test_a_text_that_no_annotation_can_hold_is_a_final_failure(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     pod = create(cluster, namespace)
     with pytest.raises(PublishError, match=r"422.*262144") as error:
@@ -89,13 +89,13 @@ async def test_a_right_that_is_missing_may_be_granted(
 
 
 @pytest.mark.parametrize(("namespace_", "name"), [("..", "web"), ("default", "../secrets/x"), ("default", "%2e%2e")])
-async def test_a_name_that_no_pod_can_have_never_leaves(annotation: PodAnnotation, namespace_: str, name: str) -> None:
+async def test_a_name_that_no_pod_can_have_never_leaves(annotation: AnnotationSink, namespace_: str, name: str) -> None:
     with pytest.raises(PublishError, match="RFC 1123") as error:
         await annotation.put(PodStatus(Pod(namespace_, name, "u"), "[]"), None)
     assert error.value.final
 
 
-async def test_nothing_is_withdrawn(cluster: KubeServer, namespace: str, annotation: PodAnnotation) -> None:
+async def test_nothing_is_withdrawn(cluster: KubeServer, namespace: str, annotation: AnnotationSink) -> None:
     pod = create(cluster, namespace)
     await annotation.put(PodStatus(pod, "[]"), None)
     assert not await annotation.withdraw(PodName(namespace, "web"))
@@ -129,12 +129,12 @@ class Scripted:
 
 
 @contextlib.asynccontextmanager
-async def scripted(folder: Path, *answers: str) -> AsyncIterator[tuple[Scripted, PodAnnotation]]:
+async def scripted(folder: Path, *answers: str) -> AsyncIterator[tuple[Scripted, AnnotationSink]]:
     fake = Scripted(*answers)
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     path = write_kubeconfig(folder / "kubeconfig", {"server": fake.url}, {"token": "x"})
-    publisher = await PodAnnotation.connect(str(path))
+    publisher = await AnnotationSink.connect(str(path))
     try:
         yield fake, publisher
     finally:
@@ -201,10 +201,10 @@ async def test_a_kubeconfig_that_is_none_is_said_in_one_sentence(tmp_path: Path,
     path = tmp_path / "kubeconfig"
     path.write_text(text)
     with pytest.raises(SettingsError, match=f"kubeconfig {path} can't be used") as error:
-        await PodAnnotation.connect(str(path))
+        await AnnotationSink.connect(str(path))
     assert "\n" not in str(error.value)
 
 
 async def test_without_service_account_it_is_said_that_there_is_none() -> None:
     with pytest.raises(SettingsError, match="service account of this pod can't be used"):
-        await PodAnnotation.connect("")
+        await AnnotationSink.connect("")

@@ -15,7 +15,7 @@ from events.ledger.ledger import Stored
 from events.schema import Event, Pod
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Loaded, project
-from reconciler.status.kubernetes.annotation_sink import PodAnnotation
+from reconciler.status.kubernetes.annotation_sink import AnnotationSink
 from reconciler.status.kubernetes.pod_event_writer import PodEventWriter
 from tests.kube.kube_server import KubeServer
 
@@ -45,7 +45,7 @@ def cluster(kube: KubeServer) -> KubeServer:
 
 async def written(cluster: KubeServer, folder: Path, story: list[Event], metrics: Metrics) -> None:
     """Have the writer say all that *story* means."""
-    publisher = await PodAnnotation.connect(str(cluster.kubeconfig(folder / "kubeconfig", token=SPEAKER)))
+    publisher = await AnnotationSink.connect(str(cluster.kubeconfig(folder / "kubeconfig", token=SPEAKER)))
     assert isinstance(publisher.api, client.ApiClient)
     writer = PodEventWriter(publisher.api, metrics)
     running = asyncio.create_task(writer.run())

@@ -46,7 +46,7 @@ from events.schema import (
 from reconciler.projection.sql.engine import ProjectionError
 from reconciler.projection.sql.tables import metadata, sandboxes
 from reconciler.projection.store import Store
-from reconciler.status.pending import Due, Published, due
+from reconciler.status.pending import PendingStatuses, Published, due
 from reconciler.status.text import PodName
 
 
@@ -234,11 +234,11 @@ def told(intent: Event, pod: Pod, text: str, *, refused: bool) -> Event:
     return replace(event, data=failed)
 
 
-def due_of_all(store: Store) -> list[Due]:
+def due_of_all(store: Store) -> list[PendingStatuses]:
     return [found for found in store.of_live_pods(lambda _, boxes, said: due(boxes, said)) if found is not None]
 
 
-def due_of_unsettled(store: Store) -> list[Due]:
+def due_of_unsettled(store: Store) -> list[PendingStatuses]:
     found = store.of_some_live_pods(store.unsettled_pods(), lambda _, boxes, said: due(boxes, said))
     return [each for each in found if each is not None]
 

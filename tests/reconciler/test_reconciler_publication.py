@@ -1,4 +1,5 @@
-"""Publication: what the ledger says is due is published once, tried again when it can be, and said in the ledger."""
+"""StatusPublishing: what the ledger says is due is published once, tried again when it can be, and said in the
+ledger."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from events.schema import NO_NODE, ErrorClass, Event, Pod, StatusPublished, Stat
 from reconciler.metrics import Metrics
 from reconciler.projection.store import Store
 from reconciler.status import publishing
-from reconciler.status.folder_sink import StatusFolder
+from reconciler.status.folder_sink import FolderSink
 from reconciler.status.sink import PublishError, Seen
 from reconciler.status.text import PodName, PodStatus
 
@@ -31,7 +32,7 @@ BOX, OTHER = "a" * 64, "b" * 64
 
 
 class Board:
-    """A ``Publisher`` that remembers what it was asked for, and does as it is told."""
+    """A ``StatusSink`` that remembers what it was asked for, and does as it is told."""
 
     def __init__(self) -> None:
         self.puts: list[PodStatus] = []
@@ -382,7 +383,7 @@ async def test_a_turn_begins_at_once_and_what_is_open_is_looked_up_some_after_ot
                 turn.changed(changes)
             return asked[-1]
 
-        turn = publishing.Publication(board, ledger, ledger, Metrics())
+        turn = publishing.StatusPublishing(board, ledger, ledger, Metrics())
         await turn.caught_up(ask)
         assert asked == [[PodName("shop", name) for name in pods], frozenset()]
         assert all(map(turn.busy, asked[0]))
@@ -416,7 +417,7 @@ async def test_it_says_that_it_is_there_while_it_can_publish(
 
 async def test_a_pods_file_is_there_from_attach_to_detach(ledger: MemoryLedger, tmp_path: Path) -> None:
     node, path = Node(), tmp_path / "status/shop/web.json"
-    async with running(ledger, tmp_path / "x.db", StatusFolder(tmp_path)) as run:
+    async with running(ledger, tmp_path / "x.db", FolderSink(tmp_path)) as run:
         for _ in range(2):  # the second time with the text of the first
             await fill(ledger, node.attach(BOX, POD))
             await run.until(path.exists)

@@ -20,7 +20,7 @@ from events.ledger.memory import MemoryLedger
 from events.nats.ledger import JetStreamLedger
 from events.schema import Pod
 from reconciler.projection.rebuild.rebuild import rebuild
-from reconciler.projection.rebuild.shadow_database import Beside
+from reconciler.projection.rebuild.shadow_database import ShadowDatabase
 from reconciler.projection.rebuild.snapshot import restore, save
 from reconciler.projection.sql.engine import ProjectionError, open_engine
 from reconciler.projection.sql.tables import metadata, sandboxes
@@ -162,8 +162,8 @@ async def test_a_rebuild_that_fails_leaves_what_was_there(database: str, tmp_pat
 
 BEGUN = """
 import sys, time
-from reconciler.projection.beside import Beside
-beside = Beside(sys.argv[1])
+from reconciler.projection.beside import ShadowDatabase
+beside = ShadowDatabase(sys.argv[1])
 print(flush=True)
 time.sleep(60)
 """
@@ -207,7 +207,7 @@ def test_what_a_rebuild_works_with_and_what_is_not_a_rebuilds_stays(temporary: P
     with begun(postgres.url(postgres.database())) as process:
         there = set(os.listdir(temporary))
         assert len(there) == 5
-        Beside(postgres.url(postgres.database())).close()
+        ShadowDatabase(postgres.url(postgres.database())).close()
         assert set(os.listdir(temporary)) == there
         process.kill()
 

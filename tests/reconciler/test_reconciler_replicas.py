@@ -16,7 +16,7 @@ from events.ledger.memory import MemoryLedger
 from events.ledger.notices import RECONCILER_PRESENT
 from events.schema import ComparisonRequested, RequestId
 from reconciler.follow import leadership
-from reconciler.follow.leadership import Replicas, Turn
+from reconciler.follow.leadership import Replicas, Term
 from reconciler.follow.loop import Listener
 from reconciler.metrics import Metrics
 
@@ -47,13 +47,13 @@ class Replica:
 
     def __init__(self, ledger: MemoryLedger, commands: MemoryCommands, name: str, *, alone: bool = False) -> None:
         self.metrics = Metrics()
-        self.turns: list[Turn] = []
+        self.turns: list[Term] = []
         self.serving = False
         self.since: list[int] = []
         self.office = Replicas(ledger, ledger, commands, self._appoint, self.metrics, name=name, alone=alone)
         self.task = asyncio.create_task(self.office.run(self._serve))
 
-    def _appoint(self, turn: Turn) -> Sequence[Listener]:
+    def _appoint(self, turn: Term) -> Sequence[Listener]:
         self.turns.append(turn)
         return []
 
@@ -230,7 +230,7 @@ async def test_words_that_are_none_are_passed_over(ledger: MemoryLedger, command
 
 
 async def test_a_mistake_of_a_listener_ends_the_process(ledger: MemoryLedger, commands: MemoryCommands) -> None:
-    def broken(turn: Turn) -> Sequence[Listener]:
+    def broken(turn: Term) -> Sequence[Listener]:
         raise RuntimeError("broken")
 
     office = Replicas(ledger, ledger, commands, broken, Metrics(), name="r", alone=True)

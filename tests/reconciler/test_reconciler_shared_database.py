@@ -13,7 +13,7 @@ from rows import folded, stored_in
 from stories import Node, busy_day
 
 from events.ledger.ledger import Stored
-from reconciler.projection.rebuild.shadow_database import Beside
+from reconciler.projection.rebuild.shadow_database import ShadowDatabase
 from reconciler.projection.sql.engine import DatabaseAwayError, ReplacedError, open_engine, transaction
 from reconciler.projection.sql.tables import position
 from reconciler.projection.store import Store
@@ -139,7 +139,7 @@ def test_a_rebuild_leaves_the_fence_where_it_is(shared: str, events: list[Stored
     first.take(7)
     second.take(9)
     second.apply(events[:20])
-    beside = Beside(shared)
+    beside = ShadowDatabase(shared)
     with closing(Store(beside.url, "NODE")) as store:
         store.prepare()
         store.apply(events[:30])

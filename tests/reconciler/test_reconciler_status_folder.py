@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from events.schema import Pod
-from reconciler.status.folder_sink import StatusFolder
+from reconciler.status.folder_sink import FolderSink
 from reconciler.status.sink import PublishError
 from reconciler.status.text import PodName, PodStatus
 
@@ -24,7 +24,7 @@ def of(pod: PodName) -> PodStatus:
 
 
 async def test_the_file_says_the_pod_and_its_annotation_and_everyone_may_read_it(tmp_path: Path) -> None:
-    assert await StatusFolder(tmp_path).put(STATUS, None)
+    assert await FolderSink(tmp_path).put(STATUS, None)
     path = tmp_path / "status/shop/web-0.json"
     assert json.loads(path.read_text()) == {
         "namespace": "shop",
@@ -37,7 +37,7 @@ async def test_the_file_says_the_pod_and_its_annotation_and_everyone_may_read_it
 
 
 async def test_an_equal_status_is_not_written_again(tmp_path: Path) -> None:
-    folder = StatusFolder(tmp_path)
+    folder = FolderSink(tmp_path)
     await folder.put(STATUS, None)
     before = (tmp_path / "status/shop/web-0.json").stat()
     assert not await folder.put(STATUS, None)
@@ -46,12 +46,12 @@ async def test_an_equal_status_is_not_written_again(tmp_path: Path) -> None:
 
 
 async def test_a_file_that_is_missing_is_written_though_the_ledger_says_that_it_is_there(tmp_path: Path) -> None:
-    assert await StatusFolder(tmp_path).put(STATUS, STATUS)
+    assert await FolderSink(tmp_path).put(STATUS, STATUS)
     assert (tmp_path / "status/shop/web-0.json").exists()
 
 
 async def test_a_torn_file_is_replaced(tmp_path: Path) -> None:
-    folder = StatusFolder(tmp_path)
+    folder = FolderSink(tmp_path)
     await folder.put(STATUS, None)
     whole = (tmp_path / "status/shop/web-0.json").read_bytes()
     (tmp_path / "status/shop/web-0.json").write_bytes(b"")
@@ -61,7 +61,7 @@ async def test_a_torn_file_is_replaced(tmp_path: Path) -> None:
 
 
 async def test_pods_of_one_namespace_are_written_side_by_side(tmp_path: Path) -> None:
-    folder, names = StatusFolder(tmp_path), [PodName("shop", f"web-{number}") for number in range(40)]
+    folder, names = FolderSink(tmp_path), [PodName("shop", f"web-{number}") for number in range(40)]
     assert all(await asyncio.gather(*(folder.put(of(name), None) for name in names)))
     assert await folder.pods() == set(names)
     for name in names:
@@ -69,7 +69,7 @@ async def test_pods_of_one_namespace_are_written_side_by_side(tmp_path: Path) ->
 
 
 async def test_a_withdrawn_status_is_gone_and_withdrawing_it_again_is_nothing(tmp_path: Path) -> None:
-    folder = StatusFolder(tmp_path)
+    folder = FolderSink(tmp_path)
     await folder.put(STATUS, None)
     assert await folder.pods() == {POD}
     assert await folder.withdraw(POD)
@@ -85,7 +85,7 @@ async def test_a_withdrawn_status_is_gone_and_withdrawing_it_again_is_nothing(tm
     ],
 )  # fmt: skip
 async def test_a_name_that_no_pod_can_have_touches_no_file(tmp_path: Path, namespace: str, name: str) -> None:
-    folder = StatusFolder(tmp_path / "m")
+    folder = FolderSink(tmp_path / "m")
     for call in (folder.put(of(PodName(namespace, name)), None), folder.withdraw(PodName(namespace, name))):
         with pytest.raises(PublishError, match="RFC 1123") as error:
             await call
@@ -97,14 +97,14 @@ async def test_a_link_in_the_place_of_the_new_file_is_not_followed(tmp_path: Pat
     (tmp_path / "status/shop").mkdir(parents=True)
     (tmp_path / "status/shop/.web-0").symlink_to(tmp_path / "victim")
     with pytest.raises(PublishError, match="symbolic links") as error:
-        await StatusFolder(tmp_path).put(STATUS, None)
+        await FolderSink(tmp_path).put(STATUS, None)
     assert not error.value.final
     assert not (tmp_path / "victim").exists()
 
 
 async def test_a_folder_that_cannot_be_written_to_may_be_mended(tmp_path: Path) -> None:
     (tmp_path / "status").write_text("in the way")
-    folder = StatusFolder(tmp_path)
+    folder = FolderSink(tmp_path)
     with pytest.raises(PublishError, match=r"pod shop/web-0: .*Not a directory; mend the folder") as error:
         await folder.put(STATUS, None)
     assert not error.value.final

@@ -18,9 +18,9 @@ from stories import ETH0, NETWORKS, Node, result
 from events.ledger.memory import MemoryLedger
 from events.schema import DriftKind, DriftObserved, Event, InterfaceAttached, NetworkName, Pod, StatusPublished
 from reconciler.status import folder_sink
-from reconciler.status.folder_sink import StatusFolder
+from reconciler.status.folder_sink import FolderSink
 from reconciler.status.guard import guard
-from reconciler.status.kubernetes.annotation_sink import PodAnnotation
+from reconciler.status.kubernetes.annotation_sink import AnnotationSink
 from reconciler.status.kubernetes.annotation_watch import AnnotationWatch
 from reconciler.status.kubernetes.pod_events import PodEvent
 from reconciler.status.text import ANNOTATION
@@ -75,7 +75,7 @@ def forge(cluster: KubeServer, pod: Pod, text: Any) -> None:
 
 @pytest.mark.parametrize("text", [FORGED, None, ""])
 async def test_what_somebody_changed_is_said_and_brought_back_by_one_write(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation, ledger: MemoryLedger, tmp_path: Path, text: Any
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path, text: Any
 ) -> None:
     pod = create(cluster, namespace)
     async with running(ledger, tmp_path / "x.db", annotation, keep="repair") as run:
@@ -98,7 +98,7 @@ async def test_what_somebody_changed_is_said_and_brought_back_by_one_write(
 
 
 async def test_what_was_changed_while_nobody_watched_is_brought_back(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation, ledger: MemoryLedger, tmp_path: Path
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
     async with running(ledger, tmp_path / "x.db", annotation, keep="repair") as run:
@@ -112,7 +112,7 @@ async def test_what_was_changed_while_nobody_watched_is_brought_back(
 
 
 async def test_other_changes_of_the_pod_are_nobodys_business(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation, ledger: MemoryLedger, tmp_path: Path
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
     async with running(ledger, tmp_path / "x.db", annotation, keep="repair") as run:
@@ -125,7 +125,7 @@ async def test_other_changes_of_the_pod_are_nobodys_business(
 
 
 async def test_what_is_only_observed_is_said_once_and_left(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation, ledger: MemoryLedger, tmp_path: Path
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
     async with running(ledger, tmp_path / "x.db", annotation, keep="observe") as run:
@@ -170,7 +170,7 @@ async def test_what_is_done_about_an_edit_is_up_to_the_networks_that_it_is_about
     ledger: MemoryLedger, tmp_path: Path, edited: Sequence[str], then: Sequence[str]
 ) -> None:
     pod, path = Pod("shop", "web", "u"), tmp_path / "status/shop/web.json"
-    async with running(ledger, tmp_path / "x.db", StatusFolder(tmp_path), keep=POLICIES.__getitem__) as run:
+    async with running(ledger, tmp_path / "x.db", FolderSink(tmp_path), keep=POLICIES.__getitem__) as run:
         for event in Node().attach(BOX, pod, NETWORKS):
             await ledger.append(event)
         await said(run, ledger, "StatusPublished")
@@ -185,7 +185,7 @@ async def test_what_is_done_about_an_edit_is_up_to_the_networks_that_it_is_about
 
 
 async def test_against_another_controller_it_is_done_ever_more_rarely_and_said_on_the_pod(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation, ledger: MemoryLedger, tmp_path: Path
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod, warned = create(cluster, namespace), list[PodEvent]()
     async with running(ledger, tmp_path / "x.db", annotation, keep="repair", warn=warned.append) as run:
@@ -207,7 +207,7 @@ async def test_against_another_controller_it_is_done_ever_more_rarely_and_said_o
 
 
 async def test_a_pod_that_was_made_again_is_another(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation, ledger: MemoryLedger, tmp_path: Path
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
     async with running(ledger, tmp_path / "x.db", annotation, keep="repair") as run:
@@ -221,7 +221,7 @@ async def test_a_pod_that_was_made_again_is_another(
 
 
 async def test_it_goes_on_watching_after_the_api_server_was_restarted(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation, ledger: MemoryLedger, tmp_path: Path
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
     async with running(ledger, tmp_path / "x.db", annotation, keep="repair") as run:
@@ -236,7 +236,7 @@ async def test_it_goes_on_watching_after_the_api_server_was_restarted(
 
 
 async def test_of_a_pod_on_another_node_nothing_is_heard(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     create(cluster, namespace, "here")
     names = [found.pod.name async for found, _ in AnnotationWatch(annotation.api, "node-9").listed() if found]
@@ -246,7 +246,7 @@ async def test_of_a_pod_on_another_node_nothing_is_heard(
 
 
 async def test_a_list_of_many_pages_is_whole(
-    cluster: KubeServer, namespace: str, annotation: PodAnnotation, monkeypatch: pytest.MonkeyPatch
+    cluster: KubeServer, namespace: str, annotation: AnnotationSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from reconciler.status.kubernetes import annotation_watch  # noqa: PLC0415
 
@@ -262,7 +262,7 @@ async def test_a_status_file_that_somebody_changed_or_removed_is_written_again(
     ledger: MemoryLedger, tmp_path: Path, content: str | None
 ) -> None:
     pod, path = Pod("shop", "web", "u"), tmp_path / "status/shop/web.json"
-    async with running(ledger, tmp_path / "x.db", StatusFolder(tmp_path), keep="repair") as run:
+    async with running(ledger, tmp_path / "x.db", FolderSink(tmp_path), keep="repair") as run:
         await attach(ledger, pod)
         await said(run, ledger, "StatusPublished")
         right = path.read_text()
@@ -283,7 +283,7 @@ async def test_an_interface_that_was_made_again_with_another_result_is_published
     ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod, path, node = Pod("shop", "web", "u"), tmp_path / "status/shop/web.json", Node()
-    async with running(ledger, tmp_path / "x.db", StatusFolder(tmp_path)) as run:
+    async with running(ledger, tmp_path / "x.db", FolderSink(tmp_path)) as run:
         story = list(node.attach(BOX, pod))
         for event in story:
             await ledger.append(event)
@@ -295,6 +295,6 @@ async def test_an_interface_that_was_made_again_with_another_result_is_published
         await said(run, ledger, "StatusPublished", "StatusPublished")
     assert "02:00:00:00:00:99" in json.loads(path.read_text())["annotations"][ANNOTATION]
     await ledger.append(node.event(same, BOX, story[0].id))  # while nobody runs
-    async with running(ledger, tmp_path / "x.db", StatusFolder(tmp_path)) as run:
+    async with running(ledger, tmp_path / "x.db", FolderSink(tmp_path)) as run:
         await said(run, ledger, "StatusPublished", "StatusPublished", "StatusPublished")
     assert "02:00:00:00:00:99" not in path.read_text()

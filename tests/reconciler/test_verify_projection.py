@@ -91,7 +91,7 @@ async def test_what_is_true_is_said_to_be_true(ledger: MemoryLedger, path: Path,
 async def test_a_shelf_that_holds_little_in_memory_makes_no_difference(
     ledger: MemoryLedger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spill_store.Shelf.__init__, "__defaults__", (1,))
+    monkeypatch.setattr(spill_store.SpillStore.__init__, "__defaults__", (1,))
     assert (await check(ledger, path)).exit_code == 0
 
 

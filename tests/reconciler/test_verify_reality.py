@@ -23,7 +23,7 @@ from events.schema import (
     WorkerStopped,
 )
 from reconciler.projection.store import Store
-from reconciler.status.folder_sink import StatusFolder
+from reconciler.status.folder_sink import FolderSink
 from reconciler.status.text import pod_status
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Kind, Report
@@ -71,7 +71,7 @@ async def check(
     ledger: MemoryLedger,
     path: Path,
     commands: MemoryCommands | None,
-    folder: StatusFolder | None = None,
+    folder: FolderSink | None = None,
     *,
     node: str = "",
     patience: float = 20.0,
@@ -142,7 +142,7 @@ async def test_commands_that_are_away_are_said(ledger: MemoryLedger, commands: M
     assert "node node-1: it can't be asked to compare itself" in report.unseen[0]
 
 
-async def published(ledger: MemoryLedger, folder: StatusFolder) -> None:
+async def published(ledger: MemoryLedger, folder: FolderSink) -> None:
     node = Node()
     story = list(node.attach(BOX, POD))
     await fill(ledger, story)
@@ -157,7 +157,7 @@ async def published(ledger: MemoryLedger, folder: StatusFolder) -> None:
 
 
 async def test_a_status_that_is_as_published_is_true(ledger: MemoryLedger, tmp_path: Path) -> None:
-    folder = StatusFolder(tmp_path)
+    folder = FolderSink(tmp_path)
     await published(ledger, folder)
     await fill(ledger, Node("node-2").attach("b" * 64, Pod("shop", "not-yet", "u2")))
     report = await check(ledger, tmp_path / "x.db", None, folder)
@@ -168,7 +168,7 @@ async def test_a_status_that_is_as_published_is_true(ledger: MemoryLedger, tmp_p
 async def test_a_status_that_was_changed_or_removed_is_told(
     ledger: MemoryLedger, tmp_path: Path, text: str | None, words: str
 ) -> None:
-    folder, path = StatusFolder(tmp_path), tmp_path / "status/shop/web.json"
+    folder, path = FolderSink(tmp_path), tmp_path / "status/shop/web.json"
     await published(ledger, folder)
     path.unlink() if text is None else path.write_text(text)
     report = await check(ledger, tmp_path / "x.db", None, folder)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from events.process.backoff import Pace
+from events.process.backoff import Backoff
 
 _hidden = "aiohttp" not in sys.modules
 if _hidden:
@@ -47,10 +47,10 @@ class Client(_Client):
     says when a server is tried.
     """
 
-    def __init__(self, access: Access | None = None, pace: Pace | None = None) -> None:
+    def __init__(self, access: Access | None = None, pace: Backoff | None = None) -> None:
         super().__init__()
         self._access = access
-        self._pace = pace or Pace()
+        self._pace = pace or Backoff()
         self._ps = _Parser(self)
         self._given_up = False
         self._unsent: list[bytes] = []

@@ -20,7 +20,7 @@ from events import subjects
 from events.ledger.ledger import LedgerError, LedgerUnavailableError
 from events.nats.client.client import Client, Msg, errors
 from events.nats.client.tls import Access, RefusedError
-from events.process.backoff import QUICK, Pace
+from events.process.backoff import QUICK, Backoff
 from events.process.settings import LedgerAddress
 
 log = structlog.get_logger(__name__)
@@ -61,7 +61,7 @@ class Connection:
         self._url = address.url
         self._user = user = address.user
         self._access = Access(address)
-        self._pace = Pace(address.longest_pause)
+        self._pace = Backoff(address.longest_pause)
         self._name = name
         self._patience = patience
         self._client = Client()

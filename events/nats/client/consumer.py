@@ -78,7 +78,7 @@ class _Created(msgspec.Struct):
     error: ApiError | None = None
 
 
-class Puller:
+class Consumer:
     """One consumer with its standing requests. Use once, and close the iterator: that is what frees the consumer.
 
     *endless*: wait for messages to come. Otherwise ``pull`` ends when there are no more.

@@ -29,7 +29,7 @@ from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.kinds.bridge.vlans import joined
 from nodeworker.plugins.native.kit.addressing import Assignment
 from nodeworker.plugins.native.kit.announce import announce, announce_ipv4
-from nodeworker.plugins.native.kit.endpoints import Ends
+from nodeworker.plugins.native.kit.endpoints import Endpoints
 
 _ANNOUNCED = frozenset({DriftKind.LINK_MISSING, DriftKind.LINK_DOWN, DriftKind.MAC_CHANGED, DriftKind.ADDRESS_MISSING})
 _SILENT = frozenset({links.OPERSTATE_DOWN, links.OPERSTATE_LOWER_LAYER_DOWN})
@@ -62,7 +62,7 @@ def mend(
         Netlink.within(container) as inside,
         Netlink.on_node() as node,
     ):
-        hands = _Hands(Ends(node=node, container=inside, netns=container), seen)
+        hands = _Hands(Endpoints(node=node, container=inside, netns=container), seen)
         for drift in drifts:
             if (link := known.get(drift.ifname)) is None:
                 refused.append(_refused(drift, ErrorClass.NOT_REPAIRABLE, "nothing is recorded of the interface"))
@@ -105,7 +105,7 @@ def rename_port(netns: str, ifname: str, name: str, mac: str) -> None:
 class _Hands:
     """Both ends of a sandbox, at work."""
 
-    def __init__(self, ends: Ends, seen: Snapshot) -> None:
+    def __init__(self, ends: Endpoints, seen: Snapshot) -> None:
         self._ends = ends
         self._seen = seen
 

@@ -25,11 +25,11 @@ from events.schema import (
 )
 from nodeworker.deadline import seconds_since
 from nodeworker.drift.expected import OF_THE_NODE
-from nodeworker.drift.inspector import Eyes, Look
+from nodeworker.drift.inspector import Inspector, Look
 from nodeworker.drift.repair.in_place import Refused, mend, rename_port
 from nodeworker.drift.repair.reattach import as_recorded, obstacle
 from nodeworker.errors import RequestFailedError, failed
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.planning.resolve.default_route import adjusted, wanted
 from nodeworker.plugins import chain, device_info
@@ -50,10 +50,10 @@ class Repairer:
     """Repairs sandboxes."""
 
     def __init__(
-        self, recorder: Recorder, eyes: Eyes, runners: Runners, section: WorkerSection, metrics: WorkerMetrics
+        self, journal: Journal, inspector: Inspector, runners: Runners, section: WorkerSection, metrics: WorkerMetrics
     ) -> None:
-        self._recorder = recorder
-        self._eyes = eyes
+        self._journal = journal
+        self._inspector = inspector
         self._runners = runners
         self._section = section
         self._metrics = metrics
@@ -65,15 +65,15 @@ class Repairer:
         there is nothing left to be repaired.
         """
         key = SandboxKey(event.sandbox, order.ifname)
-        sandbox = self._recorder.state.sandboxes.get(key)
+        sandbox = self._journal.state.sandboxes.get(key)
         if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.plan is None:
             raise _void(event, "the sandbox is not attached any more")
         if not event.cause or event.cause != sandbox.drift:
             raise _void(event, f"pod {sandbox.pod}: it was seen otherwise since")
-        look = await self._eyes.see(sandbox, Phase.REPAIR)
+        look = await self._inspector.see(sandbox, Phase.REPAIR)
         asked = {_identity(drift) for drift in order.drifts}
         refused = await self._make_again(sandbox, [drift for drift in look.drifts if _identity(drift) in asked], look)
-        look = await self._eyes.see(sandbox, Phase.REPAIR)
+        look = await self._inspector.see(sandbox, Phase.REPAIR)
         names = {each.ifname for each in order.drifts if _needs_remake(each, sandbox)}
         stopped = {each.drift.ifname for each in refused}
         rest = [
@@ -83,8 +83,8 @@ class Repairer:
         ]
         if rest:
             netns, inode = sandbox.plan.netns, sandbox.plan.netns_inode
-            refused += await self._eyes.on_thread(lambda: mend(netns, look.wanted, look.seen, rest, inode))
-            look = await self._eyes.see(sandbox, Phase.REPAIR)
+            refused += await self._inspector.on_thread(lambda: mend(netns, look.wanted, look.seen, rest, inode))
+            look = await self._inspector.see(sandbox, Phase.REPAIR)
         left = look.drifts
         unmet = [drift for drift in left if _identity(drift) in asked]
         seconds = seconds_since(event.at)
@@ -152,7 +152,7 @@ class Repairer:
         ports = [each for each in result.interfaces if not each.sandbox and each.name.startswith("veth")]
         if len(ports) == 1:
             port = ports[0]
-            await self._eyes.on_thread(lambda: rename_port(netns, plan.ifname, port.name, port.mac))
+            await self._inspector.on_thread(lambda: rename_port(netns, plan.ifname, port.name, port.mac))
 
     async def _give_default_routes(self, sandbox: Sandbox, drift: Drift) -> list[Refused]:
         """Give the pod's default routes back to the attachments that claim them."""
@@ -160,7 +160,7 @@ class Repairer:
         netns = sandbox.plan.netns
         try:
             for route in wanted(sandbox.attachments):
-                await self._eyes.on_thread(lambda route=route: default_route.move(netns, route, sandbox.pod))
+                await self._inspector.on_thread(lambda route=route: default_route.move(netns, route, sandbox.pod))
         except RequestFailedError as error:
             return [Refused(drift=drift, error_class=error.failure.error_class, reason=error.failure.message)]
         return []

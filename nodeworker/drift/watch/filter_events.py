@@ -33,7 +33,7 @@ _REST = 0.4
 """Seconds from when there is something to hear until it is heard."""
 
 
-class RuleMonitor:
+class FilterEvents:
     """The socket, which there is only while there are rules to watch, read by the loop. A context manager."""
 
     def __init__(self, gone: Callable[[], None]) -> None:
@@ -46,7 +46,7 @@ class RuleMonitor:
         self._buffer = bytearray(_BUFFER_BYTES)
         self._able = False
 
-    def __enter__(self) -> RuleMonitor:
+    def __enter__(self) -> FilterEvents:
         self._able = True
         self._listen()
         return self

@@ -69,7 +69,7 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
     """More changed than could be told: anything may have."""
 
 
-class Monitor:
+class KernelEvents:
     """The socket, read by the loop. A context manager."""
 
     def __init__(self, heard: Heard) -> None:
@@ -80,7 +80,7 @@ class Monitor:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self) -> KernelEvents:
         """Begin to hear. Raises OSError where the worker may not."""
         try:
             with contextlib.suppress(PermissionError):  # it may be forbidden, and less will do

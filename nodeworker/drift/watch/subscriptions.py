@@ -46,7 +46,7 @@ class _Place(msgspec.Struct, frozen=True):
     in_vlans: frozenset[int]
 
 
-class Interest:
+class Subscriptions:
     """The sandboxes that are watched."""
 
     def __init__(self) -> None:

@@ -17,13 +17,13 @@ from events.fold import Sandbox, SandboxKey, SandboxPhase
 from events.ledger.ledger import LedgerError
 from events.schema import Drift, DriftKind, DriftObserved, Event
 from nodeworker.drift.expected_rules import KINDS
-from nodeworker.drift.inspector import Eyes
+from nodeworker.drift.inspector import Inspector
 from nodeworker.drift.watch.debounce import Pace
-from nodeworker.drift.watch.filter_events import RuleMonitor
-from nodeworker.drift.watch.kernel_events import Heard, Monitor, NodeLink
-from nodeworker.drift.watch.subscriptions import Interest
+from nodeworker.drift.watch.filter_events import FilterEvents
+from nodeworker.drift.watch.kernel_events import Heard, KernelEvents, NodeLink
+from nodeworker.drift.watch.subscriptions import Subscriptions
 from nodeworker.errors import RequestFailedError
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 
 log = structlog.get_logger(__name__)
 
@@ -46,15 +46,15 @@ class TakeTurn(Protocol):
         ...
 
 
-class Observer:
+class Watcher:
     """Watches the sandboxes of the node."""
 
-    def __init__(self, recorder: Recorder, eyes: Eyes) -> None:
-        self._recorder = recorder
-        self._eyes = eyes
-        self._interest = Interest()
+    def __init__(self, journal: Journal, inspector: Inspector) -> None:
+        self._journal = journal
+        self._inspector = inspector
+        self._interest = Subscriptions()
         self._rules_went = asyncio.Event()
-        self._rules = RuleMonitor(self._rules_went.set)
+        self._rules = FilterEvents(self._rules_went.set)
         self._paces: dict[SandboxKey, Pace] = {}
         self._due: dict[SandboxKey, asyncio.TimerHandle] = {}
         self._queue: asyncio.Queue[SandboxKey] = asyncio.Queue()
@@ -62,7 +62,7 @@ class Observer:
         self._turns: asyncio.Future[TakeTurn] = asyncio.get_running_loop().create_future()
         self._busy: Callable[[], bool] = lambda: False
         self._on_closed: list[Callable[[SandboxKey], None]] = []
-        recorder.on_recorded(self._recorded)
+        journal.on_recorded(self._recorded)
 
     @property
     def watched(self) -> int:
@@ -96,7 +96,7 @@ class Observer:
             tasks.create_task(self._look_after_misses(), name="observe-all")
             tasks.create_task(self._look_at_rules(), name="observe-rules")
             try:
-                with self._rules, Monitor(heard):
+                with self._rules, KernelEvents(heard):
                     await asyncio.Event().wait()
             except OSError as error:
                 log.warning("kernel_not_heard", error=str(error), remedy="give the worker CAP_NET_BROADCAST")
@@ -106,7 +106,7 @@ class Observer:
 
     async def compare_all(self) -> tuple[int, int, tuple[str, ...]]:
         """Look at all sandboxes; return how many there are, how many drift, and what could not be seen and why."""
-        keys = [key for key, box in self._recorder.state.sandboxes.items() if box.phase is SandboxPhase.ATTACHED]
+        keys = [key for key, box in self._journal.state.sandboxes.items() if box.phase is SandboxPhase.ATTACHED]
         places = asyncio.Semaphore(_SIDE_BY_SIDE)
 
         async def one(key: SandboxKey) -> str:
@@ -114,7 +114,7 @@ class Observer:
                 return await self._look(key)
 
         problems = await asyncio.gather(*map(one, keys))
-        sandboxes = self._recorder.state.sandboxes
+        sandboxes = self._journal.state.sandboxes
         drifted = sum(1 for key in keys if key in sandboxes and sandboxes[key].drifts)
         return len(keys), drifted, tuple(filter(None, problems))
 
@@ -162,7 +162,7 @@ class Observer:
     def _drop(self, key: SandboxKey) -> None:
         self._interest.forget(key)
         self._rules.watch(key, ())
-        self._eyes.forget(key)
+        self._inspector.forget(key)
         self._paces.pop(key, None)
         if (timer := self._due.pop(key, None)) is not None:
             timer.cancel()
@@ -196,7 +196,7 @@ class Observer:
         while True:
             await self._everything.wait()
             self._everything.clear()
-            log.warning("kernel_outran_the_worker", comparing=len(self._recorder.state.sandboxes))
+            log.warning("kernel_outran_the_worker", comparing=len(self._journal.state.sandboxes))
             await self.compare_all()
 
     async def _look_at_rules(self) -> None:
@@ -205,12 +205,12 @@ class Observer:
             await self._rules_went.wait()
             self._rules_went.clear()
             try:
-                lost = await self._eyes.lost_rules(dict(self._rules.watched))
+                lost = await self._inspector.lost_rules(dict(self._rules.watched))
             except (RequestFailedError, OSError) as error:
                 log.warning("rules_not_compared", error=str(error))
                 continue
             for key, found in lost.items():
-                sandbox = self._recorder.state.sandboxes.get(key)
+                sandbox = self._journal.state.sandboxes.get(key)
                 if sandbox is not None and found != _known_lost(sandbox):
                     self._wake(key)
 
@@ -228,13 +228,13 @@ class Observer:
         return ""
 
     async def _compare(self, key: SandboxKey) -> None:
-        sandbox = self._recorder.state.sandboxes.get(key)
+        sandbox = self._journal.state.sandboxes.get(key)
         if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.plan is None:
             return
-        if not self._recorder.settled:  # what the ledger has still to be told of may be the end of the sandbox
+        if not self._journal.settled:  # what the ledger has still to be told of may be the end of the sandbox
             self._wake(key)
             return
-        look = await self._eyes.look(sandbox)
+        look = await self._inspector.look(sandbox)
         if look is None:
             self._drop(key)
             return
@@ -245,7 +245,7 @@ class Observer:
         self._rules.watch(key, tuple(each.ruled for each in look.wanted if each.ruled is not None))
         if _differ(look.drifts, sandbox.drifts):
             observed = DriftObserved(ifname=key.ifname, pod=sandbox.pod, drifts=look.drifts)
-            await self._recorder.record(observed, key.container_id, sandbox.intent)
+            await self._journal.record(observed, key.container_id, sandbox.intent)
             log.info(
                 "drift_observed",
                 pod=str(sandbox.pod),

@@ -28,7 +28,7 @@ from nodeworker.host.adopt.places import Places, without_false_claims
 from nodeworker.host.adopt.plan import Adoption, Leftover, Refusal, Verdict, judge
 from nodeworker.host.adopt.read import Files, Unreadable, read
 from nodeworker.host.adopt.settings import AdoptSettings
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from nodeworker.journal.worker_lock import WorkerRunningError, only_worker, version
 
 log = structlog.get_logger(__name__)
@@ -85,15 +85,15 @@ async def adopt(ledger: Ledger | None, settings: AdoptSettings, *, dry_run: bool
     Raises LedgerError, OSError.
     """
     known = Known()
-    recorder = None
+    journal = None
     if ledger is not None:
-        recorder = Recorder(ledger, NodeName(settings.node_name))
-        known = await _known(recorder)
+        journal = Journal(ledger, NodeName(settings.node_name))
+        known = await _known(journal)
     verdicts, orphans, already = find(settings, known)
     adoptions = tuple(each for each in verdicts if isinstance(each, Adoption))
     if adoptions and not dry_run:
-        assert recorder is not None
-        await _record(recorder, adoptions, settings)
+        assert journal is not None
+        await _record(journal, adoptions, settings)
     return Report(
         node=NodeName(settings.node_name),
         dry_run=dry_run,
@@ -112,9 +112,9 @@ def _judge(files: Files, places: Places, settings: AdoptSettings, adopted_until:
     return without_false_claims(verdict, place) if isinstance(verdict, Adoption) else verdict
 
 
-async def _known(recorder: Recorder) -> Known:
+async def _known(journal: Journal) -> Known:
     known = Known()
-    async for stored in recorder.load():
+    async for stored in journal.load():
         match stored.event.data:
             case SandboxAdopted() | AttachRequested():
                 known.sandboxes.add(stored.event.sandbox)
@@ -125,15 +125,15 @@ async def _known(recorder: Recorder) -> Known:
     return known
 
 
-async def _record(recorder: Recorder, adoptions: Sequence[Adoption], settings: AdoptSettings) -> None:
+async def _record(journal: Journal, adoptions: Sequence[Adoption], settings: AdoptSettings) -> None:
     try:
-        pending = len(recorder.state.pending)
-        await recorder.open_epoch(WorkerStarted(version=version(), pid=os.getpid(), pending=pending))
+        pending = len(journal.state.pending)
+        await journal.open_epoch(WorkerStarted(version=version(), pid=os.getpid(), pending=pending))
         for adoption in adoptions:
-            await recorder.record(adoption.data, adoption.container_id)
-        await recorder.record(WorkerStopped(reason=FINISHED))
+            await journal.record(adoption.data, adoption.container_id)
+        await journal.record(WorkerStopped(reason=FINISHED))
     finally:
-        await recorder.close()
+        await journal.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

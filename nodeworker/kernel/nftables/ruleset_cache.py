@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from nodeworker.kernel.nftables.client import Chain, Nftables, Rule, Rules
 
 
-class RuleBook:
+class RulesetCache:
     """What was read of the rules in the namespace of the worker. Not for two threads at once."""
 
     def __init__(self) -> None:

@@ -94,7 +94,7 @@ def node_ends(plugin_type: str, result: str) -> list[NodeEnd]:
     return [NodeEnd(each.name, each.mac.lower()) for each in interfaces if each.name and each.mac and not each.sandbox]
 
 
-class Places:
+class Footprint:
     """What was ever told of, as far as it matters still."""
 
     def __init__(self, device_info: str) -> None:

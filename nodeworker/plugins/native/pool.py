@@ -44,7 +44,7 @@ _asked = msgspec.msgpack.Decoder(list[Work | Clearing])
 _done = msgspec.msgpack.Decoder(Done)
 
 
-class NativeProcesses:
+class NativePool:
     """The processes. Make them while the worker has no other threads: a fork takes along what those hold.
 
     They keep the descriptors *keep* open, and with them a lock that must not be free before they are gone.

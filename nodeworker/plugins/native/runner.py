@@ -17,7 +17,7 @@ from events.schema import ErrorClass, PluginRun
 from nodeworker.plugins.exec import PluginError, PluginExecutor
 from nodeworker.plugins.native.api import GENERIC, NativeError
 from nodeworker.plugins.native.jobs import Done, Work, version_of
-from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.native.registry import Switch, enabled, interface_plugin, ipam_plugin, ipam_type
 from nodeworker.plugins.plugin_errors import complaint
 from nodeworker.plugins.spec import results
@@ -48,7 +48,7 @@ def way_of(stdin: bytes, switch: Switch) -> Way:
 class NativeRunner:
     """Runs native plugins in *processes*. Those IPAM plugins that are not native are executed by *executor*."""
 
-    def __init__(self, executor: PluginExecutor, switch: Switch, processes: NativeProcesses) -> None:
+    def __init__(self, executor: PluginExecutor, switch: Switch, processes: NativePool) -> None:
         self._executor = executor
         self._switch = switch
         self._processes = processes

@@ -10,7 +10,7 @@ from pathlib import Path
 from events.ledger.ledger import Readable, Stored
 from reconciler.follow.batching import in_batches
 from reconciler.projection.rebuild import snapshot
-from reconciler.projection.rebuild.shadow_database import Beside
+from reconciler.projection.rebuild.shadow_database import ShadowDatabase
 from reconciler.projection.sql.engine import ProjectionError
 from reconciler.projection.store import Store
 
@@ -24,7 +24,7 @@ async def rebuild(url: str, ledger: Readable, name: str, progress: Progress, sta
     With *start_from* it begins with that snapshot, else with the ledger's first event. A reconciler may run meanwhile.
     Raises ProjectionError, DatabaseAwayError, LedgerUnavailableError; the projection in use is as before then.
     """
-    beside = Beside(url)
+    beside = ShadowDatabase(url)
     try:
         with closing(Store(beside.draft, name, unfinished=True)) as store:
             store.prepare()

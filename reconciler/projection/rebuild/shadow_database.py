@@ -25,7 +25,7 @@ SCHEMA = "plumbline_rebuild"
 _TABLES = ("alembic_version", *(table.name for table in metadata.sorted_tables))
 
 
-class Beside:
+class ShadowDatabase:
     """The place beside the database at *url*; empty from the start.
 
     ``draft`` is the URL of where it is drawn up, without ``indexes`` for readers, until it is told to ``finish``; from

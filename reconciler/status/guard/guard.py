@@ -28,16 +28,16 @@ from events.schema import (
     NetworkName,
     StatusPublished,
 )
-from reconciler.follow.loop import Ask
+from reconciler.follow.loop import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
 from reconciler.projection.store import Store
 from reconciler.status.guard.policy import verdict
-from reconciler.status.guard.restore_backoff import CONTESTED, Contests
+from reconciler.status.guard.restore_backoff import CONTESTED, RestoreBackoff
 from reconciler.status.kubernetes.pod_events import MESSAGE_LIMIT, WARNING, PodEvent
-from reconciler.status.pending import Due, Published, told
-from reconciler.status.publishing import Publication, event_of
-from reconciler.status.sink import LISTED, Publisher, PublishError, Seen
+from reconciler.status.pending import PendingStatuses, Published, told
+from reconciler.status.publishing import StatusPublishing, event_of
+from reconciler.status.sink import LISTED, PublishError, Seen, StatusSink
 from reconciler.status.text import PodName
 
 log = structlog.get_logger(__name__)
@@ -51,7 +51,7 @@ _NOTHING = 0
 """Digest of no status at all."""
 
 
-class StatusKeeper:
+class StatusGuard:
     """Watches over what *publication* has published. A ``reconciler.follow.loop.Listener``.
 
     *policy* tells of each network whether what is said of it is brought back, only said, or nobody's business (see
@@ -60,8 +60,8 @@ class StatusKeeper:
 
     def __init__(
         self,
-        publisher: Publisher,
-        publication: Publication,
+        publisher: StatusSink,
+        publication: StatusPublishing,
         ledger: Ledger,
         metrics: Metrics,
         policy: Callable[[str], str],
@@ -74,20 +74,20 @@ class StatusKeeper:
         self._metrics = metrics
         self._policy = policy
         self._warn = warn
-        self._ask: Ask | None = None
+        self._query: Query | None = None
         self._wanted: dict[str, int] = {}
         """Digest of what was published, by the pod's UID."""
         self._seen: dict[str, int] = {}
         """Digest of what the pod has, by its UID."""
         self._suspects = _Agenda()
-        self._contests = Contests()
+        self._contests = RestoreBackoff()
         self._said: dict[str, int] = {}
         """What was recorded last of the pods that are as somebody left them."""
 
-    async def caught_up(self, ask: Ask) -> None:
+    async def caught_up(self, query: Query) -> None:
         """Learn what was published for the pods that are there."""
-        self._ask = ask
-        for _, said in await ask(Store.live_pods):
+        self._query = query
+        for _, said in await query(Store.live_pods):
             uid, digest = _wanted(said)
             if uid:
                 self._wanted[uid] = digest
@@ -122,8 +122,8 @@ class StatusKeeper:
 
     async def _miss(self) -> None:
         """Suspect those of which nothing was seen: their status, or they, are gone."""
-        assert self._ask is not None
-        known = await self._ask(Store.live_pods)
+        assert self._query is not None
+        known = await self._query(Store.live_pods)
         for pod, published in known:
             if published is not None and not published.refused and published.uid not in self._seen:
                 self._suspects.add(pod, MOMENT)
@@ -164,8 +164,8 @@ class StatusKeeper:
         if self._publication.busy(pod):
             return MOMENT
         found = await self._publisher.read(pod)
-        assert self._ask is not None
-        boxes, published = await self._ask(lambda store: store.of_live_pod(pod))
+        assert self._query is not None
+        boxes, published = await self._query(lambda store: store.of_live_pod(pod))
         wanted = told(boxes, published)
         if wanted is None or wanted.problem or published is None or published.intent != wanted.intent:
             return None  # nothing to keep, or nothing published yet
@@ -196,7 +196,7 @@ class StatusKeeper:
         self._publication.restore(wanted)
         return None
 
-    async def _record(self, wanted: Due, text: str | None) -> None:
+    async def _record(self, wanted: PendingStatuses, text: str | None) -> None:
         """Say in the ledger what was found."""
         data = DriftObserved(
             ifname=wanted.sandbox.ifname,
@@ -257,7 +257,7 @@ def _digest(text: str | None) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=7).digest(), "big") or 1
 
 
-def _contested(wanted: Due) -> PodEvent:
+def _contested(wanted: PendingStatuses) -> PodEvent:
     message = (
         f"somebody keeps changing the network-status of pod {wanted.pod}, so it is brought back ever more rarely: look "
         "for another controller that writes the annotation k8s.v1.cni.cncf.io/network-status"

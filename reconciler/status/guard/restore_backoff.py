@@ -16,7 +16,7 @@ CONTESTED = 3
 _REMEMBERED = 4096
 
 
-class Contests:
+class RestoreBackoff:
     """How often each thing was brought back lately. The least recently changed are forgotten."""
 
     def __init__(self) -> None:

@@ -41,8 +41,8 @@ class _Status(msgspec.Struct):
     message: str = ""
 
 
-class PodAnnotation:
-    """``Publisher`` at an API server. Make one with ``connect``."""
+class AnnotationSink:
+    """``StatusSink`` at an API server. Make one with ``connect``."""
 
     def __init__(self, configuration: client.Configuration, node: str = "") -> None:
         self._host = configuration.host
@@ -56,7 +56,7 @@ class PodAnnotation:
         self._healthy = False
 
     @classmethod
-    async def connect(cls, kubeconfig: str, node: str = "") -> PodAnnotation:
+    async def connect(cls, kubeconfig: str, node: str = "") -> AnnotationSink:
         """Return one for the server in *kubeconfig*; empty: by the service account, whose token is read again.
 
         What pods have is read of those on *node*; empty: of all. Raises SettingsError.
@@ -76,7 +76,7 @@ class PodAnnotation:
             raise SettingsError(f"reconciler.kubernetes: the {where} can't be used: {reason}") from error
 
     async def put(self, status: PodStatus, before: PodStatus | None) -> bool:
-        """See ``Publisher.put``. What the ledger says was published for the pod's UID is not written again."""
+        """See ``StatusSink.put``. What the ledger says was published for the pod's UID is not written again."""
         if status == before:
             return False
         require_pod_name(PodName(status.pod.namespace, status.pod.name))
@@ -103,11 +103,11 @@ class PodAnnotation:
         return set()
 
     def seen(self) -> AsyncGenerator[Seen, None]:
-        """See ``Publisher.seen``."""
+        """See ``StatusSink.seen``."""
         return self._watch.seen()
 
     async def listed(self) -> AsyncGenerator[Seen, None]:
-        """See ``Publisher.listed``."""
+        """See ``StatusSink.listed``."""
         try:
             async with aclosing(self._watch.listed()) as listed:
                 async for found, _ in listed:
@@ -117,7 +117,7 @@ class PodAnnotation:
             raise self._unread(error) from error
 
     async def read(self, pod: PodName) -> Seen | None:
-        """See ``Publisher.read``."""
+        """See ``StatusSink.read``."""
         require_pod_name(pod)
         try:
             return await self._watch.read(pod)
@@ -125,7 +125,7 @@ class PodAnnotation:
             raise self._unread(error) from error
 
     async def ready(self) -> bool:
-        """See ``Publisher.ready``. It is the last answer that tells, and where that is old, another one."""
+        """See ``StatusSink.ready``. It is the last answer that tells, and where that is old, another one."""
         if asyncio.get_running_loop().time() - self._heard_at > _IDLE:
             try:
                 answer = await self._version.get_code(_preload_content=False, _request_timeout=_PING_TIMEOUT)

@@ -16,7 +16,7 @@ import aiohttp
 import structlog
 from kubernetes_asyncio import client
 
-from reconciler.follow.loop import Ask
+from reconciler.follow.loop import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
 from reconciler.status.kubernetes.pod_events import PodEvent, Throttle, pod_events
@@ -48,7 +48,7 @@ class PodEventWriter:
         self._waiting: asyncio.Queue[_Said] = asyncio.Queue(_WAITING)
         self._trouble = ""
 
-    async def caught_up(self, ask: Ask) -> None:
+    async def caught_up(self, query: Query) -> None:
         """Do nothing: what was before is no news."""
 
     def changed(self, changes: Changes) -> None:

@@ -24,7 +24,7 @@ from events.schema import (
 )
 from nodeworker.host.adopt.__main__ import Report, adopt
 from nodeworker.host.adopt.settings import AdoptSection, AdoptSettings
-from nodeworker.journal.journal import Recorder
+from nodeworker.journal.journal import Journal
 from tests.nodeworker.adopt.multus_pods import BOX, POD, another
 from tests.nodeworker.adopt.multus_state import MultusNode, Sandbox
 
@@ -70,17 +70,17 @@ async def state(ledger: MemoryLedger) -> State:
 
 async def detach(ledger: MemoryLedger, sandbox: str) -> None:
     """Have a worker fulfil a DEL."""
-    recorder = Recorder(ledger, NodeName(NODE))
+    journal = Journal(ledger, NodeName(NODE))
     request, eth0 = RequestId("del"), IfName("eth0")
-    async for _ in recorder.load():
+    async for _ in journal.load():
         pass
-    await recorder.open_epoch(WorkerStarted(version="0", pid=1))
-    intent = recorder.event(DetachRequested(request=request, ifname=eth0), ContainerId(sandbox))
-    await recorder.request(intent)
-    async for _ in recorder.intents():
+    await journal.open_epoch(WorkerStarted(version="0", pid=1))
+    intent = journal.event(DetachRequested(request=request, ifname=eth0), ContainerId(sandbox))
+    await journal.request(intent)
+    async for _ in journal.intents():
         break
-    await recorder.record(DetachCompleted(request=request, ifname=eth0), ContainerId(sandbox), intent.id)
-    await recorder.close()
+    await journal.record(DetachCompleted(request=request, ifname=eth0), ContainerId(sandbox), intent.id)
+    await journal.close()
 
 
 def told(report: Report) -> Any:

@@ -8,23 +8,23 @@ import pytest
 from structlog.testing import capture_logs
 
 from nodeworker.planning.cluster.apiserver.decode import NADS, PODS
-from nodeworker.planning.cluster.apiserver.disk_cache import DiskCopy
+from nodeworker.planning.cluster.apiserver.disk_cache import DiskCache
 from nodeworker.planning.resolve.objects import Nad, PodObject
 
 OBJECTS = (Nad("default", "a", '{"type": "macvlan"}'), Nad("shop", "b", "line\nline", {"key": "value"}))
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> DiskCopy[Nad]:
-    return DiskCopy(tmp_path / "state" / "networks.json", NADS, "networks")
+def copy(tmp_path: Path) -> DiskCache[Nad]:
+    return DiskCache(tmp_path / "state" / "networks.json", NADS, "networks")
 
 
-def saved(copy: DiskCopy[Nad], tmp_path: Path) -> Path:
+def saved(copy: DiskCache[Nad], tmp_path: Path) -> Path:
     copy.save(OBJECTS)
     return tmp_path / "state" / "networks.json"
 
 
-def test_what_was_saved_is_loaded(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+def test_what_was_saved_is_loaded(copy: DiskCache[Nad], tmp_path: Path) -> None:
     assert copy.load() == []
     path = saved(copy, tmp_path)
     assert copy.load() == list(OBJECTS)
@@ -36,7 +36,7 @@ def test_what_was_saved_is_loaded(copy: DiskCopy[Nad], tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_copy_torn_at_any_byte_is_left_and_told(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+def test_copy_torn_at_any_byte_is_left_and_told(copy: DiskCache[Nad], tmp_path: Path) -> None:
     path = saved(copy, tmp_path)
     whole = path.read_bytes()
     # Only without the last line's end is it still whole.
@@ -47,7 +47,7 @@ def test_copy_torn_at_any_byte_is_left_and_told(copy: DiskCopy[Nad], tmp_path: P
         assert [(log["event"], log["file"]) for log in logs] == [("cluster_copy_unusable", str(path))]
 
 
-def test_copy_with_any_flipped_bit_is_left(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+def test_copy_with_any_flipped_bit_is_left(copy: DiskCache[Nad], tmp_path: Path) -> None:
     path = saved(copy, tmp_path)
     whole = path.read_bytes()
     for place in range(len(whole)):
@@ -56,10 +56,10 @@ def test_copy_with_any_flipped_bit_is_left(copy: DiskCopy[Nad], tmp_path: Path) 
             assert copy.load() in ([], list(OBJECTS))
 
 
-def test_copy_of_something_else_or_in_another_format_is_left(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+def test_copy_of_something_else_or_in_another_format_is_left(copy: DiskCache[Nad], tmp_path: Path) -> None:
     path = saved(copy, tmp_path)
     with capture_logs() as logs:
-        assert DiskCopy(path, NADS, "pods of node a").load() == []
+        assert DiskCache(path, NADS, "pods of node a").load() == []
         path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":2'))
         assert copy.load() == []
     assert [log["error"] for log in logs] == [
@@ -68,7 +68,7 @@ def test_copy_of_something_else_or_in_another_format_is_left(copy: DiskCopy[Nad]
     ]
 
 
-def test_draft_of_a_killed_worker_is_in_nobodys_way(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+def test_draft_of_a_killed_worker_is_in_nobodys_way(copy: DiskCache[Nad], tmp_path: Path) -> None:
     path = saved(copy, tmp_path)
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text("half")
@@ -78,7 +78,7 @@ def test_draft_of_a_killed_worker_is_in_nobodys_way(copy: DiskCopy[Nad], tmp_pat
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_copy_that_can_not_be_written_leaves_the_last_one(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+def test_copy_that_can_not_be_written_leaves_the_last_one(copy: DiskCache[Nad], tmp_path: Path) -> None:
     path = saved(copy, tmp_path)
     path.with_name(f".{path.name}.tmp").mkdir()
     with pytest.raises(OSError, match="directory"):
@@ -87,7 +87,7 @@ def test_copy_that_can_not_be_written_leaves_the_last_one(copy: DiskCopy[Nad], t
     assert copy.load() == list(OBJECTS)
 
 
-def test_closed_copy_takes_nothing_older(copy: DiskCopy[Nad], tmp_path: Path) -> None:
+def test_closed_copy_takes_nothing_older(copy: DiskCache[Nad], tmp_path: Path) -> None:
     saved(copy, tmp_path)
     copy.close()
     copy.save(())
@@ -95,7 +95,7 @@ def test_closed_copy_takes_nothing_older(copy: DiskCopy[Nad], tmp_path: Path) ->
 
 
 def test_pods_are_kept_with_all_that_planning_reads(tmp_path: Path) -> None:
-    copy = DiskCopy(tmp_path / "pods.json", PODS, "pods")
+    copy = DiskCache(tmp_path / "pods.json", PODS, "pods")
     pods = [PodObject("default", "a", "uid", {"k8s.v1.cni.cncf.io/networks": "a"}, static=True)]
     copy.save(pods)
     assert copy.load() == pods

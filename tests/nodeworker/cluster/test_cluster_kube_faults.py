@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from nodeworker.planning.cluster.apiserver import source as apiserver_source
 from nodeworker.planning.cluster.apiserver.credentials import Credentials, from_kubeconfig
 from nodeworker.planning.cluster.apiserver.decode import PODS
-from nodeworker.planning.cluster.apiserver.disk_cache import DiskCopy
+from nodeworker.planning.cluster.apiserver.disk_cache import DiskCache
 from nodeworker.planning.cluster.source import SourceUnavailableError
 from nodeworker.planning.resolve.objects import Nad, PodObject
 from tests.kube.kube_manifests import nad, write_kubeconfig
@@ -118,7 +118,7 @@ async def test_copy_is_written_while_the_worker_runs(
     node = unique("node")
     async with running(worker(kube, tmp_path), node, tmp_path):
         kube.create_pod("default", node, node)
-        copy = DiskCopy(tmp_path / "pods.json", PODS, f"pods of node {node}")
+        copy = DiskCache(tmp_path / "pods.json", PODS, f"pods of node {node}")
         await eventually(lambda: [pod.name for pod in copy.load()] == [node])
 
 

@@ -21,8 +21,8 @@ from nodeworker.drift.differences import Snapshot, differences
 from nodeworker.drift.expected import ExpectedLink, expected
 from nodeworker.drift.repair.in_place import mend
 from nodeworker.drift.snapshot import take
-from nodeworker.drift.watch.kernel_events import Heard, Monitor
-from nodeworker.drift.watch.subscriptions import Interest
+from nodeworker.drift.watch.kernel_events import Heard, KernelEvents
+from nodeworker.drift.watch.subscriptions import Subscriptions
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.kinds.bridge import bridge
@@ -95,7 +95,7 @@ def test_a_port_that_is_detached_is_in_no_vlan_and_that_is_said_once() -> None:
 
 
 def test_whoever_has_a_port_in_vlans_is_woken_when_its_bridge_tells_of_it() -> None:
-    interest = Interest()
+    interest = Subscriptions()
     one, other = (SandboxKey(ContainerId(name), IfName("eth0")) for name in ("one", "other"))
     interest.watch(one, 1, {}, {"veth1": PORT}, frozenset({10}))
     interest.watch(other, 2, {}, {"veth2": replace(PORT, index=11)})
@@ -122,7 +122,7 @@ async def test_a_bridge_is_heard_when_it_tells_of_a_port() -> None:
             port=heard.put_nowait,
             missed=lambda: None,
         )
-        with Monitor(silent):
+        with KernelEvents(silent):
             ip("link set a0 type bridge_slave hairpin on")
             assert await asyncio.wait_for(heard.get(), 10) == port.index
 

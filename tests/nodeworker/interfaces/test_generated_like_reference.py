@@ -25,7 +25,7 @@ from kernel_view import REFERENCE, container, differences, executed, node, view
 from native_harness import MODULES, kernel_has, names
 
 from nodeworker.plugins.exec import PluginExecutor
-from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.native.registry import AUTO, interface_plugin
 from nodeworker.plugins.native.runner import NativeRunner
 
@@ -258,7 +258,7 @@ def by_reference(netns: str, config: dict[str, Any]) -> Verb:
 def natively(netns: str, config: dict[str, Any]) -> Verb:
     async def working(command: str, stated: dict[str, Any]) -> tuple[int, Any]:
         env = {"CNI_CONTAINERID": "sandbox", "CNI_NETNS": netns, "CNI_IFNAME": "net1", "CNI_ARGS": ""}
-        with contextlib.closing(NativeProcesses()) as processes:
+        with contextlib.closing(NativePool()) as processes:
             runner = NativeRunner(PluginExecutor(marker=f"test-{os.urandom(8).hex()}"), AUTO, processes)
             ran, stdout = await runner.run(
                 config["type"],

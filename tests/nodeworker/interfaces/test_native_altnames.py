@@ -13,8 +13,8 @@ from native_harness import BOTH, call, card, ip, kernel_has
 
 from events.fold import SandboxKey
 from events.schema import ContainerId, IfName
-from nodeworker.drift.watch.kernel_events import Heard, Monitor, NodeLink
-from nodeworker.drift.watch.subscriptions import Interest
+from nodeworker.drift.watch.kernel_events import Heard, KernelEvents, NodeLink
+from nodeworker.drift.watch.subscriptions import Subscriptions
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import NativeError
@@ -79,7 +79,7 @@ def test_check_finds_a_bridge_that_was_renamed_and_kept_its_name_as_another() ->
 @pytest.mark.parametrize("known_as", ["par0", ALTNAMES[1]])
 async def test_who_rests_on_a_parent_hears_when_it_has_that_name_no_more(known_as: str) -> None:
     heard: asyncio.Queue[NodeLink] = asyncio.Queue()
-    interest, key = Interest(), SandboxKey(ContainerId("one"), IfName("eth0"))
+    interest, key = Subscriptions(), SandboxKey(ContainerId("one"), IfName("eth0"))
     with node():
         ip("link add par0 type bridge")
         ip(f"link property add dev par0 altname {ALTNAMES[1]}")
@@ -106,7 +106,7 @@ async def test_who_rests_on_a_parent_hears_when_it_has_that_name_no_more(known_a
                 )
             ]
 
-        with Monitor(silent):
+        with KernelEvents(silent):
             if known_as == "par0":
                 ip("link property del dev par0 altname " + ALTNAMES[1])
                 assert await concerned() == []
@@ -124,7 +124,7 @@ async def test_who_rests_on_a_parent_hears_when_it_has_that_name_no_more(known_a
 
 async def test_who_misses_a_parent_hears_when_one_comes_to_have_its_name() -> None:
     heard: asyncio.Queue[NodeLink] = asyncio.Queue()
-    interest, key = Interest(), SandboxKey(ContainerId("one"), IfName("eth0"))
+    interest, key = Subscriptions(), SandboxKey(ContainerId("one"), IfName("eth0"))
     interest.watch(key, 1, {ALTNAMES[1]: None}, {})
     with node():
         silent = Heard(
@@ -134,7 +134,7 @@ async def test_who_misses_a_parent_hears_when_one_comes_to_have_its_name() -> No
             port=lambda _: None,
             missed=lambda: None,
         )
-        with Monitor(silent):
+        with KernelEvents(silent):
             ip("link add par0 type bridge")
             ip(f"link property add dev par0 altname {ALTNAMES[1]}")
             ip("link set par0 up")  # of one that is down the kernel does not tell that it has another name

@@ -20,7 +20,7 @@ from events.schema import ErrorClass, IfName, NetworkName, PlannedAttachment, Pl
 from nodeworker.plugins import chain
 from nodeworker.plugins.chain import DelegateError, Target
 from nodeworker.plugins.exec import PluginExecutor
-from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.native.registry import AUTO
 from nodeworker.plugins.runners import WayRunners
 from nodeworker.plugins.spec import conflist
@@ -44,7 +44,7 @@ def netns() -> Iterator[str]:
 
 @pytest.fixture
 async def runners(netns: str) -> AsyncIterator[WayRunners]:
-    with contextlib.closing(NativeProcesses()) as processes:
+    with contextlib.closing(NativePool()) as processes:
         yield WayRunners(PluginExecutor(marker=f"test-{os.urandom(8).hex()}"), AUTO, processes)
 
 

@@ -12,7 +12,7 @@ from native_harness import ip, names
 
 from events.schema import IfName, NetworkName, PlannedAttachment
 from nodeworker.plugins.exec import PluginExecutor
-from nodeworker.plugins.native.pool import NativeProcesses
+from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.native.registry import AUTO
 from nodeworker.plugins.runners import WayRunners
 
@@ -29,7 +29,7 @@ def netns() -> Iterator[str]:
 
 @pytest.fixture
 async def runners(netns: str) -> AsyncIterator[WayRunners]:
-    with contextlib.closing(NativeProcesses()) as processes:
+    with contextlib.closing(NativePool()) as processes:
         yield WayRunners(PluginExecutor(marker="unused"), AUTO, processes)
 
 

@@ -24,7 +24,7 @@ from nodeworker.plugins.exec import PluginError, PluginExecutor
 from nodeworker.plugins.native import jobs
 from nodeworker.plugins.native import pool as native_processes
 from nodeworker.plugins.native.api import PATIENCE
-from nodeworker.plugins.native.pool import PROCESSES, NativeProcesses
+from nodeworker.plugins.native.pool import PROCESSES, NativePool
 from nodeworker.plugins.native.registry import AUTO
 from nodeworker.plugins.native.runner import NativeRunner
 
@@ -86,13 +86,13 @@ def netns() -> Iterator[str]:
 
 
 @pytest.fixture
-async def processes(netns: str) -> AsyncIterator[NativeProcesses]:
-    with contextlib.closing(NativeProcesses()) as processes:
+async def processes(netns: str) -> AsyncIterator[NativePool]:
+    with contextlib.closing(NativePool()) as processes:
         yield processes
 
 
 @pytest.fixture
-def runner(processes: NativeProcesses) -> NativeRunner:
+def runner(processes: NativePool) -> NativeRunner:
     return NativeRunner(PluginExecutor(marker=f"test-{os.urandom(8).hex()}"), AUTO, processes)
 
 
@@ -291,7 +291,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def held_up(bridge: Plugin, processes: NativeProcesses) -> AsyncIterator[asyncio.Task[tuple[PluginRun, Any]]]:
+async def held_up(bridge: Plugin, processes: NativePool) -> AsyncIterator[asyncio.Task[tuple[PluginRun, Any]]]:
     """Have an ADD begun, for ``c1`` after ``c9``, and hold it up in host-local's lock meanwhile."""
     await bridge.done("ADD", container_id="c9")
     ip("link del net1", bridge.netns)
@@ -303,9 +303,7 @@ async def held_up(bridge: Plugin, processes: NativeProcesses) -> AsyncIterator[a
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_cancellation_is_raised_when_what_was_begun_has_ended(
-    bridge: Plugin, processes: NativeProcesses
-) -> None:
+async def test_a_cancellation_is_raised_when_what_was_begun_has_ended(bridge: Plugin, processes: NativePool) -> None:
     async with held_up(bridge, processes) as adding:
         for _ in range(3):
             adding.cancel()
@@ -320,7 +318,7 @@ async def test_a_cancellation_is_raised_when_what_was_begun_has_ended(
 
 
 @pytest.mark.usefixtures("patient")
-async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin, processes: NativeProcesses) -> None:
+async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin, processes: NativePool) -> None:
     async with held_up(bridge, processes) as adding:
         waiting = asyncio.create_task(bridge.run("ADD", ifname="late"))
         await asyncio.sleep(0)
@@ -334,7 +332,7 @@ async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin, processes
 
 @pytest.mark.usefixtures("patient")
 async def test_work_goes_to_the_process_that_is_at_work_for_its_container_or_else_to_the_one_with_the_least(
-    bridge: Plugin, macvlan: Plugin, processes: NativeProcesses
+    bridge: Plugin, macvlan: Plugin, processes: NativePool
 ) -> None:
     async with held_up(bridge, processes) as adding:
         behind = asyncio.create_task(macvlan.run("ADD", ifname="behind"))
@@ -355,7 +353,7 @@ async def test_what_is_asked_together_is_done_in_that_order_whatever_fails(bridg
     assert interfaces(bridge.netns) == ["lo", "b1", "m2", "b3"]
 
 
-async def test_what_is_asked_together_may_be_of_several_containers(bridge: Plugin, processes: NativeProcesses) -> None:
+async def test_what_is_asked_together_may_be_of_several_containers(bridge: Plugin, processes: NativePool) -> None:
     with container() as other, container() as gone:
         there = Plugin(bridge.runner, other, bridge.folder, bridge.config)
         nowhere = Plugin(bridge.runner, gone + "-not", bridge.folder, bridge.config)
@@ -374,7 +372,7 @@ def interfaces(netns: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def alone(processes: NativeProcesses) -> Iterator[None]:
+def alone(processes: NativePool) -> Iterator[None]:
     """Have all work done by the first of the processes."""
     others = processes._processes[1:]
     processes._processes[1:] = [processes._processes[0] for _ in others]
@@ -441,7 +439,7 @@ def let_go(holder: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("more", [0, 20], ids=["in-one-piece", "in-several"])
 async def test_interfaces_are_made_in_order_though_somebody_holds_one_up(
-    bridge: Plugin, macvlan: Plugin, processes: NativeProcesses, more: int
+    bridge: Plugin, macvlan: Plugin, processes: NativePool, more: int
 ) -> None:
     """Whether they are handed over together or, being too many, some after others; and no other container waits."""
     with container() as other:
@@ -476,7 +474,7 @@ async def test_what_is_never_let_go_of_fails_alone_and_those_behind_are_made_in_
 
 
 async def test_what_is_held_up_and_all_behind_it_is_cancelled_at_once(
-    bridge: Plugin, macvlan: Plugin, processes: NativeProcesses
+    bridge: Plugin, macvlan: Plugin, processes: NativePool
 ) -> None:
     with alone(processes), locked_by_another(bridge):
         adding = [asyncio.create_task(each.run("ADD", ifname=each.config["type"])) for each in (bridge, macvlan)]
@@ -494,7 +492,7 @@ async def test_what_is_held_up_and_all_behind_it_is_cancelled_at_once(
 
 
 async def test_many_containers_at_one_lock_keep_their_orders(
-    bridge: Plugin, macvlan: Plugin, processes: NativeProcesses, tmp_path: Path
+    bridge: Plugin, macvlan: Plugin, processes: NativePool, tmp_path: Path
 ) -> None:
     """While the lock comes and goes, and more of them wait than are handed over together."""
     ipam = {"type": "host-local", "dataDir": str(tmp_path), "subnet": "10.77.0.0/24"}
@@ -516,7 +514,7 @@ async def test_many_containers_at_one_lock_keep_their_orders(
 
 @pytest.mark.usefixtures("patient")
 async def test_a_process_that_dies_leaves_what_it_was_at_and_all_that_comes_to_the_next_worker(
-    bridge: Plugin, processes: NativeProcesses
+    bridge: Plugin, processes: NativePool
 ) -> None:
     async with held_up(bridge, processes) as adding:
         assert not processes.died.is_set()
@@ -531,7 +529,7 @@ async def test_a_process_that_dies_leaves_what_it_was_at_and_all_that_comes_to_t
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_signal_to_all_ends_nothing_before_its_end(bridge: Plugin, processes: NativeProcesses) -> None:
+async def test_a_signal_to_all_ends_nothing_before_its_end(bridge: Plugin, processes: NativePool) -> None:
     async with held_up(bridge, processes) as adding:
         for number in (signal.SIGTERM, signal.SIGINT):
             for pid in processes.pids:
@@ -565,7 +563,7 @@ def alive(pid: int) -> bool:
 
 
 async def make_and_wait(kept: int) -> None:
-    processes = NativeProcesses(keep=(kept,))
+    processes = NativePool(keep=(kept,))
     os.write(kept, json.dumps(processes.pids).encode())
     await asyncio.sleep(60)
 
@@ -575,7 +573,7 @@ async def test_a_configuration_that_fills_no_pipe_is_taken(bridge: Plugin) -> No
     await bridge.done("DEL", args={"note": "x" * (1 << 20)})
 
 
-async def waiting_for(file: Path, processes: NativeProcesses) -> None:
+async def waiting_for(file: Path, processes: NativePool) -> None:
     """Return when one of the *processes* has *file* open."""
 
     def look() -> None:
@@ -594,7 +592,7 @@ def pointed_to(descriptor: str) -> str:
 
 
 async def test_many_pods_at_once_are_all_made_and_unmade(
-    runner: NativeRunner, processes: NativeProcesses, tmp_path: Path
+    runner: NativeRunner, processes: NativePool, tmp_path: Path
 ) -> None:
     before = descriptors()
     with contextlib.ExitStack() as stack:
@@ -610,7 +608,7 @@ async def test_many_pods_at_once_are_all_made_and_unmade(
     assert descriptors() == before
 
 
-async def test_nothing_is_left_after_many_runs(bridge: Plugin, processes: NativeProcesses, tmp_path: Path) -> None:
+async def test_nothing_is_left_after_many_runs(bridge: Plugin, processes: NativePool, tmp_path: Path) -> None:
     tuning = Plugin(bridge.runner, bridge.netns, tmp_path, {"type": "tuning", "dataDir": str(tmp_path), "mtu": 1400})
     theirs = [descriptors(pid) for pid in processes.pids]
     await bridge.done("ADD")
@@ -635,7 +633,7 @@ async def test_nothing_is_left_after_many_runs(bridge: Plugin, processes: Native
 
 
 async def test_a_node_without_descriptors_to_spare_is_an_error_that_leaves_none(
-    bridge: Plugin, processes: NativeProcesses
+    bridge: Plugin, processes: NativePool
 ) -> None:
     await bridge.done("ADD")
     await bridge.done("DEL")
@@ -655,7 +653,7 @@ async def test_a_node_without_descriptors_to_spare_is_an_error_that_leaves_none(
 
 
 @contextlib.contextmanager
-def scarce(processes: NativeProcesses, spare: int) -> Iterator[None]:
+def scarce(processes: NativePool, spare: int) -> Iterator[None]:
     """Let the processes open *spare* more files and no other."""
     before = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in processes.pids}
     for pid, (_, hard) in before.items():

@@ -36,9 +36,9 @@ from nodeworker.drift.differences import differences
 from nodeworker.drift.expected import ExpectedLink
 from nodeworker.drift.repair.in_place import mend
 from nodeworker.drift.snapshot import take
-from nodeworker.drift.watch.filter_events import RuleMonitor
+from nodeworker.drift.watch.filter_events import FilterEvents
 from nodeworker.kernel.nftables.client import Chain, Nftables, Rule
-from nodeworker.kernel.nftables.ruleset_cache import RuleBook
+from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
 from nodeworker.plugins.native.kinds.bridge import bridge
 from nodeworker.plugins.native.kinds.tuning import tuning
 from nodeworker.plugins.spec import results
@@ -77,7 +77,7 @@ def attached(config: dict[str, Any], netns: str) -> ExpectedLink:
     return link
 
 
-def drifts(netns: str, link: ExpectedLink, book: RuleBook | None = None) -> tuple[Drift, ...]:
+def drifts(netns: str, link: ExpectedLink, book: RulesetCache | None = None) -> tuple[Drift, ...]:
     return differences((link,), take(netns, (link,), Phase.CHECK, rules=book).seen, {})
 
 
@@ -191,7 +191,7 @@ def test_only_rules_of_native_plugins_are_known() -> None:
 
 
 def test_one_reading_does_for_all_until_rules_change(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    link, book, read = attached(BY_NFTABLES, netns), RuleBook(), Counter[str]()
+    link, book, read = attached(BY_NFTABLES, netns), RulesetCache(), Counter[str]()
 
     def counted(nft: Nftables, chain: Chain, original: Callable[..., list[Rule]] = Nftables.rules) -> list[Rule]:
         read[chain.name] += 1
@@ -234,7 +234,7 @@ FLUSHES = {
 async def test_that_rules_went_is_heard_while_they_are_watched(netns: str, name: str, words: str) -> None:
     config, _ = KINDS[name]
     went = asyncio.Event()
-    with RuleMonitor(went.set) as monitor:
+    with FilterEvents(went.set) as monitor:
         link = attached(config, netns)
         assert link.ruled
         monitor.watch(key("box"), (link.ruled,))
@@ -255,7 +255,7 @@ async def test_what_comes_and_goes_of_others_is_not_heard(netns: str, name: str)
     config, _ = KINDS[name]
     link, went = attached(config, netns), asyncio.Event()
     assert link.ruled
-    with RuleMonitor(went.set) as monitor, container() as other:
+    with FilterEvents(went.set) as monitor, container() as other:
         monitor.watch(key("box"), (link.ruled,))
         PLUGINS[config["type"]].add(
             call(config | NAMED, other, container_id="other"), OTHER if "ipam" in config else None
@@ -276,7 +276,7 @@ def test_where_the_kernel_has_no_netfilter_that_is_said_once() -> None:
     assert ruled
 
     async def listen() -> None:
-        with RuleMonitor(lambda: None) as monitor:
+        with FilterEvents(lambda: None) as monitor:
             for watched in ((ruled,), (), (ruled,)):
                 monitor.watch(key("box"), watched)
 

@@ -18,7 +18,7 @@ from nodeworker.drift import filter_rules as known_rules
 from nodeworker.drift.expected_rules import Ruled, ruled
 from nodeworker.kernel.nftables.client import IPV4, IPV6, Chain, Nftables
 from nodeworker.kernel.nftables.expressions import sought
-from nodeworker.kernel.nftables.ruleset_cache import RuleBook
+from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.kinds.bridge import bridge
 from nodeworker.plugins.spec.results import Result
@@ -76,7 +76,7 @@ def masqueraded(config: dict[str, Any], ifname: str, addresses: tuple[str, ...])
 def lost(config: dict[str, Any]) -> dict[str, str]:
     """Return what is left of the rules of those interfaces that have not all of theirs."""
     wanted = [masqueraded(config, "net1", NET1), masqueraded(config, "net2", NET2)]
-    found = known_rules.lost(wanted, Phase.CHECK, RuleBook())
+    found = known_rules.lost(wanted, Phase.CHECK, RulesetCache())
     return {ifname: left[DriftKind.MASQUERADE_MISSING] for ifname, left in found.items()}
 
 
@@ -230,12 +230,12 @@ def test_what_one_excepts_from_masquerading_precedes_what_the_other_masquerades(
     first, _ = add(config, netns, "net1", NET1[:1]), add(config, netns, "net2", ELSEWHERE)
     excepted = [line.split()[2:4] for line in listed() if line.startswith("-A CNI-")]
     assert excepted == [["-d", "10.77.0.0/24"], ["-d", "10.78.0.0/23"], ["!", "-d"]]
-    assert known_rules.lost(wanted, Phase.CHECK, RuleBook()) == {}
+    assert known_rules.lost(wanted, Phase.CHECK, RulesetCache()) == {}
     delete(config, netns, "net1", first)
     excepted = [line.split()[2:4] for line in listed() if line.startswith("-A CNI-")]
     assert excepted == [["-d", "10.78.0.0/23"], ["!", "-d"]]
     assert sources() == ["10.78.0.6/32"]
-    assert known_rules.lost(wanted[1:], Phase.CHECK, RuleBook()) == {}
+    assert known_rules.lost(wanted[1:], Phase.CHECK, RulesetCache()) == {}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from events.schema import (
     PluginRun,
     RequestId,
 )
-from nodeworker.leaks.evidence.footprint import NodeEnd, Places
+from nodeworker.leaks.evidence.footprint import Footprint, NodeEnd
 
 BOX = ContainerId("a" * 64)
 RESULT = {
@@ -43,7 +43,7 @@ CARRIED = AttachCompleted(request=RequestId("r"), ifname=IfName("eth0"), result=
 
 @pytest.mark.parametrize("data", [EFFECT, CARRIED], ids=["by itself", "carried"])
 def test_the_node_s_ends_of_an_interface_are_known_wherever_it_is_recorded(data: Data) -> None:
-    places = Places("")
+    places = Footprint("")
     places.learn(_event(data))
     ends = places.ends(frozenset())
     assert set(ends) == {NodeEnd("plumb0", "02:00:00:00:00:01"), NodeEnd("veth1", "02:00:00:00:00:0a")}
@@ -51,7 +51,7 @@ def test_the_node_s_ends_of_an_interface_are_known_wherever_it_is_recorded(data:
 
 
 def test_of_a_ledger_that_is_read_only_what_is_there_is_learnt() -> None:
-    places = Places("")
+    places = Footprint("")
     places.learn(_event(CARRIED), frozenset({"veth1"}))
     assert [end.name for end in places.ends(frozenset())] == ["veth1"]
 

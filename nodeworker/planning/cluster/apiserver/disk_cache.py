@@ -42,7 +42,7 @@ class _UnusableError(Exception):
     """The copy can't be used; its text says why."""
 
 
-class DiskCopy(Generic[ObjectT]):
+class DiskCache(Generic[ObjectT]):
     """The file *path* with the objects of *kind* in *scope*, readable by its owner only."""
 
     def __init__(self, path: Path, kind: Kind[ObjectT], scope: str) -> None:

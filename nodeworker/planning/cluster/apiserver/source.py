@@ -17,7 +17,7 @@ from nodeworker.planning.cluster.apiserver.api import Api, ApiError, Ask, Object
 from nodeworker.planning.cluster.apiserver.cache import Cache
 from nodeworker.planning.cluster.apiserver.credentials import Credentials
 from nodeworker.planning.cluster.apiserver.decode import NADS, PODS, UNREADABLE, Key, Kind, ObjectT, key_of
-from nodeworker.planning.cluster.apiserver.disk_cache import DiskCopy
+from nodeworker.planning.cluster.apiserver.disk_cache import DiskCache
 from nodeworker.planning.cluster.apiserver.resource_claims import Claims
 from nodeworker.planning.cluster.apiserver.watch import Pace, Watch
 from nodeworker.planning.cluster.source import SourceUnavailableError
@@ -46,8 +46,8 @@ class Kubernetes:
         self._claims = Claims(self._api, node)
         self._pod_wait = pod_wait
         selector = f"spec.nodeName={node}"
-        self._pods = _Kept(PODS, DiskCopy(folder / "pods.json", PODS, f"pods of node {node}"))
-        self._nads = _Kept(NADS, DiskCopy(folder / "networks.json", NADS, "networks"))
+        self._pods = _Kept(PODS, DiskCache(folder / "pods.json", PODS, f"pods of node {node}"))
+        self._nads = _Kept(NADS, DiskCache(folder / "networks.json", NADS, "networks"))
         self._pod_watch = Watch(self._api, PODS, self._pods.cache, pace, selector=selector, relaxed=True)
         self._nad_watch = Watch(self._api, NADS, self._nads.cache, pace)
 
@@ -149,7 +149,7 @@ class Kubernetes:
 class _Kept(Generic[ObjectT]):
     """Objects and their copy on disk."""
 
-    def __init__(self, kind: Kind[ObjectT], copy: DiskCopy[ObjectT]) -> None:
+    def __init__(self, kind: Kind[ObjectT], copy: DiskCache[ObjectT]) -> None:
         self._kind = kind
         self._copy = copy
         self._failed = ""

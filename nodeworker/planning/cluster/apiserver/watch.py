@@ -96,7 +96,7 @@ class Watch(Generic[ObjectT]):
         self.relists = 0
         """Lists after the first."""
         self.errors = 0
-        """Ends that were none of a watch's ordinary ones."""
+        """Endpoints that were none of a watch's ordinary ones."""
 
     @property
     def resource(self) -> str:

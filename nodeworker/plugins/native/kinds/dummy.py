@@ -11,7 +11,7 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
 from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Ends, made, name_taken, opened, present, taken_away
+from nodeworker.plugins.native.kit.endpoints import Endpoints, made, name_taken, opened, present, taken_away
 from nodeworker.plugins.native.kit.plugin_config import NetConf, load, misfit
 from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
 from nodeworker.plugins.spec.results import Result
@@ -55,7 +55,7 @@ def delete(call: Call) -> None:
     taken_away(call)
 
 
-def _link(ends: Ends, call: Call) -> Link:
+def _link(ends: Endpoints, call: Call) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
     create = links.create(call.ifname, TYPE)
     link = made(ends.container, call.ifname, TYPE, create) or present(ends.container, call.ifname)

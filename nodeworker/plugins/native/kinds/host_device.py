@@ -24,7 +24,7 @@ from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
 from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Ends, explaining, name_taken, opened, present
+from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, name_taken, opened, present
 from nodeworker.plugins.native.kit.plugin_config import NetConf, checked_mac, load, misfit
 from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
 from nodeworker.plugins.spec.results import DNS, Result
@@ -152,7 +152,7 @@ def delete(call: Call) -> None:
             ends.container.do(links.change(link.index, name=link.alias, netns_fd=ends.netns.node_fd, alias=""))
 
 
-def _lent(ends: Ends, call: Call, card: Card) -> Link:
+def _lent(ends: Endpoints, call: Call, card: Card) -> Link:
     """Return the card in the container, moved now or by an ADD that was cut."""
     link = present(ends.container, call.ifname)
     if link is None:

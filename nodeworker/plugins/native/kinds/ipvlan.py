@@ -11,7 +11,7 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
 from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Ends, name_taken, opened, taken_away
+from nodeworker.plugins.native.kit.endpoints import Endpoints, name_taken, opened, taken_away
 from nodeworker.plugins.native.kit.parent_link import carries, parent, rests_on, stacked
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit
 from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
@@ -82,7 +82,7 @@ def _of_chain(call: Call) -> Result:
     return call.prev_result
 
 
-def _link(ends: Ends, call: Call, config: Ipvlan) -> Link:
+def _link(ends: Endpoints, call: Call, config: Ipvlan) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
     data = _data(config)
     master = parent(ends, call, config.master or _before(call), in_container=config.link_in_container)

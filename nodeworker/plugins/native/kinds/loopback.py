@@ -11,7 +11,7 @@ from nodeworker.kernel import namespaces
 from nodeworker.kernel.rtnetlink import addresses, links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.endpoints import Ends, explaining, opened, present
+from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, opened, present
 from nodeworker.plugins.native.kit.plugin_config import NetConf, load, misfit
 from nodeworker.plugins.spec.results import IP, Interface, Result
 
@@ -62,7 +62,7 @@ def delete(call: Call) -> None:
         ends.container.do(links.change(_loopback(ends).index, up=False))
 
 
-def _loopback(ends: Ends) -> Link:
+def _loopback(ends: Endpoints) -> Link:
     link = present(ends.container, _NAME)
     if link is None:
         raise NativeError("the container has no loopback interface")

@@ -15,7 +15,7 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
 from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Ends, made, name_taken, opened, present, taken_away
+from nodeworker.plugins.native.kit.endpoints import Endpoints, made, name_taken, opened, present, taken_away
 from nodeworker.plugins.native.kit.parent_link import Parent, parent, rests_on
 from nodeworker.plugins.native.kit.plugin_config import NetConf, load, misfit, requested_mac
 from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
@@ -73,7 +73,7 @@ def delete(call: Call) -> None:
     taken_away(call)
 
 
-def _link(ends: Ends, call: Call, config: Macvlan, mac: str) -> Link:
+def _link(ends: Endpoints, call: Call, config: Macvlan, mac: str) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
     mode = _MODES.get(config.mode)
     if mode is None:

@@ -23,7 +23,7 @@ from nodeworker.kernel.rtnetlink.routes import Gateway, Route
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import Assignment
 from nodeworker.plugins.native.kit.chain_input import made_before, own_addresses, previous
-from nodeworker.plugins.native.kit.endpoints import Ends, explaining, opened
+from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, opened
 from nodeworker.plugins.native.kit.plugin_config import NetConf, load, misfit
 from nodeworker.plugins.spec.results import Result
 
@@ -111,7 +111,7 @@ def delete(call: Call) -> None:
             ends.container.do(*map(policy_rules.delete, there.rules_for(sources, link.index if link else 0)))
 
 
-def _routing(ends: Ends, call: Call) -> _Routing:
+def _routing(ends: Endpoints, call: Call) -> _Routing:
     with explaining(f"list the routes and routing rules of {call.ifname}"):
         families = (socket.AF_INET, socket.AF_INET6)
         ways = [route for family in families for route in routes.every(ends.container, family)]

@@ -19,7 +19,7 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
 from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Ends, explaining, name_taken, opened, present, taken_away
+from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, name_taken, opened, present, taken_away
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit, requested_mac
 from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
 from nodeworker.plugins.spec.results import Result
@@ -107,7 +107,7 @@ def delete(call: Call) -> None:
     taken_away(call)
 
 
-def _bridge(ends: Ends, config: Tap) -> int | None:
+def _bridge(ends: Endpoints, config: Tap) -> int | None:
     """Return the index of the bridge that the interface is to be a port of, None for none."""
     if not config.bridge:
         return None
@@ -118,7 +118,7 @@ def _bridge(ends: Ends, config: Tap) -> int | None:
     return link.index
 
 
-def _link(ends: Ends, call: Call, config: Tap) -> Link:
+def _link(ends: Endpoints, call: Call, config: Tap) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
     link = present(ends.container, call.ifname)
     if link is None:

@@ -11,7 +11,7 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
 from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Ends, opened, taken_away
+from nodeworker.plugins.native.kit.endpoints import Endpoints, opened, taken_away
 from nodeworker.plugins.native.kit.parent_link import carries, parent, rests_on, stacked
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit
 from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
@@ -76,7 +76,7 @@ def delete(call: Call) -> None:
     taken_away(call)
 
 
-def _link(ends: Ends, call: Call, config: Vlan) -> Link:
+def _link(ends: Endpoints, call: Call, config: Vlan) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
     if not config.master:
         raise NativeError(f"network {call.network} names no master interface, which a VLAN has to have")

@@ -22,7 +22,7 @@ from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.routes import Route
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.chain_input import made_before, previous
-from nodeworker.plugins.native.kit.endpoints import Ends, explaining, made, opened, present
+from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, made, opened, present
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit
 from nodeworker.plugins.spec.results import Result
 from nodeworker.plugins.spec.versions import ConfigError, at_least
@@ -136,7 +136,7 @@ def lost(link: Link, vrf: Link, there: Iterable[Assigned], ways: Iterable[Route]
     return kept + [routes.add(each) for each in sorted(own, key=lambda route: route.gateway is not None)]
 
 
-def _vrf(ends: Ends, config: Vrf) -> Link:
+def _vrf(ends: Endpoints, config: Vrf) -> Link:
     """Return the VRF, which is up."""
     name = config.vrfname
     vrf = present(ends.container, name)
@@ -154,7 +154,7 @@ def _vrf(ends: Ends, config: Vrf) -> Link:
     return vrf
 
 
-def _enslave(ends: Ends, call: Call, link: Link, vrf: Link) -> None:
+def _enslave(ends: Endpoints, call: Call, link: Link, vrf: Link) -> None:
     if link.master:
         raise NativeError(f"interface {call.ifname} is part of a bridge, bond or other VRF already")
     with explaining(f"list the addresses and routes of {call.ifname}"):

@@ -17,7 +17,7 @@ from nodeworker.kernel.rtnetlink.routes import Gateway
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
 from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Ends, made, name_taken, opened, present, taken_away
+from nodeworker.plugins.native.kit.endpoints import Endpoints, made, name_taken, opened, present, taken_away
 from nodeworker.plugins.native.kit.parent_link import Parent, carries, parent
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit, requested_mac
 from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
@@ -101,7 +101,7 @@ def delete(call: Call) -> None:
     taken_away(call)
 
 
-def _link(ends: Ends, call: Call, config: Vxlan, mac: str) -> Link:
+def _link(ends: Endpoints, call: Call, config: Vxlan, mac: str) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
     on = parent(ends, call, config.master)
     data = _data(config, on)

@@ -15,7 +15,7 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.routes import Gateway, Route
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.endpoints import Ends, explaining
+from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining
 from nodeworker.plugins.spec.results import IP, Result
 
 
@@ -39,7 +39,7 @@ def with_interface(ips: Sequence[IP], index: int) -> tuple[IP, ...]:
 
 
 def configure(
-    ends: Ends,
+    ends: Endpoints,
     call: Call,
     link: Link,
     given: Sequence[Assignment],

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.kit.addressing import Assignment
-from nodeworker.plugins.native.kit.endpoints import Ends
+from nodeworker.plugins.native.kit.endpoints import Endpoints
 
 _ETH_P_ARP = 0x0806
 _ARP_ETHERNET_IPV4_REQUEST = bytes.fromhex("0001 0800 06 04 0001")
@@ -38,7 +38,7 @@ _PAUSES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 """Seconds; mostly none is needed, and on a busy node a few."""
 
 
-def announce(ends: Ends, link: Link, given: Sequence[Assignment]) -> None:
+def announce(ends: Endpoints, link: Link, given: Sequence[Assignment]) -> None:
     """Send an unsolicited neighbour advertisement for each IPv6 address (RFC 4861, section 7.2.6).
 
     That nobody hears it is no failure: neighbours then find out by themselves, later.
@@ -60,7 +60,7 @@ def announce(ends: Ends, link: Link, given: Sequence[Assignment]) -> None:
             _send(lambda message=message: connection.sendmsg(*message), ends, link)
 
 
-def _send(send: Callable[[], object], ends: Ends, link: Link) -> None:
+def _send(send: Callable[[], object], ends: Endpoints, link: Link) -> None:
     """Do *send*, again where the kernel has yet to do its part: a link that came up, an address that nobody asks about.
 
     Raises OSError.
@@ -84,7 +84,7 @@ def advertisement(address: ipaddress.IPv6Address, mac: str) -> bytes:
     return head + address.packed + bytes([_TARGET_LINK_LAYER_ADDRESS, 1]) + bytes.fromhex(mac.replace(":", ""))
 
 
-def announce_ipv4(ends: Ends, link: Link, given: Sequence[Assignment]) -> None:
+def announce_ipv4(ends: Endpoints, link: Link, given: Sequence[Assignment]) -> None:
     """Broadcast an ARP announcement for each IPv4 address (RFC 5227, section 3), where *link* speaks ARP.
 
     That nobody hears it is no failure: neighbours then find out by themselves, later.

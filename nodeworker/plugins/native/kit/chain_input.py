@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import Assignment, assignments
-from nodeworker.plugins.native.kit.endpoints import Ends, present
+from nodeworker.plugins.native.kit.endpoints import Endpoints, present
 from nodeworker.plugins.spec.results import IP, Result
 
 
@@ -21,7 +21,7 @@ def previous(call: Call) -> Result:
     return call.prev_result
 
 
-def made_before(ends: Ends, call: Call) -> Link:
+def made_before(ends: Endpoints, call: Call) -> Link:
     """Return the interface that the plugins before have made. Raises NativeError if it is gone."""
     link = present(ends.container, call.ifname)
     if link is None:

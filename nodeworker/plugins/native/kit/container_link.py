@@ -10,12 +10,18 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call
 from nodeworker.plugins.native.kit.addressing import Assignment, configure, with_interface
 from nodeworker.plugins.native.kit.announce import announce
-from nodeworker.plugins.native.kit.endpoints import Ends, explaining
+from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining
 from nodeworker.plugins.spec.results import DNS, Interface, Result
 
 
 def set_up(
-    ends: Ends, call: Call, link: Link, given: Sequence[Assignment], ipam: Result | None, *, arp_notify: bool = False
+    ends: Endpoints,
+    call: Call,
+    link: Link,
+    given: Sequence[Assignment],
+    ipam: Result | None,
+    *,
+    arp_notify: bool = False,
 ) -> None:
     """Set *link*, in the container, up, with what *ipam* assigns, if it does; *given* are its addresses.
 

@@ -24,7 +24,7 @@ _MODULES = {"vlan": "8021q"}
 """The kernel modules that are not named like the kind of interface that they bring."""
 
 
-class Ends:
+class Endpoints:
     """The node and the container."""
 
     def __init__(self, *, node: Netlink, container: Netlink, netns: Namespace) -> None:
@@ -54,14 +54,14 @@ class _Kept:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._netns = ""
-        self._ends: Ends | None = None
+        self._ends: Endpoints | None = None
 
-    def open(self, netns: str, phase: Phase) -> Ends:
+    def open(self, netns: str, phase: Phase) -> Endpoints:
         """Return the ends of the container with *netns*. Raises RequestFailedError."""
         if self._ends is None or self._netns != netns:
             self.close()
             container = self._stack.enter_context(Namespace(netns, phase))
-            self._ends = Ends(
+            self._ends = Endpoints(
                 container=self._stack.enter_context(Netlink.within(container)),
                 node=self._stack.enter_context(Netlink.on_node()),
                 netns=container,
@@ -91,7 +91,7 @@ def kept_open() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(call: Call, phase: Phase) -> Iterator[Ends]:
+def opened(call: Call, phase: Phase) -> Iterator[Endpoints]:
     """Hold both ends of *call* open. Raises NativeError if the container's namespace can't be used."""
     outer = _kept.get()
     kept = outer or _Kept()

@@ -13,7 +13,7 @@ import msgspec
 from nodeworker.kernel.rtnetlink import links, message, routes
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.endpoints import Ends, explaining, made, name_taken, present
+from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, made, name_taken, present
 
 
 class Parent(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +24,7 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True):
     """Of the namespace that it is in; None: the container's own."""
 
 
-def parent(ends: Ends, call: Call, name: str, *, in_container: bool = False) -> Parent:
+def parent(ends: Endpoints, call: Call, name: str, *, in_container: bool = False) -> Parent:
     """Return the interface *name*; with an empty name, that which the default route leaves through.
 
     Raises NativeError if there is none.
@@ -46,7 +46,7 @@ def parent(ends: Ends, call: Call, name: str, *, in_container: bool = False) -> 
         return Parent(link=link, netnsid=ends.node_number)
 
 
-def stacked(ends: Ends, call: Call, on: Parent, kind: str, data: bytes, *, mtu: int = 0) -> Link | None:
+def stacked(ends: Endpoints, call: Call, on: Parent, kind: str, data: bytes, *, mtu: int = 0) -> Link | None:
     """Return the interface of *kind* on *on* with the attributes *data*, made now or by an ADD that was cut.
 
     None: the parent has another interface that excludes this one. Raises NativeError.
@@ -76,7 +76,7 @@ def carries(link: Link, data: bytes) -> bool:
     return message.attributes(data).items() <= message.attributes(link.data).items()
 
 
-def _of_default_route(ends: Ends, *, in_container: bool) -> Link | None:
+def _of_default_route(ends: Endpoints, *, in_container: bool) -> Link | None:
     netlink = ends.container if in_container else ends.node
     with explaining("find the interface of the default route"):
         for family in (socket.AF_INET, socket.AF_INET6):

@@ -12,7 +12,7 @@ from nodeworker.kernel.rtnetlink import addresses, routes
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.endpoints import Ends, explaining, present
+from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, present
 from nodeworker.plugins.spec.results import Interface, Result
 
 
@@ -23,7 +23,7 @@ def recorded(call: Call) -> Result:
     return call.prev_result
 
 
-def container_link(ends: Ends, call: Call, result: Result, kind: str | None) -> Link:
+def container_link(ends: Endpoints, call: Call, result: Result, kind: str | None) -> Link:
     """Return the container's interface of *kind* (None: any), with the recorded MAC address. Raises NativeError."""
     wanted = next((each for each in result.interfaces if (each.name, each.sandbox) == (call.ifname, call.netns)), None)
     if wanted is None:
@@ -43,7 +43,7 @@ def found(netlink: Netlink, wanted: Interface, kind: str | None) -> Link:
     return link
 
 
-def addressed(ends: Ends, call: Call, link: Link, result: Result) -> None:
+def addressed(ends: Endpoints, call: Call, link: Link, result: Result) -> None:
     """Raise NativeError unless *link* has the recorded addresses and the container the recorded routes."""
     with explaining(f"list the addresses and routes of {call.ifname}"):
         there = {str(each.address) for each in addresses.of(ends.container, link.index)}

@@ -13,7 +13,7 @@ from nodeworker.kernel import sysctl
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.endpoints import Ends, explaining, made, name_taken, present
+from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, made, name_taken, present
 
 _NAMES = 10
 """How many names to try for the node's end: another one's pair may have the same."""
@@ -37,7 +37,7 @@ def names_for(*whom: str) -> list[str]:
     return [f"veth{digest[place * 4 : place * 4 + 8]}" for place in range(_NAMES)]
 
 
-def pair(ends: Ends, call: Call, *, mtu: int = 0, mac: str = "") -> Pair:
+def pair(ends: Endpoints, call: Call, *, mtu: int = 0, mac: str = "") -> Pair:
     """Return the pair of *call*, made now or by an ADD that was cut; both ends may be down. Raises NativeError.
 
     As those of the reference plugins, the ends have no transmission queue, and the node's takes no router's advice.
@@ -52,7 +52,7 @@ def pair(ends: Ends, call: Call, *, mtu: int = 0, mac: str = "") -> Pair:
     return Pair(inside=inside, outside=outside)
 
 
-def _inside(ends: Ends, call: Call, names: list[str], mtu: int, mac: str) -> Link:
+def _inside(ends: Endpoints, call: Call, names: list[str], mtu: int, mac: str) -> Link:
     """Return the container's end, or whatever has its name."""
     for name in names:
         other = links.peer(name, netns_fd=ends.netns.node_fd, mtu=mtu, queue_length=0)

@@ -22,7 +22,7 @@ from nodeworker.plugins.native.kinds.bridge.vlan_membership import Membership, T
 from nodeworker.plugins.native.kinds.bridge.vlans import joined, node_interface
 from nodeworker.plugins.native.kit.addressing import Assignment, assignments, configure, forward, with_interface
 from nodeworker.plugins.native.kit.announce import announce
-from nodeworker.plugins.native.kit.endpoints import Ends, explaining, made, opened, present, taken_away
+from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, made, opened, present, taken_away
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit, requested_mac
 from nodeworker.plugins.native.kit.verify import addressed, container_link, found, recorded
 from nodeworker.plugins.native.kit.veth import Pair, pair
@@ -231,7 +231,9 @@ def _plug(node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Member
         node.do(*requests)
 
 
-def _set_up(ends: Ends, call: Call, wire: Pair, config: Bridge, ipam: Result | None, given: list[Assignment]) -> None:
+def _set_up(
+    ends: Endpoints, call: Call, wire: Pair, config: Bridge, ipam: Result | None, given: list[Assignment]
+) -> None:
     if ipam is not None:
         # Nor is the address that the kernel itself gives the interface to be asked around for.
         ends.netns.inside(lambda: sysctl.prefer(f"ipv6/conf/{call.ifname}/accept_dad", "0", is_another=True))
@@ -266,7 +268,7 @@ def _carrying(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:
         pause *= 2
 
 
-def _announce(ends: Ends, wire: Pair, given: list[Assignment]) -> None:
+def _announce(ends: Endpoints, wire: Pair, given: list[Assignment]) -> None:
     """Tell the neighbours of the addresses, again: what the kernel said when the link came up, the port let drop."""
     if given:
         with explaining(f"announce the addresses of {wire.inside.name}"):

@@ -24,7 +24,7 @@ from nodeworker.plugins.native.kinds.tuning import link_properties
 from nodeworker.plugins.native.kinds.tuning.link_properties import NOTHING, Properties
 from nodeworker.plugins.native.kit.announce import announce
 from nodeworker.plugins.native.kit.chain_input import made_before, own_addresses, previous
-from nodeworker.plugins.native.kit.endpoints import Ends, explaining, opened, present
+from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, opened, present
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, checked_mac, load, misfit
 from nodeworker.plugins.spec.results import Interface, Result
 
@@ -139,7 +139,7 @@ def delete(call: Call) -> None:
         link_properties.forget(note)
 
 
-def _restore(ends: Ends, call: Call, before: Properties) -> None:
+def _restore(ends: Endpoints, call: Call, before: Properties) -> None:
     """Restore what can be: the interface's own plugin takes it away next, and must not wait for what can not be."""
     link = present(ends.container, call.ifname)
     if link is None:
