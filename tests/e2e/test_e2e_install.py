@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 MAIN = "from reconciler.cli.main import main; main()"
 REPLACE = """
 import itertools, sys
-from nodeworker.install.__main__ import main
+from nodeworker.host.install.__main__ import main
 folders, builds = sys.argv[1:5], sys.argv[5:]
 for build in itertools.cycle(builds):
     assert main(["install", "--binary-only", "--entry-point", build, *folders]) == 0

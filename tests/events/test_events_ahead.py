@@ -102,9 +102,9 @@ async def test_a_ledger_that_refuses_it_says_so_in_one_sentence(
 
 LEFT = """
 import asyncio, sys, time
-from events.ahead import ReadAhead
-from events.jetstream import JetStreamLedger
-from events.settings import LedgerAddress
+from events.nats.read_ahead import ReadAhead
+from events.nats.ledger import JetStreamLedger
+from events.process.settings import LedgerAddress
 
 async def main(url, token):
     ledger = await JetStreamLedger.connect(LedgerAddress(url, token))

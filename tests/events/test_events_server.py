@@ -61,7 +61,7 @@ def another_process(store: Path, run_dir: Path) -> Iterator[tuple[subprocess.Pop
     """Start a server from a process of its own; yield that process, and the server's process ID."""
     script = f"""
         import sys, pathlib
-        from events.server import EmbeddedServer
+        from events.nats.server import EmbeddedServer
         server = EmbeddedServer(pathlib.Path({str(store)!r}), pathlib.Path({str(run_dir)!r}))
         server.start()
         print(server.pid, flush=True)

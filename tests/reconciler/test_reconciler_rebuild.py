@@ -162,7 +162,7 @@ async def test_a_rebuild_that_fails_leaves_what_was_there(database: str, tmp_pat
 
 BEGUN = """
 import sys, time
-from reconciler.projection.beside import ShadowDatabase
+from reconciler.projection.rebuild.shadow_database import ShadowDatabase
 beside = ShadowDatabase(sys.argv[1])
 print(flush=True)
 time.sleep(60)

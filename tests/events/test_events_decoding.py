@@ -10,7 +10,7 @@ import pytest
 FIRST_USES = """
 import sys, threading
 import msgspec
-from nodeworker import structs
+from events.process import decoding
 
 sys.setswitchinterval(1e-6)
 convert = eval(sys.argv[1])
@@ -51,10 +51,10 @@ def outcome(convert: str) -> int:
 
 
 def test_many_threads_may_be_the_first() -> None:
-    assert outcome("structs.convert") == 0
+    assert outcome("decoding.convert") == 0
 
 
 def test_msgspec_by_itself_can_not_do_without() -> None:
-    """Fails when ``structs`` is no longer needed: the threads have to meet, which they do at most attempts."""
+    """Fails when ``decoding`` is no longer needed: the threads have to meet, which they do at most attempts."""
     if all(outcome("msgspec.convert") == 0 for _ in range(20)):
         pytest.fail("msgspec's own convert survived: events.process.decoding can go")
