@@ -1,4 +1,4 @@
-"""What ``docs/multus-behaviour.md`` promises is held by tests that exist, for every line and without a gap."""
+"""Every line of ``docs/reference/multus-behaviour.md`` is complete and names tests that exist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-PAGE = (REPOSITORY / "docs" / "multus-behaviour.md").read_text()
+PAGE = (REPOSITORY / "docs/reference/multus-behaviour.md").read_text()
 
 VERDICTS = {"same", "stricter", "different", "does not apply"}
 STATUSES = {"done", "partly", "not yet"}

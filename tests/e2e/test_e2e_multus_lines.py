@@ -1,4 +1,4 @@
-"""What Multus' own tests hold it to, asked of the entry point; ``docs/multus-behaviour.md`` names each of its lines."""
+"""What Multus' own tests require, run through the entry point; ``multus-behaviour.md`` names each line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The servers of ``with-hub-tls`` as they are deployed, with a certificate made as docs/hub.md says."""
+"""The servers of ``with-hub-tls`` as deployed, with a certificate made as ``operate-a-hub.md`` says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DOMAIN = "plumbline-hub.kube-system.svc"
 def deployed(tmp_path: Path) -> Iterator[HubServers]:
     """Three servers on this machine."""
     (tmp_path / "tls").mkdir()
-    for line in (DEPLOY.parents[1] / "docs" / "hub.md").read_text().splitlines():
+    for line in (DEPLOY.parents[1] / "docs/how-to/operate-a-hub.md").read_text().splitlines():
         if line.startswith("openssl "):
             words = line.replace(".svc", ".svc,DNS:localhost").split()  # for the routes
             subprocess.run(words, cwd=tmp_path / "tls", check=True, capture_output=True)

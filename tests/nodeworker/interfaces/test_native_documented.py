@@ -1,4 +1,4 @@
-"""Whoever asks which options need no binary finds each in ``docs/native-interfaces.md``."""
+"""Every option of a native plugin is documented in ``docs/reference/native-plugins.md``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from nodeworker.plugins.native import registry
 from nodeworker.plugins.native.kit.plugin_config import NetConf
 
-TEXT = (Path(__file__).parents[3] / "docs/native-interfaces.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[3] / "docs/reference/native-plugins.md").read_text(encoding="utf-8")
 COMMON = {field.encode_name for field in msgspec.structs.fields(NetConf)}
 
 

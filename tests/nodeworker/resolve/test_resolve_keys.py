@@ -10,7 +10,7 @@ import pytest
 from nodeworker.planning.resolve.config_keys import OF_CNI, WITHOUT_EFFECT, given_keys, unknown_keys
 from nodeworker.planning.resolve.netconf import KEYS
 
-PAGE = (Path(__file__).parents[3] / "docs" / "multus-configuration.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs/reference/multus-configuration.md").read_text()
 
 
 def documented(heading: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Planning as Multus' own tests hold it; ``docs/multus-behaviour.md`` says which of its lines each test here is."""
+"""Planning as Multus' own tests require it; ``multus-behaviour.md`` names the line that each test holds."""
 
 from __future__ import annotations
 
