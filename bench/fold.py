@@ -20,13 +20,17 @@ import nats
 from bench.report import quantile, report
 from events import subjects
 from events.fold import State
-from events.ledger.ledger import Stored
 from events.nats.client.connection import Connection
 from events.nats.client.consumer import Consumer
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
 from events.process import logs
-from events.schema import Event, decode, encode
+from events.schema import (
+    Event,
+    Stored,
+    decode,
+    encode,
+)
 from tests.events.event_stories import busy_node
 
 _IN_FLIGHT = 2000

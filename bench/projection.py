@@ -19,13 +19,17 @@ from bench.cluster import Cluster
 from bench.fold import decode_only, fill, fold_only
 from bench.report import quantile, report
 from events.fold import Sandbox
-from events.ledger.ledger import Stored
 from events.ledger.new_event import said_now
 from events.nats.ledger import JetStreamLedger
 from events.nats.read_ahead import ReadAhead
 from events.nats.server import EmbeddedServer
 from events.process import logs
-from events.schema import Event, StatusPublished, encode
+from events.schema import (
+    Event,
+    StatusPublished,
+    Stored,
+    encode,
+)
 from reconciler.follow.batching import BATCH, collect_seldom
 from reconciler.projection.fold.batch import Loaded, project
 from reconciler.projection.rebuild.rebuild import rebuild

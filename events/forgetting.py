@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from events import subjects
 from events.fold import State
-from events.ledger.ledger import Stored
 from events.schema import (
     INTENTS,
     NO_NODE,
@@ -29,6 +28,7 @@ from events.schema import (
     RepairRequested,
     StatusPublished,
     StatusPublishFailed,
+    Stored,
     Unknown,
 )
 

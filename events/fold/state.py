@@ -7,7 +7,6 @@ from collections.abc import MutableMapping
 from typing import NamedTuple, get_args
 
 from events.fold.sandbox import Effect, Sandbox, SandboxKey, advance
-from events.ledger.ledger import Stored
 from events.schema import (
     INTENTS,
     AttachCompleted,
@@ -45,6 +44,7 @@ from events.schema import (
     SandboxAdopted,
     StatusPublished,
     StatusPublishFailed,
+    Stored,
     Unknown,
     WorkerStarted,
 )

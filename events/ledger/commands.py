@@ -13,8 +13,15 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from events import subjects
-from events.ledger.ledger import ConflictError, Expect, LedgerUnavailableError, Stored
-from events.schema import Event, EventId, NodeName, decode, encode
+from events.ledger.ledger import ConflictError, Expect, LedgerUnavailableError
+from events.schema import (
+    Event,
+    EventId,
+    NodeName,
+    Stored,
+    decode,
+    encode,
+)
 
 
 class Commands(Protocol):

@@ -16,7 +16,7 @@ import structlog
 
 from events import subjects
 from events.ledger.commands import Commands
-from events.ledger.ledger import ConflictError, Expect, Ledger, Stored
+from events.ledger.ledger import ConflictError, Expect, Ledger
 from events.ledger.new_event import said_now
 from events.schema import (
     NO_NODE,
@@ -24,6 +24,7 @@ from events.schema import (
     Event,
     NodeName,
     ReconcilerElected,
+    Stored,
 )
 
 log = structlog.get_logger(__name__)

@@ -9,15 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
-from events.schema import Event
-
-
-class Stored(NamedTuple):
-    """An event with its place in the ledger."""
-
-    sequence: int
-    """From 1, rising, with gaps where events were purged."""
-    event: Event
+from events.schema import Event, Stored
 
 
 class Expect(NamedTuple):

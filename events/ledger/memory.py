@@ -9,9 +9,15 @@ from contextlib import asynccontextmanager
 from operator import itemgetter
 
 from events import subjects
-from events.ledger.ledger import ConflictError, Expect, LedgerFullError, LedgerUnavailableError, Stored
+from events.ledger.ledger import ConflictError, Expect, LedgerFullError, LedgerUnavailableError
 from events.ledger.notices import PENDING_LIMIT, Notice
-from events.schema import Event, EventId, decode, encode
+from events.schema import (
+    Event,
+    EventId,
+    Stored,
+    decode,
+    encode,
+)
 from events.subjects import matches
 
 

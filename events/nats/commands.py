@@ -15,13 +15,20 @@ from collections.abc import AsyncGenerator
 import structlog
 
 from events import subjects
-from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableError, Stored
+from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableError
 from events.nats.client.client import Msg
 from events.nats.client.connection import RETRY, Connection
 from events.nats.client.consumer import Subscription
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import Stream, StreamConfig, command_stream, lasting
-from events.schema import Event, MalformedEventError, NodeName, decode, encode
+from events.schema import (
+    Event,
+    MalformedEventError,
+    NodeName,
+    Stored,
+    decode,
+    encode,
+)
 
 log = structlog.get_logger(__name__)
 

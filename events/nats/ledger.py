@@ -9,14 +9,20 @@ from contextlib import AbstractAsyncContextManager, aclosing
 import structlog
 
 from events import subjects
-from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableError, Stored
+from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableError
 from events.ledger.notices import Notice
 from events.nats.client.connection import RETRY, Connection
 from events.nats.client.consumer import Consumer, ConsumerLostError, Message
 from events.nats.client.subscriptions import hearing
 from events.nats.streams import NODE_STREAM, Stream, StreamConfig, lasting
 from events.process.settings import LedgerAddress
-from events.schema import Event, MalformedEventError, decode, encode
+from events.schema import (
+    Event,
+    MalformedEventError,
+    Stored,
+    decode,
+    encode,
+)
 
 log = structlog.get_logger(__name__)
 

@@ -19,12 +19,13 @@ import msgspec
 from msgspec.structs import replace
 
 from events import subjects
-from events.ledger.ledger import LedgerError, LedgerUnavailableError, Stored
+from events.ledger.ledger import LedgerError, LedgerUnavailableError
 from events.nats.client.consumer import Message
 from events.nats.ledger import JetStreamLedger, reached, stored_in
 from events.nats.streams import NODE_STREAM
 from events.process import logs
 from events.process.settings import LedgerAddress
+from events.schema import Stored
 
 _AHEAD = 4 * 1024 * 1024
 """Bytes that are kept for whoever has not asked for them yet: some thousand events."""

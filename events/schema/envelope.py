@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -157,6 +157,14 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     def type(self) -> str:
         """The stable name of the event's type."""
         return self.data.type if isinstance(self.data, Unknown) else type(self.data).__name__
+
+
+class Stored(NamedTuple):
+    """An event with its sequence in the ledger."""
+
+    sequence: int
+    """From 1, rising, with gaps where events were purged."""
+    event: Event
 
 
 def spread(event: Event) -> tuple[Event, ...]:

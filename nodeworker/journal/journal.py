@@ -18,15 +18,7 @@ import structlog
 
 from events import subjects
 from events.fold import Sandbox, State
-from events.ledger.ledger import (
-    ConflictError,
-    Expect,
-    Ledger,
-    LedgerError,
-    LedgerFullError,
-    LedgerUnavailableError,
-    Stored,
-)
+from events.ledger.ledger import ConflictError, Expect, Ledger, LedgerError, LedgerFullError, LedgerUnavailableError
 from events.schema import (
     INTENTS,
     NO_CAUSE,
@@ -36,6 +28,7 @@ from events.schema import (
     Event,
     EventId,
     NodeName,
+    Stored,
     WorkerStarted,
     new_event_id,
     rfc3339,

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from events.fold import SandboxKey
 from events.ledger.commands import Commands
-from events.ledger.ledger import LedgerError, Stored
+from events.ledger.ledger import LedgerError
 from events.schema import (
     ComparisonRequested,
     DriftRepaired,
@@ -31,6 +31,7 @@ from events.schema import (
     ReclaimRequested,
     RepairRequested,
     RequestId,
+    Stored,
 )
 from nodeworker.deadline import seconds_since
 from nodeworker.errors import RequestFailedError, failed, internal

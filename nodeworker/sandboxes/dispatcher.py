@@ -17,7 +17,6 @@ from typing import TypeAlias, TypeVar
 import structlog
 
 from events.fold import Pending, SandboxKey
-from events.ledger.ledger import Stored
 from events.schema import (
     AttachRequested,
     ComparisonRequested,
@@ -30,6 +29,7 @@ from events.schema import (
     ReclaimRequested,
     RepairRequested,
     RequestId,
+    Stored,
 )
 from nodeworker.deadline import Deadline, seconds_until
 from nodeworker.errors import failed, internal

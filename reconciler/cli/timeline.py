@@ -16,11 +16,14 @@ from rich.console import Console
 from rich.text import Text
 
 from events import subjects
-from events.ledger.ledger import Ledger, LedgerError, Stored
+from events.ledger.ledger import Ledger, LedgerError
 from events.nats.ledger import reached
 from events.process import logs
 from events.process.settings import Settings, SettingsError, load
-from events.schema import rfc3339
+from events.schema import (
+    Stored,
+    rfc3339,
+)
 from reconciler.cli.ledger import nearest_ledger
 from reconciler.cli.refusal import refusal
 from reconciler.history.catalog import Catalog, NotFoundError

@@ -7,7 +7,7 @@ import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from events.ledger.ledger import Stored
+from events.schema import Stored
 
 BATCH = 2000
 """Events projected in one transaction, at most. Of most sandboxes it has the whole attach, so they are written once."""

@@ -17,8 +17,9 @@ from typing import Protocol, TypeAlias, TypeVar
 
 import structlog
 
-from events.ledger.ledger import Ledger, LedgerUnavailableError, Stored
+from events.ledger.ledger import Ledger, LedgerUnavailableError
 from events.process.backoff import delays
+from events.schema import Stored
 from reconciler.follow.batching import BATCH, in_batches
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes

@@ -12,7 +12,6 @@ import msgspec
 
 from events.cni_result import ResultError, read
 from events.fold import request_of
-from events.ledger.ledger import Stored
 from events.schema import (
     AttachCompleted,
     AttachFailed,
@@ -52,6 +51,7 @@ from events.schema import (
     SandboxAdopted,
     StatusPublished,
     StatusPublishFailed,
+    Stored,
     Unknown,
     WorkerStarted,
     WorkerStopped,

@@ -20,8 +20,10 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from events.fold import Leaked, Sandbox
-from events.ledger.ledger import Stored
-from events.schema import NodeName
+from events.schema import (
+    NodeName,
+    Stored,
+)
 from reconciler.projection.batch_cache import Kept
 from reconciler.projection.fold.batch import Changes, Loaded, needed, project
 from reconciler.projection.fold.rows import leaked_of, sandbox_of

@@ -6,8 +6,12 @@ from contextlib import aclosing
 
 from events import subjects
 from events.fold import SandboxKey, State
-from events.ledger.ledger import Ledger, Stored
-from events.schema import NO_NODE, NodeName
+from events.ledger.ledger import Ledger
+from events.schema import (
+    NO_NODE,
+    NodeName,
+    Stored,
+)
 from reconciler.projection.fold.rows import status_row
 from reconciler.verify.spill_store import SpillStore, Words
 

@@ -22,11 +22,18 @@ from e2e_kernel import eventually, ip, links, own_network
 from e2e_runtime import PodSandbox, Runtime
 
 from events.fold import Sandbox, SandboxPhase, State
-from events.ledger.ledger import Stored
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
 from events.process.child_process import die_with_parent
-from events.schema import AttachFailed, DetachFailed, Event, Failure, GcFailed, spread
+from events.schema import (
+    AttachFailed,
+    DetachFailed,
+    Event,
+    Failure,
+    GcFailed,
+    Stored,
+    spread,
+)
 from nodeworker.plugins.orphans import orphans
 
 BRIDGE = "plumb0"

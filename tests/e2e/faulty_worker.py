@@ -9,10 +9,13 @@ import signal
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-from events.ledger.ledger import Expect, Ledger, Stored
+from events.ledger.ledger import Expect, Ledger
 from events.process import logs
 from events.process.settings import load
-from events.schema import Event
+from events.schema import (
+    Event,
+    Stored,
+)
 from nodeworker.__main__ import run
 from nodeworker.settings import WorkerSettings
 

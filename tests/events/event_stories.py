@@ -15,7 +15,6 @@ from typing import TypeAlias
 
 from msgspec.structs import replace
 
-from events.ledger.ledger import Stored
 from events.schema import (
     NO_SANDBOX,
     AttachCompleted,
@@ -56,6 +55,7 @@ from events.schema import (
     ReclaimRequested,
     RepairRequested,
     RequestId,
+    Stored,
     WorkerStarted,
     WorkerStopped,
     new_event_id,

@@ -12,12 +12,20 @@ from event_stories import Teller
 
 from events.ledger.commands import Commands, MemoryCommands
 from events.ledger.election import COMMAND_MARK
-from events.ledger.ledger import ConflictError, Expect, Stored
+from events.ledger.ledger import ConflictError, Expect
 from events.nats.commands import JetStreamCommands
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
 from events.nats.streams import command_stream
-from events.schema import NO_NODE, ComparisonRequested, Event, NodeName, ReconcilerElected, RequestId
+from events.schema import (
+    NO_NODE,
+    ComparisonRequested,
+    Event,
+    NodeName,
+    ReconcilerElected,
+    RequestId,
+    Stored,
+)
 
 NODE = NodeName("example.node-1")
 OTHER = NodeName("example.node-2")

@@ -25,7 +25,6 @@ from events.fold import (
     advance,
     request_of,
 )
-from events.ledger.ledger import Stored
 from events.schema import (
     TYPES,
     AttachCompleted,
@@ -54,6 +53,7 @@ from events.schema import (
     RequestId,
     SandboxAdopted,
     StatusPublished,
+    Stored,
     Unknown,
     WorkerStarted,
 )

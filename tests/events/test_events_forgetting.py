@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from events import subjects
 from events.fold import Leaked, Pending, Sandbox, SandboxKey, State
 from events.forgetting import Forgetting
-from events.ledger.ledger import Stored
 from events.ledger.memory import MemoryLedger
 from events.schema import (
     NO_NODE,
@@ -38,6 +37,7 @@ from events.schema import (
     ReconcilerElected,
     RequestId,
     StatusPublished,
+    Stored,
     Unknown,
     WorkerStarted,
     WorkerStopped,

@@ -22,14 +22,18 @@ from msgspec.structs import replace
 from nats.aio.client import Client
 
 from events import subjects
-from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError, Stored
+from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerFullError, LedgerUnavailableError
 from events.nats.client import consumer
 from events.nats.client.connection import Connection
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import MAX_PAYLOAD, EmbeddedServer
 from events.nats.streams import NODE_STREAM, Stream, StreamConfig, command_stream
 from events.process.settings import LedgerAddress
-from events.schema import Event, EventId
+from events.schema import (
+    Event,
+    EventId,
+    Stored,
+)
 from events.subjects import matches
 
 ONE = container(1)

@@ -12,8 +12,14 @@ import pytest
 from event_stories import Teller, container
 
 from events import subjects
-from events.ledger.ledger import ConflictError, Expect, Ledger, LedgerError, Stored
-from events.schema import NO_SANDBOX, Event, Unknown, WorkerStopped
+from events.ledger.ledger import ConflictError, Expect, Ledger, LedgerError
+from events.schema import (
+    NO_SANDBOX,
+    Event,
+    Stored,
+    Unknown,
+    WorkerStopped,
+)
 
 ONE, TWO = container(1), container(2)
 

@@ -8,8 +8,9 @@ from contextlib import aclosing
 import pytest
 from event_stories import Teller
 
-from events.ledger.ledger import LedgerFullError, LedgerUnavailableError, Stored
+from events.ledger.ledger import LedgerFullError, LedgerUnavailableError
 from events.ledger.memory import MemoryLedger
+from events.schema import Stored
 
 
 async def test_a_full_ledger_takes_nothing_new_and_still_knows_what_it_has() -> None:

@@ -10,7 +10,6 @@ from typing import cast
 import pytest
 from worker_harness import BOX, ETH0, NODE, attach, detach, until
 
-from events.ledger.ledger import Stored
 from events.ledger.memory import MemoryLedger
 from events.schema import (
     ContainerId,
@@ -26,6 +25,7 @@ from events.schema import (
     ReclaimRequested,
     RepairRequested,
     RequestId,
+    Stored,
 )
 from nodeworker.deadline import Deadline, deadline_in
 from nodeworker.metrics import WorkerMetrics

@@ -26,7 +26,7 @@ from worker_harness import (
 )
 
 from events.fold import Pending
-from events.ledger.ledger import Ledger, LedgerUnavailableError, Stored
+from events.ledger.ledger import Ledger, LedgerUnavailableError
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
 from events.schema import (
@@ -55,6 +55,7 @@ from events.schema import (
     ReclaimRequested,
     RequestId,
     StatusPublished,
+    Stored,
     WorkerStarted,
     new_event_id,
     rfc3339,

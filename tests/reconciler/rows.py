@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from events.fold import Sandbox, SandboxKey, State
-from events.ledger.ledger import Stored
+from events.schema import Stored
 from reconciler.projection.fold.address_holdings import Held, held
 from reconciler.projection.fold.history_rows import Versions, drift_rows, leak_history_row
 from reconciler.projection.fold.rows import (

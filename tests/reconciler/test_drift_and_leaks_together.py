@@ -14,7 +14,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from stories import ETH0, NETWORKS, Node
 
 from events.fold import Leaked, Sandbox, SandboxKey, SandboxPhase, State
-from events.ledger.ledger import Stored
 from events.schema import (
     ContainerId,
     Data,
@@ -38,6 +37,7 @@ from events.schema import (
     Phase,
     Pod,
     RequestId,
+    Stored,
 )
 from nodeworker.leaks.judge import Facts, Known, judge
 from reconciler.decisions import leaks

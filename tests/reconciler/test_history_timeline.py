@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from stories import ETH0, NETWORKS, SECRET, Node, busy_day
 
-from events.ledger.ledger import Stored
 from events.schema import (
     NO_NODE,
     AttachCompleted,
@@ -43,6 +42,7 @@ from events.schema import (
     RequestId,
     StatusPublished,
     StatusPublishFailed,
+    Stored,
     Unknown,
     WorkerStarted,
     WorkerStopped,

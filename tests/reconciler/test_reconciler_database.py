@@ -19,9 +19,12 @@ from running import running
 from sqlalchemy import event as sqlalchemy_event
 from stories import Node, busy_day
 
-from events.ledger.ledger import Stored
 from events.ledger.memory import MemoryLedger
-from events.schema import Event, Pod
+from events.schema import (
+    Event,
+    Pod,
+    Stored,
+)
 from reconciler.projection.sql.engine import ProjectionError, open_engine
 from reconciler.projection.sql.schema import upgrade
 from reconciler.projection.store import Store

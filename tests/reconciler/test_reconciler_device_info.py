@@ -10,8 +10,12 @@ from stories import Node
 
 from events.cni_result import Dns
 from events.fold import State
-from events.ledger.ledger import Stored
-from events.schema import Event, InterfaceAttached, Pod
+from events.schema import (
+    Event,
+    InterfaceAttached,
+    Pod,
+    Stored,
+)
 from reconciler.status.device_info import DeviceInfo, read
 from reconciler.status.text import Element, pod_status, text
 

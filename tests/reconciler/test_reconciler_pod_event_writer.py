@@ -11,8 +11,11 @@ from kube_publishing import WITH_PUBLISHER
 from kubernetes_asyncio import client
 from stories import Node, container_id
 
-from events.ledger.ledger import Stored
-from events.schema import Event, Pod
+from events.schema import (
+    Event,
+    Pod,
+    Stored,
+)
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Loaded, project
 from reconciler.status.kubernetes.annotation_sink import AnnotationSink

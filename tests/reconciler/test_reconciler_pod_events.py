@@ -8,8 +8,17 @@ from msgspec.structs import replace
 from stories import Node, container_id
 
 from events.fold import State
-from events.ledger.ledger import Stored
-from events.schema import AttachFailed, AttachRequested, ErrorClass, Event, Failure, NodeName, Phase, Pod
+from events.schema import (
+    AttachFailed,
+    AttachRequested,
+    ErrorClass,
+    Event,
+    Failure,
+    NodeName,
+    Phase,
+    Pod,
+    Stored,
+)
 from reconciler.status.kubernetes.pod_events import MESSAGE_LIMIT, PodEvent, Throttle, pod_events
 
 BOX = container_id(1)

@@ -18,7 +18,6 @@ from rows import Table, folded, stored_in
 from sqlalchemy import event as sqlalchemy_event
 from stories import Node, busy_day, container_id, failure_of
 
-from events.ledger.ledger import Stored
 from events.schema import (
     NO_NODE,
     AttachPlanned,
@@ -40,6 +39,7 @@ from events.schema import (
     RequestId,
     StatusPublished,
     StatusPublishFailed,
+    Stored,
     Unknown,
     WorkerStarted,
 )

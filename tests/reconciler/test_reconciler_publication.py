@@ -16,10 +16,17 @@ from rows import stored_in
 from running import Running, running
 from stories import Node
 
-from events.ledger.ledger import Stored
 from events.ledger.memory import MemoryLedger
 from events.ledger.notices import PRESENCE_LOST, PUBLISHER_PRESENT
-from events.schema import NO_NODE, ErrorClass, Event, Pod, StatusPublished, StatusPublishFailed
+from events.schema import (
+    NO_NODE,
+    ErrorClass,
+    Event,
+    Pod,
+    StatusPublished,
+    StatusPublishFailed,
+    Stored,
+)
 from reconciler.metrics import Metrics
 from reconciler.projection.store import Store
 from reconciler.status import publishing

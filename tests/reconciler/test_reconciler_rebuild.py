@@ -15,10 +15,12 @@ from rows import folded, stored_in
 from running import running
 from stories import Node, busy_day
 
-from events.ledger.ledger import Stored
 from events.ledger.memory import MemoryLedger
 from events.nats.ledger import JetStreamLedger
-from events.schema import Pod
+from events.schema import (
+    Pod,
+    Stored,
+)
 from reconciler.projection.rebuild.rebuild import rebuild
 from reconciler.projection.rebuild.shadow_database import ShadowDatabase
 from reconciler.projection.rebuild.snapshot import restore, save

@@ -10,10 +10,14 @@ from rows import folded, stored_in
 from running import running
 from stories import Node, busy_day
 
-from events.ledger.ledger import Ledger, LedgerUnavailableError, Stored
+from events.ledger.ledger import Ledger, LedgerUnavailableError
 from events.ledger.memory import MemoryLedger
 from events.nats.ledger import JetStreamLedger
-from events.schema import Event, Pod
+from events.schema import (
+    Event,
+    Pod,
+    Stored,
+)
 from reconciler.projection.sql.engine import ProjectionError
 
 

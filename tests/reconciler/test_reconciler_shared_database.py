@@ -12,7 +12,7 @@ from postgres import Postgres
 from rows import folded, stored_in
 from stories import Node, busy_day
 
-from events.ledger.ledger import Stored
+from events.schema import Stored
 from reconciler.projection.rebuild.shadow_database import ShadowDatabase
 from reconciler.projection.sql.engine import DatabaseAwayError, ReplacedError, open_engine, transaction
 from reconciler.projection.sql.tables import position

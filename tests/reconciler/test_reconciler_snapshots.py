@@ -13,9 +13,11 @@ from rows import folded, stored_in
 from running import running
 from stories import Node, busy_day
 
-from events.ledger.ledger import Stored
 from events.ledger.memory import MemoryLedger
-from events.schema import Pod
+from events.schema import (
+    Pod,
+    Stored,
+)
 from reconciler.follow.periodic_snapshots import Beginning, PeriodicSnapshots, SnapshotFolder
 from reconciler.projection.rebuild.snapshot import look, save
 from reconciler.projection.sql.engine import DatabaseAwayError, open_engine, transaction

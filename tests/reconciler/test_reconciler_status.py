@@ -11,8 +11,12 @@ from stories import NETWORKS, Node
 
 from events.cni_result import ResultError, canonical, read
 from events.fold import Sandbox, State
-from events.ledger.ledger import Stored
-from events.schema import Event, InterfaceAttached, Pod
+from events.schema import (
+    Event,
+    InterfaceAttached,
+    Pod,
+    Stored,
+)
 from reconciler.status.text import StatusError, elements, pod_status, text
 
 

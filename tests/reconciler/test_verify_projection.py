@@ -12,9 +12,16 @@ import pytest
 from msgspec.structs import replace
 from stories import ETH0, Node, busy_day, container_id
 
-from events.ledger.ledger import Stored
 from events.ledger.memory import MemoryLedger
-from events.schema import ContainerId, Event, EventId, NodeName, Pod, StatusPublished
+from events.schema import (
+    ContainerId,
+    Event,
+    EventId,
+    NodeName,
+    Pod,
+    StatusPublished,
+    Stored,
+)
 from reconciler.projection.store import Store
 from reconciler.verify import spill_store
 from reconciler.verify.report import Kind, Report, lines

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from events.fold import Attachment, AttachmentPhase, Sandbox
-from events.ledger.ledger import Stored
 from events.schema import (
     AttachPlanned,
     DriftObserved,
     DriftRepaired,
     DriftRepairFailed,
+    Stored,
 )
 from reconciler.projection.fold.result_addresses import addresses_of
 from reconciler.projection.fold.rows import Row

@@ -15,7 +15,6 @@ from typing import TypeAlias
 import msgspec
 
 from events.fold import Anomaly, Leaked, Pending, Sandbox, SandboxKey, State
-from events.ledger.ledger import Stored
 from events.schema import (
     NO_CAUSE,
     NO_NODE,
@@ -28,6 +27,7 @@ from events.schema import (
     LeakReclaimed,
     LeakReclaimFailed,
     NodeName,
+    Stored,
 )
 from reconciler.projection.fold.address_holdings import Holdings
 from reconciler.projection.fold.history_rows import Histories, Versions

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from events.fold import Sandbox
-from events.ledger.ledger import Stored
 from events.schema import (
     AttachPlanned,
     Drift,
@@ -26,6 +25,7 @@ from events.schema import (
     PlannedAttachment,
     Pod,
     SandboxAdopted,
+    Stored,
 )
 from reconciler.projection.fold.rows import BIGINT, Row
 

@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 import msgspec
 
 from events.fold import Anomaly, Leaked, Sandbox
-from events.ledger.ledger import Stored
 from events.schema import (
     Event,
     NodeName,
     Pod,
     StatusPublished,
     StatusPublishFailed,
+    Stored,
     encode,
 )
 from reconciler.projection.fold.result_addresses import addresses_of

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
 
-from events.ledger.ledger import Readable, Stored
+from events.ledger.ledger import Readable
+from events.schema import Stored
 from reconciler.follow.batching import in_batches
 from reconciler.projection.rebuild import snapshot
 from reconciler.projection.rebuild.shadow_database import ShadowDatabase
