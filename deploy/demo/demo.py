@@ -1,7 +1,7 @@
-"""Play the life of three pods for real, and say at each step what happens and why.
+"""Attach and detach three pods for real, and say at each step what happens and why.
 
-Everything is real but the cluster: namespaces, interfaces, ledger. Pods and networks come from a folder of manifests.
-Root is not needed, nor is any CNI plugin, and the machine stays as it is: see ``seclusion``.
+Everything is real except the cluster: namespaces, interfaces, ledger. Pods and networks are manifests in a folder. The
+demo needs neither root nor a CNI plugin and does not change the machine: see ``isolation``.
 """
 
 from __future__ import annotations
@@ -11,45 +11,48 @@ import signal
 import sys
 from types import FrameType
 
-from seclusion import SeclusionError, seclude
+from isolation import IsolationError, isolate
+from output import DemoFailedError, expect, print_indented, print_step, wait_for
 from stage import Stage
-from telling import DemoFailedError, expect, quote, say, wait_for
+
+_LAST_LINES = 20
 
 
 def play(stage: Stage) -> None:
     """The demo, step by step."""
     attach(stage)
-    tell(stage)
-    survive(stage)
+    report(stage)
+    kill_worker(stage)
     drift(stage)
     detach(stage)
 
 
 def attach(stage: Stage) -> None:
     """Start Plumbline; two pods get their interfaces."""
-    say(
+    print_step(
         "1. plumbline up",
         """
-        Three processes on one machine: the node ledger (a nats-server on loopback), the worker that makes
-        interfaces, and the reconciler that tells people what is there. In a cluster each has its own container.
+        Three processes on one machine. The node ledger is a nats-server on loopback. The worker makes interfaces. The
+        reconciler publishes what each pod has. In a cluster each has its own container. Their log goes to a file; on
+        a terminal it is coloured.
         """,
     )
     stage.start()
 
-    say(
+    print_step(
         "2. A pod with one additional network",
         """
-        samplepod carries the annotation k8s.v1.cni.cncf.io/networks: macvlan-conf. The runtime executes the
-        entry point with CNI_COMMAND=ADD; it hands the request to the worker and prints the worker's answer: the
-        default network's result, because that is what the kubelet shows as the pod's IP. CNI_PATH is an empty
-        folder: the worker does the work of bridge, macvlan and host-local itself.
+        samplepod carries the annotation k8s.v1.cni.cncf.io/networks: macvlan-conf. The runtime executes the entry
+        point with CNI_COMMAND=ADD. The entry point passes the request to the worker and prints the answer: the result
+        of the default network, which the kubelet shows as the pod's IP. CNI_PATH is an empty folder: the worker does
+        the work of bridge, macvlan and host-local itself.
         """,
     )
     stage.attach("samplepod")
     stage.within("samplepod", "ip", "-brief", "address")
     expect(stage.address("samplepod", "net1").startswith("192.168.1."), "net1 has no address of macvlan-conf")
 
-    say(
+    print_step(
         "3. A pod with the same network twice",
         """
         Each mention is an attachment of its own, with an interface of its own: net1 and net2.
@@ -58,44 +61,44 @@ def attach(stage: Stage) -> None:
     stage.attach("twice")
     stage.within("twice", "ip", "-brief", "address")
 
-    say(
+    print_step(
         "4. The pods reach each other over net1",
         """
-        Past the default network: both ends are macvlan interfaces.
+        The packets bypass the default network: both ends are macvlan interfaces.
         """,
     )
     stage.within("samplepod", "ping", "-c", "1", "-W", "2", "-I", "net1", stage.address("twice", "net1"))
 
 
-def tell(stage: Stage) -> None:
-    """What Kubernetes and people get to know of it."""
-    say(
-        "5. What Kubernetes is told",
+def report(stage: Stage) -> None:
+    """Show what Kubernetes and people see of the attach."""
+    print_step(
+        "5. What Kubernetes sees",
         """
-        The reconciler reads the ledger and publishes the pod's k8s.v1.cni.cncf.io/network-status annotation;
-        here, into the status folder beside the manifests.
+        The reconciler reads the ledger and publishes the pod's annotation k8s.v1.cni.cncf.io/network-status. Here it
+        writes to the folder status beside the manifests.
         """,
     )
-    quote(stage.status("samplepod"))
+    print_indented(stage.status("samplepod"))
 
-    say(
-        "6. The story of a pod",
+    print_step(
+        "6. The timeline of a pod",
         """
-        Every event was in the ledger before its effect was on the node.
+        The request and the plan were in the ledger before the first interface was made.
         """,
     )
     stage.timeline("samplepod")
 
 
-def survive(stage: Stage) -> None:
-    """The worker is killed, and the pod does not notice."""
-    say(
+def kill_worker(stage: Stage) -> None:
+    """Kill the worker during an attach; the runtime still gets its answer."""
+    print_step(
         "7. kill -9 of the worker in the middle of an attach",
         """
-        The pod 'unlucky' has a network with one plugin more: demo-slow, a script of this demo's own that does
-        nothing and takes a second for it. Meanwhile the worker is killed. The entry point holds on: it comes back to
-        the next worker with the same request. That one reads from the ledger what was begun, lets the orphaned plugin
-        end, undoes the half-made interface and makes it again.
+        The network of the pod 'unlucky' has one more plugin: demo-slow, a script that does nothing for one second.
+        The demo kills the worker during that second. The entry point retries: it sends the same request to the next
+        worker. That worker finds the unfinished intent in the ledger, waits for the orphaned plugin, removes the
+        half-made interface and makes it again.
         """,
     )
     stage.make_namespace("unlucky")
@@ -108,13 +111,13 @@ def survive(stage: Stage) -> None:
 
 
 def drift(stage: Stage) -> None:
-    """An interface is deleted behind Plumbline's back, and comes back."""
-    say(
-        "8. The node is held to the ledger",
+    """Delete an interface by hand; the worker restores it."""
+    print_step(
+        "8. Drift: an interface is deleted and comes back",
         """
-        Somebody deletes net1 in the running pod. The worker hears it from the kernel and says so in the ledger; the
-        reconciler judges it, and asks the node to make the interface again, with the address and the MAC address
-        that it had. verify compares database, ledger and node.
+        The demo deletes net1 in the running pod. The worker gets the kernel's notification and records the drift in
+        the ledger. The reconciler decides to repair it and sends a command to the node. The worker makes the interface
+        again, with the same address and MAC address. Then 'verify' compares database, ledger and node.
         """,
     )
     before = stage.link("samplepod", "net1")
@@ -126,12 +129,12 @@ def drift(stage: Stage) -> None:
 
 
 def detach(stage: Stage) -> None:
-    """All is taken away, and the ledger still knows."""
-    say(
+    """Detach all pods; the ledger keeps their events."""
+    print_step(
         "9. Detach",
         """
-        DEL undoes what was recorded, in reverse order, with the configuration that ADD used: nobody needs the
-        manifests any more, so they are deleted first.
+        DEL undoes the recorded plan in reverse order, with the configuration that ADD used. It does not need the
+        manifests, so the demo deletes them first.
         """,
     )
     for manifest in stage.manifests.glob("*.yaml"):
@@ -139,16 +142,16 @@ def detach(stage: Stage) -> None:
     for pod in ("samplepod", "twice", "unlucky"):
         stage.detach(pod)
 
-    say(
+    print_step(
         "10. Nothing is left",
         """
-        No address is taken, no interface, no namespace; the ledger still knows what was.
+        No address is taken, no interface and no namespace exists. The ledger still has every event.
         """,
     )
     stage.prove_nothing_left()
     stage.timeline("samplepod")
 
-    say(
+    print_step(
         "11. SIGTERM",
         """
         Everything stops in order.
@@ -159,28 +162,28 @@ def detach(stage: Stage) -> None:
     print("   exit code 0")
 
 
-def interrupted(number: int, _frame: FrameType | None) -> None:
-    """Turn a signal into an exception, so that everything is stopped in order."""
+def interrupt(number: int, _frame: FrameType | None) -> None:
+    """Turn a signal into an exception, so that the demo stops every process in order."""
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def main() -> int:
-    """Run the demo; return its exit code: 0 all as told, 1 it was not, 2 it can't be played here, 130 interrupted."""
-    signal.signal(signal.SIGTERM, interrupted)
+    """Run the demo; return its exit code: 0 done, 1 a step failed, 2 it can't run here, 130 interrupted."""
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        ordinary_user = os.geteuid() != 0
-        seclude()
-        say(
+        is_root = os.geteuid() == 0
+        isolate()
+        print_step(
             "The stage",
             f"""
-            The demo has made itself a network namespace and a /run of its own{
-                ", and a user namespace in which it is root" if ordinary_user else ""
-            }. All that follows happens in there: the machine does not change, and nothing has to be tidied up.
+            The demo runs in {"a network namespace" if is_root else "a user namespace, a network namespace"} and a
+            /run of its own. The machine does not change; only a log file stays behind.
             """,
         )
-        with Stage() as stage:
-            play(stage)
-    except SeclusionError as error:
+        stage = Stage()
+        with stage:
+            _play_or_show_log(stage)
+    except IsolationError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -189,8 +192,17 @@ def main() -> int:
     except DemoFailedError as error:
         print(f"\nthe demo failed: {error}", file=sys.stderr)
         return 1
-    print("\n\033[1mThat was all of it, and it is all gone again.\033[0m")
+    print(f"\n\033[1mThe demo is over, and everything it made is gone.\033[0m The log stays: {stage.log}")
     return 0
+
+
+def _play_or_show_log(stage: Stage) -> None:
+    try:
+        play(stage)
+    except DemoFailedError:
+        print(f"\n   the last lines of {stage.log}:")
+        print_indented("\n".join(stage.log.read_text(errors="replace").splitlines()[-_LAST_LINES:]))
+        raise
 
 
 if __name__ == "__main__":

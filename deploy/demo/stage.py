@@ -1,6 +1,7 @@
-"""The machine that the demo is played on: a node with Plumbline, and a runtime that executes its entry point.
+"""The demo's node: Plumbline, and a container runtime that executes its entry point.
 
-Everything is below the private ``/run`` and in the private network of ``seclusion``, so nobody has to tidy up.
+Everything lies below the private ``/run`` and in the private network of ``isolation``, so there is nothing to clean up.
+The one exception is the log of ``plumbline up``, which stays for the reader.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from telling import expect, quiet, quote, show, type_in, wait_for
+from output import expect, print_command, print_indented, run, run_silently, wait_for
 
+from events.process import logs
 from events.process.child_process import die_with_parent
 from nodeworker import shim
 
@@ -30,12 +33,19 @@ _BRIDGE, _PARENT, _PARENT_PEER = "pldemo-br", "pldemo-parent", "pldemo-peer"
 _PEERCRED = struct.Struct("iII")
 
 
+def _make_log() -> Path:
+    """Create an empty log file outside the demo's private folders."""
+    descriptor, path = tempfile.mkstemp(prefix="plumbline-demo-", suffix=".log")
+    os.close(descriptor)
+    return Path(path)
+
+
 class Stage:
-    """The node. A context manager: afterwards no process of it runs."""
+    """The node, as a context manager: no process of it runs afterwards."""
 
     manifests = _FOLDER / "manifests"
     plugins = _FOLDER / "plugins"
-    """What the demo itself brings along; the folder of CNI_PATH stays empty."""
+    """The demo's own plugin; the folder of CNI_PATH stays empty."""
 
     def __init__(self) -> None:
         self._no_plugins = _FOLDER / "no-plugins"
@@ -44,9 +54,10 @@ class Stage:
         self._socket = _FOLDER / "run" / "worker.sock"
         self._entry_point = _FOLDER / "bin" / "plumbline"
         self._up: subprocess.Popen[bytes] | None = None
+        self.log = _make_log()
 
     def __enter__(self) -> Self:
-        """Lay out the folder, and make the interface that macvlan needs as its parent."""
+        """Create the folders, and the interface that macvlan needs as its parent."""
         for folder in (self._no_plugins, self._entry_point.parent):
             folder.mkdir(parents=True)
         shutil.copytree(_HERE / "manifests", self.manifests)
@@ -57,12 +68,12 @@ class Stage:
             "stateDir": str(_FOLDER / "state"),
             "runDir": str(self._socket.parent),
             "manifests": str(self.manifests),
-            "leaks": {"policy": "off"},  # whether a pod is gone is for its container runtime to say, and here is none
+            "leaks": {"policy": "off"},  # only a container runtime can say that a pod is gone, and there is none here
         }
         self._config.write_text(json.dumps(settings, indent=2))
-        quiet("ip", "link", "add", _PARENT, "type", "veth", "peer", "name", _PARENT_PEER)
+        run_silently("ip", "link", "add", _PARENT, "type", "veth", "peer", "name", _PARENT_PEER)
         for link in ("lo", _PARENT, _PARENT_PEER):
-            quiet("ip", "link", "set", link, "up")
+            run_silently("ip", "link", "set", link, "up")
         return self
 
     def __exit__(
@@ -71,10 +82,16 @@ class Stage:
         self.stop()
 
     def start(self) -> None:
-        """Run ``plumbline up`` and return when pods can be attached."""
+        """Start ``plumbline up`` and return when the worker accepts requests."""
         argv = [str(_COMMAND), "--config", str(self._config), "up"]
-        type_in(f"{' '.join(argv)} &")
-        self._up = subprocess.Popen(argv, preexec_fn=die_with_parent(signal.SIGTERM))  # noqa: PLW1509  # one thread
+        print_command(f"{' '.join(argv)} 2> {self.log} &")
+        with self.log.open("ab") as log:
+            self._up = subprocess.Popen(
+                argv,
+                stderr=log,
+                env={**os.environ, logs.FORMAT_VARIABLE: logs.CONSOLE},
+                preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509  # one thread
+            )
         wait_for(self._socket)
 
     def stop(self) -> int:
@@ -87,17 +104,17 @@ class Stage:
         return exit_code
 
     def kill_worker(self) -> None:
-        """Send SIGKILL to whoever listens on the worker's socket."""
+        """Send SIGKILL to the process that listens on the worker's socket."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(self._socket))
             pid, _, _ = _PEERCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
-        type_in(f"kill -9 {pid}")
+        print_command(f"kill -9 {pid}")
         os.kill(pid, signal.SIGKILL)
 
     def make_namespace(self, pod: str) -> None:
         """Make the pod's network namespace."""
-        quiet("ip", "netns", "add", f"pldemo-{pod}")
-        quiet("ip", "-n", f"pldemo-{pod}", "link", "set", "lo", "up")
+        run_silently("ip", "netns", "add", f"pldemo-{pod}")
+        run_silently("ip", "-n", f"pldemo-{pod}", "link", "set", "lo", "up")
 
     def attach(self, pod: str) -> None:
         """Make the pod's namespace and attach it."""
@@ -107,7 +124,7 @@ class Stage:
     def detach(self, pod: str) -> None:
         """Detach the pod and remove its namespace."""
         self.answer(self.execute("DEL", pod))
-        quiet("ip", "netns", "del", f"pldemo-{pod}")
+        run_silently("ip", "netns", "del", f"pldemo-{pod}")
 
     def execute(self, command: str, pod: str) -> subprocess.Popen[str]:
         """Execute the entry point as containerd does: parameters in the environment, configuration on stdin."""
@@ -123,7 +140,7 @@ class Stage:
             "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};"
             f"K8S_POD_INFRA_CONTAINER_ID={container}",
         }
-        type_in(f"CNI_COMMAND={command} CNI_CONTAINERID={container} … {self._entry_point} < network.json")
+        print_command(f"CNI_COMMAND={command} CNI_CONTAINERID={container} … {self._entry_point} < network.json")
         process = subprocess.Popen(
             [self._entry_point],
             stdin=subprocess.PIPE,
@@ -139,13 +156,13 @@ class Stage:
         return process
 
     def answer(self, process: subprocess.Popen[str]) -> None:
-        """Print what the entry point answers."""
+        """Print the answer of the entry point. Raises DemoFailedError when it reports an error."""
         stdout, _ = process.communicate(timeout=60)
-        quote(stdout)
+        print_indented(stdout)
         expect(process.returncode == 0, f"the entry point ended with exit code {process.returncode}")
 
     def _network(self) -> dict[str, Any]:
-        """Return the configuration that an administrator would have put into /etc/cni/net.d."""
+        """Return the configuration that an administrator writes to /etc/cni/net.d."""
         default = {
             "cniVersion": "1.0.0",
             "name": "demo-default",
@@ -168,32 +185,32 @@ class Stage:
         }
 
     def within(self, pod: str, *argv: str) -> None:
-        """Run a command in the pod's namespace and print both."""
-        show("ip", "netns", "exec", f"pldemo-{pod}", *argv)
+        """Run a command in the pod's namespace and print it with its output."""
+        run("ip", "netns", "exec", f"pldemo-{pod}", *argv)
 
     def address(self, pod: str, interface: str) -> str:
         """Return the IPv4 address of an interface in a pod."""
-        links = json.loads(quiet("ip", "-n", f"pldemo-{pod}", "-j", "-4", "addr", "show", interface))
+        links = json.loads(run_silently("ip", "-n", f"pldemo-{pod}", "-j", "-4", "addr", "show", interface))
         return str(links[0]["addr_info"][0]["local"])
 
     def link(self, pod: str, interface: str) -> tuple[str, str]:
         """Return MAC address and IPv4 address of an interface in a pod, empty where there is none."""
-        for link in json.loads(quiet("ip", "-n", f"pldemo-{pod}", "-j", "addr", "show")):
+        for link in json.loads(run_silently("ip", "-n", f"pldemo-{pod}", "-j", "addr", "show")):
             addresses = [str(info["local"]) for info in link.get("addr_info", []) if info["family"] == "inet"]
             if link.get("ifname") == interface and addresses:
                 return str(link["address"]), addresses[0]
         return "", ""
 
-    def wait_for_link(self, pod: str, interface: str, wanted: tuple[str, str]) -> None:
-        """Return when the interface is *wanted* again. Raises DemoFailedError."""
+    def wait_for_link(self, pod: str, interface: str, expected: tuple[str, str]) -> None:
+        """Return when the interface has its *expected* MAC and IPv4 address. Raises DemoFailedError after 10 s."""
         until = time.monotonic() + 10
-        while self.link(pod, interface) != wanted:
-            expect(time.monotonic() < until, f"{interface} of {pod} did not come back as {wanted}")
+        while self.link(pod, interface) != expected:
+            expect(time.monotonic() < until, f"{interface} of {pod} did not come back as {expected}")
             time.sleep(0.05)
 
     def verify(self) -> None:
         """Compare database, ledger and node. Raises DemoFailedError where they differ."""
-        show(str(_COMMAND), "--config", str(self._config), "verify")
+        run(str(_COMMAND), "--config", str(self._config), "verify")
 
     def status(self, pod: str) -> str:
         """Return the pod's network-status annotation once the reconciler has published it."""
@@ -202,17 +219,21 @@ class Stage:
         return json.loads(path.read_text())["annotations"]["k8s.v1.cni.cncf.io/network-status"]
 
     def timeline(self, pod: str) -> None:
-        """Print the story of a pod."""
-        show(str(_COMMAND), "--config", str(self._config), "timeline", pod)
+        """Print what the ledger knows of a pod."""
+        run(str(_COMMAND), "--config", str(self._config), "timeline", pod)
 
     def prove_nothing_left(self) -> None:
-        """Show what the node holds of the pods. Raises DemoFailedError if that is anything."""
-        held = [path for path in self._ipam.glob("*/*") if path.name != "lock" and not path.name.startswith("last_")]
-        print(f"\n   addresses taken in {self._ipam}: {len(held)}")
-        ports = [link["ifname"] for link in json.loads(quiet("ip", "-j", "link", "show", "master", _BRIDGE) or "[]")]
+        """Print what the pods left on the node. Raises DemoFailedError if they left anything."""
+        addresses = [
+            path for path in self._ipam.glob("*/*") if path.name != "lock" and not path.name.startswith("last_")
+        ]
+        print(f"\n   addresses taken in {self._ipam}: {len(addresses)}")
+        ports = [
+            link["ifname"] for link in json.loads(run_silently("ip", "-j", "link", "show", "master", _BRIDGE) or "[]")
+        ]
         print(f"   ports of {_BRIDGE}: {len(ports)}")
         namespaces = os.listdir("/var/run/netns")
         print(f"   namespaces: {len(namespaces)}", flush=True)
-        expect(not held, f"addresses are still taken: {held}")
+        expect(not addresses, f"addresses are still taken: {addresses}")
         expect(not ports, f"the bridge still has ports: {ports}")
         expect(not namespaces, f"namespaces are left: {namespaces}")

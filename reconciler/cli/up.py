@@ -180,6 +180,7 @@ def command(config: Path | None, adopt: bool) -> None:
         signal.signal(number, lambda *_: stop.set())
     try:
         settings = load(config, Settings)
+        os.environ[logs.FORMAT_VARIABLE] = logs.chosen_format()  # every child process logs in the same format
         logs.configure(settings.log_level, "up")
         sys.exit(_Supervisor(settings, config, stop, adopt=adopt).run())
     except SettingsError as error:

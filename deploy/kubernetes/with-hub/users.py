@@ -1,9 +1,9 @@
-"""Make the hub's users: the reconciler, and one for each node, who may write the events of that node and no others.
+"""Make the hub's users: one for the reconcilers, and one per node that may write the events of that node only.
 
     python deploy/kubernetes/with-hub/users.py FOLDER NODE...
 
-writes FOLDER/users.conf for the servers, and FOLDER/passwords/<user>, which the processes read. Users that are there
-keep their passwords. A node's name comes back in its subjects as ``events.subjects`` writes it.
+writes FOLDER/users.conf for the servers, and FOLDER/passwords/<user> for the processes. Existing users keep their
+passwords. ``events.subjects`` encodes a node's name for its subjects.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ API = "$JS.API"
 def worker(node: str, password: str) -> dict[str, Any]:
     """Return the user of *node*'s worker.
 
-    What it reads of streams can't be narrowed to its own subjects: the server sees which stream a request is for, and
-    no more. It has no consumer, so it would have to read others' events one by one.
+    The worker can read every event of both streams: the server checks only the stream of a request, not its subject.
+    Without a consumer it would have to read them one by one.
     """
     name = subjects.token(node)
     read = [f"{API}.STREAM.MSG.GET.LEDGER", f"{API}.STREAM.MSG.GET.COMMANDS", f"{API}.STREAM.INFO.COMMANDS"]
@@ -41,15 +41,15 @@ def worker(node: str, password: str) -> dict[str, Any]:
 
 
 def reconciler(password: str) -> dict[str, Any]:
-    """Return the user of all the reconcilers: it makes the streams, reads all, and writes under no node's name."""
+    """Return the user of the reconcilers: it creates the streams, reads every event, and writes as no node."""
     calls = [f"STREAM.{call}.{stream}" for call in ("INFO", "CREATE", "UPDATE", "MSG.GET") for stream in _STREAMS]
     calls += [f"CONSUMER.{call}.LEDGER.>" for call in ("CREATE", "MSG.NEXT", "DELETE")]
-    said = [f"{ROOT}.-.>", f"{COMMAND_ROOT}.>", f"{DOWN_ROOT}.>", PRESENCE]
+    written = [f"{ROOT}.-.>", f"{COMMAND_ROOT}.>", f"{DOWN_ROOT}.>", PRESENCE]
     return {
         "user": RECONCILER,
         "password": password,
         "permissions": {
-            "publish": {"allow": [*said, *(f"{API}.{call}" for call in calls)]},
+            "publish": {"allow": [*written, *(f"{API}.{call}" for call in calls)]},
             "subscribe": {"allow": [f"_INBOX.{RECONCILER}.>", f"{ROOT}.-.>", PRESENCE]},
         },
     }

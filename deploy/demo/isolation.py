@@ -1,7 +1,7 @@
-"""Give the demo a network and a ``/run`` of its own, so that the machine that it is played on stays as it is.
+"""Give the demo a network and a ``/run`` of its own, so that it does not change the machine.
 
-They are namespaces: they end with the last process in them and take along whatever was made there, even when the demo
-is killed. Root makes them directly. Anybody else gets them inside a user namespace, in which they are root.
+Both are namespaces. They end with the last process in them, with everything made there, even when the demo is killed.
+Root creates them directly. Another user gets them inside a user namespace, in which that user is root.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _FOR_USERS = (
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class SeclusionError(Exception):
-    """The kernel gives the demo no namespaces; the message is one sentence that says what to do about it."""
+class IsolationError(Exception):
+    """The kernel refused a namespace; the message is one sentence that says what to do."""
 
 
-def seclude() -> None:
-    """Move this process, which has one thread, into namespaces of its own, with an empty ``/run``.
+def isolate() -> None:
+    """Move this process, which must have one thread, into namespaces of its own, with an empty ``/run``.
 
-    Raises SeclusionError; the process may then be in some of them, and is good for nothing but to end.
+    Raises IsolationError; the process may then be in some of them and must end.
     """
     user, group = os.geteuid(), os.getegid()
     try:
@@ -60,7 +60,7 @@ def seclude() -> None:
         _call("mount", None, b"/", None, _MS_REC | _MS_PRIVATE, None)
         _call("mount", b"tmpfs", b"/run", b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=755")
     except OSError as error:
-        raise SeclusionError(_sentence(error, _FOR_USERS if user else _FOR_ALL, is_root=not user)) from error
+        raise IsolationError(_sentence(error, _FOR_USERS if user else _FOR_ALL, is_root=not user)) from error
 
 
 def _call(function: str, *args: int | bytes | None) -> None:
@@ -70,14 +70,14 @@ def _call(function: str, *args: int | bytes | None) -> None:
 
 
 def _sentence(error: OSError, switches: tuple[_Switch, ...], *, is_root: bool) -> str:
-    refusal = f"the demo needs a network and a mount namespace of its own, which the kernel refuses ({error.strerror})"
+    refusal = f"the demo needs its own network and mount namespaces, which the kernel refuses ({error.strerror})"
     for switch in switches:
         if _value(switch) == switch.forbids:
             advice = f"set the kernel parameter {switch.name}, which is {switch.forbids}, to {switch.allows}"
             return f"{refusal}: {advice}{'' if is_root else ', or run the demo as root'}"
     if is_root:
         return f"{refusal}: run it outside of the container, or with CAP_SYS_ADMIN"
-    return f"{refusal}: run it as root, or outside of the container or sandbox that you are in"
+    return f"{refusal}: run it as root, or outside of this container or sandbox"
 
 
 def _value(switch: _Switch) -> str:
