@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from events.ledger.notices import Notices
 from events.schema import ComparisonRequested, ReclaimRequested, RepairRequested
@@ -45,6 +45,8 @@ from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.gc import GarbageCollector
 from nodeworker.sandboxes.status_wait import StatusWait
 from nodeworker.settings import WorkerSettings
+
+T = TypeVar("T")
 
 
 class Memory:
@@ -88,16 +90,20 @@ class Parts:
         collector = GarbageCollector(
             journal, answers, runners, section, readiness, checker.default_attachment, collections
         )
-        self._observer = Watcher(journal, self.inspector)
+        self._watcher = Watcher(
+            journal,
+            self.inspector,
+            self._take_turn,
+            lambda: self.dispatcher.busy,
+        )
         forced_release = ForcedRelease(detacher, runners, executor, section.delegate_timeout)
         self._leaks, reclaimer = self._leak_keepers(memory, forced_release)
-        beside = () if settings.leaks.policy == "off" else (self._leaks.look,)
-        self._comparison = NodeComparison(journal, self._observer, settings.drift.interval, beside)
+        leak_scan = None if settings.leaks.policy == "off" else self._leaks.look
+        self._comparison = NodeComparison(journal, self._watcher, settings.drift.interval, leak_scan)
         self.orders = Orders(journal, self._handlers(runners, reclaimer))
         self.dispatcher = Dispatcher(
             attacher, detacher, collector, self.orders, answers, self.statuses, tasks, section.concurrency
         )
-        self._observer.give_turns(self.dispatcher.take_turn, lambda: self.dispatcher.busy)
         reclaimer.give_turns(self.dispatcher.take_turn)
         self.upkeep = Recovery(journal, self.dispatcher, answers, memory.spool, metrics)
         request_log = RequestLog(section.network, memory.log_files)
@@ -110,10 +116,14 @@ class Parts:
         """Return what is to run beside the requests, without end, as the configuration asks for it."""
         parts = [self.upkeep.run()]
         if self._settings.drift.wanted:
-            parts += [self._observer.run(), self._comparison.run()]
+            parts += [self._watcher.run(), self._comparison.run()]
         if self._settings.leaks.policy != "off":
             parts.append(self._leaks.run())
         return parts
+
+    async def _take_turn(self, container_id: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of *work*, run in the queue of the container."""
+        return await self.dispatcher.take_turn(container_id, work)
 
     def _device_sources(self, source: Source | None) -> list[DeviceSource]:
         """Return who knows which devices pods have, in the order in which they are asked."""
@@ -137,7 +147,9 @@ class Parts:
         """Return who fulfils which orders."""
         handlers: dict[type[Order], Handler] = {ComparisonRequested: self._comparison.compare}
         if self._settings.drift.wanted:
-            repairer = Repairer(self._journal, self.inspector, runners, self._settings.worker, self._metrics)
+            repairer = Repairer(
+                self._journal, self.inspector, runners, self._settings.worker.delegate_timeout, self._metrics
+            )
             handlers[RepairRequested] = repairer.repair
         if self._settings.leaks.policy == "reclaim":
             handlers[ReclaimRequested] = reclaimer.reclaim

@@ -1,7 +1,7 @@
-"""What differs between the sandbox as it should be and the kernel as it is.
+"""Compare the expected state of a sandbox with a snapshot of the kernel.
 
-Pure. What the kernel makes by itself is no drift: link-local addresses, addresses and routes that routers advertised,
-the local table. Of an interface that is missing nothing more is said: all that it had went with it.
+Pure. State that the kernel creates by itself is not drift: link-local addresses, addresses and routes from router
+advertisements, the local table. A missing interface is one drift; its addresses, routes and rules are not listed too.
 """
 
 from __future__ import annotations
@@ -23,115 +23,120 @@ _NO_PREFIX_ROUTE = 0x200
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The kernel's side of a sandbox, as of one moment."""
+    """The state of a sandbox in the kernel at one moment."""
 
     links: Mapping[str, Link]
-    """In the container, by name."""
+    """Interfaces in the container, by name."""
     addresses: tuple[Assigned, ...] = ()
     routes: tuple[Route, ...] = ()
     parents: Mapping[str, Link] = {}
-    """On the node, by name: those of the interfaces' parents that are there."""
+    """Parent links that exist on the node, by name."""
     ports: Mapping[str, Link] = {}
-    """On the node, by the name in the container: the other ends that are there."""
+    """The node's ends of veth pairs, by the interface name in the container."""
     vlans: Mapping[str, Mapping[int, int]] = {}
-    """Of those of them that have to be in some, each with its flags."""
-    lost: Mapping[str, Mapping[DriftKind, str]] = {}
-    """By interface name: what is left of its rules in the node's packet filter, of those that are not all there."""
+    """The VLANs, each with its flags, of the ports that must belong to some."""
+    missing_rules: Mapping[str, Mapping[DriftKind, str]] = {}
+    """Interfaces whose rules in the node's packet filter are incomplete, with what remains of the rules."""
 
 
-def differences(wanted: tuple[ExpectedLink, ...], seen: Snapshot, first_mtus: Mapping[str, int]) -> tuple[Drift, ...]:
-    """Return all drift of the *wanted* interfaces, in the order in which it is best put right.
+def differences(
+    expected: tuple[ExpectedLink, ...], snapshot: Snapshot, first_mtus: Mapping[str, int]
+) -> tuple[Drift, ...]:
+    """Return all drift of the *expected* interfaces, in the order in which to repair it.
 
-    *first_mtus* has, by interface name, the MTU that each had when it was first seen.
+    *first_mtus* has, by interface name, the MTU that the worker saw first.
     """
-    return tuple(drift for link in wanted for drift in _of_link(link, seen, first_mtus.get(link.ifname, 0)))
+    return tuple(drift for link in expected for drift in _of_link(link, snapshot, first_mtus.get(link.ifname, 0)))
 
 
-def _of_link(wanted: ExpectedLink, seen: Snapshot, first_mtu: int) -> Iterator[Drift]:
+def _of_link(expected: ExpectedLink, snapshot: Snapshot, first_mtu: int) -> Iterator[Drift]:
     link, parent, port = (
-        seen.links.get(wanted.ifname),
-        seen.parents.get(wanted.parent),
-        seen.ports.get(wanted.ifname),
+        snapshot.links.get(expected.ifname),
+        snapshot.parents.get(expected.parent),
+        snapshot.ports.get(expected.ifname),
     )
-    if wanted.parent:
-        yield from _of_parent(wanted, parent)
+    if expected.parent:
+        yield from _of_parent(expected, parent)
     if link is None:
-        if not wanted.optional:
-            yield _drift(wanted, DriftKind.LINK_MISSING, wanted.ifname)
+        if not expected.optional:
+            yield _drift(expected, DriftKind.LINK_MISSING, expected.ifname)
         return
-    if wanted.is_port and parent is not None and (port is None or port.master != parent.index):
-        yield _drift(wanted, DriftKind.PORT_DETACHED, f"port of {wanted.parent}", port.name if port else "")
-    elif wanted.is_port and parent is not None:
-        seen_vlans = seen.vlans.get(wanted.ifname, {})
-        if vlans.missing(seen_vlans, links.default_vlan(parent), wanted.vlans):
-            yield _drift(wanted, DriftKind.VLANS_CHANGED, wanted.vlans, vlans.described(seen_vlans))
-    yield from _of_properties(wanted, link, port)
-    if (mtu := wanted.mtu or first_mtu) and link.mtu != mtu:
-        yield _drift(wanted, DriftKind.MTU_CHANGED, mtu, _found_mtu(wanted, link, parent, mtu))
-    there = {each.address: each for each in seen.addresses if each.index == link.index}
-    yield from _of_addresses(wanted, there)
-    for route in wanted.routes:
-        if not (_is_implied(route, there) or any(_fits(route, each, link) for each in seen.routes)):
-            yield _drift(wanted, DriftKind.ROUTE_MISSING, route)
-    if wanted.ruled is not None:
-        for kind, left in seen.lost.get(wanted.ifname, {}).items():
-            yield _drift(wanted, kind, wanted.ruled.expected(kind), left)
+    if expected.is_port and parent is not None and (port is None or port.master != parent.index):
+        yield _drift(expected, DriftKind.PORT_DETACHED, f"port of {expected.parent}", port.name if port else "")
+    elif expected.is_port and parent is not None:
+        present_vlans = snapshot.vlans.get(expected.ifname, {})
+        if vlans.missing(present_vlans, links.default_vlan(parent), expected.vlans):
+            yield _drift(expected, DriftKind.VLANS_CHANGED, expected.vlans, vlans.described(present_vlans))
+    yield from _of_properties(expected, link, port)
+    if (mtu := expected.mtu or first_mtu) and link.mtu != mtu:
+        yield _drift(expected, DriftKind.MTU_CHANGED, mtu, _found_mtu(expected, link, parent, mtu))
+    present = {each.address: each for each in snapshot.addresses if each.index == link.index}
+    yield from _of_addresses(expected, present)
+    for route in expected.routes:
+        if not (_is_implied(route, present) or any(_fits(route, each, link) for each in snapshot.routes)):
+            yield _drift(expected, DriftKind.ROUTE_MISSING, route)
+    if expected.rules is not None:
+        for kind, remaining in snapshot.missing_rules.get(expected.ifname, {}).items():
+            yield _drift(expected, kind, expected.rules.description(kind), remaining)
 
 
-def _of_parent(wanted: ExpectedLink, parent: Link | None) -> Iterator[Drift]:
+def _of_parent(expected: ExpectedLink, parent: Link | None) -> Iterator[Drift]:
     if parent is None:
-        yield _drift(wanted, DriftKind.PARENT_MISSING, wanted.parent)
+        yield _drift(expected, DriftKind.PARENT_MISSING, expected.parent)
     elif not parent.up:
-        yield _drift(wanted, DriftKind.PARENT_DOWN, f"{wanted.parent} up", "down")
+        yield _drift(expected, DriftKind.PARENT_DOWN, f"{expected.parent} up", "down")
 
 
-def _of_properties(wanted: ExpectedLink, link: Link, port: Link | None) -> Iterator[Drift]:
-    if wanted.up and not link.up:
-        yield _drift(wanted, DriftKind.LINK_DOWN, "up", "down")
-    elif wanted.up and port is not None and not port.up:
-        yield _drift(wanted, DriftKind.LINK_DOWN, "up", f"{port.name} on the node down")
-    if wanted.mac and link.mac != wanted.mac:
-        yield _drift(wanted, DriftKind.MAC_CHANGED, wanted.mac, link.mac)
+def _of_properties(expected: ExpectedLink, link: Link, port: Link | None) -> Iterator[Drift]:
+    if expected.up and not link.up:
+        yield _drift(expected, DriftKind.LINK_DOWN, "up", "down")
+    elif expected.up and port is not None and not port.up:
+        yield _drift(expected, DriftKind.LINK_DOWN, "up", f"{port.name} on the node down")
+    if expected.mac and link.mac != expected.mac:
+        yield _drift(expected, DriftKind.MAC_CHANGED, expected.mac, link.mac)
 
 
-def _found_mtu(wanted: ExpectedLink, link: Link, parent: Link | None, mtu: int) -> str:
-    """Return the MTU of *link*, and why it can't be *mtu* where that is so: it is another drift when it can again."""
-    if parent is None or wanted.has_room(parent.mtu, mtu):
+def _found_mtu(expected: ExpectedLink, link: Link, parent: Link | None, mtu: int) -> str:
+    """Return the MTU of *link*, and the parent's MTU if it is too small for *mtu*.
+
+    The text changes when the parent's MTU is raised: the worker then records a new drift, which can be repaired.
+    """
+    if parent is None or expected.has_room(parent.mtu, mtu):
         return str(link.mtu)
-    return f"{link.mtu}, as {wanted.parent} has {parent.mtu}"
+    return f"{link.mtu}, as {expected.parent} has {parent.mtu}"
 
 
-def _of_addresses(wanted: ExpectedLink, there: Mapping[Address, Assigned]) -> Iterator[Drift]:
-    if wanted.addresses:
-        for each in there.values():
-            if each.address not in wanted.addresses and _is_somebodys(each):
-                yield _drift(wanted, DriftKind.ADDRESS_FOREIGN, "", each.address)
-    for address in wanted.addresses:
-        if address not in there:
-            yield _drift(wanted, DriftKind.ADDRESS_MISSING, address)
+def _of_addresses(expected: ExpectedLink, present: Mapping[Address, Assigned]) -> Iterator[Drift]:
+    if expected.addresses:
+        for each in present.values():
+            if each.address not in expected.addresses and _is_configured(each):
+                yield _drift(expected, DriftKind.ADDRESS_FOREIGN, "", each.address)
+    for address in expected.addresses:
+        if address not in present:
+            yield _drift(expected, DriftKind.ADDRESS_MISSING, address)
 
 
-def _drift(wanted: ExpectedLink, kind: DriftKind, expected: object, found: object = "") -> Drift:
-    return Drift(kind=kind, network=wanted.network, ifname=wanted.ifname, expected=str(expected), found=str(found))
+def _drift(link: ExpectedLink, kind: DriftKind, expected: object, found: object = "") -> Drift:
+    return Drift(kind=kind, network=link.network, ifname=link.ifname, expected=str(expected), found=str(found))
 
 
-def _is_somebodys(assigned: Assigned) -> bool:
-    """Return whether somebody gave the address, and not the kernel by itself or on a router's word."""
+def _is_configured(assigned: Assigned) -> bool:
+    """Return whether a program or a person added the address, not the kernel or a router advertisement."""
     return bool(assigned.flags & IFA_F_PERMANENT) and assigned.scope < _SCOPE_LINK
 
 
-def _is_implied(route: ExpectedRoute, there: Mapping[Address, Assigned]) -> bool:
-    """Return whether *route* comes back with its address, or is not to be there."""
+def _is_implied(route: ExpectedRoute, present: Mapping[Address, Assigned]) -> bool:
+    """Return whether the repair of its address restores *route*, or the address has no prefix route."""
     if not route.by_kernel:
         return False
-    return all(each.flags & _NO_PREFIX_ROUTE for address, each in there.items() if address.ip == route.source)
+    return all(each.flags & _NO_PREFIX_ROUTE for address, each in present.items() if address.ip == route.source)
 
 
-def _fits(wanted: ExpectedRoute, route: Route, link: Link) -> bool:
+def _fits(expected: ExpectedRoute, route: Route, link: Link) -> bool:
     return (
-        route.destination == wanted.destination
-        and (wanted.gateway is None or route.gateway == wanted.gateway)
-        and (wanted.source is None or wanted.by_kernel or route.source == wanted.source)
-        and (wanted.table is None or route.table == wanted.table)
-        and (not wanted.own or route.index == link.index)
+        route.destination == expected.destination
+        and (expected.gateway is None or route.gateway == expected.gateway)
+        and (expected.source is None or expected.by_kernel or route.source == expected.source)
+        and (expected.table is None or route.table == expected.table)
+        and (not expected.own or route.index == link.index)
     )

@@ -1,7 +1,7 @@
-"""What the node must have for a sandbox, as far as its recorded plan and results tell.
+"""Derive the state that the node must have for a sandbox, from its recorded plan and results.
 
-Pure. What nobody recorded (a result that was lost before the sandbox was adopted, the MTU of one that was) is not
-expected to be anything.
+Pure. A property that the ledger does not record (a result that was lost before the sandbox was adopted, or its MTU)
+may have any value.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from events.fold import Attachment, Sandbox
 from events.process import decoding
 from events.schema import IfName, NetworkName
-from nodeworker.drift.expected_rules import Address, Ruled, ruled
+from nodeworker.drift.expected_rules import Address, ExpectedRules, rules_of
 from nodeworker.planning.resolve.default_route import adjusted
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.kinds.bridge.vlan_membership import Membership, Trunk, membership
@@ -27,11 +27,11 @@ Gateway: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 OF_THE_NODE = frozenset({"macvlan", "ipvlan", "vlan"})
-"""Plugins whose interface rests on one of the node's, which they do not make."""
+"""Plugins whose interface rests on a link of the node that they do not create."""
 PLAIN = frozenset({"bridge", "dummy", "host-device", "ipvlan", "macvlan", "ptp", "tap", "vlan"})
-"""Plugins that configure their interface with exactly what their result says."""
+"""Plugins that configure exactly the addresses and routes of their result."""
 _LEAVE_MTU = frozenset({"bandwidth", "firewall", "passthru", "portmap", "sbr", "tuning", "vrf"})
-"""Plugins that leave the MTU alone where they are not asked for one."""
+"""Plugins that change the MTU only if their configuration has one."""
 _DEFAULT_BRIDGE = "cni0"
 _SCOPE_LINK = 253
 
@@ -41,7 +41,7 @@ class ExpectedRoute(msgspec.Struct, frozen=True, kw_only=True):
 
     destination: Network
     gateway: Gateway | None = None
-    """None: whatever the kernel has."""
+    """None: any."""
     source: Gateway | None = None
     metric: int = 0
     table: int | None = None
@@ -52,10 +52,10 @@ class ExpectedRoute(msgspec.Struct, frozen=True, kw_only=True):
     own: bool = True
     """Whether it must leave through the attachment's interface."""
     by_kernel: bool = False
-    """The kernel makes it when the address is added."""
+    """The kernel creates it together with the address."""
 
     def replaces_kernels(self, address: Address) -> bool:
-        """Return whether it is in the place of the route that the kernel makes when *address* is added."""
+        """Return whether it replaces the prefix route that the kernel creates with *address*."""
         return not self.by_kernel and (self.destination, self.source) == (address.network, address.ip)
 
     def __str__(self) -> str:
@@ -63,40 +63,40 @@ class ExpectedRoute(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExpectedLink(msgspec.Struct, frozen=True, kw_only=True):
-    """The interface of an attachment, with all that belongs to it."""
+    """The interface of an attachment, with its addresses, routes, bridge port and packet filter rules."""
 
     network: NetworkName
     ifname: IfName
     kind: str
-    """Type of the plugin that made it."""
+    """Type of the plugin that created it."""
     mac: str = ""
     """Empty: any."""
     mtu: int = 0
-    """0: what it was when it was first seen."""
+    """0: the MTU that the worker saw first."""
     up: bool = True
     optional: bool = False
-    """It may be a device that no network driver serves: it is not missed."""
+    """It may be a device without a network driver, so it may be absent."""
     addresses: tuple[Address, ...] = ()
-    """If there are any, there must be no others."""
+    """If there are any, every other address is drift."""
     routes: tuple[ExpectedRoute, ...] = ()
     parent: str = ""
-    """The node's interface that it rests on, or the bridge that its other end is a port of; empty: not known."""
+    """The link of the node that it rests on, or the bridge that its node end is a port of; empty: not known."""
     vlans: Membership = Membership()
-    """Those of the bridge that its other end belongs to."""
+    """The VLANs that its bridge port belongs to."""
     hairpin: bool = False
-    """Whether the bridge is to send back to that end what came from there."""
+    """Whether the bridge sends frames back to the port that they came from."""
     isolated: bool = False
-    """Whether it is to keep that end apart from others of the kind."""
-    ruled: Ruled | None = None
-    """The packet filter's rules for it; None: there are none, or nobody knows which."""
+    """Whether the bridge keeps the port apart from other isolated ports."""
+    rules: ExpectedRules | None = None
+    """Its packet filter rules; None: none, or not known."""
 
     @property
     def is_port(self) -> bool:
-        """Whether its other end is a port of ``parent``."""
+        """Whether its node end is a port of ``parent``."""
         return self.kind == "bridge"
 
     def has_room(self, parent_mtu: int, mtu: int) -> bool:
-        """Return whether the interface can have *mtu* where its parent has *parent_mtu*."""
+        """Return whether the interface can have *mtu* on a parent with *parent_mtu*."""
         return self.kind not in OF_THE_NODE or mtu <= parent_mtu
 
 
@@ -106,8 +106,8 @@ class _Vlans(msgspec.Struct, frozen=True, rename="camel"):
     preserve_default_vlan: bool = True
 
 
-def expected(sandbox: Sandbox, policy: Callable[[str], str]) -> tuple[ExpectedLink, ...]:
-    """Return the interfaces of *sandbox*, which is attached; but for networks whose *policy* is ``off``."""
+def expected_links(sandbox: Sandbox, policy: Callable[[str], str]) -> tuple[ExpectedLink, ...]:
+    """Return the interfaces of *sandbox*, which is attached, except networks whose *policy* is ``off``."""
     return tuple(
         link
         for attachment in sandbox.attachments
@@ -116,7 +116,7 @@ def expected(sandbox: Sandbox, policy: Callable[[str], str]) -> tuple[ExpectedLi
 
 
 def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
-    """Return the interface of *attachment*; None: its result tells of none, or is not known."""
+    """Return the interface of *attachment*; None: its result is not known, or names no interface."""
     plan = attachment.plan
     if not attachment.result:
         return None
@@ -124,30 +124,30 @@ def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
         result = results.decode(adjusted(sandbox.attachments, attachment), plan.cni_version)
     except results.ResultError:
         return None
-    told = next((each for each in result.interfaces if each.sandbox and each.name == plan.ifname), None)
-    if told is None and at_least(plan.cni_version, "0.3.0"):
-        return None  # results of older versions tell of no interface, and are all about one
+    recorded = next((each for each in result.interfaces if each.sandbox and each.name == plan.ifname), None)
+    if recorded is None and at_least(plan.cni_version, "0.3.0"):
+        return None  # results of older versions list no interface, and describe exactly one
     native = plan.native[:1] == (True,)
     configs = [cast("dict[str, Any]", msgspec.json.decode(plugin)) for plugin in plan.plugins]
     kind = str(configs[0].get("type", ""))
     ips = [ip for ip in result.ips if _is_own(result, ip, plan.ifname)]
     addresses = tuple(ipaddress.ip_interface(ip.address) for ip in ips)
-    mac = told.mac.lower() if told is not None else ""
+    mac = recorded.mac.lower() if recorded is not None else ""
     return ExpectedLink(
         network=plan.network,
         ifname=plan.ifname,
         kind=kind,
         mac=mac,
-        mtu=(told.mtu if told is not None else 0) or _mtu(configs, attachment.mtus),
+        mtu=(recorded.mtu if recorded is not None else 0) or _mtu(configs, attachment.mtus),
         up=not configs[0].get("disableContainerInterface", False),
-        optional=bool(plan.device) and not (told is not None and told.mac),
+        optional=bool(plan.device) and not (recorded is not None and recorded.mac),
         addresses=addresses,
         routes=tuple(_routes(kind, result, ips)),
         parent=_parent(kind, configs[0]),
         vlans=_vlans(configs[0], native=native) if kind == "bridge" else Membership(),
         hairpin=configs[0].get("hairpinMode") is True,
         isolated=native and configs[0].get("portIsolation") is True,
-        ruled=ruled(configs[0], sandbox.key.container_id, plan.ifname, addresses, mac) if native else None,
+        rules=rules_of(configs[0], sandbox.key.container_id, plan.ifname, addresses, mac) if native else None,
     )
 
 
@@ -158,14 +158,14 @@ def _is_own(result: Result, ip: IP, ifname: str) -> bool:
     return bool(owner.sandbox) and owner.name == ifname
 
 
-def _mtu(configs: list[dict[str, Any]], left: tuple[int, ...]) -> int:
-    """Return the MTU that the last plugin with a say in it gave the interface; 0: nobody knows.
+def _mtu(configs: list[dict[str, Any]], recorded: tuple[int, ...]) -> int:
+    """Return the MTU that the last plugin which sets one gave the interface; 0: not known.
 
-    *left* has what was recorded after each of them, which is void after one that may have changed it unasked.
+    *recorded* has the MTU after each plugin. It is invalid if a later plugin may have changed the MTU unasked.
     """
-    recorded = left if len(left) == len(configs) else (0,) * len(configs)
+    after_each = recorded if len(recorded) == len(configs) else (0,) * len(configs)
     valid = True
-    for config, mtu in zip(reversed(configs), reversed(recorded), strict=True):
+    for config, mtu in zip(reversed(configs), reversed(after_each), strict=True):
         if known := (mtu if valid else 0) or _asked_mtu(config):
             return known
         valid = valid and config.get("type") in _LEAVE_MTU
@@ -188,9 +188,9 @@ def _parent(kind: str, config: Mapping[str, Any]) -> str:
 
 
 def _vlans(config: Mapping[str, Any], *, native: bool) -> Membership:
-    """Return the VLANs that the configuration of a bridge names: none where only its plugin knows how to read it.
+    """Return the VLANs in the configuration of a bridge plugin; none if the configuration is invalid.
 
-    One that was executed may be of a version that knows no other key than the first.
+    An executed plugin may be of a version that knows the key ``vlan`` only, so its other keys are ignored.
     """
     keys = ("vlan", "vlanTrunk", "preserveDefaultVlan") if native else ("vlan",)
     try:

@@ -1,6 +1,6 @@
-"""Which rules of the node's packet filter there must be for an interface.
+"""The rules of the node's packet filter that an interface must have.
 
-Pure. Only those of a native plugin: an executed one may be of a version that makes others.
+Pure. Only rules of native plugins: an executed plugin may be of a version that creates other rules.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ Address: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 _MASQUERADING = frozenset({"bridge", "ptp"})
 _CONFINING = frozenset({"bridge"})
 _KEYS = frozenset({"name", "ipMasqBackend"})
-"""Of the configuration: what the rules themselves depend on."""
-KINDS = frozenset({DriftKind.MASQUERADE_MISSING, DriftKind.FILTER_MISSING})
-"""How an interface can drift by its rules."""
+"""The configuration keys that the rules depend on."""
+RULE_DRIFTS = frozenset({DriftKind.MASQUERADE_MISSING, DriftKind.FILTER_MISSING})
+"""The kinds of drift that missing rules cause."""
 
 
-class Ruled(msgspec.Struct, frozen=True, kw_only=True):
-    """An interface that there are rules for."""
+class ExpectedRules(msgspec.Struct, frozen=True, kw_only=True):
+    """The packet filter rules of one interface."""
 
     call: Call
-    """Of its plugin, as far as the rules depend on it."""
+    """The plugin call, with the fields that the rules depend on."""
     masqueraded: tuple[Address, ...] = ()
     mac: str = ""
-    """The only one that it may send from; empty: any."""
+    """The only source MAC address that the interface may use; empty: any."""
 
-    def expected(self, kind: DriftKind) -> str:
-        """Return what the rules are for whose lack is a drift of *kind*."""
+    def description(self, kind: DriftKind) -> str:
+        """Return what the rules do whose absence is a drift of *kind*."""
         if kind is DriftKind.FILTER_MISSING:
             return f"only {self.mac} as sender"
         return f"masquerading of {', '.join(str(each.ip) for each in self.masqueraded)}"
 
 
-def ruled(
+def rules_of(
     config: Mapping[str, Any], container_id: str, ifname: str, addresses: Sequence[Address], mac: str
-) -> Ruled | None:
-    """Return what the native plugin with *config* has made rules for, if it gave its interface *addresses* and *mac*.
+) -> ExpectedRules | None:
+    """Return the rules that the native plugin with *config* created for an interface with *addresses* and *mac*.
 
-    None: it made none.
+    None: it created none.
     """
     kind = config.get("type")
     masqueraded = kind in _MASQUERADING and config.get("ipMasq") is True and bool(addresses)
     confined = kind in _CONFINING and config.get("macspoofchk") is True and bool(mac)
     if not (masqueraded or confined):
         return None
-    kept = {key: value for key, value in config.items() if key in _KEYS}
-    return Ruled(
-        call=Call(container_id=container_id, netns="", ifname=ifname, config=kept),
+    used_config = {key: value for key, value in config.items() if key in _KEYS}
+    return ExpectedRules(
+        call=Call(container_id=container_id, netns="", ifname=ifname, config=used_config),
         masqueraded=tuple(addresses) if masqueraded else (),
         mac=mac if confined else "",
     )

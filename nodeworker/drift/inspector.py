@@ -1,4 +1,4 @@
-"""Look at a sandbox, and remember of it what nobody recorded."""
+"""Inspect a sandbox in the kernel, and remember the MTUs that the ledger does not record."""
 
 from __future__ import annotations
 
@@ -13,112 +13,118 @@ from events.fold import Sandbox, SandboxKey
 from events.process.settings import DriftSettings
 from events.schema import Drift, DriftKind, ErrorClass, Phase
 from nodeworker.drift.differences import Snapshot, differences
-from nodeworker.drift.expected import ExpectedLink, expected
-from nodeworker.drift.expected_rules import Ruled
-from nodeworker.drift.filter_rules import lost
-from nodeworker.drift.snapshot import take
+from nodeworker.drift.expected import ExpectedLink, expected_links
+from nodeworker.drift.expected_rules import ExpectedRules
+from nodeworker.drift.filter_rules import missing_rules
+from nodeworker.drift.snapshot import take_snapshot
 from nodeworker.errors import RequestFailedError, failed
 from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
 
 T = TypeVar("T")
 
 
-class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """What was seen of a sandbox."""
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """The expected and the actual state of a sandbox, and their differences."""
 
-    wanted: tuple[ExpectedLink, ...]
-    seen: Snapshot
+    expected: tuple[ExpectedLink, ...]
+    snapshot: Snapshot
     netnsid: int
     drifts: tuple[Drift, ...]
     mtus: Mapping[str, int]
-    """Of the interfaces, as they have to be."""
+    """The MTU that each interface must have, by name."""
 
 
 class Inspector:
-    """The worker's look at sandboxes. The kernel has one lock for all links: one thread is enough."""
+    """Inspects sandboxes on one thread: the kernel serialises link requests, so more threads gain nothing."""
 
     def __init__(self, settings: DriftSettings, boot_id: str = "") -> None:
-        """*boot_id*: of the node now; empty: not known."""
+        """*boot_id*: the node's current one; empty: not known."""
         self._settings = settings
         self._boot_id = boot_id
         self._mtus: dict[SandboxKey, dict[str, int]] = {}
-        self._rules = RulesetCache()
+        self._ruleset_cache = RulesetCache()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="observe")
 
     def close(self) -> None:
-        """Let go of the thread."""
+        """Stop the thread."""
         self._thread.shutdown()
 
     def forget(self, key: SandboxKey) -> None:
-        """Forget what nobody recorded of the sandbox."""
+        """Drop the remembered MTUs of the sandbox."""
         self._mtus.pop(key, None)
 
-    async def look(self, sandbox: Sandbox, phase: Phase = Phase.CHECK, *, everything: bool = False) -> Look | None:
-        """Return what is seen of *sandbox*, which is attached; None: its namespace is gone, and all with it.
+    async def inspect(
+        self, sandbox: Sandbox, phase: Phase = Phase.CHECK, *, everything: bool = False
+    ) -> Inspection | None:
+        """Return the inspection of *sandbox*, which is attached; None: its namespace is gone.
 
-        *everything*: also of networks that are not to be looked at. Raises NetlinkError.
+        *everything*: include networks whose drift policy is ``off``. Raises NetlinkError.
         """
         assert sandbox.plan is not None
         if self._boot_id and sandbox.boot_id not in ("", self._boot_id):
-            return None  # what is at its path by now is somebody else's, be the inode the same
+            return None  # after a reboot the path may belong to another sandbox, even with an equal inode
         policy: Callable[[str], str] = (lambda _: "observe") if everything else self._settings.of
-        wanted, netns, inode = expected(sandbox, policy), sandbox.plan.netns, sandbox.plan.netns_inode
+        expected, netns, inode = expected_links(sandbox, policy), sandbox.plan.netns, sandbox.plan.netns_inode
         try:
-            glance = await self.on_thread(lambda: take(netns, wanted, phase, inode, self._rules))
+            observation = await self.on_thread(
+                lambda: take_snapshot(netns, expected, phase, inode, self._ruleset_cache)
+            )
         except RequestFailedError as error:
             if error.failure.error_class is ErrorClass.NAMESPACE_INVALID:
                 return None
             raise
-        mtus = self._learn(sandbox, wanted, glance.seen)
-        return Look(
-            wanted=wanted,
-            seen=glance.seen,
-            netnsid=glance.netnsid,
-            drifts=differences(wanted, glance.seen, mtus),
+        mtus = self._learn_mtus(sandbox, expected, observation.snapshot)
+        return Inspection(
+            expected=expected,
+            snapshot=observation.snapshot,
+            netnsid=observation.netnsid,
+            drifts=differences(expected, observation.snapshot, mtus),
             mtus=mtus,
         )
 
-    async def see(self, sandbox: Sandbox, phase: Phase, *, everything: bool = False) -> Look:
-        """Return the same. Raises RequestFailedError (namespace_invalid) where the namespace is gone."""
-        look = await self.look(sandbox, phase, everything=everything)
-        if look is None:
-            message = f"the namespace of pod {sandbox.pod} is gone: delete the pod to have it made anew"
+    async def inspect_present(self, sandbox: Sandbox, phase: Phase, *, everything: bool = False) -> Inspection:
+        """Return ``inspect``. Raises RequestFailedError (namespace_invalid) if the namespace is gone."""
+        inspection = await self.inspect(sandbox, phase, everything=everything)
+        if inspection is None:
+            message = f"the namespace of pod {sandbox.pod} is gone: delete the pod so that it is created anew"
             raise failed(ErrorClass.NAMESPACE_INVALID, phase, message)
-        return look
+        return inspection
 
-    async def lost_rules(
-        self, ruled: Mapping[SandboxKey, Collection[Ruled]]
+    async def interfaces_without_rules(
+        self, rules: Mapping[SandboxKey, Collection[ExpectedRules]]
     ) -> Mapping[SandboxKey, frozenset[tuple[str, DriftKind]]]:
-        """Return of each sandbox which interfaces lack rules in the node's packet filter, and nothing else of it.
+        """Return for each sandbox the interfaces that lack *rules* in the node's packet filter.
 
         Raises RequestFailedError (plugin_failed), NetlinkError.
         """
 
-        def look() -> Mapping[SandboxKey, frozenset[tuple[str, DriftKind]]]:
-            found = {key: lost(each, Phase.CHECK, self._rules) for key, each in ruled.items()}
+        def search() -> Mapping[SandboxKey, frozenset[tuple[str, DriftKind]]]:
+            missing = {key: missing_rules(each, Phase.CHECK, self._ruleset_cache) for key, each in rules.items()}
             return {
-                key: frozenset((ifname, kind) for ifname, kinds in left.items() for kind in kinds)
-                for key, left in found.items()
+                key: frozenset((ifname, kind) for ifname, kinds in found.items() for kind in kinds)
+                for key, found in missing.items()
             }
 
-        return await self.on_thread(look)
+        return await self.on_thread(search)
 
     async def on_thread(self, work: Callable[[], T]) -> T:
-        """Return what *work* returns, which may block."""
+        """Return the result of *work*, which may block, run on the inspector's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _learn(self, sandbox: Sandbox, wanted: tuple[ExpectedLink, ...], seen: Snapshot) -> Mapping[str, int]:
-        """Return the MTU that each interface has to have: the one recorded, else the first that was seen.
+    def _learn_mtus(
+        self, sandbox: Sandbox, expected: tuple[ExpectedLink, ...], snapshot: Snapshot
+    ) -> Mapping[str, int]:
+        """Return the MTU that each interface must have: the recorded one, else the first that a worker saw.
 
-        Drift that is open already tells what an earlier worker saw.
+        Open MTU drift in the ledger carries the MTU that an earlier worker saw first.
         """
         known = self._mtus.setdefault(sandbox.key, {})
         for drift in sandbox.drifts:
             if drift.kind is DriftKind.MTU_CHANGED and drift.expected.isdecimal():
                 known.setdefault(drift.ifname, int(drift.expected))
-        for each in wanted:
+        for each in expected:
             if each.mtu:
                 known[each.ifname] = each.mtu
-            elif (link := seen.links.get(each.ifname)) is not None:
+            elif (link := snapshot.links.get(each.ifname)) is not None:
                 known.setdefault(each.ifname, link.mtu)
         return known

@@ -1,10 +1,10 @@
-"""Compare the whole node with the ledger: at the start, from time to time, and when somebody asks."""
+"""Compare the whole node with the ledger: at the start, at an interval, and on request."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeAlias
 
 import structlog
 from msgspec.structs import replace
@@ -17,38 +17,44 @@ from nodeworker.journal.journal import Journal
 
 log = structlog.get_logger(__name__)
 
-_UNASKED = RequestId("")
+_NO_REQUEST = RequestId("")
 
 
-class Findings(NamedTuple):
-    """What a look at something else than sandboxes came to."""
+class LeakCount(Protocol):
+    """The result of a leak scan, as far as a comparison reports it."""
 
-    leaks: int = 0
-    unseen: tuple[str, ...] = ()
-    """What could not be looked at, and why."""
+    @property
+    def leaks(self) -> int:
+        """How many leaks there are."""
+        ...
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Sentences that say which part of the node could not be scanned, and why."""
+        ...
 
 
-LookBeside: TypeAlias = Callable[[], Awaitable[Findings]]
-"""Looks at what a comparison of the node has to cover beside its sandboxes."""
+LeakScan: TypeAlias = Callable[[], Awaitable[LeakCount]]
+"""Scans the node for leaks. Raises LedgerError."""
 
 
 class NodeComparison:
-    """Compares the node."""
+    """Compares the sandboxes of the node with the ledger, and scans for leaks if it has a *leak_scan*."""
 
-    def __init__(self, journal: Journal, observer: Watcher, interval: float, beside: Sequence[LookBeside] = ()) -> None:
+    def __init__(self, journal: Journal, watcher: Watcher, interval: float, leak_scan: LeakScan | None = None) -> None:
         self._journal = journal
-        self._observer = observer
+        self._watcher = watcher
         self._interval = interval
-        self._beside = beside
-        self._told: NodeCompared | None = None
+        self._leak_scan = leak_scan
+        self._last: NodeCompared | None = None
 
     async def run(self) -> None:
-        """Compare now and at every interval, without end. The ledger is told where that comes to something new."""
+        """Compare now and at every interval, without end. Records a comparison that differs from the last one."""
         while True:
             started = asyncio.get_running_loop().time()
-            compared = await self._compare(_UNASKED)
-            if compared != self._told:
-                self._told = compared
+            compared = await self._compare(_NO_REQUEST)
+            if compared != self._last:
+                self._last = compared
                 seconds = asyncio.get_running_loop().time() - started
                 log.info("node_compared", sandboxes=compared.sandboxes, drifted=compared.drifted, seconds=seconds)
                 try:
@@ -57,17 +63,14 @@ class NodeComparison:
                     log.warning("comparison_not_recorded", error=str(error))
             await asyncio.sleep(self._interval)
 
-    async def compare(self, event: Event, order: ComparisonRequested) -> NodeCompared:
-        """Fulfil the *order* to compare the node."""
-        return replace(await self._compare(order.request), seconds=seconds_since(event.at))
+    async def compare(self, event: Event, command: ComparisonRequested) -> NodeCompared:
+        """Carry out the *command* to compare the node, and return its outcome."""
+        return replace(await self._compare(command.request), seconds=seconds_since(event.at))
 
     async def _compare(self, request: RequestId) -> NodeCompared:
-        sandboxes, drifted, unseen = await self._observer.compare_all()
-        findings = [await look() for look in self._beside]
-        return NodeCompared(
-            request=request,
-            sandboxes=sandboxes,
-            drifted=drifted,
-            leaks=sum(each.leaks for each in findings),
-            unseen=(*unseen, *(reason for each in findings for reason in each.unseen)),
-        )
+        sandboxes, drifted, unseen = await self._watcher.compare_all()
+        leaks = 0
+        if self._leak_scan is not None:
+            scan = await self._leak_scan()
+            leaks, unseen = scan.leaks, (*unseen, *scan.unseen)
+        return NodeCompared(request=request, sandboxes=sandboxes, drifted=drifted, leaks=leaks, unseen=unseen)

@@ -1,4 +1,4 @@
-"""Take in at one glance what the kernel has of a sandbox: a millisecond, on a thread that may block."""
+"""Read the state of a sandbox from the kernel. Blocking, about a millisecond: call it on a thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from events.schema import Phase
 from nodeworker.drift.differences import Snapshot
 from nodeworker.drift.expected import ExpectedLink
-from nodeworker.drift.filter_rules import lost
+from nodeworker.drift.filter_rules import missing_rules
 from nodeworker.kernel.namespaces import Namespace
 from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
 from nodeworker.kernel.rtnetlink import addresses, links, routes
@@ -21,26 +21,26 @@ _PAIRED = "veth"
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot, and the number by which the node's kernel knows the namespace."""
+    """A snapshot, and the node's ID (nsid) of the namespace."""
 
-    seen: Snapshot
+    snapshot: Snapshot
     netnsid: int
 
 
-def take(
-    netns: str, wanted: Collection[ExpectedLink], phase: Phase, inode: int = 0, rules: RulesetCache | None = None
+def take_snapshot(
+    netns: str, expected: Collection[ExpectedLink], phase: Phase, inode: int = 0, cache: RulesetCache | None = None
 ) -> Observation:
-    """Return what the kernel has of the *wanted* interfaces of the namespace at *netns*, as of ``Namespace``.
+    """Return the state of the *expected* interfaces in the namespace at *netns* with *inode* (see ``Namespace``).
 
-    *rules* has those of the packet filter that are known. Raises RequestFailedError (namespace_invalid, or where
-    ``iptables`` does not work plugin_failed), NetlinkError.
+    *cache* has the packet filter's rules as last read. Raises RequestFailedError (namespace_invalid; plugin_failed if
+    ``iptables`` does not work), NetlinkError.
     """
     with Namespace(netns, phase, inode) as container, Netlink.within(container) as inside, Netlink.on_node() as node:
-        there = {link.name: link for link in links.every(inside)}
-        ports = {str(each.ifname): port for each in wanted if (port := _other_end(node, there.get(each.ifname)))}
-        parents = {name: link for name in {each.parent for each in wanted} - {""} if (link := _named(node, name))}
-        seen = Snapshot(
-            links=there,
+        present = {link.name: link for link in links.every(inside)}
+        ports = {str(each.ifname): port for each in expected if (port := _node_end(node, present.get(each.ifname)))}
+        parents = {name: link for name in {each.parent for each in expected} - {""} if (link := _named(node, name))}
+        snapshot = Snapshot(
+            links=present,
             addresses=tuple(addresses.every(inside)),
             routes=tuple(
                 route for family in (socket.AF_INET, socket.AF_INET6) for route in routes.every(inside, family)
@@ -48,15 +48,17 @@ def take(
             parents=parents,
             ports=ports,
             vlans=_vlans(
-                node, {each.ifname: port for each in wanted if each.vlans.any and (port := ports.get(each.ifname))}
+                node, {each.ifname: port for each in expected if each.vlans.any and (port := ports.get(each.ifname))}
             ),
-            lost=lost([each.ruled for each in wanted if each.ruled is not None], phase, rules or RulesetCache()),
+            missing_rules=missing_rules(
+                [each.rules for each in expected if each.rules is not None], phase, cache or RulesetCache()
+            ),
         )
-        return Observation(seen=seen, netnsid=links.netnsid(node, container.fd))
+        return Observation(snapshot=snapshot, netnsid=links.netnsid(node, container.fd))
 
 
 def _vlans(node: Netlink, ports: Mapping[str, Link]) -> Mapping[str, Mapping[int, int]]:
-    """Return the VLANs of *ports*; the kernel only tells of all that the node has."""
+    """Return the VLANs of *ports*; the kernel can only list those of all ports of the node."""
     answers = node.dump(links.port_vlans()) if ports else ()
     return {ifname: links.vlans_of(port.index, answers) for ifname, port in ports.items()}
 
@@ -65,8 +67,8 @@ def _named(node: Netlink, name: str) -> Link | None:
     return links.find(node, links.named(name))
 
 
-def _other_end(node: Netlink, link: Link | None) -> Link | None:
-    """Return the end on the node of the pair that *link* is the container's end of."""
+def _node_end(node: Netlink, link: Link | None) -> Link | None:
+    """Return the node's end of the veth pair whose end in the container is *link*."""
     if link is None or link.kind != _PAIRED or not link.parent or link.parent_netnsid is None:
         return None
     port = links.find(node, links.numbered(link.parent))

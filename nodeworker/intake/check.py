@@ -138,9 +138,9 @@ class Checker:
         An address that somebody added is drift, and nothing that CHECK minds: others may have changed the interface
         since (CNI specification 1.1, section 2, "CHECK").
         """
-        look = await self._inspector.see(sandbox, Phase.CHECK, everything=True)
+        inspection = await self._inspector.inspect_present(sandbox, Phase.CHECK, everything=True)
         silent = {attachment.plan.ifname for attachment in sandbox.attachments if attachment.plan.disable_check}
-        for drift in look.drifts:
+        for drift in inspection.drifts:
             if drift.ifname in silent or drift.kind is DriftKind.ADDRESS_FOREIGN:
                 continue
             wanted, found = drift.expected, drift.found or "nothing"

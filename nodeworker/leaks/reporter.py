@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import NamedTuple
 
 import structlog
 
 from events.fold import Leaked, Sandbox
 from events.ledger.ledger import LedgerError
 from events.schema import Event, LeakId, LeakObserved, LeakReclaimed
-from nodeworker.drift.node_comparison import Findings
 from nodeworker.journal.journal import Journal
 from nodeworker.kernel.namespaces import loss
 from nodeworker.leaks.evidence.namespace_watch import NamespaceWatch
@@ -36,6 +36,14 @@ _SETTLE = 0.2
 """Seconds from a namespace's end to the look at it: a runtime forgets its sandbox about then."""
 _AT_ONCE = 500
 """Leaks that one look tells of; the others' turn comes when these are freed."""
+
+
+class ScanSummary(NamedTuple):
+    """The result of one scan."""
+
+    leaks: int
+    unseen: tuple[str, ...]
+    """Sentences that say which part of the node could not be scanned, and why."""
 
 
 class LeakReporter:
@@ -79,10 +87,10 @@ class LeakReporter:
         if any(os.path.basename(sandbox.netns) in names and loss(sandbox.netns) for sandbox in sandboxes):
             self._woken.set()
 
-    async def look(self) -> Findings:
+    async def look(self) -> ScanSummary:
         """Look at everything now, tell what is new, and return what there is. Raises LedgerError."""
         judgement = await self._look()
-        return Findings(len(judgement.findings), tuple(judgement.unseen))
+        return ScanSummary(len(judgement.findings), tuple(judgement.unseen))
 
     async def _next_pause(self) -> float:
         """Look, and return for how long not to."""

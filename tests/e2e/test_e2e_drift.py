@@ -287,7 +287,7 @@ def test_an_mtu_for_which_the_nodes_card_has_no_room_is_put_right_once_it_has(he
     ip("link", "set", PARENT, "mtu", "1400")  # and the kernel takes along what rests on it
     failure = eventually(lambda: told(held, pod, DriftRepairFailed), "it is said that it can't be repaired")[0].failure
     assert failure.error_class is ErrorClass.NOT_REPAIRABLE
-    assert f"{PARENT}, which it rests on, is the node's and has MTU 1400: give it 1500 or more" in failure.message
+    assert f"its parent {PARENT} is the node's and has MTU 1400: give it 1500 or more" in failure.message
     ip("link", "set", PARENT, "mtu", "1500")
     eventually(lambda: picture(pod) == before, f"all is as before: {before}")
     eventually(lambda: not held.state().sandboxes[pod.key].drifts, "the ledger knows")

@@ -208,7 +208,7 @@ async def test_what_goes_wrong_is_an_outcome_too(
 async def test_a_repair_that_was_not_begun_leaves_what_was_seen_last(bench: Bench) -> None:
     """Not what was ordered: that is what differed before, and only of networks to be repaired."""
     seen = (DRIFT, replace(DRIFT, kind=DriftKind.MTU_CHANGED))
-    bench.hands.error = failed(ErrorClass.EVIDENCE_CHANGED, Phase.REPAIR, "it was seen otherwise since")
+    bench.hands.error = failed(ErrorClass.EVIDENCE_CHANGED, Phase.REPAIR, "a newer observation differs")
     await bench.ledger.append(event(SandboxAdopted(ifname=ETH0, source="multus", plan=PLANNED, results=("{}",))))
     await bench.ledger.append(event(DriftObserved(ifname=ETH0, pod=Pod(), drifts=seen)))
     async with bench.running():

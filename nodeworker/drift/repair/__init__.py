@@ -1,1 +1,1 @@
-"""Brings a drifted sandbox back to what the ledger records."""
+"""Repairs a drifted sandbox: in place, or by running its plugins again."""

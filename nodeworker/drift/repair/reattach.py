@@ -1,8 +1,7 @@
-"""What it takes to make an interface again exactly as it was.
+"""Plan how to attach an interface again exactly as it was.
 
-Pure. The plugins that made it make it again from their recorded configuration, but for the addresses: those are the
-recorded ones, stated by the ``static`` plugin, so that the reservation that the attachment holds is neither freed nor
-taken a second time.
+Pure. The recorded plugins run again with their recorded configuration, except for the addresses: the ``static`` plugin
+assigns the recorded ones, so that the attachment's reservation is neither freed nor taken a second time.
 """
 
 from __future__ import annotations
@@ -38,30 +37,30 @@ _EXACT = frozenset(
         "vrf",
     }
 )
-"""Plugins of which it is known that DEL and ADD again come to the same interface."""
+"""Plugins that are known to create the same interface after DEL and ADD."""
 _TAKE_MAC = frozenset({"bridge", "macvlan", "tap"})
-"""Those of them that can be told the MAC address, in ``runtimeConfig``."""
+"""Plugins that accept the MAC address in ``runtimeConfig``."""
 _ADDRESS_REQUESTS = frozenset({"ips", "ipRanges"})
 _ADDRESS_ARGS = frozenset({"IP", "GATEWAY"})
 _LEASED = frozenset({"dhcp"})
 
 
 def obstacle(attachment: Attachment) -> str:
-    """Return why the interface of *attachment* can't be made again as it was, or an empty text."""
+    """Return why the interface of *attachment* can't be attached again as it was, or an empty text."""
     configs = _configs(attachment.plan)
     for config in configs:
         kind = str(config.get("type", ""))
         if kind not in _EXACT:
-            return f"nobody knows whether plugin {kind} would make the same interface again"
+            return f"it is not known whether plugin {kind} would make the same interface again"
     if _ipam_type(configs[0]) in _LEASED:
         return "its address is leased by dhcp, and a new interface would not renew the lease"
     if attachment.plan.device:
-        return f"it is device {attachment.plan.device}, which whoever took it has to give back"
+        return f"it is device {attachment.plan.device}: the process that took it has to give it back"
     return ""
 
 
-def as_recorded(plan: PlannedAttachment, recorded: str) -> PlannedAttachment:
-    """Return *plan* with the addresses, and where it can be said the MAC address, of the result *recorded*.
+def plan_as_recorded(plan: PlannedAttachment, recorded: str) -> PlannedAttachment:
+    """Return *plan* with the addresses of the *recorded* result, and its MAC address if the plugin accepts one.
 
     Raises ResultError.
     """
@@ -69,7 +68,7 @@ def as_recorded(plan: PlannedAttachment, recorded: str) -> PlannedAttachment:
     first, *others = _configs(plan)
     if first.get("ipam"):
         first["ipam"] = _static(result, plan.ifname)
-        _forget_requests(first)
+        _remove_address_requests(first)
     mac = next((each.mac for each in result.interfaces if each.sandbox and each.name == plan.ifname), "")
     if mac and first.get("type") in _TAKE_MAC:
         first["runtimeConfig"] = {**(first.get("runtimeConfig") or {}), "mac": mac}
@@ -79,14 +78,14 @@ def as_recorded(plan: PlannedAttachment, recorded: str) -> PlannedAttachment:
     return replace(plan, plugins=plugins, cni_args=args)
 
 
-def _forget_requests(config: dict[str, Any]) -> None:
-    """Take out what the runtime asked of IPAM at the time: the result says what came of it."""
+def _remove_address_requests(config: dict[str, Any]) -> None:
+    """Remove the runtime's IPAM requests of the first ADD: the result has the addresses that IPAM chose."""
     if runtime := config.get("runtimeConfig"):
         config["runtimeConfig"] = {key: value for key, value in runtime.items() if key not in _ADDRESS_REQUESTS}
     args = cast("dict[str, Any]", config.get("args") or {})
-    if given := cast("dict[str, Any]", args.get("cni") or {}):
-        kept = {key: value for key, value in given.items() if key not in _ADDRESS_REQUESTS}
-        config["args"] = {**args, "cni": kept}
+    if cni_args := cast("dict[str, Any]", args.get("cni") or {}):
+        others = {key: value for key, value in cni_args.items() if key not in _ADDRESS_REQUESTS}
+        config["args"] = {**args, "cni": others}
 
 
 def _static(result: Result, ifname: str) -> Mapping[str, Any]:

@@ -1,1 +1,1 @@
-"""Hears changes of links, addresses, routes and filter rules, and reports drift."""
+"""Subscribes to kernel events of links, addresses, routes and filter rules, and reports drift."""

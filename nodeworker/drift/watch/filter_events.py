@@ -1,8 +1,8 @@
-"""Hear that rules for containers went from the node's packet filter.
+"""Receive the kernel's events of removed rules in the node's packet filter.
 
-Each attach makes rules, each detach takes some away, and there may be others on the node whose rules change all day, as
-those of a service proxy. So it only matters that a rule went that was for a watched sandbox, or for all of them, and it
-is heard a while later, with all that went meanwhile. The older of the kernel's two filters tells nothing.
+Each attach and detach changes rules, and other programs on the node, such as a service proxy, may change rules all
+day. So only the removal of a rule counts that a watched sandbox needs, or that all share. It is read after a delay,
+with all events since. nf_tables sends such events; the older filter of the kernel (xtables) does not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from events.fold import SandboxKey
-from nodeworker.drift.expected_rules import Ruled
+from nodeworker.drift.expected_rules import ExpectedRules
 from nodeworker.drift.filter_rules import concerns, marks
 from nodeworker.kernel.nftables import client
 from nodeworker.kernel.rtnetlink.message import HEADER
@@ -28,45 +28,45 @@ _GROUP = 7
 """Tables, chains and rules (``linux/netfilter/nfnetlink.h``)."""
 _BUFFER_BYTES = 32 * 1024
 _AT_ONCE = 1024
-"""Messages taken before the loop gets to do something else: more than the kernel keeps."""
+"""Messages that are read before the event loop runs other tasks: more than the receive buffer holds."""
 _REST = 0.4
-"""Seconds from when there is something to hear until it is heard."""
+"""Seconds from the first unread event until the socket is read."""
 
 
 class FilterEvents:
-    """The socket, which there is only while there are rules to watch, read by the loop. A context manager."""
+    """The netlink socket, open while there are rules to watch, read by the event loop. A context manager."""
 
-    def __init__(self, gone: Callable[[], None]) -> None:
-        """Have *gone* called when rules went that are watched, or may have."""
-        self._gone = gone
-        self._watched: dict[SandboxKey, tuple[Ruled, ...]] = {}
+    def __init__(self, on_removed: Callable[[], None]) -> None:
+        """*on_removed* is called after watched rules were removed, or may have been."""
+        self._on_removed = on_removed
+        self._watched: dict[SandboxKey, tuple[ExpectedRules, ...]] = {}
         self._marks: frozenset[bytes] | None = None
         self._socket: socket.socket | None = None
         self._rest: asyncio.TimerHandle | None = None
         self._buffer = bytearray(_BUFFER_BYTES)
-        self._able = False
+        self._enabled = False
 
     def __enter__(self) -> FilterEvents:
-        self._able = True
+        self._enabled = True
         self._listen()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._able = False
+        self._enabled = False
         self._close()
 
     @property
-    def watched(self) -> Mapping[SandboxKey, tuple[Ruled, ...]]:
-        """What is watched."""
+    def watched(self) -> Mapping[SandboxKey, tuple[ExpectedRules, ...]]:
+        """The watched rules by sandbox."""
         return self._watched
 
-    def watch(self, key: SandboxKey, ruled: tuple[Ruled, ...]) -> None:
-        """Watch the rules for the sandbox; none: watch it no longer."""
-        if self._watched.get(key, ()) == ruled:
+    def watch(self, key: SandboxKey, rules: tuple[ExpectedRules, ...]) -> None:
+        """Watch the *rules* of the sandbox; an empty tuple stops watching it."""
+        if self._watched.get(key, ()) == rules:
             return
         self._marks = None
-        if ruled:
-            self._watched[key] = ruled
+        if rules:
+            self._watched[key] = rules
             self._listen()
         else:
             del self._watched[key]
@@ -74,16 +74,16 @@ class FilterEvents:
                 self._close()
 
     def _listen(self) -> None:
-        """Begin to hear, if there is a reason. Where the kernel does not tell, that is said once."""
-        if not self._able or not self._watched or self._socket is not None:
+        """Open the socket if there are rules to watch. Logs once if the kernel has no nf_tables."""
+        if not self._enabled or not self._watched or self._socket is not None:
             return
         try:
             self._socket = _opened()
         except OSError as error:
-            self._able = False
+            self._enabled = False
             log.info("packet_filter_not_heard", error=str(error))
         else:
-            self._await(self._socket)
+            self._wait_for_event(self._socket)
 
     def _close(self) -> None:
         if self._rest is not None:
@@ -93,7 +93,7 @@ class FilterEvents:
             self._socket.close()
         self._socket = self._rest = None
 
-    def _await(self, connection: socket.socket) -> None:
+    def _wait_for_event(self, connection: socket.socket) -> None:
         asyncio.get_running_loop().add_reader(connection, self._postpone, connection)
 
     def _postpone(self, connection: socket.socket) -> None:
@@ -102,7 +102,7 @@ class FilterEvents:
         self._rest = loop.call_later(_REST, self._read, connection)
 
     def _read(self, connection: socket.socket) -> None:
-        gone = False
+        removed = False
         for _ in range(_AT_ONCE):
             try:
                 size, (sender, _) = connection.recvfrom_into(self._buffer)
@@ -111,15 +111,15 @@ class FilterEvents:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                gone = True  # there was more to tell than was kept
+                removed = True  # the kernel dropped events
                 continue
-            if sender == 0 and not gone:
-                gone = self._tells_that_some_went(size)
-        self._await(connection)
-        if gone:
-            self._gone()
+            if sender == 0 and not removed:
+                removed = self._has_watched_removal(size)
+        self._wait_for_event(connection)
+        if removed:
+            self._on_removed()
 
-    def _tells_that_some_went(self, size: int) -> bool:
+    def _has_watched_removal(self, size: int) -> bool:
         start = 0
         while start + HEADER.size <= size:
             length, kind, _, _, _ = HEADER.unpack_from(self._buffer, start)
@@ -127,12 +127,12 @@ class FilterEvents:
                 return False
             if kind == client.DELETE_RULE:
                 body = bytes(self._buffer[start + HEADER.size : start + length])
-                if concerns(body, self._known_marks()):
+                if concerns(body, self._watched_marks()):
                     return True
             start += length + (-length % 4)
         return False
 
-    def _known_marks(self) -> frozenset[bytes]:
+    def _watched_marks(self) -> frozenset[bytes]:
         if self._marks is None:
             self._marks = frozenset(mark for each in self._watched.values() for one in each for mark in marks(one))
         return self._marks

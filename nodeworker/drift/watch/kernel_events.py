@@ -1,8 +1,8 @@
-"""Hear what the kernel says of links, addresses and routes, on the node and in the containers, through one socket.
+"""Receive the kernel's events of links, addresses and routes, on the node and in the containers, on one socket.
 
-The kernel lets a socket hear of every namespace that has a number in the socket's own (netlink(7),
-``NETLINK_LISTEN_ALL_NSID``). A socket within each container would hold the container's namespace, and with it its
-links and addresses, for as long as the worker lives, after the runtime has let go of it; a number holds nothing.
+The kernel sends a socket the events of every namespace that has an ID in the socket's own namespace (netlink(7),
+``NETLINK_LISTEN_ALL_NSID``). A socket inside each container would keep the container's namespace alive, with its links
+and addresses, after the runtime has removed it; an ID keeps nothing alive.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _NETLINK_ADD_MEMBERSHIP = 1
 _NETLINK_LISTEN_ALL_NSID = 8
 _SO_RCVBUFFORCE = 33
 _GROUPS = (1, 5, 7, 9, 11, 28)
-"""Links; addresses and routes of IPv4, then of IPv6; numbers of namespaces (``linux/rtnetlink.h``)."""
+"""Links; addresses and routes of IPv4, then of IPv6; namespace IDs (``linux/rtnetlink.h``)."""
 _RTM_DELNSID = 89
 
 _QUEUE_BYTES = 1 << 20
-"""What the kernel keeps for us at most; a node on which hundreds of links change at once must not be deaf."""
+"""The receive buffer: large enough for a node on which hundreds of links change at once."""
 _BUFFER_BYTES = 16 * 1024
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4)
 _AT_ONCE = 64
-"""Messages taken before the loop gets to do something else."""
+"""Messages that are read before the event loop runs other tasks."""
 _REST = 0.02
-"""Seconds until the socket is read again after it was empty. An attach makes the kernel say thirty things, one after
-another: to hear each as it comes would cost more than to make the interface."""
+"""Seconds between reads once the socket is empty. An attach causes about thirty events in a row; to read each at once
+would cost more than to create the interface."""
 
 _LINK = struct.Struct("=BxHiII")
 _NSID = struct.Struct("=i")
@@ -44,36 +44,36 @@ _NETNSA_NSID = 1
 
 
 class NodeLink(msgspec.Struct, frozen=True):
-    """A link of the node, as it is now."""
+    """A link of the node after a change."""
 
     index: int
     names: tuple[str, ...]
-    """Its name, and the alternative ones."""
+    """Its name, then its alternative names."""
     up: bool
     master: int
     mtu: int
     gone: bool
 
 
-class Heard(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom a monitor tells."""
+class Listener(msgspec.Struct, frozen=True, kw_only=True):
+    """The callbacks for kernel events."""
 
-    container: Callable[[int], None]
-    """Something changed in the namespace of that number."""
-    closed: Callable[[int], None]
-    """That namespace is gone, and its number free."""
-    node: Callable[[NodeLink], None]
-    port: Callable[[int], None]
-    """A bridge of the node tells of its port of that index: its VLANs may be others."""
-    missed: Callable[[], None]
-    """More changed than could be told: anything may have."""
+    container_changed: Callable[[int], None]
+    """Something changed in the namespace with that ID."""
+    container_gone: Callable[[int], None]
+    """The namespace with that ID is gone; the kernel may reuse the ID."""
+    node_link_changed: Callable[[NodeLink], None]
+    port_changed: Callable[[int], None]
+    """A bridge of the node reports its port with that index: its VLANs may have changed."""
+    overflow: Callable[[], None]
+    """The kernel dropped events because the receive buffer was full."""
 
 
 class KernelEvents:
-    """The socket, read by the loop. A context manager."""
+    """The netlink socket, read by the event loop. A context manager."""
 
-    def __init__(self, heard: Heard) -> None:
-        self._heard = heard
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
         self._buffer = bytearray(_BUFFER_BYTES)
         self._rest: asyncio.TimerHandle | None = None
         self._socket = socket.socket(
@@ -81,13 +81,13 @@ class KernelEvents:
         )
 
     def __enter__(self) -> KernelEvents:
-        """Begin to hear. Raises OSError where the worker may not."""
+        """Subscribe. Raises OSError if the worker lacks the permission."""
         try:
-            with contextlib.suppress(PermissionError):  # it may be forbidden, and less will do
+            with contextlib.suppress(PermissionError):  # without it the receive buffer has the default size
                 self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE_BYTES)
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
             self._socket.bind((0, 0))
-            for group in _GROUPS:  # after bind, which would undo it
+            for group in _GROUPS:  # after bind, which clears the groups
                 self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
             self._listen()
         except BaseException:
@@ -116,28 +116,28 @@ class KernelEvents:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                self._heard.missed()
+                self._listener.overflow()
                 continue
-            if sender == 0:  # else it is no word of the kernel's
-                self._hear(size, _number(ancillary))
+            if sender == 0:  # another sender is a process, not the kernel
+                self._dispatch(size, _nsid(ancillary))
 
-    def _hear(self, size: int, netnsid: int | None) -> None:
+    def _dispatch(self, size: int, netnsid: int | None) -> None:
         if netnsid is not None:
-            self._heard.container(netnsid)
+            self._listener.container_changed(netnsid)
             return
         start = 0
         while start + HEADER.size <= size:
             length, kind, _, _, _ = HEADER.unpack_from(self._buffer, start)
             if length < HEADER.size or start + length > size:
                 return
-            self._of_node(kind, start + HEADER.size, start + length)
+            self._node_event(kind, start + HEADER.size, start + length)
             start += length + (-length % 4)
 
-    def _of_node(self, kind: int, start: int, end: int) -> None:
+    def _node_event(self, kind: int, start: int, end: int) -> None:
         if kind in {links.RTM_NEWLINK, links.RTM_DELLINK}:
             family, _, index, flags, _ = _LINK.unpack_from(self._buffer, start)
             if family == links.AF_BRIDGE and kind == links.RTM_NEWLINK:
-                self._heard.port(index)
+                self._listener.port_changed(index)
             if family != socket.AF_UNSPEC:
                 return
             found = message.attributes(bytes(self._buffer[start + _LINK.size : end]))
@@ -149,15 +149,15 @@ class KernelEvents:
                 mtu=message.as_int(found.get(links.IFLA_MTU)),
                 gone=kind == links.RTM_DELLINK,
             )
-            self._heard.node(link)
+            self._listener.node_link_changed(link)
         elif kind == _RTM_DELNSID:
             found = message.attributes(bytes(self._buffer[start + _FAMILY_BYTES : end]))
             if (number := found.get(_NETNSA_NSID)) is not None:
-                self._heard.closed(_NSID.unpack(number)[0])
+                self._listener.container_gone(_NSID.unpack(number)[0])
 
 
-def _number(ancillary: list[tuple[int, int, bytes]]) -> int | None:
-    """Return the number of the namespace that a message is from; None: the node's own."""
+def _nsid(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+    """Return the ID of the namespace that a message comes from; None: the node's own."""
     for level, kind, data in ancillary:
         if (level, kind) == (_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID):
             return _NSID.unpack(data)[0]

@@ -1,7 +1,7 @@
-"""Who has to be looked at when something changes: by namespace, by parent, by port.
+"""Map kernel changes to the sandboxes that they concern: by namespace, by parent link, by bridge port.
 
-Pure. A node tells of its links all day, mostly of what matters to no sandbox: only a parent that went, came, or was set
-up or down, or got another name or MTU, wakes those that rest on it.
+Pure. A node's links change all day, mostly without effect on a sandbox. Only a parent that was removed, added, renamed,
+set up or down, or given another MTU concerns the sandboxes that rest on it.
 """
 
 from __future__ import annotations
@@ -14,53 +14,52 @@ import msgspec
 from events.fold import SandboxKey
 from nodeworker.kernel.rtnetlink.links import Link
 
-_NOBODY: frozenset[SandboxKey] = frozenset()
+_NONE: frozenset[SandboxKey] = frozenset()
 
 
-class _State(NamedTuple):
-    """What matters of a parent, or of a port."""
+class _LinkState(NamedTuple):
+    """The relevant properties of a parent or a port."""
 
-    number: int
-    """Its index."""
+    ifindex: int
     up: bool
     master: int
     mtu: int
 
 
-class _Watched:
-    """A link of the node, and who rests on it."""
+class _WatchedLink:
+    """A link of the node, and the sandboxes that rest on it."""
 
     __slots__ = ("sandboxes", "state")
 
     def __init__(self) -> None:
-        self.state: _State | None = None
+        self.state: _LinkState | None = None
         self.sandboxes: set[SandboxKey] = set()
 
 
-class _Place(msgspec.Struct, frozen=True):
-    """Where a sandbox is known."""
+class _Subscription(msgspec.Struct, frozen=True):
+    """The namespace and the links of the node whose changes concern a sandbox."""
 
     netnsid: int
     parents: frozenset[str]
     ports: frozenset[str]
-    in_vlans: frozenset[int]
+    vlan_ports: frozenset[int]
 
 
 class Subscriptions:
-    """The sandboxes that are watched."""
+    """The watched sandboxes."""
 
     def __init__(self) -> None:
-        self._places: dict[SandboxKey, _Place] = {}
+        self._subscriptions: dict[SandboxKey, _Subscription] = {}
         self._namespaces: dict[int, set[SandboxKey]] = {}
-        self._links: dict[str, _Watched] = {}
+        self._links: dict[str, _WatchedLink] = {}
         self._names: dict[int, set[str]] = {}
-        self._in_vlans: dict[int, SandboxKey] = {}
+        self._vlan_ports: dict[int, SandboxKey] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._subscriptions)
 
     def __contains__(self, key: SandboxKey) -> bool:
-        return key in self._places
+        return key in self._subscriptions
 
     def watch(
         self,
@@ -68,84 +67,84 @@ class Subscriptions:
         netnsid: int,
         parents: Mapping[str, Link | None],
         ports: Mapping[str, Link],
-        in_vlans: frozenset[int] = frozenset(),
+        vlan_ports: frozenset[int] = frozenset(),
     ) -> None:
-        """Watch the sandbox in the namespace of number *netnsid*, and what it rests on, which is as given.
+        """Watch the sandbox in namespace *netnsid*, and the node's links that it rests on.
 
-        *parents* and *ports* are links of the node by name; None: one that is missing. *in_vlans* are the indexes of
-        those ports whose VLANs matter.
+        *parents* and *ports* are the current state of those links by name; None: the link is missing. *vlan_ports* are
+        the indexes of the ports whose VLANs matter.
         """
-        place = _Place(netnsid, frozenset(parents), frozenset(ports), in_vlans)
-        if self._places.get(key) != place:
+        subscription = _Subscription(netnsid, frozenset(parents), frozenset(ports), vlan_ports)
+        if self._subscriptions.get(key) != subscription:
             self.forget(key)
-            self._places[key] = place
+            self._subscriptions[key] = subscription
             self._namespaces.setdefault(netnsid, set()).add(key)
-            for name in place.parents | place.ports:
-                self._links.setdefault(name, _Watched()).sandboxes.add(key)
-            for index in in_vlans:
-                self._in_vlans[index] = key
+            for name in subscription.parents | subscription.ports:
+                self._links.setdefault(name, _WatchedLink()).sandboxes.add(key)
+            for index in vlan_ports:
+                self._vlan_ports[index] = key
         for name, link in (*parents.items(), *ports.items()):
-            self._settle(name, None if link is None else _State(link.index, link.up, link.master, link.mtu))
+            self._set_state(name, None if link is None else _LinkState(link.index, link.up, link.master, link.mtu))
 
     def forget(self, key: SandboxKey) -> None:
-        """Watch the sandbox no longer."""
-        place = self._places.pop(key, None)
-        if place is None:
+        """Stop watching the sandbox."""
+        subscription = self._subscriptions.pop(key, None)
+        if subscription is None:
             return
-        if (there := self._namespaces.get(place.netnsid)) is not None:
-            there.discard(key)
-            if not there:
-                del self._namespaces[place.netnsid]
-        for name in place.parents | place.ports:
+        if (in_namespace := self._namespaces.get(subscription.netnsid)) is not None:
+            in_namespace.discard(key)
+            if not in_namespace:
+                del self._namespaces[subscription.netnsid]
+        for name in subscription.parents | subscription.ports:
             watched = self._links[name]
             watched.sandboxes.discard(key)
             if not watched.sandboxes:
-                self._settle(name, None)
+                self._set_state(name, None)
                 del self._links[name]
-        for index in place.in_vlans:
-            if self._in_vlans.get(index) == key:
-                del self._in_vlans[index]
+        for index in subscription.vlan_ports:
+            if self._vlan_ports.get(index) == key:
+                del self._vlan_ports[index]
 
-    def forget_namespaces(self) -> None:
-        """Forget which number belongs to whom: it may have been told, unheard, that numbers were given to others."""
-        for key in tuple(self._places):
+    def forget_all(self) -> None:
+        """Stop watching all sandboxes: after lost kernel events, a namespace ID may belong to another namespace."""
+        for key in tuple(self._subscriptions):
             self.forget(key)
 
-    def within(self, netnsid: int) -> Iterable[SandboxKey]:
-        """Return whom a change in that namespace concerns."""
-        return self._namespaces.get(netnsid, _NOBODY)
+    def of_namespace(self, netnsid: int) -> Iterable[SandboxKey]:
+        """Return the sandboxes that a change in the namespace concerns."""
+        return self._namespaces.get(netnsid, _NONE)
 
-    def in_vlans(self, index: int) -> Iterable[SandboxKey]:
-        """Return whom it concerns that a bridge tells of its port *index*, be it of its VLANs or of something else."""
-        return (key,) if (key := self._in_vlans.get(index)) is not None else _NOBODY
+    def of_vlan_port(self, index: int) -> Iterable[SandboxKey]:
+        """Return the sandboxes that a bridge event of the port *index* concerns; it may be about its VLANs."""
+        return (key,) if (key := self._vlan_ports.get(index)) is not None else _NONE
 
-    def on(
+    def update_link(
         self, names: Collection[str], *, index: int, up: bool, master: int, mtu: int, gone: bool
     ) -> Collection[SandboxKey]:
-        """Return whom it concerns that the node's link *index* has *names*, and is like that; by now no others.
+        """Store the new state of the node's link *index*; return the sandboxes that the change concerns.
 
-        Nobody, if nothing that matters changed.
+        *names* are all its current names. Empty if no relevant property changed.
         """
         concerned: set[SandboxKey] = set()
         for name in {*names, *self._names.get(index, ())}:
             watched = self._links.get(name)
             if watched is None:
                 continue
-            state = None if gone or name not in names else _State(index, up, master, mtu)
-            if state is None and (watched.state is None or watched.state.number != index):
-                continue  # another link of that name has come since
+            state = None if gone or name not in names else _LinkState(index, up, master, mtu)
+            if state is None and (watched.state is None or watched.state.ifindex != index):
+                continue  # another link has taken the name since
             if state != watched.state:
-                self._settle(name, state)
+                self._set_state(name, state)
                 concerned |= watched.sandboxes
         return concerned
 
-    def _settle(self, name: str, state: _State | None) -> None:
-        """Take note that the watched link *name* is like that; None: there is none."""
+    def _set_state(self, name: str, state: _LinkState | None) -> None:
+        """Store the *state* of the watched link *name*; None: the link does not exist."""
         watched = self._links[name]
-        if watched.state is not None and (names := self._names.get(watched.state.number)) is not None:
+        if watched.state is not None and (names := self._names.get(watched.state.ifindex)) is not None:
             names.discard(name)
             if not names:
-                del self._names[watched.state.number]
+                del self._names[watched.state.ifindex]
         if state is not None:
-            self._names.setdefault(state.number, set()).add(name)
+            self._names.setdefault(state.ifindex, set()).add(name)
         watched.state = state

@@ -1,8 +1,8 @@
-"""Notice when a sandbox is not what the ledger says, and say so in the ledger.
+"""Detect when a sandbox differs from the ledger, and record it as drift.
 
-Nothing is polled: the kernel tells of changes, and a short while after one the sandbox is looked at, in its turn among
-the requests for it, so that nothing that is just being made, unmade or repaired is taken for drift. What was not heard
-of is found by the comparison of the whole node, at the start and from time to time.
+Nothing is polled. The kernel sends events; shortly after one the worker inspects the sandbox. The inspection waits in
+the sandbox's queue behind its requests, so an attach, detach or repair in progress is never taken for drift. Changes
+without an event are found by the comparison of the whole node, at the start and at an interval.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import structlog
 
 from events.fold import Sandbox, SandboxKey, SandboxPhase
 from events.ledger.ledger import LedgerError
-from events.schema import Drift, DriftKind, DriftObserved, Event
-from nodeworker.drift.expected_rules import KINDS
+from events.schema import DriftKind, DriftObserved, Event
+from nodeworker.drift.expected_rules import RULE_DRIFTS
 from nodeworker.drift.inspector import Inspector
-from nodeworker.drift.watch.debounce import Pace
+from nodeworker.drift.watch.debounce import Debounce
 from nodeworker.drift.watch.filter_events import FilterEvents
-from nodeworker.drift.watch.kernel_events import Heard, KernelEvents, NodeLink
+from nodeworker.drift.watch.kernel_events import KernelEvents, Listener, NodeLink
 from nodeworker.drift.watch.subscriptions import Subscriptions
 from nodeworker.errors import RequestFailedError
 from nodeworker.journal.journal import Journal
@@ -29,196 +29,189 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_SIDE_BY_SIDE = 2
-"""Looks that wait for their turn at the same time: each takes a place from the runtime's requests."""
+_CONCURRENCY = 2
+"""Inspections that wait for their turn at the same time: each takes a slot from the runtime's requests."""
 _SETTLING = 0.1
-"""Seconds after an attach until the first look."""
-_POSTPONED, _AGAIN = 2.0, 0.4
-"""Seconds after which it comes even where requests are under way: a node on which pods start has more urgent work. And
-those until it is seen whether they still are."""
+"""Seconds from an attach to the first inspection."""
+_POSTPONED, _RETRY = 2.0, 0.4
+"""Seconds. A first inspection is postponed while requests are in progress, which are more urgent. It checks again
+after the second value, and waits no longer than the first value in all."""
 
 
 class TakeTurn(Protocol):
-    """``Dispatcher.take_turn``."""
+    """Runs work in the queue of a container, behind its earlier requests."""
 
     async def __call__(self, container_id: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what *work* returns when the requests for the container that came before are done."""
+        """Return the result of *work*."""
         ...
 
 
 class Watcher:
-    """Watches the sandboxes of the node."""
+    """Watches the sandboxes of the node, and records their drift."""
 
-    def __init__(self, journal: Journal, inspector: Inspector) -> None:
+    def __init__(
+        self, journal: Journal, inspector: Inspector, take_turn: TakeTurn, busy: Callable[[], bool] = lambda: False
+    ) -> None:
+        """*busy* returns whether requests are in progress, for which a first inspection waits."""
         self._journal = journal
         self._inspector = inspector
-        self._interest = Subscriptions()
-        self._rules_went = asyncio.Event()
-        self._rules = FilterEvents(self._rules_went.set)
-        self._paces: dict[SandboxKey, Pace] = {}
-        self._due: dict[SandboxKey, asyncio.TimerHandle] = {}
+        self._take_turn = take_turn
+        self._busy = busy
+        self._subscriptions = Subscriptions()
+        self._rules_removed = asyncio.Event()
+        self._filter_events = FilterEvents(self._rules_removed.set)
+        self._debounces: dict[SandboxKey, Debounce] = {}
+        self._timers: dict[SandboxKey, asyncio.TimerHandle] = {}
         self._queue: asyncio.Queue[SandboxKey] = asyncio.Queue()
-        self._everything = asyncio.Event()
-        self._turns: asyncio.Future[TakeTurn] = asyncio.get_running_loop().create_future()
-        self._busy: Callable[[], bool] = lambda: False
-        self._on_closed: list[Callable[[SandboxKey], None]] = []
+        self._events_lost = asyncio.Event()
         journal.on_recorded(self._recorded)
 
     @property
     def watched(self) -> int:
         """How many sandboxes are watched."""
-        return len(self._interest)
-
-    def on_closed(self, listener: Callable[[SandboxKey], None]) -> None:
-        """Have *listener* told of sandboxes whose namespace is gone, as it happens."""
-        self._on_closed.append(listener)
-
-    def give_turns(self, take_turn: TakeTurn, busy: Callable[[], bool] = lambda: False) -> None:
-        """Look at sandboxes in the turns that *take_turn* gives; nothing is looked at before.
-
-        *busy* tells whether requests are under way, which a first look can wait for.
-        """
-        self._busy = busy
-        self._turns.set_result(take_turn)
+        return len(self._subscriptions)
 
     async def run(self) -> None:
-        """Watch without end. Where the worker may not hear the kernel it only compares from time to time."""
-        heard = Heard(
-            container=self._changed,
-            closed=self._closed,
-            node=self._node_changed,
-            port=self._port_changed,
-            missed=self._missed,
+        """Watch without end. Without permission for kernel events, only comparisons of the node find drift."""
+        listener = Listener(
+            container_changed=self._container_changed,
+            container_gone=self._container_gone,
+            node_link_changed=self._node_link_changed,
+            port_changed=self._port_changed,
+            overflow=self._overflow,
         )
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(_SIDE_BY_SIDE):
-                tasks.create_task(self._look_at_those_due(), name="observe")
-            tasks.create_task(self._look_after_misses(), name="observe-all")
-            tasks.create_task(self._look_at_rules(), name="observe-rules")
+            for _ in range(_CONCURRENCY):
+                tasks.create_task(self._inspect_queued(), name="observe")
+            tasks.create_task(self._compare_after_overflow(), name="observe-all")
+            tasks.create_task(self._search_missing_rules(), name="observe-rules")
             try:
-                with self._rules, KernelEvents(heard):
+                with self._filter_events, KernelEvents(listener):
                     await asyncio.Event().wait()
             except OSError as error:
                 log.warning("kernel_not_heard", error=str(error), remedy="give the worker CAP_NET_BROADCAST")
             finally:
-                for timer in self._due.values():
+                for timer in self._timers.values():
                     timer.cancel()
 
     async def compare_all(self) -> tuple[int, int, tuple[str, ...]]:
-        """Look at all sandboxes; return how many there are, how many drift, and what could not be seen and why."""
+        """Inspect all attached sandboxes.
+
+        Returns how many there are, how many drift, and a sentence for each that could not be inspected.
+        """
         keys = [key for key, box in self._journal.state.sandboxes.items() if box.phase is SandboxPhase.ATTACHED]
-        places = asyncio.Semaphore(_SIDE_BY_SIDE)
+        slots = asyncio.Semaphore(_CONCURRENCY)
 
         async def one(key: SandboxKey) -> str:
-            async with places:
-                return await self._look(key)
+            async with slots:
+                return await self._inspect_in_turn(key)
 
         problems = await asyncio.gather(*map(one, keys))
         sandboxes = self._journal.state.sandboxes
         drifted = sum(1 for key in keys if key in sandboxes and sandboxes[key].drifts)
         return len(keys), drifted, tuple(filter(None, problems))
 
-    # --- what the kernel tells ---
+    # --- kernel events ---
 
-    def _changed(self, netnsid: int) -> None:
-        for key in self._interest.within(netnsid):
-            self._wake(key)
+    def _container_changed(self, netnsid: int) -> None:
+        for key in self._subscriptions.of_namespace(netnsid):
+            self._schedule(key)
 
-    def _closed(self, netnsid: int) -> None:
-        for key in tuple(self._interest.within(netnsid)):
-            self._interest.forget(key)
-            self._rules.watch(key, ())
-            for listener in self._on_closed:
-                listener(key)
+    def _container_gone(self, netnsid: int) -> None:
+        for key in tuple(self._subscriptions.of_namespace(netnsid)):
+            self._subscriptions.forget(key)
+            self._filter_events.watch(key, ())
 
-    def _node_changed(self, link: NodeLink) -> None:
-        for key in self._interest.on(
+    def _node_link_changed(self, link: NodeLink) -> None:
+        for key in self._subscriptions.update_link(
             link.names, index=link.index, up=link.up, master=link.master, mtu=link.mtu, gone=link.gone
         ):
-            self._wake(key)
+            self._schedule(key)
 
     def _port_changed(self, index: int) -> None:
-        for key in self._interest.in_vlans(index):
-            self._wake(key)
+        for key in self._subscriptions.of_vlan_port(index):
+            self._schedule(key)
 
-    def _missed(self) -> None:
-        self._interest.forget_namespaces()
-        self._everything.set()
+    def _overflow(self) -> None:
+        self._subscriptions.forget_all()
+        self._events_lost.set()
 
-    # --- what the worker itself does ---
+    # --- events of the ledger ---
 
     def _recorded(self, event: Event, sandbox: Sandbox | None) -> None:
-        """Watch what became attached, and no longer what is on its way out."""
+        """Watch a sandbox from its attach until its detach begins."""
         if sandbox is None:
             return
         if sandbox.phase is not SandboxPhase.ATTACHED:
-            self._drop(sandbox.key)
-        elif sandbox.key not in self._interest and sandbox.key not in self._due:
+            self._forget(sandbox.key)
+        elif sandbox.key not in self._subscriptions and sandbox.key not in self._timers:
             until = asyncio.get_running_loop().time() + _POSTPONED
-            self._due[sandbox.key] = asyncio.get_running_loop().call_later(
-                _SETTLING, self._first_look, sandbox.key, until
+            self._timers[sandbox.key] = asyncio.get_running_loop().call_later(
+                _SETTLING, self._first_inspection, sandbox.key, until
             )
 
-    def _drop(self, key: SandboxKey) -> None:
-        self._interest.forget(key)
-        self._rules.watch(key, ())
+    def _forget(self, key: SandboxKey) -> None:
+        self._subscriptions.forget(key)
+        self._filter_events.watch(key, ())
         self._inspector.forget(key)
-        self._paces.pop(key, None)
-        if (timer := self._due.pop(key, None)) is not None:
+        self._debounces.pop(key, None)
+        if (timer := self._timers.pop(key, None)) is not None:
             timer.cancel()
 
-    # --- looking ---
+    # --- inspections ---
 
-    def _wake(self, key: SandboxKey) -> None:
-        """Have the sandbox looked at soon."""
-        if key in self._due:
+    def _schedule(self, key: SandboxKey) -> None:
+        """Inspect the sandbox soon, unless an inspection is scheduled already."""
+        if key in self._timers:
             return
         loop = asyncio.get_running_loop()
-        pause = self._paces.setdefault(key, Pace()).pause(loop.time())
-        self._due[key] = loop.call_later(pause, self._look_soon, key)
+        delay = self._debounces.setdefault(key, Debounce()).delay(loop.time())
+        self._timers[key] = loop.call_later(delay, self._enqueue, key)
 
-    def _first_look(self, key: SandboxKey, until: float) -> None:
+    def _first_inspection(self, key: SandboxKey, until: float) -> None:
         loop = asyncio.get_running_loop()
         if self._busy() and loop.time() < until:
-            self._due[key] = loop.call_later(_AGAIN, self._first_look, key, until)
+            self._timers[key] = loop.call_later(_RETRY, self._first_inspection, key, until)
         else:
-            self._look_soon(key)
+            self._enqueue(key)
 
-    def _look_soon(self, key: SandboxKey) -> None:
-        self._due.pop(key, None)
+    def _enqueue(self, key: SandboxKey) -> None:
+        self._timers.pop(key, None)
         self._queue.put_nowait(key)
 
-    async def _look_at_those_due(self) -> None:
+    async def _inspect_queued(self) -> None:
         while True:
-            await self._look(await self._queue.get())
+            await self._inspect_in_turn(await self._queue.get())
 
-    async def _look_after_misses(self) -> None:
+    async def _compare_after_overflow(self) -> None:
         while True:
-            await self._everything.wait()
-            self._everything.clear()
+            await self._events_lost.wait()
+            self._events_lost.clear()
             log.warning("kernel_outran_the_worker", comparing=len(self._journal.state.sandboxes))
             await self.compare_all()
 
-    async def _look_at_rules(self) -> None:
-        """Have those looked at whose rules are not as the ledger says, or are again: one reading does for all."""
+    async def _search_missing_rules(self) -> None:
+        """After the removal of rules, inspect the sandboxes whose missing rules differ from the ledger.
+
+        One read of the packet filter serves all sandboxes.
+        """
         while True:
-            await self._rules_went.wait()
-            self._rules_went.clear()
+            await self._rules_removed.wait()
+            self._rules_removed.clear()
             try:
-                lost = await self._inspector.lost_rules(dict(self._rules.watched))
+                missing = await self._inspector.interfaces_without_rules(dict(self._filter_events.watched))
             except (RequestFailedError, OSError) as error:
                 log.warning("rules_not_compared", error=str(error))
                 continue
-            for key, found in lost.items():
+            for key, found in missing.items():
                 sandbox = self._journal.state.sandboxes.get(key)
-                if sandbox is not None and found != _known_lost(sandbox):
-                    self._wake(key)
+                if sandbox is not None and found != _recorded_missing_rules(sandbox):
+                    self._schedule(key)
 
-    async def _look(self, key: SandboxKey) -> str:
-        """Look at the sandbox in its turn; return why it could not be seen, or an empty text."""
-        take_turn = await asyncio.shield(self._turns)
+    async def _inspect_in_turn(self, key: SandboxKey) -> str:
+        """Inspect the sandbox in its queue; return why that failed, or an empty text."""
         try:
-            await take_turn(key.container_id, lambda: self._compare(key))
+            await self._take_turn(key.container_id, lambda: self._inspect(key))
         except (LedgerError, RequestFailedError, OSError) as error:
             log.warning("sandbox_not_compared", sandbox=key.container_id[:12], error=str(error))
             return f"sandbox {key.container_id[:12]}: {error}"
@@ -227,36 +220,33 @@ class Watcher:
             return f"sandbox {key.container_id[:12]}: {error!r}"
         return ""
 
-    async def _compare(self, key: SandboxKey) -> None:
+    async def _inspect(self, key: SandboxKey) -> None:
         sandbox = self._journal.state.sandboxes.get(key)
         if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.plan is None:
             return
-        if not self._journal.settled:  # what the ledger has still to be told of may be the end of the sandbox
-            self._wake(key)
+        if not self._journal.settled:  # an event that is not in the ledger yet may be the end of the sandbox
+            self._schedule(key)
             return
-        look = await self._inspector.look(sandbox)
-        if look is None:
-            self._drop(key)
+        inspection = await self._inspector.inspect(sandbox)
+        if inspection is None:
+            self._forget(key)
             return
-        parents = {each.parent: look.seen.parents.get(each.parent) for each in look.wanted if each.parent}
-        ports = {port.name: port for port in look.seen.ports.values()}
-        in_vlans = frozenset(look.seen.ports[ifname].index for ifname in look.seen.vlans)
-        self._interest.watch(key, look.netnsid, parents, ports, in_vlans)
-        self._rules.watch(key, tuple(each.ruled for each in look.wanted if each.ruled is not None))
-        if _differ(look.drifts, sandbox.drifts):
-            observed = DriftObserved(ifname=key.ifname, pod=sandbox.pod, drifts=look.drifts)
+        expected, snapshot = inspection.expected, inspection.snapshot
+        parents = {each.parent: snapshot.parents.get(each.parent) for each in expected if each.parent}
+        ports = {port.name: port for port in snapshot.ports.values()}
+        vlan_ports = frozenset(snapshot.ports[ifname].index for ifname in snapshot.vlans)
+        self._subscriptions.watch(key, inspection.netnsid, parents, ports, vlan_ports)
+        self._filter_events.watch(key, tuple(each.rules for each in expected if each.rules is not None))
+        if set(inspection.drifts) != set(sandbox.drifts):
+            observed = DriftObserved(ifname=key.ifname, pod=sandbox.pod, drifts=inspection.drifts)
             await self._journal.record(observed, key.container_id, sandbox.intent)
             log.info(
                 "drift_observed",
                 pod=str(sandbox.pod),
                 sandbox=key.container_id[:12],
-                drift=[f"{each.ifname} {each.kind.value}" for each in look.drifts],
+                drift=[f"{each.ifname} {each.kind.value}" for each in inspection.drifts],
             )
 
 
-def _known_lost(sandbox: Sandbox) -> frozenset[tuple[str, DriftKind]]:
-    return frozenset((drift.ifname, drift.kind) for drift in sandbox.drifts if drift.kind in KINDS)
-
-
-def _differ(these: tuple[Drift, ...], those: tuple[Drift, ...]) -> bool:
-    return set(these) != set(those)
+def _recorded_missing_rules(sandbox: Sandbox) -> frozenset[tuple[str, DriftKind]]:
+    return frozenset((drift.ifname, drift.kind) for drift in sandbox.drifts if drift.kind in RULE_DRIFTS)

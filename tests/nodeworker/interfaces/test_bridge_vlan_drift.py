@@ -18,10 +18,10 @@ from test_bridge_vlans import PVID_UNTAGGED, filtering_bridge, needs_vlans
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase
 from events.schema import ContainerId, DriftKind, IfName, NetworkName, NodeName, Phase, PlannedAttachment
 from nodeworker.drift.differences import Snapshot, differences
-from nodeworker.drift.expected import ExpectedLink, expected
-from nodeworker.drift.repair.in_place import mend
-from nodeworker.drift.snapshot import take
-from nodeworker.drift.watch.kernel_events import Heard, KernelEvents
+from nodeworker.drift.expected import ExpectedLink, expected_links
+from nodeworker.drift.repair.in_place import repair_in_place
+from nodeworker.drift.snapshot import take_snapshot
+from nodeworker.drift.watch.kernel_events import KernelEvents, Listener
 from nodeworker.drift.watch.subscriptions import Subscriptions
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.socket import Netlink
@@ -47,7 +47,7 @@ def wanted(config: Mapping[str, Any], result: Result = RESULT, *, native: bool =
     attachment = Attachment(plan=plan, phase=AttachmentPhase.ATTACHED, result=json.dumps(encoded(result)))
     key = SandboxKey(ContainerId("box"), IfName("eth0"))
     box = Sandbox(key=key, node=NodeName("n"), phase=SandboxPhase.ATTACHED, attachments=(attachment,))
-    return expected(box, lambda _: "repair")
+    return expected_links(box, lambda _: "repair")
 
 
 def seen(vlans: Mapping[int, int]) -> Snapshot:
@@ -99,11 +99,11 @@ def test_whoever_has_a_port_in_vlans_is_woken_when_its_bridge_tells_of_it() -> N
     one, other = (SandboxKey(ContainerId(name), IfName("eth0")) for name in ("one", "other"))
     interest.watch(one, 1, {}, {"veth1": PORT}, frozenset({10}))
     interest.watch(other, 2, {}, {"veth2": replace(PORT, index=11)})
-    assert [list(interest.in_vlans(index)) for index in (10, 11, 12)] == [[one], [], []]
+    assert [list(interest.of_vlan_port(index)) for index in (10, 11, 12)] == [[one], [], []]
     interest.watch(one, 1, {}, {"veth1": replace(PORT, index=13)}, frozenset({13}))
-    assert [list(interest.in_vlans(index)) for index in (10, 13)] == [[], [one]]
+    assert [list(interest.of_vlan_port(index)) for index in (10, 13)] == [[], [one]]
     interest.forget(one)
-    assert list(interest.in_vlans(13)) == []
+    assert list(interest.of_vlan_port(13)) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -115,12 +115,12 @@ async def test_a_bridge_is_heard_when_it_tells_of_a_port() -> None:
         with Netlink.on_node() as netlink:
             port = links.find(netlink, links.named("a0"))
         assert port is not None
-        silent = Heard(
-            container=lambda _: None,
-            closed=lambda _: None,
-            node=lambda _: None,
-            port=heard.put_nowait,
-            missed=lambda: None,
+        silent = Listener(
+            container_changed=lambda _: None,
+            container_gone=lambda _: None,
+            node_link_changed=lambda _: None,
+            port_changed=heard.put_nowait,
+            overflow=lambda: None,
         )
         with KernelEvents(silent):
             ip("link set a0 type bridge_slave hairpin on")
@@ -135,17 +135,17 @@ def test_a_port_is_put_back_into_its_vlans(config: dict[str, Any], change: str) 
         made = bridge.add(call(config, netns), answer("10.77.0.5/24"))
         port = made.interfaces[1].name
         (link,) = wanted(config, made)
-        whole = take(netns, (link,), Phase.CHECK).seen
+        whole = take_snapshot(netns, (link,), Phase.CHECK).snapshot
         assert [each.kind for each in differences((link,), whole, {})] == []
         if change == "nomaster":
             subprocess.run(["ip", "link", "set", port, "nomaster"], check=True)
         else:
             vlan, command, *more = change.split()
             subprocess.run(["bridge", vlan, command, "dev", port, *more], check=False)
-        spoiled = take(netns, (link,), Phase.CHECK).seen
+        spoiled = take_snapshot(netns, (link,), Phase.CHECK).snapshot
         drifts = differences((link,), spoiled, {})
-        assert mend(netns, (link,), spoiled, drifts) == []
-        assert take(netns, (link,), Phase.CHECK).seen.vlans == whole.vlans
+        assert repair_in_place(netns, (link,), spoiled, drifts) == []
+        assert take_snapshot(netns, (link,), Phase.CHECK).snapshot.vlans == whole.vlans
 
 
 @needs_vlans
@@ -155,4 +155,6 @@ def test_a_dump_of_vlans_is_what_bridge_shows() -> None:
         (link,) = wanted(IN_VLAN, made)
         shown = json.loads(subprocess.run(["bridge", "-j", "vlan"], check=True, capture_output=True).stdout)
         port = next(each for each in shown if each["ifname"] == made.interfaces[1].name)
-        assert {each["vlan"] for each in port["vlans"]} == set(take(netns, (link,), Phase.CHECK).seen.vlans["net1"])
+        assert {each["vlan"] for each in port["vlans"]} == set(
+            take_snapshot(netns, (link,), Phase.CHECK).snapshot.vlans["net1"]
+        )

@@ -23,9 +23,9 @@ from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, Sandbo
 from events.schema import ContainerId, IfName, NetworkName, NodeName, Phase, PlannedAttachment
 from nodeworker.drift import differences as drift
 from nodeworker.drift.differences import Snapshot
-from nodeworker.drift.expected import ExpectedLink, expected
-from nodeworker.drift.repair.in_place import mend
-from nodeworker.drift.snapshot import take
+from nodeworker.drift.expected import ExpectedLink, expected_links
+from nodeworker.drift.repair.in_place import repair_in_place
+from nodeworker.drift.snapshot import take_snapshot
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
@@ -80,7 +80,7 @@ def recorded(config: dict[str, Any], result: Any, *, native: bool) -> tuple[Expe
     attachment = Attachment(plan=plan, phase=AttachmentPhase.ATTACHED, result=json.dumps(result))
     key = SandboxKey(ContainerId("sandbox"), IfName("eth0"))
     box = Sandbox(key=key, node=NodeName("n"), phase=SandboxPhase.ATTACHED, attachments=(attachment,))
-    return expected(box, lambda _: "repair")
+    return expected_links(box, lambda _: "repair")
 
 
 def spoil(netns: str, config: dict[str, Any], damages: Sequence[str], seen: Snapshot) -> None:
@@ -113,14 +113,14 @@ def comes_back(config: dict[str, Any], damages: Sequence[str], way: Way) -> None
         if code:
             return
         wanted = recorded(config, result, native=way is natively)
-        whole, before = take(netns, wanted, Phase.CHECK).seen, picture(netns)
+        whole, before = take_snapshot(netns, wanted, Phase.CHECK).snapshot, picture(netns)
         mtus = {name: link.mtu for name, link in whole.links.items()}
         assert drift.differences(wanted, whole, mtus) == ()
         spoil(netns, config, damages, whole)
         for _ in range(2):  # what is missing may hide what else is
-            seen = take(netns, wanted, Phase.CHECK).seen
-            mend(netns, wanted, seen, drift.differences(wanted, seen, mtus))
-        assert drift.differences(wanted, take(netns, wanted, Phase.CHECK).seen, mtus) == ()
+            seen = take_snapshot(netns, wanted, Phase.CHECK).snapshot
+            repair_in_place(netns, wanted, seen, drift.differences(wanted, seen, mtus))
+        assert drift.differences(wanted, take_snapshot(netns, wanted, Phase.CHECK).snapshot, mtus) == ()
         assert differences(picture(netns), before) == []
 
 

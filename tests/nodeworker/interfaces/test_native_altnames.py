@@ -13,7 +13,7 @@ from native_harness import BOTH, call, card, ip, kernel_has
 
 from events.fold import SandboxKey
 from events.schema import ContainerId, IfName
-from nodeworker.drift.watch.kernel_events import Heard, KernelEvents, NodeLink
+from nodeworker.drift.watch.kernel_events import KernelEvents, Listener, NodeLink
 from nodeworker.drift.watch.subscriptions import Subscriptions
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.socket import Netlink
@@ -86,12 +86,12 @@ async def test_who_rests_on_a_parent_hears_when_it_has_that_name_no_more(known_a
         ip("link set par0 up")
         with Netlink.on_node() as netlink:
             interest.watch(key, 1, {known_as: links.find(netlink, links.named(known_as))}, {})
-        silent = Heard(
-            container=lambda _: None,
-            closed=lambda _: None,
-            node=heard.put_nowait,
-            port=lambda _: None,
-            missed=lambda: None,
+        silent = Listener(
+            container_changed=lambda _: None,
+            container_gone=lambda _: None,
+            node_link_changed=heard.put_nowait,
+            port_changed=lambda _: None,
+            overflow=lambda: None,
         )
 
         async def concerned() -> list[SandboxKey]:
@@ -101,7 +101,7 @@ async def test_who_rests_on_a_parent_hears_when_it_has_that_name_no_more(known_a
             return [
                 key
                 for link in told
-                for key in interest.on(
+                for key in interest.update_link(
                     link.names, index=link.index, up=link.up, master=link.master, mtu=link.mtu, gone=link.gone
                 )
             ]
@@ -127,12 +127,12 @@ async def test_who_misses_a_parent_hears_when_one_comes_to_have_its_name() -> No
     interest, key = Subscriptions(), SandboxKey(ContainerId("one"), IfName("eth0"))
     interest.watch(key, 1, {ALTNAMES[1]: None}, {})
     with node():
-        silent = Heard(
-            container=lambda _: None,
-            closed=lambda _: None,
-            node=heard.put_nowait,
-            port=lambda _: None,
-            missed=lambda: None,
+        silent = Listener(
+            container_changed=lambda _: None,
+            container_gone=lambda _: None,
+            node_link_changed=heard.put_nowait,
+            port_changed=lambda _: None,
+            overflow=lambda: None,
         )
         with KernelEvents(silent):
             ip("link add par0 type bridge")
@@ -146,6 +146,6 @@ async def test_who_misses_a_parent_hears_when_one_comes_to_have_its_name() -> No
     assert par0 is not None
     assert (link.index, link.names) == (par0.index, ("par0", ALTNAMES[1]))
     told = {"index": link.index, "up": link.up, "master": link.master, "mtu": link.mtu, "gone": link.gone}
-    assert list(interest.on(link.names, **told)) == [key]
+    assert list(interest.update_link(link.names, **told)) == [key]
     interest.watch(key, 1, {"par0": replace(par0, flags=0)}, {})
-    assert list(interest.on(("par0",), **(told | {"up": True}))) == [key]
+    assert list(interest.update_link(("par0",), **(told | {"up": True}))) == [key]

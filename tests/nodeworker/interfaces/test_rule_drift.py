@@ -34,8 +34,8 @@ from events.fold import SandboxKey
 from events.schema import ContainerId, Drift, DriftKind, IfName, Phase
 from nodeworker.drift.differences import differences
 from nodeworker.drift.expected import ExpectedLink
-from nodeworker.drift.repair.in_place import mend
-from nodeworker.drift.snapshot import take
+from nodeworker.drift.repair.in_place import repair_in_place
+from nodeworker.drift.snapshot import take_snapshot
 from nodeworker.drift.watch.filter_events import FilterEvents
 from nodeworker.kernel.nftables.client import Chain, Nftables, Rule
 from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
@@ -78,12 +78,12 @@ def attached(config: dict[str, Any], netns: str) -> ExpectedLink:
 
 
 def drifts(netns: str, link: ExpectedLink, book: RulesetCache | None = None) -> tuple[Drift, ...]:
-    return differences((link,), take(netns, (link,), Phase.CHECK, rules=book).seen, {})
+    return differences((link,), take_snapshot(netns, (link,), Phase.CHECK, cache=book).snapshot, {})
 
 
 def put_right(netns: str, link: ExpectedLink) -> None:
-    seen = take(netns, (link,), Phase.CHECK).seen
-    assert mend(netns, (link,), seen, differences((link,), seen, {})) == []
+    seen = take_snapshot(netns, (link,), Phase.CHECK).snapshot
+    assert repair_in_place(netns, (link,), seen, differences((link,), seen, {})) == []
 
 
 def nft(words: str) -> None:
@@ -187,7 +187,7 @@ def test_a_filter_is_on_the_address_before_a_later_plugin_changed_it_and_made_ag
 
 def test_only_rules_of_native_plugins_are_known() -> None:
     (link,) = wanted(BOTH | NAMED, native=False)
-    assert link.ruled is None
+    assert link.rules is None
 
 
 def test_one_reading_does_for_all_until_rules_change(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,8 +236,8 @@ async def test_that_rules_went_is_heard_while_they_are_watched(netns: str, name:
     went = asyncio.Event()
     with FilterEvents(went.set) as monitor:
         link = attached(config, netns)
-        assert link.ruled
-        monitor.watch(key("box"), (link.ruled,))
+        assert link.rules
+        monitor.watch(key("box"), (link.rules,))
         nft(words)
         assert await is_heard(went)
         put_right(netns, link)
@@ -245,7 +245,7 @@ async def test_that_rules_went_is_heard_while_they_are_watched(netns: str, name:
         nft(words)
         assert not await is_heard(went)
         put_right(netns, link)
-        monitor.watch(key("box"), (link.ruled,))
+        monitor.watch(key("box"), (link.rules,))
         nft(words)
         assert await is_heard(went)
 
@@ -254,9 +254,9 @@ async def test_that_rules_went_is_heard_while_they_are_watched(netns: str, name:
 async def test_what_comes_and_goes_of_others_is_not_heard(netns: str, name: str) -> None:
     config, _ = KINDS[name]
     link, went = attached(config, netns), asyncio.Event()
-    assert link.ruled
+    assert link.rules
     with FilterEvents(went.set) as monitor, container() as other:
-        monitor.watch(key("box"), (link.ruled,))
+        monitor.watch(key("box"), (link.rules,))
         PLUGINS[config["type"]].add(
             call(config | NAMED, other, container_id="other"), OTHER if "ipam" in config else None
         )
@@ -272,12 +272,12 @@ async def test_what_comes_and_goes_of_others_is_not_heard(netns: str, name: str)
 @pytest.mark.skipif(not known, reason="this machine's system calls are not known to the tests")
 def test_where_the_kernel_has_no_netfilter_that_is_said_once() -> None:
     (link,) = wanted(CONFINED | NAMED, Result(cni_version="1.0.0", interfaces=(SOME,)))
-    ruled = link.ruled
-    assert ruled
+    rules = link.rules
+    assert rules
 
     async def listen() -> None:
         with FilterEvents(lambda: None) as monitor:
-            for watched in ((ruled,), (), (ruled,)):
+            for watched in ((rules,), (), (rules,)):
                 monitor.watch(key("box"), watched)
 
     with capture_logs() as said:

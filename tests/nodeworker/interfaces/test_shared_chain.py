@@ -15,7 +15,7 @@ from test_native_filters import pytestmark, rules, use_older_iptables
 
 from events.schema import DriftKind, Phase
 from nodeworker.drift import filter_rules as known_rules
-from nodeworker.drift.expected_rules import Ruled, ruled
+from nodeworker.drift.expected_rules import ExpectedRules, rules_of
 from nodeworker.kernel.nftables.client import IPV4, IPV6, Chain, Nftables
 from nodeworker.kernel.nftables.expressions import sought
 from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
@@ -67,8 +67,10 @@ def static(addresses: tuple[str, ...]) -> dict[str, Any]:
     return {"cniVersion": "1.0.0", "name": "net"} | SHARED | {"ipam": ipam}
 
 
-def masqueraded(config: dict[str, Any], ifname: str, addresses: tuple[str, ...]) -> Ruled:
-    found = ruled(config | {"name": "net"}, "sandbox", ifname, [ipaddress.ip_interface(each) for each in addresses], "")
+def masqueraded(config: dict[str, Any], ifname: str, addresses: tuple[str, ...]) -> ExpectedRules:
+    found = rules_of(
+        config | {"name": "net"}, "sandbox", ifname, [ipaddress.ip_interface(each) for each in addresses], ""
+    )
     assert found
     return found
 
@@ -76,7 +78,7 @@ def masqueraded(config: dict[str, Any], ifname: str, addresses: tuple[str, ...])
 def lost(config: dict[str, Any]) -> dict[str, str]:
     """Return what is left of the rules of those interfaces that have not all of theirs."""
     wanted = [masqueraded(config, "net1", NET1), masqueraded(config, "net2", NET2)]
-    found = known_rules.lost(wanted, Phase.CHECK, RulesetCache())
+    found = known_rules.missing_rules(wanted, Phase.CHECK, RulesetCache())
     return {ifname: left[DriftKind.MASQUERADE_MISSING] for ifname, left in found.items()}
 
 
@@ -150,7 +152,7 @@ def test_the_reference_plugin_takes_the_others_rules_along_and_the_native_one_do
     refused = executed("bridge", "DEL", static(NET2) | {"prevResult": results["net2"]}, netns, "net2")
     assert "CHAIN_DEL failed" in refused.stdout
     assert lost(SHARED)["net1"] != ""
-    known_rules.make(masqueraded(SHARED, "net1", NET1), DriftKind.MASQUERADE_MISSING, "")
+    known_rules.restore(masqueraded(SHARED, "net1", NET1), DriftKind.MASQUERADE_MISSING, "")
     assert "net1" not in lost(SHARED)
     execute("bridge", "ADD", static(NET2), netns, "net2")
     assert sorted(listed()) == sorted(whole)
@@ -202,7 +204,7 @@ def test_rules_of_one_that_went_are_missed_by_what_they_match(
     with pytest.raises(NativeError, match="no longer masqueraded"):
         bridge.check(call(config, netns, ifname="net1", prev_result=results[0]))
     bridge.check(call(config, netns, ifname="net2", prev_result=results[1]))
-    known_rules.make(masqueraded(config, "net1", NET1), DriftKind.MASQUERADE_MISSING, "")
+    known_rules.restore(masqueraded(config, "net1", NET1), DriftKind.MASQUERADE_MISSING, "")
     assert lost(config) == {}
     assert sorted(line for line in listed(program) if "10.77.0.99" not in line) == whole
     delete(config, netns, "net1", results[0])
@@ -219,7 +221,7 @@ def test_all_rules_of_both_come_back(netns: str, backend: str) -> None:
     subprocess.run(["nft", "flush", "ruleset"], check=True)
     assert lost(config) == {"net1": "", "net2": ""}
     for ifname, addresses in (("net1", NET1), ("net2", NET2)):
-        known_rules.make(masqueraded(config, ifname, addresses), DriftKind.MASQUERADE_MISSING, "")
+        known_rules.restore(masqueraded(config, ifname, addresses), DriftKind.MASQUERADE_MISSING, "")
     assert lost(config) == {}
     assert rules(netns) == whole
 
@@ -230,12 +232,12 @@ def test_what_one_excepts_from_masquerading_precedes_what_the_other_masquerades(
     first, _ = add(config, netns, "net1", NET1[:1]), add(config, netns, "net2", ELSEWHERE)
     excepted = [line.split()[2:4] for line in listed() if line.startswith("-A CNI-")]
     assert excepted == [["-d", "10.77.0.0/24"], ["-d", "10.78.0.0/23"], ["!", "-d"]]
-    assert known_rules.lost(wanted, Phase.CHECK, RulesetCache()) == {}
+    assert known_rules.missing_rules(wanted, Phase.CHECK, RulesetCache()) == {}
     delete(config, netns, "net1", first)
     excepted = [line.split()[2:4] for line in listed() if line.startswith("-A CNI-")]
     assert excepted == [["-d", "10.78.0.0/23"], ["!", "-d"]]
     assert sources() == ["10.78.0.6/32"]
-    assert known_rules.lost(wanted[1:], Phase.CHECK, RulesetCache()) == {}
+    assert known_rules.missing_rules(wanted[1:], Phase.CHECK, RulesetCache()) == {}
 
 
 @pytest.mark.parametrize(

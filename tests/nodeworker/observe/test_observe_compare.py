@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase
 from events.schema import ContainerId, DriftKind, IfName, NetworkName, NodeName, PlannedAttachment
 from nodeworker.drift.differences import Snapshot, differences
-from nodeworker.drift.expected import ExpectedLink, expected
+from nodeworker.drift.expected import ExpectedLink, expected_links
 from nodeworker.kernel.rtnetlink.addresses import IFA_F_PERMANENT, Assigned
 from nodeworker.kernel.rtnetlink.links import IFF_UP, Link
 from nodeworker.kernel.rtnetlink.routes import Route
@@ -70,7 +70,7 @@ def wanted(
         phase=SandboxPhase.ATTACHED,
         attachments=(attachment,),
     )
-    return expected(box, lambda _: policy)
+    return expected_links(box, lambda _: policy)
 
 
 def assigned(text: str, flags: int = IFA_F_PERMANENT, scope: int = 0) -> Assigned:
