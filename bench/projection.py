@@ -19,7 +19,7 @@ from bench.cluster import Cluster
 from bench.fold import decode_only, fill, fold_only
 from bench.report import quantile, report
 from events.fold import Sandbox
-from events.ledger.new_event import said_now
+from events.ledger.new_event import new_event
 from events.nats.ledger import JetStreamLedger
 from events.nats.read_ahead import ReadAhead
 from events.nats.server import EmbeddedServer
@@ -94,7 +94,7 @@ def apply_all(store: Store, events: Iterator[Event]) -> None:
 def published(box: Sandbox) -> Event:
     """Return the event that says that the status of the pod of *box* was published."""
     data = StatusPublished(node=box.node, ifname=box.key.ifname, pod=box.pod, text="[]")
-    return said_now(data, sandbox=box.key.container_id, cause=box.intent)
+    return new_event(data, sandbox=box.key.container_id, cause=box.intent)
 
 
 def snapshot_used(folder: Path, databases: Mapping[str, str], pods: int) -> None:

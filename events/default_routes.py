@@ -43,6 +43,6 @@ def claims(plans: Sequence[PlannedAttachment], brought: Callable[[int], Iterable
     return tuple(found)
 
 
-def dropped(found: Iterable[Claim], index: int, family: int) -> bool:
+def is_dropped(found: Iterable[Claim], index: int, family: int) -> bool:
     """Return whether one of the claims *found* takes from attachment *index* its default routes of *family*."""
     return any(each.drops(index, family) for each in found)

@@ -16,11 +16,11 @@ import structlog
 
 from events.fold import request_of
 from events.ledger.ledger import ConflictError, Ledger, LedgerError
-from events.nats.commands import made_commands
+from events.nats.commands import ensure_commands
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import NODE_STREAM
 from events.process import logs
-from events.process.metrics_server import served
+from events.process.metrics_server import serve_metrics
 from events.process.settings import DEFAULT_PATH, SettingsError, hub_address, ledger_address, load
 from events.schema import (
     INTENTS,
@@ -143,7 +143,7 @@ class _Worker:
             background.append(tasks.create_task(source.run(), name="source"))
             if not await source.ready(_SOURCE_PATIENCE):
                 log.warning("source_not_ready", after=_SOURCE_PATIENCE)
-        async with served(self._metrics.registry, self._settings.worker.metrics):
+        async with serve_metrics(self._metrics.registry, self._settings.worker.metrics):
             for request in [*parts.upkeep.resume(), *await parts.upkeep.drain_spool()]:
                 await self._memory.answers.wait(request)
             background += map(tasks.create_task, parts.watching())
@@ -181,7 +181,7 @@ class _Worker:
         raise ConflictError(f"another worker has taken node {self._settings.node_name} over: this one stops")
 
     async def _take_orders(self, orders: Orders) -> None:
-        await orders.run(await (made_commands(self._connection) if self._hub is None else self._hub.commands()))
+        await orders.run(await (ensure_commands(self._connection) if self._hub is None else self._hub.commands()))
 
     def _retention(self) -> Retention:
         hub, hours = self._hub, self._settings.ledger.retention_hours

@@ -115,7 +115,7 @@ class Parts:
     def watching(self) -> Sequence[Coroutine[Any, Any, None]]:
         """Return what is to run beside the requests, without end, as the configuration asks for it."""
         parts = [self.upkeep.run()]
-        if self._settings.drift.wanted:
+        if self._settings.drift.enabled:
             parts += [self._watcher.run(), self._comparison.run()]
         if self._settings.leaks.policy != "off":
             parts.append(self._leaks.run())
@@ -146,7 +146,7 @@ class Parts:
     def _handlers(self, runners: WayRunners, reclaimer: Reclaimer) -> Mapping[type[Order], Handler]:
         """Return who fulfils which orders."""
         handlers: dict[type[Order], Handler] = {ComparisonRequested: self._comparison.compare}
-        if self._settings.drift.wanted:
+        if self._settings.drift.enabled:
             repairer = Repairer(
                 self._journal, self.inspector, runners, self._settings.worker.delegate_timeout, self._metrics
             )

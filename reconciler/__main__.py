@@ -21,7 +21,7 @@ from events.nats.commands import JetStreamCommands
 from events.nats.streams import command_stream
 from events.process import logs
 from events.process.backoff import delays
-from events.process.metrics_server import served
+from events.process.metrics_server import serve_metrics
 from events.process.settings import DEFAULT_PATH, SettingsError, load
 from reconciler.decisions.reclaim_sender import ReclaimSender
 from reconciler.decisions.repair_sender import RepairSender
@@ -103,7 +103,7 @@ async def _until_signalled(settings: ReconcilerSettings, config: Path | None) ->
 
 async def _serve(settings: ReconcilerSettings, config: Path | None) -> None:
     metrics = Metrics()
-    async with served(metrics.registry, settings.reconciler.metrics), contextlib.AsyncExitStack() as stack:
+    async with serve_metrics(metrics.registry, settings.reconciler.metrics), contextlib.AsyncExitStack() as stack:
         if settings.hub is not None and settings.hub.replicas < _SAFE:
             log.warning("hub_can_lose_no_server", replicas=settings.hub.replicas, wanted=_SAFE)
         ledger = await _until_there(lambda: connect(settings, "plumbline-reconciler"))
@@ -145,11 +145,11 @@ def _listeners(
         publication = StatusPublishing(certain, turn.ledger, notices, metrics)
         writer = _pod_event_writer(publisher, settings, metrics)
         listeners += [publication, *([] if writer is None else [writer])]
-        if settings.drift.wanted:
+        if settings.drift.enabled:
             warn = _unsaid if writer is None else writer.say
             keeper = StatusGuard(certain, publication, turn.ledger, metrics, settings.drift.of, warn=warn)
             listeners.append(keeper)
-    if settings.drift.wanted:
+    if settings.drift.enabled:
         listeners.append(RepairSender(turn.commands, settings.drift.of, metrics.drift))
     if settings.leaks.policy == "reclaim":
         listeners.append(ReclaimSender(turn.commands, metrics))

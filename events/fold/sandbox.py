@@ -122,7 +122,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     """What ADDs that came while this sandbox held something, and have no outcome yet, make of it once it is closed."""
 
     @property
-    def holds_something(self) -> bool:
+    def holds_resources(self) -> bool:
         """False once nothing that this sandbox had can be left on the node."""
         phase = self.phase
         if phase is _DETACHED:
@@ -131,7 +131,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
             return any(a.phase is not AttachmentPhase.DETACHED for a in self.attempted())
         return True
 
-    def made(self, effect: InterfaceAttached) -> Sandbox:
+    def with_attached(self, effect: InterfaceAttached) -> Sandbox:
         """Return the sandbox after *effect*, as long as it has no outcome."""
         return _attachments(self, (effect,), AttachmentPhase.ATTACHED)[0]
 
@@ -174,7 +174,7 @@ def advance(sandbox: Sandbox | None, event: Event, sequence: int) -> tuple[Sandb
     after, reason = _effect_or_outcome(sandbox, event)
     if reason:
         return sandbox, reason
-    if after.waiting and not after.holds_something:
+    if after.waiting and not after.holds_resources:
         first, *others = after.waiting
         return replace(first, waiting=tuple(others)), ""
     return replace(after, changed_at=event.at, sequence=sequence), ""
@@ -206,7 +206,7 @@ def _attach_requested(
         boot_id=event.boot_id,
         sequence=sequence,
     )
-    if sandbox is not None and sandbox.holds_something:
+    if sandbox is not None and sandbox.holds_resources:
         return replace(sandbox, waiting=(*sandbox.waiting, requested), sequence=sequence), ""
     return requested, ""
 
@@ -229,7 +229,7 @@ def _detach_requested(
 
 
 def _adopted(sandbox: Sandbox | None, event: Event, data: SandboxAdopted, sequence: int) -> tuple[Sandbox, str]:
-    if sandbox is not None and sandbox.holds_something:
+    if sandbox is not None and sandbox.holds_resources:
         return sandbox, f"adopted while {sandbox.phase}"
     attachments = tuple(
         Attachment(plan=plan, phase=AttachmentPhase.ATTACHED, result=result)

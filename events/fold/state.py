@@ -225,7 +225,7 @@ class State:
             self._anomaly(stored, reason)
         if after is None:
             return None
-        if after.holds_something or self._keep_closed:
+        if after.holds_resources or self._keep_closed:
             self.sandboxes[key] = after
         else:
             self.sandboxes.pop(key, None)

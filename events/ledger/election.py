@@ -17,7 +17,7 @@ import structlog
 from events import subjects
 from events.ledger.commands import Commands
 from events.ledger.ledger import ConflictError, Expect, Ledger
-from events.ledger.new_event import said_now
+from events.ledger.new_event import new_event
 from events.schema import (
     NO_NODE,
     NO_SANDBOX,
@@ -44,7 +44,7 @@ class Mandate(NamedTuple):
     commands: Expect
 
 
-async def elected(ledger: Ledger) -> Stored | None:
+async def last_election(ledger: Ledger) -> Stored | None:
     """Return the newest election, or None when there never was one. Raises LedgerUnavailableError."""
     return await ledger.last(ELECTION)
 
@@ -54,8 +54,8 @@ async def elect(ledger: Ledger, commands: Commands, replica: str, version: str =
 
     Raises ConflictError when another is elected at the same time, LedgerUnavailableError, LedgerFullError.
     """
-    last, mark = await elected(ledger), await commands.last(COMMAND_MARK)
-    event = said_now(
+    last, mark = await last_election(ledger), await commands.last(COMMAND_MARK)
+    event = new_event(
         ReconcilerElected(replica=replica, version=version),
         epoch=1 + max(stored.event.epoch if stored is not None else 0 for stored in (last, mark)),
     )

@@ -32,7 +32,7 @@ class MemoryLedger:
         self._sequences: dict[EventId, int] = {}
         self._next = 1
         self._changed = asyncio.Condition()
-        self._ears: list[_Ear] = []
+        self._subscribers: list[_Subscriber] = []
         self.available = True
         self.full = False
 
@@ -102,21 +102,21 @@ class MemoryLedger:
         self._entries = kept
         return purged
 
-    async def tell(self, subject: str, payload: bytes = b"") -> None:
-        """See ``Notices.tell``."""
+    async def publish(self, subject: str, payload: bytes = b"") -> None:
+        """See ``Notices.publish``."""
         if self.available:
             self._say(Notice(subject, payload))
 
     @asynccontextmanager
-    async def hear(self, *subjects: str) -> AsyncGenerator[AsyncIterator[Notice], None]:
-        """See ``Notices.hear``."""
+    async def subscribe(self, *subjects: str) -> AsyncGenerator[AsyncIterator[Notice], None]:
+        """See ``Notices.subscribe``."""
         self._check()
-        ear = _Ear(subjects)
-        self._ears.append(ear)
+        subscriber = _Subscriber(subjects)
+        self._subscribers.append(subscriber)
         try:
-            yield ear.heard()
+            yield subscriber.heard()
         finally:
-            self._ears.remove(ear)
+            self._subscribers.remove(subscriber)
 
     async def close(self) -> None:
         """See ``Ledger.close``."""
@@ -132,15 +132,15 @@ class MemoryLedger:
         return self._entries[bisect_right(self._entries, after, key=itemgetter(0)) :]
 
     def _say(self, notice: Notice) -> None:
-        for ear in self._ears:
-            ear.take(notice)
+        for subscriber in self._subscribers:
+            subscriber.take(notice)
 
     def _check(self) -> None:
         if not self.available:
             raise LedgerUnavailableError("the ledger is away")
 
 
-class _Ear:
+class _Subscriber:
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self._patterns = patterns
         self._queue: asyncio.Queue[Notice] = asyncio.Queue(PENDING_LIMIT)

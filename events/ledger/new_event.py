@@ -19,7 +19,7 @@ from events.schema import (
 )
 
 
-def said_now(
+def new_event(
     data: Data,
     *,
     node: NodeName = NO_NODE,

@@ -35,11 +35,11 @@ class Notice(NamedTuple):
 class Notices(Protocol):
     """What is said on subjects, to whoever listens at that moment."""
 
-    async def tell(self, subject: str, payload: bytes = b"") -> None:
+    async def publish(self, subject: str, payload: bytes = b"") -> None:
         """Say something once. While the connection is away it is lost, without error."""
         ...
 
-    def hear(self, *subjects: str) -> AbstractAsyncContextManager[AsyncIterator[Notice]]:
+    def subscribe(self, *subjects: str) -> AbstractAsyncContextManager[AsyncIterator[Notice]]:
         """Yield what is said on *subjects*, wildcards allowed, from the beginning of the block on, each in order.
 
         It goes on over reconnects and restarts of the server; what is said meanwhile is missed. Entering raises

@@ -20,7 +20,7 @@ from events.nats.client.client import Msg
 from events.nats.client.connection import RETRY, Connection
 from events.nats.client.consumer import Subscription
 from events.nats.ledger import JetStreamLedger
-from events.nats.streams import Stream, StreamConfig, command_stream, lasting
+from events.nats.streams import Stream, StreamConfig, command_stream, no_expiry
 from events.schema import (
     Event,
     MalformedEventError,
@@ -55,7 +55,7 @@ class JetStreamCommands:
     async def send(self, command: Event, expect: Expect | None = None) -> int:
         """See ``Commands.send``."""
         subject = subjects.command(command.node, command.type)
-        headers = {"Nats-Msg-Id": command.id, **lasting(command.type)}
+        headers = {"Nats-Msg-Id": command.id, **no_expiry(command.type)}
         try:
             return await self._stream.store(subject, encode(command), what=command.type, headers=headers, expect=expect)
         except ConflictError:
@@ -158,7 +158,7 @@ def _command(sequence: int, payload: bytes) -> Stored | None:
         return None
 
 
-async def made_commands(ledger: JetStreamLedger, replicas: int = 1) -> JetStreamCommands:
+async def ensure_commands(ledger: JetStreamLedger, replicas: int = 1) -> JetStreamCommands:
     """Return the commands beside *ledger*, their stream made where it is not there, for as long as that takes."""
     commands = JetStreamCommands(ledger)
     while True:

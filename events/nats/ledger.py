@@ -13,8 +13,8 @@ from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerUnava
 from events.ledger.notices import Notice
 from events.nats.client.connection import RETRY, Connection
 from events.nats.client.consumer import Consumer, ConsumerLostError, Message
-from events.nats.client.subscriptions import hearing
-from events.nats.streams import NODE_STREAM, Stream, StreamConfig, lasting
+from events.nats.client.subscriptions import subscribed
+from events.nats.streams import NODE_STREAM, Stream, StreamConfig, no_expiry
 from events.process.settings import LedgerAddress
 from events.schema import (
     Event,
@@ -50,7 +50,7 @@ class JetStreamLedger:
         address: LedgerAddress,
         *,
         config: StreamConfig = NODE_STREAM,
-        make: bool = True,
+        ensure_stream: bool = True,
         name: str = "plumbline",
         patience: float = 4.0,
         observe_ack: Callable[[float], None] = lambda seconds: None,
@@ -64,7 +64,7 @@ class JetStreamLedger:
         ledger = cls(connection, config, observe_ack)
         try:
             await connection.open()
-            if make:
+            if ensure_stream:
                 await ledger._stream.ensure(config)
         except BaseException:
             await connection.close()
@@ -74,12 +74,12 @@ class JetStreamLedger:
     @property
     def generation(self) -> int:
         """Counts the connections made."""
-        return self.connection.made
+        return self.connection.generation
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self.connection.up
+        return self.connection.connected
 
     async def append(self, event: Event, expect: Expect | None = None) -> int:
         """See ``Ledger.append``."""
@@ -88,7 +88,7 @@ class JetStreamLedger:
         subject = subjects.subject(event.node, event.sandbox, event.type)
         if len(subject) > _SUBJECT_BYTES:
             raise LedgerError(f"the ledger can't confirm {event.type}: its node and sandbox make a subject too long")
-        headers = {"Nats-Msg-Id": event.id, **(lasting(event.type) if self._ages else {})}
+        headers = {"Nats-Msg-Id": event.id, **(no_expiry(event.type) if self._ages else {})}
         try:
             sequence = await self._stream.store(subject, encode(event), what=event.type, headers=headers, expect=expect)
         except ConflictError:
@@ -109,7 +109,7 @@ class JetStreamLedger:
         async with aclosing(self.read_texts(subject, after)) as batches:
             async for messages in batches:
                 for message in messages:
-                    if (stored := stored_in(message)) is not None:
+                    if (stored := decode_message(message)) is not None:
                         yield stored
 
     async def read_texts(
@@ -145,7 +145,7 @@ class JetStreamLedger:
                     async for messages in batches:
                         for message in messages:
                             after = message.sequence
-                            if (stored := stored_in(message)) is not None:
+                            if (stored := decode_message(message)) is not None:
                                 yield stored
             except (ConsumerLostError, LedgerUnavailableError) as error:
                 log.info("ledger_reader_replaced", reason=str(error), after=after)
@@ -156,7 +156,7 @@ class JetStreamLedger:
         message = await self._stream.message(last_by_subj=subject)
         if message is None:
             return None
-        newest = stored_in(Message(message.sequence, message.payload))
+        newest = decode_message(Message(message.sequence, message.payload))
         if newest is None:
             async for stored in self.read(subject):
                 newest = stored
@@ -170,13 +170,13 @@ class JetStreamLedger:
         """See ``Ledger.purge``."""
         return await self._stream.purge(subject, up_to)
 
-    async def tell(self, subject: str, payload: bytes = b"") -> None:
-        """See ``Notices.tell``."""
+    async def publish(self, subject: str, payload: bytes = b"") -> None:
+        """See ``Notices.publish``."""
         await self.connection.publish(subject, payload)
 
-    def hear(self, *subjects: str) -> AbstractAsyncContextManager[AsyncIterator[Notice]]:
-        """See ``Notices.hear``."""
-        return hearing(self.connection, subjects)
+    def subscribe(self, *subjects: str) -> AbstractAsyncContextManager[AsyncIterator[Notice]]:
+        """See ``Notices.subscribe``."""
+        return subscribed(self.connection, subjects)
 
     async def close(self) -> None:
         """See ``Ledger.close``."""
@@ -187,19 +187,19 @@ class JetStreamLedger:
         return await self._stream.api(call, body)
 
 
-async def reached(address: LedgerAddress, config: StreamConfig, name: str) -> JetStreamLedger:
+async def connect_soon(address: LedgerAddress, config: StreamConfig, name: str) -> JetStreamLedger:
     """Return the ledger at *address*, which has its stream, for who does not wait for it.
 
     Raises LedgerError, LedgerUnavailableError when it does not answer soon.
     """
     try:
         async with asyncio.timeout(_SOON):
-            return await JetStreamLedger.connect(address, config=config, make=False, name=name)
+            return await JetStreamLedger.connect(address, config=config, ensure_stream=False, name=name)
     except TimeoutError:
         raise LedgerUnavailableError(f"the ledger at {address.url} does not answer: is nats-server running?") from None
 
 
-def stored_in(message: Message) -> Stored | None:
+def decode_message(message: Message) -> Stored | None:
     """Return the event, or None for bytes that are none: one torn event must not hide those behind it."""
     sequence, payload = message
     try:

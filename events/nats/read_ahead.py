@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from events import subjects
 from events.ledger.ledger import LedgerError, LedgerUnavailableError
 from events.nats.client.consumer import Message
-from events.nats.ledger import JetStreamLedger, reached, stored_in
+from events.nats.ledger import JetStreamLedger, connect_soon, decode_message
 from events.nats.streams import NODE_STREAM
 from events.process import logs
 from events.process.settings import LedgerAddress
@@ -68,7 +68,7 @@ class ReadAhead:
             process.stdin.close()
             while messages := await _next(process.stdout):
                 for message in messages:
-                    if (stored := stored_in(message)) is not None:
+                    if (stored := decode_message(message)) is not None:
                         yield stored
         finally:
             if process.returncode is None:
@@ -103,7 +103,7 @@ async def _read(task: _Task) -> None:
 
 
 async def _forward(task: _Task, pipe: StreamWriter) -> None:
-    ledger = await reached(task.address, replace(NODE_STREAM, name=task.stream), "plumbline-ahead")
+    ledger = await connect_soon(task.address, replace(NODE_STREAM, name=task.stream), "plumbline-ahead")
     try:
         async with aclosing(ledger.read_texts(task.subject, task.after)) as batches:
             async for messages in batches:

@@ -85,7 +85,7 @@ def command_stream(replicas: int = 1) -> StreamConfig:
     )
 
 
-def lasting(event_type: str) -> dict[str, str]:
+def no_expiry(event_type: str) -> dict[str, str]:
     """Return the headers of a message whose stream has an age limit that must not end it."""
     return {"Nats-TTL": "never"} if event_type == "ReconcilerElected" else {}
 
@@ -106,7 +106,7 @@ class StreamInfo(msgspec.Struct, frozen=True):
     error: ApiError | None = None
 
 
-class Kept(NamedTuple):
+class StreamMessage(NamedTuple):
     """A message of a stream."""
 
     sequence: int
@@ -195,7 +195,7 @@ class Stream:
             raise LedgerUnavailableError(f"the ledger can't be read: {info.error.description}")
         return info
 
-    async def message(self, **query: object) -> Kept | None:
+    async def message(self, **query: object) -> StreamMessage | None:
         """Return the message that *query*, of the API call STREAM.MSG.GET, asks the stream's leader for.
 
         Raises LedgerUnavailableError.
@@ -207,7 +207,7 @@ class Stream:
             reason = "it gave no reason" if found.error is None else found.error.description
             raise LedgerUnavailableError(f"the ledger can't be read: {reason}")
         message = found.message
-        return Kept(message.seq, base64.b64decode(message.data), base64.b64decode(message.hdrs))
+        return StreamMessage(message.seq, base64.b64decode(message.data), base64.b64decode(message.hdrs))
 
     async def store(
         self,
@@ -226,7 +226,7 @@ class Stream:
         a repeated message may meet.
         """
         if expect is not None:
-            headers = {**headers, **expectation(expect)}
+            headers = {**headers, **expect_headers(expect)}
         answer = await self.connection.request(subject, payload, what=f"confirm {what}", each=each, headers=headers)
         ack = _ack.decode(answer)
         if ack.error is not None:
@@ -251,7 +251,7 @@ class Stream:
         return msgspec.json.decode(await self.api(f"STREAM.INFO.{self.name}", {}), type=StreamInfo)
 
 
-def expectation(expect: Expect) -> dict[str, str]:
+def expect_headers(expect: Expect) -> dict[str, str]:
     """Return the headers of a message that is stored only where *expect* holds."""
     return {
         "Nats-Expected-Last-Subject-Sequence": str(expect.sequence),

@@ -22,7 +22,7 @@ from events import subjects
 from events.ledger.ledger import ConflictError, Expect, LedgerError
 from events.nats.client.consumer import Consumer, ConsumerLostError, Message
 from events.nats.ledger import JetStreamLedger
-from events.nats.streams import Kept, Stream, StreamInfo, expectation
+from events.nats.streams import Stream, StreamInfo, StreamMessage, expect_headers
 from events.schema import EventId, NodeName, decode_head, unix_ns
 
 log = structlog.get_logger(__name__)
@@ -114,7 +114,7 @@ class Uplink:
         self.done = done
         log.info("uplink_resumed", done=done, hub_sequence=self._last, known=len(self._known))
 
-    async def _place(self, own: StreamInfo, last: Kept | None) -> int:
+    async def _place(self, own: StreamInfo, last: StreamMessage | None) -> int:
         """Return up to which sequence of the node's ledger the hub has it, and set ``_known`` where that can't say."""
         self._known = frozenset()
         if last is None:
@@ -172,7 +172,7 @@ class Uplink:
         head, reason = decode_head(message.payload), ""
         if head is None or head.node != self._node:
             reason = "it is torn, or another node's"
-        elif len(message.payload) + _HEADERS > self._to.connection.largest:
+        elif len(message.payload) + _HEADERS > self._to.connection.max_payload:
             reason = f"its {len(message.payload)} bytes are more than the hub takes (max_payload)"
         if head is None or reason:
             log.error("event_not_copied", sequence=message.sequence, reason=reason)
@@ -198,7 +198,7 @@ class Uplink:
         for number, copy in enumerate(batch[:-1], 1):
             headers = self._headers(copy) | {"Nats-Batch-Id": name, "Nats-Batch-Sequence": str(number)}
             if number == 1:
-                headers |= expectation(Expect(self._pattern, self._last))
+                headers |= expect_headers(Expect(self._pattern, self._last))
             await self._to.connection.publish(copy.subject, copy.payload, headers=headers)
         last = batch[-1]
         headers = self._headers(last) | {

@@ -11,10 +11,10 @@ import asyncio
 import random
 from collections.abc import Iterator
 
-QUICK = 0.1
+LOCAL_PAUSE = 0.1
 """Seconds of the first pause, but for jitter, and of each before a node's own server is tried."""
 
-PATIENT = 5.0
+MAX_HUB_PAUSE = 5.0
 """Seconds of the longest pause before a hub is tried: so long may it take until a hub that is back has its clients."""
 
 
@@ -36,13 +36,13 @@ class Backoff:
     It outlives the clients, which are given up and made anew while a server is away.
     """
 
-    def __init__(self, longest: float = QUICK) -> None:
+    def __init__(self, longest: float = LOCAL_PAUSE) -> None:
         self._longest = longest
         self.reset()
 
     def reset(self) -> None:
         """Begin anew: there was a connection."""
-        self._pause = QUICK
+        self._pause = LOCAL_PAUSE
         self._due = 0.0
         self._untried = 0
 

@@ -22,7 +22,7 @@ PAUSE = 5.0
 
 
 @contextlib.asynccontextmanager
-async def served(registry: CollectorRegistry, where: MetricsSettings) -> AsyncGenerator[None]:
+async def serve_metrics(registry: CollectorRegistry, where: MetricsSettings) -> AsyncGenerator[None]:
     """Serve ``/metrics`` on a thread of its own meanwhile, as soon as that is possible; port 0: nowhere."""
     if not where.port:
         yield

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec.structs import replace
 
-from events.process.backoff import PATIENT, QUICK
+from events.process.backoff import LOCAL_PAUSE, MAX_HUB_PAUSE
 
 DEFAULT_PATH = Path("/etc/plumbline/plumbline.json")
 ADDRESS_FILE = "ledger.json"
@@ -121,7 +121,7 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
         return self.networks.get(network, self.policy)
 
     @property
-    def wanted(self) -> bool:
+    def enabled(self) -> bool:
         """Whether anything is to be looked at."""
         return any(policy != "off" for policy in (self.policy, *self.networks.values()))
 
@@ -258,7 +258,7 @@ class LedgerAddress(msgspec.Struct, frozen=True):
     token_file: str = ""
     """Holds the token, where that may change."""
     tls: TlsSettings | None = None
-    longest_pause: float = QUICK
+    max_pause: float = LOCAL_PAUSE
     """Seconds; see ``events.process.backoff``."""
 
 
@@ -280,7 +280,7 @@ def hub_address(settings: Settings) -> LedgerAddress | None:
         cert_file=named(hub.tls.cert_file),
         key_file=named(hub.tls.key_file),
     )
-    return LedgerAddress(hub.url, "", named(hub.user), named(hub.token_file), tls, PATIENT)
+    return LedgerAddress(hub.url, "", named(hub.user), named(hub.token_file), tls, MAX_HUB_PAUSE)
 
 
 def ledger_address(settings: Settings) -> LedgerAddress:

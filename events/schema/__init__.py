@@ -36,7 +36,7 @@ from events.schema.envelope import (
     decode,
     decode_head,
     encode,
-    spread,
+    expand_effects,
 )
 from events.schema.ids import (
     new_event_id,
@@ -152,8 +152,8 @@ __all__ = [
     "decode",
     "decode_head",
     "encode",
+    "expand_effects",
     "new_event_id",
     "rfc3339",
-    "spread",
     "unix_ns",
 ]

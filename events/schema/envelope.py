@@ -167,7 +167,7 @@ class Stored(NamedTuple):
     event: Event
 
 
-def spread(event: Event) -> tuple[Event, ...]:
+def expand_effects(event: Event) -> tuple[Event, ...]:
     """Return the effects that *event* carries, each as if it had been recorded by itself, and then *event*."""
     match event.data:
         case AttachCompleted(effects=effects) | DetachCompleted(effects=effects) if effects:

@@ -133,7 +133,7 @@ class Recovery:
 def _needs_detach(sandbox: Sandbox) -> bool:
     """Return whether *sandbox* holds something that nobody is going to ask for again."""
     return sandbox.phase is SandboxPhase.DETACH_FAILED or (
-        sandbox.phase is SandboxPhase.ATTACH_FAILED and sandbox.holds_something
+        sandbox.phase is SandboxPhase.ATTACH_FAILED and sandbox.holds_resources
     )
 
 

@@ -74,7 +74,7 @@ class HubLink:
                 self._hub = await JetStreamLedger.connect(
                     self._address,
                     config=self._config,
-                    make=False,  # that is the reconciler's: a node may write its own events and nothing else
+                    ensure_stream=False,  # that is the reconciler's: a node may write its own events and nothing else
                     name=f"worker-{self._node}",
                     patience=_PATIENCE,
                 )
@@ -107,16 +107,16 @@ class HubLink:
         assert self._hub is not None
         return JetStreamCommands(self._hub)
 
-    async def tell(self, subject: str, payload: bytes = b"") -> None:
-        """See ``Notices.tell``."""
+    async def publish(self, subject: str, payload: bytes = b"") -> None:
+        """See ``Notices.publish``."""
         if self._hub is not None:
-            await self._hub.tell(subject, payload)
+            await self._hub.publish(subject, payload)
 
-    def hear(self, *subjects: str) -> AbstractAsyncContextManager[AsyncIterator[Notice]]:
-        """See ``Notices.hear``."""
+    def subscribe(self, *subjects: str) -> AbstractAsyncContextManager[AsyncIterator[Notice]]:
+        """See ``Notices.subscribe``."""
         if self._hub is None:
             raise LedgerUnavailableError("the hub was not reached yet")
-        return self._hub.hear(*subjects)
+        return self._hub.subscribe(*subjects)
 
     async def close(self) -> None:
         """End the connection."""

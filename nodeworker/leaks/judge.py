@@ -146,7 +146,7 @@ def link_leak_id(name: str) -> LeakId:
 def _judge_sandbox(sandbox: Sandbox, facts: Facts, judgement: Judgement) -> None:
     key, runtime = sandbox.key, facts.runtime
     lost = facts.lost.get(key, "")
-    if key.container_id in facts.busy or sandbox.waiting or not sandbox.holds_something:
+    if key.container_id in facts.busy or sandbox.waiting or not sandbox.holds_resources:
         judgement.soon |= bool(lost)
         return
     refused = sandbox.phase in (SandboxPhase.DETACH_FAILED, SandboxPhase.ATTACH_FAILED)

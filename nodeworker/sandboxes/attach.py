@@ -123,7 +123,7 @@ class Attacher:
                 await self._within(patience, self._detacher.delete(sandbox, attachment))
             for batch in self._batches(missing):
                 for effect in await self._add_all(sandbox, batch, records, patience):
-                    sandbox = sandbox.made(effect)
+                    sandbox = sandbox.with_attached(effect)
             await self._move_default_route(sandbox)
             if not patience.left:
                 raise RequestFailedError(patience.failure)

@@ -41,7 +41,7 @@ class StatusWait:
         """Listen, without end where anything is waited for."""
         while self._seconds:
             try:
-                async with self._notices.hear(*self._heard) as heard:
+                async with self._notices.subscribe(*self._heard) as heard:
                     async for notice in heard:
                         self._take(notice)
             except LedgerUnavailableError as error:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from events.fold import Leaked
 from events.ledger.commands import Commands
 from events.ledger.ledger import ConflictError, LedgerError
-from events.ledger.new_event import said_now
+from events.ledger.new_event import new_event
 from events.process.backoff import delays
 from events.schema import (
     Event,
@@ -121,7 +121,7 @@ class ReclaimSender:
 
 def command(reclaim: Reclaim) -> Event:
     """Return the command for *reclaim*."""
-    said = said_now(
+    said = new_event(
         ReclaimRequested(request=RequestId(""), leak=reclaim.leak),
         node=reclaim.node,
         sandbox=reclaim.sandbox,

@@ -15,7 +15,7 @@ import structlog
 from events.fold import Sandbox
 from events.ledger.commands import Commands
 from events.ledger.ledger import ConflictError, LedgerError
-from events.ledger.new_event import said_now
+from events.ledger.new_event import new_event
 from events.schema import (
     NO_NODE,
     DetachRequested,
@@ -120,7 +120,7 @@ class RepairSender:
 
 def _command(order: Order) -> Event:
     data = RepairRequested(request=RequestId(""), ifname=order.sandbox.ifname, drifts=order.drifts)
-    return said_now(data, node=order.node, sandbox=order.sandbox.container_id, cause=order.cause)
+    return new_event(data, node=order.node, sandbox=order.sandbox.container_id, cause=order.cause)
 
 
 def _seconds(since: str, until: str) -> float:

@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from events.ledger.commands import Commands
-from events.ledger.election import FencedCommands, FencedLedger, Mandate, elect, elected
+from events.ledger.election import FencedCommands, FencedLedger, Mandate, elect, last_election
 from events.ledger.ledger import ConflictError, Expect, Ledger, LedgerError, LedgerUnavailableError
 from events.ledger.notices import (
     PRESENCE_INTERVAL,
@@ -73,7 +73,7 @@ class Term:
     async def look(self) -> None:
         """Look whether another was elected. Raises as ``confirm``."""
         began = _now()
-        newest = await elected(self._plain)
+        newest = await last_election(self._plain)
         if newest is None or newest.event.id != self.mandate.event.id:
             self.over.set()
             raise ConflictError("another reconciler was elected")
@@ -117,7 +117,7 @@ class Replicas:
         """See ``Leadership.run``."""
         for delay in delays():
             try:
-                async with self._notices.hear(RECONCILER_PRESENT, RECONCILER_ASKED) as heard:
+                async with self._notices.subscribe(RECONCILER_PRESENT, RECONCILER_ASKED) as heard:
                     await self._take_part(heard, serve)
             except LedgerUnavailableError as error:
                 log.warning("ledger_away", error=str(error), retry_in=delay)
@@ -167,13 +167,13 @@ class Replicas:
         while True:
             while (left := self._heard_at + PRESENCE_LOST - _now()) > 0:
                 await self._hear_within(left)
-            newest = await elected(self._ledger)
+            newest = await last_election(self._ledger)
             if newest is None:
                 return
             if newest.event.epoch > self._epoch > 0:  # another has won what this one was about to try for
                 self._heard_at = _now()
             self._epoch = newest.event.epoch
-            await self._notices.tell(RECONCILER_ASKED)
+            await self._notices.publish(RECONCILER_ASKED)
             await self._hear_within(ANSWER)
             if self._heard_at + PRESENCE_LOST <= _now():
                 return
@@ -216,7 +216,7 @@ class Replicas:
             self._metrics.active.set(0)
             self._heard_at = _now()
             if leaves:
-                await self._notices.tell(RECONCILER_PRESENT, self._presence(turn, leaves=True))
+                await self._notices.publish(RECONCILER_PRESENT, self._presence(turn, leaves=True))
 
     async def _stay_present(self, turn: Term) -> None:
         """Say that this one is there, as long as the ledger says so too."""
@@ -232,7 +232,7 @@ class Replicas:
             await asyncio.sleep(PRESENCE_INTERVAL)
 
     async def _tell(self, turn: Term) -> None:
-        await self._notices.tell(RECONCILER_PRESENT, self._presence(turn))
+        await self._notices.publish(RECONCILER_PRESENT, self._presence(turn))
 
     def _presence(self, turn: Term, *, leaves: bool = False) -> bytes:
         return msgspec.json.encode(_Presence(self._name, turn.mandate.event.epoch, leaves))

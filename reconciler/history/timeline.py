@@ -55,7 +55,7 @@ from events.schema import (
     Unknown,
     WorkerStarted,
     WorkerStopped,
-    spread,
+    expand_effects,
     unix_ns,
 )
 from reconciler.history.redact import without_secrets
@@ -108,7 +108,7 @@ class Timeline:
             self._opened[event.id] = event
         elif request_of(event) is not None:
             self._opened.pop(event.cause, None)
-        return [_line(sequence, each, request) for each in spread(event)]
+        return [_line(sequence, each, request) for each in expand_effects(event)]
 
 
 def _line(sequence: int, event: Event, request: Event | None) -> Line:

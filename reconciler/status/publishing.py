@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from events import subjects
 from events.fold import Sandbox
 from events.ledger.ledger import Ledger, LedgerError
-from events.ledger.new_event import said_now
+from events.ledger.new_event import new_event
 from events.ledger.notices import PRESENCE_INTERVAL, PUBLISHER_PRESENT, Notices
 from events.process.backoff import delays
 from events.schema import (
@@ -118,7 +118,7 @@ class StatusPublishing:
         """Tell the workers that it is worth their while to wait, as long as it is."""
         while True:
             if await self._publisher.ready():
-                await self._notices.tell(PUBLISHER_PRESENT)
+                await self._notices.publish(PUBLISHER_PRESENT)
             await asyncio.sleep(PRESENCE_INTERVAL)
 
     async def _take_up(self) -> None:
@@ -202,7 +202,7 @@ class StatusPublishing:
         for delay in delays():
             try:
                 await self._ledger.append(event)
-                await self._notices.tell(subjects.down(found.node, event.type), encode(event))
+                await self._notices.publish(subjects.down(found.node, event.type), encode(event))
             except LedgerError as error:
                 log.warning("status_not_recorded", pod=str(found.pod), type=event.type, error=str(error))
                 if until_taken and not await wish.renewed_within(delay):
@@ -234,7 +234,7 @@ def _failed(found: PendingStatuses, error: PublishError) -> StatusPublishFailed:
 
 def event_of(found: PendingStatuses, data: Data) -> Event:
     """Return the event that says *data* of the sandbox in *found*. It is the reconciler's."""
-    return said_now(data, sandbox=found.sandbox.container_id, cause=found.intent)
+    return new_event(data, sandbox=found.sandbox.container_id, cause=found.intent)
 
 
 def _seconds_since(at: str) -> float:

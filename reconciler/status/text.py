@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from events.cni_result import DefaultRoute, Dns, Result, ResultError, read
-from events.default_routes import claims, dropped
+from events.default_routes import claims, is_dropped
 from events.fold import Attachment, Sandbox, SandboxPhase
 from events.schema import Pod
 from reconciler.status import device_info
@@ -156,7 +156,7 @@ def _with_default_routes(results: Sequence[Result], made: Sequence[Attachment]) 
     if not found:
         return results
     kept = [
-        tuple(route for route in result.default_routes if not dropped(found, index, route.family))
+        tuple(route for route in result.default_routes if not is_dropped(found, index, route.family))
         for index, result in enumerate(results)
     ]
     for claim in found:

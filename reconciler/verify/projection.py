@@ -59,7 +59,7 @@ def _sandboxes(rows: Instant, replay: Replay, findings: Findings) -> tuple[int, 
         elif wrong := _wrong(found, kept._replace(created=row["created"]) if _begun_anew(rows, row, kept) else kept):
             findings.add(_of(kept.sandbox, f"the database differs from the ledger in {', '.join(wrong)}: {_REMEDY}"))
     for kept in replay.shelf.unlooked():
-        if kept.sandbox.holds_something:
+        if kept.sandbox.holds_resources:
             findings.add(
                 _of(kept.sandbox, f"the database lacks this sandbox, which is {kept.sandbox.phase}: {_REMEDY}")
             )

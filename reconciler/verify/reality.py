@@ -17,7 +17,7 @@ from events import subjects
 from events.fold import Leaked, Sandbox
 from events.ledger.commands import Commands
 from events.ledger.ledger import Ledger, LedgerError
-from events.ledger.new_event import said_now
+from events.ledger.new_event import new_event
 from events.schema import (
     ComparisonRequested,
     Drift,
@@ -96,7 +96,7 @@ async def _compared(
 
 
 def _command(node: NodeName) -> Event:
-    return said_now(ComparisonRequested(request=RequestId(""), by="verify"), node=node)
+    return new_event(ComparisonRequested(request=RequestId(""), by="verify"), node=node)
 
 
 def _drift(sandbox: Sandbox, drift: Drift) -> Difference:

@@ -63,7 +63,7 @@ class Replay:
         self.shelf.at = stored.sequence
         sandbox = self.state.apply(stored)
         if sandbox is not None:
-            if sandbox.holds_something:
+            if sandbox.holds_resources:
                 self.live[sandbox.key] = sandbox.node
             else:
                 self.live.pop(sandbox.key, None)

@@ -8,7 +8,7 @@ import time
 from events.ledger.commands import Commands
 from events.ledger.ledger import Ledger
 from events.nats.commands import JetStreamCommands
-from events.nats.ledger import reached
+from events.nats.ledger import connect_soon
 from events.schema import NO_NODE, NodeName
 from reconciler.follow.connections import open_publisher, whole_ledger
 from reconciler.projection.read_view import instant
@@ -28,7 +28,7 @@ async def verify_configured(
     Raises SettingsError, LedgerError.
     """
     async with contextlib.AsyncExitStack() as stack:
-        ledger = await reached(*whole_ledger(settings), "plumbline-verify")
+        ledger = await connect_soon(*whole_ledger(settings), "plumbline-verify")
         stack.push_async_callback(ledger.close)
         publisher = await open_publisher(settings)
         if publisher is not None:

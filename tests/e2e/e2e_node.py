@@ -32,7 +32,7 @@ from events.schema import (
     Failure,
     GcFailed,
     Stored,
-    spread,
+    expand_effects,
 )
 from nodeworker.plugins.orphans import orphans
 
@@ -295,7 +295,7 @@ class Node:
 
     def events_of(self, sandbox: e2e_runtime.Sandbox | None) -> list[Event]:
         """Return the events of *sandbox*, or those that belong to none, in order; carried effects come first."""
-        return [each for event in self._recorded(sandbox) for each in spread(event)]
+        return [each for event in self._recorded(sandbox) for each in expand_effects(event)]
 
     def story(self, sandbox: PodSandbox) -> tuple[str, ...]:
         """Return the types of ``events_of``."""

@@ -7,7 +7,7 @@ import asyncio
 from e2e_kernel import eventually
 from e2e_node import Node
 
-from events.nats.commands import made_commands
+from events.nats.commands import ensure_commands
 from events.nats.ledger import JetStreamLedger
 from events.schema import (
     NO_CAUSE,
@@ -45,7 +45,7 @@ def send(node: Node, number: int) -> Event:
     async def sent() -> None:
         ledger = await JetStreamLedger.connect(node.server.address, name="e2e")
         try:
-            await (await made_commands(ledger)).send(command)
+            await (await ensure_commands(ledger)).send(command)
         finally:
             await ledger.close()
 

@@ -20,7 +20,7 @@ from e2e_node import ADD_STORY, DEL_STORY, MakeNode, Node, carried
 from test_e2e_commands import comparison
 
 from events import subjects
-from events.nats.commands import made_commands
+from events.nats.commands import ensure_commands
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import free_port
 from events.process.child_process import die_with_parent
@@ -62,7 +62,7 @@ class Cluster:
 
         async def run() -> T:
             ledger = await connect_hub(self.servers)
-            await made_commands(ledger)
+            await ensure_commands(ledger)
             try:
                 return await work(ledger)
             finally:
@@ -235,7 +235,7 @@ def test_a_command_comes_down_from_the_hub_and_its_outcome_goes_up(cluster: Clus
     sent = comparison(node, 1)
 
     async def send(ledger: JetStreamLedger) -> None:
-        await (await made_commands(ledger)).send(sent)
+        await (await ensure_commands(ledger)).send(sent)
 
     cluster.with_hub(send)
     node.start()
@@ -338,7 +338,7 @@ def commands(cluster: Cluster) -> list[Event]:
         found: list[Event] = []
 
         async def receive() -> None:
-            async for stored in (await made_commands(ledger)).receive(NodeName(cluster.node.name)):
+            async for stored in (await ensure_commands(ledger)).receive(NodeName(cluster.node.name)):
                 found.append(stored.event)  # noqa: PERF401  # it has no end
 
         with contextlib.suppress(TimeoutError):

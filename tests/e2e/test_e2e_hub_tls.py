@@ -17,7 +17,7 @@ from e2e_node import MakeNode, Node
 from test_e2e_commands import comparison
 from test_e2e_hub import Cluster, command
 
-from events.nats.commands import made_commands
+from events.nats.commands import ensure_commands
 from events.nats.ledger import JetStreamLedger
 from events.process.settings import LedgerAddress, TlsSettings
 from events.schema import NodeCompared, StatusPublished
@@ -126,7 +126,7 @@ def test_everything_goes_over_tls(cluster: TlsCluster) -> None:
         sent = comparison(node, 1)
 
         async def send(ledger: JetStreamLedger) -> None:
-            await (await made_commands(ledger)).send(sent)
+            await (await ensure_commands(ledger)).send(sent)
 
         cluster.with_hub(send)
 

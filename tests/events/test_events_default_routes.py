@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import pytest
 
-from events.default_routes import Claim, claims, dropped
+from events.default_routes import Claim, claims, is_dropped
 from events.schema import IfName, NetworkName, PlannedAttachment
 
 
@@ -26,7 +26,7 @@ def plans(*claims: tuple[str, ...] | None) -> list[PlannedAttachment]:
 
 def losses(found: tuple[Claim, ...]) -> set[tuple[int, int]]:
     """Return the attachments, of three, and the families whose routes they lose."""
-    return {(index, family) for index in range(3) for family in (4, 6) if dropped(found, index, family)}
+    return {(index, family) for index in range(3) for family in (4, 6) if is_dropped(found, index, family)}
 
 
 def brings_nothing(_: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from event_stories import Teller, container
 from hub_servers import connect_hub
 
 from events.ledger.commands import Commands, MemoryCommands
-from events.ledger.election import FencedCommands, FencedLedger, Mandate, elect, elected
+from events.ledger.election import FencedCommands, FencedLedger, Mandate, elect, last_election
 from events.ledger.ledger import ConflictError, Expect, Ledger
 from events.ledger.memory import MemoryLedger
 from events.nats.commands import JetStreamCommands
@@ -54,7 +54,7 @@ def elected_replica(event: object) -> str:
 
 
 async def test_only_the_one_that_was_elected_last_may_write(both: Hub) -> None:
-    assert await elected(both.ledger) is None
+    assert await last_election(both.ledger) is None
     boxes, asks = Teller(NO_NODE), Teller(NODE)
     first = await both.elect("a")
     ledger, commands = FencedLedger(both.ledger, first), FencedCommands(both.commands, first)
@@ -63,7 +63,7 @@ async def test_only_the_one_that_was_elected_last_may_write(both: Hub) -> None:
 
     second = await both.elect("b")
     assert second.event.epoch == first.event.epoch + 1
-    newest = await elected(both.ledger)
+    newest = await last_election(both.ledger)
     assert newest is not None
     assert elected_replica(newest.event.data) == "b"
     end = await both.ledger.last_sequence()

@@ -1,4 +1,4 @@
-"""Metrics are served as soon as they can be, and whether they can be stops nothing else."""
+"""Metrics are serve_metrics as soon as the port is free, and a busy port stops nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from events.process import metrics_server
-from events.process.metrics_server import served
+from events.process.metrics_server import serve_metrics
 from events.process.settings import MetricsSettings
 
 
@@ -56,7 +56,7 @@ async def test_a_port_that_is_taken_is_said_once_and_used_when_it_is_free(
     monkeypatch.setattr(metrics_server, "PAUSE", 0.01)
     with capture_logs() as logs, taken() as holder:
         port = holder.getsockname()[1]
-        async with asyncio.timeout(30), served(registry, MetricsSettings(port=port)):
+        async with asyncio.timeout(30), serve_metrics(registry, MetricsSettings(port=port)):
             await said(logs, "metrics_not_served")
             await asyncio.sleep(0.05)
             holder.close()
@@ -70,19 +70,19 @@ async def test_the_port_is_free_again_afterwards(registry: CollectorRegistry) ->
     with taken() as holder:
         port = holder.getsockname()[1]
     for _ in range(2):
-        async with asyncio.timeout(30), served(registry, MetricsSettings(port=port)):
+        async with asyncio.timeout(30), serve_metrics(registry, MetricsSettings(port=port)):
             assert "answer 42.0" in await scraped(port)
 
 
 async def test_a_host_that_there_is_not_stops_nothing(registry: CollectorRegistry) -> None:
     with capture_logs() as logs:
-        async with asyncio.timeout(30), served(registry, MetricsSettings(host="192.0.2.1", port=9)):
+        async with asyncio.timeout(30), serve_metrics(registry, MetricsSettings(host="192.0.2.1", port=9)):
             await said(logs, "metrics_not_served")
     assert logs[0]["event"] == "metrics_not_served"
 
 
 async def test_port_0_is_nowhere(registry: CollectorRegistry) -> None:
     with capture_logs() as logs:
-        async with served(registry, MetricsSettings()):
+        async with serve_metrics(registry, MetricsSettings()):
             await asyncio.sleep(0)
     assert logs == []

@@ -141,7 +141,7 @@ ANY_EVENT = st.builds(
 def test_no_sequence_of_events_breaks_the_fold(events: list[Event], keep_closed: bool) -> None:
     state = applied(events, keep_closed=keep_closed)
     assert state.sequence == len(events)
-    assert keep_closed or all(sandbox.holds_something for sandbox in state.sandboxes.values())
+    assert keep_closed or all(sandbox.holds_resources for sandbox in state.sandboxes.values())
     assert all(key == sandbox.key for key, sandbox in state.sandboxes.items())
 
 
@@ -260,7 +260,7 @@ def _numbered(events: Iterable[Event]) -> list[Stored]:
 def test_keep_closed_keeps_what_is_gone_as_well(story: Story) -> None:
     events = list(story(Teller(), container(1)))
     live, all_kept = applied(events), applied(events, keep_closed=True)
-    assert {key: s for key, s in all_kept.sandboxes.items() if s.holds_something} == live.sandboxes
+    assert {key: s for key, s in all_kept.sandboxes.items() if s.holds_resources} == live.sandboxes
     assert {key.ifname for key in all_kept.sandboxes} >= {ETH0}
     assert all_kept.anomaly_count == 0
 
@@ -496,7 +496,7 @@ def test_attempted_is_what_may_have_left_something(phases: Sequence[AttachmentPh
     ],
 )
 def test_holds_something(phase: SandboxPhase, attachments: tuple[AttachmentPhase, ...], holds: bool) -> None:
-    assert sandbox_of(phase, *attachments).holds_something is holds
+    assert sandbox_of(phase, *attachments).holds_resources is holds
 
 
 def test_request_of_names_the_request_of_intents_and_outcomes_only() -> None:

@@ -64,10 +64,13 @@ class Desk:
         self._users = users
         self._open: list[JetStreamLedger] = []
 
-    async def connect(self, user: str, *, make: bool = False) -> JetStreamLedger:
+    async def connect(self, user: str, *, ensure_stream: bool = False) -> JetStreamLedger:
         password = (self._users / "passwords" / user).read_text()
         ledger = await JetStreamLedger.connect(
-            LedgerAddress(self._servers.url, password, user), config=hub_stream(1), make=make, patience=1.0
+            LedgerAddress(self._servers.url, password, user),
+            config=hub_stream(1),
+            ensure_stream=ensure_stream,
+            patience=1.0,
         )
         self._open.append(ledger)
         return ledger
@@ -85,7 +88,7 @@ async def desk(servers: HubServers, users: Path) -> AsyncIterator[Desk]:
 
 
 async def test_what_the_users_may_suffices(desk: Desk, jetstream: JetStreamLedger) -> None:
-    reconciler = await desk.connect("reconciler", make=True)
+    reconciler = await desk.connect("reconciler", ensure_stream=True)
     commands = JetStreamCommands(reconciler)
     await commands.make(command_stream())
     mandate = await elect(reconciler, commands, "a")
@@ -107,17 +110,17 @@ async def test_what_the_users_may_suffices(desk: Desk, jetstream: JetStreamLedge
         assert (await receiving).event == command
 
     told = subjects.down(NODE, "StatusPublished")
-    async with worker.hear("plumbline.presence.publisher", told) as heard, asyncio.timeout(20):
+    async with worker.subscribe("plumbline.presence.publisher", told) as heard, asyncio.timeout(20):
         hearing = asyncio.ensure_future(anext(heard))
         while not hearing.done():
-            await reconciler.tell(told)
+            await reconciler.publish(told)
             await asyncio.wait({hearing}, timeout=0.05)
     await FencedLedger(reconciler, mandate).append(Teller(NO_NODE).note())
 
 
 @pytest.mark.parametrize("node", [OTHER, NO_NODE])
 async def test_a_node_may_not_write_under_another_name(desk: Desk, node: NodeName) -> None:
-    reconciler = await desk.connect("reconciler", make=True)
+    reconciler = await desk.connect("reconciler", ensure_stream=True)
     worker = await desk.connect(NODE)
     await worker.append(Teller(NODE).note())
     end = await reconciler.last_sequence()
@@ -127,7 +130,7 @@ async def test_a_node_may_not_write_under_another_name(desk: Desk, node: NodeNam
 
 
 async def test_a_node_may_not_command_nor_change_a_stream(desk: Desk) -> None:
-    reconciler = await desk.connect("reconciler", make=True)
+    reconciler = await desk.connect("reconciler", ensure_stream=True)
     await JetStreamCommands(reconciler).make(command_stream())
     worker = await desk.connect(NODE)
     with pytest.raises(LedgerUnavailableError):
@@ -138,7 +141,7 @@ async def test_a_node_may_not_command_nor_change_a_stream(desk: Desk) -> None:
 
 
 async def test_the_reconciler_may_not_write_a_nodes_events_nor_forget_any(desk: Desk) -> None:
-    reconciler = await desk.connect("reconciler", make=True)
+    reconciler = await desk.connect("reconciler", ensure_stream=True)
     with pytest.raises(LedgerUnavailableError):
         await reconciler.append(Teller(NODE).note())
     with pytest.raises(LedgerUnavailableError):
@@ -146,11 +149,11 @@ async def test_the_reconciler_may_not_write_a_nodes_events_nor_forget_any(desk: 
 
 
 async def test_a_node_does_not_hear_what_is_for_another(desk: Desk) -> None:
-    reconciler = await desk.connect("reconciler", make=True)
+    reconciler = await desk.connect("reconciler", ensure_stream=True)
     worker = await desk.connect(NODE)
-    async with worker.hear(subjects.down_pattern(OTHER)) as heard:
+    async with worker.subscribe(subjects.down_pattern(OTHER)) as heard:
         for _ in range(20):
-            await reconciler.tell(subjects.down(OTHER, "StatusPublished"))
+            await reconciler.publish(subjects.down(OTHER, "StatusPublished"))
         await reconciler.last_sequence()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):

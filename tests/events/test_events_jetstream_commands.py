@@ -159,7 +159,7 @@ async def test_the_server_keeps_no_consumer_and_no_reader_leaves_anything(
 async def test_a_command_is_told_of_only_once_it_is_stored(
     jetstream: JetStreamLedger, commands: JetStreamCommands
 ) -> None:
-    async with jetstream.hear(subjects.down_pattern(NODE)) as heard:
+    async with jetstream.subscribe(subjects.down_pattern(NODE)) as heard:
         await commands.send(command(Teller(NODE), 0))
         async with asyncio.timeout(5):
             notice = await anext(heard)

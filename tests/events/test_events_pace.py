@@ -16,7 +16,7 @@ from hub_servers import HubServers
 
 from events.nats.client.connection import Connection
 from events.nats.server import free_port
-from events.process.backoff import QUICK, Backoff
+from events.process.backoff import LOCAL_PAUSE, Backoff
 from events.process.settings import LedgerAddress, Settings, hub_address, ledger_address, load
 
 
@@ -75,7 +75,7 @@ async def until(times: Sequence[float], count: int) -> None:
 
 async def up(connection: Connection, made: int = 1) -> None:
     async with asyncio.timeout(30):
-        while not (connection.up and connection.made == made):  # noqa: ASYNC110  # nor does a connection
+        while not (connection.connected and connection.generation == made):  # noqa: ASYNC110  # nor does a connection
             await asyncio.sleep(0.01)
 
 
@@ -109,7 +109,7 @@ async def test_a_hub_that_is_back_has_its_clients_within_the_longest_pause_and_t
     servers.start()
     (port,) = servers.ports
     longest = 1.0
-    async with connecting(LedgerAddress(servers.url, longest_pause=longest)) as connection:
+    async with connecting(LedgerAddress(servers.url, max_pause=longest)) as connection:
         await up(connection)
         servers.kill()
         async with hanging_up(port) as times:
@@ -189,7 +189,7 @@ async def test_a_client_that_is_made_anew_waits_for_the_rest_of_the_pause() -> N
     started = time.monotonic()
     for _ in range(3):
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(QUICK / 2):
+            async with asyncio.timeout(LOCAL_PAUSE / 2):
                 await pace.wait(1)
     async with asyncio.timeout(5):
         await pace.wait(1)

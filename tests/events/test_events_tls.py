@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from events.ledger.ledger import LedgerError
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import hub_stream
-from events.process.backoff import PATIENT
+from events.process.backoff import MAX_HUB_PAUSE
 from events.process.settings import LedgerAddress, Settings, SettingsError, TlsSettings, hub_address, load
 from events.schema import NodeName
 
@@ -416,5 +416,5 @@ def test_each_node_has_files_of_its_own(tmp_path: Path) -> None:
         tls=TlsSettings(
             ca_file="/a/ca.crt", cert_file="/a/worker-1/tls.crt", key_file="/a/worker-1/tls.key", server_name="hub"
         ),
-        longest_pause=PATIENT,
+        max_pause=MAX_HUB_PAUSE,
     )

@@ -51,7 +51,7 @@ class Stage:
         """Say so until it is heard."""
         async with asyncio.timeout(10):
             while not self._would_wait():
-                await self.ledger.tell(PUBLISHER_PRESENT)
+                await self.ledger.publish(PUBLISHER_PRESENT)
                 await asyncio.sleep(0)
 
     def _would_wait(self) -> bool:
@@ -73,7 +73,7 @@ class Stage:
             trace="",
             data=data,
         )
-        await self.ledger.tell(subjects.down(NODE, event.type), encode(event))
+        await self.ledger.publish(subjects.down(NODE, event.type), encode(event))
 
     def waited(self, result: str) -> float | None:
         return self.metrics.registry.get_sample_value("plumbline_status_wait_seconds_count", {"result": result})
@@ -109,7 +109,7 @@ async def test_the_wait_ends_with_the_word_about_its_own_request(stage: Stage, d
     stage.statuses.expect(sandbox("a1"))
     waiting = asyncio.create_task(stage.statuses.wait(EventId("a1"), FOREVER))
     await stage.say(data, "another")
-    await stage.ledger.tell(subjects.down(NODE, "StatusPublished"), b"no event")
+    await stage.ledger.publish(subjects.down(NODE, "StatusPublished"), b"no event")
     await until(lambda: not waiting.done())
     await stage.say(data, "a1")
     async with asyncio.timeout(10):

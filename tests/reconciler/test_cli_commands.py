@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from stories import SECRET, Node, busy_day
 
-from events.ledger.new_event import said_now
+from events.ledger.new_event import new_event
 from events.nats.commands import JetStreamCommands
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
@@ -198,7 +198,7 @@ def test_who_is_interrupted_before_the_command_has_begun_ends_as_one_afterwards(
 
 async def test_what_the_reconciler_did_has_as_many_columns_as_the_rest(ledger: JetStreamLedger, config: Path) -> None:
     elected = ReconcilerElected(replica="r")
-    await ledger.append(said_now(elected, node=NO_NODE))
+    await ledger.append(new_event(elected, node=NO_NODE))
     done = await asyncio.to_thread(run, config, "timeline")
     assert done.stdout.split()[1:4] == ["-", "-", "reconciler"]
 

@@ -195,7 +195,7 @@ class Together(RuleBasedStateMachine):
     def facts(self) -> Facts:
         running = frozenset(box for box, real in self.boxes.items() if real.runtime == "running")
         present = frozenset(box for box, real in self.boxes.items() if real.runtime)
-        held = tuple(box for box in self.state.sandboxes.values() if box.holds_something)
+        held = tuple(box for box in self.state.sandboxes.values() if box.holds_resources)
         return Facts(
             boot_id=BOOT,
             now=self.now,

@@ -411,7 +411,7 @@ async def test_it_says_that_it_is_there_while_it_can_publish(
     ledger: MemoryLedger, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "PRESENCE_INTERVAL", 0.0)
-    async with ledger.hear(PUBLISHER_PRESENT) as heard, running(ledger, tmp_path / "x.db", board):
+    async with ledger.subscribe(PUBLISHER_PRESENT) as heard, running(ledger, tmp_path / "x.db", board):
         async with asyncio.timeout(10):
             await anext(heard)
             board.well = False

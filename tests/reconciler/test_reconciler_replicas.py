@@ -224,7 +224,7 @@ async def test_an_unreachable_ledger_is_tried_again(
 async def test_words_that_are_none_are_passed_over(ledger: MemoryLedger, commands: MemoryCommands) -> None:
     async with several(ledger, commands, 2) as (first, second):
         for payload in (b"", b"{", b"\xff", b'{"replica": 1}', b'{"replica": "old", "epoch": 0, "leaves": true}'):
-            await ledger.tell(RECONCILER_PRESENT, payload)
+            await ledger.publish(RECONCILER_PRESENT, payload)
         await asyncio.sleep(0.5)
         assert (first.serving, second.serving) == (True, False)
 

@@ -20,7 +20,7 @@ from events import subjects
 from events.ledger.ledger import LedgerError, LedgerUnavailableError
 from events.nats.client.client import Client, Msg, errors
 from events.nats.client.tls import Access, RefusedError
-from events.process.backoff import QUICK, Backoff
+from events.process.backoff import LOCAL_PAUSE, Backoff
 from events.process.settings import LedgerAddress
 
 log = structlog.get_logger(__name__)
@@ -61,7 +61,7 @@ class Connection:
         self._url = address.url
         self._user = user = address.user
         self._access = Access(address)
-        self._pace = Backoff(address.longest_pause)
+        self._pace = Backoff(address.max_pause)
         self._name = name
         self._patience = patience
         self._client = Client()
@@ -79,17 +79,17 @@ class Connection:
         self._refusals = 0
 
     @property
-    def up(self) -> bool:
+    def connected(self) -> bool:
         """Whether the server is connected now."""
         return self._client.is_connected
 
     @property
-    def made(self) -> int:
+    def generation(self) -> int:
         """Counts the connections made."""
         return self._made
 
     @property
-    def largest(self) -> int:
+    def max_payload(self) -> int:
         """Bytes of the largest message that the server takes, headers included."""
         return self._client.max_payload
 
@@ -116,7 +116,7 @@ class Connection:
                     reconnected_cb=self._on_connect,
                     closed_cb=self._on_close,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=QUICK,  # type: ignore[arg-type]  # annotated int, used as seconds
+                    reconnect_time_wait=LOCAL_PAUSE,  # type: ignore[arg-type]  # annotated int, used as seconds
                     connect_timeout=2,
                     ping_interval=10,
                     max_outstanding_pings=2,

@@ -23,17 +23,17 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def hearing(link: Link, subjects: tuple[str, ...]) -> AsyncGenerator[AsyncIterator[Notice], None]:
-    """See ``Notices.hear``."""
-    ear = _Ear(link, subjects)
+async def subscribed(link: Link, subjects: tuple[str, ...]) -> AsyncGenerator[AsyncIterator[Notice], None]:
+    """See ``Notices.subscribe``."""
+    subscriber = _Subscriber(link, subjects)
     try:
-        await ear.subscribe()
-        yield ear
+        await subscriber.subscribe()
+        yield subscriber
     finally:
-        await ear.unsubscribe()
+        await subscriber.unsubscribe()
 
 
-class _Ear:
+class _Subscriber:
     def __init__(self, link: Link, subjects: tuple[str, ...]) -> None:
         self._link = link
         self._subjects = subjects

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec.structs import replace
 
-from events.default_routes import Claim, claims, dropped
+from events.default_routes import Claim, claims, is_dropped
 from events.fold import Attachment
 from events.schema import ErrorClass, IfName, NetworkName, Phase
 from nodeworker.errors import RequestFailedError, failed
@@ -102,7 +102,9 @@ def adjusted(attachments: Sequence[Attachment], attachment: Attachment) -> str:
     given = [gateway for claim in found if claim.index == index for gateway in claim.gateways.items()]
     try:
         result = results.decode(attachment.result, attachment.plan.cni_version)
-        kept = [route for route in result.routes if not (_is_default(route) and dropped(found, index, _family(route)))]
+        kept = [
+            route for route in result.routes if not (_is_default(route) and is_dropped(found, index, _family(route)))
+        ]
         routes = (*kept, *(Route(dst=_EVERYWHERE[family], gw=gateway) for family, gateway in given))
         after = replace(result, routes=routes)
         return attachment.result if after == result else results.encode(after, result.cni_version)

@@ -47,7 +47,7 @@ def held(sandbox: Sandbox | None) -> list[Held]:
 
 
 def _holding(sandbox: Sandbox | None) -> tuple[Attachment, ...]:
-    if sandbox is None or not sandbox.attachments or not sandbox.holds_something:
+    if sandbox is None or not sandbox.attachments or not sandbox.holds_resources:
         return ()
     return sandbox.attachments
 

@@ -116,7 +116,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def closed_pods(self) -> frozenset[PodName]:
         """Pods of which a sandbox came to hold nothing any more."""
-        return _pods(box for _, box in self.story if box is not None and not box.holds_something)
+        return _pods(box for _, box in self.story if box is not None and not box.holds_resources)
 
 
 def needed(batch: Sequence[Stored]) -> Needed:
@@ -221,9 +221,9 @@ def _phases(before: Mapping[SandboxKey, Sandbox], after: Mapping[SandboxKey, San
     more: Counter[str] = Counter()
     for key, sandbox in after.items():
         had = before.get(key)
-        if had is not None and had.holds_something:
+        if had is not None and had.holds_resources:
             more[had.phase.value] -= 1
-        if sandbox.holds_something:
+        if sandbox.holds_resources:
             more[sandbox.phase.value] += 1
     return more
 

@@ -46,7 +46,7 @@ def sandbox_row(sandbox: Sandbox, created: int) -> Row:
         "uid": sandbox.pod.uid,
         "netns": sandbox.netns,
         "phase": sandbox.phase.value,
-        "live": sandbox.holds_something,
+        "live": sandbox.holds_resources,
         "drifting": bool(sandbox.drifts),
         "error_class": failure.error_class.value if failure is not None else "",
         "failure": failure.message if failure is not None else "",
