@@ -15,9 +15,9 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -51,7 +51,7 @@ from nodeworker.leaks import reporter, scanner
 from nodeworker.leaks.evidence.container_runtime import RuntimeUnknownError, SharedRuntime
 from nodeworker.leaks.evidence.footprint import Footprint
 from nodeworker.leaks.forced_release import ForcedRelease
-from nodeworker.leaks.judge import Known
+from nodeworker.leaks.judge import Inventory
 from nodeworker.leaks.reclaimer import Reclaimer
 from nodeworker.leaks.reporter import LeakReporter
 from nodeworker.leaks.scanner import LeakScanner
@@ -71,6 +71,8 @@ from nodeworker.settings import WorkerSection
 from reconciler.decisions import leaks as decisions
 from reconciler.decisions.leaks import Asked, LeakKey
 from reconciler.decisions.reclaim_sender import command
+
+T = TypeVar("T")
 
 NODE, ETH0 = NodeName("node"), IfName("eth0")
 
@@ -111,12 +113,12 @@ class Runtime:
         self.pods: set[str] = set()
         self.hangs = False
 
-    async def known(self) -> Known:
+    async def inventory(self) -> Inventory:
         """See ``nodeworker.leaks.evidence.container_runtime.ContainerRuntime``."""
         await asyncio.sleep(0)
         if self.hangs:
             raise RuntimeUnknownError("it hangs")
-        return Known(frozenset(self.pods), frozenset(self.pods), "the runtime")
+        return Inventory(frozenset(self.pods), frozenset(self.pods), "the runtime")
 
 
 class _Attacher:
@@ -178,7 +180,12 @@ class Worker:
         shared, results = SharedRuntime(self._world.runtime), str(self._world.folder / "results")
         scanner = LeakScanner(journal.state, journal.boot_id, shared, places, results)
         leaks = LeakReporter(journal, scanner, self.metrics, 0.1)
-        reclaimer = Reclaimer(journal, answers, scanner, ForcedRelease(detacher, runners, executor, 10.0), self.metrics)
+        forced_release = ForcedRelease(detacher, runners, executor, 10.0)
+
+        async def take_turn(container_id: str, work: Callable[[], Awaitable[T]]) -> T:
+            return await dispatcher.take_turn(container_id, work)
+
+        reclaimer = Reclaimer(journal, answers, scanner, forced_release, self.metrics, take_turn)
         orders = Orders(journal, {ReclaimRequested: reclaimer.reclaim})
         attacher = cast("Attacher", _Attacher(journal, runners, self._world.pods))
         statuses = cast("StatusWait", _NoStatuses())
@@ -187,7 +194,6 @@ class Worker:
             async with tasks:
                 collector = cast("GarbageCollector", None)
                 dispatcher = Dispatcher(attacher, detacher, collector, orders, answers, statuses, tasks, 16)
-                reclaimer.give_turns(dispatcher.take_turn)
                 for pending in sorted(journal.state.pending.values(), key=lambda each: each.sequence):
                     dispatcher.dispatch(pending, resumed=True)
 
@@ -360,7 +366,7 @@ def quickened() -> contextlib.ExitStack:
     stack = contextlib.ExitStack()
     for module, name, value in (
         (reporter, "APART", 0.02),
-        (reporter, "_AGAIN", 0.03),
+        (reporter, "_CONFIRM", 0.03),
         (reporter, "_SETTLE", 0.01),
         (scanner, "addresses_in_use", frozenset),
     ):

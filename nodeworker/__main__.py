@@ -35,7 +35,7 @@ from nodeworker.intake.recovery import Retention
 from nodeworker.journal.hub_link import HubLink
 from nodeworker.journal.journal import Journal
 from nodeworker.journal.worker_lock import only_worker, version
-from nodeworker.leaks.scanner import links_there
+from nodeworker.leaks.scanner import node_link_names
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.parts import Memory, Parts
 from nodeworker.planning.cluster.source import Source
@@ -193,7 +193,7 @@ class _Worker:
     async def _load(self) -> None:
         """Learn what the ledger says, and keep the answers that an entry point may still come back for."""
         waiting: dict[EventId, Event] = {}
-        there = await asyncio.to_thread(links_there)
+        there = await asyncio.to_thread(node_link_names)
         async for stored in self._journal.load():
             event, request = stored.event, request_of(stored.event)
             self._memory.places.learn(event, there)

@@ -98,13 +98,12 @@ class Parts:
         )
         forced_release = ForcedRelease(detacher, runners, executor, section.delegate_timeout)
         self._leaks, reclaimer = self._leak_keepers(memory, forced_release)
-        leak_scan = None if settings.leaks.policy == "off" else self._leaks.look
+        leak_scan = None if settings.leaks.policy == "off" else self._leaks.scan_now
         self._comparison = NodeComparison(journal, self._watcher, settings.drift.interval, leak_scan)
         self.orders = Orders(journal, self._handlers(runners, reclaimer))
         self.dispatcher = Dispatcher(
             attacher, detacher, collector, self.orders, answers, self.statuses, tasks, section.concurrency
         )
-        reclaimer.give_turns(self.dispatcher.take_turn)
         self.upkeep = Recovery(journal, self.dispatcher, answers, memory.spool, metrics)
         request_log = RequestLog(section.network, memory.log_files)
         request_log.warn_of_keys(section.unknown_network_keys, "worker.network")
@@ -133,14 +132,14 @@ class Parts:
         return [kubelet, claims] if claims else [kubelet]
 
     def _leak_keepers(self, memory: Memory, forced_release: ForcedRelease) -> tuple[LeakReporter, Reclaimer]:
-        """Return who tells of leaks and who frees them."""
+        """Return the parts that report and reclaim leaks."""
         journal, settings = self._journal, self._settings.leaks
         journal.on_recorded(lambda event, _: memory.places.learn(event))
         runtime = SharedRuntime(CriRuntime(settings.cri_socket))
         scanner = LeakScanner(journal.state, journal.boot_id, runtime, memory.places, settings.results_dir)
         return (
             LeakReporter(journal, scanner, self._metrics, settings.interval),
-            Reclaimer(journal, memory.answers, scanner, forced_release, self._metrics),
+            Reclaimer(journal, memory.answers, scanner, forced_release, self._metrics, self._take_turn),
         )
 
     def _handlers(self, runners: WayRunners, reclaimer: Reclaimer) -> Mapping[type[Order], Handler]:

@@ -1,1 +1,1 @@
-"""Finds what is held on the node without an owner, and frees it when asked."""
+"""Finds resources on the node without an owner (leaks), and frees them on request."""

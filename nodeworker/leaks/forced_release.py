@@ -1,8 +1,8 @@
-"""Free what an attachment holds although a plugin refuses its DEL: nobody comes back for a sandbox that is gone.
+"""Release the resources of an attachment whose DEL a plugin refuses: the sandbox is gone, so no other DEL will come.
 
-All plugins of the chain are asked, also those after the one that refuses. Then the IPAM plugin is asked by itself,
-and where that is host-local and refuses too, the address is taken out of its folder, under its lock and by its owner's
-name.
+Every plugin of the chain runs, also those after one that refuses. Then the refusing plugin's IPAM plugin runs alone. If
+that is host-local and refuses too, the worker removes the address from its folder, under host-local's lock and only if
+the owner matches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from events.fold import Attachment, Sandbox
 from events.schema import ContainerId, Failure, InterfaceDetached, InterfaceDetachFailed, PluginRun
-from nodeworker.leaks.evidence.footprint import Folder, folder_of, node_ends, type_of
+from nodeworker.leaks.evidence.footprint import AddressFolder, folder_of, node_ends, type_of
 from nodeworker.leaks.release import free_addresses_of, free_link
 from nodeworker.planning.resolve.default_route import adjusted
 from nodeworker.plugins import chain, device_info
@@ -27,8 +27,8 @@ from nodeworker.plugins.spec.cni_args import parse_args
 from nodeworker.sandboxes.detach import Detacher
 
 
-class Swept(msgspec.Struct):
-    """What came of it."""
+class Release(msgspec.Struct):
+    """The outcome of a release."""
 
     outcome: InterfaceDetached | InterfaceDetachFailed
     notes: tuple[str, ...]
@@ -36,19 +36,20 @@ class Swept(msgspec.Struct):
 
 
 class ForcedRelease:
-    """Frees attachments of sandboxes that are gone."""
+    """Releases attachments of sandboxes that are gone."""
 
     def __init__(self, detacher: Detacher, runners: Runners, executor: Runner, seconds: float) -> None:
+        """*seconds*: for each run of a plugin."""
         self._detacher = detacher
         self._runners = runners
         self._executor = executor
         self._seconds = seconds
 
-    async def free(self, sandbox: Sandbox, attachment: Attachment, *, final: bool) -> Swept:
-        """Free what *attachment* holds.
+    async def release(self, sandbox: Sandbox, attachment: Attachment, *, final: bool) -> Release:
+        """Release the resources of *attachment*.
 
-        With *final*, a plugin that refuses is not waited for: what can be known of what it holds is free, and for what
-        nobody can know nobody will come. Without, it is tried again.
+        If a plugin refuses: with *final*, release every known resource and stop retrying; without, the release fails
+        and is tried again.
         """
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -57,38 +58,40 @@ class ForcedRelease:
         result = adjusted(sandbox.attachments, attachment) or None
         runs, refused = await chain.sweep(self._runners, plan, target, result, self._seconds)
         notes: list[str] = []
-        held: Failure | None = None
+        unreleased: Failure | None = None
         for plugin, failure in refused.items():
             freed, run = await self._free_addresses(plugin, attachment, target, notes)
             runs += run
             if not freed:
-                held = failure
+                unreleased = failure
         taken = [
             end.name for end in node_ends(type_of(plan), attachment.result) if await asyncio.to_thread(free_link, end)
         ]
-        notes += [f"the node's link {name} was taken away" for name in taken]
+        notes += [f"the node's link {name} was deleted" for name in taken]
         await device_info.withdraw(plan)
-        if held is None and refused and not final:
-            held = next(iter(refused.values()))
+        if unreleased is None and refused and not final:
+            unreleased = next(iter(refused.values()))
         seconds = loop.time() - started
         network, ifname = plan.network, plan.ifname
-        if held is not None:
-            failed = InterfaceDetachFailed(network=network, ifname=ifname, failure=held, seconds=seconds, runs=runs)
-            return Swept(failed, tuple(notes))
+        if unreleased is not None:
+            failed = InterfaceDetachFailed(
+                network=network, ifname=ifname, failure=unreleased, seconds=seconds, runs=runs
+            )
+            return Release(failed, tuple(notes))
         notes += [f"a plugin refused, and is not asked again: {failure.message}" for failure in refused.values()]
-        return Swept(InterfaceDetached(network=network, ifname=ifname, seconds=seconds, runs=runs), tuple(notes))
+        return Release(InterfaceDetached(network=network, ifname=ifname, seconds=seconds, runs=runs), tuple(notes))
 
     async def _free_addresses(
         self, plugin: str, attachment: Attachment, target: chain.Target, notes: list[str]
     ) -> tuple[bool, tuple[PluginRun, ...]]:
-        """Return whether *plugin*, which refused its DEL, holds no address any more; and how its IPAM plugin ran."""
+        """Return whether the addresses of *plugin*, which refused its DEL, are free; and the run of its IPAM plugin."""
         config = cast("dict[str, Any]", msgspec.json.decode(plugin))
         kind = ipam_type(config)
         if not kind:
             return True, ()
-        why, run = await self._ask_ipam(kind, plugin, config, attachment, target)
+        why, run = await self._run_ipam(kind, plugin, config, attachment, target)
         if not why:
-            notes.append(f"{kind} freed the address of {attachment.plan.ifname} when asked by itself")
+            notes.append(f"{kind} freed the address of {attachment.plan.ifname} when it ran alone")
             return True, run
         folder = folder_of(plugin)
         if folder is None:
@@ -96,10 +99,10 @@ class ForcedRelease:
             return False, run
         return await self._free_directly(folder, attachment, target, notes), run
 
-    async def _ask_ipam(
+    async def _run_ipam(
         self, kind: str, plugin: str, config: dict[str, Any], attachment: Attachment, target: chain.Target
     ) -> tuple[str, tuple[PluginRun, ...]]:
-        """Have the IPAM plugin free the address; return why it did not, and its run where it was executed."""
+        """Run DEL of the IPAM plugin; return why it failed, and its run if it was executed."""
         args, ifname = attachment.plan.cni_args, attachment.plan.ifname
         native = ipam_plugin(kind)
         if native is not None and not native.unsupported(config):
@@ -125,7 +128,7 @@ class ForcedRelease:
         return (complaint(run, stdout).message if run.exit_code else ""), (run,)
 
     async def _free_directly(
-        self, folder: Folder, attachment: Attachment, target: chain.Target, notes: list[str]
+        self, folder: AddressFolder, attachment: Attachment, target: chain.Target, notes: list[str]
     ) -> bool:
         owner = ContainerId(target.container_id)
         try:

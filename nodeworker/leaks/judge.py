@@ -1,8 +1,8 @@
-"""Judge what is held without an owner, from what a look at the node found.
+"""Judge which resources have no owner, from the facts of one scan.
 
-Pure. Nothing is judged on the absence of a pod from the cluster, and nothing on a question that nobody answered: what
-can't be told is ``unsure``, and stays as it is. Freed is only what is judged so twice, and once more right before
-(``nodeworker.leaks.reclaimer``).
+Pure. The absence of a pod from the cluster proves nothing, and neither does a question without an answer: such a
+resource is undecided, and stays untouched. A leak is freed only if two scans judged it so, and a third immediately
+before (``nodeworker.leaks.reclaimer``).
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from events.fold import Sandbox, SandboxKey, SandboxPhase
 from events.schema import ContainerId, IfName, Leak, LeakId, LeakKind
 
 LONGEST_ADD = 600.0
-"""Seconds that an ADD may last with any runtime (CRI-O: five minutes, and what the request has left)."""
+"""Seconds that an ADD takes at most with any runtime (CRI-O: five minutes, plus the rest of the request)."""
 
 
-class Known(NamedTuple):
-    """The container IDs that a runtime knows."""
+class Inventory(NamedTuple):
+    """The container IDs of a runtime."""
 
     present: frozenset[str]
-    """Of sandboxes and of containers, also of those that have ended: their DEL may still come."""
+    """Of sandboxes and containers, including those that have ended: their DEL may still come."""
     running: frozenset[str]
-    """Those of sandboxes that run."""
-    by: str
-    """Who says so, for people."""
+    """Of running sandboxes."""
+    runtime: str
+    """The runtime, for people."""
 
 
 class HeldFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that holds something for a container, or for nobody."""
+    """A file that holds a resource for a container, or for no container."""
 
     kind: LeakKind
-    """What it is if it has no owner."""
+    """The kind of leak that it is without an owner."""
     path: str
     what: str
-    """The address, for one of host-local's."""
+    """The address, for a file of host-local."""
     holder: ContainerId = ContainerId("")
-    """Empty: it names nobody."""
+    """Empty: the file names no owner."""
     ifname: IfName = IfName("")
     network: str = ""
     content: bytes = b""
-    """What an address's file says."""
+    """The content of an address's file."""
     changed: float = 0.0
-    """When it was written, in seconds since 1970."""
+    """When it was last written, in seconds since 1970."""
 
 
 class HeldLink(msgspec.Struct, frozen=True, kw_only=True):
-    """An interface of the node that was recorded as made for a sandbox which the ledger no longer has."""
+    """A link of the node that was recorded for a sandbox which the ledger no longer has."""
 
     name: str
     mac: str
@@ -59,62 +59,64 @@ class HeldLink(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What one look found. Of what it did not look for it says nothing."""
+    """The facts of one scan. A resource that was not searched for is not in it."""
 
     boot_id: str
     now: float
     """Seconds since 1970."""
     booted: float
     """When the node was booted, in seconds since 1970."""
-    runtime: Known | None = None
+    runtime: Inventory | None = None
     """None: it could not be asked, for the ``reason``."""
     reason: str = ""
     absent: bool = False
-    """True: there is no container runtime with a CRI on this node."""
+    """Whether the node has no container runtime with a CRI."""
     sandboxes: tuple[Sandbox, ...] = ()
-    """Those that the ledger has, asked for after the runtime."""
+    """The sandboxes of the ledger, read after the runtime's answer."""
     live: Set[str] = frozenset()
-    """Container IDs of everything that the ledger has."""
+    """All container IDs of the ledger."""
     busy: Set[str] = frozenset()
-    """Container IDs of which an ADD or a DEL is under way."""
+    """Container IDs with an ADD or a DEL in progress."""
     lost: Mapping[SandboxKey, str] = {}
-    """How it is known that a sandbox' namespace is gone."""
+    """The sandboxes whose namespace is gone, each with a sentence that says how this is known."""
     files: tuple[HeldFile, ...] = ()
     links: tuple[HeldLink, ...] = ()
     in_use: Set[str] = frozenset()
-    """Addresses that an interface has in any namespace of the node, as text."""
+    """Addresses of interfaces in any namespace of the node, as text."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that is held without an owner, as far as one look can tell."""
+    """A resource without an owner, as judged from one scan."""
 
     leak: Leak
     evidence: tuple[str, ...]
     judged: int = 0
-    """As in ``LeakObserved``."""
+    """The sequence of the ledger that was judged (see ``LeakObserved``)."""
 
 
 class Judgement(msgspec.Struct, kw_only=True):
-    """What follows from a look."""
+    """The result of judging one scan."""
 
     findings: dict[LeakId, Finding] = {}
-    unsure: set[LeakId] = set()
-    """What may be held without an owner, and nobody can tell."""
-    soon: bool = False
-    """Whether it is worth while to look again soon: a namespace is gone, and its sandbox not quite."""
+    undecided: set[LeakId] = set()
+    """Resources that may have no owner, without proof."""
+    rescan_soon: bool = False
+    """Whether to scan again soon: a namespace is gone, and its sandbox may follow."""
     unseen: list[str] = []
+    """Sentences that say which part of the node could not be scanned, and why."""
     running: Set[str] = frozenset()
-    """Container IDs of the sandboxes that the runtime runs, as far as it could be asked."""
-    blind: set[str] = set()
-    """What the IDs begin with of leaks that could not be looked for."""
+    """Container IDs of the sandboxes that the runtime runs; empty if it could not be asked."""
+    unscanned: set[str] = set()
+    """Prefixes of the IDs of leaks that could not be searched for."""
 
-    def tells_of(self, leak_id: LeakId) -> bool:
-        """Return whether it is known that *leak_id* is a leak, or that it is none."""
-        return leak_id in self.findings or not (leak_id in self.unsure or leak_id.startswith(tuple(self.blind)))
+    def decides(self, leak_id: LeakId) -> bool:
+        """Return whether *leak_id* is known to be a leak, or known to be none."""
+        undecided = leak_id in self.undecided or leak_id.startswith(tuple(self.unscanned))
+        return leak_id in self.findings or not undecided
 
 
 def judge(facts: Facts) -> Judgement:
-    """Return what is held without an owner."""
+    """Return the leaks that the *facts* prove."""
     judgement = Judgement(running=facts.runtime.running if facts.runtime is not None else frozenset())
     for sandbox in facts.sandboxes:
         _judge_sandbox(sandbox, facts, judgement)
@@ -122,24 +124,24 @@ def judge(facts: Facts) -> Judgement:
         _judge_file(held, facts, judgement)
     for link in facts.links:
         _judge_link(link, facts, judgement)
-    if facts.runtime is None and (judgement.unsure or facts.sandboxes):
-        rest = f"; {len(judgement.unsure)} that may be held by nobody are left alone" if judgement.unsure else ""
+    if facts.runtime is None and (judgement.undecided or facts.sandboxes):
+        rest = f"; {len(judgement.undecided)} possible leaks are left alone" if judgement.undecided else ""
         judgement.unseen.append(f"which sandboxes are live: {facts.reason}{rest}")
     return judgement
 
 
 def sandbox_leak_id(key: SandboxKey) -> LeakId:
-    """Return the ID of the leak that a sandbox is once nobody has it."""
+    """Return the ID of the leak of a sandbox without an owner."""
     return LeakId(f"sandbox/{key.container_id}/{key.ifname}")
 
 
 def file_leak_id(path: str) -> LeakId:
-    """Return the ID of the leak that the file at *path* is once nobody has it."""
+    """Return the ID of the leak of the file at *path* without an owner."""
     return LeakId(f"file/{path}")
 
 
 def link_leak_id(name: str) -> LeakId:
-    """Return the ID of the leak that an interface of the node is once nobody has it."""
+    """Return the ID of the leak of a link of the node without an owner."""
     return LeakId(f"link/{name}")
 
 
@@ -147,47 +149,47 @@ def _judge_sandbox(sandbox: Sandbox, facts: Facts, judgement: Judgement) -> None
     key, runtime = sandbox.key, facts.runtime
     lost = facts.lost.get(key, "")
     if key.container_id in facts.busy or sandbox.waiting or not sandbox.holds_resources:
-        judgement.soon |= bool(lost)
+        judgement.rescan_soon |= bool(lost)
         return
     refused = sandbox.phase in (SandboxPhase.DETACH_FAILED, SandboxPhase.ATTACH_FAILED)
     evidence: tuple[str, ...] | None
     if sandbox.boot_id and sandbox.boot_id != facts.boot_id:
-        kind, evidence = LeakKind.REBOOTED, _of_another_boot(sandbox, lost, facts)
-        unsure = runtime is None
+        kind, evidence = LeakKind.REBOOTED, _ended_by_reboot(sandbox, lost, facts)
+        undecided = runtime is None
     elif not lost:
         return
     elif refused:
-        kind, evidence = LeakKind.DETACH_UNFINISHED, _given_up(sandbox, lost, facts)
-        unsure = False
+        kind, evidence = LeakKind.DETACH_UNFINISHED, _abandoned(sandbox, lost, facts)
+        undecided = False
     else:
         absent = runtime is not None and key.container_id not in runtime.present
         kind, evidence = LeakKind.SANDBOX_GONE, (_unknown_to(runtime), lost) if runtime and absent else None
-        unsure = runtime is None
+        undecided = runtime is None
     if evidence is None:
-        judgement.soon |= not facts.absent
-        if unsure:
-            judgement.unsure.add(sandbox_leak_id(key))
+        judgement.rescan_soon |= not facts.absent
+        if undecided:
+            judgement.undecided.add(sandbox_leak_id(key))
         return
     if refused:
         kind = LeakKind.DETACH_UNFINISHED
     _found(judgement, Finding(leak=_sandbox_leak(sandbox, kind), evidence=evidence, judged=sandbox.sequence))
 
 
-def _of_another_boot(sandbox: Sandbox, lost: str, facts: Facts) -> tuple[str, ...] | None:
-    """Return how it is known that *sandbox* ended with an earlier boot, None where that is not known."""
+def _ended_by_reboot(sandbox: Sandbox, lost: str, facts: Facts) -> tuple[str, ...] | None:
+    """Return the evidence that *sandbox* ended with an earlier boot; None: there is none."""
     booted = f"it is of boot {sandbox.boot_id}, and the node is in boot {facts.boot_id}"
     if facts.runtime is not None:
         return None if sandbox.key.container_id in facts.runtime.running else (booted, _not_running(facts.runtime))
-    # Without a runtime there is nobody to contradict. A path that a process ID is in may be anybody's by now.
+    # Without a runtime no sandbox can run. A path with a process ID may belong to any new process.
     if facts.absent and (lost or sandbox.netns.startswith("/proc/")):
         return booted, facts.reason
     return None
 
 
-def _given_up(sandbox: Sandbox, lost: str, facts: Facts) -> tuple[str, ...] | None:
-    """Return how it is known that nobody counts on *sandbox*, whose DEL, or rollback, a plugin refused.
+def _abandoned(sandbox: Sandbox, lost: str, facts: Facts) -> tuple[str, ...] | None:
+    """Return the evidence that the runtime has abandoned *sandbox*, whose DEL or rollback a plugin refused.
 
-    Whoever asked for the DEL, or was told that the ADD failed, has given it up.
+    The runtime has requested the DEL, or has received the failure of the ADD.
     """
     runtime = facts.runtime
     if runtime is not None and sandbox.key.container_id in runtime.running:
@@ -200,12 +202,12 @@ def _judge_file(held: HeldFile, facts: Facts, judgement: Judgement) -> None:
     if held.holder in facts.live:
         return
     if held.kind is LeakKind.ADDRESS_TORN:
-        evidence: Iterable[str] = ("its file names nobody",)
-    elif (reasons := _dead(held, facts)) is not None:
+        evidence: Iterable[str] = ("its file names no owner",)
+    elif (reasons := _holder_gone(held, facts)) is not None:
         evidence = reasons
     else:
         if facts.runtime is None:
-            judgement.unsure.add(file_leak_id(held.path))
+            judgement.undecided.add(file_leak_id(held.path))
         return
     if held.kind in (LeakKind.ADDRESS_TORN, LeakKind.ADDRESS_UNOWNED):
         if held.what in facts.in_use:
@@ -214,10 +216,10 @@ def _judge_file(held: HeldFile, facts: Facts, judgement: Judgement) -> None:
     _found(judgement, Finding(leak=_file_leak(held), evidence=tuple(evidence)))
 
 
-def _dead(held: HeldFile, facts: Facts) -> tuple[str, ...] | None:
-    """Return how it is known that the holder of *held* is no more, None where it is not known.
+def _holder_gone(held: HeldFile, facts: Facts) -> tuple[str, ...] | None:
+    """Return the evidence that the holder of *held* is gone; None: there is none.
 
-    Its runtime may be about to tell of it: an ADD that is not ours comes before that.
+    The holder of a young file may not be in the runtime's list yet: another plugin's ADD runs before that.
     """
     runtime = facts.runtime
     if runtime is None or held.holder in runtime.present:
@@ -226,14 +228,14 @@ def _dead(held: HeldFile, facts: Facts) -> tuple[str, ...] | None:
     if held.changed < facts.booted:
         old = "its file is older than the node's boot"
     elif age > LONGEST_ADD:
-        old = f"its file is older than the {LONGEST_ADD:g} s that an ADD may last"
+        old = f"its file is older than the {LONGEST_ADD:g} s that an ADD takes at most"
     else:
         return None
     return (f"the ledger has no container {held.holder[:12]}", _unknown_to(runtime), old)
 
 
 def _judge_link(link: HeldLink, facts: Facts, judgement: Judgement) -> None:
-    """A link is only looked at if its name and MAC are recorded as those of a sandbox that was detached since."""
+    """A link is judged only if the ledger records its name and MAC for a sandbox that was detached since."""
     runtime = facts.runtime
     if link.holder in facts.live:
         return
@@ -283,14 +285,14 @@ def _file_leak(held: HeldFile) -> Leak:
     )
 
 
-def _not_running(runtime: Known) -> str:
-    return f"{runtime.by} does not run it"
+def _not_running(runtime: Inventory) -> str:
+    return f"{runtime.runtime} does not run it"
 
 
-def _unknown_to(runtime: Known) -> str:
-    return f"{runtime.by} does not know it"
+def _unknown_to(runtime: Inventory) -> str:
+    return f"{runtime.runtime} does not know it"
 
 
 def ordered(findings: Mapping[LeakId, Finding]) -> Iterator[Finding]:
-    """Yield sandboxes first: what they hold goes with them."""
+    """Yield *findings*, sandboxes first: reclaiming a sandbox frees its other leaks too."""
     yield from sorted(findings.values(), key=lambda finding: (finding.judged == 0, finding.leak.id))

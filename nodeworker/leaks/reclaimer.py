@@ -1,8 +1,7 @@
-"""Free what nobody owns, when it is asked for and still so: the last look decides, not the one that was judged.
+"""Reclaim a leak on command, if a scan immediately before confirms it.
 
-A sandbox goes by a DEL of its own, with the bytes that were recorded, which is an intent like any other and is only
-taken if nothing has happened to its container since the reclaim was. Where a plugin refuses, ``forced_release``
-follows.
+A leaked sandbox gets a DEL of its own with the recorded configuration. That intent is appended only if its container
+has no newer event than the reclaim. If a plugin refuses the DEL, ``forced_release`` follows.
 """
 
 from __future__ import annotations
@@ -48,19 +47,19 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _SIGHTINGS = 2
-"""Looks that must have found it so."""
+"""Scans that must have found the leak before."""
 
 
-class Turns(Protocol):
-    """Gives a container's requests their turns (``nodeworker.sandboxes.dispatcher``)."""
+class TakeTurn(Protocol):
+    """Runs work in the queue of a container, behind its earlier requests."""
 
     async def __call__(self, container_id: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what *work* returns when the requests for the container that came before are done."""
+        """Return the result of *work*."""
         ...
 
 
 class Reclaimer:
-    """Fulfils the intent of reclaiming a leak."""
+    """Carries out the command to reclaim a leak."""
 
     def __init__(
         self,
@@ -69,56 +68,55 @@ class Reclaimer:
         scanner: LeakScanner,
         forced_release: ForcedRelease,
         metrics: WorkerMetrics,
+        take_turn: TakeTurn,
     ) -> None:
         self._journal = journal
         self._answers = answers
         self._scanner = scanner
-        self._last_resort = forced_release
-        self._take_turn: Turns | None = None
+        self._forced_release = forced_release
+        self._take_turn = take_turn
         self._metrics = metrics
 
-    def give_turns(self, take_turn: Turns) -> None:
-        """Take turns with everything else that is done for a container."""
-        self._take_turn = take_turn
-
-    async def reclaim(self, event: Event, order: ReclaimRequested) -> LeakReclaimed:
-        """Fulfil the intent *event* and return its outcome. Raises RequestFailedError where nothing was freed."""
+    async def reclaim(self, event: Event, command: ReclaimRequested) -> LeakReclaimed:
+        """Carry out the *command* of the intent *event*; return its outcome. Raises RequestFailedError."""
         try:
-            leaked = self._confirmed(event, order.leak)
+            leaked = self._confirmed(event, command.leak)
             evidence = await self._free(event, leaked)
         except RequestFailedError as error:
             self._metrics.reclaim_refused(error.failure.error_class)
             raise
         seconds = seconds_since(leaked.first_at)
-        self._metrics.leak_reclaimed(order.leak.kind, seconds)
-        log.info("leak_reclaimed", kind=order.leak.kind.value, what=order.leak.what, seconds=round(seconds, 3))
-        return LeakReclaimed(request=order.request, leak=order.leak, evidence=evidence, seconds=seconds_since(event.at))
+        self._metrics.leak_reclaimed(command.leak.kind, seconds)
+        log.info("leak_reclaimed", kind=command.leak.kind.value, what=command.leak.what, seconds=round(seconds, 3))
+        return LeakReclaimed(
+            request=command.request, leak=command.leak, evidence=evidence, seconds=seconds_since(event.at)
+        )
 
     def _confirmed(self, event: Event, leak: Leak) -> Leaked:
-        """Return what the ledger says of *leak*, if that is what *event* rests on."""
+        """Return the ledger's record of *leak*. Raises RequestFailedError if *event* rests on an older one."""
         leaked = self._journal.state.leaks.get((self._journal.node, leak.id))
         if leaked is None:
             raise _changed(leak, "it is no leak any more")
         if leaked.event != event.cause or leaked.observed.leak != leak:
-            raise _changed(leak, "it was looked at again since")
+            raise _changed(leak, "there is a newer observation")
         if leaked.observed.sightings < _SIGHTINGS:
-            raise _changed(leak, "it was seen but once")
+            raise _changed(leak, "only one scan has found it")
         if event.sandbox != leak.sandbox:
-            raise _changed(leak, f"the command is about container {event.sandbox[:12]!r}, which it is not of")
+            raise _changed(leak, f"the command is about container {event.sandbox[:12]!r}, which is not the leak's")
         return leaked
 
     async def _free(self, event: Event, leaked: Leaked) -> tuple[str, ...]:
-        """Free it and return the evidence, as it is now."""
+        """Free the leak; return the evidence of the scan immediately before."""
         leak = leaked.observed.leak
-        finding = await self._scanner.again(leak)
+        finding = await self._scanner.rescan(leak)
         if finding is None and await self._is_free(leak):
-            return ("it was free by then",)
+            return ("it was free already",)
         if finding is None or (finding.leak, finding.judged) != (leak, leaked.observed.judged):
-            raise _changed(leak, "what spoke for it does not hold any more")
+            raise _changed(leak, "the evidence for it does not hold any more")
         if leak.sandbox:
             return (*finding.evidence, *await self._free_sandbox(event, leak, finding))
         try:
-            await asyncio.to_thread(self._way_to_free(leak))
+            await asyncio.to_thread(self._release_of(leak))
         except release.ChangedError as error:
             raise _changed(leak, str(error)) from error
         except (OSError, reservations.BusyError) as error:
@@ -129,7 +127,7 @@ class Reclaimer:
         return finding.evidence
 
     async def _is_free(self, leak: Leak) -> bool:
-        """Return whether somebody freed it in the meantime: the worker before, most likely."""
+        """Return whether the leak was freed since, most likely by an earlier run of the worker."""
         if leak.sandbox:
             return _key(leak) not in self._journal.state.sandboxes
         try:
@@ -137,7 +135,7 @@ class Reclaimer:
         except OSError:
             return False
 
-    def _way_to_free(self, leak: Leak) -> Callable[[], object]:
+    def _release_of(self, leak: Leak) -> Callable[[], object]:
         match leak.kind:
             case LeakKind.ADDRESS_UNOWNED | LeakKind.ADDRESS_TORN:
                 return partial(release.free_address, leak, self._owned)
@@ -149,57 +147,56 @@ class Reclaimer:
                 raise _changed(leak, f"{leak.kind} is not a kind of leak that this worker can free")
 
     def _owned(self, container_id: ContainerId) -> bool:
-        """Return whether the ledger has the container, also from a thread."""
+        """Return whether the ledger has the container. Thread-safe."""
         return any(key.container_id == container_id for key in tuple(self._journal.state.sandboxes))
 
     async def _free_sandbox(self, event: Event, leak: Leak, finding: Finding) -> tuple[str, ...]:
-        """Detach the sandbox, whatever it takes; return how, as sentences."""
+        """Detach the sandbox, with force if needed; return sentences that say how."""
         key = _key(leak)
         sandbox = self._journal.state.sandboxes[key]
         if sandbox.sequence != finding.judged:
-            raise _changed(leak, "something happened to it meanwhile")
+            raise _changed(leak, "there is a newer event of it")
         intent = self._journal.state.pending.get(event.id)
         try:
             await ask_detach(
                 self._journal, self._answers, sandbox, event.id, last=intent.sequence if intent else finding.judged
             )
         except ConflictError as error:
-            raise _changed(leak, "something happened to its container meanwhile") from error
+            raise _changed(leak, "there is a newer event of its container") from error
         except LedgerError as error:
             raise failed(class_of(error), Phase.RECLAIM, str(error)) from error
         if self._left(key, sandbox) is None:
-            return ("its own DEL was done",)
-        assert self._take_turn is not None
+            return ("its own DEL freed it",)
         final = leak.kind is LeakKind.DETACH_UNFINISHED
-        notes, failure = await self._take_turn(key.container_id, lambda: self._sweep(event, key, sandbox, final=final))
+        notes, failure = await self._take_turn(key.container_id, lambda: self._force(event, key, sandbox, final=final))
         if failure is not None:
             raise RequestFailedError(failure)
         return notes
 
-    async def _sweep(
+    async def _force(
         self, event: Event, key: SandboxKey, sandbox: Sandbox, *, final: bool
     ) -> tuple[tuple[str, ...], Failure | None]:
-        """Free what is left of the sandbox; return how, and what could not be freed. It is its container's turn."""
+        """Release the rest of the sandbox, in the container's queue; return notes, and the last failure."""
         left = self._left(key, sandbox)
         if left is None:
-            return ("it was detached meanwhile",), None
+            return ("it was detached since",), None
         notes: list[str] = []
         failure: Failure | None = None
         async with EffectLog(self._journal, event) as effects:
             for attachment in reversed(left.attempted()):
                 if attachment.phase is AttachmentPhase.DETACHED:
                     continue
-                swept = await self._last_resort.free(left, attachment, final=final)
-                notes += swept.notes
-                effects.put(swept.outcome)
-                if isinstance(swept.outcome, InterfaceDetachFailed):
-                    failure = swept.outcome.failure
+                released = await self._forced_release.release(left, attachment, final=final)
+                notes += released.notes
+                effects.put(released.outcome)
+                if isinstance(released.outcome, InterfaceDetachFailed):
+                    failure = released.outcome.failure
         if failure is None:
             await record(self._journal, DetachCompleted(request=RequestId(""), ifname=key.ifname), event)
         return tuple(notes), failure
 
     def _left(self, key: SandboxKey, sandbox: Sandbox) -> Sandbox | None:
-        """Return what is left of *sandbox*; None: nothing."""
+        """Return what the ledger still has of *sandbox*; None: nothing."""
         now = self._journal.state.sandboxes.get(key)
         return now if now is not None and now.intent == sandbox.intent else None
 

@@ -1,7 +1,7 @@
-"""Say in the ledger what is held without an owner, at every look, until there is nothing new to say.
+"""Scan the node for leaks, and record each new leak in the ledger.
 
-A look at everything is taken at the start, at an interval, and soon after a namespace went. What it finds is told when
-it is seen first and when it is seen again, because only what is seen twice may be freed; after that only changes are.
+The worker scans at the start, at an interval, and soon after a namespace was removed. A leak is recorded when a scan
+finds it first and when one finds it again, because only a leak found twice may be freed; after that only if it changes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from nodeworker.metrics import WorkerMetrics
 log = structlog.get_logger(__name__)
 
 APART = 2.0
-"""Seconds between two looks that count as two."""
-_AGAIN = 2.1
-"""Seconds until the second look at what was seen once."""
+"""Seconds between two scans that count as two sightings."""
+_CONFIRM = 2.1
+"""Seconds until the scan that confirms a new leak."""
 _SOON = 5.0
-"""Seconds until the next look while a namespace is gone and the runtime still has its sandbox."""
+"""Seconds until the next scan while a namespace is gone and the runtime still has its sandbox."""
 _ALARM = 3600.0
-"""Seconds for which a sandbox that was reclaimed is watched for signs of life."""
+"""Seconds for which the runtime's list is checked for a reclaimed sandbox."""
 _SETTLE = 0.2
-"""Seconds from a namespace's end to the look at it: a runtime forgets its sandbox about then."""
-_AT_ONCE = 500
-"""Leaks that one look tells of; the others' turn comes when these are freed."""
+"""Seconds from the removal of a namespace to the scan: the runtime forgets the sandbox about then."""
+_MAX_NEW = 500
+"""New leaks that one scan records; the others are recorded after these are freed."""
 
 
 class ScanSummary(NamedTuple):
@@ -47,112 +47,116 @@ class ScanSummary(NamedTuple):
 
 
 class LeakReporter:
-    """Looks, and tells."""
+    """Scans at the right times, and records the findings."""
 
     def __init__(self, journal: Journal, scanner: LeakScanner, metrics: WorkerMetrics, interval: float) -> None:
+        """*interval*: seconds between scans without a reason for an earlier one."""
         self._journal = journal
         self._scanner = scanner
         self._metrics = metrics
         self._interval = interval
         self._first: dict[LeakId, float] = {}
-        """When a leak was seen first by this worker, by the loop's clock."""
-        self._freed: dict[str, float] = {}
-        """Containers whose sandbox was reclaimed, and when."""
+        """When this worker first found a leak, by the loop's clock."""
+        self._reclaimed: dict[str, float] = {}
+        """Container IDs of reclaimed sandboxes, and when, by the loop's clock."""
         journal.on_recorded(self._recorded)
-        self._one_at_a_time = asyncio.Lock()
-        self._woken = asyncio.Event()
+        self._scan_lock = asyncio.Lock()
+        self._namespace_removed = asyncio.Event()
 
     async def run(self) -> None:
-        """Look without end."""
-        watch = NamespaceWatch(self._namespaces_gone)
+        """Scan without end."""
+        watch = NamespaceWatch(self._namespaces_removed)
         pause = 0.0
         try:
             while True:
                 try:
                     async with asyncio.timeout(pause):
-                        await self._woken.wait()
+                        await self._namespace_removed.wait()
                 except TimeoutError:
                     pass
                 else:
                     await asyncio.sleep(_SETTLE)
-                self._woken.clear()
-                pause = await self._next_pause()
+                self._namespace_removed.clear()
+                pause = await self._scan_for_pause()
                 watch.follow(sandbox.netns for sandbox in self._journal.state.sandboxes.values())
         finally:
             watch.close()
 
-    def _namespaces_gone(self, names: set[str]) -> None:
-        """Look soon if the ledger still has the sandbox of one: where a DEL came, it has not."""
-        sandboxes = self._journal.state.sandboxes.values()
-        if any(os.path.basename(sandbox.netns) in names and loss(sandbox.netns) for sandbox in sandboxes):
-            self._woken.set()
-
-    async def look(self) -> ScanSummary:
-        """Look at everything now, tell what is new, and return what there is. Raises LedgerError."""
-        judgement = await self._look()
+    async def scan_now(self) -> ScanSummary:
+        """Scan everything now and record what is new. Raises LedgerError."""
+        judgement = await self._scan()
         return ScanSummary(len(judgement.findings), tuple(judgement.unseen))
 
-    async def _next_pause(self) -> float:
-        """Look, and return for how long not to."""
+    def _namespaces_removed(self, names: set[str]) -> None:
+        """Scan soon if the ledger still has a sandbox in one of the namespaces: it had no DEL."""
+        sandboxes = self._journal.state.sandboxes.values()
+        if any(os.path.basename(sandbox.netns) in names and loss(sandbox.netns) for sandbox in sandboxes):
+            self._namespace_removed.set()
+
+    async def _scan_for_pause(self) -> float:
+        """Scan, and return the seconds until the next scan."""
         try:
-            judgement = await self._look()
+            judgement = await self._scan()
         except LedgerError as error:
             log.warning("leaks_not_told", error=str(error))
             return self._interval
-        except Exception:  # what one look stumbles over must not end the looking
+        except Exception:  # one failed scan must not end the scanning
             log.exception("look_broke")
             return self._interval
-        known = self._open()
-        if any(found in known and known[found].observed.sightings < 2 for found in judgement.findings):
-            return min(_AGAIN, self._interval)
-        return min(_SOON, self._interval) if judgement.soon else self._interval
+        recorded = self._recorded_leaks()
+        if any(found in recorded and recorded[found].observed.sightings < 2 for found in judgement.findings):
+            return min(_CONFIRM, self._interval)
+        return min(_SOON, self._interval) if judgement.rescan_soon else self._interval
 
-    async def _look(self) -> Judgement:
-        async with self._one_at_a_time:
-            judgement = await self._scanner.everything()
+    async def _scan(self) -> Judgement:
+        async with self._scan_lock:
+            judgement = await self._scanner.scan()
             self._metrics.leaks_open.set(len(judgement.findings))
             self._raise_alarm(judgement)
-            await self._tell(judgement)
+            await self._record_changes(judgement)
             return judgement
 
     def _recorded(self, event: Event, _: Sandbox | None) -> None:
-        """Remember whose sandbox was reclaimed: it must not turn out to be alive."""
+        """Remember a reclaimed sandbox: the runtime must not run it."""
         if isinstance(event.data, LeakReclaimed) and event.sandbox:
-            self._freed[event.sandbox] = asyncio.get_running_loop().time()
+            self._reclaimed[event.sandbox] = asyncio.get_running_loop().time()
 
     def _raise_alarm(self, judgement: Judgement) -> None:
-        """Say so, once, if the runtime runs what was reclaimed and was not attached anew."""
+        """Log once if the runtime runs a sandbox that was reclaimed and not attached again."""
         now = asyncio.get_running_loop().time()
         live = {key.container_id for key in self._journal.state.sandboxes}
-        for container_id in self._freed.keys() & judgement.running - live:
+        for container_id in self._reclaimed.keys() & judgement.running - live:
             self._metrics.freed_falsely()
             log.error("freed_falsely", sandbox=container_id, meaning="it was reclaimed, and the runtime runs it")
-            del self._freed[container_id]
-        self._freed = {name: at for name, at in self._freed.items() if now - at < _ALARM}
+            del self._reclaimed[container_id]
+        self._reclaimed = {name: at for name, at in self._reclaimed.items() if now - at < _ALARM}
 
-    async def _tell(self, judgement: Judgement) -> None:
-        known = self._open()
-        fresh = 0
+    async def _record_changes(self, judgement: Judgement) -> None:
+        recorded = self._recorded_leaks()
+        new_leaks = 0
         for finding in ordered(judgement.findings):
-            new = finding.leak.id not in known
-            fresh += new
-            if fresh > _AT_ONCE and new:
+            new = finding.leak.id not in recorded
+            new_leaks += new
+            if new_leaks > _MAX_NEW and new:
                 continue
-            await self._tell_of(finding, known.get(finding.leak.id))
-        if fresh > _AT_ONCE:
-            judgement.unseen.append(f"{fresh - _AT_ONCE} leaks more: their turn comes when others are freed")
+            await self._record_finding(finding, recorded.get(finding.leak.id))
+        if new_leaks > _MAX_NEW:
+            judgement.unseen.append(f"{new_leaks - _MAX_NEW} leaks more: they are recorded after others are freed")
         self._first = {leak: at for leak, at in self._first.items() if leak in judgement.findings}
-        for leak_id in known.keys() - judgement.findings.keys():
-            if judgement.tells_of(leak_id) and leak_id in self._open():
-                await self._tell_gone(known[leak_id])
+        for leak_id in recorded.keys() - judgement.findings.keys():
+            if judgement.decides(leak_id) and leak_id in self._recorded_leaks():
+                await self._record_gone(recorded[leak_id])
 
-    async def _tell_of(self, finding: Finding, known: Leaked | None) -> None:
+    async def _record_finding(self, finding: Finding, recorded: Leaked | None) -> None:
         now = asyncio.get_running_loop().time()
         sightings = 1
-        if known is not None and (known.observed.leak, known.observed.judged) == (finding.leak, finding.judged):
-            if known.observed.sightings > 1 or now - self._first.setdefault(finding.leak.id, now) < APART:
+        if recorded is not None and (recorded.observed.leak, recorded.observed.judged) == (
+            finding.leak,
+            finding.judged,
+        ):
+            if recorded.observed.sightings > 1 or now - self._first.setdefault(finding.leak.id, now) < APART:
                 return
-            sightings = known.observed.sightings + 1
+            sightings = recorded.observed.sightings + 1
         else:
             self._first[finding.leak.id] = now
         observed = LeakObserved(
@@ -163,11 +167,11 @@ class LeakReporter:
             self._metrics.leak_observed(finding.leak.kind)
             log.info("leak_observed", kind=finding.leak.kind.value, what=finding.leak.what, evidence=finding.evidence)
 
-    async def _tell_gone(self, known: Leaked) -> None:
-        leak = known.observed.leak
+    async def _record_gone(self, recorded: Leaked) -> None:
+        leak = recorded.observed.leak
         await self._journal.record(LeakObserved(leak=leak, sightings=0, gone=True), leak.sandbox)
 
-    def _open(self) -> dict[LeakId, Leaked]:
-        """Return the leaks of the node that the ledger tells of."""
+    def _recorded_leaks(self) -> dict[LeakId, Leaked]:
+        """Return the node's leaks in the ledger."""
         node = self._journal.node
         return {leak_id: leaked for (where, leak_id), leaked in self._journal.state.leaks.items() if where == node}

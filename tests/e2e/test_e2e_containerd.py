@@ -237,7 +237,7 @@ def test_a_containerd_that_dies_loses_no_sandbox(rig: Rig) -> None:
 def present(containerd: Containerd) -> frozenset[str]:
     """Return what the worker takes for known to containerd, nothing as long as there is no answer."""
     try:
-        return asyncio.run(cri.known(str(containerd.socket))).present
+        return asyncio.run(cri.inventory(str(containerd.socket))).present
     except RuntimeUnknownError:
         return frozenset()
 

@@ -39,7 +39,7 @@ from events.schema import (
     RequestId,
     Stored,
 )
-from nodeworker.leaks.judge import Facts, Known, judge
+from nodeworker.leaks.judge import Facts, Inventory, judge
 from reconciler.decisions import leaks
 from reconciler.decisions.drift import LOST, Order, Repairs
 from reconciler.decisions.leaks import Asked, LeakKey, Reclaim
@@ -200,7 +200,7 @@ class Together(RuleBasedStateMachine):
             boot_id=BOOT,
             now=self.now,
             booted=0.0,
-            runtime=Known(present, running, "it"),
+            runtime=Inventory(present, running, "it"),
             sandboxes=held,
             live=frozenset(box.key.container_id for box in held),
             lost={box.key: "gone" for box in held if not self.boxes[box.key.container_id].namespace},

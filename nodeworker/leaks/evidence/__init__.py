@@ -1,1 +1,1 @@
-"""Evidence about what is held: files, addresses, namespaces, and what the container runtime lists."""
+"""Collects evidence of leaks: files, addresses, namespaces, and the sandboxes that the container runtime lists."""

@@ -1,7 +1,6 @@
-"""Which addresses interfaces have, in every namespace that can be found: an address with an interface is no leak.
+"""List the addresses of interfaces in all namespaces of the node: an address on an interface is not a leak.
 
-Everything here blocks. It costs a third of a millisecond for each namespace, so it is asked only when something else
-speaks for a leak.
+Blocking. It costs a third of a millisecond for each namespace, so the scanner calls it only for suspected leaks.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESRCH})
 
 
 def addresses_in_use() -> frozenset[str]:
-    """Return all addresses, without prefix length. Raises OSError where a namespace could not be looked into."""
+    """Return all addresses, without prefix length. Raises OSError if a namespace could not be read."""
     found: set[str] = set()
     with Netlink.on_node() as node:
         found |= _of(node)
@@ -33,7 +32,7 @@ def addresses_in_use() -> frozenset[str]:
                 found |= _of(inside)
         except RequestFailedError as error:
             if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _GONE:
-                raise OSError(errno.EIO, error.failure.message) from error  # what it has, nobody can tell
+                raise OSError(errno.EIO, error.failure.message) from error  # its addresses are not known
     return frozenset(found)
 
 
@@ -42,7 +41,7 @@ def _of(netlink: Netlink) -> set[str]:
 
 
 def _namespaces() -> Iterator[str]:
-    """Yield a path of each namespace that is mounted, or that a process is in."""
+    """Yield one path for each namespace that is mounted, or that a process runs in."""
     seen = {os.stat(_OWN).st_ino}
     for path in (*_mounted(), *_of_processes()):
         try:

@@ -1,7 +1,7 @@
-"""Where sandboxes may leave something on the node: the folders and interfaces that the ledger tells of.
+"""Remember where sandboxes may leave resources on the node: host-local's folders, and the node's ends of veth pairs.
 
-A sandbox that is detached is forgotten, and what it may have left must not be with it: folders are kept, and the
-node's ends of its wires for as long as they are there.
+The ledger's state forgets a detached sandbox, but the sandbox may have left resources. So the footprint keeps folders
+for good, and veth ends for as long as they exist.
 """
 
 from __future__ import annotations
@@ -50,29 +50,29 @@ class _Result(msgspec.Struct, frozen=True):
 
 
 _WITH_NODE_ENDS = frozenset({"bridge", "ptp"})
-"""Plugins that tell in their result which end of their wire is on the node. Others may tell of the node's own links."""
+"""Plugins whose result lists the node's end of their veth pair. Other results may list the node's own links."""
 
 _plugin = msgspec.json.Decoder(_Plugin)
 _result = msgspec.json.Decoder(_Result)
 
 
-class Folder(NamedTuple):
-    """One of host-local's."""
+class AddressFolder(NamedTuple):
+    """The folder in which host-local reserves the addresses of one network."""
 
     path: str
     network: str
-    """What plugins know it by."""
+    """Its name in the plugin's configuration."""
 
 
 class NodeEnd(NamedTuple):
-    """An interface of the node, as the result of an attachment tells of it."""
+    """The node's end of a veth pair, as a result lists it."""
 
     name: str
     mac: str
 
 
-def folder_of(plugin: str) -> Folder | None:
-    """Return where host-local keeps the addresses of the network that the configuration *plugin* is for, if it does."""
+def folder_of(plugin: str) -> AddressFolder | None:
+    """Return host-local's folder for the network of the configuration *plugin*; None: it uses another IPAM plugin."""
     try:
         config = _plugin.decode(plugin)
     except msgspec.MsgspecError:
@@ -80,11 +80,11 @@ def folder_of(plugin: str) -> Folder | None:
     folder = config.ipam.data_dir or DATA_DIR
     if config.ipam.type != "host-local" or not folder.startswith("/") or "/" in config.name or not config.name:
         return None
-    return Folder(os.path.join(folder, config.name), config.name)
+    return AddressFolder(os.path.join(folder, config.name), config.name)
 
 
 def node_ends(plugin_type: str, result: str) -> list[NodeEnd]:
-    """Return the interfaces of the node itself that *result* of that plugin tells of; a bridge may be among them."""
+    """Return the node's links in the *result* of that plugin; a bridge may be among them."""
     if plugin_type not in _WITH_NODE_ENDS or '"interfaces"' not in result:
         return []
     try:
@@ -95,51 +95,51 @@ def node_ends(plugin_type: str, result: str) -> list[NodeEnd]:
 
 
 class Footprint:
-    """What was ever told of, as far as it matters still."""
+    """The host-local folders and node ends of all recorded sandboxes, as long as they may hold resources."""
 
     def __init__(self, device_info: str) -> None:
         self.device_info = device_info
-        """Folder with the files that CNI plugins say in what devices are."""
-        self._folders: set[Folder] = set()
+        """The folder with the files in which CNI plugins describe devices."""
+        self._folders: set[AddressFolder] = set()
         self._ends: dict[NodeEnd, HeldLink] = {}
 
-    def learn(self, event: Event, there: frozenset[str] | None = None) -> None:
-        """Take note of what *event* tells; of interfaces, if *there* says which there are, only of those."""
+    def learn(self, event: Event, present_links: frozenset[str] | None = None) -> None:
+        """Add the folders and links of *event*; with *present_links*, only links with one of those names."""
         match event.data:
             case AttachPlanned(attachments=attachments) | SandboxAdopted(plan=AttachPlanned(attachments=attachments)):
                 self._learn_folders(attachments)
             case InterfaceAttached() as effect:
-                self._learn_ends(event.sandbox, effect, there)
+                self._learn_ends(event.sandbox, effect, present_links)
             case AttachCompleted(effects=effects):
                 for effect in effects:
-                    self._learn_ends(event.sandbox, effect, there)
+                    self._learn_ends(event.sandbox, effect, present_links)
             case _:
                 pass
 
-    def look_up(self, sandboxes: Mapping[SandboxKey, Sandbox]) -> None:
-        """Take note of what the ledger has now."""
+    def learn_sandboxes(self, sandboxes: Mapping[SandboxKey, Sandbox]) -> None:
+        """Add the folders and links of the *sandboxes* of the ledger."""
         for (container_id, _), sandbox in sandboxes.items():
             self._learn_folders(attachment.plan for attachment in sandbox.attachments)
             for attachment in sandbox.attachments:
                 for end in node_ends(type_of(attachment.plan), attachment.result):
                     self._ends[end] = _held(end, container_id, attachment.plan.ifname, attachment.plan.network)
 
-    def folders(self) -> list[Folder]:
+    def folders(self) -> list[AddressFolder]:
         """Return host-local's folders."""
         return sorted(self._folders)
 
     def ends(self, live: frozenset[ContainerId]) -> dict[NodeEnd, HeldLink]:
-        """Return the node's ends of wires of containers that are not *live*."""
-        return {end: held for end, held in tuple(self._ends.items()) if held.holder not in live}
+        """Return the node ends of containers that are not *live*."""
+        return {end: link for end, link in tuple(self._ends.items()) if link.holder not in live}
 
     def forget(self, ends: Iterable[NodeEnd]) -> None:
-        """Forget interfaces that are not there any more."""
+        """Remove *ends* that do not exist any more."""
         for end in ends:
             self._ends.pop(end, None)
 
-    def _learn_ends(self, holder: ContainerId, effect: InterfaceAttached, there: frozenset[str] | None) -> None:
+    def _learn_ends(self, holder: ContainerId, effect: InterfaceAttached, present_links: frozenset[str] | None) -> None:
         for end in node_ends(effect.runs[0].type if effect.runs else "", effect.result):
-            if there is None or end.name in there:
+            if present_links is None or end.name in present_links:
                 self._ends[end] = _held(end, holder, effect.ifname, effect.network)
 
     def _learn_folders(self, attachments: Iterable[PlannedAttachment]) -> None:

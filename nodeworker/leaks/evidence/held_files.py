@@ -1,7 +1,7 @@
-"""The files in which something is held for a container: host-local's, those about devices, results that runtimes keep.
+"""Find files that hold a resource for a container: host-local's addresses, device information, cached results.
 
-Everything here blocks, and changes nothing. Call it from a thread. What lists raises OSError for a folder that is there
-and can't be read.
+Blocking and read-only: call it on a thread. The listing functions raise OSError for a folder that exists and can't be
+read.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import msgspec
 
 from events.schema import ContainerId, IfName, LeakKind
 from nodeworker.errors import usable_container_id
-from nodeworker.leaks.evidence.footprint import Folder
+from nodeworker.leaks.evidence.footprint import AddressFolder
 from nodeworker.leaks.judge import HeldFile
 from nodeworker.plugins.native.ipam import reservations
 from nodeworker.plugins.spec.names import ifname_problem
 
 OUR_TYPE = "plumbline"
-"""``type`` of the configurations that runtimes call us with."""
+"""The ``type`` of Plumbline in the configurations of runtimes."""
 
 _DEVICE_INFO = re.compile(r"(?P<network>.*)-(?P<holder>[0-9a-f]{64})_(?P<ifname>[^/\s]{1,15})")
 _RESULT = re.compile(r"(?P<network>.*)-(?P<holder>[0-9a-f]{64})-(?P<ifname>[^/\s]{1,15})")
-"""How libcni names what it keeps of an ADD. The runtimes of pods make such container IDs, and no other is touched."""
-_LONGEST = 1 << 20
+"""libcni's file name for the cached result of an ADD. Only container IDs as runtimes of pods create them match."""
+_MAX_BYTES = 1 << 20
 
 
 class _Plugin(msgspec.Struct, frozen=True):
@@ -49,13 +49,13 @@ _config = msgspec.json.Decoder(_Config)
 _cached = msgspec.json.Decoder(_Cached)
 
 
-def addresses(folders: Iterable[Folder]) -> list[HeldFile]:
-    """Return the addresses that host-local's *folders* hold."""
+def addresses(folders: Iterable[AddressFolder]) -> list[HeldFile]:
+    """Return the reservations in host-local's *folders*."""
     return [held for folder in folders for name in _names(folder.path) if (held := address(folder, name)) is not None]
 
 
-def address(folder: Folder, name: str) -> HeldFile | None:
-    """Return the address that the file *name* in *folder* holds, None where it is no such file, or not there."""
+def address(folder: AddressFolder, name: str) -> HeldFile | None:
+    """Return the reservation in the file *name* of *folder*; None: it is not a reservation, or does not exist."""
     if reservations.address_of(name) is None:
         return None
     path = f"{folder.path}/{name}"
@@ -81,7 +81,7 @@ def address(folder: Folder, name: str) -> HeldFile | None:
 
 
 def holder_of(content: bytes) -> tuple[ContainerId, IfName]:
-    """Return whom a file of host-local's names; nobody where it is torn. Plugins before 0.8 named no interface."""
+    """Return the owner in a file of host-local; empty if it is torn. Plugins before 0.8 wrote no interface name."""
     try:
         holder, _, ifname = content.decode().partition("\r\n")
     except UnicodeDecodeError:
@@ -92,20 +92,20 @@ def holder_of(content: bytes) -> tuple[ContainerId, IfName]:
 
 
 def device_infos(folder: str) -> list[HeldFile]:
-    """Return the files about devices of containers, below *folder*."""
+    """Return the files about devices of containers, under *folder*."""
     return list(_named(f"{folder}/cni", _DEVICE_INFO, LeakKind.DEVICE_INFO_STALE))
 
 
 def cached_results(folder: str) -> list[HeldFile]:
-    """Return the results that runtimes keep of their ADDs, whoever they called."""
+    """Return the results that runtimes cache of their ADDs, of any plugin."""
     return list(_named(folder, _RESULT, LeakKind.RESULT_STALE))
 
 
 def is_ours(held: HeldFile) -> bool:
-    """Return whether the result in *held* is of an ADD that called Plumbline, for the container that its name says."""
+    """Return whether *held* caches an ADD of Plumbline, for the container in its file name."""
     try:
         with open(held.path, "rb") as file:
-            found = _cached.decode(file.read(_LONGEST))
+            found = _cached.decode(file.read(_MAX_BYTES))
         config = _config.decode(base64.b64decode(found.config))
     except (OSError, ValueError, msgspec.MsgspecError):
         return False
@@ -114,7 +114,7 @@ def is_ours(held: HeldFile) -> bool:
 
 
 def timed(held: HeldFile) -> HeldFile | None:
-    """Return *held* with the time at which it was written, None if it is gone."""
+    """Return *held* with the time of its last change; None: it is gone."""
     try:
         status = os.lstat(held.path)
     except OSError:

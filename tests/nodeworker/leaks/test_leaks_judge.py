@@ -21,7 +21,7 @@ from events.schema import (
     NodeName,
     PlannedAttachment,
 )
-from nodeworker.leaks.judge import LONGEST_ADD, Facts, HeldFile, Judgement, Known, judge
+from nodeworker.leaks.judge import LONGEST_ADD, Facts, HeldFile, Inventory, Judgement, judge
 from reconciler.decisions import leaks as decisions
 from reconciler.decisions.leaks import Asked, LeakKey
 
@@ -45,12 +45,12 @@ def sandbox(container_id: str, *, boot: str = "boot-1", phase: SandboxPhase = Sa
     )
 
 
-def facts(*boxes: Sandbox, runtime: Known | None = None, **more: Any) -> Facts:
+def facts(*boxes: Sandbox, runtime: Inventory | None = None, **more: Any) -> Facts:
     return Facts(boot_id="boot-1", now=10_000.0, booted=1.0, runtime=runtime, sandboxes=boxes, **more)
 
 
-def known(*running: str, ended: tuple[str, ...] = ()) -> Known:
-    return Known(frozenset({*running, *ended}), frozenset(running), "the runtime")
+def known(*running: str, ended: tuple[str, ...] = ()) -> Inventory:
+    return Inventory(frozenset({*running, *ended}), frozenset(running), "the runtime")
 
 
 def kinds(judgement: Judgement) -> list[LeakKind]:
@@ -71,7 +71,7 @@ def test_what_nobody_can_tell_is_unsure_and_said() -> None:
     box = sandbox(NAMES[0])
     judged = judge(facts(box, reason="it does not answer", lost={box.key: "gone"}))
     assert not judged.findings
-    assert len(judged.unsure) == 1
+    assert len(judged.undecided) == 1
     assert "it does not answer" in judged.unseen[0]
 
 
@@ -107,7 +107,7 @@ def test_an_address_without_owner_is_old_unknown_and_nowhere_in_use() -> None:
     assert not judge(facts(runtime=known(ended=(NAMES[0],)), files=(file,))).findings
     assert not judge(facts(runtime=known(), files=(file,), live={NAMES[0]})).findings
     assert not judge(facts(runtime=known(), files=(file,), in_use={"10.0.0.1"})).findings
-    assert judge(facts(reason="none", absent=True, files=(file,))).unsure == {"file//n/10.0.0.1"}
+    assert judge(facts(reason="none", absent=True, files=(file,))).undecided == {"file//n/10.0.0.1"}
     torn = held("", young, LeakKind.ADDRESS_TORN)
     assert judge(facts(reason="none", absent=True, files=(torn,))).findings
     assert not judge(facts(runtime=known(), files=(torn,), in_use={"10.0.0.1"})).findings
@@ -199,7 +199,7 @@ class Node(RuleBasedStateMachine):
         runtime = None
         if self.answers:
             running = frozenset(name for name, pod in self.pods.items() if pod.runtime == "running")
-            runtime = Known(frozenset(name for name, pod in self.pods.items() if pod.runtime), running, "it")
+            runtime = Inventory(frozenset(name for name, pod in self.pods.items() if pod.runtime), running, "it")
         return Facts(
             boot_id=f"{BOOT}{self.boot}",
             now=self.now,
@@ -230,7 +230,7 @@ class Node(RuleBasedStateMachine):
             observed = LeakObserved(leak=finding.leak, judged=finding.judged, sightings=sightings)
             self.leaks[key] = Leaked(observed, EventId(f"e{self._next()}"), "t", "t", self.sequence)
         for key in list(self.leaks):
-            if judgement.tells_of(key.leak) and key.leak not in judgement.findings:
+            if judgement.decides(key.leak) and key.leak not in judgement.findings:
                 del self.leaks[key]
 
     @rule()
