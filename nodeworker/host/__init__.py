@@ -1,1 +1,1 @@
-"""Processes of their own that change the host: install the entry point, adopt pods from Multus."""
+"""Separate processes that change the host: ``install`` the entry point, ``adopt`` pods from Multus."""

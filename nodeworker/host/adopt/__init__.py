@@ -1,6 +1,6 @@
-"""Take over from Multus: its pods go on running, and the ledger learns how they are attached.
+"""Adopts the pods of Multus: they keep running, and the ledger records how they are attached.
 
-What Multus, the runtime and host-local left on disk (``records``, ``read``) and what the kernel has (``places``) become
-one ``SandboxAdopted`` for each sandbox (``plan``). From then on DEL, CHECK and repair find these pods as if Plumbline
-had attached them. The files are read and never changed: with them a node can go back.
+The files that Multus, the runtime and host-local left (``records``, ``read``) and the state of the kernel
+(``namespaces``) become one ``SandboxAdopted`` for each sandbox (``plan``). From then on DEL, CHECK and repair treat
+these pods as attached by Plumbline. The files are only read: a node can go back to Multus.
 """

@@ -1,7 +1,7 @@
-"""The adoption's process: the only place that knows the files, the kernel and the ledger of one.
+"""The process of an adoption: it connects the files, the kernel and the ledger.
 
-It writes as the node's worker does, so it holds the worker's lock and opens an epoch of its own; each sandbox is one
-event, so a run that was cut is continued by the next.
+It writes events as the node's worker, so it takes the worker's lock and opens an epoch of its own. Each sandbox is one
+event, so the next run continues an interrupted one.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from events.nats.streams import NODE_STREAM
 from events.process import logs
 from events.process.settings import DEFAULT_PATH, SettingsError, ledger_address, load
 from events.schema import AttachRequested, ContainerId, NodeName, SandboxAdopted, WorkerStarted, WorkerStopped, unix_ns
-from nodeworker.host.adopt.places import Places, without_false_claims
+from nodeworker.host.adopt.namespaces import NamespaceFinder, without_false_claims
 from nodeworker.host.adopt.plan import Adoption, Leftover, Refusal, Verdict, judge
-from nodeworker.host.adopt.read import Files, Unreadable, read
+from nodeworker.host.adopt.read import SandboxFiles, Unreadable, read_state
 from nodeworker.host.adopt.settings import AdoptSettings
 from nodeworker.journal.journal import Journal
 from nodeworker.journal.worker_lock import WorkerRunningError, only_worker, version
@@ -34,62 +34,62 @@ from nodeworker.journal.worker_lock import WorkerRunningError, only_worker, vers
 log = structlog.get_logger(__name__)
 
 FINISHED = "adoption went through"
-"""Why the epoch of an adoption ended that has seen every sandbox."""
+"""The reason in ``WorkerStopped`` of an adoption that has processed every sandbox."""
 
 _NOT_ALL, _WRONG, _WORKER_RUNS, _NO_LEDGER = 1, 2, 3, 4
-_PATIENCE = 5.0
+_CONNECT_TIMEOUT = 5.0
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run came to: on standard output, for ``plumbline adopt`` to tell."""
+    """The result of a run: JSON on standard output, which ``plumbline adopt`` prints for people."""
 
     node: NodeName
     dry_run: bool
     ledger_read: bool
-    """False: a dry run without a ledger, so nothing is known of what it holds already."""
+    """False: a dry run without a ledger, so sandboxes that it has already are not known."""
     adoptions: tuple[Adoption, ...]
     refusals: tuple[Refusal, ...]
     orphans: tuple[str, ...]
-    """Files that can't be read and belong to nobody that is known."""
+    """Files that can't be read and belong to no known sandbox."""
     known: int
     """Sandboxes that are in the ledger already."""
     leftovers: int
     """Sandboxes that are gone and hold nothing."""
 
 
-class Known(msgspec.Struct):
-    """What the ledger has of this already."""
+class Recorded(msgspec.Struct):
+    """What the ledger has already."""
 
     sandboxes: set[ContainerId] = msgspec.field(default_factory=set[ContainerId])
-    """Those that were adopted, or attached by Plumbline itself."""
+    """Sandboxes that were adopted, or attached by Plumbline."""
     adopted_until: int = 0
 
 
-def find(settings: AdoptSettings, known: Known) -> tuple[list[Verdict], tuple[Unreadable, ...], int]:
-    """Return a verdict on each sandbox that is not *known*, the files that belong to none, and how many are known.
+def find(settings: AdoptSettings, recorded: Recorded) -> tuple[list[Verdict], tuple[Unreadable, ...], int]:
+    """Return verdicts on the sandboxes that are not *recorded*, the files that belong to none, and how many are.
 
     Raises OSError.
     """
     section = settings.adopt
-    # The namespaces are looked at after the files: whoever is attached meanwhile is not taken for gone.
-    state = read(Path(section.cni_dir), [Path(folder) for folder in section.cache_dirs])
-    fresh = [files for files in state.sandboxes if files.container_id not in known.sandboxes]
-    places = Places()
-    verdicts = [_judge(files, places, settings, known.adopted_until) for files in fresh]
-    return verdicts, state.orphans, len(state.sandboxes) - len(fresh)
+    # Read the files before the namespaces: a sandbox that is attached meanwhile is not taken for a removed one.
+    state = read_state(Path(section.cni_dir), [Path(folder) for folder in section.cache_dirs])
+    new = [files for files in state.sandboxes if files.container_id not in recorded.sandboxes]
+    finder = NamespaceFinder()
+    verdicts = [_judge(files, finder, settings, recorded.adopted_until) for files in new]
+    return verdicts, state.orphans, len(state.sandboxes) - len(new)
 
 
 async def adopt(ledger: Ledger | None, settings: AdoptSettings, *, dry_run: bool) -> Report:
-    """Append what has to be in *ledger*, unless it is a *dry_run*, and return what that is.
+    """Append the adoptions to *ledger*, unless it is a *dry_run*; return what they are.
 
     Raises LedgerError, OSError.
     """
-    known = Known()
+    recorded = Recorded()
     journal = None
     if ledger is not None:
         journal = Journal(ledger, NodeName(settings.node_name))
-        known = await _known(journal)
-    verdicts, orphans, already = find(settings, known)
+        recorded = await _recorded(journal)
+    verdicts, orphans, already = find(settings, recorded)
     adoptions = tuple(each for each in verdicts if isinstance(each, Adoption))
     if adoptions and not dry_run:
         assert journal is not None
@@ -106,23 +106,23 @@ async def adopt(ledger: Ledger | None, settings: AdoptSettings, *, dry_run: bool
     )
 
 
-def _judge(files: Files, places: Places, settings: AdoptSettings, adopted_until: int) -> Verdict:
-    place = places.find(files)
-    verdict = judge(files, place, bin_dir=settings.worker.network.bin_dir, adopted_until=adopted_until)
-    return without_false_claims(verdict, place) if isinstance(verdict, Adoption) else verdict
+def _judge(files: SandboxFiles, finder: NamespaceFinder, settings: AdoptSettings, adopted_until: int) -> Verdict:
+    namespace = finder.find(files)
+    verdict = judge(files, namespace, bin_dir=settings.worker.bin_dir, adopted_until=adopted_until)
+    return without_false_claims(verdict, namespace) if isinstance(verdict, Adoption) else verdict
 
 
-async def _known(journal: Journal) -> Known:
-    known = Known()
+async def _recorded(journal: Journal) -> Recorded:
+    recorded = Recorded()
     async for stored in journal.load():
         match stored.event.data:
             case SandboxAdopted() | AttachRequested():
-                known.sandboxes.add(stored.event.sandbox)
+                recorded.sandboxes.add(stored.event.sandbox)
             case WorkerStopped(reason=reason) if reason == FINISHED:
-                known.adopted_until = unix_ns(stored.event.at)
+                recorded.adopted_until = unix_ns(stored.event.at)
             case _:
                 pass
-    return known
+    return recorded
 
 
 async def _record(journal: Journal, adoptions: Sequence[Adoption], settings: AdoptSettings) -> None:
@@ -137,10 +137,10 @@ async def _record(journal: Journal, adoptions: Sequence[Adoption], settings: Ado
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Take over what Multus attached on this node; return the exit code.
+    """Adopt the pods that Multus attached on this node; return the exit code.
 
-    0: all is taken over; 1: not all, and each that is not has its sentence; 2: configuration; 3: a worker runs; 4: the
-    ledger is out of reach.
+    0: all are adopted; 1: some are not, each with a reason; 2: wrong configuration; 3: a worker runs; 4: the ledger
+    does not answer.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkerRunningError as error:
         return _say(f"{error}; stop it first: nothing was adopted", _WORKER_RUNS)
     except LedgerError as error:
-        return _say(f"{error}; what was adopted until then is, run this again for the rest", _NO_LEDGER)
+        return _say(f"{error}; some sandboxes may be adopted already, run this again for the rest", _NO_LEDGER)
     except OSError as error:
         return _say(error, _NOT_ALL)
     if options.output == "json":
@@ -174,7 +174,7 @@ async def _run(settings: AdoptSettings, *, dry_run: bool) -> Report:
 
 
 async def _connected(settings: AdoptSettings, *, needed: bool) -> JetStreamLedger | None:
-    """Return the ledger; None: none answers, and none is *needed*. Raises SettingsError, LedgerError."""
+    """Return the ledger; None: it does not answer, and is not *needed*. Raises SettingsError, LedgerError."""
     try:
         address = ledger_address(settings)
     except SettingsError:
@@ -182,7 +182,7 @@ async def _connected(settings: AdoptSettings, *, needed: bool) -> JetStreamLedge
             raise
         return None
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_CONNECT_TIMEOUT):
             return await JetStreamLedger.connect(address, config=NODE_STREAM, name="adopt")
     except TimeoutError:
         if needed:
@@ -191,25 +191,25 @@ async def _connected(settings: AdoptSettings, *, needed: bool) -> JetStreamLedge
 
 
 def _settings(options: argparse.Namespace) -> AdoptSettings:
-    """Return the settings with what the command line says in their place. Raises SettingsError."""
+    """Return the settings, with the command line's options first. Raises SettingsError."""
     settings = load(options.config, AdoptSettings)
-    given = {"cni_dir": options.cni_dir, "cache_dirs": tuple(options.cache_dir or ())}
+    options_set = {"cni_dir": options.cni_dir, "cache_dirs": tuple(options.cache_dir or ())}
     try:
-        section = replace(settings.adopt, **{name: value for name, value in given.items() if value})
+        section = replace(settings.adopt, **{name: value for name, value in options_set.items() if value})
     except ValueError as error:
         raise SettingsError(str(error)) from error
     return replace(settings, adopt=section)
 
 
 def _log(report: Report) -> None:
-    """Tell the log what *report* says; never what a plugin was given."""
+    """Log the *report*, without the plugins' configurations: they may contain secrets."""
     for each in report.adoptions:
         plan = each.data.plan
         names = ",".join(attachment.ifname for attachment in plan.attachments)
-        told = {"pod": str(plan.pod), "sandbox": each.container_id[:12], "interfaces": names}
-        log.info("sandbox_would_be_adopted" if report.dry_run else "sandbox_adopted", **told)
+        fields = {"pod": str(plan.pod), "sandbox": each.container_id[:12], "interfaces": names}
+        log.info("sandbox_would_be_adopted" if report.dry_run else "sandbox_adopted", **fields)
         for note in each.notes:
-            log.warning("sandbox_adopted_in_part", **told, note=note)
+            log.warning("sandbox_adopted_in_part", **fields, note=note)
     for each in report.refusals:
         log.error("sandbox_not_adopted", pod=str(each.pod), sandbox=each.container_id[:12], error=each.problem)
     for orphan in report.orphans:
@@ -231,10 +231,10 @@ def _say(error: object, exit_code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="plumbline adopt", allow_abbrev=False, description=main.__doc__)
     parser.add_argument("--config", type=Path, default=DEFAULT_PATH if DEFAULT_PATH.exists() else None)
-    parser.add_argument("--dry-run", action="store_true", help="say what would be adopted, and write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="report what would be adopted, and write nothing")
     parser.add_argument("--cni-dir", metavar="DIR", help="Multus' cniDir (default: /var/lib/cni/multus)")
     parser.add_argument(
-        "--cache-dir", metavar="DIR", action="append", help="the runtime's, may be repeated (default: /var/lib/cni)"
+        "--cache-dir", metavar="DIR", action="append", help="the runtime's; may be repeated (default: /var/lib/cni)"
     )
     parser.add_argument("--output", choices=("log", "json"), default="log")
     return parser

@@ -1,7 +1,8 @@
-"""Decide what one attachment was made with, where two files tell of it or only one is left.
+"""Decide with which configuration and arguments an attachment was made, from one or two files.
 
-Pure. libcni's entry is written after a successful ADD and has the configuration, CNI_ARGS and result of just that ADD,
-so it beats the scratch file, which Multus wrote before. What the two disagree about is not decided but refused.
+Pure. libcni's entry is written after a successful ADD, with the configuration, CNI_ARGS and result of that ADD. So it
+goes before the scratch file, which Multus writes before the ADD. If the two contradict each other, the sandbox is
+refused.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from nodeworker.plugins.spec.conflist import ConfigError, NetworkConfig
 from nodeworker.plugins.spec.names import decode_json
 
 DEVICE_INFO_FILE = "CNIDeviceInfoFile"
-"""The capability that tells a plugin where its device is described (Device Information 1.1.0)."""
+"""The capability with the path of the device information file (Device Information 1.1.0)."""
 
 _DEVICE_INFO_DIR = "/var/run/k8s.cni.cncf.io/devinfo/cni"
 _TYPED_KEYS = frozenset({"cniVersion", "name", "type", "capabilities", "ipam", "dns"})
-"""The keys of a plugin that survive where a list is written anew from the fields that the specification names."""
+"""The keys of a plugin that survive when a list is rewritten from the specification's types."""
 _RUNTIME_KEYS = frozenset({"portMappings", "bandwidth", "ips", "mac", "infinibandGUID", "deviceID", DEVICE_INFO_FILE})
-"""What Multus passes on of the ``runtimeConfig`` that it is given."""
+"""The keys of its own ``runtimeConfig`` that Multus passes on."""
 
 
-class Given(msgspec.Struct, frozen=True, kw_only=True):
-    """What the plugins of an attachment were given."""
+class AddArguments(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments with which the plugins of an attachment were called."""
 
     capability_args: Mapping[str, Any]
     cni_args: str
 
 
 def configuration(entry: Entry | None, delegate: Delegate | None, *, default: bool) -> NetworkConfig:
-    """Return the configuration that the attachment was made with; one of *entry* and *delegate* is there.
+    """Return the configuration of the attachment; at least one of *entry* and *delegate* is not None.
 
     Raises RecordError.
     """
@@ -53,13 +54,13 @@ def configuration(entry: Entry | None, delegate: Delegate | None, *, default: bo
     return made if delegate is None else _agreed(made, delegate, entry.path)
 
 
-def given(entry: Entry) -> Given:
-    """Return what libcni noted of the ADD."""
+def recorded_arguments(entry: Entry) -> AddArguments:
+    """Return the arguments in libcni's *entry*."""
     args = ";".join(f"{key}={value}" for key, value in entry.args)
-    return Given(capability_args=entry.capability_args, cni_args=args)
+    return AddArguments(capability_args=entry.capability_args, cni_args=args)
 
 
-def rebuilt(
+def rebuilt_arguments(
     delegate: Delegate,
     container_id: str,
     ifname: str,
@@ -67,11 +68,11 @@ def rebuilt(
     runtime_config: Mapping[str, Any],
     *,
     default: bool,
-) -> Given:
-    """Return what Multus hands to the delegate's plugins on DEL where libcni's entry is lost.
+) -> AddArguments:
+    """Return the arguments that Multus passes to the delegate's plugins on DEL if libcni's entry is lost.
 
-    *pod_args* and *runtime_config* are what the runtime gave to Multus. The pod's own port mappings and bandwidth are
-    lost: Multus does not keep them either.
+    *pod_args* and *runtime_config* are the runtime's arguments to Multus. The pod's own port mappings and bandwidth are
+    lost: Multus does not store them either.
     """
     offered: dict[str, Any] = {key: value for key, value in runtime_config.items() if key in _RUNTIME_KEYS}
     requested = {
@@ -86,11 +87,11 @@ def rebuilt(
         file_name = f"{delegate.name}-{container_id}_{ifname}".replace("/", "-")
         offered[DEVICE_INFO_FILE] = f"{_DEVICE_INFO_DIR}/{file_name}"
     args = delegate_args(pod_args, container_id, mac=delegate.mac, ips=delegate.ips, default=default)
-    return Given(capability_args=offered, cni_args=args)
+    return AddArguments(capability_args=offered, cni_args=args)
 
 
 def result_of(entry: Entry, version: str) -> str:
-    """Return the result that libcni noted, with its version; empty where it holds none that can be read."""
+    """Return the result in libcni's *entry*, with its version; empty if it has none that can be read."""
     try:
         result = results.stated(entry.result, version)
         results.decode(result, version)
@@ -100,10 +101,10 @@ def result_of(entry: Entry, version: str) -> str:
 
 
 def _agreed(made: NetworkConfig, delegate: Delegate, path: str) -> NetworkConfig:
-    """Return what *made* and the scratch file say together.
+    """Return the configuration *made*, or the scratch file's if that has more plugins.
 
-    libcni notes the list as it was read; plugins that Multus had appended from a folder are in the scratch file only,
-    and count if it repeats the others word for word.
+    libcni stores the list as it read it. Plugins that Multus appended from a folder are in the scratch file only; they
+    are used if the scratch file repeats the other plugins exactly.
     """
     try:
         planned = _parsed(delegate.config, "the scratch file's configuration", made.name)
@@ -136,11 +137,11 @@ def _types(config: NetworkConfig) -> list[str]:
 
 
 def _may_be_stripped(config: str) -> bool:
-    """Return whether *config* is a list without any key that a copy through the specification's types would lose."""
+    """Return whether *config* may have lost plugin keys: it is a list with keys of the specification's types only."""
     try:
         decoded: Any = decode_json(config)
     except ValueError:
-        return False  # it is refused for that
+        return False  # the caller refuses it
     if not isinstance(decoded, dict) or "type" in decoded:
         return False
     plugins: Any = cast("dict[str, Any]", decoded).get("plugins")

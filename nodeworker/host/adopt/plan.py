@@ -1,13 +1,13 @@
-"""Decide for each sandbox whether enough is known of it, and what its ``SandboxAdopted`` says.
+"""Decide for each sandbox whether the evidence suffices, and build its ``SandboxAdopted``.
 
-Pure. Evidence counts in this order: libcni's entry of an attachment, which holds all that its ADD was given and
-returned; Multus' scratch file, which holds what was to be done, in order; the runtime's own request, which tells the
-pod, the interface and the answer; host-local, which tells that an address is still held. What none of them says is not
-made up: the sandbox is refused, with a sentence for whoever has to see to it.
+Pure. Evidence counts in this order: libcni's entry of an attachment, with the arguments and the result of its ADD;
+Multus' scratch file, with the planned attachments in order; the runtime's own request, with the pod, the interface and
+the result; host-local, with the reserved addresses. Nothing is guessed: without evidence the sandbox is refused, with a
+sentence for the administrator.
 
-A sandbox whose namespace is gone is adopted too, because what it held is held until a DEL, and from now on only
-Plumbline can do that. What is left over from a DEL is passed over: no address is held for it, and either Multus has
-removed its scratch file or that is older than the last adoption.
+A sandbox whose namespace is gone is adopted too: its resources stay reserved until a DEL, which only Plumbline can run
+from now on. The remains of a DEL are ignored: no address is reserved for the sandbox, and Multus has removed its
+scratch file or the file is older than the last adoption.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 
 from events.schema import AttachPlanned, ContainerId, NetworkName, PlannedAttachment, Pod, SandboxAdopted
 from nodeworker.host.adopt import evidence
-from nodeworker.host.adopt.read import Files, multus_plugin
+from nodeworker.host.adopt.read import SandboxFiles, multus_plugin
 from nodeworker.host.adopt.records import Delegate, RecordError, Scratch
 from nodeworker.host.adopt.sources import Source, sources
 from nodeworker.plugins.spec import conflist
@@ -33,37 +33,37 @@ SOURCE = "multus"
 _BIN_DIR = "/opt/cni/bin"
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """The sandbox's network namespace as the kernel has it now."""
+class FoundNamespace(msgspec.Struct, frozen=True, kw_only=True):
+    """The current network namespace of a sandbox."""
 
     netns: str = ""
-    """Its path, also when it is gone; empty: nothing tells."""
+    """Its path, also if it is gone; empty: not known."""
     links: frozenset[str] | None = None
-    """Names of the interfaces in it. None: it is gone."""
+    """Names of the interfaces in it; None: it is gone."""
     inode: int = 0
-    """What tells it from another that comes to its path; 0: not known."""
+    """Distinguishes it from a later namespace at the same path; 0: not known."""
 
 
 class Adoption(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox that can be taken over."""
+    """A sandbox that can be adopted."""
 
     container_id: ContainerId
     data: SandboxAdopted
     notes: tuple[str, ...] = ()
-    """What people should know of it, as sentences."""
+    """Sentences for people."""
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox that can't be taken over, and why."""
+    """A sandbox that can't be adopted, and why."""
 
     container_id: ContainerId
     pod: Pod = Pod()
     problem: str
-    """A sentence: file, what is wrong with it, what to do."""
+    """A sentence: the file, the problem, the remedy."""
 
 
 class Leftover(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox that is gone and holds nothing any more."""
+    """A sandbox that is gone and holds nothing."""
 
     container_id: ContainerId
 
@@ -72,69 +72,71 @@ Verdict: TypeAlias = Adoption | Refusal | Leftover
 
 
 class _Runtime(msgspec.Struct, frozen=True, kw_only=True):
-    """What the runtime gave to Multus, and was answered; empty where its own file is missing."""
+    """The runtime's call of Multus; empty fields if its own file is missing."""
 
     args: Mapping[str, str]
     cni_version: str = ""
     config: str = ""
     runtime_config: Mapping[str, Any] = {}
     bin_dir: str = ""
-    answer: str = ""
+    result: str = ""
 
 
-def judge(files: Files, place: Place, *, bin_dir: str = _BIN_DIR, adopted_until: int = 0) -> Verdict:
-    """Return what is to be done about the sandbox of *files*, which is at *place*.
+def judge(
+    files: SandboxFiles, namespace: FoundNamespace, *, bin_dir: str = _BIN_DIR, adopted_until: int = 0
+) -> Verdict:
+    """Return the verdict on the sandbox of *files*, whose namespace is *namespace*.
 
-    *bin_dir* is where plugins are searched beside Multus' own ``binDir``; *adopted_until* is when the last adoption
-    went through, in nanoseconds since 1970, 0 for never.
+    *bin_dir* is searched for plugins after Multus' own ``binDir``. *adopted_until* is the time of the last complete
+    adoption, in nanoseconds since 1970; 0: never.
     """
-    if place.links is None and not _may_hold_something(files, adopted_until):
+    if namespace.links is None and not _may_hold_something(files, adopted_until):
         return Leftover(container_id=files.container_id)
     pod = pod_of(_joined(_pod_args(files)))
     try:
-        return _adoption(files, place, pod, bin_dir)
+        return _adoption(files, namespace, pod, bin_dir)
     except RecordError as error:
         who = f"sandbox {files.container_id[:12]}" + (f" of pod {pod}" if pod.name else "")
         remedy = (
-            "delete the pod while Multus still serves the node, or free by hand what it held"
-            if place.links is not None
-            else "its namespace is gone: free by hand what it held, then remove its files"
+            "delete the pod while Multus still serves the node, or free by hand what it holds"
+            if namespace.links is not None
+            else "its namespace is gone: free by hand what it holds, then remove its files"
         )
         problem = f"{who} can't be adopted: {error}; {remedy}"
         return Refusal(container_id=files.container_id, pod=pod, problem=problem)
 
 
-def _may_hold_something(files: Files, adopted_until: int) -> bool:
-    if files.held:
+def _may_hold_something(files: SandboxFiles, adopted_until: int) -> bool:
+    if files.reserved:
         return True
     return files.scratch is not None and files.written > adopted_until
 
 
-def _adoption(files: Files, place: Place, pod: Pod, bin_dir: str) -> Adoption:
+def _adoption(files: SandboxFiles, namespace: FoundNamespace, pod: Pod, bin_dir: str) -> Adoption:
     notes: list[str] = []
     runtime = _runtime(files)
     if not runtime.args:
-        raise RecordError("no file tells its CNI_ARGS, and with them its pod")
-    found = sources(files, place.links, notes)
+        raise RecordError("no file has its CNI_ARGS, which name the pod")
+    found = sources(files, namespace.links, notes)
     made = [_attachment(files, source, runtime, notes, default=index == 0) for index, source in enumerate(found)]
     attachments, results = [each[0] for each in made], [each[1] for each in made]
     ifname = files.request.ifname if files.request else attachments[0].ifname
     folders = dict.fromkeys(folder for folder in (runtime.bin_dir or _BIN_DIR, bin_dir) if folder)
     plan = AttachPlanned(
         ifname=ifname,
-        netns=place.netns,
+        netns=namespace.netns,
         path=":".join(folders),
         cni_version=runtime.cni_version or attachments[0].cni_version,
         attachments=tuple(attachments),
         pod=pod,
-        netns_inode=place.inode,
+        netns_inode=namespace.inode,
     )
     data = SandboxAdopted(
         ifname=ifname,
         source=SOURCE,
         plan=plan,
         results=tuple(results),
-        result=runtime.answer or results[0],
+        result=runtime.result or results[0],
         config=runtime.config,
         args=_joined(files.request.args if files.request else ()),
         evidence=_evidence(files, found),
@@ -143,23 +145,23 @@ def _adoption(files: Files, place: Place, pod: Pod, bin_dir: str) -> Adoption:
 
 
 def _attachment(
-    files: Files, source: Source, runtime: _Runtime, notes: list[str], *, default: bool
+    files: SandboxFiles, source: Source, runtime: _Runtime, notes: list[str], *, default: bool
 ) -> tuple[PlannedAttachment, str]:
     entry, delegate = source.entry, source.delegate
     config = evidence.configuration(entry, delegate, default=default)
     if entry is not None:
-        given = evidence.given(entry)
+        arguments = evidence.recorded_arguments(entry)
         result = evidence.result_of(entry, config.cni_version)
         if not result:
-            notes.append(f"{entry.path} holds no usable result: DEL needs it not, CHECK does")
+            notes.append(f"{entry.path} has no usable result: DEL does not need it, CHECK does")
     else:
         assert delegate is not None
-        given = evidence.rebuilt(
+        arguments = evidence.rebuilt_arguments(
             delegate, files.container_id, source.ifname, runtime.args, runtime.runtime_config, default=default
         )
-        result = runtime.answer if default else ""  # Multus hands the default network's result on as it is
+        result = runtime.result if default else ""  # Multus returns the default network's result unchanged
     try:
-        plugins = conflist.render(config, capability_args=given.capability_args)
+        plugins = conflist.render(config, capability_args=arguments.capability_args)
     except ConfigError as error:
         raise RecordError(f"network {config.name} can't be used: {error}") from error
     return (
@@ -169,20 +171,20 @@ def _attachment(
             cni_name=config.name,
             cni_version=config.cni_version,
             plugins=plugins,
-            cni_args=given.cni_args,
+            cni_args=arguments.cni_args,
             default=default,
             disable_check=config.disable_check,
             disable_gc=config.disable_gc,
             default_route=_gateways(delegate),
             resource=delegate.resource if delegate else "",
-            device=_text(given.capability_args.get("deviceID")) or (delegate.device if delegate else ""),
-            device_info=_text(given.capability_args.get(evidence.DEVICE_INFO_FILE)),
+            device=_text(arguments.capability_args.get("deviceID")) or (delegate.device if delegate else ""),
+            device_info=_text(arguments.capability_args.get(evidence.DEVICE_INFO_FILE)),
         ),
         result,
     )
 
 
-def _runtime(files: Files) -> _Runtime:
+def _runtime(files: SandboxFiles) -> _Runtime:
     args = dict(_pod_args(files))
     request = files.request
     plugin = multus_plugin(request.config) if request else None
@@ -202,20 +204,20 @@ def _runtime(files: Files) -> _Runtime:
         config=stdin,
         runtime_config=runtime_config if isinstance(runtime_config, dict) else {},
         bin_dir=_text(plugin.get("binDir")),
-        answer=evidence.result_of(request, config.cni_version),
+        result=evidence.result_of(request, config.cni_version),
     )
 
 
 def _version(config: str, plugin: Mapping[str, Any]) -> str:
-    """Return the version that the runtime called Multus in: its list's, else the plugin's own."""
+    """Return the CNI version in which the runtime called Multus: its list's, else the plugin's own."""
     try:
         return conflist.parse(config).cni_version
     except ConfigError:
         return _text(plugin.get("cniVersion")) or UNSTATED
 
 
-def _pod_args(files: Files) -> Sequence[tuple[str, str]]:
-    """Return the CNI_ARGS that the runtime gave, without what Multus added for one interface."""
+def _pod_args(files: SandboxFiles) -> Sequence[tuple[str, str]]:
+    """Return the runtime's CNI_ARGS, without the arguments that Multus added for one interface."""
     if files.request is not None:
         return files.request.args
     first = next((entry.args for entry in files.entries if entry.args), ())
@@ -232,11 +234,11 @@ def _gateways(delegate: Delegate | None) -> tuple[str, ...] | None:
     return tuple(map(str, found))
 
 
-def _evidence(files: Files, found: Sequence[Source]) -> tuple[str, ...]:
+def _evidence(files: SandboxFiles, found: Sequence[Source]) -> tuple[str, ...]:
     paths = [files.scratch.path] if isinstance(files.scratch, Scratch) else []
     paths += [source.entry.path for source in found if source.entry is not None]
     paths += [files.request.path] if files.request else []
-    return (*paths, *(files.held[name] for name in sorted(files.held)))
+    return (*paths, *(files.reserved[name] for name in sorted(files.reserved)))
 
 
 def _joined(args: Sequence[tuple[str, str]]) -> str:

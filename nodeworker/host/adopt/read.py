@@ -1,7 +1,7 @@
-"""Collect what is on disk about each sandbox that Multus attached. Nothing is changed.
+"""Read the files about each sandbox that Multus attached. Nothing is changed.
 
-Three writers leave traces: Multus (its scratch file, and libcni's cache within it), the container runtime (libcni's
-cache: its own request to Multus, and the answer) and host-local (who holds which address).
+Three programs write such files: Multus (its scratch files, and libcni's cache under them), the container runtime
+(libcni's cache: its own request to Multus, and the result) and host-local (its address reservations).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from nodeworker.host.install.primary import MULTUS_TYPES
 from nodeworker.plugins.spec.names import decode_json
 
 HOST_LOCAL_DIR = "/var/lib/cni/networks"
-"""Where host-local keeps its addresses unless its configuration says ``dataDir``."""
+"""The folder of host-local's reservations, unless its configuration has ``dataDir``."""
 
 _RESULTS = "results"
 _MAX_BYTES = 8 * 1024 * 1024
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """A file that should tell of an attachment and does not."""
+    """A file that should describe an attachment and does not."""
 
     path: str
     problem: str
@@ -36,34 +36,34 @@ class Unreadable(msgspec.Struct, frozen=True):
         return f"{self.path} {self.problem}"
 
 
-class Files(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is on disk about one sandbox."""
+class SandboxFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """All files about one sandbox."""
 
     container_id: ContainerId
     scratch: Scratch | Unreadable | None = None
     entries: tuple[Entry, ...] = ()
-    """Multus' attachments."""
+    """libcni's entries of Multus' attachments."""
     unreadable: tuple[Unreadable, ...] = ()
-    """Files that would be among ``entries``."""
+    """Entries that can't be read."""
     request: Entry | None = None
     """The runtime's call of Multus."""
-    held: dict[IfName, str] = {}
-    """Interfaces that host-local holds an address for, with its file."""
+    reserved: dict[IfName, str] = {}
+    """The interfaces that host-local has reserved an address for, with the file."""
     written: int = 0
     """When the newest of Multus' files was written, in nanoseconds since 1970."""
 
 
-class State(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is on disk."""
+class DiskState(msgspec.Struct, frozen=True, kw_only=True):
+    """All files about sandboxes."""
 
-    sandboxes: tuple[Files, ...]
-    """In the order of their container IDs."""
+    sandboxes: tuple[SandboxFiles, ...]
+    """Ordered by container ID."""
     orphans: tuple[Unreadable, ...] = ()
-    """Files that can't be read, and whose name belongs to no sandbox that is known."""
+    """Files that can't be read, and whose name belongs to no known sandbox."""
 
 
 class _Collected:
-    """The files of all sandboxes while they are read."""
+    """The files of all sandboxes, filled while reading."""
 
     def __init__(self) -> None:
         self.scratches: dict[ContainerId, Scratch | Unreadable] = {}
@@ -72,42 +72,43 @@ class _Collected:
         self.unreadable: list[Unreadable] = []
         self.written: dict[str, int] = {}
 
-    def files(self, container_id: ContainerId, held: Mapping[IfName, str]) -> Files:
-        """Return what was collected about one sandbox."""
+    def files(self, container_id: ContainerId, reserved: Mapping[IfName, str]) -> SandboxFiles:
+        """Return the files about one sandbox."""
         entries = tuple(self.entries.get(container_id, ()))
         unreadable = tuple(each for each in self.unreadable if f"-{container_id}-" in Path(each.path).name)
         scratch = self.scratches.get(container_id)
         paths = [each.path for each in (*entries, *unreadable)] + ([scratch.path] if scratch else [])
-        return Files(
+        return SandboxFiles(
             container_id=container_id,
             scratch=scratch,
             entries=entries,
             unreadable=unreadable,
             request=self.requests.get(container_id),
-            held=dict(held),
+            reserved=dict(reserved),
             written=max((self.written[path] for path in paths), default=0),
         )
 
 
-def read(cni_dir: Path, cache_dirs: Iterable[Path], host_local_dir: Path = Path(HOST_LOCAL_DIR)) -> State:
-    """Return what is in Multus' *cni_dir*, in the runtimes' *cache_dirs*, and in the folders of host-local.
+def read_state(cni_dir: Path, cache_dirs: Iterable[Path], host_local_dir: Path = Path(HOST_LOCAL_DIR)) -> DiskState:
+    """Return the files in Multus' *cni_dir*, in the runtimes' *cache_dirs*, and in the folders of host-local.
 
-    Raises OSError for a folder that is there and can't be listed.
+    Raises OSError for a folder that exists and can't be listed.
     """
     collected = _Collected()
     _read_scratches(cni_dir, collected)
     _read_entries(cni_dir, collected)
     for folder in cache_dirs:
         _read_requests(folder, collected)
-    held = _held({host_local_dir, *_data_dirs(collected)})
+    reserved = _reservations({host_local_dir, *_data_dirs(collected)})
     known = sorted({*collected.scratches, *collected.entries, *collected.requests})
-    sandboxes = tuple(collected.files(container_id, held.get(container_id, {})) for container_id in known)
-    told = {each.path for sandbox in sandboxes for each in sandbox.unreadable}
-    return State(sandboxes=sandboxes, orphans=tuple(each for each in collected.unreadable if each.path not in told))
+    sandboxes = tuple(collected.files(container_id, reserved.get(container_id, {})) for container_id in known)
+    assigned = {each.path for sandbox in sandboxes for each in sandbox.unreadable}
+    orphans = tuple(each for each in collected.unreadable if each.path not in assigned)
+    return DiskState(sandboxes=sandboxes, orphans=orphans)
 
 
 def multus_plugin(config: str) -> dict[str, Any] | None:
-    """Return the plugin of the runtime's *config* that is Multus, None if none is."""
+    """Return the plugin of the runtime's *config* that is Multus; None: there is none."""
     try:
         decoded: Any = decode_json(config)
     except ValueError:
@@ -139,7 +140,7 @@ def _read_entries(folder: Path, collected: _Collected) -> None:
 
 
 def _read_requests(folder: Path, collected: _Collected) -> None:
-    """Read the runtime's cache; what is no request to Multus, or is torn, is no evidence of one."""
+    """Read the runtime's cache. Requests to other plugins and torn files are no evidence, and are skipped."""
     for path in _listed(folder / _RESULTS):
         try:
             entry = read_entry(str(path), path.name, _read(path, collected))
@@ -190,17 +191,17 @@ def _member(value: object, key: str) -> Any:
     return cast("dict[str, Any]", value).get(key) if isinstance(value, dict) else None
 
 
-def _held(folders: Iterable[Path]) -> dict[ContainerId, dict[IfName, str]]:
-    """Return who holds addresses, by host-local's files: container ID and interface name on a line each."""
-    held: dict[ContainerId, dict[IfName, str]] = {}
+def _reservations(folders: Iterable[Path]) -> dict[ContainerId, dict[IfName, str]]:
+    """Return host-local's reservations: a file has the container ID on its first line, the interface on its second."""
+    reserved: dict[ContainerId, dict[IfName, str]] = {}
     for folder in folders:
         for path in (path for network in _folders(folder) for path in _listed(network)):
             try:
                 container_id, ifname = path.read_text().splitlines()
             except (OSError, ValueError):
-                continue  # its lock, its memory of the last address, or one of no owner
-            held.setdefault(ContainerId(container_id.strip()), {})[IfName(ifname.strip())] = str(path)
-    return held
+                continue  # the lock, the last reserved address, or a reservation without owner
+            reserved.setdefault(ContainerId(container_id.strip()), {})[IfName(ifname.strip())] = str(path)
+    return reserved
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
-"""What the files that Multus and libcni leave on a node say, so that nothing else has to know how they are written.
+"""Decode the files that Multus and libcni write on a node: the only module that knows their formats.
 
-Pure. Both are written in place and without a sync, so a file may be torn anywhere: what can't be read whole is not read
-at all. Keys that are not used here are left alone.
+Pure. Both programs write in place and without a sync, so a file may be torn anywhere: a file that can't be decoded
+whole is an error. Keys that Plumbline does not use are ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CACHE_KIND = "cniCacheV1"
 
 
 class RecordError(ValueError):
-    """A file that does not say what it should; its text is the end of a sentence."""
+    """A file has not the expected content; the text is the end of a sentence that begins with its path."""
 
 
 class Delegate(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,24 +33,24 @@ class Delegate(msgspec.Struct, frozen=True, kw_only=True):
     default_route: tuple[str, ...] | None = msgspec.field(default=None, name="default-route")
     device: str = msgspec.field(default="", name="deviceID")
     resource: str = msgspec.field(default="", name="resourceName")
-    given: bytes = msgspec.field(default=b"", name="Bytes")
-    """The CNI configuration, single or list, with what Multus had put in."""
+    config_bytes: bytes = msgspec.field(default=b"", name="Bytes")
+    """The CNI configuration, single or list, with Multus' additions."""
 
     @property
     def config(self) -> str:
         """The CNI configuration as text."""
-        return self.given.decode()
+        return self.config_bytes.decode()
 
 
 class Scratch(msgspec.Struct, frozen=True, kw_only=True):
-    """Multus' scratch file: what it was about to attach a sandbox to. It stays until DEL, or for ever."""
+    """Multus' scratch file: the planned attachments of a sandbox. It stays until DEL, or for ever."""
 
     path: str
     delegates: tuple[Delegate, ...]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of libcni's cache: what one ADD was given, and what came of it. Written once that had succeeded."""
+    """A file of libcni's cache: the arguments and the result of one successful ADD."""
 
     path: str
     container_id: ContainerId
@@ -82,11 +82,11 @@ _cache_file = msgspec.json.Decoder(_CacheFile)
 
 
 def read_scratch(path: str, text: bytes) -> Scratch:
-    """Return what the scratch file at *path* says, which is *text*. Raises RecordError."""
+    """Return the decoded scratch file at *path* with the content *text*. Raises RecordError."""
     try:
         delegates = _scratch.decode(text)
         for delegate in delegates or ():
-            delegate.given.decode()
+            delegate.config_bytes.decode()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(_torn(text, error)) from error
     if not delegates:
@@ -97,7 +97,7 @@ def read_scratch(path: str, text: bytes) -> Scratch:
 
 
 def read_entry(path: str, name: str, text: bytes) -> Entry:
-    """Return what the file *name* of libcni's cache says, which is at *path* and holds *text*. Raises RecordError."""
+    """Return the decoded entry of libcni's cache at *path*, with *name* and the content *text*. Raises RecordError."""
     try:
         file = _cache_file.decode(text)
         config, result = file.config.decode(), bytes(file.result).decode()
@@ -108,7 +108,7 @@ def read_entry(path: str, name: str, text: bytes) -> Entry:
     if not usable_container_id(file.container_id) or ifname_problem(file.if_name):
         raise RecordError("names no usable container ID or interface")
     if name != f"{file.network_name}-{file.container_id}-{file.if_name}":
-        raise RecordError("is about another attachment than its name says")
+        raise RecordError("describes another attachment than its name")
     return Entry(
         path=path,
         container_id=ContainerId(file.container_id),

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from nodeworker.host.adopt.places import NO_INODE, Places, without_false_claims
-from nodeworker.host.adopt.plan import Adoption, Place, judge
-from nodeworker.host.adopt.read import Files, read
+from nodeworker.host.adopt.namespaces import NO_INODE, NamespaceFinder, without_false_claims
+from nodeworker.host.adopt.plan import Adoption, FoundNamespace, judge
+from nodeworker.host.adopt.read import SandboxFiles, read_state
 from nodeworker.kernel.namespaces import loss
 from tests.nodeworker.adopt.multus_pods import DEFAULT, MACVLAN, POD, result
 from tests.nodeworker.adopt.multus_state import MultusNode
@@ -48,20 +48,20 @@ def make_namespace() -> Iterator[MakeNamespace]:
         ip("netns", "del", name)
 
 
-def files(multus: MultusNode, netns: str, *, stated: bool = True) -> Files:
+def files(multus: MultusNode, netns: str, *, stated: bool = True) -> SandboxFiles:
     """Return the files of a pod with one interface in *netns*, which they name only if it is to be *stated*."""
     sandbox = {"sandbox": netns} if stated else {}
     outcome = {**result("eth0", ADDRESS, MAC), "interfaces": [{"name": "eth0", "mac": MAC, **sandbox}]}
     pod = replace(POD, networks=(replace(DEFAULT, result=outcome),), netns=netns if stated else "")
     multus.write(pod)
-    (found,) = read(multus.cni_dir, [multus.cache_dir], multus.host_local_dir).sandboxes
+    (found,) = read_state(multus.cni_dir, [multus.cache_dir], multus.host_local_dir).sandboxes
     return found
 
 
 def test_a_sandbox_is_where_its_files_say(multus: MultusNode, make_namespace: MakeNamespace) -> None:
     netns = make_namespace()
-    place = Place(netns=netns, links=frozenset({"lo", "eth0", "peer0"}), inode=os.stat(netns).st_ino)
-    assert Places().find(files(multus, netns)) == place
+    place = FoundNamespace(netns=netns, links=frozenset({"lo", "eth0", "peer0"}), inode=os.stat(netns).st_ino)
+    assert NamespaceFinder().find(files(multus, netns)) == place
 
 
 def test_old_files_say_it_in_their_results_only(multus: MultusNode, make_namespace: MakeNamespace) -> None:
@@ -69,18 +69,20 @@ def test_old_files_say_it_in_their_results_only(multus: MultusNode, make_namespa
     files(multus, netns)
     multus.write_entry(replace(POD, networks=(replace(DEFAULT, result=result("eth0", ADDRESS, MAC, netns)),)), 0)
     multus.request(POD).unlink()
-    (found,) = read(multus.cni_dir, [multus.cache_dir], multus.host_local_dir).sandboxes
-    assert Places().find(found).netns == netns
-    assert Places().find(found).links
+    (found,) = read_state(multus.cni_dir, [multus.cache_dir], multus.host_local_dir).sandboxes
+    assert NamespaceFinder().find(found).netns == netns
+    assert NamespaceFinder().find(found).links
 
 
 def test_a_namespace_that_is_gone_is_named_still(multus: MultusNode) -> None:
-    assert Places().find(files(multus, "/run/netns/plumbline-gone")) == Place(netns="/run/netns/plumbline-gone")
+    assert NamespaceFinder().find(files(multus, "/run/netns/plumbline-gone")) == FoundNamespace(
+        netns="/run/netns/plumbline-gone"
+    )
 
 
 def test_a_plain_file_is_no_namespace(multus: MultusNode, tmp_path: Path) -> None:
     (tmp_path / "netns").touch()
-    assert Places().find(files(multus, str(tmp_path / "netns"))).links is None
+    assert NamespaceFinder().find(files(multus, str(tmp_path / "netns"))).links is None
 
 
 def test_a_process_id_that_another_process_has_now_is_not_believed(
@@ -94,19 +96,19 @@ def test_a_process_id_that_another_process_has_now_is_not_believed(
         process.stdout.readline()
         try:
             path = f"/proc/{process.pid}/ns/net"
-            place = Places().find(files(multus, path))
-            assert place == Place(netns=path, inode=NO_INODE)
+            place = NamespaceFinder().find(files(multus, path))
+            assert place == FoundNamespace(netns=path, inode=NO_INODE)
             assert "another one" in loss(path, place.inode), "nor does anybody look into it later"
             mine = replace(DEFAULT, result=result("eth0", "10.244.9.9/24", "02:00:00:00:00:99", path))
             multus.write(replace(POD, networks=(mine,), netns=path))
-            (found,) = read(multus.cni_dir, [multus.cache_dir], multus.host_local_dir).sandboxes
-            assert Places().find(found).links
+            (found,) = read_state(multus.cni_dir, [multus.cache_dir], multus.host_local_dir).sandboxes
+            assert NamespaceFinder().find(found).links
         finally:
             process.kill()
 
 
 def test_the_nodes_own_namespace_is_never_a_sandboxs(multus: MultusNode) -> None:
-    assert Places().find(files(multus, "/proc/self/ns/net")).links is None
+    assert NamespaceFinder().find(files(multus, "/proc/self/ns/net")).links is None
 
 
 def test_a_sandbox_of_which_nothing_says_where_is_found_by_its_addresses(
@@ -115,9 +117,9 @@ def test_a_sandbox_of_which_nothing_says_where_is_found_by_its_addresses(
     make_namespace("10.244.1.8/24", "02:00:00:00:00:08")
     netns = make_namespace()
     found = files(multus, "", stated=False)
-    assert Places().find(found).netns == netns
+    assert NamespaceFinder().find(found).netns == netns
     make_namespace()  # a second one that has the same
-    assert Places().find(found) == Place()
+    assert NamespaceFinder().find(found) == FoundNamespace()
 
 
 def claiming(multus: MultusNode, netns: str, gateway: str) -> Adoption:
@@ -127,8 +129,8 @@ def claiming(multus: MultusNode, netns: str, gateway: str) -> Adoption:
         MACVLAN, ifname="eth0", mac="", ips=(), default_route=(gateway,), result=result("eth0", ADDRESS, MAC, netns)
     )
     multus.write(replace(POD, networks=(first, second), ifname="net0", netns=netns))
-    (found,) = read(multus.cni_dir, [multus.cache_dir], multus.host_local_dir).sandboxes
-    place = Places().find(found)
+    (found,) = read_state(multus.cni_dir, [multus.cache_dir], multus.host_local_dir).sandboxes
+    place = NamespaceFinder().find(found)
     verdict = judge(found, place)
     assert isinstance(verdict, Adoption), verdict
     assert verdict.data.plan.attachments[1].default_route == (gateway,)
@@ -148,5 +150,5 @@ def test_a_default_route_that_multus_did_not_move_is_not_claimed(
 ) -> None:
     adoption = claiming(multus, make_namespace(), "10.244.1.1")
     assert [each.default_route for each in adoption.data.plan.attachments] == [None, None]
-    assert "are left as they are" in adoption.notes[0]
+    assert "stay as they are" in adoption.notes[0]
     assert json.loads(adoption.data.plan.attachments[1].plugins[0])["master"] == "eth1"

@@ -13,37 +13,37 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from events.schema import Pod, SandboxAdopted
-from nodeworker.host.adopt.plan import Adoption, Leftover, Place, Refusal, Verdict, judge
-from nodeworker.host.adopt.read import State, read
+from nodeworker.host.adopt.plan import Adoption, FoundNamespace, Leftover, Refusal, Verdict, judge
+from nodeworker.host.adopt.read import DiskState, read_state
 from tests.nodeworker.adopt.multus_pods import BOX, DEFAULT, LINKS, MACVLAN, NETNS, POD, SRIOV, result
 from tests.nodeworker.adopt.multus_state import MULTUS, MultusNode, Network, Sandbox, run
 
-ALIVE = Place(netns=NETNS, links=LINKS)
-GONE = Place(netns=NETNS)
+ALIVE = FoundNamespace(netns=NETNS, links=LINKS)
+GONE = FoundNamespace(netns=NETNS)
 
 
-def state(multus: MultusNode) -> State:
-    return read(multus.cni_dir, [multus.cache_dir], multus.host_local_dir)
+def state(multus: MultusNode) -> DiskState:
+    return read_state(multus.cni_dir, [multus.cache_dir], multus.host_local_dir)
 
 
-def verdict(multus: MultusNode, place: Place = ALIVE, adopted_until: int = 0) -> Verdict:
+def verdict(multus: MultusNode, place: FoundNamespace = ALIVE, adopted_until: int = 0) -> Verdict:
     (files,) = state(multus).sandboxes
     return judge(files, place, adopted_until=adopted_until)
 
 
-def adopted(multus: MultusNode, place: Place = ALIVE) -> SandboxAdopted:
+def adopted(multus: MultusNode, place: FoundNamespace = ALIVE) -> SandboxAdopted:
     found = verdict(multus, place)
     assert isinstance(found, Adoption), found
     return found.data
 
 
-def refused(multus: MultusNode, place: Place = ALIVE) -> str:
+def refused(multus: MultusNode, place: FoundNamespace = ALIVE) -> str:
     found = verdict(multus, place)
     assert isinstance(found, Refusal), found
     return found.problem
 
 
-def notes(multus: MultusNode, place: Place = ALIVE) -> str:
+def notes(multus: MultusNode, place: FoundNamespace = ALIVE) -> str:
     found = verdict(multus, place)
     assert isinstance(found, Adoption), found
     return "; ".join(found.notes)
@@ -116,7 +116,7 @@ def test_every_file_is_named_as_evidence(multus: MultusNode) -> None:
 def test_a_pod_may_have_asked_for_names_of_its_own(multus: MultusNode) -> None:
     named = replace(POD, networks=(replace(DEFAULT, ifname="uplink"), replace(MACVLAN, ifname="left"), SRIOV))
     multus.write(named)
-    data = adopted(multus, Place(netns=NETNS, links=frozenset({"uplink", "left", "net2"})))
+    data = adopted(multus, FoundNamespace(netns=NETNS, links=frozenset({"uplink", "left", "net2"})))
     assert [each.ifname for each in data.plan.attachments] == ["uplink", "left", "net2"]
     assert data.ifname == "eth0"  # what the runtime will say in its DEL
     assert handed(data) == expected(named)
@@ -169,7 +169,7 @@ def test_a_stripped_scratch_file_alone_is_refused(multus: MultusNode) -> None:
     multus.entry(POD, 0).unlink()
     problem = refused(multus)
     assert "may lack the plugins' own keys" in problem
-    assert problem.endswith("delete the pod while Multus still serves the node, or free by hand what it held")
+    assert problem.endswith("delete the pod while Multus still serves the node, or free by hand what it holds")
 
 
 def test_files_that_contradict_each_other_are_refused(multus: MultusNode) -> None:
@@ -249,13 +249,15 @@ def test_without_the_scratch_file_the_interfaces_stand_in_the_order_of_their_num
 def test_an_add_that_is_under_way_is_left_to_multus(multus: MultusNode) -> None:
     multus.write_scratch(POD)
     multus.write_entry(POD, 0)
-    assert "may be under way" in refused(multus, Place(netns=NETNS, links=frozenset({"lo", "eth0"})))
+    assert "may be in progress" in refused(multus, FoundNamespace(netns=NETNS, links=frozenset({"lo", "eth0"})))
 
 
 def test_an_interface_that_neither_libcni_nor_the_kernel_has_is_refused(multus: MultusNode) -> None:
     multus.write(POD)
     multus.entry(POD, 1).unlink()
-    assert "net1, so its ADD may" in refused(multus, Place(netns=NETNS, links=frozenset({"lo", "eth0", "net2"})))
+    assert "net1, so its ADD may" in refused(
+        multus, FoundNamespace(netns=NETNS, links=frozenset({"lo", "eth0", "net2"}))
+    )
 
 
 def test_lost_entries_are_rebuilt_from_the_scratch_file(multus: MultusNode) -> None:
@@ -265,7 +267,7 @@ def test_lost_entries_are_rebuilt_from_the_scratch_file(multus: MultusNode) -> N
     assert handed(data) == expected()
     assert [each.cni_args for each in data.plan.attachments] == [args(POD, index) for index in range(3)]
     assert data.results[1:] == ("", "")
-    assert "what its ADD returned is not known" in notes(multus)
+    assert "the result of its ADD is lost" in notes(multus)
 
 
 def test_without_the_runtimes_file_the_answer_is_the_default_networks_result(multus: MultusNode) -> None:
@@ -280,14 +282,14 @@ def test_without_two_files_nothing_tells_the_default_network(multus: MultusNode)
     multus.write(POD)
     multus.request(POD).unlink()
     multus.scratch(POD).unlink()
-    assert "tells the default network" in refused(multus)
+    assert "names the default network" in refused(multus)
 
 
 def test_a_torn_entry_that_no_other_file_replaces_is_refused(multus: MultusNode) -> None:
     multus.write(POD)
     torn = multus.cni_dir / "results" / f"plugged-{BOX}-net7"
     torn.write_text('{"kind":')
-    assert "no other file tells of that attachment" in refused(multus)
+    assert "no other file describes that attachment" in refused(multus)
     multus.scratch(POD).unlink()
     assert str(torn) in refused(multus)
 
@@ -319,7 +321,7 @@ def plugged(multus: MultusNode) -> None:
 
 def test_what_was_plugged_into_the_running_pod_is_adopted_too(multus: MultusNode) -> None:
     plugged(multus)
-    data = adopted(multus, Place(netns=NETNS, links=LINKS | {"net9"}))
+    data = adopted(multus, FoundNamespace(netns=NETNS, links=LINKS | {"net9"}))
     assert [each.ifname for each in data.plan.attachments] == ["eth0", "net1", "net2", "net9"]
     assert not data.plan.attachments[3].default
 

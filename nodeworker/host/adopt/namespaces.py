@@ -1,7 +1,7 @@
-"""Find the namespaces of the sandboxes that the files tell of, and look what is in them.
+"""Find the network namespaces of the sandboxes in the files, and read their interfaces and addresses.
 
-A sandbox is only taken for a living one on a positive match: the path that its files name is a network namespace, or
-its addresses are found in one. Nothing is changed. Call it from a thread that does nothing else meanwhile.
+A sandbox counts as living only on a positive match: the path in its files is a network namespace, or exactly one
+namespace has its addresses. Read-only and blocking: call it on a thread of its own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from msgspec.structs import replace
 from events.fold import Attachment, AttachmentPhase
 from events.schema import Phase
 from nodeworker.errors import RequestFailedError
-from nodeworker.host.adopt.plan import Adoption, Place
-from nodeworker.host.adopt.read import Files
+from nodeworker.host.adopt.plan import Adoption, FoundNamespace
+from nodeworker.host.adopt.read import SandboxFiles
 from nodeworker.host.adopt.records import Entry
 from nodeworker.kernel.namespaces import Namespace
 from nodeworker.kernel.rtnetlink import addresses, links
@@ -28,63 +28,63 @@ from nodeworker.planning.resolve.default_route import wanted
 from nodeworker.sandboxes import default_route
 
 NETNS_DIR = Path("/run/netns")
-"""Where runtimes mount the namespaces that they make."""
+"""The folder in which runtimes mount network namespaces."""
 
 NO_INODE = 1
-"""Of no namespace: the kernel numbers them from far above. Whatever comes to the path is another one."""
+"""The inode of no namespace: the kernel numbers them from far above. Any namespace at the path is another one."""
 
 
-class Inside(msgspec.Struct, frozen=True):
-    """What is in a namespace."""
+class Contents(msgspec.Struct, frozen=True):
+    """The contents of a namespace."""
 
     links: frozenset[str]
     identities: frozenset[str]
     """Addresses, without prefix length, and MACs."""
     inode: int
-    """Of the namespace."""
+    """The inode of the namespace."""
 
 
-class Places:
-    """The namespaces of a node, as they are when they are first looked at."""
+class NamespaceFinder:
+    """Finds the namespaces of sandboxes. Each namespace is read once."""
 
     def __init__(self, netns_dir: Path = NETNS_DIR) -> None:
         self._netns_dir = netns_dir
-        self._all: dict[str, Inside] | None = None
+        self._all: dict[str, Contents] | None = None
 
-    def find(self, files: Files) -> Place:
-        """Return where the sandbox of *files* is."""
-        stated = stated_netns(files)
-        for path in stated:
-            inside = _look(path)
-            # A process ID may be another process' by now; a runtime's own names do not come back.
-            if inside and (not path.startswith("/proc/") or inside.identities & identities(files)):
-                return Place(netns=path, links=inside.links, inode=inside.inode)
-        if stated:
-            return Place(netns=stated[0], inode=NO_INODE if stated[0].startswith("/proc/") else 0)
+    def find(self, files: SandboxFiles) -> FoundNamespace:
+        """Return the namespace of the sandbox of *files*."""
+        recorded = recorded_netns(files)
+        for path in recorded:
+            contents = _read(path)
+            # Another process may have got the process ID since; a runtime's own names do not come back.
+            if contents and (not path.startswith("/proc/") or contents.identities & identities(files)):
+                return FoundNamespace(netns=path, links=contents.links, inode=contents.inode)
+        if recorded:
+            return FoundNamespace(netns=recorded[0], inode=NO_INODE if recorded[0].startswith("/proc/") else 0)
         return self._find_by(identities(files))
 
-    def _find_by(self, wanted: frozenset[str]) -> Place:
-        """Return the only place that has all of *wanted*."""
+    def _find_by(self, searched: frozenset[str]) -> FoundNamespace:
+        """Return the only namespace that has all *searched* identities."""
         if self._all is None:
-            self._all = {path: inside for path in _mounted(self._netns_dir) if (inside := _look(path))}
-        matches = [(path, inside) for path, inside in self._all.items() if wanted and wanted <= inside.identities]
+            self._all = {path: contents for path in _mounted(self._netns_dir) if (contents := _read(path))}
+        matches = [(path, found) for path, found in self._all.items() if searched and searched <= found.identities]
         if len(matches) != 1:
-            return Place()
-        ((path, inside),) = matches
-        return Place(netns=path, links=inside.links, inode=inside.inode)
+            return FoundNamespace()
+        ((path, contents),) = matches
+        return FoundNamespace(netns=path, links=contents.links, inode=contents.inode)
 
 
-def stated_netns(files: Files) -> tuple[str, ...]:
-    """Return the paths that the files name as the sandbox's namespace: the runtime's first, each once."""
+def recorded_netns(files: SandboxFiles) -> tuple[str, ...]:
+    """Return the namespace paths in the files: the runtime's first, each once."""
     entries = [*([files.request] if files.request else []), *files.entries]
-    stated = [entry.netns for entry in entries]
+    paths = [entry.netns for entry in entries]
     for entry in entries:
-        stated += [interface["sandbox"] for interface in _interfaces(entry) if interface.get("sandbox")]
-    return tuple(dict.fromkeys(path for path in stated if path.startswith("/") and "\0" not in path))
+        paths += [interface["sandbox"] for interface in _interfaces(entry) if interface.get("sandbox")]
+    return tuple(dict.fromkeys(path for path in paths if path.startswith("/") and "\0" not in path))
 
 
-def identities(files: Files) -> frozenset[str]:
-    """Return the addresses, without prefix length, and the MACs that the results gave to interfaces of the sandbox."""
+def identities(files: SandboxFiles) -> frozenset[str]:
+    """Return the addresses, without prefix length, and the MACs in the results of the sandbox."""
     found: set[str] = set()
     for entry in files.entries:
         found |= {str(interface["mac"]).lower() for interface in _interfaces(entry) if interface.get("mac")}
@@ -92,31 +92,31 @@ def identities(files: Files) -> frozenset[str]:
     return frozenset(found)
 
 
-def without_false_claims(adoption: Adoption, place: Place) -> Adoption:
-    """Return *adoption* without its claims to the pod's default routes unless the kernel has those routes there.
+def without_false_claims(adoption: Adoption, namespace: FoundNamespace) -> Adoption:
+    """Return *adoption*, without its claims to the pod's default routes unless the kernel has those routes.
 
-    Multus 4.2.2 and later do not move them, and taking a pod over must not either.
+    Multus 4.2.2 and later do not move default routes, and an adoption must not move them either.
     """
     plan = adoption.data.plan
     attachments = tuple(
         Attachment(plan=each, phase=AttachmentPhase.ATTACHED, result=result)
         for each, result in zip(plan.attachments, adoption.data.results, strict=True)
     )
-    if place.links is None:
+    if namespace.links is None:
         return adoption
     try:
         for route in wanted(attachments):
-            default_route.check(place.netns, route, plan.pod)
+            default_route.check(namespace.netns, route, plan.pod)
     except RequestFailedError as error:
         unclaimed = tuple(replace(each, default_route=None) for each in plan.attachments)
         data = replace(adoption.data, plan=replace(plan, attachments=unclaimed))
-        note = f"its default routes are left as they are, against its annotation: {error.failure.message}"
+        note = f"its default routes stay as they are, against its annotation: {error.failure.message}"
         return replace(adoption, data=data, notes=(*adoption.notes, note))
     return adoption
 
 
-def _look(path: str) -> Inside | None:
-    """Return what is in the namespace at *path*, None if there is no namespace but the node's own."""
+def _read(path: str) -> Contents | None:
+    """Return the contents of the namespace at *path*; None: there is none, or it is the node's own."""
     try:
         with Namespace(path, Phase.CHECK) as container:
             netlink, inode = Netlink.within(container), os.fstat(container.fd).st_ino
@@ -124,10 +124,10 @@ def _look(path: str) -> Inside | None:
         return None
     with netlink:
         found = links.every(netlink)
-        seen = {link.mac for link in found if link.mac}
+        found_identities = {link.mac for link in found if link.mac}
         for link in found:
-            seen |= {str(assigned.address.ip) for assigned in addresses.of(netlink, link.index)}
-    return Inside(frozenset(link.name for link in found), frozenset(seen), inode)
+            found_identities |= {str(assigned.address.ip) for assigned in addresses.of(netlink, link.index)}
+    return Contents(frozenset(link.name for link in found), frozenset(found_identities), inode)
 
 
 def _mounted(folder: Path) -> Iterable[str]:
