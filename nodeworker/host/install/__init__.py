@@ -1,14 +1,14 @@
-"""The entry point and its configuration on the host: put there, kept there, and taken off again.
+"""Installs and removes the entry point and its configuration on the host.
 
-What the runtime reads is never half there, and never goes away because one of our processes does.
+The runtime never reads a half-written file, and a stopped process of ours removes nothing.
 """
 
 from __future__ import annotations
 
 
 class InstallError(Exception):
-    """The node can't be left as it was asked for; the text is one sentence that says why and what to do."""
+    """The node can't be installed or uninstalled as requested; the text is a sentence with reason and remedy."""
 
 
 class NotYetError(InstallError):
-    """It can't be now, and may be soon without anybody's doing."""
+    """It is not possible now, but may be possible soon without a change by the administrator."""

@@ -1,4 +1,4 @@
-"""The installer's process: ``plumbline install`` and ``plumbline uninstall`` end here."""
+"""The process behind ``plumbline install`` and ``plumbline uninstall``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _install(settings: Settings, section: InstallSection, options: argparse.Name
 
 
 def _uninstall(settings: Settings, section: InstallSection, options: argparse.Namespace) -> int:
-    # It loads the ledger's client, whose memory a watching installer needs not pay on every node.
+    # This module loads the ledger's client. A watching installer runs on every node and does not need that memory.
     from nodeworker.host.install.uninstall import BinaryKeptError, Uninstaller  # noqa: PLC0415
 
     try:
@@ -72,14 +72,14 @@ def _uninstall(settings: Settings, section: InstallSection, options: argparse.Na
 
 
 def _section(section: InstallSection, options: argparse.Namespace) -> InstallSection:
-    """Return *section* with what the command line says in its place. Raises SettingsError."""
-    given: dict[str, Any] = {
+    """Return *section*, with the command line's options first. Raises SettingsError."""
+    options_set: dict[str, Any] = {
         name: value for name in section.__struct_fields__ if (value := getattr(options, name, None)) is not None
     }
     if file := getattr(options, "network_json", None):
-        given["network"] = _keys(file)
+        options_set["network"] = _keys(file)
     try:
-        return replace(section, **given)
+        return replace(section, **options_set)
     except ValueError as error:
         raise SettingsError(str(error)) from error
 
@@ -106,33 +106,32 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser(
         "install",
         allow_abbrev=False,
-        description="Put the entry point into the runtime's plugin folder and, once the worker answers, a "
-        "configuration that calls it for the node's default network. What an option leaves open is in the "
-        "configuration file's section install. Exit codes: 0 done, 1 could not be done, 2 wrong usage or "
-        "configuration.",
+        description="Copy the entry point into the runtime's plugin folder and, once the worker answers, write a "
+        "configuration that calls it for the node's default network. Defaults of the options are in the configuration "
+        "file's section install. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.",
     )
     _folders(add)
-    add.add_argument("--cni-autoconf-dir", metavar="DIR", help="where the default network's configuration is")
-    add.add_argument("--master-file-name", metavar="NAME", help="of that configuration; default: the first by name")
+    add.add_argument("--cni-autoconf-dir", metavar="DIR", help="folder of the default network's configuration")
+    add.add_argument("--master-file-name", metavar="NAME", help="file name of it; default: the first by name")
     add.add_argument("--network-name", metavar="NAME", help="of our configuration; default: the default network's")
     add.add_argument("--network-json", metavar="FILE", type=Path, help="Multus' keys, for our configuration")
-    add.add_argument("--replace-multus", action="store_true", default=None, help="take the place of Multus")
+    add.add_argument("--replace-multus", action="store_true", default=None, help="replace Multus' configuration")
     add.add_argument("--entry-point", metavar="FILE", type=Path, help="another build of the entry point")
     add.add_argument("--wait", metavar="SECONDS", type=float, default=_WAIT, help="for the worker (%(default)g)")
     mode = add.add_mutually_exclusive_group()
-    mode.add_argument("--binary-only", action="store_true", help="leave the configuration as it is")
-    mode.add_argument("--watch", action="store_true", help="stay, and follow the default network's configuration")
+    mode.add_argument("--binary-only", action="store_true", help="do not change the configuration")
+    mode.add_argument("--watch", action="store_true", help="keep running, and follow the default network")
     add.set_defaults(run=_install)
 
     away = commands.add_parser(
         "uninstall",
         allow_abbrev=False,
-        description="Give the runtime back the configuration it had before, then remove the entry point. Exit codes: "
-        "0 done; 1 refused: pods have further networks; 2 wrong usage or configuration; 3 the configuration is "
-        "removed, the entry point is not, because the runtime may need it for pods; 4 the ledger is out of reach.",
+        description="Restore the runtime's previous configuration, then remove the entry point. Exit codes: 0 done; "
+        "1 refused: pods have additional networks; 2 wrong usage or configuration; 3 the configuration is removed, the "
+        "entry point is not, because the runtime may need it for pods; 4 the ledger does not answer.",
     )
     _folders(away)
-    away.add_argument("--force", action="store_true", help="whatever pods there are, without asking the ledger")
+    away.add_argument("--force", action="store_true", help="ignore running pods, and do not ask the ledger")
     away.set_defaults(run=_uninstall)
     return parser
 

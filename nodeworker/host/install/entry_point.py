@@ -1,4 +1,4 @@
-"""The binary that the runtime executes: put in its place, and asked what the runtime would ask it."""
+"""Install the binary that the runtime executes, and run its STATUS command."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 
 from nodeworker.host.install import NotYetError
-from nodeworker.host.install.files import put
+from nodeworker.host.install.files import write_file
 
 NAME = "plumbline"
 
 _SECONDS = 10.0
-"""The entry point itself gives STATUS two."""
+"""More than the two seconds that the entry point allows for STATUS."""
 
 
 class _Error(msgspec.Struct):
@@ -21,17 +21,17 @@ class _Error(msgspec.Struct):
 
 
 def install(source: Path, folder: Path) -> bool:
-    """Put the binary *source* into *folder*, which is held, unless it is there; return whether it was not.
+    """Copy the binary *source* into *folder*, which is locked, unless it is there; return whether it was copied.
 
-    Calls that run the one before end undisturbed. Raises OSError.
+    Processes of the previous binary continue. Raises OSError.
     """
-    return put(folder / NAME, source.read_bytes(), 0o755)
+    return write_file(folder / NAME, source.read_bytes(), 0o755)
 
 
-def ask(folder: Path, socket: Path, config: bytes) -> None:
-    """Return if an ADD with *config*, through the entry point in *folder* and the worker at *socket*, would work now.
+def check_status(folder: Path, socket: Path, config: bytes) -> None:
+    """Run STATUS with *config*, through the entry point in *folder* and the worker at *socket*.
 
-    Raises NotYetError (CNI specification 1.1, section 2, "STATUS").
+    Raises NotYetError if an ADD would fail now (CNI specification 1.1, section 2, "STATUS").
     """
     try:
         done = subprocess.run(
@@ -45,11 +45,11 @@ def ask(folder: Path, socket: Path, config: bytes) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotYetError(f"the entry point {folder / NAME} can't be executed: {error}") from error
     if done.returncode != 0:
-        raise NotYetError(f"pods could not be attached, so the runtime is not told of it yet: {_said(done.stdout)}")
+        raise NotYetError(f"pods could not be attached, so the runtime is not configured yet: {_msg(done.stdout)}")
 
 
-def _said(stdout: bytes) -> str:
+def _msg(stdout: bytes) -> str:
     try:
         return msgspec.json.decode(stdout, type=_Error).msg
     except msgspec.MsgspecError:
-        return "it gave no reason"
+        return "STATUS gave no reason"

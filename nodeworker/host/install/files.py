@@ -1,4 +1,4 @@
-"""Change files under the eyes of a container runtime: at every moment each is whole, the old one or the new one."""
+"""Change files that a container runtime reads: at every moment a file has the complete old or new content."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep other installers out of *folder* meanwhile. Raises OSError."""
+def locked(folder: Path) -> Iterator[None]:
+    """Lock *folder* against other installers. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -21,14 +21,14 @@ def held(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def put(path: Path, content: bytes, mode: int) -> bool:
-    """Make *path*, in a folder that is held, a file with *content* and *mode*; return whether it was not yet.
+def write_file(path: Path, content: bytes, mode: int) -> bool:
+    """Give *path*, in a locked folder, *content* and *mode*; return whether that changed it.
 
-    A program that runs from *path* runs on undisturbed. Durable at return. Raises OSError.
+    A program that runs from *path* continues. Durable at return. Raises OSError.
     """
     draft = path.with_name(f".{path.name}.draft")
-    draft.unlink(missing_ok=True)  # an installer that was killed left it: the folder is held
-    if _is(path, content, mode):
+    draft.unlink(missing_ok=True)  # of an installer that was killed: the folder is locked
+    if _is_current(path, content, mode):
         return False
     try:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
@@ -43,13 +43,13 @@ def put(path: Path, content: bytes, mode: int) -> bool:
 
 
 def move(path: Path, to: Path) -> None:
-    """Rename *path*, for good also after a power cut. Raises OSError."""
+    """Rename *path*, durably. Raises OSError."""
     path.replace(to)
     _sync(to.parent)
 
 
 def remove(path: Path) -> bool:
-    """Remove *path*, for good also after a power cut; return whether it was there. Raises OSError."""
+    """Remove *path*, durably; return whether it existed. Raises OSError."""
     try:
         path.unlink()
     except FileNotFoundError:
@@ -58,7 +58,7 @@ def remove(path: Path) -> bool:
     return True
 
 
-def _is(path: Path, content: bytes, mode: int) -> bool:
+def _is_current(path: Path, content: bytes, mode: int) -> bool:
     try:
         return path.read_bytes() == content and stat.S_IMODE(path.stat().st_mode) == mode
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Find the configuration of the node's default network, which other people write, change and remove as they like."""
+"""Find the configuration of the node's default network, which other programs write, change and remove at any time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nodeworker.plugins.spec.names import decode_json
 from nodeworker.plugins.spec.versions import ConfigError
 
 OWN = ("00-plumbline.conf", "00-plumbline.conflist")
-"""Our configuration in the runtime's folder: of a single plugin, or the list that CNI 1.0 and later want."""
+"""The names of our configuration in the runtime's folder: a single plugin, or a list, which CNI 1.0 and later need."""
 MULTUS = ("00-multus.conf", "00-multus.conflist")
 MULTUS_TYPES = frozenset({"multus", "multus-shim"})
 
@@ -22,21 +22,21 @@ _META = MULTUS_TYPES | {"plumbline"}
 
 
 class Primary(NamedTuple):
-    """The default network."""
+    """The default network's configuration."""
 
     path: Path
     config: Mapping[str, Any]
-    """As it was written, with the plugins that stand in files of their own."""
+    """The configuration as written, plus the plugins from files of their own."""
     parsed: NetworkConfig
 
 
 def find(folder: Path, file_name: str = "") -> Primary:
     """Return the default network: the file *file_name* of *folder*, else the first by name.
 
-    Passed over are Plumbline's and Multus' own configurations, under whatever name, and the loopback. A file that
-    can't be read is not: another network in its place, until somebody has finished writing, would be worse than none.
+    Configurations of Plumbline, Multus and the loopback are skipped, whatever their names. A file that can't be read is
+    not skipped: pods on another network, until the file is complete, would be worse than no default network.
 
-    Raises NotYetError when there is none, InstallError for one that can't be used.
+    Raises NotYetError if there is none, InstallError for one that can't be used.
     """
     if file_name:
         path = folder / file_name
@@ -51,11 +51,11 @@ def find(folder: Path, file_name: str = "") -> Primary:
         types = set(_types(config))
         if types != {"loopback"} and not types & _META:
             return _primary(path, config)
-    raise NotYetError(f"{folder} holds no configuration of a default network: install one, or name another folder")
+    raise NotYetError(f"{folder} has no configuration of a default network: install one, or configure another folder")
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the configurations in *folder* in the order in which runtimes go through them. Raises NotYetError."""
+    """Return the configurations in *folder* in the order in which runtimes read them. Raises NotYetError."""
     try:
         return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     except OSError as error:
@@ -63,7 +63,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the JSON object in *path*. Raises NotYetError for anything else: it may be half-written."""
+    """Return the JSON object in *path*. Raises NotYetError for other content, which may be half-written."""
     try:
         config = decode_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -76,14 +76,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parts(config: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    """Return the JSON objects in the list *key* of *config*; what is none is left out."""
+    """Return the JSON objects in the list *key* of *config*, without its other elements."""
     found = config.get(key)
     entries = cast("list[object]", found) if isinstance(found, list) else []
     return [cast("Mapping[str, Any]", entry) for entry in entries if isinstance(entry, dict)]
 
 
 def _types(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the types of all plugins that *config* leads to."""
+    """Yield the types of all plugins in *config*, also nested ones."""
     plugin_type = config.get("type")
     if isinstance(plugin_type, str):
         yield plugin_type
@@ -96,15 +96,15 @@ def _primary(path: Path, config: dict[str, Any]) -> Primary:
     try:
         return Primary(path, complete, conflist.parse(complete))
     except ConfigError as error:
-        raise InstallError(f"{path} is no configuration that can be used: {error}") from error
+        raise InstallError(f"{path} is not a usable configuration: {error}") from error
 
 
 def _with_chained(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Add the plugins that others put into the folder of the network's name, as runtimes do for a list."""
+    """Add the plugins in the folder of the network's name, as runtimes do for a list."""
     name, inlined = config.get("name"), config.get("plugins") or []
     if config.get("loadOnlyInlinedPlugins") or not isinstance(name, str) or not isinstance(inlined, list):
         return config
-    # A name that leads elsewhere is refused when all is parsed.
+    # A name with a path in it is refused later, by the parser.
     folder = path.parent / name
     if not name or "/" in name or not folder.is_dir():
         return config

@@ -1,8 +1,8 @@
-"""Leave a node as it was before: first the configuration, last the binary, and neither while pods depend on it.
+"""Uninstall a node: first the configuration, last the binary, and neither while pods depend on it.
 
-A runtime that is no longer told of Plumbline frees a pod's default network by itself, or through the configuration it
-remembers, which calls the entry point. It frees no other network: so nothing is touched while the ledger has a sandbox
-with one, and the binary stays until no sandbox that we attached has its namespace any more.
+Without Plumbline's configuration, the runtime still frees a pod's default network: directly, or with its cached
+configuration, which calls the entry point. It frees no other network. So nothing is removed while the ledger has a
+sandbox with another network, and the binary stays until no attached sandbox has its namespace any more.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from events.nats.ledger import JetStreamLedger
 from events.process.settings import InstallSection, Settings, ledger_address
 from events.schema import NodeName
 from nodeworker.host.install import InstallError, entry_point
-from nodeworker.host.install.files import held, move, remove
+from nodeworker.host.install.files import locked, move, remove
 from nodeworker.host.install.installer import SAVED, uninstalled_marker
 from nodeworker.host.install.primary import MULTUS, OWN
 
 log = structlog.get_logger(__name__)
 
-_PATIENCE = 5.0
+_CONNECT_TIMEOUT = 5.0
 _SHOWN = 10
 
 
@@ -35,11 +35,11 @@ class StillAttachedError(InstallError):
 
 
 class BinaryKeptError(InstallError):
-    """The configuration is removed; the binary is not, because a DEL of a pod may still need it."""
+    """The configuration is removed, but not the binary, because the DEL of a pod may still need it."""
 
 
 class Uninstaller:
-    """Uninstalls one node. *force*: whatever pods it has, and without asking the ledger."""
+    """Uninstalls one node. *force*: also with attached pods, and without asking the ledger."""
 
     def __init__(self, settings: Settings, section: InstallSection, *, force: bool) -> None:
         self._settings = settings
@@ -50,30 +50,30 @@ class Uninstaller:
     async def run(self) -> None:
         """Uninstall.
 
-        Raises StillAttachedError, with nothing changed; BinaryKeptError; InstallError; LedgerError and SettingsError
-        when the ledger can't be asked.
+        Raises StillAttachedError, without a change; BinaryKeptError; InstallError; LedgerError and SettingsError if the
+        ledger can't be read.
         """
         if not self._force and (holders := with_more_networks(await self._sandboxes())):
             raise StillAttachedError(
-                f"pods of this node have more than their default network, which nobody would free: {_names(holders)}; "
+                f"pods of this node have additional networks, which nothing else would free: {_names(holders)}; "
                 "delete or drain them first, or give --force"
             )
         try:
-            with held(self._conf_dir):
+            with locked(self._conf_dir):
                 self._remove_configuration()
             if not self._force and (left := with_namespace(await self._sandboxes())):
                 raise BinaryKeptError(
                     f"the configuration is removed; {self._bin_dir / entry_point.NAME} stays, because the runtime may "
-                    f"need it to detach {_names(left)}; uninstall again when they are gone, or with --force"
+                    f"need it to detach {_names(left)}; uninstall again after they are gone, or with --force"
                 )
-            with held(self._bin_dir):
+            with locked(self._bin_dir):
                 if remove(self._bin_dir / entry_point.NAME):
                     log.info("entry_point_removed", file=str(self._bin_dir / entry_point.NAME))
         except OSError as error:
             raise InstallError(f"{error.filename} can't be changed: {error.strerror}") from error
 
     def _remove_configuration(self) -> None:
-        """Give the runtime back what it had; at no moment it has nothing."""
+        """Restore the runtime's previous configuration; at every moment it has one."""
         marker = uninstalled_marker(self._settings)
         marker.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         marker.touch(0o600)
@@ -87,15 +87,15 @@ class Uninstaller:
                 log.info("configuration_removed", file=str(self._conf_dir / name))
 
     async def _sandboxes(self) -> list[Sandbox]:
-        """Return what the ledger says to be on this node."""
+        """Return the node's sandboxes in the ledger."""
         address = ledger_address(self._settings)
         state = State()
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_CONNECT_TIMEOUT):
                 ledger = await JetStreamLedger.connect(address, name="plumbline-uninstall")
         except TimeoutError:
             raise LedgerUnavailableError(
-                f"the ledger at {address.url} does not answer, so nobody knows which pods depend on Plumbline: "
+                f"the ledger at {address.url} does not answer, so it is not known which pods depend on Plumbline: "
                 "start `plumbline up`, or give --force"
             ) from None
         try:
@@ -107,7 +107,7 @@ class Uninstaller:
 
 
 def with_more_networks(sandboxes: Iterable[Sandbox]) -> list[Sandbox]:
-    """Return those that hold, or may hold, more than the default network."""
+    """Return the sandboxes that hold, or may hold, more than the default network."""
     return [
         sandbox
         for sandbox in sandboxes
@@ -116,7 +116,7 @@ def with_more_networks(sandboxes: Iterable[Sandbox]) -> list[Sandbox]:
 
 
 def with_namespace(sandboxes: Iterable[Sandbox]) -> list[Sandbox]:
-    """Return those that may still be there: their namespace is, or nobody knows which it was."""
+    """Return the sandboxes that may still exist: their namespace does, or is not recorded."""
     return [sandbox for sandbox in sandboxes if not sandbox.netns or Path(sandbox.netns).exists()]
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from nodeworker.host.install.files import held, move, put, remove
+from nodeworker.host.install.files import locked, move, remove, write_file
 
 
 def test_a_file_is_written_with_its_mode(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    assert put(path, b"content", 0o755)
+    assert write_file(path, b"content", 0o755)
     assert path.read_bytes() == b"content"
     assert path.stat().st_mode & 0o7777 == 0o755
     assert list(tmp_path.iterdir()) == [path]
@@ -22,11 +22,11 @@ def test_a_file_is_written_with_its_mode(tmp_path: Path) -> None:
 
 def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    put(path, b"content", 0o600)
+    write_file(path, b"content", 0o600)
     before = path.stat()
-    assert not put(path, b"content", 0o600)
+    assert not write_file(path, b"content", 0o600)
     assert path.stat().st_ino == before.st_ino
-    assert put(path, b"content", 0o755)
+    assert write_file(path, b"content", 0o755)
 
 
 def test_a_program_that_runs_is_replaced_and_runs_on(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_program_that_runs_is_replaced_and_runs_on(tmp_path: Path) -> None:
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         try:
             content = program.read_bytes()
-            assert put(program, content + b"\0", 0o755)
+            assert write_file(program, content + b"\0", 0o755)
             assert running.communicate(b"still here", timeout=10)[0] == b"still here"
         finally:
             running.kill()
@@ -48,7 +48,7 @@ def test_what_a_killed_installer_left_is_removed(tmp_path: Path, content: bytes)
     path.write_bytes(b"old")
     path.chmod(0o600)
     (tmp_path / ".x.draft").write_bytes(b"half")
-    put(path, content, 0o600)
+    write_file(path, content, 0o600)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == content
 
@@ -57,14 +57,14 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "x"
     (path / "in it").mkdir(parents=True)
     with pytest.raises(OSError, match="directory"):
-        put(path, b"content", 0o600)
+        write_file(path, b"content", 0o600)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     path = tmp_path / "x"
     versions = [b"a" * 100_000, b"b" * 200_000]
-    put(path, versions[0], 0o600)
+    write_file(path, versions[0], 0o600)
     done = threading.Event()
     seen: set[bytes] = set()
 
@@ -77,7 +77,7 @@ def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     try:
         while len(seen) < 2:
             for version in versions:
-                put(path, version, 0o600)
+                write_file(path, version, 0o600)
     finally:
         done.set()
         reader.join()
@@ -88,10 +88,10 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def second() -> None:
-        with held(tmp_path):
+        with locked(tmp_path):
             entered.set()
 
-    with held(tmp_path):
+    with locked(tmp_path):
         other = threading.Thread(target=second)
         other.start()
         assert not entered.wait(0.1)
