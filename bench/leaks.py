@@ -69,7 +69,7 @@ from nodeworker.sandboxes.gc import GarbageCollector
 from nodeworker.sandboxes.status_wait import StatusWait
 from nodeworker.settings import WorkerSection
 from reconciler.decisions import leaks as decisions
-from reconciler.decisions.leaks import Asked, LeakKey
+from reconciler.decisions.leaks import LastReclaim, LeakKey
 from reconciler.decisions.reclaim_sender import command
 
 T = TypeVar("T")
@@ -161,7 +161,7 @@ class Worker:
         self.metrics = WorkerMetrics()
         self._commands = commands
         self._world = world
-        self._asked: dict[LeakKey, Asked] = {}
+        self._asked: dict[LeakKey, LastReclaim] = {}
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -24,18 +24,13 @@ from events.nats.ledger import JetStreamLedger
 from events.nats.read_ahead import ReadAhead
 from events.nats.server import EmbeddedServer
 from events.process import logs
-from events.schema import (
-    Event,
-    StatusPublished,
-    Stored,
-    encode,
-)
-from reconciler.follow.batching import BATCH, collect_seldom
+from events.schema import Event, StatusPublished, Stored, encode
+from reconciler.projection.batching import BATCH_SIZE, collect_garbage_rarely
 from reconciler.projection.fold.batch import Loaded, project
 from reconciler.projection.rebuild.rebuild import rebuild
 from reconciler.projection.rebuild.snapshot import restore, save
 from reconciler.projection.store import Store
-from reconciler.status.publishing import TOGETHER
+from reconciler.status.publishing import LOOKUP_BATCH
 from tests.events.event_stories import busy_node
 from tests.reconciler.postgres import Postgres
 
@@ -47,16 +42,16 @@ def apply(url: str, events: Sequence[Stored]) -> tuple[float, float]:
     with closing(Store(url, "NODE")) as store:
         store.prepare()
         start, busy = time.perf_counter(), time.process_time()
-        for first in range(0, len(events), BATCH):
-            store.apply(events[first : first + BATCH])
+        for first in range(0, len(events), BATCH_SIZE):
+            store.apply(events[first : first + BATCH_SIZE])
         return len(events) / (time.perf_counter() - start), len(events) / (time.process_time() - busy)
 
 
 def project_only(events: Sequence[Stored]) -> float:
     """Return the microseconds that one event takes to become rows."""
     start = time.perf_counter()
-    for first in range(0, len(events), BATCH):
-        project(Loaded(sequence=first), events[first : first + BATCH])
+    for first in range(0, len(events), BATCH_SIZE):
+        project(Loaded(sequence=first), events[first : first + BATCH_SIZE])
     return (time.perf_counter() - start) / len(events) * 1e6
 
 
@@ -86,8 +81,8 @@ async def rebuilt(url: str, server: EmbeddedServer, count: int) -> tuple[float, 
 def apply_all(store: Store, events: Iterator[Event]) -> None:
     """Project *events* after those that are there."""
     done = store.position()
-    while batch := [Stored(n, event) for n, event in enumerate(itertools.islice(events, BATCH), done + 1)]:
-        store.apply(batch, told=False)
+    while batch := [Stored(n, event) for n, event in enumerate(itertools.islice(events, BATCH_SIZE), done + 1)]:
+        store.apply(batch, for_listeners=False)
         done += len(batch)
 
 
@@ -107,8 +102,8 @@ def snapshot_used(folder: Path, databases: Mapping[str, str], pods: int) -> None
         names = store.unsettled_pods()
         report(f"projection: what may have to be published of {pods} pods, all", time.perf_counter() - start, "s")
         start, boxes = time.perf_counter(), list[Sandbox]()
-        for place in range(0, len(names), TOGETHER):
-            boxes += store.of_some_live_pods(names[place : place + TOGETHER], lambda _, found, __: found[-1])
+        for place in range(0, len(names), LOOKUP_BATCH):
+            boxes += store.map_some_live_pods(names[place : place + LOOKUP_BATCH], lambda _, found, __: found[-1])
         report("projection: these looked up", time.perf_counter() - start, "s")
         apply_all(store, (published(box) for box in boxes))
         start = time.perf_counter()
@@ -170,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--without", action="append", default=[], choices=("ledger", "snapshot"), help="leave this out")
     options = parser.parse_args(arguments)
     logs.configure("error", "bench")
-    collect_seldom()  # as the reconciler does
+    collect_garbage_rarely()  # as the reconciler does
     with tempfile.TemporaryDirectory(prefix="plumbline-") as name:
         folder = Path(name)
         folder.chmod(0o755)

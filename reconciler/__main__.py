@@ -1,4 +1,4 @@
-"""The reconciler's process: ``python -m reconciler``. The one place that knows all its parts."""
+"""The reconciler's process: ``python -m reconciler``. The only module that connects its parts."""
 
 from __future__ import annotations
 
@@ -25,20 +25,23 @@ from events.process.metrics_server import serve_metrics
 from events.process.settings import DEFAULT_PATH, SettingsError, load
 from reconciler.decisions.reclaim_sender import ReclaimSender
 from reconciler.decisions.repair_sender import RepairSender
-from reconciler.follow.batching import collect_seldom
-from reconciler.follow.connections import connect, hub_replicas, open_publisher
-from reconciler.follow.leadership import Replicas, Term
-from reconciler.follow.loop import Listener, Reconciler
-from reconciler.follow.periodic_snapshots import Beginning, PeriodicSnapshots, SnapshotFolder
+from reconciler.follow.connections import connect, hub_replicas
+from reconciler.follow.leadership import ElectedLeadership
+from reconciler.follow.listeners import Listener
+from reconciler.follow.loop import Reconciler
+from reconciler.follow.periodic_snapshots import PeriodicSnapshots, SnapshotBootstrap, SnapshotFolder
 from reconciler.follow.retention import Retention
+from reconciler.follow.term import Term
 from reconciler.metrics import Metrics
+from reconciler.projection.batching import collect_garbage_rarely
 from reconciler.projection.sql.engine import ProjectionError
 from reconciler.projection.store import Store
 from reconciler.settings import ReconcilerSettings
 from reconciler.status.fenced_sink import FencedSink
 from reconciler.status.guard.guard import StatusGuard
 from reconciler.status.kubernetes.pod_events import PodEvent
-from reconciler.status.publishing import StatusPublishing
+from reconciler.status.open_sink import open_sink
+from reconciler.status.publishing import StatusPublisher
 from reconciler.status.sink import StatusSink
 from reconciler.verify.periodic import PeriodicVerification
 
@@ -49,27 +52,27 @@ log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 _GRACE = 1.0
-_SAFE = 3
-"""Servers of a hub that can lose one."""
+_SAFE_REPLICAS = 3
+"""Number of servers with which a hub survives the loss of one."""
 
-_REFUSALS = (SettingsError, ProjectionError, LedgerError)
-"""What another start would not mend: people have to."""
+_CONFIGURATION_ERRORS = (SettingsError, ProjectionError, LedgerError)
+"""Errors that a restart can't solve: an operator has to."""
 
 
 def main() -> int:
     """Run until SIGINT or SIGTERM; return the exit code: 0, or 2 when the configuration can't be used."""
     parser = argparse.ArgumentParser(prog="python -m reconciler", description=__doc__)
-    parser.add_argument("--config", type=Path, help=f"configuration file (default: {DEFAULT_PATH}, if it is there)")
+    parser.add_argument("--config", type=Path, help=f"configuration file (default: {DEFAULT_PATH}, if it exists)")
     path = parser.parse_args().config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
     try:
         settings = load(path, ReconcilerSettings)
         logs.configure(settings.log_level, "reconciler")
-        collect_seldom()
+        collect_garbage_rarely()
         asyncio.run(_until_signalled(settings, path))
-    except _REFUSALS as error:
+    except _CONFIGURATION_ERRORS as error:
         return _refuse(error)
     except BaseExceptionGroup as group:
-        refusals, others = group.split(_REFUSALS)
+        refusals, others = group.split(_CONFIGURATION_ERRORS)
         if refusals is None or others is not None:
             raise
         return _refuse(_first(refusals))
@@ -81,7 +84,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _refuse(error: BaseException) -> int:
-    print(f"plumbline: {error}", file=sys.stderr)  # noqa: T201  # also for those who configured no log
+    print(f"plumbline: {error}", file=sys.stderr)  # noqa: T201  # also without a configured log
     return 2
 
 
@@ -93,8 +96,8 @@ async def _until_signalled(settings: ReconcilerSettings, config: Path | None) ->
     waiting = asyncio.create_task(signalled.wait(), name="wait-for-signal")
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     serving.cancel()
-    # Before Python 3.12 asyncio.wait_for, which nats-py uses, loses a cancellation that comes with the answer. Whoever
-    # missed it is cancelled again by asyncio.run.
+    # Before Python 3.12 asyncio.wait_for, which nats-py uses, loses a cancellation that arrives together with the
+    # answer. asyncio.run cancels the remaining tasks again.
     await asyncio.wait({serving}, timeout=_GRACE)
     if serving.done() and not serving.cancelled():
         serving.result()
@@ -104,80 +107,110 @@ async def _until_signalled(settings: ReconcilerSettings, config: Path | None) ->
 async def _serve(settings: ReconcilerSettings, config: Path | None) -> None:
     metrics = Metrics()
     async with serve_metrics(metrics.registry, settings.reconciler.metrics), contextlib.AsyncExitStack() as stack:
-        if settings.hub is not None and settings.hub.replicas < _SAFE:
-            log.warning("hub_can_lose_no_server", replicas=settings.hub.replicas, wanted=_SAFE)
-        ledger = await _until_there(lambda: connect(settings, "plumbline-reconciler"))
+        if settings.hub is not None and settings.hub.replicas < _SAFE_REPLICAS:
+            log.warning("hub_can_lose_no_server", replicas=settings.hub.replicas, wanted=_SAFE_REPLICAS)
+        ledger = await _retry_until_reachable(lambda: connect(settings, "plumbline-reconciler"))
         stack.push_async_callback(ledger.close)
         commands = JetStreamCommands(ledger)
-        await _until_there(lambda: commands.make(command_stream(hub_replicas(settings))))
+        await _retry_until_reachable(lambda: commands.make(command_stream(hub_replicas(settings))))
         store = Store(settings.database, ledger.stream)
         stack.callback(store.close)
-        publisher = await open_publisher(settings)
-        if publisher is not None:
-            stack.push_async_callback(publisher.close)
+        sink = await open_sink(settings)
+        if sink is not None:
+            stack.push_async_callback(sink.close)
+        snapshots = SnapshotFolder(settings.snapshots, settings.reconciler.snapshots.keep)
 
-        kept = settings.reconciler.snapshots
-        folder = SnapshotFolder(settings.snapshots, kept.keep)
+        def make_listeners(term: Term) -> list[Listener]:
+            return [
+                *_status_listeners(settings, sink, ledger, term, metrics),
+                *_senders(settings, term, metrics),
+                *_periodic(settings, config, snapshots, metrics),
+            ]
 
-        def appoint(turn: Term) -> list[Listener]:
-            found = _listeners(settings, publisher, ledger, turn, metrics)
-            if settings.reconciler.verify_interval:
-                found.append(PeriodicVerification(config, settings.reconciler.verify_interval, metrics))
-            if kept.interval:
-                found.append(PeriodicSnapshots(folder, settings.database, kept.interval, metrics))
-            return found
-
-        contest = Replicas(ledger, ledger, commands, appoint, metrics, name=_name(settings), alone=settings.hub is None)
-        shared = not settings.database.startswith("sqlite")
+        leadership = ElectedLeadership(
+            ledger,
+            ledger,
+            commands,
+            make_listeners,
+            metrics,
+            name=_replica_name(settings),
+            only_replica=settings.hub is None,
+        )
         days = settings.reconciler.retention_days
-        upkeep = [Retention(days, metrics)] if days else []
-        beginning = Beginning(folder, ledger, ledger.stream)
-        await Reconciler(ledger, store, contest, metrics, shared=shared, beginning=beginning, upkeep=upkeep).run()
+        await Reconciler(
+            ledger,
+            store,
+            leadership,
+            metrics,
+            shared=not settings.database.startswith("sqlite"),
+            bootstrap=SnapshotBootstrap(snapshots, ledger, ledger.stream),
+            maintenance=[Retention(days, metrics)] if days else [],
+        ).run()
 
 
-def _listeners(
-    settings: ReconcilerSettings, publisher: StatusSink | None, notices: Notices, turn: Term, metrics: Metrics
+def _status_listeners(
+    settings: ReconcilerSettings, sink: StatusSink | None, notices: Notices, term: Term, metrics: Metrics
 ) -> list[Listener]:
-    """Return who acts during *turn*: all that they append and send goes through its fence."""
-    listeners: list[Listener] = []
-    if publisher is not None:
-        certain = FencedSink(publisher, turn)
-        publication = StatusPublishing(certain, turn.ledger, notices, metrics)
-        writer = _pod_event_writer(publisher, settings, metrics)
-        listeners += [publication, *([] if writer is None else [writer])]
-        if settings.drift.enabled:
-            warn = _unsaid if writer is None else writer.say
-            keeper = StatusGuard(certain, publication, turn.ledger, metrics, settings.drift.of, warn=warn)
-            listeners.append(keeper)
+    """Return the listeners that publish and guard network-statuses. All their writes go through the fence of *term*."""
+    if sink is None:
+        return []
+    fenced = FencedSink(sink, term.confirm)
+    publisher = StatusPublisher(fenced, term.ledger, notices, metrics)
+    listeners: list[Listener] = [publisher]
+    writer = _pod_event_writer(sink, settings, metrics)
+    if writer is not None:
+        listeners.append(writer)
     if settings.drift.enabled:
-        listeners.append(RepairSender(turn.commands, settings.drift.of, metrics.drift))
-    if settings.leaks.policy == "reclaim":
-        listeners.append(ReclaimSender(turn.commands, metrics))
+        warn = _discard if writer is None else writer.write
+        listeners.append(StatusGuard(fenced, publisher, term.ledger, metrics, settings.drift.of, warn=warn))
     return listeners
 
 
-def _unsaid(event: PodEvent) -> None:
-    """Say it to nobody: there is no API server, or no wish to tell it."""
+def _senders(settings: ReconcilerSettings, term: Term, metrics: Metrics) -> list[Listener]:
+    """Return the listeners that send commands to nodes. All their commands go through the fence of *term*."""
+    listeners: list[Listener] = []
+    if settings.drift.enabled:
+        listeners.append(RepairSender(term.commands, settings.drift.of, metrics.drift))
+    if settings.leaks.policy == "reclaim":
+        listeners.append(ReclaimSender(term.commands, metrics))
+    return listeners
 
 
-def _name(settings: ReconcilerSettings) -> str:
-    """Return a name that no other replica has, also on this machine."""
+def _periodic(
+    settings: ReconcilerSettings, config: Path | None, snapshots: SnapshotFolder, metrics: Metrics
+) -> list[Listener]:
+    """Return the listeners that work by the clock."""
+    listeners: list[Listener] = []
+    if settings.reconciler.verify_interval:
+        listeners.append(PeriodicVerification(config, settings.reconciler.verify_interval, metrics))
+    if settings.reconciler.snapshots.interval:
+        interval = settings.reconciler.snapshots.interval
+        listeners.append(PeriodicSnapshots(snapshots, settings.database, interval, metrics))
+    return listeners
+
+
+def _discard(event: PodEvent) -> None:
+    """Write no Kubernetes Event: there is no API server, or the configuration turns them off."""
+
+
+def _replica_name(settings: ReconcilerSettings) -> str:
+    """Return a name that no other replica has, on any machine."""
     return f"{settings.node_name}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _pod_event_writer(publisher: StatusSink, settings: ReconcilerSettings, metrics: Metrics) -> PodEventWriter | None:
-    """Return who writes Kubernetes Events: nobody without an API server, or where they are not wanted."""
+def _pod_event_writer(sink: StatusSink, settings: ReconcilerSettings, metrics: Metrics) -> PodEventWriter | None:
+    """Return the writer of Kubernetes Events; None without an API server, or when the configuration turns them off."""
     if settings.reconciler.kubernetes is None or not settings.reconciler.kubernetes.events:
         return None
-    from reconciler.status.kubernetes.annotation_sink import AnnotationSink  # noqa: PLC0415  # as above
+    from reconciler.status.kubernetes.annotation_sink import AnnotationSink  # noqa: PLC0415  # costs 50 MB
     from reconciler.status.kubernetes.pod_event_writer import PodEventWriter  # noqa: PLC0415
 
-    assert isinstance(publisher, AnnotationSink)
-    return PodEventWriter(publisher.api, metrics)
+    assert isinstance(sink, AnnotationSink)
+    return PodEventWriter(sink.api, metrics)
 
 
-async def _until_there(work: Callable[[], Awaitable[_T]]) -> _T:
-    """Return what *work* returns, for which it is repeated until the ledger answers."""
+async def _retry_until_reachable(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Return the result of *work*. Retries while the ledger does not answer."""
     for delay in delays():
         try:
             return await work()

@@ -22,7 +22,8 @@ from events.process.settings import Settings, SettingsError, ledger_address, loa
 from events.schema import NO_CAUSE, ContainerId, Event, EventId, NodeName, Pod, SandboxAdopted
 from reconciler.cli.refusal import refusal
 from reconciler.history.redact import redacted, without_secrets
-from reconciler.history.timeline import SANDBOX_LETTERS, printable, words
+from reconciler.history.timeline import printable
+from reconciler.history.words import SANDBOX_LETTERS, words
 
 _WRONG, _NO_LEDGER = 2, 4
 

@@ -1,4 +1,7 @@
-"""``plumbline install``: the worker's side has the binary and knows the keys, so this becomes a process of it."""
+"""``plumbline install`` and ``plumbline uninstall``: this process becomes the installer of the worker.
+
+The worker's side has the entry point and knows its settings.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from typing import NoReturn
 
 import click
 
+_PASS_THROUGH = {"ignore_unknown_options": True}
 
-def become(name: str, config: Path | None, arguments: tuple[str, ...]) -> NoReturn:
-    """Go on as the installer's command *name*: signals and exit code are its own."""
+
+def _become(name: str, config: Path | None, arguments: tuple[str, ...]) -> NoReturn:
+    """Replace this process by the installer's command *name*, which then gets all signals and sets the exit code."""
     chosen = ["--config", str(config)] if config else []
-    os.execv(  # noqa: S606  # no shell is wanted
+    os.execv(  # noqa: S606  # no shell is needed
         sys.executable, [sys.executable, "-m", "nodeworker.host.install", *chosen, name, *arguments]
     )
 
@@ -21,11 +26,24 @@ def become(name: str, config: Path | None, arguments: tuple[str, ...]) -> NoRetu
 @click.command(
     "install",
     add_help_option=False,
-    context_settings={"ignore_unknown_options": True},
-    short_help="Have the container runtime call Plumbline.",
+    context_settings=_PASS_THROUGH,
+    short_help="Configure the container runtime to call Plumbline.",
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
-def command(config: Path | None, arguments: tuple[str, ...]) -> None:
-    """Install the entry point and its configuration."""
-    become("install", config, arguments)
+def install(config: Path | None, arguments: tuple[str, ...]) -> None:
+    """Install the entry point and the CNI configuration."""
+    _become("install", config, arguments)
+
+
+@click.command(
+    "uninstall",
+    add_help_option=False,
+    context_settings=_PASS_THROUGH,
+    short_help="Restore the container runtime's previous configuration.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def uninstall(config: Path | None, arguments: tuple[str, ...]) -> None:
+    """Remove the CNI configuration, then the entry point."""
+    _become("uninstall", config, arguments)

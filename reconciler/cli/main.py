@@ -15,8 +15,18 @@ from events.process.settings import DEFAULT_PATH
 from reconciler.cli.refusal import refusal
 
 _WRONG, _INTERRUPTED = 2, 130
-COMMANDS = ("adopt", "check-config", "install", "rebuild", "snapshot", "timeline", "uninstall", "up", "verify")
-"""Each is the object ``command`` of the module of that name; it is imported when it is asked for."""
+COMMANDS = {
+    "adopt": "adopt:command",
+    "check-config": "check_config:command",
+    "install": "install:install",
+    "rebuild": "rebuild:rebuild",
+    "snapshot": "rebuild:snapshot",
+    "timeline": "timeline:command",
+    "uninstall": "install:uninstall",
+    "up": "up:command",
+    "verify": "verify:command",
+}
+"""Module and object of each command. A module is imported when its command is used: imports take time."""
 
 
 class _Commands(click.Group):
@@ -26,7 +36,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"reconciler.cli.{cmd_name.replace('-', '_')}").command
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        return getattr(importlib.import_module(f"reconciler.cli.{module}"), name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command, and end it in the same way wherever it is interrupted, or a file refuses."""

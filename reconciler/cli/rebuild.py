@@ -16,9 +16,9 @@ from events.nats.read_ahead import ReadAhead
 from events.process import logs
 from events.process.settings import SettingsError, load
 from reconciler.cli.refusal import refusal
-from reconciler.follow.batching import collect_seldom
 from reconciler.follow.connections import whole_ledger
-from reconciler.projection.rebuild.rebuild import rebuild
+from reconciler.projection.batching import collect_garbage_rarely
+from reconciler.projection.rebuild.rebuild import rebuild as rebuild_projection
 from reconciler.projection.rebuild.snapshot import save
 from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError
 from reconciler.settings import ReconcilerSettings
@@ -32,7 +32,7 @@ from reconciler.settings import ReconcilerSettings
     help="Begin with this snapshot instead of the ledger's first event.",
 )
 @click.pass_obj
-def command(config: Path | None, start_from: Path | None) -> None:
+def rebuild(config: Path | None, start_from: Path | None) -> None:
     """Make the reconciler's database anew from the ledger.
 
     It is made beside the one in use and takes its place when it has caught up; the reconciler may run meanwhile.
@@ -44,7 +44,7 @@ def command(config: Path | None, start_from: Path | None) -> None:
 @click.command("snapshot")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.pass_obj
-def snapshot_command(config: Path | None, file: Path) -> None:
+def snapshot(config: Path | None, file: Path) -> None:
     """Write to FILE what there is of live sandboxes and open matters.
 
     With it, `plumbline rebuild --snapshot FILE` does without the part of the ledger that came before.
@@ -65,14 +65,14 @@ def _run(work: Callable[[ReconcilerSettings], int], config: Path | None) -> int:
 
 
 async def _rebuild(settings: ReconcilerSettings, start_from: Path | None) -> int:
-    collect_seldom()
+    collect_garbage_rarely()
     address, config = whole_ledger(settings)
     ledger = await connect_soon(address, config, "plumbline-cli")
     columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("events", total=None)
-            return await rebuild(
+            return await rebuild_projection(
                 settings.database,
                 ReadAhead(ledger, address),
                 ledger.stream,

@@ -20,12 +20,9 @@ from events.ledger.ledger import Ledger, LedgerError
 from events.nats.ledger import connect_soon
 from events.process import logs
 from events.process.settings import Settings, SettingsError, load
-from events.schema import (
-    Stored,
-    rfc3339,
-)
-from reconciler.cli.ledger import nearest_ledger
+from events.schema import Stored, rfc3339
 from reconciler.cli.refusal import refusal
+from reconciler.follow.connections import nearest_ledger
 from reconciler.history.catalog import Catalog, NotFoundError
 from reconciler.history.redact import redacted
 from reconciler.history.timeline import Line, Timeline

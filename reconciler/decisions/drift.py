@@ -1,8 +1,8 @@
 """Decide what to do about a sandbox that no longer looks as recorded.
 
-Pure: the worker observes, this module judges, the worker repairs. Time is an argument, in seconds on any clock that
-goes forward. ``repairs`` says what, ``Repairs`` when: not more at a time than a node can take, more and more slowly
-where somebody undoes each repair, and no more at all where it fails again and again, until something else differs.
+Pure: the worker observes, this module judges, the worker repairs. Time is an argument: seconds of a monotonic clock.
+``repairs`` returns what to repair. ``RepairSchedule`` decides when: with a rate limit per node, with a growing backoff
+if the drift comes back, and never again after repeated failures, until the drift changes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _pause(asked: int) -> float:
     return 0.0 if asked < FREE else min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(asked - FREE, 30))
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class RepairOrder(msgspec.Struct, frozen=True, kw_only=True):
     """A repair that is to be asked for now."""
 
     sandbox: SandboxKey
@@ -118,7 +118,7 @@ class _Allowance:
         self._left -= 1
 
 
-class Repairs:
+class RepairSchedule:
     """When to repair which sandbox."""
 
     def __init__(self, policy: Callable[[str], str]) -> None:
@@ -173,9 +173,9 @@ class Repairs:
         """Take note that the sandbox is on its way out."""
         self._cases.pop(key, None)
 
-    def due(self, now: float) -> tuple[list[Order], float | None]:
+    def due(self, now: float) -> tuple[list[RepairOrder], float | None]:
         """Return the repairs to ask for now, and the seconds until there may be more; None: until something happens."""
-        orders: list[Order] = []
+        orders: list[RepairOrder] = []
         waits: list[float] = []
         for key, case in list(self._cases.items()):
             if not case.since and now > case.due + REST:
@@ -192,18 +192,18 @@ class Repairs:
             orders.append(self._order(key, case, now))
         return orders, min(waits, default=None)
 
-    def not_sent(self, order: Order) -> None:
+    def not_sent(self, order: RepairOrder) -> None:
         """Take note that *order* could not be sent: it is due again, after the pause that a sent one has."""
         if (case := self._cases.get(order.sandbox)) is not None and case.cause == order.cause:
             case.ordered_until = 0.0
 
-    def _order(self, key: SandboxKey, case: _Case, now: float) -> Order:
+    def _order(self, key: SandboxKey, case: _Case, now: float) -> RepairOrder:
         if now > case.due + REST:
             case.asked = 0
         case.asked += 1
         case.ordered_until = now + LOST
         case.due = now + _pause(case.asked)
-        return Order(sandbox=key, node=case.node, cause=case.cause, drifts=case.drifts)
+        return RepairOrder(sandbox=key, node=case.node, cause=case.cause, drifts=case.drifts)
 
     def _case(self, sandbox: Sandbox, now: float) -> _Case:
         self._nodes.setdefault(sandbox.node, _Allowance(now))

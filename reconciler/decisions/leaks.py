@@ -31,7 +31,7 @@ class LeakKey(NamedTuple):
     leak: LeakId
 
 
-class Asked(NamedTuple):
+class LastReclaim(NamedTuple):
     """What was sent last for a leak."""
 
     cause: EventId
@@ -60,7 +60,7 @@ class Reclaim(NamedTuple):
 
 
 def reclaims(
-    leaks: Mapping[LeakKey, Leaked], asked: Mapping[LeakKey, Asked], now: float, *, at_once: int = AT_ONCE
+    leaks: Mapping[LeakKey, Leaked], asked: Mapping[LeakKey, LastReclaim], now: float, *, at_once: int = AT_ONCE
 ) -> list[Reclaim]:
     """Return what is to be freed now: what was seen twice, oldest first, so much on each node.
 
@@ -75,7 +75,7 @@ def reclaims(
     return found
 
 
-def next_look(leaks: Mapping[LeakKey, Leaked], asked: Mapping[LeakKey, Asked], now: float) -> float | None:
+def next_look(leaks: Mapping[LeakKey, Leaked], asked: Mapping[LeakKey, LastReclaim], now: float) -> float | None:
     """Return the seconds until something may become due by time alone; None: nothing does."""
     left = [
         last.at + (pause(last.attempts) if last.answered else OVERDUE) - now
@@ -90,13 +90,13 @@ def pause(attempts: int) -> float:
     return min(_LAST_PAUSE, _FIRST_PAUSE * 2 ** min(attempts - 1, 16))
 
 
-def sent(asked: Mapping[LeakKey, Asked], reclaim: Reclaim, command: EventId, now: float) -> Asked:
+def sent(asked: Mapping[LeakKey, LastReclaim], reclaim: Reclaim, command: EventId, now: float) -> LastReclaim:
     """Return what is to be remembered once *reclaim* was sent as *command*."""
     before = asked.get(LeakKey(reclaim.node, reclaim.leak.id))
-    return Asked(reclaim.cause, now, 1 + (before.attempts if before is not None else 0), by=command)
+    return LastReclaim(reclaim.cause, now, 1 + (before.attempts if before is not None else 0), by=command)
 
 
-def refused(last: Asked, error_class: ErrorClass, now: float) -> Asked:
+def refused(last: LastReclaim, error_class: ErrorClass, now: float) -> LastReclaim:
     """Return *last* once the node has said that it did not free it.
 
     What had changed meanwhile is the node's to look at again, and no failure.
@@ -105,13 +105,13 @@ def refused(last: Asked, error_class: ErrorClass, now: float) -> Asked:
     return last._replace(answered=True, at=now, attempts=attempts)
 
 
-def only_known(asked: Mapping[LeakKey, Asked], freed: Iterable[LeakKey]) -> dict[LeakKey, Asked]:
+def only_known(asked: Mapping[LeakKey, LastReclaim], freed: Iterable[LeakKey]) -> dict[LeakKey, LastReclaim]:
     """Return *asked* without what is *freed*."""
     gone = set(freed)
     return {key: last for key, last in asked.items() if key not in gone}
 
 
-def _due(leaked: Leaked, last: Asked | None, now: float) -> bool:
+def _due(leaked: Leaked, last: LastReclaim | None, now: float) -> bool:
     if leaked.observed.sightings < SIGHTINGS:
         return False
     if last is None:
@@ -121,5 +121,5 @@ def _due(leaked: Leaked, last: Asked | None, now: float) -> bool:
     return last.cause != leaked.event or now - last.at >= pause(last.attempts)
 
 
-def _under_way(last: Asked, now: float) -> bool:
+def _under_way(last: LastReclaim, now: float) -> bool:
     return not last.answered and now - last.at <= OVERDUE

@@ -22,8 +22,8 @@ from events.schema import (
     RequestId,
 )
 from reconciler.decisions import leaks
-from reconciler.decisions.leaks import Asked, LeakKey, Reclaim
-from reconciler.follow.loop import Query
+from reconciler.decisions.leaks import LastReclaim, LeakKey, Reclaim
+from reconciler.follow.listeners import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
 
@@ -31,13 +31,13 @@ log = structlog.get_logger(__name__)
 
 
 class ReclaimSender:
-    """Has leaks reclaimed. A ``reconciler.follow.loop.Listener``."""
+    """Has leaks reclaimed. A ``reconciler.follow.listeners.Listener``."""
 
     def __init__(self, commands: Commands, metrics: Metrics) -> None:
         self._commands = commands
         self._metrics = metrics
         self._leaks: dict[LeakKey, Leaked] = {}
-        self._asked: dict[LeakKey, Asked] = {}
+        self._asked: dict[LeakKey, LastReclaim] = {}
         self._changed = asyncio.Event()
         metrics.leaks_open.set_function(lambda: len(self._leaks))
 
@@ -58,7 +58,7 @@ class ReclaimSender:
             self._leaks.pop(key, None)
         self._asked = leaks.only_known(self._asked, freed)
         answered = False
-        for event, _ in changes.story:
+        for event, _ in changes.events:
             match event.data:
                 case LeakReclaimFailed(leak=leak, request=request, failure=failure):
                     key = LeakKey(event.node, leak.id)

@@ -28,9 +28,9 @@ from events.schema import (
     rfc3339,
     unix_ns,
 )
-from reconciler.decisions.drift import Order, Repairs
-from reconciler.decisions.drift_metrics import DriftMetrics
-from reconciler.follow.loop import Query
+from reconciler.decisions.drift import RepairOrder, RepairSchedule
+from reconciler.follow.listeners import Query
+from reconciler.metrics import DriftMetrics
 from reconciler.projection.fold.batch import Changes
 
 log = structlog.get_logger(__name__)
@@ -39,12 +39,12 @@ _RETRY = 1.0
 
 
 class RepairSender:
-    """Sends ``RepairRequested`` where a node drifts. A ``reconciler.follow.loop.Listener``."""
+    """Sends ``RepairRequested`` where a node drifts. A ``reconciler.follow.listeners.Listener``."""
 
     def __init__(self, commands: Commands, policy: Callable[[str], str], metrics: DriftMetrics) -> None:
         self._commands = commands
         self._metrics = metrics
-        self._repairs = Repairs(policy)
+        self._repairs = RepairSchedule(policy)
         self._changed = asyncio.Event()
         metrics.open.set_function(lambda: self._repairs.open)
 
@@ -57,7 +57,7 @@ class RepairSender:
 
     def changed(self, changes: Changes) -> None:
         """Take note of what was observed, and of what became of orders."""
-        for event, sandbox in changes.story:
+        for event, sandbox in changes.events:
             if event.node != NO_NODE and sandbox is not None:
                 self._heard(event, sandbox)
         self._changed.set()
@@ -79,10 +79,10 @@ class RepairSender:
         now = time.monotonic()
         match event.data:
             case DriftObserved():
-                self._metrics.seen(self._repairs.observed(sandbox, event.at, now))
+                self._metrics.count_observed(self._repairs.observed(sandbox, event.at, now))
             case DriftRepaired(drifts=drifts):
                 since = self._repairs.repaired(sandbox, now)
-                self._metrics.put_right(drifts, _seconds(since, event.at) if since else None)
+                self._metrics.count_repaired(drifts, _seconds(since, event.at) if since else None)
             case DriftRepairFailed(failure=failure):
                 self._metrics.failed.labels(failure.error_class.value).inc()
                 if self._repairs.failed(sandbox, failure, now):
@@ -99,7 +99,7 @@ class RepairSender:
             case _:
                 pass
 
-    async def _send(self, order: Order) -> float | None:
+    async def _send(self, order: RepairOrder) -> float | None:
         """Send the command; return the seconds to wait before another attempt, None: it is sent."""
         try:
             await self._commands.send(_command(order))
@@ -118,7 +118,7 @@ class RepairSender:
         return None
 
 
-def _command(order: Order) -> Event:
+def _command(order: RepairOrder) -> Event:
     data = RepairRequested(request=RequestId(""), ifname=order.sandbox.ifname, drifts=order.drifts)
     return new_event(data, node=order.node, sandbox=order.sandbox.container_id, cause=order.cause)
 

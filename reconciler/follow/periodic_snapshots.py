@@ -1,6 +1,7 @@
-"""Write snapshots from time to time, and begin with the newest one where there is no database.
+"""Write snapshots of the projection periodically, and start an empty database from the newest one.
 
-A ledger forgets, and what lives longer than that is in the database alone: whoever loses it then finds it here.
+The ledger forgets old events, so only the database has the older rows. After a loss of the database, the snapshot has
+them.
 """
 
 from __future__ import annotations
@@ -14,37 +15,37 @@ from pathlib import Path
 import structlog
 
 from events.ledger.ledger import Ledger
-from reconciler.follow.loop import Query
+from reconciler.follow.listeners import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
-from reconciler.projection.rebuild.snapshot import Origin, look, save
+from reconciler.projection.rebuild.snapshot import Origin, fill, inspect, save
 from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError
 
 log = structlog.get_logger(__name__)
 
 _FIRST = 60.0
-"""Seconds after the start: whoever has just taken over has more urgent things to do."""
+"""Seconds before the first snapshot: a new leader has more urgent work."""
 _SUFFIX = ".snapshot"
 
 
 class SnapshotFolder:
-    """The snapshots in *folder*, of which the newest *keep* stay."""
+    """The snapshots in *folder*. Only the newest *keep* remain."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
         self._keep = keep
 
     def newest_first(self) -> list[Path]:
-        """Return the snapshots that there are."""
-        return sorted(self._folder.glob(f"*{_SUFFIX}"), reverse=True)  # their names are sequences of one length
+        """Return the paths of all snapshots."""
+        return sorted(self._folder.glob(f"*{_SUFFIX}"), reverse=True)  # their names are sequences of equal length
 
     def age(self) -> float:
-        """Return the seconds since the newest was written; without any, infinity."""
+        """Return the seconds since the newest snapshot was written; infinity if there is none."""
         newest = self.newest_first()
         return max(0.0, time.time() - newest[0].stat().st_mtime) if newest else float("inf")
 
     def write(self, url: str) -> int:
-        """Add a snapshot of the projection at *url*; return the sequence that it is of.
+        """Add a snapshot of the projection at *url*; return its sequence.
 
         Raises ProjectionError, DatabaseAwayError, OSError.
         """
@@ -57,21 +58,24 @@ class SnapshotFolder:
         return sequence
 
 
-class Beginning:
-    """Begins an empty projection of the ledger whose stream is called *name* with a snapshot."""
+class SnapshotBootstrap:
+    """Fills an empty projection from a snapshot of the ledger with the stream *name*.
+
+    Implements ``reconciler.follow.listeners.Bootstrap``.
+    """
 
     def __init__(self, folder: SnapshotFolder, ledger: Ledger, name: str) -> None:
         self._folder = folder
         self._ledger = ledger
         self._name = name
 
-    async def begin(self, query: Query) -> None:
-        """Use the newest snapshot that is whole and of this ledger, if there is one. Raises LedgerUnavailableError."""
+    async def bootstrap(self, query: Query) -> None:
+        """Use the newest snapshot that is complete and of this ledger, if any. Raises LedgerUnavailableError."""
         for path in await asyncio.to_thread(self._folder.newest_first):
             try:
-                origin = await asyncio.to_thread(look, path)
+                origin = await asyncio.to_thread(inspect, path)
                 await self._refuse_foreign(path, origin)
-                await query(lambda store, path=path: store.restore(path))
+                await query(lambda store, path=path: store.fill_if_empty(lambda connection: fill(path, connection)))
             except ProjectionError as error:
                 log.warning("snapshot_refused", path=str(path), error=str(error))
             else:
@@ -79,13 +83,14 @@ class Beginning:
                 return
 
     async def _refuse_foreign(self, path: Path, origin: Origin) -> None:
-        """Raise ProjectionError for a snapshot of another ledger, as far as this one still knows better."""
+        """Raise ProjectionError for a snapshot of another ledger, as far as this ledger still has the evidence."""
         if origin.ledger != self._name:
             raise ProjectionError(f"the snapshot {path} is of the ledger {origin.ledger}, not of {self._name}")
         end = await self._ledger.last_sequence()
         if end < origin.sequence:
             raise ProjectionError(
-                f"the snapshot {path} has {origin.sequence} events of the ledger, which has but {end}: it is of another"
+                f"the snapshot {path} has {origin.sequence} events of the ledger, but the ledger has only {end}: "
+                "it is of another ledger"
             )
         if not origin.node_sequence:
             return
@@ -97,7 +102,7 @@ class Beginning:
 
 
 class PeriodicSnapshots:
-    """A ``reconciler.follow.loop.Listener`` that puts the projection at *url* away every *interval* seconds."""
+    """Writes a snapshot of the projection at *url* every *interval* seconds. A ``Listener``: only the leader does."""
 
     def __init__(
         self, folder: SnapshotFolder, url: str, interval: float, metrics: Metrics, *, first: float = _FIRST
@@ -109,13 +114,13 @@ class PeriodicSnapshots:
         self._first = first
 
     async def caught_up(self, query: Query) -> None:
-        """Do nothing: a snapshot is of all that is there."""
+        """Do nothing: a snapshot covers all rows."""
 
     def changed(self, changes: Changes) -> None:
-        """Do nothing, as before."""
+        """Do nothing: a snapshot covers all rows."""
 
     async def run(self) -> None:
-        """Write without end. On a thread of its own: the projection goes on meanwhile."""
+        """Write snapshots until cancelled, on a separate thread: the projection continues meanwhile."""
         age = await asyncio.to_thread(self._folder.age)
         await asyncio.sleep(max(min(self._first, self._interval), self._interval - age))
         while True:

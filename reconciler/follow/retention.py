@@ -1,6 +1,6 @@
-"""Have the projection forget what has been over for longer than people want to look back.
+"""Delete rows of the projection that ended longer ago than the configured days.
 
-A little at a time, on the projection's own thread: what is old can wait, an event can't.
+Each step deletes few rows, on the projection's thread: old rows can wait, new events can't.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from collections.abc import Callable
 import structlog
 
 from events.schema import rfc3339
-from reconciler.follow.loop import Query
+from reconciler.follow.listeners import Query
 from reconciler.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 INTERVAL = 600.0
-"""Seconds between two looks."""
-_SOME = 500
-PAUSE = 0.25
-"""Seconds between two steps, each of which keeps events waiting for milliseconds."""
+"""Seconds between two rounds."""
+STEP_PAUSE = 0.25
+"""Seconds between two steps of a round. A step delays new events by milliseconds."""
+_STEP_ROWS = 500
 _DAY_NS = 86_400 * 10**9
 
 
 class Retention:
-    """Forgets what ended more than *days* ago. *now* tells the time, in nanoseconds."""
+    """Deletes what ended more than *days* ago. *now* returns the time in nanoseconds since 1970."""
 
     def __init__(
         self,
@@ -34,24 +34,24 @@ class Retention:
         metrics: Metrics,
         *,
         interval: float = INTERVAL,
-        pauses: float = PAUSE,
+        step_pause: float = STEP_PAUSE,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._age = round(days * _DAY_NS)
         self._metrics = metrics
         self._interval = interval
-        self._pauses = pauses
+        self._step_pause = step_pause
         self._now = now
 
     async def run(self, query: Query) -> None:
-        """Forget without end."""
+        """Delete old rows until cancelled."""
         while True:
-            await asyncio.sleep(self._interval)  # also at first: whoever has just started has more urgent things to do
+            await asyncio.sleep(self._interval)  # also before the first round: a new leader has more urgent work
             before, rows, more = rfc3339(max(0, self._now() - self._age)), 0, True
             while more:
-                gone = await query(lambda store, before=before: store.forget(before, _SOME))
-                rows, more = rows + gone.rows, gone.more
-                self._metrics.forgotten.inc(gone.rows)
-                await asyncio.sleep(self._pauses)
+                deleted = await query(lambda store, before=before: store.forget(before, _STEP_ROWS))
+                rows, more = rows + deleted.rows, deleted.more
+                self._metrics.forgotten.inc(deleted.rows)
+                await asyncio.sleep(self._step_pause)
             if rows:
                 log.info("projection_forgot", rows=rows, before=before)

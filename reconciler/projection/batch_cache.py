@@ -22,7 +22,7 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
-class Kept:
+class BatchCache:
     """A part of the tables, as of ``position``."""
 
     def __init__(self) -> None:

@@ -9,15 +9,14 @@ from typing import Any, TypeAlias, TypeVar
 import sqlalchemy as sa
 
 from events.fold import Sandbox, SandboxPhase
+from reconciler.projection.fold.published import PodName, Published
 from reconciler.projection.fold.rows import sandbox_of
-from reconciler.projection.sql.key_lookup import among, keys
+from reconciler.projection.sql.key_lookup import is_one_of, key_parameters
 from reconciler.projection.sql.tables import sandboxes, statuses
-from reconciler.status.pending import Published
-from reconciler.status.text import PodName
 
 T = TypeVar("T")
 
-Judge: TypeAlias = Callable[[PodName, Sequence[Sandbox], Published | None], T]
+PodFunction: TypeAlias = Callable[[PodName, Sequence[Sandbox], Published | None], T]
 """Is given a pod, its sandboxes, oldest first, and what is published of it."""
 
 IS_LIVE = sa.text("sandboxes.live")  # in the words of the index
@@ -64,21 +63,21 @@ class Pods:
 
     def __init__(self, dialect: str) -> None:
         self._dialect = dialect
-        self._published = sa.select(statuses).where(among(dialect, statuses.c.namespace, statuses.c.pod))
-        self._of_live = _LIVE_PODS.where(among(dialect, sandboxes.c.namespace, sandboxes.c.pod))
+        self._published = sa.select(statuses).where(is_one_of(dialect, statuses.c.namespace, statuses.c.pod))
+        self._of_live = _LIVE_PODS.where(is_one_of(dialect, sandboxes.c.namespace, sandboxes.c.pod))
         self._live = (
             sa.select(sandboxes.c.namespace, sandboxes.c.pod)
             .distinct()
-            .where(among(dialect, sandboxes.c.namespace, sandboxes.c.pod), IS_LIVE)
+            .where(is_one_of(dialect, sandboxes.c.namespace, sandboxes.c.pod), IS_LIVE)
         )
 
-    def judged(self, connection: sa.Connection, judge: Judge[T]) -> list[T]:
-        """Return what *judge* says of each."""
-        return _judged(_all(connection), judge)
+    def map_all(self, connection: sa.Connection, function: PodFunction[T]) -> list[T]:
+        """Return what *function* says of each."""
+        return _map(_all(connection), function)
 
-    def some_judged(self, connection: sa.Connection, pods: Collection[PodName], judge: Judge[T]) -> list[T]:
-        """Return what *judge* says of those of *pods* that there are."""
-        return _judged(connection.execute(self._of_live, keys(self._dialect, pods)), judge) if pods else []
+    def map_some(self, connection: sa.Connection, pods: Collection[PodName], function: PodFunction[T]) -> list[T]:
+        """Return what *function* says of those of *pods* that there are."""
+        return _map(connection.execute(self._of_live, key_parameters(self._dialect, pods)), function) if pods else []
 
     def unsettled(self, connection: sa.Connection) -> list[PodName]:
         """Return those whose status the rows do not call settled, in their order."""
@@ -98,7 +97,7 @@ class Pods:
         """Return what is published of *pods*."""
         if not pods:
             return {}
-        rows = connection.execute(self._published, keys(self._dialect, pods))
+        rows = connection.execute(self._published, key_parameters(self._dialect, pods))
         return {
             PodName(row.namespace, row.pod): Published(row.uid, row.intent, row.text, row.refused, row.sequence)
             for row in rows
@@ -108,20 +107,20 @@ class Pods:
         """Return which of *pods* have something on a node."""
         if not pods:
             return frozenset()
-        return frozenset(PodName(*row) for row in connection.execute(self._live, keys(self._dialect, pods)))
+        return frozenset(PodName(*row) for row in connection.execute(self._live, key_parameters(self._dialect, pods)))
 
 
 def _all(connection: sa.Connection) -> Iterable[sa.Row[Any]]:
     return connection.execute(_LIVE_PODS, execution_options={"yield_per": _PAGE})
 
 
-def _judged(rows: Iterable[sa.Row[Any]], judge: Judge[T]) -> list[T]:
-    """Return what *judge* says of each pod that *rows* of ``_LIVE_PODS`` are of."""
-    judged: list[T] = []
+def _map(rows: Iterable[sa.Row[Any]], function: PodFunction[T]) -> list[T]:
+    """Return what *function* says of each pod that *rows* of ``_LIVE_PODS`` are of."""
+    results: list[T] = []
     for name, group in groupby(rows, lambda row: PodName(row.namespace, row.pod)):
         same = list(group)
-        judged.append(judge(name, [sandbox_of(row.fold) for row in same], _status_of(same[0])))
-    return judged
+        results.append(function(name, [sandbox_of(row.fold) for row in same], _status_of(same[0])))
+    return results
 
 
 def _status_of(row: sa.Row[Any]) -> Published | None:

@@ -39,7 +39,7 @@ class SandboxRows(NamedTuple):
     """Of ``addresses``, those that have no end."""
 
 
-class Instant:
+class ReadView:
     """The rows of one instant. Raises DatabaseAwayError from wherever the database is asked."""
 
     def __init__(self, connection: sa.Connection, ledger: str) -> None:
@@ -98,7 +98,7 @@ class Instant:
 
 
 @contextmanager
-def instant(url: str, ledger: str) -> Iterator[Instant]:
+def open_read_view(url: str, ledger: str) -> Iterator[ReadView]:
     """Yield the rows of *ledger* as they are at the beginning of the block.
 
     Raises ProjectionError where there is no database, or one of another version's or ledger's; DatabaseAwayError.
@@ -107,7 +107,7 @@ def instant(url: str, ledger: str) -> Iterator[Instant]:
     try:
         with engine.connect() as connection, connection.begin():
             require_current(connection)
-            yield Instant(connection, ledger)
+            yield ReadView(connection, ledger)
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
         reason = error.orig if isinstance(error, exc.DBAPIError) else error
         raise DatabaseAwayError(f"the database does not answer: {reason}") from error

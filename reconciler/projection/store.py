@@ -10,9 +10,8 @@ Everything here blocks; ``reconciler.follow.loop`` calls it on one thread of its
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,15 +19,12 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from events.fold import Leaked, Sandbox
-from events.schema import (
-    NodeName,
-    Stored,
-)
-from reconciler.projection.batch_cache import Kept
+from events.schema import NodeName, Stored
+from reconciler.projection.batch_cache import BatchCache
 from reconciler.projection.fold.batch import Changes, Loaded, needed, project
+from reconciler.projection.fold.published import PodName, Published
 from reconciler.projection.fold.rows import leaked_of, sandbox_of
-from reconciler.projection.pods import IS_LIVE, Judge, Pods
-from reconciler.projection.rebuild import snapshot
+from reconciler.projection.pods import IS_LIVE, PodFunction, Pods
 from reconciler.projection.sql import deletion, indexes
 from reconciler.projection.sql.deletion import Forgotten
 from reconciler.projection.sql.engine import ProjectionError, ReplacedError, open_engine, transaction
@@ -36,8 +32,6 @@ from reconciler.projection.sql.loader import Loader
 from reconciler.projection.sql.schema import upgrade
 from reconciler.projection.sql.tables import addresses, leaks, position, sandboxes
 from reconciler.projection.sql.writer import Writer
-from reconciler.status.pending import Published
-from reconciler.status.text import PodName
 
 T = TypeVar("T")
 
@@ -72,14 +66,14 @@ class Store:
         self._loader = Loader(self._engine.dialect.name)
         self._writer = Writer(self._engine.dialect.name)
         self._pods = Pods(self._engine.dialect.name)
-        self._kept = Kept()
+        self._cache = BatchCache()
         self._election = 0
 
     def prepare(self) -> None:
         """Make the tables what this code works with. Raises DatabaseAwayError, ProjectionError."""
         upgrade(self._url)
 
-    def take(self, election: int) -> None:
+    def claim(self, election: int) -> None:
         """Shut out whoever was elected before *election*, the sequence of that event in the ledger.
 
         Of whatever was not committed by then nothing will be. Raises as ``apply``.
@@ -91,22 +85,19 @@ class Store:
             self._position_to_write(connection)
             self._writer.set_election(connection, election)
 
-    def restore(self, path: Path) -> None:
-        """Begin with the snapshot in *path*, at which somebody has looked, unless there are rows already.
-
-        Raises as ``apply``.
-        """
+    def fill_if_empty(self, fill: Callable[[sa.Connection], object]) -> None:
+        """Call *fill* to insert all rows, unless there are rows already. Raises the errors of ``apply``."""
         self._engine.dispose()
         engine = open_engine(self._url, empty=True)
         try:
             with self._transaction(engine) as connection:
                 if self._position_to_write(connection) == 0:
-                    snapshot.fill(path, connection)
+                    fill(connection)
                     self._position_to_write(connection)
         finally:
             engine.dispose()
 
-    def drop_indexes(self) -> None:
+    def drop_reader_indexes(self) -> None:
         """Let go of what only readers need. Raises as ``apply``."""
         with self._transaction() as connection:
             indexes.drop(connection)
@@ -119,36 +110,36 @@ class Store:
         with self._transaction() as connection:
             return self._position(connection)
 
-    def apply(self, batch: Sequence[Stored], *, told: bool = True) -> Changes | None:
+    def apply(self, batch: Sequence[Stored], *, for_listeners: bool = True) -> Changes | None:
         """Project *batch*; return what changed, None when all of it was there.
 
         Unless somebody is *told* of it, ``published`` and ``left`` stay empty. Raises as ``position``, and
         ReplacedError when another took the database.
         """
         try:
-            return self._apply(batch, told)
+            return self._apply(batch, for_listeners)
         except BaseException:
-            self._kept.forget()
+            self._cache.forget()
             raise
 
-    def _apply(self, batch: Sequence[Stored], told: bool) -> Changes | None:
+    def _apply(self, batch: Sequence[Stored], for_listeners: bool) -> Changes | None:
         with self._transaction() as connection:
             done = self._position_to_write(connection)
             fresh = [stored for stored in batch if stored.sequence > done]
             if not fresh:
                 return None
-            if done != self._kept.position:
-                self._kept.forget()
+            if done != self._cache.position:
+                self._cache.forget()
             what, loaded = needed(fresh), Loaded(sequence=done)
-            self._loader.load(connection, self._kept.load(what, loaded), loaded)
+            self._loader.load(connection, self._cache.load(what, loaded), loaded)
             changes = project(loaded, fresh)
             self._writer.write(connection, self._ledger, changes)
-            if told:
-                published = self._pods.published(connection, changes.attached)
+            if for_listeners:
+                published = self._pods.published(connection, changes.attached_pods)
                 closed = changes.closed_pods
-                left = closed - self._pods.live(connection, closed)
-                changes = replace(changes, published=published, left=left)
-        self._kept.committed(what, changes)
+                detached = closed - self._pods.live(connection, closed)
+                changes = replace(changes, published=published, detached_pods=detached)
+        self._cache.committed(what, changes)
         return changes
 
     def skip_to(self, sequence: int) -> None:
@@ -162,18 +153,18 @@ class Store:
         with self._transaction() as connection:
             self._position_to_write(connection)
             gone = deletion.forget(connection, before, limit)
-        self._kept.drop(gone.containers)
+        self._cache.drop(gone.containers)
         return gone
 
-    def of_live_pods(self, judge: Judge[T]) -> list[T]:
+    def map_live_pods(self, function: PodFunction[T]) -> list[T]:
         """Return what *judge* says of each pod that has something on a node. Raises DatabaseAwayError."""
         with self._transaction() as connection:
-            return self._pods.judged(connection, judge)
+            return self._pods.map_all(connection, function)
 
-    def of_some_live_pods(self, pods: Collection[PodName], judge: Judge[T]) -> list[T]:
+    def map_some_live_pods(self, pods: Collection[PodName], function: PodFunction[T]) -> list[T]:
         """Return the same of those of *pods* that have something on a node. Raises DatabaseAwayError."""
         with self._transaction() as connection:
-            return self._pods.some_judged(connection, pods, judge)
+            return self._pods.map_some(connection, pods, function)
 
     def unsettled_pods(self) -> list[PodName]:
         """Return the pods whose network-status may have to be published. Raises DatabaseAwayError.
@@ -196,7 +187,7 @@ class Store:
         with self._transaction() as connection:
             return self._pods.all(connection)
 
-    def of_live_pod(self, pod: PodName) -> tuple[list[Sandbox], Published | None]:
+    def live_pod(self, pod: PodName) -> tuple[list[Sandbox], Published | None]:
         """Return the sandboxes of one pod, oldest first, and what is published of it.
 
         Nothing if it has nothing on a node. Raises DatabaseAwayError.

@@ -1,62 +1,65 @@
-"""Write statuses only while it is certain that no other reconciler does."""
+"""Write statuses only while no other reconciler can be the leader."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from events.ledger.ledger import ConflictError, LedgerUnavailableError
 from events.schema import ErrorClass
-from reconciler.follow.leadership import Term
-from reconciler.status.sink import PublishError, Seen, StatusSink
-from reconciler.status.text import PodName, PodStatus
+from reconciler.projection.fold.published import PodName
+from reconciler.status.sink import ObservedStatus, PublishError, StatusSink
+from reconciler.status.text import PodStatus
 
 
 class FencedSink:
-    """A ``StatusSink`` for one turn: see ``reconciler.follow.leadership`` about what has no fence."""
+    """A ``StatusSink`` for one term: calls *confirm* before each write (see ``reconciler.follow.term``).
 
-    def __init__(self, publisher: StatusSink, turn: Term) -> None:
-        self._publisher = publisher
-        self._turn = turn
+    *confirm* raises ConflictError or LedgerUnavailableError unless this reconciler is certainly the leader.
+    """
+
+    def __init__(self, sink: StatusSink, confirm: Callable[[], Awaitable[None]]) -> None:
+        self._sink = sink
+        self._confirm = confirm
 
     async def put(self, status: PodStatus, before: PodStatus | None) -> bool:
         """See ``StatusSink.put``."""
-        await self._confirm(PodName(status.pod.namespace, status.pod.name))
-        return await self._publisher.put(status, before)
+        await self._require_leadership(PodName(status.pod.namespace, status.pod.name))
+        return await self._sink.put(status, before)
 
     async def withdraw(self, pod: PodName) -> bool:
         """See ``StatusSink.withdraw``."""
-        await self._confirm(pod)
-        return await self._publisher.withdraw(pod)
+        await self._require_leadership(pod)
+        return await self._sink.withdraw(pod)
 
-    async def pods(self) -> set[PodName]:
-        """See ``StatusSink.pods``."""
-        return await self._publisher.pods()
+    async def withdrawable(self) -> set[PodName]:
+        """See ``StatusSink.withdrawable``."""
+        return await self._sink.withdrawable()
 
-    def seen(self) -> AsyncGenerator[Seen, None]:
-        """See ``StatusSink.seen``."""
-        return self._publisher.seen()
+    def watch(self) -> AsyncGenerator[ObservedStatus, None]:
+        """See ``StatusSink.watch``."""
+        return self._sink.watch()
 
-    def listed(self) -> AsyncGenerator[Seen, None]:
-        """See ``StatusSink.listed``."""
-        return self._publisher.listed()
+    def read_all(self) -> AsyncGenerator[ObservedStatus, None]:
+        """See ``StatusSink.read_all``."""
+        return self._sink.read_all()
 
-    async def read(self, pod: PodName) -> Seen | None:
+    async def read(self, pod: PodName) -> ObservedStatus | None:
         """See ``StatusSink.read``."""
-        return await self._publisher.read(pod)
+        return await self._sink.read(pod)
 
     async def ready(self) -> bool:
         """See ``StatusSink.ready``."""
-        return await self._publisher.ready()
+        return await self._sink.ready()
 
     async def close(self) -> None:
-        """Do nothing: the publisher outlives the turn."""
+        """Do nothing: the sink outlives the term."""
 
-    async def _confirm(self, pod: PodName) -> None:
+    async def _require_leadership(self, pod: PodName) -> None:
         try:
-            await self._turn.confirm()
+            await self._confirm()
         except (ConflictError, LedgerUnavailableError) as error:
             raise PublishError(
                 ErrorClass.LEDGER_UNAVAILABLE,
-                f"pod {pod}: its network-status is not published as long as it is not certain that this reconciler is "
-                f"the active one: {error}",
+                f"pod {pod}: its network-status is not published until it is certain that this reconciler is the "
+                f"active one: {error}",
             ) from error

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from events.schema import ErrorClass, Pod
-from reconciler.status.sink import LISTED, PublishError, Seen, require_pod_name
-from reconciler.status.text import ANNOTATION, PodName, PodStatus
+from reconciler.projection.fold.published import PodName
+from reconciler.status.sink import LISTED, ObservedStatus, PublishError, require_pod_name
+from reconciler.status.text import ANNOTATION, PodStatus
 
 LOOK = 2.0
 """Seconds between two looks at who has changed a file: a few hundred on one machine, so nothing has to tell of it."""
@@ -40,12 +41,12 @@ class FolderSink:
         """See ``StatusSink.withdraw``."""
         return await self._write(pod, None)
 
-    async def pods(self) -> set[PodName]:
-        """See ``StatusSink.pods``."""
+    async def withdrawable(self) -> set[PodName]:
+        """See ``StatusSink.withdrawable``."""
         return {PodName(path.parent.name, path.stem) for path in self._root.glob("*/*.json")}
 
-    async def seen(self) -> AsyncGenerator[Seen, None]:
-        """See ``StatusSink.seen``; the folder is looked at every ``LOOK`` seconds."""
+    async def watch(self) -> AsyncGenerator[ObservedStatus, None]:
+        """See ``StatusSink.watch``; the folder is looked at every ``LOOK`` seconds."""
         known: dict[PodName, tuple[int, ...]] | None = None
         while True:
             now = await asyncio.to_thread(self._marks)
@@ -58,12 +59,12 @@ class FolderSink:
             known = now
             await asyncio.sleep(LOOK)
 
-    async def listed(self) -> AsyncGenerator[Seen, None]:
-        """See ``StatusSink.listed``."""
-        for pod in await self.pods():
+    async def read_all(self) -> AsyncGenerator[ObservedStatus, None]:
+        """See ``StatusSink.read_all``."""
+        for pod in await self.withdrawable():
             yield await self.read(pod)
 
-    async def read(self, pod: PodName) -> Seen:
+    async def read(self, pod: PodName) -> ObservedStatus:
         """See ``StatusSink.read``; a file that is missing, or not as it was written, says nothing."""
         require_pod_name(pod)
         try:
@@ -77,10 +78,10 @@ class FolderSink:
         try:
             document = msgspec.json.decode(content or b"", type=_Document)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return Seen(pod, "", None)
+            return ObservedStatus(pod, "", None)
         text = document.annotations.get(ANNOTATION, "")
         whole = content == _document(pod, PodStatus(Pod(pod.namespace, pod.name, document.uid), text))
-        return Seen(pod, document.uid, text) if whole else Seen(pod, "", None)
+        return ObservedStatus(pod, document.uid, text) if whole else ObservedStatus(pod, "", None)
 
     async def ready(self) -> bool:
         """Return True: whether a file can be written is seen when one is."""

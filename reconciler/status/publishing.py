@@ -32,26 +32,26 @@ from events.schema import (
     rfc3339,
     unix_ns,
 )
-from reconciler.follow.loop import Query
+from reconciler.follow.listeners import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
+from reconciler.projection.fold.published import PodName, Published
 from reconciler.projection.store import Store
-from reconciler.status.pending import PendingStatuses, Published, due, newly_due
+from reconciler.status.pending import PendingStatus, newly_pending, pending_status
 from reconciler.status.sink import PublishError, StatusSink
-from reconciler.status.text import PodName
 
 log = structlog.get_logger(__name__)
 
 CONCURRENCY = 16
 """Requests under way at the same time."""
-TOGETHER = 200
+LOOKUP_BATCH = 200
 """Pods that are looked up at once: ten to twenty milliseconds, in which nothing is projected."""
 
 
 class _Wish:
     """What is wanted for a pod: its status, or None for none at all."""
 
-    def __init__(self, due: PendingStatuses | None) -> None:
+    def __init__(self, due: PendingStatus | None) -> None:
         self.due = due
         self.renewed = asyncio.Event()
 
@@ -65,11 +65,11 @@ class _Wish:
         return True
 
 
-class StatusPublishing:
-    """Brings *publisher* to what the ledger says. A ``reconciler.follow.loop.Listener``."""
+class StatusPublisher:
+    """Brings *publisher* to what the ledger says. A ``reconciler.follow.listeners.Listener``."""
 
-    def __init__(self, publisher: StatusSink, ledger: Ledger, notices: Notices, metrics: Metrics) -> None:
-        self._publisher = publisher
+    def __init__(self, sink: StatusSink, ledger: Ledger, notices: Notices, metrics: Metrics) -> None:
+        self._sink = sink
         self._ledger = ledger
         self._notices = notices
         self._metrics = metrics
@@ -86,22 +86,22 @@ class StatusPublishing:
         """Find the pods that the ledger does not say are published, and withdraw what nothing is left of."""
         self._query = query
         self._open = dict.fromkeys(await query(Store.unsettled_pods))
-        there = await self._publisher.pods()
+        there = await self._sink.withdrawable()
         for pod in there - await query(lambda store: store.live(there)):
             self._want(pod, None)
 
     def changed(self, changes: Changes) -> None:
         """Publish what has become due, and withdraw what nothing is left of."""
-        for found in newly_due(changes.story, changes.folded, changes.published):
+        for found in newly_pending(changes.events, changes.folded, changes.published):
             self._want(found.pod, found)
-        for pod in changes.left:
+        for pod in changes.detached_pods:
             self._want(pod, None)
 
     def busy(self, pod: PodName) -> bool:
         """Return whether something is to be published for *pod*, or withdrawn, or is being."""
         return pod in self._wishes or pod in self._open
 
-    def restore(self, found: PendingStatuses) -> None:
+    def restore(self, found: PendingStatus) -> None:
         """Publish *found*, though the ledger says that it is: somebody changed it."""
         self._want(found.pod, replace(found, before=None, since=rfc3339(time.time_ns())))
 
@@ -117,7 +117,7 @@ class StatusPublishing:
     async def _announce(self) -> None:
         """Tell the workers that it is worth their while to wait, as long as it is."""
         while True:
-            if await self._publisher.ready():
+            if await self._sink.ready():
                 await self._notices.publish(PUBLISHER_PRESENT)
             await asyncio.sleep(PRESENCE_INTERVAL)
 
@@ -125,14 +125,14 @@ class StatusPublishing:
         """Want what is to be published for those that are open. Whatever happens to one meanwhile tells it, too."""
         assert self._query is not None
         while self._open:
-            some = tuple(itertools.islice(self._open, TOGETHER))
-            for pod, found in await self._query(lambda store, some=some: store.of_some_live_pods(some, _named_due)):
+            some = tuple(itertools.islice(self._open, LOOKUP_BATCH))
+            for pod, found in await self._query(lambda store, some=some: store.map_some_live_pods(some, _named_due)):
                 if found is not None and pod in self._open:
                     self._want(pod, found)
             for pod in some:
                 self._open.pop(pod, None)
 
-    def _want(self, pod: PodName, found: PendingStatuses | None) -> None:
+    def _want(self, pod: PodName, found: PendingStatus | None) -> None:
         self._open.pop(pod, None)
         if (wish := self._wishes.get(pod)) is None:
             self._wishes[pod] = _Wish(found)
@@ -172,11 +172,11 @@ class StatusPublishing:
                     await self._record(found, _published(found), wish, until_taken=True)
                 return
 
-    async def _put(self, found: PendingStatuses) -> None:
+    async def _put(self, found: PendingStatus) -> None:
         if found.problem:
             raise PublishError(ErrorClass.PLUGIN_OUTPUT, found.problem, final=True)
         try:
-            written = await self._publisher.put(found.status, found.before)
+            written = await self._sink.put(found.status, found.before)
         except PublishError:
             raise
         except Exception as error:  # one bad pod never stops the others
@@ -192,11 +192,11 @@ class StatusPublishing:
             log.info("status_published", pod=str(found.pod), sandbox=found.sandbox.container_id[:12])
 
     async def _withdraw(self, pod: PodName) -> None:
-        if await self._publisher.withdraw(pod):
+        if await self._sink.withdraw(pod):
             self._metrics.status_published.inc()
             log.info("status_withdrawn", pod=str(pod))
 
-    async def _record(self, found: PendingStatuses, data: Data, wish: _Wish, *, until_taken: bool) -> None:
+    async def _record(self, found: PendingStatus, data: Data, wish: _Wish, *, until_taken: bool) -> None:
         """Append *data*; *until_taken*: try until the ledger takes it, or something else is wanted."""
         event = event_of(found, data)
         for delay in delays():
@@ -212,11 +212,11 @@ class StatusPublishing:
 
 def _named_due(
     pod: PodName, sandboxes: Sequence[Sandbox], published: Published | None
-) -> tuple[PodName, PendingStatuses | None]:
-    return pod, due(sandboxes, published)
+) -> tuple[PodName, PendingStatus | None]:
+    return pod, pending_status(sandboxes, published)
 
 
-def _published(found: PendingStatuses) -> StatusPublished:
+def _published(found: PendingStatus) -> StatusPublished:
     return StatusPublished(
         node=found.node,
         ifname=found.sandbox.ifname,
@@ -226,13 +226,13 @@ def _published(found: PendingStatuses) -> StatusPublished:
     )
 
 
-def _failed(found: PendingStatuses, error: PublishError) -> StatusPublishFailed:
+def _failed(found: PendingStatus, error: PublishError) -> StatusPublishFailed:
     return StatusPublishFailed(
         node=found.node, ifname=found.sandbox.ifname, pod=found.status.pod, failure=error.failure, final=error.final
     )
 
 
-def event_of(found: PendingStatuses, data: Data) -> Event:
+def event_of(found: PendingStatus, data: Data) -> Event:
     """Return the event that says *data* of the sandbox in *found*. It is the reconciler's."""
     return new_event(data, sandbox=found.sandbox.container_id, cause=found.intent)
 

@@ -1,7 +1,8 @@
-"""Where network-status is read, and what can go wrong in bringing it there.
+"""The interface of the places where network-statuses are read, and the error of a failed publication.
 
-Two places keep one protocol: the pod's annotation at the API server (``reconciler.status.kubernetes.annotation_sink``)
-and a file beside the manifests, on a machine that has no API server (``reconciler.status.folder_sink``).
+Two implementations pass one contract: the pod's annotation at the API server
+(``reconciler.status.kubernetes.annotation_sink``), and on a machine without an API server a file beside the manifests
+(``reconciler.status.folder_sink``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
 from events.schema import ErrorClass, Failure, Phase
-from reconciler.status.text import PodName, PodStatus
+from reconciler.projection.fold.published import PodName
+from reconciler.status.text import PodStatus
 
 _LABEL = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
 _NAMESPACE = re.compile(_LABEL)
@@ -19,81 +21,81 @@ _POD = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 
 class PublishError(Exception):
-    """A status was not published. *final*: nor will it be. *retry_after*: seconds that were asked for."""
+    """A status was not published. *final*: a retry can't succeed. *retry_after*: seconds that the server asked for."""
 
     def __init__(
         self, error_class: ErrorClass, message: str, *, final: bool = False, retry_after: float | None = None
     ) -> None:
         super().__init__(message)
-        # No runtime is told of it, so there is no CNI code.
+        # No runtime gets this error, so there is no CNI code.
         self.failure = Failure(error_class=error_class, phase=Phase.PUBLISH, message=message, code=0)
         self.final = final
         self.retry_after = retry_after
 
 
-class Seen(NamedTuple):
-    """What a place says of a pod."""
+class ObservedStatus(NamedTuple):
+    """The network-status of a pod as a sink has it."""
 
     pod: PodName
     uid: str
     text: str | None
-    """The status; None: it says nothing."""
-    gone: bool = False
-    """The pod is no more."""
+    """The status; None: there is none."""
+    deleted: bool = False
+    """The pod was deleted."""
 
 
-LISTED = Seen(PodName("", ""), "", None)
-"""Comes once all that there is has been told of."""
+LISTED = ObservedStatus(PodName("", ""), "", None)
+"""Marks the end of the initial list in ``StatusSink.watch``."""
 
 
 class StatusSink(Protocol):
-    """A place where people and programs read what a pod is attached to. Every call may be repeated."""
+    """A place where people and programs read the network-status of pods. Every call can be repeated."""
 
     async def put(self, status: PodStatus, before: PodStatus | None) -> bool:
-        """Make the place say *status*; return False when it did already.
+        """Write *status*; return False if it was there already.
 
-        *before* is what it says as far as the ledger knows. Raises PublishError.
+        *before* is the present status as far as the ledger knows. Raises PublishError.
         """
         ...
 
     async def withdraw(self, pod: PodName) -> bool:
-        """Let the place forget *pod*, which is attached to nothing; return False when there is nothing to do.
+        """Remove the status of *pod*, which has no attachments; return False if there is nothing to remove.
 
         Raises PublishError.
         """
         ...
 
-    async def pods(self) -> set[PodName]:
-        """Return the pods that it would have to forget if they were attached to nothing."""
+    async def withdrawable(self) -> set[PodName]:
+        """Return the pods with a status that ``withdraw`` would remove."""
         ...
 
-    def seen(self) -> AsyncGenerator[Seen, None]:
-        """Yield what the place says of every pod, then ``LISTED``, then what changes there, without end."""
+    def watch(self) -> AsyncGenerator[ObservedStatus, None]:
+        """Yield the status of every pod, then ``LISTED``, then each change. Runs until closed."""
         ...
 
-    def listed(self) -> AsyncGenerator[Seen, None]:
-        """Yield what the place says of every pod. Raises PublishError."""
+    def read_all(self) -> AsyncGenerator[ObservedStatus, None]:
+        """Yield the status of every pod once. Raises PublishError."""
         ...
 
-    async def read(self, pod: PodName) -> Seen | None:
-        """Return what the place says of *pod*; None: there is no such pod, as far as it knows. Raises PublishError."""
+    async def read(self, pod: PodName) -> ObservedStatus | None:
+        """Return the status of *pod*; None: the sink knows no such pod. Raises PublishError."""
         ...
 
     async def ready(self) -> bool:
-        """Return whether it is likely that a status can be published now. It is asked every second."""
+        """Return whether a publication would probably succeed now. Called every second."""
         ...
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Close all connections."""
         ...
 
 
 def require_pod_name(pod: PodName) -> None:
-    """Raise PublishError for a name that no pod can have: it becomes part of a path."""
+    """Raise PublishError for an invalid pod name (RFC 1123): the name becomes part of a path."""
     if not (_fits(_NAMESPACE, pod.namespace, 63) and _fits(_POD, pod.name, 253)):
         raise PublishError(
             ErrorClass.INVALID_REQUEST,
-            f"pod {pod}: that is no name in the sense of RFC 1123, so its network-status is not published; "
+            f"pod {pod}: the name is invalid (RFC 1123), so its network-status is not published; "
             f"the runtime has to correct CNI_ARGS",
             final=True,
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -24,16 +23,6 @@ ANNOTATION = "k8s.v1.cni.cncf.io/network-status"
 
 _ATTACHED = frozenset({SandboxPhase.ATTACHED, SandboxPhase.DETACHING, SandboxPhase.DETACH_FAILED})
 _GO_ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
-
-
-class PodName(NamedTuple):
-    """What a pod is known by; its successor may have the same."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
 
 
 class StatusError(ValueError):

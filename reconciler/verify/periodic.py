@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from events.process.child_process import die_with_parent
-from reconciler.follow.loop import Query
+from reconciler.follow.listeners import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
 from reconciler.verify.report import Report
@@ -30,7 +30,7 @@ _TOLD = 20
 
 
 class PeriodicVerification:
-    """A ``reconciler.follow.loop.Listener`` that verifies every *interval* seconds, by the configuration at
+    """A ``reconciler.follow.listeners.Listener`` that verifies every *interval* seconds, by the configuration at
     *config*."""
 
     def __init__(self, config: Path | None, interval: float, metrics: Metrics) -> None:
@@ -72,10 +72,10 @@ class PeriodicVerification:
             log.warning("verify_failed", exit_code=process.returncode, said=err.decode(errors="replace")[-1000:])
             self._metrics.verify_failed.inc()
             return
-        self._metrics.set_verified(report, time.time())
+        counts = {kind.value: count for kind, count in report.counts.items()}
+        self._metrics.set_verified(counts, unseen=len(report.unseen), seconds=report.seconds, at=time.time())
         for difference in report.differences[:_TOLD]:
             log.warning("verify_differs", kind=difference.kind.value, message=difference.message)
         for reason in report.unseen[:_TOLD]:
             log.warning("verify_not_seen", reason=reason)
-        counts = {kind.value: count for kind, count in report.counts.items()}
         log.info("verified", seconds=round(report.seconds, 1), unseen=len(report.unseen), **counts)

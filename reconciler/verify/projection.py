@@ -6,7 +6,8 @@ import msgspec
 
 from events.fold import Sandbox, SandboxKey
 from events.schema import ContainerId, IfName, NodeName
-from reconciler.projection.fold.address_holdings import Held, held
+from reconciler.projection.fold.address_holdings import AddressHolding, address_holdings
+from reconciler.projection.fold.published import PodName
 from reconciler.projection.fold.rows import (
     Row,
     attachment_row,
@@ -16,8 +17,7 @@ from reconciler.projection.fold.rows import (
     sandbox_of,
     sandbox_row,
 )
-from reconciler.projection.read_view import Instant, SandboxRows
-from reconciler.status.text import PodName
+from reconciler.projection.read_view import ReadView, SandboxRows
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Difference, Findings, Kind
 from reconciler.verify.spill_store import Kept
@@ -28,7 +28,7 @@ _REMEDY = (
 )
 
 
-def compare(rows: Instant, replay: Replay, findings: Findings) -> int:
+def compare(rows: ReadView, replay: Replay, findings: Findings) -> int:
     """Add to *findings* what of *rows* is not as *replay*, which is at the same sequence, has it.
 
     Return how many sandboxes are live. A ledger forgets, and so does a database, but each of its own: of what has
@@ -42,7 +42,7 @@ def compare(rows: Instant, replay: Replay, findings: Findings) -> int:
     return live
 
 
-def _sandboxes(rows: Instant, replay: Replay, findings: Findings) -> tuple[int, set[PodName]]:
+def _sandboxes(rows: ReadView, replay: Replay, findings: Findings) -> tuple[int, set[PodName]]:
     """Return also which pods have something on a node."""
     live, pods = 0, set[PodName]()
     for found in rows.sandboxes(replay.node):
@@ -66,12 +66,12 @@ def _sandboxes(rows: Instant, replay: Replay, findings: Findings) -> tuple[int, 
     return live, pods
 
 
-def _begun_anew(rows: Instant, row: Row, kept: Kept) -> bool:
+def _begun_anew(rows: ReadView, row: Row, kept: Kept) -> bool:
     """Return whether the database had forgotten the sandbox, and begun with it anew, when more came of it."""
     return bool(rows.forgotten) and kept.created < row["created"]
 
 
-def _half_forgotten(rows: Instant, found: SandboxRows, kept: Kept) -> bool:
+def _half_forgotten(rows: ReadView, found: SandboxRows, kept: Kept) -> bool:
     """Return whether what came then was but another DEL, of which it can't tell what the ledger can."""
     return _begun_anew(rows, found.sandbox, kept) and not found.attachments
 
@@ -83,13 +83,13 @@ def _wrong(found: SandboxRows, kept: Kept) -> list[str]:
         wrong.append("fold")
     if found.attachments != [attachment_row(sandbox, place) for place in range(len(sandbox.attachments))]:
         wrong.append("attachments")
-    holds = {Held(row["network"], row["ifname"], row["address"], row["prefix_length"]) for row in found.holds}
-    if holds != set(held(sandbox)):
+    holds = {AddressHolding(row["network"], row["ifname"], row["address"], row["prefix_length"]) for row in found.holds}
+    if holds != set(address_holdings(sandbox)):
         wrong.append("addresses")
     return wrong
 
 
-def _pending(rows: Instant, replay: Replay, findings: Findings) -> None:
+def _pending(rows: ReadView, replay: Replay, findings: Findings) -> None:
     state = dict(replay.state.pending)
     for row in rows.pending():
         if replay.node and row["node"] != replay.node:
@@ -107,7 +107,7 @@ def _pending(rows: Instant, replay: Replay, findings: Findings) -> None:
         findings.add(_plain(row, f"{what} is open in the ledger and not in the database: {_REMEDY}"))
 
 
-def _nodes(rows: Instant, replay: Replay, findings: Findings) -> None:
+def _nodes(rows: ReadView, replay: Replay, findings: Findings) -> None:
     known = {row["node"]: row for row in rows.nodes()}
     for node, stored in replay.latest.items():
         expected = node_row(stored, replay.state.epochs.get(node, 0), replay.state.commands.get(node, 0))
@@ -126,7 +126,7 @@ _MAXIMA = frozenset({"epoch", "command"})
 """The ledger may have forgotten the event that had the greatest."""
 
 
-def _leaks(rows: Instant, replay: Replay, findings: Findings) -> None:
+def _leaks(rows: ReadView, replay: Replay, findings: Findings) -> None:
     state = dict(replay.state.leaks)
     for row in rows.leaks():
         if replay.node and row["node"] != replay.node:
@@ -146,7 +146,7 @@ def _leaks(rows: Instant, replay: Replay, findings: Findings) -> None:
         findings.add(Difference(kind=Kind.PROJECTION, message=message, node=node))
 
 
-def _statuses(rows: Instant, replay: Replay, pods: set[PodName], findings: Findings) -> None:
+def _statuses(rows: ReadView, replay: Replay, pods: set[PodName], findings: Findings) -> None:
     """*pods* have something on a node: of others the database may have forgotten what was published long ago."""
     for row in rows.statuses():
         pod = PodName(row["namespace"], row["pod"])

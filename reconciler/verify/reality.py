@@ -27,9 +27,9 @@ from events.schema import (
     RequestId,
     WorkerStopped,
 )
-from reconciler.status.pending import Published, told
+from reconciler.projection.fold.published import PodName, Published
+from reconciler.status.pending import current_status
 from reconciler.status.sink import PublishError, StatusSink
-from reconciler.status.text import PodName
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Difference, Findings, Kind
 
@@ -144,11 +144,11 @@ class _Wanted(NamedTuple):
     """Of the word that it was published."""
 
 
-async def statuses(replay: Replay, publisher: StatusSink, findings: Findings) -> None:
+async def statuses(replay: Replay, sink: StatusSink, findings: Findings) -> None:
     """Add to *findings* the pods whose network-status is not what the ledger says. Raises LedgerUnavailableError."""
     wanted = _wanted(replay)
     try:
-        async with aclosing(publisher.listed()) as listed:
+        async with aclosing(sink.read_all()) as listed:
             async for found in listed:
                 expected = wanted.get(found.pod)
                 if expected is not None and (found.uid, found.text) == (expected.uid, expected.text):
@@ -158,7 +158,7 @@ async def statuses(replay: Replay, publisher: StatusSink, findings: Findings) ->
             row = replay.words.get(pod)
             if row is None or row["sequence"] != expected.sequence:
                 continue  # published anew meanwhile
-            found = await publisher.read(pod)
+            found = await sink.read(pod)
             if found is not None and found.uid in ("", expected.uid) and found.text != expected.text:
                 findings.add(_status(pod, expected, found.text))
     except PublishError as error:
@@ -179,7 +179,7 @@ def _wanted(replay: Replay) -> dict[PodName, _Wanted]:
         if row is None or row["refused"] or newest.get(pod, 0) > same[-1].created:
             continue
         said = Published(row["uid"], row["intent"], row["text"], row["refused"], row["sequence"])
-        due = told(boxes, said)
+        due = current_status(boxes, said)
         if due is not None and not due.problem and due.intent == said.intent:
             newest[pod] = same[-1].created
             uid, text = due.status.pod.uid, due.status.text

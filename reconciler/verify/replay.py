@@ -13,7 +13,7 @@ from events.schema import (
     Stored,
 )
 from reconciler.projection.fold.rows import status_row
-from reconciler.verify.spill_store import SpillStore, Words
+from reconciler.verify.spill_store import SpillStore, StatusRows
 
 
 class Replay:
@@ -23,7 +23,7 @@ class Replay:
         self.ledger = ledger
         self.node = node
         self.shelf = SpillStore()
-        self.words = Words()
+        self.words = StatusRows()
         """The last word of the ledger about each pod's network-status."""
         self.state = State(keep_closed=True, sandboxes=self.shelf)
         self.drifting: dict[SandboxKey, None] = {}

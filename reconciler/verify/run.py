@@ -10,10 +10,11 @@ from events.ledger.ledger import Ledger
 from events.nats.commands import JetStreamCommands
 from events.nats.ledger import connect_soon
 from events.schema import NO_NODE, NodeName
-from reconciler.follow.connections import open_publisher, whole_ledger
-from reconciler.projection.read_view import instant
+from reconciler.follow.connections import whole_ledger
+from reconciler.projection.read_view import open_read_view
 from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError
 from reconciler.settings import ReconcilerSettings
+from reconciler.status.open_sink import open_sink
 from reconciler.status.sink import StatusSink
 from reconciler.verify import projection, reality
 from reconciler.verify.replay import Replay
@@ -30,11 +31,11 @@ async def verify_configured(
     async with contextlib.AsyncExitStack() as stack:
         ledger = await connect_soon(*whole_ledger(settings), "plumbline-verify")
         stack.push_async_callback(ledger.close)
-        publisher = await open_publisher(settings)
-        if publisher is not None:
-            stack.push_async_callback(publisher.close)
+        sink = await open_sink(settings)
+        if sink is not None:
+            stack.push_async_callback(sink.close)
         commands = JetStreamCommands(ledger)
-        return await verify(ledger, ledger.stream, settings.database, commands, publisher, node=node, patience=patience)
+        return await verify(ledger, ledger.stream, settings.database, commands, sink, node=node, patience=patience)
 
 
 async def verify(
@@ -42,14 +43,14 @@ async def verify(
     stream: str,
     database: str,
     commands: Commands | None = None,
-    publisher: StatusSink | None = None,
+    sink: StatusSink | None = None,
     *,
     node: NodeName = NO_NODE,
     patience: float = reality.PATIENCE,
 ) -> Report:
     """Return what differs, on *node* or on all.
 
-    Without *commands* nodes are not asked, without *publisher* no network-status is read. Raises
+    Without *commands* nodes are not asked, without *sink* no network-status is read. Raises
     LedgerUnavailableError.
     """
     started = time.monotonic()
@@ -60,9 +61,9 @@ async def verify(
         if commands is not None:
             await replay.go_on(await ledger.last_sequence())
             answered = await reality.nodes(replay, commands, findings, patience)
-        if publisher is not None:
+        if sink is not None:
             await replay.go_on(await ledger.last_sequence())
-            await reality.statuses(replay, publisher, findings)
+            await reality.statuses(replay, sink, findings)
         if node and node not in replay.latest:
             findings.unseen.append(f"node {node}: the ledger tells nothing of it; look whether that is its name")
         return Report(
@@ -87,7 +88,7 @@ async def _projection(replay: Replay, stream: str, database: str, findings: Find
     The long part is done before the database is looked at, so that what is open there is not open for long.
     """
     try:
-        with instant(database, stream) as rows:
+        with open_read_view(database, stream) as rows:
             reached = rows.sequence
         end = await replay.ledger.last_sequence()
         if end < reached:
@@ -98,7 +99,7 @@ async def _projection(replay: Replay, stream: str, database: str, findings: Find
             findings.add(Difference(kind=Kind.PROJECTION, message=message))
             return 0
         await replay.go_on(reached)
-        with instant(database, stream) as rows:
+        with open_read_view(database, stream) as rows:
             await replay.go_on(rows.sequence)
             return projection.compare(rows, replay, findings)
     except (ProjectionError, DatabaseAwayError) as error:

@@ -16,8 +16,8 @@ import msgspec
 
 from events.fold import Sandbox, SandboxKey
 from events.schema import ContainerId, IfName
+from reconciler.projection.fold.published import PodName
 from reconciler.projection.fold.rows import Row
-from reconciler.status.text import PodName
 
 WARM = 4096
 """Sandboxes in memory."""
@@ -126,7 +126,7 @@ class SpillStore(MutableMapping[SandboxKey, Sandbox]):
             yield _kept(*row)
 
 
-class Words:
+class StatusRows:
     """The last row about each pod's network-status, as ``reconciler.projection.fold.rows.status_row`` makes it."""
 
     def __init__(self) -> None:

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from events.fold import Sandbox, SandboxKey, State
 from events.schema import Stored
-from reconciler.projection.fold.address_holdings import Held, held
-from reconciler.projection.fold.history_rows import Versions, drift_rows, leak_history_row
+from reconciler.projection.fold.address_holdings import AddressHolding, address_holdings
+from reconciler.projection.fold.history_rows import NetworkVersionRows, drift_rows, leak_history_row
 from reconciler.projection.fold.rows import (
     anomaly_rows,
     attachment_row,
@@ -81,10 +81,10 @@ def folded(events: Iterable[Stored], ledger: str = "NODE") -> dict[str, Table]:
 
 def _hold(rows: list[dict[str, Any]], stored: Stored, before: Sandbox | None, after: Sandbox) -> None:
     """Begin and end what *stored* began and ended, by what is held before and after it."""
-    had, has = held(before), held(after)
+    had, has = address_holdings(before), address_holdings(after)
     for row in rows:
         if row["until"] is None and (row["container_id"], row["sandbox_ifname"]) == after.key:
-            one = Held(row["network"], row["ifname"], row["address"], row["prefix_length"])
+            one = AddressHolding(row["network"], row["ifname"], row["address"], row["prefix_length"])
             assert one in had
             if one not in has:
                 row.update(until=stored.event.at, until_sequence=stored.sequence)
@@ -97,7 +97,7 @@ def _hold(rows: list[dict[str, Any]], stored: Stored, before: Sandbox | None, af
 
 
 def _use(rows: dict[tuple[str, str], dict[str, Any]], stored: Stored) -> None:
-    versions = Versions()
+    versions = NetworkVersionRows()
     versions.step(stored)
     for row in versions.rows:
         key = row["network"], row["digest"]

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from events.ledger.memory import MemoryLedger
 from events.nats.ledger import JetStreamLedger
-from reconciler.follow.loop import Begin, Listener, Reconciler, Serve, Upkeep
+from reconciler.follow.listeners import Bootstrap, Listener, Maintenance, Serve
+from reconciler.follow.loop import Reconciler
 from reconciler.metrics import Metrics
 from reconciler.projection.store import Store
 from reconciler.status.guard.guard import StatusGuard
 from reconciler.status.kubernetes.pod_events import PodEvent
-from reconciler.status.publishing import StatusPublishing
+from reconciler.status.publishing import StatusPublisher
 from reconciler.status.sink import StatusSink
 
 
@@ -60,21 +61,27 @@ async def running(
     *,
     keep: Callable[[str], str] | str = "off",
     warn: Callable[[PodEvent], None] = lambda event: None,
-    upkeep: Callable[[Metrics], Sequence[Upkeep]] = lambda metrics: (),
+    maintenance: Callable[[Metrics], Sequence[Maintenance]] = lambda metrics: (),
     also: Callable[[Metrics], Sequence[Listener]] = lambda metrics: (),
-    beginning: Begin | None = None,
+    bootstrap: Bootstrap | None = None,
 ) -> AsyncIterator[Running]:
     """Run a reconciler meanwhile. *keep* is what to do about a status that somebody changed, maybe by network."""
     metrics = Metrics()
     store = Store(database if isinstance(database, str) else f"sqlite:///{database}", "NODE")
     listeners: list[Listener] = [*also(metrics)]
     if publisher is not None:
-        listeners.append(publication := StatusPublishing(publisher, ledger, ledger, metrics))
+        listeners.append(publication := StatusPublisher(publisher, ledger, ledger, metrics))
         if keep != "off":
             policy = (lambda _: keep) if isinstance(keep, str) else keep
             listeners.append(StatusGuard(publisher, publication, ledger, metrics, policy, warn=warn))
     reconciler = Reconciler(
-        ledger, store, Alone(listeners), metrics, pulse=0.01, beginning=beginning, upkeep=upkeep(metrics)
+        ledger,
+        store,
+        Alone(listeners),
+        metrics,
+        metrics_interval=0.01,
+        bootstrap=bootstrap,
+        maintenance=maintenance(metrics),
     )
     task = asyncio.create_task(reconciler.run())
     try:

@@ -41,8 +41,8 @@ from events.schema import (
 )
 from nodeworker.leaks.judge import Facts, Inventory, judge
 from reconciler.decisions import leaks
-from reconciler.decisions.drift import LOST, Order, Repairs
-from reconciler.decisions.leaks import Asked, LeakKey, Reclaim
+from reconciler.decisions.drift import LOST, RepairOrder, RepairSchedule
+from reconciler.decisions.leaks import LastReclaim, LeakKey, Reclaim
 
 BOXES = [f"{letter}" * 64 for letter in "abcd"]
 BOOT = "5d1e5a6e-0000-4000-8000-000000000001"  # that of the stories
@@ -79,7 +79,7 @@ class Together(RuleBasedStateMachine):
         self.state = State()
         self.boxes: dict[str, Box] = {}
         self.first_seen: dict[str, float] = {}
-        self.orders: list[Order] = []
+        self.orders: list[RepairOrder] = []
         self.reclaims: list[tuple[Reclaim, EventId]] = []
         self.plugins_work = True
         self.failed: set[str] = set()
@@ -166,8 +166,8 @@ class Together(RuleBasedStateMachine):
 
     @rule()
     def restart_reconciler(self) -> None:
-        self.repairs = Repairs(lambda _: "repair")
-        self.asked: dict[LeakKey, Asked] = {}
+        self.repairs = RepairSchedule(lambda _: "repair")
+        self.asked: dict[LeakKey, LastReclaim] = {}
         for sandbox in self.state.sandboxes.values():
             if sandbox.drifts:
                 self.repairs.observed(sandbox, "2026-01-01T00:00:00.000000000Z", self.now)
@@ -235,7 +235,7 @@ class Together(RuleBasedStateMachine):
         for reclaim, command in reclaims:
             self.reclaim(reclaim, command)
 
-    def repair(self, order: Order) -> None:
+    def repair(self, order: RepairOrder) -> None:
         """Do what ``nodeworker.drift.repair`` does: void is what does not rest on the newest look."""
         box = order.sandbox.container_id
         sandbox, real = self.recorded(box), self.boxes[box]

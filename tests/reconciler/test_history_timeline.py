@@ -47,7 +47,8 @@ from events.schema import (
     WorkerStarted,
     WorkerStopped,
 )
-from reconciler.history.timeline import Timeline, printable, words
+from reconciler.history.timeline import Timeline, printable
+from reconciler.history.words import words
 
 POD = Pod("shop", "web-0", "uid")
 

@@ -162,7 +162,7 @@ def test_a_text_that_the_database_cannot_hold_stops_nobody(database: str) -> Non
     events = stored(iter([*node.attach("a" * 64, Pod("d\0", "p\\u0000", "u")), *busy_day(2, node)]))
     project(database, events)
     store = Store(database, "NODE")
-    pods = [box.pod for box in store.of_live_pods(lambda _, boxes, __: boxes[0])]
+    pods = [box.pod for box in store.map_live_pods(lambda _, boxes, __: boxes[0])]
     store.close()
     assert Pod("d\0", "p\\u0000", "u") in pods
 

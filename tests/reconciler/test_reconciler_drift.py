@@ -25,7 +25,7 @@ from events.schema import (
     PlannedAttachment,
 )
 from reconciler.decisions import drift as module
-from reconciler.decisions.drift import FREE, GIVE_UP, LOST, NODE_BURST, NODE_RATE, Repairs, repairs
+from reconciler.decisions.drift import FREE, GIVE_UP, LOST, NODE_BURST, NODE_RATE, RepairSchedule, repairs
 
 NETWORKS = ("default", "ns/first", "ns/second")
 IFNAMES = ("eth0", "net1", "net2")
@@ -106,7 +106,7 @@ def test_drift_of_an_interface_that_is_not_planned_is_nobodys_to_repair() -> Non
 )
 def test_orders_are_bounded_and_rest_on_the_newest_observation(story: list[tuple[float, int, str]]) -> None:
     now = 0.0
-    judge = Repairs(always)
+    judge = RepairSchedule(always)
     boxes: dict[int, Sandbox] = {}
     sent: list[tuple[float, SandboxKey]] = []
     under_way: set[SandboxKey] = set()
@@ -148,7 +148,7 @@ def test_orders_are_bounded_and_rest_on_the_newest_observation(story: list[tuple
 
 @given(st.integers(1, 200))
 def test_a_node_is_not_flooded_and_none_is_forgotten(count: int) -> None:
-    judge = Repairs(always)
+    judge = RepairSchedule(always)
     for number in range(count):
         judge.observed(sandbox(drift(), number=number), AT, 0.0)
     now, done = 0.0, set[SandboxKey]()
@@ -168,7 +168,7 @@ def test_a_node_is_not_flooded_and_none_is_forgotten(count: int) -> None:
 
 
 def test_one_who_undoes_each_repair_is_answered_more_and_more_slowly() -> None:
-    judge, now = Repairs(always), 0.0
+    judge, now = RepairSchedule(always), 0.0
     times: list[float] = []
     for count in range(12):
         judge.observed(sandbox(drift(), cause=f"seen-{count}"), AT, now)
@@ -188,7 +188,7 @@ def test_one_who_undoes_each_repair_is_answered_more_and_more_slowly() -> None:
 
 
 def test_after_a_rest_repairs_are_immediate_again() -> None:
-    judge, now = Repairs(always), 0.0
+    judge, now = RepairSchedule(always), 0.0
     for count in range(6):
         judge.observed(sandbox(drift(), cause=f"seen-{count}"), AT, now)
         orders, wait = judge.due(now)
@@ -200,7 +200,7 @@ def test_after_a_rest_repairs_are_immediate_again() -> None:
     assert judge.due(now)[0]
 
 
-def fail_until_given_up(judge: Repairs, error_class: ErrorClass) -> int:
+def fail_until_given_up(judge: RepairSchedule, error_class: ErrorClass) -> int:
     now, attempts = 0.0, 0
     while True:
         orders, wait = judge.due(now)
@@ -215,7 +215,7 @@ def fail_until_given_up(judge: Repairs, error_class: ErrorClass) -> int:
 
 
 def test_what_fails_again_and_again_is_given_up_until_something_else_differs() -> None:
-    judge = Repairs(always)
+    judge = RepairSchedule(always)
     judge.observed(sandbox(drift()), AT, 0.0)
     assert fail_until_given_up(judge, ErrorClass.PLUGIN_FAILED) == GIVE_UP
     assert judge.due(1e9) == ([], None)
@@ -229,14 +229,14 @@ def test_what_fails_again_and_again_is_given_up_until_something_else_differs() -
 
 @pytest.mark.parametrize("error_class", [ErrorClass.NOT_REPAIRABLE, ErrorClass.NAMESPACE_INVALID])
 def test_what_no_worker_can_do_is_asked_once(error_class: ErrorClass) -> None:
-    judge = Repairs(always)
+    judge = RepairSchedule(always)
     judge.observed(sandbox(drift()), AT, 0.0)
     assert fail_until_given_up(judge, error_class) == 1
     assert judge.due(1e9) == ([], None)
 
 
 def test_an_order_that_nothing_is_heard_of_is_given_once_more() -> None:
-    judge = Repairs(always)
+    judge = RepairSchedule(always)
     judge.observed(sandbox(drift()), AT, 0.0)
     assert len(judge.due(0.0)[0]) == 1
     assert judge.due(1.0) == ([], LOST - 1.0)
@@ -244,7 +244,7 @@ def test_an_order_that_nothing_is_heard_of_is_given_once_more() -> None:
 
 
 def test_an_order_that_could_not_be_sent_is_due_at_once() -> None:
-    judge = Repairs(always)
+    judge = RepairSchedule(always)
     judge.observed(sandbox(drift()), AT, 0.0)
     (order,), _ = judge.due(0.0)
     judge.not_sent(order)
@@ -252,7 +252,7 @@ def test_an_order_that_could_not_be_sent_is_due_at_once() -> None:
 
 
 def test_only_what_is_new_is_told_of() -> None:
-    judge = Repairs(always)
+    judge = RepairSchedule(always)
     down, mtu = drift(), drift(DriftKind.MTU_CHANGED)
     assert judge.observed(sandbox(down), AT, 0.0) == (down,)
     assert judge.observed(sandbox(down, mtu), AT, 0.0) == (mtu,)

@@ -14,10 +14,11 @@ from msgspec.structs import replace
 
 from events.process.settings import SettingsError
 from events.schema import ErrorClass, Pod
+from reconciler.projection.fold.published import PodName
 from reconciler.status.kubernetes import annotation_sink
 from reconciler.status.kubernetes.annotation_sink import AnnotationSink
 from reconciler.status.sink import PublishError
-from reconciler.status.text import ANNOTATION, PodName, PodStatus
+from reconciler.status.text import ANNOTATION, PodStatus
 from tests.kube.kube_manifests import write_kubeconfig
 from tests.kube.kube_server import NOBODY, KubeServer
 
@@ -99,7 +100,7 @@ async def test_nothing_is_withdrawn(cluster: KubeServer, namespace: str, annotat
     pod = create(cluster, namespace)
     await annotation.put(PodStatus(pod, "[]"), None)
     assert not await annotation.withdraw(PodName(namespace, "web"))
-    assert await annotation.pods() == set()
+    assert await annotation.withdrawable() == set()
     assert metadata(cluster, pod)["annotations"][ANNOTATION] == "[]"
 
 

@@ -43,11 +43,11 @@ from events.schema import (
     Unknown,
     WorkerStarted,
 )
+from reconciler.projection.fold.published import PodName, Published
 from reconciler.projection.sql.engine import ProjectionError
 from reconciler.projection.sql.tables import metadata, sandboxes
 from reconciler.projection.store import Store
-from reconciler.status.pending import PendingStatuses, Published, due
-from reconciler.status.text import PodName
+from reconciler.status.pending import PendingStatus, pending_status
 
 
 def stored(events: Iterable[Event]) -> list[Stored]:
@@ -176,7 +176,7 @@ def test_of_live_pods_it_is_told_what_they_have_and_what_is_published_of_them(da
     events = [*busy_day(10), published(container_id(4), Pod("shop", "web-4", "uid-4"), "[]")]
     project(database, stored(events))
     store = Store(database, "NODE")
-    told = store.of_live_pods(lambda pod, boxes, said: (pod, [box.key.container_id for box in boxes], said))
+    told = store.map_live_pods(lambda pod, boxes, said: (pod, [box.key.container_id for box in boxes], said))
     assert store.live_pods() == [(pod, said) for pod, _, said in told]
     store.close()
     assert told == [
@@ -234,12 +234,14 @@ def told(intent: Event, pod: Pod, text: str, *, refused: bool) -> Event:
     return replace(event, data=failed)
 
 
-def due_of_all(store: Store) -> list[PendingStatuses]:
-    return [found for found in store.of_live_pods(lambda _, boxes, said: due(boxes, said)) if found is not None]
+def due_of_all(store: Store) -> list[PendingStatus]:
+    return [
+        found for found in store.map_live_pods(lambda _, boxes, said: pending_status(boxes, said)) if found is not None
+    ]
 
 
-def due_of_unsettled(store: Store) -> list[PendingStatuses]:
-    found = store.of_some_live_pods(store.unsettled_pods(), lambda _, boxes, said: due(boxes, said))
+def due_of_unsettled(store: Store) -> list[PendingStatus]:
+    found = store.map_some_live_pods(store.unsettled_pods(), lambda _, boxes, said: pending_status(boxes, said))
     return [each for each in found if each is not None]
 
 
@@ -261,10 +263,10 @@ def test_what_is_due_of_some_pods_is_what_is_due_of_them_among_all(database: str
     with closing(Store(database, "NODE")) as store:
         assert len(store.unsettled_pods()) > 1
         for pod in store.unsettled_pods():
-            found = store.of_some_live_pods([pod], lambda _, boxes, said: due(boxes, said))
+            found = store.map_some_live_pods([pod], lambda _, boxes, said: pending_status(boxes, said))
             assert found == [each for each in due_of_all(store) if each.pod == pod]
-        assert store.of_some_live_pods([], lambda *_: 1) == []
-        assert store.of_some_live_pods([PodName("shop", "gone")], lambda *_: 1) == []
+        assert store.map_some_live_pods([], lambda *_: 1) == []
+        assert store.map_some_live_pods([PodName("shop", "gone")], lambda *_: 1) == []
 
 
 def test_of_pods_whose_status_was_published_no_fold_is_read(database: str) -> None:
@@ -308,7 +310,7 @@ def test_folds_of_before_they_were_compressed_are_read(database: str) -> None:
             connection.execute(sa.update(sandboxes).where(sandboxes.c.fold == fold).values(fold=plain, intent=""))
     engine.dispose()
     with closing(Store(database, "NODE")) as store:
-        assert len(store.of_live_pods(lambda _, boxes, __: boxes)) > 0
+        assert len(store.map_live_pods(lambda _, boxes, __: boxes)) > 0
         store.apply(events[90:])
     tables = stored_in(database)
     assert tables["attachments"] == folded(events)["attachments"]
@@ -362,13 +364,13 @@ def test_a_batch_tells_what_became_of_its_pods(database: str) -> None:
     changes = store.apply(events[len(before) + 1 :])
     store.close()
     assert changes is not None
-    assert [event for event, _ in changes.story] == after
+    assert [event for event, _ in changes.events] == after
     assert [key.container_id for key in changes.folded] == ["a" * 64, "b" * 64, "c" * 64]
-    assert changes.attached == {PodName("d", "stays")}
+    assert changes.attached_pods == {PodName("d", "stays")}
     assert changes.published == {
         PodName("d", "stays"): Published("u1", "i", "[]", refused=False, sequence=len(before) + 1)
     }
-    assert changes.left == {PodName("d", "goes")}
+    assert changes.detached_pods == {PodName("d", "goes")}
 
 
 def test_the_last_word_about_a_pods_status_is_kept_and_the_reconciler_is_no_node(database: str) -> None:

@@ -1,4 +1,4 @@
-"""StatusPublishing: what the ledger says is due is published once, tried again when it can be, and said in the
+"""StatusPublisher: what the ledger says is due is published once, tried again when it can be, and said in the
 ledger."""
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from events.schema import (
     Stored,
 )
 from reconciler.metrics import Metrics
+from reconciler.projection.fold.published import PodName
 from reconciler.projection.store import Store
 from reconciler.status import publishing
 from reconciler.status.folder_sink import FolderSink
-from reconciler.status.sink import PublishError, Seen
-from reconciler.status.text import PodName, PodStatus
+from reconciler.status.sink import ObservedStatus, PublishError
+from reconciler.status.text import PodStatus
 
 POD = Pod("shop", "web", "u")
 BOX, OTHER = "a" * 64, "b" * 64
@@ -53,8 +54,8 @@ class Board:
         self.most = 0
         self.well = True
         self.there: set[PodName] = set()
-        self.changes: asyncio.Queue[Seen] = asyncio.Queue()
-        self.pods_say: dict[PodName, Seen] = {}
+        self.changes: asyncio.Queue[ObservedStatus] = asyncio.Queue()
+        self.pods_say: dict[PodName, ObservedStatus] = {}
 
     async def put(self, status: PodStatus, before: PodStatus | None) -> bool:
         self.under_way += 1
@@ -73,18 +74,18 @@ class Board:
         self.withdrawn.append(pod)
         return True
 
-    async def pods(self) -> set[PodName]:
+    async def withdrawable(self) -> set[PodName]:
         return self.there
 
-    async def seen(self) -> AsyncGenerator[Seen, None]:
+    async def watch(self) -> AsyncGenerator[ObservedStatus, None]:
         while True:
             yield await self.changes.get()
 
-    async def listed(self) -> AsyncGenerator[Seen, None]:
+    async def read_all(self) -> AsyncGenerator[ObservedStatus, None]:
         for found in self.pods_say.values():
             yield found
 
-    async def read(self, pod: PodName) -> Seen | None:
+    async def read(self, pod: PodName) -> ObservedStatus | None:
         return self.pods_say.get(pod)
 
     async def ready(self) -> bool:
@@ -390,7 +391,7 @@ async def test_a_turn_begins_at_once_and_what_is_open_is_looked_up_some_after_ot
                 turn.changed(changes)
             return asked[-1]
 
-        turn = publishing.StatusPublishing(board, ledger, ledger, Metrics())
+        turn = publishing.StatusPublisher(board, ledger, ledger, Metrics())
         await turn.caught_up(ask)
         assert asked == [[PodName("shop", name) for name in pods], frozenset()]
         assert all(map(turn.busy, asked[0]))

@@ -135,7 +135,7 @@ async def test_a_snapshot_does_for_what_the_ledger_has_forgotten(database: str, 
     events = await filled(ledger, 12, node)
     with closing(Store(database, "NODE")) as store:
         store.apply(events)
-        live = [box for _, boxes in store.of_live_pods(lambda pod, boxes, _: (pod, boxes)) for box in boxes]
+        live = [box for _, boxes in store.map_live_pods(lambda pod, boxes, _: (pod, boxes)) for box in boxes]
     assert save(database, tmp_path / "snapshot") == len(events)
     assert sorted(name for name in os.listdir(tmp_path) if name.startswith("snap")) == ["snapshot"]
     await ledger.purge("plumbline.ev.>", len(events))
@@ -143,7 +143,7 @@ async def test_a_snapshot_does_for_what_the_ledger_has_forgotten(database: str, 
         await ledger.append(event)
     await rebuild(database, ledger, "NODE", nothing, tmp_path / "snapshot")
     with closing(Store(database, "NODE")) as store:
-        after = [box for _, boxes in store.of_live_pods(lambda pod, boxes, _: (pod, boxes)) for box in boxes]
+        after = [box for _, boxes in store.map_live_pods(lambda pod, boxes, _: (pod, boxes)) for box in boxes]
         assert store.position() == await ledger.last_sequence()
     assert after == live[1:]
 

@@ -15,9 +15,10 @@ from events.ledger.ledger import ConflictError, LedgerUnavailableError
 from events.ledger.memory import MemoryLedger
 from events.ledger.notices import RECONCILER_PRESENT
 from events.schema import ComparisonRequested, RequestId
-from reconciler.follow import leadership
-from reconciler.follow.leadership import Replicas, Term
-from reconciler.follow.loop import Listener
+from reconciler.follow import leadership, term
+from reconciler.follow.leadership import ElectedLeadership
+from reconciler.follow.listeners import Listener
+from reconciler.follow.term import Term
 from reconciler.metrics import Metrics
 
 
@@ -34,24 +35,29 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(leadership, "_now", clock)
+    monkeypatch.setattr(term, "now", clock)
+    monkeypatch.setattr(leadership, "now", clock)
     monkeypatch.setattr(leadership, "PRESENCE_INTERVAL", 0.02)
     monkeypatch.setattr(leadership, "PRESENCE_LOST", 0.3)
-    monkeypatch.setattr(leadership, "CERTAIN", 0.2)
-    monkeypatch.setattr(leadership, "ANSWER", 0.05)
+    monkeypatch.setattr(term, "CHECK_VALID", 0.2)
+    monkeypatch.setattr(leadership, "ANSWER_TIMEOUT", 0.05)
     return clock
 
 
 class Replica:
     """One replica, whose network can be cut."""
 
-    def __init__(self, ledger: MemoryLedger, commands: MemoryCommands, name: str, *, alone: bool = False) -> None:
+    def __init__(
+        self, ledger: MemoryLedger, commands: MemoryCommands, name: str, *, only_replica: bool = False
+    ) -> None:
         self.metrics = Metrics()
         self.turns: list[Term] = []
         self.serving = False
         self.since: list[int] = []
-        self.office = Replicas(ledger, ledger, commands, self._appoint, self.metrics, name=name, alone=alone)
-        self.task = asyncio.create_task(self.office.run(self._serve))
+        self.leadership = ElectedLeadership(
+            ledger, ledger, commands, self._appoint, self.metrics, name=name, only_replica=only_replica
+        )
+        self.task = asyncio.create_task(self.leadership.run(self._serve))
 
     def _appoint(self, turn: Term) -> Sequence[Listener]:
         self.turns.append(turn)
@@ -137,7 +143,7 @@ async def test_one_that_is_replaced_steps_down_and_nothing_of_it_is_taken(
 ) -> None:
     async with several(ledger, commands, 1) as (first,):
         (turn,) = first.turns
-        newer = Replica(ledger, commands, "newer", alone=True)
+        newer = Replica(ledger, commands, "newer", only_replica=True)
         await newer.until(serving=True)
         await first.until(serving=False)
         before = await ledger.last_sequence()
@@ -233,10 +239,10 @@ async def test_a_mistake_of_a_listener_ends_the_process(ledger: MemoryLedger, co
     def broken(turn: Term) -> Sequence[Listener]:
         raise RuntimeError("broken")
 
-    office = Replicas(ledger, ledger, commands, broken, Metrics(), name="r", alone=True)
+    elected = ElectedLeadership(ledger, ledger, commands, broken, Metrics(), name="r", only_replica=True)
 
     async def serve(since: int, listeners: Sequence[Listener]) -> None:
         raise AssertionError
 
     with pytest.raises(ExceptionGroup):
-        await office.run(serve)
+        await elected.run(serve)

@@ -22,7 +22,7 @@ async def test_a_reconciler_forgets_what_is_older_than_the_days_that_it_is_to_re
     async with running(
         ledger,
         database,
-        upkeep=lambda metrics: [Retention(30, metrics, interval=0.01, pauses=0.0, now=lambda: clock[0])],
+        maintenance=lambda metrics: [Retention(30, metrics, interval=0.01, step_pause=0.0, now=lambda: clock[0])],
     ) as run:
         last = await ledger.last_sequence()
         await run.at(last)

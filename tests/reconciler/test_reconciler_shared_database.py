@@ -52,14 +52,14 @@ def elected(url: str, election: int, events: list[Stored]) -> dict[str, list[tup
 def test_one_that_was_replaced_writes_nothing(
     shared: str, events: list[Stored], first: Store, second: Store, done: int
 ) -> None:
-    first.take(7)
+    first.claim(7)
     if done:
         first.apply(events[:done])
-    second.take(9)
+    second.claim(9)
     for write in (
         lambda: first.apply(events[: done + 10]),
         lambda: first.skip_to(1000),
-        lambda: first.take(7),
+        lambda: first.claim(7),
     ):
         with pytest.raises(ReplacedError, match="election 9 took the database from election 7"):
             write()
@@ -70,11 +70,11 @@ def test_one_that_was_replaced_writes_nothing(
 
 
 def test_one_that_is_elected_again_writes_again(shared: str, events: list[Stored], first: Store, second: Store) -> None:
-    first.take(7)
+    first.claim(7)
     first.apply(events[:20])
-    second.take(9)
+    second.claim(9)
     second.apply(events[:40])
-    first.take(11)
+    first.claim(11)
     first.apply(events[30:])
     assert stored_in(shared) == elected(shared, 11, events)
     with pytest.raises(ReplacedError):
@@ -88,7 +88,7 @@ def test_of_two_that_take_an_empty_database_at_once_the_newer_has_it(shared: str
         with closing(Store(shared, "NODE")) as store:
             begin.wait()
             try:
-                store.take(election)
+                store.claim(election)
                 store.apply(events[:20])
             except ReplacedError:
                 assert election == 7
@@ -104,7 +104,7 @@ def test_of_two_that_take_an_empty_database_at_once_the_newer_has_it(shared: str
 def test_one_that_is_frozen_in_a_batch_keeps_its_successor_waiting_for_seconds_and_commits_nothing(
     shared: str, events: list[Stored], first: Store, second: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first.take(7)
+    first.claim(7)
     frozen, thaw = threading.Event(), threading.Event()
 
     def freeze(connection: sa.Connection, ledger: str, sequence: int) -> None:
@@ -125,7 +125,7 @@ def test_one_that_is_frozen_in_a_batch_keeps_its_successor_waiting_for_seconds_a
     thread = threading.Thread(target=batch)
     thread.start()
     assert frozen.wait(60)
-    second.take(9)
+    second.claim(9)
     second.apply(events[:30])
     thaw.set()
     thread.join()
@@ -136,8 +136,8 @@ def test_one_that_is_frozen_in_a_batch_keeps_its_successor_waiting_for_seconds_a
 
 
 def test_a_rebuild_leaves_the_fence_where_it_is(shared: str, events: list[Stored], first: Store, second: Store) -> None:
-    first.take(7)
-    second.take(9)
+    first.claim(7)
+    second.claim(9)
     second.apply(events[:20])
     beside = ShadowDatabase(shared)
     with closing(Store(beside.url, "NODE")) as store:

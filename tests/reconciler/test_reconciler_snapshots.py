@@ -14,12 +14,9 @@ from running import running
 from stories import Node, busy_day
 
 from events.ledger.memory import MemoryLedger
-from events.schema import (
-    Pod,
-    Stored,
-)
-from reconciler.follow.periodic_snapshots import Beginning, PeriodicSnapshots, SnapshotFolder
-from reconciler.projection.rebuild.snapshot import look, save
+from events.schema import Pod, Stored
+from reconciler.follow.periodic_snapshots import PeriodicSnapshots, SnapshotBootstrap, SnapshotFolder
+from reconciler.projection.rebuild.snapshot import fill, inspect, save
 from reconciler.projection.sql.engine import DatabaseAwayError, open_engine, transaction
 from reconciler.projection.sql.tables import nodes
 from reconciler.projection.sql.writer import copy_in
@@ -71,7 +68,7 @@ async def test_the_newest_snapshots_stay_and_a_start_without_a_database_begins_w
     events = await everything(ledger)
     await ledger.purge("plumbline.ev.>", len(events))
     (tmp_path / "y.db").write_bytes(empty_database)
-    async with running(ledger, tmp_path / "y.db", beginning=Beginning(kept, ledger, "NODE")) as run:
+    async with running(ledger, tmp_path / "y.db", bootstrap=SnapshotBootstrap(kept, ledger, "NODE")) as run:
         for event in node.attach("e" * 64, Pod("d", "new", "u")):
             last = await ledger.append(event)
         await run.at(last)
@@ -81,8 +78,8 @@ async def test_the_newest_snapshots_stay_and_a_start_without_a_database_begins_w
 async def test_a_shared_database_begins_with_a_snapshot_too(database: str, written: tuple[MemoryLedger, Path]) -> None:
     ledger, folder = written
     with closing(Store(database, "NODE")) as store:
-        store.take(7)  # as whoever was elected does first
-    async with running(ledger, database, beginning=Beginning(SnapshotFolder(folder, 3), ledger, "NODE")) as run:
+        store.claim(7)  # as whoever was elected does first
+    async with running(ledger, database, bootstrap=SnapshotBootstrap(SnapshotFolder(folder, 3), ledger, "NODE")) as run:
         await run.at(await ledger.last_sequence())
     assert stored_in(database)["sandboxes"] == of_live(await everything(ledger))
     assert dict(stored_in(database)["position"][0])["election"] == 7
@@ -106,8 +103,8 @@ async def test_what_is_torn_or_of_another_ledger_is_passed_over(
     if newest == "torn":
         os.truncate(path, path.stat().st_size // 2)
     (tmp_path / "x.db").write_bytes(empty_database)
-    beginning = Beginning(SnapshotFolder(folder, 3), ledger, "NODE")
-    async with running(ledger, tmp_path / "x.db", beginning=beginning) as run:
+    bootstrap = SnapshotBootstrap(SnapshotFolder(folder, 3), ledger, "NODE")
+    async with running(ledger, tmp_path / "x.db", bootstrap=bootstrap) as run:
         await run.at(len(events))
     tables = stored_in(tmp_path / "x.db")
     assert tables["sandboxes"] == of_live(events), "the older one, which is right, was not used"
@@ -117,10 +114,10 @@ async def test_a_snapshot_is_never_put_over_rows(written: tuple[MemoryLedger, Pa
     ledger, folder = written
     events = await everything(ledger)
     (path,) = SnapshotFolder(folder, 3).newest_first()
-    assert look(path) == look(path)
+    assert inspect(path) == inspect(path)
     with closing(Store(database, "NODE")) as store:
         store.apply(events[:7])
-        store.restore(path)
+        store.fill_if_empty(lambda connection: fill(path, connection))
         assert store.position() == 7
         store.apply(events)
     assert stored_in(database) == folded(events)
@@ -136,9 +133,9 @@ async def test_names_that_the_database_cannot_hold_keep_no_snapshot_out_of_it(
         expected = [str(pod).replace("\0", "\0" if "sqlite" in database else "\ufffd") for pod, _ in store.live_pods()]
     save(f"sqlite:///{tmp_path}/first.db", tmp_path / "snapshot")
     with closing(Store(database, "NODE")) as store:
-        store.restore(tmp_path / "snapshot")
+        store.fill_if_empty(lambda connection: fill(tmp_path / "snapshot", connection))
         assert [str(pod) for pod, _ in store.live_pods()] == expected
-        assert [box.pod for boxes in store.of_live_pods(lambda _, boxes, __: boxes) for box in boxes] == [odd]
+        assert [box.pod for boxes in store.map_live_pods(lambda _, boxes, __: boxes) for box in boxes] == [odd]
 
 
 @pytest.mark.parametrize("looked_at", [False, True])
@@ -151,8 +148,8 @@ async def test_a_file_begins_with_a_snapshot_also_while_somebody_looks_at_it_and
     with closing(sqlite3.connect(file)) as reader, closing(Store(f"sqlite:///{file}", "NODE")) as store:
         if looked_at:
             assert reader.execute("SELECT count(*) FROM sandboxes").fetchone() == (0,)
-        store.restore(path)
-        assert store.position() == look(path).sequence
+        store.fill_if_empty(lambda connection: fill(path, connection))
+        assert store.position() == inspect(path).sequence
         assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert stored_in(file)["sandboxes"] == of_live(await everything(ledger))
 
@@ -178,8 +175,8 @@ async def test_a_postgresql_that_goes_away_while_it_is_filled_is_away_and_stays_
     engine.dispose()
     with closing(Store(url, "NODE")) as store:
         assert store.position() == 0
-        store.restore(path)
-        assert store.position() == look(path).sequence
+        store.fill_if_empty(lambda connection: fill(path, connection))
+        assert store.position() == inspect(path).sequence
 
 
 async def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, database: str) -> None:

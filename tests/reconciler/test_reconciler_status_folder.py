@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from events.schema import Pod
+from reconciler.projection.fold.published import PodName
 from reconciler.status.folder_sink import FolderSink
 from reconciler.status.sink import PublishError
-from reconciler.status.text import PodName, PodStatus
+from reconciler.status.text import PodStatus
 
 POD = PodName("shop", "web-0")
 STATUS = PodStatus(Pod("shop", "web-0", "uid"), "[{}]")
@@ -63,7 +64,7 @@ async def test_a_torn_file_is_replaced(tmp_path: Path) -> None:
 async def test_pods_of_one_namespace_are_written_side_by_side(tmp_path: Path) -> None:
     folder, names = FolderSink(tmp_path), [PodName("shop", f"web-{number}") for number in range(40)]
     assert all(await asyncio.gather(*(folder.put(of(name), None) for name in names)))
-    assert await folder.pods() == set(names)
+    assert await folder.withdrawable() == set(names)
     for name in names:
         assert json.loads((tmp_path / f"status/shop/{name.name}.json").read_text())["name"] == name.name
 
@@ -71,10 +72,10 @@ async def test_pods_of_one_namespace_are_written_side_by_side(tmp_path: Path) ->
 async def test_a_withdrawn_status_is_gone_and_withdrawing_it_again_is_nothing(tmp_path: Path) -> None:
     folder = FolderSink(tmp_path)
     await folder.put(STATUS, None)
-    assert await folder.pods() == {POD}
+    assert await folder.withdrawable() == {POD}
     assert await folder.withdraw(POD)
     assert not await folder.withdraw(POD)
-    assert await folder.pods() == set()
+    assert await folder.withdrawable() == set()
 
 
 @pytest.mark.parametrize(

@@ -239,9 +239,9 @@ async def test_of_a_pod_on_another_node_nothing_is_heard(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     create(cluster, namespace, "here")
-    names = [found.pod.name async for found, _ in AnnotationWatch(annotation.api, "node-9").listed() if found]
+    names = [found.pod.name async for found, _ in AnnotationWatch(annotation.api, "node-9").read_all() if found]
     assert names == []
-    names = [found.pod.name async for found, _ in AnnotationWatch(annotation.api, "node-1").listed() if found]
+    names = [found.pod.name async for found, _ in AnnotationWatch(annotation.api, "node-1").read_all() if found]
     assert "here" in names
 
 
@@ -253,7 +253,7 @@ async def test_a_list_of_many_pages_is_whole(
     monkeypatch.setattr(annotation_watch, "_PAGE", 3)
     for number in range(10):
         create(cluster, namespace, f"web-{number}")
-    seen = [found.pod.name async for found in annotation.listed() if found.pod.namespace == namespace]
+    seen = [found.pod.name async for found in annotation.read_all() if found.pod.namespace == namespace]
     assert seen == [f"web-{number}" for number in range(10)]
 
 

@@ -31,7 +31,7 @@ _HARMLESS = frozenset(
 """Events that come often and change nobody's addresses."""
 
 
-class Held(NamedTuple):
+class AddressHolding(NamedTuple):
     """One address on one attachment of a sandbox."""
 
     network: str
@@ -41,7 +41,7 @@ class Held(NamedTuple):
     prefix_length: int
 
 
-def held(sandbox: Sandbox | None) -> list[Held]:
+def address_holdings(sandbox: Sandbox | None) -> list[AddressHolding]:
     """Return the addresses that *sandbox* holds, in plan order and each once."""
     return _of(_holding(sandbox))
 
@@ -55,18 +55,18 @@ def _holding(sandbox: Sandbox | None) -> tuple[Attachment, ...]:
 _DETACHED = AttachmentPhase.DETACHED  # to look it up takes longer than to compare it
 
 
-def _of(attachments: Iterable[Attachment]) -> list[Held]:
-    found: dict[tuple[str, str, str], Held] = {}
+def _of(attachments: Iterable[Attachment]) -> list[AddressHolding]:
+    found: dict[tuple[str, str, str], AddressHolding] = {}
     for attachment in attachments:
         if attachment.result and attachment.phase is not _DETACHED:
             plan = attachment.plan
             for address, length in addresses_of(attachment.result, plan.cni_version):
-                one = Held(plan.network, plan.ifname, address, length)
+                one = AddressHolding(plan.network, plan.ifname, address, length)
                 found.setdefault(one[:3], one)
     return list(found.values())
 
 
-class Holdings:
+class HoldingRows:
     """Collects what the events of a batch begin and end."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Holdings:
         """Rows of addresses that came to be held; those that were let go of again have an end."""
         self.closed: list[Row] = []
         """Which rows, of before, have an end now."""
-        self._open: dict[tuple[str, str, Held], Row] = {}
+        self._open: dict[tuple[str, str, AddressHolding], Row] = {}
 
     def step(self, stored: Stored, before: Sandbox | None, after: Sandbox) -> None:
         """Take in *stored*, which made *after* of *before*."""
@@ -94,7 +94,7 @@ class Holdings:
             if each not in had:
                 self._begin(stored, after, each)
 
-    def _begin(self, stored: Stored, sandbox: Sandbox, one: Held) -> None:
+    def _begin(self, stored: Stored, sandbox: Sandbox, one: AddressHolding) -> None:
         key = sandbox.key
         row: Row = {
             "address": one.address,
@@ -115,7 +115,7 @@ class Holdings:
         self.opened.append(row)
         self._open[key.container_id, key.ifname, one] = row
 
-    def _close(self, stored: Stored, sandbox: Sandbox, one: Held) -> None:
+    def _close(self, stored: Stored, sandbox: Sandbox, one: AddressHolding) -> None:
         key = sandbox.key
         row = self._open.pop((key.container_id, key.ifname, one), None)
         if row is not None:

@@ -3,7 +3,7 @@
 Pure. The rows equal the fold of the whole ledger by ``events.fold.State(keep_closed=True)``, because every batch begins
 with exactly the part of that state which its events can touch (``Loaded``), and the part is in the rows. What is kept
 in memory (``reconciler.projection.batch_cache``) only saves reading it back. Closed sandboxes take part too: a runtime
-that repeats DEL after a week must not turn the story of a sandbox into that of an empty one.
+that repeats DEL after a week must not turn the events of a sandbox into that of an empty one.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from events.schema import (
     NodeName,
     Stored,
 )
-from reconciler.projection.fold.address_holdings import Holdings
-from reconciler.projection.fold.history_rows import Histories, Versions
+from reconciler.projection.fold.address_holdings import HoldingRows
+from reconciler.projection.fold.history_rows import HistoryRows, NetworkVersionRows
+from reconciler.projection.fold.published import PodName, Published, concerns_status
 from reconciler.projection.fold.rows import (
     Row,
     anomaly_rows,
@@ -40,8 +41,6 @@ from reconciler.projection.fold.rows import (
     sandbox_row,
     status_row,
 )
-from reconciler.status.pending import Published, concerns_status
-from reconciler.status.text import PodName
 
 LeakKey: TypeAlias = tuple[NodeName, LeakId]
 
@@ -90,10 +89,10 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """What came to be known, or was looked at again, and is held still."""
     freed: list[LeakKey]
     """Leaks that are none any more."""
-    holdings: Holdings
+    holdings: HoldingRows
     versions: list[Row]
-    histories: Histories
-    story: list[tuple[Event, Sandbox | None]]
+    histories: HistoryRows
+    events: list[tuple[Event, Sandbox | None]]
     """Each event with the sandbox that it belongs to, as it was after it."""
     folded: dict[SandboxKey, Sandbox]
     """The sandboxes of all containers that the batch touches, oldest first."""
@@ -105,18 +104,18 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """How many more live sandboxes there are in each phase, or how many fewer."""
     published: dict[PodName, Published] = {}
     """What is published of those in ``attached``, as far as the ledger knows; the store's to say."""
-    left: frozenset[PodName] = frozenset()
+    detached_pods: frozenset[PodName] = frozenset()
     """Of those in ``closed_pods``, which have nothing on any node now; the store's to say."""
 
     @property
-    def attached(self) -> frozenset[PodName]:
+    def attached_pods(self) -> frozenset[PodName]:
         """Pods whose status may have to be published."""
-        return _pods(box for event, box in self.story if concerns_status(event, box))
+        return _pods(box for event, box in self.events if concerns_status(event, box))
 
     @property
     def closed_pods(self) -> frozenset[PodName]:
         """Pods of which a sandbox came to hold nothing any more."""
-        return _pods(box for _, box in self.story if box is not None and not box.holds_resources)
+        return _pods(box for _, box in self.events if box is not None and not box.holds_resources)
 
 
 def needed(batch: Sequence[Stored]) -> Needed:
@@ -142,12 +141,12 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
     latest: dict[NodeName, Stored] = {}
     odd: list[Anomaly] = []
     statuses: dict[PodName, Row] = {}
-    story: list[tuple[Event, Sandbox | None]] = []
-    holdings, versions, histories = Holdings(), Versions(), Histories()
+    events: list[tuple[Event, Sandbox | None]] = []
+    holdings, versions, histories = HoldingRows(), NetworkVersionRows(), HistoryRows()
     for stored in batch:
         sandbox = state.apply(stored)
         event = stored.event
-        story.append((event, sandbox))
+        events.append((event, sandbox))
         if sandbox is not None:
             key = sandbox.key
             before = now.get(key) or loaded.sandboxes.get(key)
@@ -182,7 +181,7 @@ def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
         holdings=holdings,
         versions=versions.rows,
         histories=histories,
-        story=story,
+        events=events,
         folded=dict(state.sandboxes),
         created=created,
         open=state.pending,

@@ -116,7 +116,7 @@ def _failed(failure: Failure | None) -> Row:
     }
 
 
-class Histories:
+class HistoryRows:
     """Collects the rows of a batch."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class Histories:
             self.leaks.append(row)
 
 
-class Versions:
+class NetworkVersionRows:
     """Collects the configurations that the plans of a batch use, each network's as its author wrote them."""
 
     def __init__(self) -> None:

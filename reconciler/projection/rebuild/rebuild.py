@@ -9,7 +9,7 @@ from pathlib import Path
 
 from events.ledger.ledger import Readable
 from events.schema import Stored
-from reconciler.follow.batching import in_batches
+from reconciler.projection.batching import in_batches
 from reconciler.projection.rebuild import snapshot
 from reconciler.projection.rebuild.shadow_database import ShadowDatabase
 from reconciler.projection.sql.engine import ProjectionError
@@ -25,22 +25,22 @@ async def rebuild(url: str, ledger: Readable, name: str, progress: Progress, sta
     With *start_from* it begins with that snapshot, else with the ledger's first event. A reconciler may run meanwhile.
     Raises ProjectionError, DatabaseAwayError, LedgerUnavailableError; the projection in use is as before then.
     """
-    beside = ShadowDatabase(url)
+    shadow = ShadowDatabase(url)
     try:
-        with closing(Store(beside.draft, name, unfinished=True)) as store:
+        with closing(Store(shadow.draft, name, unfinished=True)) as store:
             store.prepare()
             if start_from is not None:
-                snapshot.restore(start_from, beside.draft)
-            store.drop_indexes()
+                snapshot.restore(start_from, shadow.draft)
+            store.drop_reader_indexes()
             done = await _read(store, ledger, await ledger.last_sequence(), progress)
-        await asyncio.to_thread(beside.finish)  # the ledger's server wants to be answered meanwhile
-        with closing(Store(beside.url, name)) as store, beside.swapping() as (connection, in_use):
+        await asyncio.to_thread(shadow.finish)  # the ledger's server wants to be answered meanwhile
+        with closing(Store(shadow.url, name)) as store, shadow.swapping() as (connection, in_use):
             if in_use > done:
                 done = await _read(store, ledger, in_use, progress)
-            beside.swap(connection)
+            shadow.swap(connection)
         return done
     finally:
-        beside.close()
+        shadow.close()
 
 
 async def _read(store: Store, ledger: Readable, end: int, progress: Progress) -> int:
@@ -49,7 +49,9 @@ async def _read(store: Store, ledger: Readable, end: int, progress: Progress) ->
         raise ProjectionError(f"the snapshot has {done} events of the ledger, which has but {end}: it is of another")
 
     async def apply(batch: Sequence[Stored]) -> None:
-        store.apply(batch, told=False)  # on a thread it would only take turns at the interpreter, which costs a fifth
+        store.apply(
+            batch, for_listeners=False
+        )  # on a thread it would only take turns at the interpreter, which costs a fifth
         progress(min(batch[-1].sequence, end), end)
 
     async with aclosing(ledger.read(after=done)) as events:

@@ -80,7 +80,7 @@ def restore(path: Path, url: str) -> int:
 
     Raises ProjectionError, DatabaseAwayError.
     """
-    look(path)
+    inspect(path)
     target = open_engine(url, empty=True)
     try:
         with transaction(target) as to:
@@ -102,7 +102,7 @@ class Origin(NamedTuple):
     """Of that event."""
 
 
-def look(path: Path) -> Origin:
+def inspect(path: Path) -> Origin:
     """Return what the snapshot in *path* is of, and bring it to the present schema. Raises ProjectionError."""
     if not path.is_file():
         raise ProjectionError(f"there is no snapshot {path}")

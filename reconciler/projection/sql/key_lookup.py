@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 
-def among(dialect: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:
+def is_one_of(dialect: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:
     """Return the condition that the texts in *columns* are one of the keys that ``keys`` gives."""
     if dialect == "postgresql":
         arrays = [sa.bindparam(f"keys_{place}", type_=postgresql.ARRAY(sa.Text)) for place in range(len(columns))]
@@ -30,8 +30,8 @@ def among(dialect: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:
     return sa.tuple_(*columns).in_(sa.select(*parts))
 
 
-def keys(dialect: str, wanted: Iterable[str] | Iterable[Sequence[str]]) -> dict[str, Any]:
-    """Return the parameters of a statement with ``among``; there must be at least one key."""
+def key_parameters(dialect: str, wanted: Iterable[str] | Iterable[Sequence[str]]) -> dict[str, Any]:
+    """Return the parameters of a statement with ``is_one_of``; there must be at least one key."""
     found = list(wanted)
     if isinstance(found[0], str):
         return {"keys_0": found} if dialect == "postgresql" else {"keys": found}

@@ -11,7 +11,7 @@ from events.fold import Pending
 from events.schema import EventId, NodeName, decode
 from reconciler.projection.fold.batch import LeakKey, Loaded, Needed
 from reconciler.projection.fold.rows import leaked_of, sandbox_of
-from reconciler.projection.sql.key_lookup import among, keys
+from reconciler.projection.sql.key_lookup import is_one_of, key_parameters
 from reconciler.projection.sql.tables import leaks, nodes, pending, sandboxes
 
 
@@ -22,11 +22,11 @@ class Loader:
     def __init__(self, dialect: str) -> None:
         self._dialect = dialect
         self._sandboxes = sa.select(sandboxes.c.created, sandboxes.c.fold).where(
-            among(dialect, sandboxes.c.container_id)
+            is_one_of(dialect, sandboxes.c.container_id)
         )
-        self._pending = sa.select(pending.c.sequence, pending.c.event).where(among(dialect, pending.c.event_id))
-        self._nodes = sa.select(nodes.c.node, nodes.c.epoch, nodes.c.command).where(among(dialect, nodes.c.node))
-        self._leaks = sa.select(leaks.c.node, leaks.c.fold).where(among(dialect, leaks.c.node, leaks.c.leak_id))
+        self._pending = sa.select(pending.c.sequence, pending.c.event).where(is_one_of(dialect, pending.c.event_id))
+        self._nodes = sa.select(nodes.c.node, nodes.c.epoch, nodes.c.command).where(is_one_of(dialect, nodes.c.node))
+        self._leaks = sa.select(leaks.c.node, leaks.c.fold).where(is_one_of(dialect, leaks.c.node, leaks.c.leak_id))
 
     def load(self, connection: sa.Connection, what: Needed, loaded: Loaded) -> None:
         """Put *what*, as the tables have it, into *loaded*. Raises msgspec.MsgspecError."""
@@ -45,4 +45,4 @@ class Loader:
     def _rows(
         self, connection: sa.Connection, chosen: Any, wanted: Collection[str] | Collection[LeakKey]
     ) -> Iterable[Any]:
-        return connection.execute(chosen, keys(self._dialect, wanted)) if wanted else ()
+        return connection.execute(chosen, key_parameters(self._dialect, wanted)) if wanted else ()

@@ -28,17 +28,17 @@ from events.schema import (
     NetworkName,
     StatusPublished,
 )
-from reconciler.follow.loop import Query
+from reconciler.follow.listeners import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
+from reconciler.projection.fold.published import PodName, Published
 from reconciler.projection.store import Store
 from reconciler.status.guard.policy import verdict
 from reconciler.status.guard.restore_backoff import CONTESTED, RestoreBackoff
 from reconciler.status.kubernetes.pod_events import MESSAGE_LIMIT, WARNING, PodEvent
-from reconciler.status.pending import PendingStatuses, Published, told
-from reconciler.status.publishing import StatusPublishing, event_of
-from reconciler.status.sink import LISTED, PublishError, Seen, StatusSink
-from reconciler.status.text import PodName
+from reconciler.status.pending import PendingStatus, current_status
+from reconciler.status.publishing import StatusPublisher, event_of
+from reconciler.status.sink import LISTED, ObservedStatus, PublishError, StatusSink
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ _NOTHING = 0
 
 
 class StatusGuard:
-    """Watches over what *publication* has published. A ``reconciler.follow.loop.Listener``.
+    """Watches over what *publication* has published. A ``reconciler.follow.listeners.Listener``.
 
     *policy* tells of each network whether what is said of it is brought back, only said, or nobody's business (see
     ``reconciler.status.guard.policy``). *warn* says something on a pod.
@@ -60,16 +60,16 @@ class StatusGuard:
 
     def __init__(
         self,
-        publisher: StatusSink,
-        publication: StatusPublishing,
+        sink: StatusSink,
+        publisher: StatusPublisher,
         ledger: Ledger,
         metrics: Metrics,
         policy: Callable[[str], str],
         *,
         warn: Callable[[PodEvent], None] = lambda event: None,
     ) -> None:
+        self._sink = sink
         self._publisher = publisher
-        self._publication = publication
         self._ledger = ledger
         self._metrics = metrics
         self._policy = policy
@@ -94,7 +94,7 @@ class StatusGuard:
 
     def changed(self, changes: Changes) -> None:
         """Learn what was published since, and forget pods that have nothing any more."""
-        for event, sandbox in changes.story:
+        for event, sandbox in changes.events:
             if isinstance(event.data, StatusPublished) and event.data.pod.uid:
                 pod = event.data.pod
                 self._wanted[pod.uid] = _digest(event.data.text)
@@ -103,7 +103,7 @@ class StatusGuard:
                     self._compare(name, pod.uid)
                 else:
                     self._suspects.add(name, MOMENT)
-            if sandbox is not None and PodName(sandbox.pod.namespace, sandbox.pod.name) in changes.left:
+            if sandbox is not None and PodName(sandbox.pod.namespace, sandbox.pod.name) in changes.detached_pods:
                 self._forget(sandbox.plan.pod.uid if sandbox.plan is not None else sandbox.pod.uid)
 
     async def run(self) -> None:
@@ -113,7 +113,7 @@ class StatusGuard:
             tasks.create_task(self._examine(), name="bring-statuses-back")
 
     async def _watch(self) -> None:
-        async with aclosing(self._publisher.seen()) as seen:
+        async with aclosing(self._sink.watch()) as seen:
             async for found in seen:
                 if found is LISTED:
                     await self._miss()
@@ -128,8 +128,8 @@ class StatusGuard:
             if published is not None and not published.refused and published.uid not in self._seen:
                 self._suspects.add(pod, MOMENT)
 
-    def _take(self, found: Seen) -> None:
-        if found.gone:
+    def _take(self, found: ObservedStatus) -> None:
+        if found.deleted:
             self._forget(found.uid)
         elif found.uid:
             self._seen[found.uid] = _digest(found.text)
@@ -161,12 +161,12 @@ class StatusGuard:
 
     async def _judge(self, pod: PodName) -> float | None:
         """Bring the status of *pod* back if it has to be; return in how many seconds to look again, if at all."""
-        if self._publication.busy(pod):
+        if self._publisher.busy(pod):
             return MOMENT
-        found = await self._publisher.read(pod)
+        found = await self._sink.read(pod)
         assert self._query is not None
-        boxes, published = await self._query(lambda store: store.of_live_pod(pod))
-        wanted = told(boxes, published)
+        boxes, published = await self._query(lambda store: store.live_pod(pod))
+        wanted = current_status(boxes, published)
         if wanted is None or wanted.problem or published is None or published.intent != wanted.intent:
             return None  # nothing to keep, or nothing published yet
         uid, text = wanted.status.pod.uid, None if found is None else found.text
@@ -193,10 +193,10 @@ class StatusGuard:
         log.warning("status_changed", pod=str(pod), found=(text or "")[:200], times=times, action="restore")
         if times == CONTESTED:
             self._warn(_contested(wanted))
-        self._publication.restore(wanted)
+        self._publisher.restore(wanted)
         return None
 
-    async def _record(self, wanted: PendingStatuses, text: str | None) -> None:
+    async def _record(self, wanted: PendingStatus, text: str | None) -> None:
         """Say in the ledger what was found."""
         data = DriftObserved(
             ifname=wanted.sandbox.ifname,
@@ -257,7 +257,7 @@ def _digest(text: str | None) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=7).digest(), "big") or 1
 
 
-def _contested(wanted: PendingStatuses) -> PodEvent:
+def _contested(wanted: PendingStatus) -> PodEvent:
     message = (
         f"somebody keeps changing the network-status of pod {wanted.pod}, so it is brought back ever more rarely: look "
         "for another controller that writes the annotation k8s.v1.cni.cncf.io/network-status"

@@ -19,9 +19,10 @@ from kubernetes_asyncio import client, config
 
 from events.process.settings import SettingsError
 from events.schema import ErrorClass
+from reconciler.projection.fold.published import PodName
 from reconciler.status.kubernetes.annotation_watch import AnnotationWatch, WatchError
-from reconciler.status.sink import PublishError, Seen, require_pod_name
-from reconciler.status.text import ANNOTATION, PodName, PodStatus
+from reconciler.status.sink import ObservedStatus, PublishError, require_pod_name
+from reconciler.status.text import ANNOTATION, PodStatus
 
 _TIMEOUT = 10.0
 _PING_TIMEOUT = 2.0
@@ -98,25 +99,25 @@ class AnnotationSink:
         """Do nothing: the annotation goes with the pod."""
         return False
 
-    async def pods(self) -> set[PodName]:
+    async def withdrawable(self) -> set[PodName]:
         """Return none, because nothing is ever withdrawn."""
         return set()
 
-    def seen(self) -> AsyncGenerator[Seen, None]:
-        """See ``StatusSink.seen``."""
-        return self._watch.seen()
+    def watch(self) -> AsyncGenerator[ObservedStatus, None]:
+        """See ``StatusSink.watch``."""
+        return self._watch.watch()
 
-    async def listed(self) -> AsyncGenerator[Seen, None]:
-        """See ``StatusSink.listed``."""
+    async def read_all(self) -> AsyncGenerator[ObservedStatus, None]:
+        """See ``StatusSink.read_all``."""
         try:
-            async with aclosing(self._watch.listed()) as listed:
+            async with aclosing(self._watch.read_all()) as listed:
                 async for found, _ in listed:
                     if found is not None:
                         yield found
         except (*_AWAY, WatchError, msgspec.MsgspecError) as error:
             raise self._unread(error) from error
 
-    async def read(self, pod: PodName) -> Seen | None:
+    async def read(self, pod: PodName) -> ObservedStatus | None:
         """See ``StatusSink.read``."""
         require_pod_name(pod)
         try:

@@ -19,8 +19,9 @@ import structlog
 from kubernetes_asyncio import client
 
 from events.process.backoff import delays
-from reconciler.status.sink import LISTED, Seen
-from reconciler.status.text import ANNOTATION, PodName
+from reconciler.projection.fold.published import PodName
+from reconciler.status.sink import LISTED, ObservedStatus
+from reconciler.status.text import ANNOTATION
 
 log = structlog.get_logger(__name__)
 
@@ -83,7 +84,7 @@ class AnnotationWatch:
         self._api: Any = api  # the library's types know of no undecoded answers
         self._scope = [("fieldSelector", f"spec.nodeName={node}")] if node else []
 
-    async def seen(self) -> AsyncGenerator[Seen, None]:
+    async def watch(self) -> AsyncGenerator[ObservedStatus, None]:
         """Yield what every pod has, then ``LISTED``, then what changes, without end."""
         pauses = delays()
         version = ""
@@ -91,7 +92,7 @@ class AnnotationWatch:
             try:
                 if not version:
                     fresh = ""
-                    async with aclosing(self.listed()) as listed:
+                    async with aclosing(self.read_all()) as listed:
                         async for found, fresh in listed:  # noqa: B007  # the last one's is the list's
                             if found is not None:
                                 yield found
@@ -111,7 +112,7 @@ class AnnotationWatch:
                 log.warning("annotations_not_watched", error=str(error) or type(error).__name__, retry_in=pause)
                 await asyncio.sleep(pause)
 
-    async def listed(self) -> AsyncGenerator[tuple[Seen | None, str], None]:
+    async def read_all(self) -> AsyncGenerator[tuple[ObservedStatus | None, str], None]:
         """Yield what every pod has, each with the list's version; a version alone where there is none.
 
         Raises WatchError, and what aiohttp raises.
@@ -128,7 +129,7 @@ class AnnotationWatch:
                 yield None, version
                 return
 
-    async def read(self, pod: PodName) -> Seen | None:
+    async def read(self, pod: PodName) -> ObservedStatus | None:
         """Return what *pod* has; None: there is no such pod. Raises as ``listed``."""
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
         try:
@@ -138,7 +139,7 @@ class AnnotationWatch:
                 return None
             raise
 
-    async def _watched(self, version: str) -> AsyncGenerator[tuple[Seen | None, str], None]:
+    async def _watched(self, version: str) -> AsyncGenerator[tuple[ObservedStatus | None, str], None]:
         seconds = _WATCH + random.randrange(_SPREAD)  # noqa: S311
         query = [
             ("watch", "true"),
@@ -190,10 +191,10 @@ class AnnotationWatch:
         return answer
 
 
-def _seen(item: _Object, *, gone: bool = False) -> Seen:
+def _seen(item: _Object, *, gone: bool = False) -> ObservedStatus:
     metadata = item.metadata
     pod = PodName(metadata.namespace, metadata.name)
-    return Seen(pod, metadata.uid, (metadata.annotations or {}).get(ANNOTATION), gone)
+    return ObservedStatus(pod, metadata.uid, (metadata.annotations or {}).get(ANNOTATION), gone)
 
 
 def _message(content: bytes) -> str:

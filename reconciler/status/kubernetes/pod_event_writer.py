@@ -16,7 +16,7 @@ import aiohttp
 import structlog
 from kubernetes_asyncio import client
 
-from reconciler.follow.loop import Query
+from reconciler.follow.listeners import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
 from reconciler.status.kubernetes.pod_events import PodEvent, Throttle, pod_events
@@ -38,7 +38,7 @@ class _Said(NamedTuple):
 
 
 class PodEventWriter:
-    """Tells people of attachments on their pods. A ``reconciler.follow.loop.Listener``."""
+    """Tells people of attachments on their pods. A ``reconciler.follow.listeners.Listener``."""
 
     def __init__(self, api: client.ApiClient, metrics: Metrics) -> None:
         # Any: the library's types know of no undecoded answers, nor of content types.
@@ -53,11 +53,11 @@ class PodEventWriter:
 
     def changed(self, changes: Changes) -> None:
         """Say what there is to say of a batch, unless it was said too often."""
-        for event, sandbox in changes.story:
+        for event, sandbox in changes.events:
             for said in pod_events(event, sandbox):
-                self.say(said)
+                self.write(said)
 
-    def say(self, event: PodEvent) -> None:
+    def write(self, event: PodEvent) -> None:
         """Say *event*, unless it was said too often."""
         times, now = self._throttle.say(event, time.monotonic())
         if not now or self._waiting.full():
@@ -69,14 +69,14 @@ class PodEventWriter:
     async def run(self) -> None:
         """Write without end."""
         while True:
-            await self._write(await self._waiting.get())
+            await self._send(await self._waiting.get())
             self._waiting.task_done()
 
     async def written(self) -> None:
         """Return when nothing waits to be written."""
         await self._waiting.join()
 
-    async def _write(self, said: _Said) -> None:
+    async def _send(self, said: _Said) -> None:
         try:
             trouble = await self._create(said)
         except _AWAY as error:
@@ -94,7 +94,9 @@ class PodEventWriter:
         namespace = said.event.pod.namespace
         plain = {"_preload_content": False, "_request_timeout": _TIMEOUT}
         if said.times == 1:
-            status, text = await _read(await self._events.create_namespaced_event(namespace, _body(said), **plain))
+            status, text = await _read_answer(
+                await self._events.create_namespaced_event(namespace, _body(said), **plain)
+            )
             if status != _EXISTS:
                 return text
         body = {"count": max(2, said.times), "lastTimestamp": said.at}
@@ -102,11 +104,11 @@ class PodEventWriter:
         answer = await self._events.patch_namespaced_event(
             said.event.name, namespace, body, _content_type=kind, **plain
         )
-        _, text = await _read(answer)
+        _, text = await _read_answer(answer)
         return text
 
 
-async def _read(answer: aiohttp.ClientResponse) -> tuple[int, str]:
+async def _read_answer(answer: aiohttp.ClientResponse) -> tuple[int, str]:
     """Return the status code, and what the API server said of a refusal."""
     content = await answer.read()
     return answer.status, "" if answer.status < 300 else content[:300].decode(errors="replace")

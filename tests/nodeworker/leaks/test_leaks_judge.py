@@ -23,7 +23,7 @@ from events.schema import (
 )
 from nodeworker.leaks.judge import LONGEST_ADD, Facts, HeldFile, Inventory, Judgement, judge
 from reconciler.decisions import leaks as decisions
-from reconciler.decisions.leaks import Asked, LeakKey
+from reconciler.decisions.leaks import LastReclaim, LeakKey
 
 NODE = NodeName("node1")
 NAMES = [f"{letter}" * 64 for letter in "abcdef"]
@@ -135,7 +135,7 @@ class Node(RuleBasedStateMachine):
         self.pods: dict[str, _Pod] = {}
         self.ledger: dict[str, Sandbox] = {}
         self.leaks: dict[LeakKey, Leaked] = {}
-        self.asked: dict[LeakKey, Asked] = {}
+        self.asked: dict[LeakKey, LastReclaim] = {}
         self.first: dict[str, float] = {}
         self.answers = True
         self.sequence = 0
@@ -290,7 +290,7 @@ def test_so_many_reclaims_are_under_way_on_a_node_and_no_more() -> None:
         leaks[LeakKey(NODE, finding.leak.id)] = Leaked(observed, EventId(leak_id), f"{number:03}", "t", number)
     first = decisions.reclaims(leaks, {}, 0.0)
     assert len(first) == decisions.AT_ONCE
-    asked = {LeakKey(r.node, r.leak.id): Asked(r.cause, 0.0, 1) for r in first}
+    asked = {LeakKey(r.node, r.leak.id): LastReclaim(r.cause, 0.0, 1) for r in first}
     assert not decisions.reclaims(leaks, asked, 1.0)
     later = decisions.reclaims(leaks, asked, decisions.OVERDUE + 1)
     assert len(later) == decisions.AT_ONCE
