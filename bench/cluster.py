@@ -28,7 +28,7 @@ from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer, free_port
 from events.process import logs
 from events.schema import Event, WorkerStarted, encode
-from tests.events.event_stories import Life, Teller, container
+from tests.support.stories.lives import Life, Teller, container
 
 _AT_ONCE = 20
 """Events between two looks at the clock."""

@@ -22,8 +22,8 @@ from bench.report import report
 from bench.stage import resident
 from events.nats.server import EmbeddedServer
 from nodeworker.planning.resolve.annotation import NETWORKS
-from tests.kube.kube_manifests import nad
-from tests.kube.kube_server import DEPLOY, WORKER, KubeServer
+from tests.support.kube.manifests import nad
+from tests.support.kube.server import DEPLOY, WORKER, KubeServer
 
 NODE = "bench-node"
 _PATIENCE = 60.0

@@ -23,7 +23,7 @@ from events.nats.ledger import JetStreamLedger
 from events.process import logs
 from events.schema import Event, unix_ns
 from nodeworker.planning.resolve.annotation import NETWORKS
-from tests.kube.kube_server import ADMIN, KubeServer
+from tests.support.kube.server import ADMIN, KubeServer
 
 _PATIENCE = 20.0
 _STEPS = ("AttachRequested", "AttachPlanned", "AttachCompleted", "StatusPublished")

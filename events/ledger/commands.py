@@ -3,7 +3,7 @@
 They are intents on their way down. A command is an event of one of the types in ``events.schema.COMMANDS``, addressed
 to a node; the node's worker makes it an intent in its own ledger before it acts, under the command's ID as the
 ``request``, so that one that comes twice is one. Two implementations pass one contract suite
-(``tests/events/test_events_commands_contract.py``): ``MemoryCommands`` here, and ``events.nats.commands``.
+(``tests/integration/events/ledger/test_commands_contract.py``): ``MemoryCommands`` here, and ``events.nats.commands``.
 """
 
 from __future__ import annotations

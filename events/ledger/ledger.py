@@ -1,7 +1,7 @@
 """The ledger: what every room needs of the append-only event log, whatever keeps it.
 
-Two implementations pass one contract suite (``tests/events/test_events_ledger_contract.py``): ``events.ledger.memory``
-and ``events.nats.ledger``.
+Two implementations pass one contract suite (``tests/integration/events/ledger/test_ledger_contract.py``):
+``events.ledger.memory`` and ``events.nats.ledger``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 They travel beside the ledger, over the same connection, and are not kept. What was appended to the ledger is heard too,
 under its subject, so that who waits for one event needs no reader of its own. Two implementations pass one contract
-suite (``tests/events/test_events_notices_contract.py``): ``events.ledger.memory`` and ``events.nats.ledger``.
+suite (``tests/integration/events/ledger/test_notices_contract.py``): ``events.ledger.memory`` and
+``events.nats.ledger``.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ import sys
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "CONTRIBUTING.md"
+from tests.support.repository import REPOSITORY
+
+PAGE = REPOSITORY / "CONTRIBUTING.md"
 MAP, LAYERS = "map", "layers"
 
 WAY_OF_AN_ADD = (
@@ -41,7 +42,7 @@ OTHER_FOLDERS = {
 def sentence(module: Path) -> str:
     """Return the first line of the docstring of *module*."""
     docstring = ast.get_docstring(ast.parse(module.read_text()))
-    assert docstring, f"{module.relative_to(ROOT)} has no docstring"
+    assert docstring, f"{module.relative_to(REPOSITORY)} has no docstring"
     return docstring.splitlines()[0]
 
 
@@ -50,7 +51,7 @@ def rows() -> list[str]:
     found = [
         _row(name, sentence(module)) for root in ("events", "nodeworker", "reconciler") for name, module in _of(root)
     ]
-    found += [_row(f"{name}/", sentence(ROOT / name / "__init__.py")) for name in ("migrations", "bench")]
+    found += [_row(f"{name}/", sentence(REPOSITORY / name / "__init__.py")) for name in ("migrations", "bench")]
     return [*found, *(_row(name, text) for name, text in OTHER_FOLDERS.items())]
 
 
@@ -60,10 +61,10 @@ def _row(name: str, text: str) -> str:
 
 def _of(root: str) -> list[tuple[str, Path]]:
     """Return the packages of *root*, and the modules at its top, by their names in the table."""
-    packages = [path for path in (ROOT / root).rglob("__init__.py") if "_generated" not in path.parts]
-    modules = [path for path in (ROOT / root).glob("*.py") if path.name != "__init__.py"]
-    names = {f"{path.parent.relative_to(ROOT)}/": path for path in packages}
-    names |= {str(path.relative_to(ROOT)): path for path in modules}
+    packages = [path for path in (REPOSITORY / root).rglob("__init__.py") if "_generated" not in path.parts]
+    modules = [path for path in (REPOSITORY / root).glob("*.py") if path.name != "__init__.py"]
+    names = {f"{path.parent.relative_to(REPOSITORY)}/": path for path in packages}
+    names |= {str(path.relative_to(REPOSITORY)): path for path in modules}
     return sorted(names.items(), key=_place)
 
 
@@ -77,7 +78,7 @@ def _place(item: tuple[str, Path]) -> tuple[bool, bool, int, str]:
 
 def layers() -> list[str]:
     """Return the rows of the table of layers."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     found: list[str] = []
     for contract in contracts:
         if contract["type"] == "layers":

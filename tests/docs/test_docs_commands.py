@@ -21,12 +21,13 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import REPOSITORY
+
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "nodeworker/shim/README.md")),
-    *sorted((ROOT / "docs").rglob("*.md")),
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "nodeworker/shim/README.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
 ]
-TUTORIAL = ROOT / "docs/tutorial/first-pod.md"
+TUTORIAL = REPOSITORY / "docs/tutorial/first-pod.md"
 NOT_COMMANDS = {"text", "json", "jsonc", "yaml", "python"}
 TIMEOUT = 90.0
 """Seconds for one page on a busy machine."""
@@ -63,7 +64,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def name(page: Path) -> str:
-    return str(page.relative_to(ROOT))
+    return str(page.relative_to(REPOSITORY))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

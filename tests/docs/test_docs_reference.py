@@ -24,8 +24,9 @@ from nodeworker.metrics import WorkerMetrics
 from reconciler.cli.main import COMMANDS
 from reconciler.metrics import Metrics
 from reconciler.settings import ReconcilerSettings
+from tests.support.repository import REPOSITORY
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = REPOSITORY / "docs"
 CONFIGURATION = (DOCS / "reference/configuration.md").read_text()
 CLI = (DOCS / "reference/cli.md").read_text()
 PLUMBLINE = Path(sys.executable).with_name("plumbline")

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_node import MakeNode, Node, prove_clean
-from e2e_runtime import PLUGINS
+
+from tests.support.node.node import MakeNode, Node, prove_clean
+from tests.support.node.runtime import PLUGINS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

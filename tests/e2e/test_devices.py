@@ -1,0 +1,189 @@
+"""Pods whose networks draw devices: from a kubelet that speaks its own protocol to what plugins and people are told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from events.schema import AttachPlanned, ErrorClass, InterfaceAttached
+from reconciler.status.text import pod_status
+from tests.support.kube.kubelet import kubelet, pod
+from tests.support.node.kernel import eventually
+from tests.support.node.node import Node
+from tests.support.node.runtime import PLUGINS
+
+SRIOV = "vendor.example/sriov"
+CAPABLE = {"deviceID": True, "CNIDeviceInfoFile": True}
+
+
+class DeviceNode:
+    """A node with a kubelet that gives devices, and a plugin that keeps what it is told of them."""
+
+    def __init__(self, node: Node, folder: Path) -> None:
+        self.node = node
+        self.info = folder / "devinfo"
+        self.stdin = folder / "stdin"
+        self.stdin.mkdir()
+        (self.info / "dp").mkdir(parents=True)
+        node.plugin(
+            "recording-macvlan",
+            f"f={self.stdin}/$CNI_COMMAND-$CNI_IFNAME; cat > $f; exec {PLUGINS / 'macvlan'} < $f",
+        )
+
+    def device(self, device: str) -> dict[str, Any]:
+        """Have the device plugin tell of *device*."""
+        told = {"type": "pci", "version": "1.1.0", "pci": {"pci-address": device}}
+        path = self.info / "dp" / f"vendor.example-sriov-{device}-device.json"
+        path.write_text(json.dumps(told))
+        return told
+
+    def network(self, name: str, *chain: Mapping[str, Any], resource: str = SRIOV) -> None:
+        """Define a network that draws from *resource*, with *chain* behind the plugin that keeps what it is told."""
+        first = {**self.node.macvlan(), "type": "recording-macvlan", "capabilities": CAPABLE}
+        del first["cniVersion"]
+        config = {"cniVersion": "1.0.0", "plugins": [first, *chain]}
+        metadata = {"name": name, "annotations": {"k8s.v1.cni.cncf.io/resourceName": resource}}
+        manifest = {
+            "apiVersion": "k8s.cni.cncf.io/v1",
+            "kind": "NetworkAttachmentDefinition",
+            "metadata": metadata,
+            "spec": {"config": json.dumps(config)},
+        }
+        (self.node.manifests / f"device-network-{name}.json").write_text(json.dumps(manifest))
+
+    def told(self, command: str, ifname: str) -> dict[str, Any]:
+        """Return the configuration that the plugin was given."""
+        return json.loads((self.stdin / f"{command}-{ifname}").read_text())
+
+    def files(self) -> list[str]:
+        """Return the names of the files that plugins were handed."""
+        return sorted(path.name for path in (self.info / "cni").glob("*"))
+
+
+@pytest.fixture
+def devices(make_node: Any, tmp_path: Path) -> DeviceNode:
+    node = make_node(
+        devices={
+            "podResources": str(tmp_path / "kubelet.sock"),
+            "checkpoint": str(tmp_path / "checkpoint"),
+            "infoFolder": str(tmp_path / "devinfo"),
+        }
+    )
+    node.start()
+    return DeviceNode(node, tmp_path)
+
+
+def test_a_pods_devices_reach_plugins_status_and_ledger_and_go_with_it(devices: DeviceNode, tmp_path: Path) -> None:
+    node = devices.node
+    told = {device: devices.device(device) for device in ("0000:03:02.1", "0000:03:02.0")}
+    devices.network("fast", {"type": "tuning"})
+    sandbox = node.pod("drawing", "fast,fast")
+    with kubelet(tmp_path, pod("drawing", [(SRIOV, ["0000:03:02.1"])], [(SRIOV, ["0000:03:02.0"])])):
+        answer = sandbox.add()
+    assert answer.exit_code == 0, answer
+    node.assert_attached(sandbox)
+    drawn = {"net1": "0000:03:02.1", "net2": "0000:03:02.0"}  # by container, not by name
+    prefix = f"{devices.info}/cni/default-fast-{sandbox.container_id}_"
+    for ifname, device in drawn.items():
+        conf = devices.told("ADD", ifname)
+        assert (conf["deviceID"], conf["pciBusID"]) == (device, device)
+        assert conf["runtimeConfig"] == {"deviceID": device, "CNIDeviceInfoFile": prefix + ifname}
+        assert json.loads(Path(prefix + ifname).read_text()) == told[device]
+    recorded = [e.data for e in node.events_of(sandbox) if isinstance(e.data, InterfaceAttached)]
+    assert [json.loads(data.device_info or "{}") for data in recorded] == [{}, *(told[d] for d in drawn.values())]
+    (planned,) = (e.data for e in node.events_of(sandbox) if isinstance(e.data, AttachPlanned))
+    assert [(a.resource, a.device) for a in planned.attachments[1:]] == [(SRIOV, device) for device in drawn.values()]
+    assert all('"deviceID":"0000:03:02.' in plugin for a in planned.attachments[1:] for plugin in a.plugins)
+    status = pod_status([node.state().sandboxes[sandbox.key]])
+    assert status is not None
+    assert [element.get("device-info") for element in json.loads(status.text)[1:]] == [told[d] for d in drawn.values()]
+    assert sandbox.delete() == (0, "", "")
+    node.assert_detached(sandbox)
+    assert devices.files() == []
+    assert devices.told("DEL", "net2")["deviceID"] == "0000:03:02.0"
+
+
+def test_a_pod_with_too_few_devices_fails_and_leaves_nothing(devices: DeviceNode, tmp_path: Path) -> None:
+    node = devices.node
+    devices.network("fast")
+    sandbox = node.pod("poor", "fast,fast")
+    with kubelet(tmp_path, pod("poor", [(SRIOV, ["0000:03:02.1"])])):
+        answer = sandbox.add()
+    assert answer.code == 11
+    assert answer.msg == (
+        f"pod default/poor: network default/fast needs a device of resource {SRIOV}, of which the pod has 1 while its "
+        f"networks use 2; request 2 of {SRIOV} in the pod's containers or select fewer such networks"
+    )
+    assert [failure.error_class for failure in node.failures(sandbox)] == [ErrorClass.DEVICE_UNAVAILABLE]
+    assert not sandbox.links()
+    node.assert_detached(sandbox)
+    assert devices.files() == []
+
+
+def test_a_node_without_kubelet_and_its_file_fails_until_one_of_them_is_there(
+    devices: DeviceNode, tmp_path: Path
+) -> None:
+    devices.network("fast")
+    sandbox = devices.node.pod("early", "fast")
+    answer = sandbox.add(CNI_ARGS=sandbox.env["CNI_ARGS"] + ";K8S_POD_UID=uid-1")
+    assert answer.code == 11
+    assert f"its file {tmp_path / 'checkpoint'} can't be read either: No such file or directory" in answer.msg
+    entry = {"PodUID": "uid-1", "ContainerName": "c", "ResourceName": SRIOV, "DeviceIDs": {"0": ["0000:03:02.1"]}}
+    (tmp_path / "checkpoint").write_text(json.dumps({"Data": {"PodDeviceEntries": [entry]}, "Checksum": 0}))
+    again = devices.node.pod("early", "fast")
+    answer = again.add(CNI_ARGS=again.env["CNI_ARGS"] + ";K8S_POD_UID=uid-1")
+    assert answer.exit_code == 0, answer
+    assert devices.told("ADD", "net1")["deviceID"] == "0000:03:02.1"
+
+
+def test_a_failed_attach_takes_the_file_with_it(devices: DeviceNode, tmp_path: Path) -> None:
+    node = devices.node
+    devices.device("0000:03:02.1")
+    node.plugin("failing", '[ $CNI_COMMAND = ADD ] || exit 0; echo \'{"code": 100, "msg": "no luck"}\'; exit 1')
+    devices.network("fast", {"type": "failing"})
+    sandbox = node.pod("unlucky", "fast")
+    with kubelet(tmp_path, pod("unlucky", [(SRIOV, ["0000:03:02.1"])])):
+        assert "no luck" in sandbox.add().msg
+    assert Path(devices.told("ADD", "net1")["runtimeConfig"]["CNIDeviceInfoFile"]).parent == devices.info / "cni"
+    assert devices.files() == []
+    node.assert_detached(sandbox)
+
+
+def test_a_pod_goes_though_the_folder_with_its_file_has_gone_before(devices: DeviceNode, tmp_path: Path) -> None:
+    node = devices.node
+    devices.device("0000:03:02.1")
+    devices.network("fast")
+    sandbox = node.pod("last", "fast")
+    with kubelet(tmp_path, pod("last", [(SRIOV, ["0000:03:02.1"])])):
+        assert sandbox.add().exit_code == 0
+    for path in sorted(devices.info.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    devices.info.rmdir()
+    assert sandbox.delete() == (0, "", "")
+    node.assert_detached(sandbox)
+
+
+def test_an_attach_that_a_crash_cut_is_continued_with_the_recorded_device(devices: DeviceNode, tmp_path: Path) -> None:
+    node = devices.node
+    told = devices.device("0000:03:02.1")
+    gate = node.gate("tuning")
+    devices.network("fast", {"type": gate.type})
+    sandbox = node.pod("cut", "fast")
+    with kubelet(tmp_path, pod("cut", [(SRIOV, ["0000:03:02.1"])])):
+        call = sandbox.call("ADD")
+        gate.reached()
+    (file,) = devices.files()
+    node.kill()
+    gate.open()
+    node.start()  # the kubelet is away, and nobody needs it: the ledger has the device
+    answer = call.answer()
+    assert answer.exit_code == 0, answer
+    eventually(lambda: devices.files() == [file], "the file is there again")
+    recorded = [e.data for e in node.events_of(sandbox) if isinstance(e.data, InterfaceAttached)]
+    assert json.loads(recorded[-1].device_info) == told
+    assert sandbox.delete().exit_code == 0
+    assert devices.files() == []

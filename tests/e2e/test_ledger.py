@@ -1,0 +1,205 @@
+"""What happens to requests when the ledger dies, is away, or is full."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.node.kernel import eventually
+from tests.support.node.node import MakeNode, Node, gated_pod
+
+
+def kill_server(node: Node) -> None:
+    os.kill(node.server.pid, signal.SIGKILL)
+    node.server.stop()
+
+
+def test_a_server_that_dies_between_requests_is_not_missed(node: Node) -> None:
+    pod, other = node.samplepod(), node.samplepod("other")
+    assert pod.add().exit_code == 0
+    kill_server(node)
+    node.server.start()
+    assert other.add().exit_code == 0
+    assert pod.delete() == (0, "", "")
+    node.assert_detached(pod)
+    node.assert_attached(other)
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_a_server_that_dies_within_a_request_is_not_missed(node: Node, command: str) -> None:
+    pod, gate = gated_pod(node, command)
+    if command == "DEL":
+        assert pod.add().exit_code == 0
+    call = pod.call(command)
+    gate.reached()
+    kill_server(node)
+    gate.open()
+    node.server.start()
+    answer = call.answer()
+    assert answer.exit_code == 0, answer
+    if command == "ADD":
+        node.assert_attached(pod)
+    else:
+        eventually(lambda: node.story(pod)[-1] == "DetachCompleted", "the ledger has the outcome")
+
+
+def test_without_ledger_add_fails_and_del_is_done_later(node: Node) -> None:
+    pod, late = node.samplepod(), node.samplepod("late")
+    assert pod.add().exit_code == 0
+    node.server.stop()
+    add, delete = late.call("ADD"), pod.call("DEL")
+    answer = add.answer()
+    assert answer.code == 11
+    assert "is nats-server running" in answer.msg
+    assert "pod default/late" in answer.msg
+    assert delete.answer() == (0, "", "")
+    assert len(list(node.spool.iterdir())) == 1
+    # It tries to drain the spool, and must not lose it when it can't.
+    eventually(lambda: node.log.read_text().count("upkeep_postponed") >= 2, "the worker tries again")
+    assert len(list(node.spool.iterdir())) == 1
+    node.server.start()
+    eventually(lambda: node.story(pod)[-1] == "DetachCompleted", "the spooled DEL is done")
+    node.settle()
+    node.assert_detached(pod, late)
+    assert late.add().exit_code == 0
+
+
+def test_an_add_comes_behind_the_dels_of_its_container_that_wait_on_disk(node: Node) -> None:
+    """The runtime takes them for done: a container that is started again keeps its ID with podman."""
+    pod = node.samplepod()
+    assert pod.add().exit_code == 0
+    nobody = str(node.spool / "nobody.sock")
+    assert pod.delete(PLUMBLINE_SOCKET=nobody, PLUMBLINE_DEADLINE="0.1") == (0, "", "")
+    assert pod.add().exit_code == 0
+    eventually(lambda: "DetachCompleted" in node.story(pod), "the spooled DEL is done")
+    assert [name for name in node.story(pod) if name.endswith("Requested")] == [
+        "AttachRequested",
+        "DetachRequested",
+        "AttachRequested",
+    ]
+    node.assert_attached(pod)
+
+
+def test_an_add_behind_a_del_that_loses_the_ledger_is_to_be_tried_again(node: Node) -> None:
+    pod, gate = gated_pod(node, "DEL")
+    assert pod.add().exit_code == 0
+    delete = pod.call("DEL")
+    gate.reached()
+    add = pod.call("ADD")
+    eventually(lambda: node.story(pod)[-1] == "AttachRequested", "the ADD waits for its turn")
+    node.server.stop()
+    gate.open()
+    assert delete.answer() == (0, "", "")
+    answer = add.answer()
+    assert answer.code == 11
+    assert "before this one: try again" in answer.msg
+    node.server.start()
+    eventually(lambda: node.story(pod)[-2:] == ("DetachCompleted", "AttachFailed"), "the ledger has both outcomes")
+    assert pod.add().exit_code == 0
+    node.assert_attached(pod)
+
+
+def test_an_add_that_loses_the_ledger_is_undone(node: Node) -> None:
+    pod, gate = gated_pod(node)
+    call = pod.call("ADD")
+    gate.reached()
+    node.server.stop()
+    gate.open()
+    answer = call.answer()
+    assert answer.code == 11
+    assert "is nats-server running" in answer.msg
+    assert not pod.links()
+    assert not node.reserved()
+    node.server.start()
+    eventually(lambda: node.story(pod)[-1] == "AttachFailed", "the ledger has the outcome")
+    node.assert_detached(pod)
+    assert pod.add().exit_code == 0
+    node.assert_attached(pod)
+
+
+def test_a_plan_that_the_ledger_takes_before_its_request_is_made_again(node: Node) -> None:
+    """Both are sent without a wait between them, and an append that is repeated may come late."""
+    node.terminate()
+    node.ended()
+    node.start("behind:AttachRequested:1")
+    pod = node.samplepod()
+    assert pod.add().exit_code == 0
+    node.assert_attached(pod)
+    assert node.story(pod)[:3] == ("AttachPlanned", "AttachRequested", "AttachPlanned")
+    node.restart()
+    node.assert_attached(pod)
+    assert pod.check().exit_code == 0
+    assert pod.delete() == (0, "", "")
+    node.assert_detached(pod)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Leave no byte free in *folder*; return the file that takes the room."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return ballast
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk") as folder:
+        yield folder
+
+
+def test_a_full_disk_costs_nothing_but_time(disk: Path, make_node: MakeNode) -> None:
+    node = make_node(store=disk / "ledger")
+    node.start()
+    pod, late = node.samplepod(), node.samplepod("late")
+    assert pod.add().exit_code == 0
+    ballast = fill(disk)
+    for _ in range(2):
+        answer = late.add()
+        assert answer.code == 11
+        assert "pod default/late" in answer.msg
+        assert "full" in answer.msg or "disk" in answer.msg
+        assert not late.links()
+    assert pod.delete() == (0, "", "")
+    assert len(list(node.spool.iterdir())) == 1
+    ballast.unlink()
+    node.server.stop()
+    node.server.start()
+    eventually(lambda: node.story(pod)[-1] == "DetachCompleted", "the spooled DEL is done")
+    node.settle()
+    node.assert_detached(pod, late)
+    assert late.add().exit_code == 0
+    node.assert_attached(late)
+
+
+def test_a_plan_too_large_for_the_ledger_fails_alone(node: Node) -> None:
+    """What can never be recorded is not tried for ever, which would hold up everybody else."""
+    node.nad("bulky", node.macvlan(comment="x" * 1_000_000))
+    bulky, pod = node.pod("bulky", ",".join(["bulky"] * 10)), node.samplepod()
+    answer = bulky.add()
+    assert answer.exit_code == 1
+    assert "pod default/bulky" in answer.msg
+    assert "the ledger takes" in answer.msg
+    assert "select fewer networks" in answer.msg
+    assert node.story(bulky)[-1] == "AttachFailed"
+    node.kill()
+    assert pod.add(PLUMBLINE_DEADLINE="0.1").code == 11
+    assert bulky.delete() == (0, "", "")
+    node.start()
+    assert pod.add().exit_code == 0

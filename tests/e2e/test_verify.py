@@ -1,0 +1,61 @@
+"""``plumbline verify`` against the real kernel: true as long as nobody touched anything, and then it names the pod."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tests.support.node.kernel import eventually, ip
+from tests.support.node.node import MakeNode, Node
+from tests.support.node.reconciler_process import reconciler
+from tests.support.repository import REPOSITORY
+
+_MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
+
+
+def verify(node: Node) -> tuple[int, dict[str, Any]]:
+    done = subprocess.run(
+        [*_MAIN, "--config", str(node.config), "verify", "--json"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def kinds(report: dict[str, Any]) -> set[str]:
+    return {each["kind"] for each in report.get("differences", ())}
+
+
+def test_a_node_that_nobody_touched_is_true_and_one_that_somebody_did_is_named(make_node: MakeNode) -> None:
+    node = make_node()
+    settings = json.loads(node.config.read_text())
+    node.config.write_text(json.dumps({**settings, "drift": {"policy": "observe"}, "leaks": {"policy": "observe"}}))
+    node.start()
+    node.nad("macvlan-conf", node.macvlan())
+    with reconciler(node):
+        pod = node.pod("samplepod", "macvlan-conf", config=node.conf(node.bridge(mtu=1450)))
+        assert pod.add().exit_code == 0
+        status = node.manifests / "status" / "default" / "samplepod.json"
+        eventually(status.exists, "the status is published")
+        eventually(lambda: kinds(verify(node)[1]) == set(), "database, ledger, node and status agree", 60)
+        _, report = verify(node)
+        assert (report["nodes"], report["sandboxes"]) == (1, 1)
+        ip("-n", pod.namespace, "link", "set", "eth0", "mtu", "1400")
+        text = status.read_text()
+        status.write_text("{}")
+        eventually(lambda: kinds(verify(node)[1]) == {"drift", "status"}, "what was changed is found", 60)
+        exit_code, report = verify(node)
+        assert exit_code == 1
+        drift = next(each for each in report["differences"] if each["kind"] == "drift")
+        assert drift["pod"] == "default/samplepod"
+        assert "interface eth0 of network default: mtu changed" in drift["message"]
+        ip("-n", pod.namespace, "link", "set", "eth0", "mtu", "1450")
+        status.write_text(text)
+        eventually(lambda: kinds(verify(node)[1]) == set(), "all is as it was", 60)
+        assert pod.delete().exit_code == 0

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from events.ledger.ledger import Ledger
+from events.ledger.memory import MemoryLedger
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from tests.support.nats.hub_servers import HubServers, connect_hub
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def fast_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """A server whose store is in memory: for tests of many events, not of what survives."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as store:
+        server = EmbeddedServer(Path(store), tmp_path / "run")
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+async def jetstream(server: EmbeddedServer) -> AsyncIterator[JetStreamLedger]:
+    ledger = await JetStreamLedger.connect(server.address)
+    yield ledger
+    await ledger.close()
+
+
+@pytest.fixture(params=["memory", "jetstream"])
+async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Ledger]:
+    """Each implementation of the ``Ledger`` protocol, empty."""
+    if request.param == "memory":
+        yield MemoryLedger()
+        return
+    server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
+    server.start()
+    try:
+        ledger = await JetStreamLedger.connect(server.address)
+        yield ledger
+        await ledger.close()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def three() -> Iterator[HubServers]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        servers = HubServers(Path(folder), 3)
+        servers.start()
+        yield servers
+        servers.kill()
+
+
+@pytest.fixture
+async def hub(three: HubServers) -> AsyncIterator[JetStreamLedger]:
+    ledger = await connect_hub(three)
+    yield ledger
+    await ledger.close()

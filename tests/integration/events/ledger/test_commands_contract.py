@@ -1,0 +1,135 @@
+"""What every stream of commands must do. ``events.ledger.commands`` and ``events.nats.commands`` pass the same
+tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from events.ledger.commands import Commands, MemoryCommands
+from events.ledger.election import COMMAND_MARK
+from events.ledger.ledger import ConflictError, Expect
+from events.nats.commands import JetStreamCommands
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.nats.streams import command_stream
+from events.schema import (
+    NO_NODE,
+    ComparisonRequested,
+    Event,
+    NodeName,
+    ReconcilerElected,
+    RequestId,
+    Stored,
+)
+from tests.support.stories.lives import Teller
+
+NODE = NodeName("example.node-1")
+OTHER = NodeName("example.node-2")
+
+
+@pytest.fixture(params=["memory", "jetstream"])
+async def commands(request: pytest.FixtureRequest) -> AsyncIterator[Commands]:
+    """Each implementation of the ``Commands`` protocol, empty."""
+    if request.param == "memory":
+        yield MemoryCommands()
+        return
+    server: EmbeddedServer = request.getfixturevalue("server")
+    ledger = await JetStreamLedger.connect(server.address)
+    commands = JetStreamCommands(ledger)
+    await commands.make(command_stream())
+    yield commands
+    await ledger.close()
+
+
+def command(teller: Teller, number: int = 0) -> Event:
+    return teller.event(ComparisonRequested(request=RequestId(f"{teller.node}-{number}")))
+
+
+async def take(received: AsyncGenerator[Stored, None], count: int) -> list[Stored]:
+    async with asyncio.timeout(20):
+        return [await anext(received) for _ in range(count)]
+
+
+async def nothing(received: AsyncGenerator[Stored, None]) -> bool:
+    """Return whether nothing is received for a while. Ends *received*."""
+    try:
+        async with asyncio.timeout(0.3):
+            await anext(received)
+    except TimeoutError:
+        return True
+    return False
+
+
+async def test_a_command_is_received_by_the_node_that_it_is_addressed_to(commands: Commands) -> None:
+    mine, others = command(Teller(NODE)), command(Teller(OTHER))
+    await commands.send(others)
+    sequence = await commands.send(mine)
+    async with aclosing(commands.receive(NODE)) as received:
+        assert await take(received, 1) == [Stored(sequence, mine)]
+        assert await nothing(received)
+
+
+async def test_commands_that_come_later_are_received_in_order(commands: Commands) -> None:
+    teller, other = Teller(NODE), Teller(OTHER)
+    async with aclosing(commands.receive(NODE)) as received:
+        receiving = asyncio.create_task(take(received, 20))
+        sent: list[Stored] = []
+        for number in range(20):
+            await commands.send(command(other, number))
+            event = command(teller, number)
+            sent.append(Stored(await commands.send(event), event))
+        assert await receiving == sent
+    assert [stored.sequence for stored in sent] == sorted({stored.sequence for stored in sent})
+
+
+async def test_a_node_goes_on_behind_what_it_has(commands: Commands) -> None:
+    teller = Teller(NODE)
+    sequences = [await commands.send(command(teller, number)) for number in range(5)]
+    async with aclosing(commands.receive(NODE, after=sequences[2])) as received:
+        assert [stored.sequence for stored in await take(received, 2)] == sequences[3:]
+
+
+async def test_what_is_sent_again_is_there_once(commands: Commands) -> None:
+    first, second = command(Teller(NODE)), command(Teller(OTHER))
+    sequence = await commands.send(first)
+    await commands.send(second)
+    assert await commands.send(first) == sequence
+    async with aclosing(commands.receive(first.node)) as received:
+        await take(received, 1)
+        assert await nothing(received)
+
+
+async def test_the_newest_of_a_subject_is_found(commands: Commands) -> None:
+    assert await commands.last(COMMAND_MARK) is None
+    teller = Teller(NO_NODE)
+    for replica in ("a", "b"):
+        newest = teller.event(ReconcilerElected(replica=replica))
+        sequence = await commands.send(newest)
+        await commands.send(command(Teller(NODE)))
+        assert await commands.last(COMMAND_MARK) == Stored(sequence, newest)
+
+
+async def test_what_expects_another_mark_is_refused_and_is_not_there(commands: Commands) -> None:
+    teller, elections = Teller(NODE), Teller(NO_NODE)
+    mark = await commands.send(elections.event(ReconcilerElected(replica="a")), Expect(COMMAND_MARK, 0))
+    first, late = command(teller, 1), command(teller, 2)
+    await commands.send(first, Expect(COMMAND_MARK, mark))
+    await commands.send(elections.event(ReconcilerElected(replica="b")), Expect(COMMAND_MARK, mark))
+    with pytest.raises(ConflictError):
+        await commands.send(late, Expect(COMMAND_MARK, mark))
+    with pytest.raises(ConflictError):
+        await commands.send(elections.event(ReconcilerElected(replica="a")), Expect(COMMAND_MARK, mark))
+    async with aclosing(commands.receive(NODE)) as received:
+        assert [stored.event for stored in await take(received, 1)] == [first]
+        assert await nothing(received)
+
+
+async def test_all_comes_again_to_a_node_that_has_more_than_there_is(commands: Commands) -> None:
+    sent = command(Teller(NODE))
+    sequence = await commands.send(sent)
+    async with aclosing(commands.receive(NODE, after=sequence + 5)) as received:
+        assert await take(received, 1) == [Stored(sequence, sent)]

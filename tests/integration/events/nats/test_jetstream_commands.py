@@ -1,0 +1,199 @@
+"""Commands on a real nats-server that is killed, restarted, replaced, and on a cluster that loses its leader."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+import pytest
+
+from events import subjects
+from events.ledger.ledger import LedgerUnavailableError
+from events.nats.commands import JetStreamCommands
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.nats.streams import Stream, command_stream
+from events.schema import ComparisonRequested, Event, NodeName, RequestId
+from tests.support.nats.hub_servers import HubServers
+from tests.support.stories.lives import Teller
+
+NODE = NodeName("worker-1.example.net")
+
+
+@pytest.fixture
+async def commands(jetstream: JetStreamLedger) -> JetStreamCommands:
+    commands = JetStreamCommands(jetstream)
+    await commands.make(command_stream())
+    return commands
+
+
+def command(teller: Teller, number: int) -> Event:
+    return teller.event(ComparisonRequested(request=RequestId(str(number))))
+
+
+class Receiver:
+    """Receives in a task, and remembers."""
+
+    def __init__(self, commands: JetStreamCommands, node: NodeName = NODE, pause: float = 0.0) -> None:
+        self.got: list[str] = []
+        self._more = asyncio.Event()
+        self._task = asyncio.create_task(self._run(commands, node, pause))
+
+    async def _run(self, commands: JetStreamCommands, node: NodeName, pause: float) -> None:
+        async with aclosing(commands.receive(node)) as received:
+            async for stored in received:
+                assert isinstance(stored.event.data, ComparisonRequested)
+                self.got.append(stored.event.data.request)
+                self._more.set()
+                await asyncio.sleep(pause)
+
+    async def until(self, count: int) -> list[str]:
+        async with asyncio.timeout(30):
+            while len(self.got) < count:
+                self._more.clear()
+                await self._more.wait()
+        return self.got
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+
+def numbers(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
+
+
+async def test_nothing_is_lost_or_doubled_while_the_server_is_killed_and_started(
+    server: EmbeddedServer, commands: JetStreamCommands
+) -> None:
+    receiver, teller = Receiver(commands), Teller(NODE)
+
+    async def send() -> None:
+        for number in range(300):
+            await commands.send(command(teller, number))
+
+    sending = asyncio.create_task(send())
+    for count in (50, 150):
+        await receiver.until(count)
+        await asyncio.to_thread(server.stop)
+        server.start()
+    await sending
+    assert await receiver.until(300) == numbers(300)
+    await receiver.stop()
+
+
+async def test_a_slow_reader_gets_everything(commands: JetStreamCommands) -> None:
+    receiver, teller = Receiver(commands, pause=0.02), Teller(NODE)
+    for number in range(100):
+        await commands.send(command(teller, number))
+    assert await receiver.until(100) == numbers(100)
+    await receiver.stop()
+
+
+async def test_a_connection_that_was_given_up_is_replaced(
+    jetstream: JetStreamLedger, commands: JetStreamCommands
+) -> None:
+    """A protocol error makes nats-py give the connection up."""
+    receiver, teller = Receiver(commands), Teller(NODE)
+    await commands.send(command(teller, 0))
+    await receiver.until(1)
+    with pytest.raises(LedgerUnavailableError):
+        await jetstream.api("X" * 5000, {})
+    await commands.send(command(teller, 1))
+    assert await receiver.until(2) == numbers(2)
+    await receiver.stop()
+
+
+async def test_a_command_that_no_bell_rang_for_is_found(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
+    config = msgspec.structs.replace(command_stream(), republish=None)
+    commands = JetStreamCommands(jetstream, look=0.1)
+    await commands.make(config)
+    receiver, teller = Receiver(commands), Teller(NODE)
+    for number in range(3):
+        await commands.send(command(teller, number))
+        await receiver.until(number + 1)
+    assert receiver.got == numbers(3)
+    await receiver.stop()
+
+
+async def test_a_torn_command_hides_none_behind_it(jetstream: JetStreamLedger, commands: JetStreamCommands) -> None:
+    receiver, teller = Receiver(commands), Teller(NODE)
+    await commands.send(command(teller, 0))
+    stream = Stream(jetstream.connection, "COMMANDS")
+    for subject in (subjects.command(NODE, "ComparisonRequested"), subjects.command(NODE, "Mist")):
+        await stream.store(subject, b'{"id": "torn', what="mist", headers={})
+    await commands.send(command(teller, 1))
+    assert await receiver.until(2) == numbers(2)
+    await receiver.stop()
+
+
+async def test_a_stream_made_anew_begins_behind_the_one_that_was_lost(
+    jetstream: JetStreamLedger, commands: JetStreamCommands
+) -> None:
+    receiver, teller = Receiver(commands), Teller(NODE)
+    old = [await commands.send(command(teller, number)) for number in range(3)]
+    await receiver.until(3)
+    await jetstream.api("STREAM.DELETE.COMMANDS", {})
+    await commands.make(command_stream())
+    assert await commands.send(command(teller, 3)) > old[-1]
+    assert await receiver.until(4) == numbers(4)
+    await receiver.stop()
+
+
+async def test_the_server_keeps_no_consumer_and_no_reader_leaves_anything(
+    jetstream: JetStreamLedger, commands: JetStreamCommands
+) -> None:
+    receivers = [Receiver(commands) for _ in range(5)]
+    await commands.send(command(Teller(NODE), 0))
+    for receiver in receivers:
+        await receiver.until(1)
+    info: dict[str, Any] = msgspec.json.decode(await jetstream.api("STREAM.INFO.COMMANDS", {}))
+    assert info["state"]["consumer_count"] == 0
+    for receiver in receivers:
+        await receiver.stop()
+    await jetstream.close()
+
+
+async def test_a_command_is_told_of_only_once_it_is_stored(
+    jetstream: JetStreamLedger, commands: JetStreamCommands
+) -> None:
+    async with jetstream.subscribe(subjects.down_pattern(NODE)) as heard:
+        await commands.send(command(Teller(NODE), 0))
+        async with asyncio.timeout(5):
+            notice = await anext(heard)
+    assert notice.subject == subjects.command(NODE, "ComparisonRequested").replace(
+        subjects.COMMAND_ROOT, subjects.DOWN_ROOT
+    )
+    assert notice.payload == b""
+
+
+async def test_the_stream_knows_for_as_long_as_it_keeps_a_command_that_it_was_sent(
+    commands: JetStreamCommands, jetstream: JetStreamLedger
+) -> None:
+    info: dict[str, Any] = msgspec.json.decode(await jetstream.api("STREAM.INFO.COMMANDS", {}))
+    assert info["config"]["duplicate_window"] == info["config"]["max_age"] > 0
+
+
+async def test_nothing_is_lost_or_doubled_when_a_cluster_loses_its_leader(
+    three: HubServers, hub: JetStreamLedger
+) -> None:
+    commands = JetStreamCommands(hub)
+    await commands.make(command_stream(3))
+    receiver, teller = Receiver(commands), Teller(NODE)
+    sending = asyncio.create_task(_send(commands, teller, 200))
+    await receiver.until(50)
+    info: dict[str, Any] = msgspec.json.decode(await hub.api("STREAM.INFO.COMMANDS", {}))
+    leader = int(info["cluster"]["leader"].removeprefix("hub-"))
+    three.kill(leader)
+    await receiver.until(150)
+    three.start(leader)
+    await sending
+    assert await receiver.until(200) == numbers(200)
+    await receiver.stop()
+
+
+async def _send(commands: JetStreamCommands, teller: Teller, count: int) -> None:
+    for number in range(count):
+        await commands.send(command(teller, number))

@@ -1,0 +1,348 @@
+"""A node's ledger arrives at the hub as it is: through kills, cuts, backups, purges, and whatever stands there already.
+
+Both ends are real servers. ``same`` is what every test is about: event by event, in order, nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from events import subjects
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.nats.streams import Stream, hub_stream
+from events.nats.uplink import BATCH, Lag, Uplink
+from events.schema import NO_NODE, Event, NodeName, encode
+from tests.support.nats.hub_servers import HubServers, connect_hub
+from tests.support.stories.lives import Teller, container
+
+NODE = NodeName("worker-1.example.net")
+OTHER = NodeName("other")
+PATTERN = subjects.pattern(NODE)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def one(folder: Path) -> Iterator[HubServers]:
+    servers = HubServers(folder)
+    servers.start()
+    yield servers
+    servers.kill()
+
+
+@pytest.fixture
+async def above(one: HubServers) -> AsyncIterator[JetStreamLedger]:
+    """The hub of one server."""
+    ledger = await connect_hub(one, patience=5)
+    yield ledger
+    await ledger.close()
+
+
+@asynccontextmanager
+async def copying(node: JetStreamLedger, above: JetStreamLedger) -> AsyncIterator[Uplink]:
+    uplink = Uplink(node, above, NODE)
+    task = asyncio.create_task(uplink.run())
+    try:
+        yield uplink
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def write(ledger: JetStreamLedger, teller: Teller, count: int) -> None:
+    for number in range(count):
+        await ledger.append(teller.note(str(number), container(number % 7)))
+
+
+async def events(ledger: JetStreamLedger) -> list[Event]:
+    return [stored.event async for stored in ledger.read(PATTERN)]
+
+
+async def until(look: Callable[[], bool]) -> None:
+    """Return once *look* returns true."""
+    async with asyncio.timeout(20):
+        while not look():  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.05)
+
+
+async def same(node: JetStreamLedger, above: JetStreamLedger) -> list[Event]:
+    """Return the events of both, once they are the same."""
+    async with asyncio.timeout(40):
+        while True:
+            at_node, at_hub = await events(node), await events(above)
+            assert at_hub == at_node[: len(at_hub)]
+            if len(at_hub) == len(at_node):
+                return at_hub
+            await asyncio.sleep(0.05)
+
+
+async def test_everything_is_copied_in_order_and_what_comes_later_too(
+    jetstream: JetStreamLedger, above: JetStreamLedger
+) -> None:
+    teller = Teller(NODE)
+    await write(jetstream, teller, 2 * BATCH + 50)
+    async with copying(jetstream, above) as uplink:
+        assert len(await same(jetstream, above)) == 2 * BATCH + 50
+        await write(jetstream, teller, 20)
+        assert len(await same(jetstream, above)) == 2 * BATCH + 70
+        assert uplink.done == await jetstream.last_sequence()
+
+
+async def test_only_the_events_of_the_node_are_copied(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
+    await write(above, Teller(OTHER), 3)
+    for teller in (Teller(OTHER), Teller(NO_NODE), Teller(NODE)):
+        await write(jetstream, teller, 3)
+    async with copying(jetstream, above):
+        await same(jetstream, above)
+    assert [stored.event.node async for stored in above.read()] == [OTHER] * 3 + [NODE] * 3
+
+
+async def test_a_copy_has_every_byte_of_its_event(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
+    text = encode(Teller(NODE).note("from tomorrow")).replace(b'"data":{', b'"later": [1], "data":{"more":"it",')
+    subject = subjects.subject(NODE, "", "WorkerStopped")
+    await Stream(jetstream.connection, "NODE").store(subject, text, what="it", headers={})
+    async with copying(jetstream, above):
+        await same(jetstream, above)
+    kept = await Stream(above.connection, above.stream).message(last_by_subj=subject)
+    assert kept is not None
+    assert kept.payload == text
+
+
+async def test_an_uplink_goes_on_where_the_one_before_was(one: HubServers, jetstream: JetStreamLedger) -> None:
+    """Also when the hub does not remember IDs any more: what keeps an event from coming twice has no window."""
+    above = await connect_hub(one)
+    config = msgspec.structs.replace(hub_stream(1), duplicate_window=100_000_000)
+    await Stream(above.connection, above.stream).ensure(config)
+    teller = Teller(NODE)
+    for count in (1, 2, 30, 1):
+        await write(jetstream, teller, count)
+        async with copying(jetstream, above):
+            await same(jetstream, above)
+        await asyncio.sleep(0.2)
+    assert len(await events(above)) == 34
+    await above.close()
+
+
+async def test_a_hub_that_is_killed_under_load_gets_everything_once(
+    one: HubServers, jetstream: JetStreamLedger, above: JetStreamLedger
+) -> None:
+    async with copying(jetstream, above):
+        writing = asyncio.create_task(write(jetstream, Teller(NODE), 2000))
+        for _ in range(3):
+            await asyncio.sleep(0.4)
+            one.kill()
+            await asyncio.sleep(0.3)
+            one.start()
+        await writing
+        assert len(await same(jetstream, above)) == 2000
+
+
+async def test_a_cluster_that_loses_its_leader_gets_everything_once(
+    three: HubServers, hub: JetStreamLedger, jetstream: JetStreamLedger
+) -> None:
+    async with copying(jetstream, hub):
+        writing = asyncio.create_task(write(jetstream, Teller(NODE), 1500))
+        await asyncio.sleep(0.5)
+        answer = msgspec.json.decode(await hub.api("STREAM.INFO.LEDGER", {}))
+        leader = int(answer["cluster"]["leader"].removeprefix("hub-"))
+        three.kill(leader)
+        await asyncio.sleep(1.0)
+        three.start(leader)
+        await writing
+        assert len(await same(jetstream, hub)) == 1500
+
+
+async def test_a_restart_of_the_nodes_own_server_is_survived(
+    server: EmbeddedServer, jetstream: JetStreamLedger, above: JetStreamLedger
+) -> None:
+    async with copying(jetstream, above):
+        writing = asyncio.create_task(write(jetstream, Teller(NODE), 600))
+        await asyncio.sleep(0.2)
+        server.stop()
+        server.start()
+        await writing
+        assert len(await same(jetstream, above)) == 600
+
+
+async def test_a_hub_that_was_restored_from_a_backup_gets_again_what_it_lost(
+    one: HubServers, folder: Path, jetstream: JetStreamLedger, above: JetStreamLedger
+) -> None:
+    teller = Teller(NODE)
+    async with copying(jetstream, above) as uplink:
+        await write(jetstream, teller, 100)
+        await same(jetstream, above)
+        one.kill()
+        one.back_up(folder / "backup")
+        one.start()
+        await write(jetstream, teller, 100)
+        await same(jetstream, above)
+        await write(above, Teller(OTHER), 5)  # what the others lost does not confuse this one
+        one.kill()
+        one.restore(folder / "backup")
+        one.start()
+        assert len(await same(jetstream, above)) == 200
+        await write(jetstream, teller, 10)
+        assert len(await same(jetstream, above)) == 210
+        assert uplink.done == await jetstream.last_sequence()
+
+
+async def test_a_hub_that_lost_all_gets_all_that_the_node_has(
+    one: HubServers, jetstream: JetStreamLedger, above: JetStreamLedger
+) -> None:
+    async with copying(jetstream, above):
+        await write(jetstream, Teller(NODE), 50)
+        await same(jetstream, above)
+        one.kill()
+        one.restore(None)
+        one.start()
+        anew = await connect_hub(one)  # whoever makes streams at the hub
+        assert len(await same(jetstream, anew)) == 50
+        await anew.close()
+
+
+async def test_purges_at_the_node_leave_no_trace_at_the_hub(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
+    teller = Teller(NODE)
+    await write(jetstream, teller, 30)
+    async with copying(jetstream, above):
+        before = await same(jetstream, above)
+    await write(jetstream, teller, 7)
+    for number in range(7):  # the hub's last event of the node goes, too
+        await jetstream.purge(subjects.pattern(NODE, container(number)), 30)
+    async with copying(jetstream, above) as uplink:
+        await until(lambda: uplink.done == 37)
+        after = await events(above)
+    assert after[:30] == before
+    assert after[30:] == await events(jetstream)
+
+
+async def test_torn_bytes_at_the_node_stop_nothing(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
+    teller, stream = Teller(NODE), Stream(jetstream.connection, "NODE")
+    for text in (b"", b'{"id":"torn', b"\xff\xfe", encode(Teller(OTHER).note())):
+        await write(jetstream, teller, 1)
+        await stream.store(subjects.subject(NODE, "", "WorkerStopped"), text, what="mist", headers={})
+    await write(jetstream, teller, 1)
+    async with copying(jetstream, above) as uplink:
+        await until(lambda: uplink.done == 9)
+    assert [event.node for event in await events(above)] == [NODE] * 5
+
+
+@pytest.mark.parametrize("text", [b"torn", encode(Teller(NODE).note("from elsewhere", container(99)))])
+async def test_what_others_left_under_the_nodes_name_is_passed_over(
+    jetstream: JetStreamLedger, above: JetStreamLedger, text: bytes
+) -> None:
+    teller = Teller(NODE)
+    await write(jetstream, teller, 10)
+    async with copying(jetstream, above):
+        before = await same(jetstream, above)
+    subject = subjects.subject(NODE, container(99), "WorkerStopped")
+    await Stream(above.connection, above.stream).store(subject, text, what="mist", headers={})
+    teller.event(before[0].data)  # the ID that the event from elsewhere has, too
+    await write(jetstream, teller, 10)
+    async with copying(jetstream, above) as uplink:
+        await until(lambda: uplink.done == 20)
+    at_hub = [event for event in await events(above) if event.sandbox != container(99)]
+    assert at_hub == await events(jetstream)
+
+
+async def test_a_node_whose_ledger_was_made_anew_goes_on_behind_what_the_hub_has(
+    server: EmbeddedServer, tmp_path: Path, jetstream: JetStreamLedger, above: JetStreamLedger
+) -> None:
+    teller = Teller(NODE)
+    await write(jetstream, teller, 20)
+    async with copying(jetstream, above):
+        before = await same(jetstream, above)
+    await jetstream.api("STREAM.DELETE.NODE", {})
+    anew = await JetStreamLedger.connect(server.address)
+    await write(anew, teller, 30)
+    for _ in range(2):
+        async with copying(anew, above) as uplink:
+            await until(lambda: uplink.done == 30)
+    assert await events(above) == before + await events(anew)
+    await anew.close()
+
+
+async def test_a_node_that_was_restored_from_a_backup_adds_what_is_new(
+    server: EmbeddedServer, tmp_path: Path, jetstream: JetStreamLedger, above: JetStreamLedger
+) -> None:
+    teller = Teller(NODE)
+    await write(jetstream, teller, 20)
+    server.stop()
+    shutil.copytree(tmp_path / "store", tmp_path / "backup")
+    server.start()
+    await write(jetstream, teller, 20)
+    async with copying(jetstream, above):
+        before = await same(jetstream, above)
+    server.stop()
+    shutil.rmtree(tmp_path / "store")
+    shutil.copytree(tmp_path / "backup", tmp_path / "store")
+    server.start()
+    await write(jetstream, teller, 30)
+    async with copying(jetstream, above) as uplink:
+        await until(lambda: uplink.done == 50)
+    assert await events(above) == before + (await events(jetstream))[20:]
+
+
+async def test_two_uplinks_of_one_node_copy_everything_once(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
+    async with copying(jetstream, above), copying(jetstream, above):
+        await write(jetstream, Teller(NODE), 300)
+        assert len(await same(jetstream, above)) == 300
+
+
+async def test_an_event_that_the_hub_does_not_take_stops_none_behind_it(
+    folder: Path, jetstream: JetStreamLedger
+) -> None:
+    servers = HubServers(folder, extra={"max_payload": 4096})
+    servers.start()
+    above = await connect_hub(servers)
+    teller = Teller(NODE)
+    for text in ("a", "b" * 5000, "c"):
+        await jetstream.append(teller.note(text))
+    async with copying(jetstream, above) as uplink:
+        await until(lambda: uplink.done == 3)
+    at_node = await events(jetstream)
+    assert await events(above) == [at_node[0], at_node[2]]
+    await above.close()
+    servers.kill()
+
+
+async def test_a_quiet_time_ends_nothing(
+    jetstream: JetStreamLedger, above: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("events.nats.client.consumer._HEARTBEAT", 0.1)
+    teller = Teller(NODE)
+    async with copying(jetstream, above):
+        for _ in range(3):
+            await write(jetstream, teller, 2)
+            await same(jetstream, above)
+            await asyncio.sleep(0.3)
+
+
+async def test_the_lag_is_told_while_the_hub_is_away_and_gone_afterwards(
+    one: HubServers, jetstream: JetStreamLedger, above: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("events.nats.uplink._MEASURE", 0.05)
+    teller = Teller(NODE)
+    async with copying(jetstream, above) as uplink:
+        await write(jetstream, teller, 5)
+        await same(jetstream, above)
+        one.kill()
+        await write(jetstream, teller, 5)
+        await until(lambda: uplink.lag.events == 5)
+        assert uplink.lag.since > 0
+        one.start()
+        await until(lambda: uplink.lag == Lag())
+    assert len(await same(jetstream, above)) == 10

@@ -1,0 +1,409 @@
+"""The upkeep: what is open is brought to its end, and what is long over is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from events.fold import Pending
+from events.ledger.ledger import Ledger, LedgerUnavailableError
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.schema import (
+    NO_NODE,
+    ComparisonRequested,
+    ContainerId,
+    Data,
+    DetachCompleted,
+    DetachFailed,
+    DetachRequested,
+    Event,
+    EventId,
+    GcCompleted,
+    GcRequested,
+    InterfaceAttached,
+    InterfaceDetached,
+    InterfaceDetachFailed,
+    Leak,
+    LeakId,
+    LeakKind,
+    LeakObserved,
+    LeakReclaimed,
+    NetworkName,
+    NodeCompared,
+    Pod,
+    ReclaimRequested,
+    RequestId,
+    StatusPublished,
+    Stored,
+    WorkerStarted,
+    new_event_id,
+    rfc3339,
+)
+from nodeworker.intake import recovery as module
+from nodeworker.intake.recovery import Recovery, Retention
+from nodeworker.intake.spool import Spool
+from nodeworker.journal.journal import Journal
+from nodeworker.metrics import WorkerMetrics
+from nodeworker.sandboxes.answers import OK, Answers
+from nodeworker.sandboxes.dispatcher import Dispatcher
+from nodeworker.shim.frame import Frame
+from tests.support.worker_harness import (
+    BOX,
+    ETH0,
+    FAILURE,
+    NODE,
+    PLANNED,
+    CountingLedger,
+    attach,
+    completed,
+    detach,
+    failed,
+    until,
+)
+
+DEL = Frame(
+    request=RequestId("de" * 16),
+    remaining=0.0,
+    env={"CNI_COMMAND": "DEL", "CNI_CONTAINERID": BOX, "CNI_IFNAME": ETH0},
+    stdin=b"{}",
+)
+ATTACHED = InterfaceAttached(network=NetworkName("default"), ifname=ETH0, result="{}", seconds=0.1)
+DETACHED = InterfaceDetached(network=NetworkName("default"), ifname=ETH0)
+REFUSED = InterfaceDetachFailed(network=NetworkName("default"), ifname=ETH0, failure=FAILURE)
+
+
+class Desk:
+    """Stands for the dispatcher: it keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.given: dict[EventId, bool] = {}
+
+    def under_way(self, intent: EventId) -> bool:
+        return intent in self.given
+
+    def dispatch(self, intent: Stored | Pending, *, resumed: bool = False) -> None:
+        self.given[intent.event.id] = resumed
+
+
+class Worker:
+    """A journal that consumes its intents, and the upkeep around it."""
+
+    def __init__(self, ledger: Ledger, folder: Path) -> None:
+        self.journal = Journal(ledger, NODE)
+        self.desk = Desk()
+        self.answers = Answers()
+        self.spool = Spool(folder)
+        dispatcher = cast("Dispatcher", self.desk)
+        self.upkeep = Recovery(self.journal, dispatcher, self.answers, self.spool, WorkerMetrics())
+
+    async def consume(self) -> None:
+        async for stored in self.journal.intents():
+            self.desk.dispatch(stored)
+
+    async def intent(self, data: Data, sandbox: str = BOX) -> EventId:
+        """Have an intent recorded, and return its ID once it is consumed."""
+        known = set(self.desk.given)
+        await self.journal.request(self.journal.event(data, ContainerId(sandbox)))
+        await until(lambda: set(self.desk.given) > known)
+        (event_id,) = set(self.desk.given) - known
+        return event_id
+
+    async def story(self, *datas: Data, sandbox: str = BOX) -> None:
+        """Have an intent and what followed it recorded."""
+        cause = await self.intent(datas[0], sandbox)
+        for data in datas[1:]:
+            await self.journal.record(data, ContainerId(sandbox), cause)
+
+    async def attached(self, sandbox: str = BOX) -> None:
+        await self.story(attach(), PLANNED, ATTACHED, completed(), sandbox=sandbox)
+
+    async def detached(self, sandbox: str = BOX) -> None:
+        await self.story(detach(), DETACHED, DetachCompleted(request=RequestId("r2"), ifname=ETH0), sandbox=sandbox)
+
+    async def refused(self) -> None:
+        await self.story(detach(), REFUSED, DetachFailed(request=RequestId("r2"), ifname=ETH0, failure=FAILURE))
+
+
+@pytest.fixture
+def ledger() -> CountingLedger:
+    return CountingLedger()
+
+
+@pytest.fixture
+async def worker(ledger: CountingLedger, tmp_path: Path) -> AsyncIterator[Worker]:
+    worker = Worker(ledger, tmp_path / "spool")
+    await worker.journal.open_epoch(WorkerStarted(version="1", pid=1))
+    consuming = asyncio.create_task(worker.consume())
+    yield worker
+    consuming.cancel()
+    await worker.journal.close()
+
+
+async def retries(ledger: CountingLedger) -> list[int]:
+    datas = [stored.event.data async for stored in ledger.read()]
+    return [data.retry for data in datas if isinstance(data, DetachRequested) and data.retry]
+
+
+async def test_an_intent_that_nobody_is_at_work_on_is_taken_up_again(worker: Worker) -> None:
+    intent = await worker.intent(attach("r7"))
+    assert worker.upkeep.resume() == []
+    worker.desk.given.clear()
+    assert worker.upkeep.resume() == [RequestId("r7")]
+    assert worker.desk.given == {intent: True}
+
+
+async def test_intents_are_taken_up_in_their_order(worker: Worker) -> None:
+    ids = [await worker.intent(attach(f"r{number}"), f"box-{number}") for number in range(5)]
+    worker.desk.given.clear()
+    worker.upkeep.resume()
+    assert list(worker.desk.given) == ids
+
+
+async def test_nothing_is_taken_up_before_the_ledger_has_all(worker: Worker, ledger: CountingLedger) -> None:
+    intent = await worker.intent(attach())
+    ledger.available = False
+    with pytest.raises(LedgerUnavailableError):
+        await worker.journal.record(PLANNED, BOX, intent)
+    worker.desk.given.clear()
+    assert worker.upkeep.resume() == []
+
+
+async def test_a_spooled_request_becomes_an_intent_and_is_removed(worker: Worker) -> None:
+    worker.spool.put(DEL)
+    assert await worker.upkeep.drain_spool() == [DEL.request]
+    assert len(worker.spool) == 0
+    await until(lambda: worker.desk.given)
+    (pending,) = worker.journal.state.pending.values()
+    assert isinstance(pending.event.data, DetachRequested)
+    assert pending.event.data.spooled
+    assert (pending.event.sandbox, pending.event.data.request) == (BOX, DEL.request)
+    worker.answers.give(DEL.request, OK)
+    assert await worker.answers.wait(DEL.request) == OK
+
+
+async def test_a_spooled_request_stays_for_as_long_as_the_ledger_does_not_take_it(
+    worker: Worker, ledger: CountingLedger
+) -> None:
+    worker.spool.put(DEL)
+    ledger.available = False
+    for _ in range(3):
+        with pytest.raises(LedgerUnavailableError):
+            await worker.upkeep.drain_spool()
+        assert len(worker.spool) == 1
+    ledger.available = True
+    assert await worker.upkeep.drain_spool() == [DEL.request]
+    assert len(worker.spool) == 0
+    await until(lambda: worker.desk.given)
+
+
+async def test_a_spooled_request_that_asks_for_nothing_known_is_dropped(worker: Worker) -> None:
+    worker.spool.put(Frame(request=RequestId("00" * 16), remaining=0.0, env={"CNI_COMMAND": "UPDATE"}, stdin=b""))
+    worker.spool.put(DEL)
+    assert await worker.upkeep.drain_spool() == [DEL.request]
+    assert len(worker.spool) == 0
+
+
+async def test_a_detach_that_failed_is_repeated_with_growing_pauses(
+    worker: Worker, ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_INTERVAL", 0.001)
+    monkeypatch.setattr(module, "_FIRST_RETRY", 0.01)
+    monkeypatch.setattr(module, "_LAST_RETRY", 0.08)
+    await worker.attached()
+    await worker.refused()
+    loop = asyncio.get_running_loop()
+    upkeep = asyncio.create_task(worker.upkeep.run())
+    times = [loop.time()]
+    for count in range(1, 7):
+        known = len(worker.desk.given)
+        await until(lambda known=known: len(worker.desk.given) > known)
+        times.append(loop.time())
+        assert await retries(ledger) == list(range(1, count + 1))
+        retry = list(worker.desk.given)[-1]
+        await worker.journal.record(REFUSED, BOX, retry)
+        await worker.journal.record(DetachFailed(request=RequestId("r2"), ifname=ETH0, failure=FAILURE), BOX, retry)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    for pause, wanted in zip(pauses, (0.01, 0.02, 0.04, 0.08, 0.08, 0.08), strict=True):
+        assert pause > wanted / 2  # both ends are seen a little late
+    upkeep.cancel()
+
+
+async def test_a_rollback_that_left_something_is_repeated_and_one_that_did_not_is_not(
+    worker: Worker, ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_INTERVAL", 0.001)
+    monkeypatch.setattr(module, "_FIRST_RETRY", 0.001)
+    await worker.story(attach(), PLANNED, ATTACHED, DETACHED, failed(), sandbox="clean")
+    await worker.story(attach(), PLANNED, ATTACHED, REFUSED, failed(), sandbox="dirty")
+    upkeep = asyncio.create_task(worker.upkeep.run())
+    known = len(worker.desk.given)
+    await until(lambda: len(worker.desk.given) > known)
+    upkeep.cancel()
+    asked = [s.event.sandbox async for s in ledger.read() if isinstance(s.event.data, DetachRequested)]
+    assert asked == ["dirty"]
+
+
+async def test_the_upkeep_outlives_the_ledger(
+    worker: Worker, ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_INTERVAL", 0.001)
+    worker.spool.put(DEL)
+    ledger.available = False
+    upkeep = asyncio.create_task(worker.upkeep.run())
+    await until(lambda: ledger.appends > 5)
+    ledger.available = True
+    await until(lambda: worker.desk.given)
+    upkeep.cancel()
+
+
+# --- retention, on the real thing ---
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    folder = tmp_path_factory.mktemp("nats")
+    server = EmbeddedServer(folder / "store", folder / "run")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def lasting(server: EmbeddedServer, tmp_path: Path) -> AsyncIterator[tuple[JetStreamLedger, Worker]]:
+    """A worker on JetStream."""
+    ledger = await JetStreamLedger.connect(server.address)
+    worker = Worker(ledger, tmp_path / "spool")
+    async for _ in worker.journal.load():
+        pass
+    await worker.journal.open_epoch(WorkerStarted(version="1", pid=1))
+    consuming = asyncio.create_task(worker.consume())
+    yield ledger, worker
+    consuming.cancel()
+    await asyncio.wait({consuming})
+    await worker.journal.close()
+    await ledger.close()
+
+
+async def of(ledger: Ledger, sandbox: str) -> list[Event]:
+    return [stored.event async for stored in ledger.read() if stored.event.sandbox == sandbox]
+
+
+async def publish(ledger: Ledger, sandbox: str) -> None:
+    """Append what the reconciler writes of a sandbox."""
+    data = StatusPublished(node=NODE, ifname=ETH0, pod=Pod(), text="[]")
+    now = time.time_ns()
+    event = Event(
+        id=new_event_id(now // 1_000_000, secrets.token_bytes(10)),
+        at=rfc3339(now),
+        node=NO_NODE,
+        boot_id="",
+        epoch=0,
+        sandbox=ContainerId(sandbox),
+        cause=EventId(""),
+        trace="",
+        data=data,
+    )
+    await ledger.append(event)
+
+
+async def test_retention_forgets_sandboxes_that_were_closed_before(lasting: tuple[JetStreamLedger, Worker]) -> None:
+    ledger, worker = lasting
+    closed, live, failure, back, recent = (f"{name}-{secrets.token_hex(4)}" for name in ("c", "l", "f", "b", "r"))
+    await worker.attached(closed)
+    await worker.detached(closed)
+    await worker.attached(live)
+    await worker.story(attach(), failed(), sandbox=failure)
+    for _ in range(2):  # one container ID, twice
+        await worker.attached(back)
+        await worker.detached(back)
+    await worker.attached(back)
+    await publish(ledger, closed)  # later than it was closed
+    await publish(ledger, live)
+    await worker.story(attach(), failed(), sandbox=f"last-{failure}")
+    now = time.time_ns()
+    await worker.attached(recent)
+    await worker.detached(recent)
+
+    retention = Retention(ledger, worker.journal, hours=1)
+    assert await retention.forget(now - int(3600e9)) == 0
+    assert len(await of(ledger, closed)) == 8
+    assert await retention.forget(now) == 3
+    assert await of(ledger, closed) == await of(ledger, failure) == []
+    assert [event.type for event in await of(ledger, live)][-2:] == ["AttachCompleted", "StatusPublished"]
+    assert len(await of(ledger, back)) == 18  # it lives: nothing of it goes
+    assert len(await of(ledger, recent)) == 7
+    assert [event.type for event in await of(ledger, "")][-1] == "WorkerStarted"
+
+    state = worker.journal.state
+    assert {key.container_id for key in state.sandboxes} >= {live, back}
+    successor = Journal(ledger, NODE)
+    async for _ in successor.load():
+        pass
+    assert successor.state.sandboxes == state.sandboxes
+    assert not successor.state.anomalies
+
+
+async def test_retention_forgets_what_is_over_of_the_node_itself(lasting: tuple[JetStreamLedger, Worker]) -> None:
+    ledger, worker = lasting
+    record = worker.journal.record
+    box = f"missed-{secrets.token_hex(4)}"
+    gone = Leak(id=LeakId(f"sandbox/{box}/eth0"), kind=LeakKind.SANDBOX_GONE, what=box, holder=ContainerId(box))
+    stuck = Leak(id=LeakId("link/veth1"), kind=LeakKind.LINK_UNOWNED, what="veth1")
+    await worker.story(
+        GcRequested(request=RequestId("g"), config="{}"), GcCompleted(request=RequestId("g")), sandbox=""
+    )
+    await worker.attached(box)
+    await record(LeakObserved(leak=gone, sightings=2), ContainerId(box))
+    reclaim = await worker.intent(ReclaimRequested(request=RequestId("c"), leak=gone, command=8), box)
+    await worker.detached(box)
+    await record(LeakReclaimed(request=RequestId("c"), leak=gone), ContainerId(box), reclaim)  # later than the last DEL
+    await worker.story(
+        ComparisonRequested(request=RequestId("n"), command=9), NodeCompared(request=RequestId("n")), sandbox=""
+    )
+    await record(LeakObserved(leak=stuck))
+    await record(LeakObserved(leak=stuck, sightings=2))
+    await worker.intent(GcRequested(request=RequestId("open"), config="{}"), "")
+    state = worker.journal.state
+
+    assert await Retention(ledger, worker.journal, hours=1, copied=lambda: 1).forget(time.time_ns()) == 0
+    assert len(await of(ledger, box)) == 10  # the hub has not got it
+    assert await Retention(ledger, worker.journal, hours=1).forget(time.time_ns()) >= 1
+    assert await of(ledger, box) == []
+    left = [event.type for event in await of(ledger, "")]
+    kept = ["ComparisonRequested", "NodeCompared", "LeakObserved", "LeakObserved", "GcRequested"]  # the newest command
+    assert left == ["WorkerStarted", *kept]
+
+    successor = Journal(ledger, NODE)
+    async for _ in successor.load():
+        pass
+    again = successor.state
+    assert (again.sandboxes, again.pending, again.leaks) == (state.sandboxes, state.pending, state.leaks)
+    assert (again.epochs, again.commands) == (state.epochs, {NODE: 9})
+    assert not again.anomalies
+    await successor.open_epoch(WorkerStarted(version="1", pid=2))
+    assert again.epochs[NODE] == state.epochs[NODE] + 1
+
+
+async def test_a_ledger_that_goes_away_while_it_forgets_is_asked_again(
+    worker: Worker, ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RETENTION_INTERVAL", 0.001)
+    await worker.attached()
+    await worker.detached()
+    ledger.available = False
+    running = asyncio.create_task(Retention(ledger, worker.journal, hours=0).run())
+    await asyncio.sleep(0.01)
+    assert not running.done()
+    ledger.available = True
+    async with asyncio.timeout(5):
+        while await of(ledger, BOX):  # noqa: ASYNC110  # what is looked at has no event to wait for
+            await asyncio.sleep(0.001)
+    running.cancel()

@@ -1,0 +1,210 @@
+"""The Kubernetes source and a real API server: what is known without asking, what is waited for, what is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from nodeworker.planning.cluster.apiserver.credentials import from_kubeconfig
+from nodeworker.planning.cluster.apiserver.source import Kubernetes
+from nodeworker.planning.cluster.apiserver.watch import Pace
+from nodeworker.planning.cluster.source import SourceUnavailableError
+from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
+from nodeworker.planning.resolve.objects import RESOURCE_NAME, Nad, PodObject
+from tests.support.kube.manifests import nad
+from tests.support.kube.server import NOBODY, KubeServer
+from tests.support.kube.source_harness import BRISK, eventually, running, selecting, unique, worker
+
+
+async def test_only_this_nodes_pods_and_only_what_is_read_of_them_is_kept(kube: KubeServer, tmp_path: Path) -> None:
+    node = unique("node")
+    annotations = {NETWORKS: "a", DEFAULT_NETWORK: "b"}
+    uid = kube.create_pod("default", f"{node}-mine", node, {**annotations, "example.org/other": "x" * 10_000})
+    kube.create_pod("default", f"{node}-theirs", "elsewhere", annotations)
+    async with running(worker(kube, tmp_path), node, tmp_path) as source:
+        pods, _ = source.watches
+        assert len(pods) == 1
+        found = await source.pod("default", f"{node}-mine")
+        assert found == PodObject("default", f"{node}-mine", uid, annotations)
+        assert await source.pod("default", f"{node}-mine") is found
+
+
+async def test_nads_of_all_namespaces_are_known(kube: KubeServer, tmp_path: Path) -> None:
+    name = unique("nad")
+    kube.create_namespace(name)
+    kube.create_nad(name, name, '{"type": "macvlan"}', {RESOURCE_NAME: "vendor/device", "example.org/other": "x"})
+    async with running(worker(kube, tmp_path), "any", tmp_path) as source:
+        found = await source.nad(name, name)
+        assert found == Nad(name, name, '{"type": "macvlan"}', {RESOURCE_NAME: "vendor/device"})
+        assert await source.nad(name, name) is found
+
+
+async def test_changes_come_in(kube: KubeServer, tmp_path: Path) -> None:
+    node, name = unique("node"), unique("nad")
+    async with running(worker(kube, tmp_path), node, tmp_path) as source:
+        pods, nads = source.watches
+        before = len(nads)
+        kube.create_pod("default", node, node, selecting("a"))
+        kube.create_nad("default", name, "{}")
+        await eventually(lambda: len(pods) == 1 and len(nads) == before + 1)
+        kube.annotate_pod("default", node, selecting("b"))
+        kube.change_nad("default", name, '{"type": "bridge"}')
+
+        async def changed() -> bool:
+            pod, network = await source.pod("default", node), await source.nad("default", name)
+            assert pod
+            assert network
+            return pod.annotations == selecting("b") and network.config == '{"type": "bridge"}'
+
+        await eventually(changed)
+        kube.delete_pod("default", node)
+        kube.delete_nad("default", name)
+        await eventually(lambda: len(pods) == 0 and len(nads) == before)
+        assert (pods.relists, pods.errors, nads.relists, nads.errors) == (0, 0, 0, 0)
+
+
+async def test_pod_that_the_watch_tells_of_later_is_waited_for(kube: KubeServer, tmp_path: Path) -> None:
+    node = unique("node")
+    # So long that asking the API server, which comes after it, can't be how the pod is found.
+    async with running(worker(kube, tmp_path), node, tmp_path, pod_wait=60.0) as source:
+        asked = [asyncio.create_task(source.pod("default", node)) for _ in range(3)]
+        await asyncio.sleep(0.5)
+        assert not any(task.done() for task in asked)
+        uid = await asyncio.to_thread(kube.create_pod, "default", node, node, selecting("a"))
+        async with asyncio.timeout(10):
+            assert {pod.uid for pod in await asyncio.gather(*asked) if pod} == {uid}
+
+
+async def test_later_incarnation_of_a_pod_is_waited_for(kube: KubeServer, tmp_path: Path) -> None:
+    node = unique("node")
+    old = kube.create_pod("default", node, node, selecting("old"))
+    async with running(worker(kube, tmp_path), node, tmp_path, pod_wait=60.0) as source:
+        kube.delete_pod("default", node)
+        new = kube.create_pod("default", node, node, selecting("new"))
+        async with asyncio.timeout(10):
+            found = await source.pod("default", node, new)
+        assert found == PodObject("default", node, new, selecting("new"))
+        assert old != new
+
+
+async def test_static_pod_is_found_under_any_uid(kube: KubeServer, tmp_path: Path) -> None:
+    node = unique("node")
+    kube.create_pod("default", node, node, {"kubernetes.io/config.source": "file"})
+    async with running(worker(kube, tmp_path), node, tmp_path, pod_wait=60.0) as source:
+        async with asyncio.timeout(10):
+            found = await source.pod("default", node, "the-hash-that-the-runtime-knows")
+        assert found
+        assert found.static
+
+
+async def test_what_does_not_exist_is_asked_for_and_is_none(kube: KubeServer, tmp_path: Path) -> None:
+    async with running(worker(kube, tmp_path), "any", tmp_path, pod_wait=0.2) as source:
+        began = time.monotonic()
+        assert await source.pod("default", "absent") is None
+        assert time.monotonic() - began >= 0.2
+        assert await source.nad("default", "absent") is None
+        assert await source.nad("absent", "absent") is None
+
+
+async def test_live_object_is_found_without_a_watch(kube: KubeServer, tmp_path: Path) -> None:
+    node, name = unique("node"), unique("nad")
+    uid = kube.create_pod("default", node, node, selecting("a"))
+    kube.create_nad("default", name, "{}")
+    source = Kubernetes(worker(kube, tmp_path), node, tmp_path, pod_wait=60.0)
+    async with asyncio.timeout(10):
+        assert await source.pod("default", node) == PodObject("default", node, uid, selecting("a"))
+        assert await source.nad("default", name) == Nad("default", name, "{}")
+    assert not source.synced
+    source.close()
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "A", "a?watch=1", "a" * 254, "ä"])
+async def test_impossible_name_is_none_without_a_request(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text('{"current-context": "a", "contexts": [{"name": "a", "context": {"cluster": "a"}}], '
+                    '"clusters": [{"name": "a", "cluster": {"server": "http://127.0.0.1:1"}}]}')  # fmt: skip
+    source = Kubernetes(from_kubeconfig(path), "any", tmp_path)
+    assert await source.pod("default", name) is None
+    assert await source.nad("default", name) is None
+    assert await source.nad(name, "a") is None
+
+
+async def test_list_of_several_pages_is_complete(kube: KubeServer, tmp_path: Path) -> None:
+    namespace = unique("pages")
+    kube.create_namespace(namespace)
+    for index in range(10):
+        kube.create_nad(namespace, f"n{index}", f"{index}")
+    pace = Pace(page=3, first=BRISK.first)
+    async with running(worker(kube, tmp_path), "any", tmp_path, pace=pace) as source:
+        for index in range(10):
+            assert await source.nad(namespace, f"n{index}") == Nad(namespace, f"n{index}", f"{index}")
+
+
+async def test_ten_thousand_nads_are_followed(kube: KubeServer, tmp_path: Path) -> None:
+    namespace = unique("many")
+    config = '{"type": "macvlan", "master": "eth0", "ipam": {"type": "host-local"}}'
+    kube.etcd.store_nads(nad(namespace, f"n{index}", config) for index in range(10_000))
+    try:
+        async with running(worker(kube, tmp_path), "any", tmp_path) as source:
+            _, nads = source.watches
+            before = len(nads)
+            assert before >= 10_000
+            assert await source.nad(namespace, "n9999") == Nad(namespace, "n9999", config)
+            kube.create_nad("default", namespace, config)
+            await eventually(lambda: len(nads) == before + 1)
+            assert (nads.relists, nads.errors) == (0, 0)
+    finally:
+        kube.etcd.forget_nads(namespace)
+
+
+async def test_nad_of_a_mebibyte_comes_by_list_and_by_watch(kube: KubeServer, tmp_path: Path) -> None:
+    first, second = unique("large"), unique("large")
+    config = "x" * 1024 * 1024
+    kube.create_nad("default", first, config)
+    try:
+        async with running(worker(kube, tmp_path), "any", tmp_path) as source:
+            _, nads = source.watches
+            before = len(nads)
+            kube.create_nad("default", second, config)
+            await eventually(lambda: len(nads) == before + 1)
+            for name in (first, second):
+                found = await source.nad("default", name)
+                assert found
+                assert found.config == config
+            assert nads.errors == 0
+    finally:
+        kube.delete_nad("default", first)
+        kube.delete_nad("default", second)
+
+
+async def test_watch_that_the_server_ends_is_begun_again_where_it_was(kube: KubeServer, tmp_path: Path) -> None:
+    node = unique("node")
+    pace = Pace(first=0.05, most=0.05, watch=1.0)
+    async with running(worker(kube, tmp_path), node, tmp_path, pace=pace) as source:
+        pods, _ = source.watches
+        await eventually(lambda: not pods.connected)
+        await eventually(lambda: pods.connected)
+        kube.create_pod("default", node, node)
+        await eventually(lambda: len(pods) == 1)
+        assert (pods.relists, pods.errors) == (0, 0)
+
+
+async def test_denied_access_says_what_to_grant(kube: KubeServer, tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with running(worker(kube, tmp_path, token=NOBODY), "any", tmp_path, synced=False) as source:
+            with pytest.raises(
+                SourceUnavailableError, match=r"does not let the worker get pods .*nobody.* grant it get"
+            ):
+                await source.pod("default", "a")
+            with pytest.raises(SourceUnavailableError, match="get network-attachment-definitions"):
+                await source.nad("default", "a")
+            await eventually(lambda: all(watch.errors >= 3 for watch in source.watches))
+            assert not source.synced
+    failures = [log for log in logs if log["event"] == "cluster_watch_failed" and log["log_level"] == "warning"]
+    assert sorted(log["resource"] for log in failures) == ["network-attachment-definitions", "pods"]
+    assert all("grant it get, list and watch" in log["error"] for log in failures)

@@ -1,0 +1,229 @@
+"""What native plugins refuse, what they leave to the reference's, what CHECK sees and what neighbours hear."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.kinds import loopback, macvlan, ptp
+from nodeworker.plugins.native.kinds.bridge import bridge
+from nodeworker.plugins.spec import results
+from tests.support.plugins.kernel_view import container, node
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+PLUGINS: dict[str, Any] = {"bridge": bridge, "loopback": loopback, "macvlan": macvlan, "ptp": ptp}
+BRIDGE = {"type": "bridge", "bridge": "br0"}
+MACVLAN = {"type": "macvlan", "master": "par0"}
+PTP = {"type": "ptp"}
+
+
+def answer(*ips: dict[str, str], routes: list[dict[str, str]] | None = None) -> results.Result:
+    return results.decode(json.dumps({"cniVersion": "1.0.0", "ips": ips, "routes": routes or []}), "1.0.0")
+
+
+IPAM = answer(
+    {"address": "10.77.0.5/24", "gateway": "10.77.0.1"},
+    {"address": "fd77::5/64", "gateway": "fd77::1"},
+    routes=[{"dst": "10.88.0.0/16"}],
+)
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    with node(), container() as path:
+        ip("link add par0 mtu 1450 type veth peer name par1")
+        ip("link set par0 up")
+        ip("link set par1 up")
+        yield path
+
+
+def ip(words: str, netns: str = "") -> None:
+    subprocess.run(["ip", *(["-n", netns.rpartition("/")[2]] if netns else []), *words.split()], check=True)
+
+
+def call(config: dict[str, Any], netns: str, **more: Any) -> Call:
+    config = {"cniVersion": "1.0.0", "name": "net"} | config
+    return Call(container_id="sandbox", netns=netns, ifname="net1", config=config, **more)
+
+
+def add(config: dict[str, Any], netns: str, ipam: results.Result | None = IPAM, **more: Any) -> results.Result:
+    return PLUGINS[config["type"]].add(call(config, netns, **more), ipam)
+
+
+REFUSALS = [
+    (MACVLAN | {"master": "eth9"}, IPAM, "the master interface eth9 is missing on this node"),
+    ({"type": "macvlan"}, IPAM, "no default route on this node leads to one"),
+    (MACVLAN | {"mtu": 1451}, IPAM, "mtu 1451 is not between 0 and the 1450 of par0"),
+    (MACVLAN | {"mode": "source"}, IPAM, "macvlan has no mode 'source'"),
+    (MACVLAN | {"mac": "02:00:5e:10:00"}, IPAM, "'02:00:5e:10:00' is no MAC address for interface net1"),
+    (MACVLAN | {"mac": "ff:ff:ff:ff:ff:ff"}, IPAM, "can not make net1 as a macvlan: .*address"),
+    (MACVLAN | {"master": "lo"}, IPAM, "can not make net1 as a macvlan: "),
+    (MACVLAN, answer(), "the IPAM plugin assigned no address to net1"),
+    (MACVLAN, answer({"address": "10.7.0.5/24"}, routes=[{"dst": "10.8.0.0/16", "gw": "10.9.0.1"}]), "10.8.0.0/16 by"),
+    (BRIDGE | {"bridge": "par0"}, IPAM, "interface par0 of the node is no bridge"),
+    (BRIDGE | {"bridge": "br0/../br1"}, IPAM, "can not "),
+    (BRIDGE | {"hairpinMode": True, "promiscMode": True}, IPAM, "exclude each other"),
+    (BRIDGE | {"disableContainerInterface": True}, IPAM, "leave ipam out"),
+    (BRIDGE | {"runtimeConfig": {"mac": 7}}, IPAM, "7 is no MAC address"),
+    (BRIDGE | {"mtu": -1}, IPAM, "configuration of network net can not be used: Expected `int` >= 0 - at `\\$.mtu`"),
+    (PTP | {"mtu": -1}, IPAM, "configuration of network net can not be used: Expected `int` >= 0 - at `\\$.mtu`"),
+    (BRIDGE | {"mtu": 70000}, IPAM, "can not make br0 as a bridge"),
+    (PTP | {"mtu": 70000}, IPAM, "can not make net1 as a veth"),
+    (BRIDGE | {"vlan": 4095}, IPAM, "vlan 4095 is not between 0 and 4094"),
+    (BRIDGE | {"vlan": -1}, IPAM, "vlan -1 is not between"),
+    (BRIDGE | {"vlan": 7, "vlanTrunk": [{"id": 8}]}, IPAM, "vlan and vlanTrunk exclude each other"),
+    (BRIDGE | {"vlanTrunk": [{"id": 0}]}, IPAM, "vlanTrunk id 0 is not between"),
+    (BRIDGE | {"vlanTrunk": [{"minID": 7}]}, IPAM, "minID or maxID without the other"),
+    (BRIDGE | {"vlanTrunk": [{"minID": 9, "maxID": 7}]}, IPAM, "no VLANs from 9 to 7"),
+    (BRIDGE | {"mtu": "1500"}, IPAM, "configuration of network net can not be used: Expected `int`"),
+    (PTP, answer({"address": "10.77.0.5/24"}), "has gateways"),
+    (PTP, None, "net has no ipam"),
+]
+
+
+@pytest.mark.parametrize(("config", "ipam", "words"), REFUSALS, ids=[words for _, _, words in REFUSALS])
+def test_what_can_not_be_done_is_refused_with_a_reason(
+    netns: str, config: dict[str, Any], ipam: results.Result | None, words: str
+) -> None:
+    with pytest.raises(NativeError, match=words) as caught:
+        add(config, netns, ipam)
+    assert caught.value.code == 999
+    PLUGINS[config["type"]].delete(call(config, netns))
+
+
+def test_an_address_in_the_way_is_refused_unless_forced(netns: str) -> None:
+    ip("link add br0 type bridge")
+    ip("addr add 10.99.0.1/24 dev br0")
+    with pytest.raises(NativeError, match=r"bridge br0 has 10\.99\.0\.1/24 already, and not 10\.77\.0\.1/24"):
+        add(BRIDGE | {"isGateway": True}, netns)
+    bridge.delete(call(BRIDGE, netns))
+    add(BRIDGE | {"isGateway": True, "forceAddress": True}, netns)
+
+
+@pytest.mark.parametrize("path", ["/run/netns/plumbline-test-missing", "/dev/null", "/proc/thread-self/ns/net"])
+def test_what_is_no_container_is_refused(path: str) -> None:
+    with pytest.raises(NativeError, match="can't be used as a network namespace") as caught:
+        add({"type": "loopback"}, path)
+    assert caught.value.code == 4
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (BRIDGE, ""),
+        (
+            BRIDGE | {"ipam": {"type": "host-local"}, "capabilities": {"mac": True}, "dns": {}, "portIsolation": True},
+            "",
+        ),
+        (BRIDGE | {"ipMasq": True, "ipMasqBackend": "nftables", "macspoofchk": True}, ""),
+        (BRIDGE | {"ipMasqBackend": "pf"}, "ipMasqBackend"),
+        (BRIDGE | {"enabledad": True}, "enabledad"),
+        (BRIDGE | {"vlan": 7, "preserveDefaultVlan": False}, ""),
+        (BRIDGE | {"vlanTrunk": [{"id": 7}, {"minID": 9, "maxID": 12}]}, ""),
+        (BRIDGE | {"vlanTrunk": [{"vid": 7}]}, "vlanTrunk"),
+        (BRIDGE | {"mtu": -1}, "mtu"),
+        (PTP | {"ipam": {"type": "static"}, "mtu": 2**32}, "mtu"),
+        (BRIDGE | {"isgateway": True}, "isgateway"),
+        (BRIDGE | {"mtu": None}, "mtu"),
+        (MACVLAN, ""),
+        (MACVLAN | {"linkInContainer": True}, "linkInContainer"),
+        (MACVLAN | {"bcqueuelen": 7}, "bcqueuelen"),
+        (PTP, "no ipam"),
+        (PTP | {"ipam": {"type": "static"}}, ""),
+        (PTP | {"ipam": {"type": "static"}, "ipMasq": True}, ""),
+        ({"type": "loopback"}, ""),
+    ],
+)
+def test_options_that_only_the_reference_plugin_knows_are_left_to_it(config: dict[str, Any], what: str) -> None:
+    reason = PLUGINS[config["type"]].unsupported({"cniVersion": "1.0.0", "name": "net"} | config)
+    assert (what in reason) if what else reason == ""
+
+
+def test_the_runtimes_mac_address_goes_before_all_others(netns: str) -> None:
+    config = MACVLAN | {"mac": "02:00:00:00:00:0a", "runtimeConfig": {"mac": "02-00-00-00-00-0C"}}
+    result = add(config, netns, args={"MAC": "02:00:00:00:00:0b"})
+    assert result.interfaces[0].mac == "02:00:00:00:00:0c"
+    macvlan.delete(call(config, netns))
+    assert add(config | {"runtimeConfig": {}}, netns).interfaces[0].mac == "02:00:00:00:00:0a"
+    bridged = BRIDGE | {"args": {"cni": {"mac": "02:00:00:00:00:0d"}}}
+    macvlan.delete(call(config, netns))
+    assert add(bridged, netns, args={"MAC": "02:00:00:00:00:0b"}).interfaces[2].mac == "02:00:00:00:00:0d"
+
+
+def test_a_name_that_the_node_has_too_is_free_in_the_container(netns: str) -> None:
+    ip("link add net1 type bridge")
+    assert add(MACVLAN, netns).interfaces[0].name == "net1"
+
+
+def test_the_nodes_end_takes_another_name_when_its_own_is_taken(netns: str) -> None:
+    name = add(BRIDGE, netns).interfaces[1].name
+    bridge.delete(call(BRIDGE, netns))
+    ip(f"link add {name} type bridge")
+    assert add(BRIDGE, netns).interfaces[1].name not in {name, ""}
+
+
+def test_many_at_once_share_a_bridge_that_was_not_there(netns: str) -> None:
+    containers = 8
+    with contextlib.ExitStack() as stack:
+        paths = [netns, *(stack.enter_context(container()) for _ in range(containers - 1))]
+        start = threading.Barrier(containers)
+
+        def attach(path: str) -> results.Result:
+            start.wait()
+            config = {"cniVersion": "1.0.0", "name": "net", "isGateway": True} | BRIDGE
+            return bridge.add(Call(container_id=path, netns=path, ifname="net1", config=config), IPAM)
+
+        with ThreadPoolExecutor(containers) as threads:
+            attached = list(threads.map(attach, paths))
+    assert {result.interfaces[0].name for result in attached} == {"br0"}
+    assert len({result.interfaces[1].name for result in attached}) == containers
+
+
+def test_port_isolation_and_a_disabled_interface_reach_the_kernel(netns: str) -> None:
+    result = add(BRIDGE | {"portIsolation": True, "disableContainerInterface": True}, netns, None)
+    words = ["ip", "-j", "-d", "link", "show", result.interfaces[1].name]
+    port = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)[0]
+    assert port["linkinfo"]["info_slave_data"]["isolated"] is True
+    words = ["ip", "-n", netns.rpartition("/")[2], "-j", "link", "show", "net1"]
+    assert "UP" not in json.loads(subprocess.run(words, check=True, capture_output=True).stdout)[0]["flags"]
+
+
+DAMAGE = [
+    (BRIDGE, "addr del 10.77.0.5/24 dev net1", "lost its address 10.77.0.5/24"),
+    (BRIDGE, "route del 10.88.0.0/16", "route to 10.88.0.0/16 that net1 came with is gone"),
+    (BRIDGE, "link set net1 address 02:00:00:00:00:99", "has MAC address 02:00:00:00:00:99"),
+    (BRIDGE, "link del net1", "interface net1 is gone"),
+    (MACVLAN, "addr del fd77::5/64 dev net1", "lost its address fd77::5/64"),
+    (MACVLAN, "link set net1 type macvlan mode vepa", "no longer in mode bridge"),
+    (PTP, "link del net1", "interface net1 is gone"),
+    ({"type": "loopback"}, "link set lo down", "lo is down"),
+]
+
+
+@pytest.mark.parametrize(("config", "damage", "words"), DAMAGE, ids=[f"{c['type']} {d}" for c, d, _ in DAMAGE])
+def test_check_sees_what_is_not_as_recorded(netns: str, config: dict[str, Any], damage: str, words: str) -> None:
+    plugin = PLUGINS[config["type"]]
+    result = add(config, netns)
+    plugin.check(call(config, netns, prev_result=result))
+    ip(damage, netns)
+    with pytest.raises(NativeError, match=words):
+        plugin.check(call(config, netns, prev_result=result))
+
+
+def test_check_sees_a_port_that_left_its_bridge(netns: str) -> None:
+    result = add(BRIDGE | {"isGateway": True}, netns)
+    ip(f"link set {result.interfaces[1].name} nomaster")
+    with pytest.raises(NativeError, match="no longer a port of br0"):
+        bridge.check(call(BRIDGE, netns, prev_result=result))
+    with pytest.raises(NativeError, match="needs prevResult"):
+        bridge.check(call(BRIDGE, netns))

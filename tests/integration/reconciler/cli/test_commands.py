@@ -1,0 +1,314 @@
+"""The commands as people run them: real processes, real ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from events.ledger.new_event import new_event
+from events.nats.commands import JetStreamCommands
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.nats.streams import command_stream
+from events.schema import NO_NODE, Pod, ReconcilerElected
+from reconciler.projection.store import Store
+from tests.support.stories.node import SECRET, Node, busy_day
+
+MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "plumbline.json"
+    path.write_text(
+        json.dumps({"stateDir": str(tmp_path), "runDir": str(tmp_path / "run"), "manifests": str(tmp_path)})
+    )
+    return path
+
+
+@pytest.fixture
+async def story(ledger: JetStreamLedger) -> JetStreamLedger:
+    node = Node()
+    for event in busy_day(6, node):
+        await ledger.append(event)
+    return ledger
+
+
+def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*MAIN, "--config", str(config), *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+async def test_the_story_of_a_pod_is_told(story: JetStreamLedger, config: Path) -> None:
+    done = await asyncio.to_thread(run, config, "timeline", "shop/web-3")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert "attach of shop/web-3 requested" in lines[0]
+    assert "attach FAILED" in lines[-1]
+    assert len(lines) == 9
+    assert "\x1b" not in done.stdout
+
+
+async def test_a_pod_is_found_by_name_alone_and_by_container_id(story: JetStreamLedger, config: Path) -> None:
+    by_name = await asyncio.to_thread(run, config, "timeline", "web-2")
+    assert by_name.stdout
+    by_id = await asyncio.to_thread(run, config, "timeline", "2000000")
+    assert by_id.stdout == by_name.stdout
+
+
+async def test_everything_is_told_in_the_order_of_the_ledger(story: JetStreamLedger, config: Path) -> None:
+    done = await asyncio.to_thread(run, config, "timeline")
+    times = [line.split()[0] for line in done.stdout.splitlines()]
+    assert times == sorted(times)
+    assert len(times) > await story.last_sequence()  # an outcome that carries effects is told with a line for each
+    done = await asyncio.to_thread(run, config, "timeline", "--json")
+    told = [json.loads(line)["id"] for line in done.stdout.splitlines()]
+    assert told == [stored.event.id async for stored in story.read()]
+
+
+async def test_an_unknown_pod_is_refused_with_those_there_are(story: JetStreamLedger, config: Path) -> None:
+    done = await asyncio.to_thread(run, config, "timeline", "shop/nope")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "neither a pod nor a container ID shop/nope; it knows the pods shop/web-0, shop/web-1" in done.stderr
+
+
+async def test_json_is_an_event_a_line_without_secrets(story: JetStreamLedger, config: Path) -> None:
+    done = await asyncio.to_thread(run, config, "timeline", "web-0", "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[0]["type"] == "AttachRequested"
+    assert events[0]["data"]["pod"] == {"namespace": "shop", "name": "web-0", "uid": "uid-0"}
+    assert "(redacted)" in events[0]["data"]["config"]
+    assert SECRET not in done.stdout
+
+
+async def test_what_is_older_than_since_is_left_out_and_relative_times_stay(
+    story: JetStreamLedger, config: Path
+) -> None:
+    everything = (await asyncio.to_thread(run, config, "timeline", "web-0")).stdout.splitlines()
+    cut = everything[2].split()[0]
+    done = await asyncio.to_thread(run, config, "timeline", "web-0", "--since", cut)
+    assert done.stdout.splitlines() == everything[2:]
+    assert (await asyncio.to_thread(run, config, "timeline", "--since", "1h30m")).stdout == ""
+
+
+@pytest.mark.parametrize("since", ["yesterdayish", "", "9999999d", "9" * 20 + "d", "0001-01-01T00:00:00+14:00"])
+def test_a_since_that_is_no_time_is_wrong_usage(config: Path, since: str) -> None:
+    wrong = run(config, "timeline", "--since", since)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 4)
+    assert "neither a duration" in wrong.stderr
+
+
+def _interruptible() -> None:
+    """Undo what a shell does to a test run in its background: its children would ignore the signal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+async def test_following_goes_on_without_gap_and_ends_with_130(story: JetStreamLedger, config: Path) -> None:
+    child = await asyncio.create_subprocess_exec(
+        *MAIN,
+        "--config",
+        str(config),
+        "timeline",
+        "web-2",
+        "--follow",
+        stdout=asyncio.subprocess.PIPE,
+        preexec_fn=_interruptible,
+    )
+    assert child.stdout is not None
+    try:
+        first = await child.stdout.readline()
+        assert b"attach of shop/web-2" in first
+        node, lines = Node("node-2"), 0
+        while b"detached: eth0" not in await child.stdout.readline():
+            lines += 1
+        assert lines
+        for event in (
+            *node.attach("f" * 64, Pod("shop", "web-9", "u")),
+            *node.attach("e" * 64, Pod("shop", "web-2", "new")),
+        ):
+            await story.append(event)
+        new = [await child.stdout.readline() for _ in range(5)]
+        assert all(b"node-2  eeeeeeeeeeee" in line for line in new)
+        assert b"attached: eth0" in new[-1]
+        child.send_signal(signal.SIGINT)
+        assert await child.wait() == 130
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+
+
+async def test_a_terminal_sees_failures_in_red(story: JetStreamLedger, config: Path) -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm"}
+    environment.pop("NO_COLOR", None)
+    child = await asyncio.create_subprocess_exec(
+        *MAIN, "--config", str(config), "timeline", "web-3", stdout=theirs, env=environment
+    )
+    os.close(theirs)
+    assert await child.wait() == 0
+    seen = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "\x1b[31m" in next(line for line in seen.splitlines() if "attach FAILED" in line)
+    assert "\x1b" not in next(line for line in seen.splitlines() if "planned" in line)
+
+
+async def test_a_name_that_the_terminal_cannot_show_hides_nothing_else(ledger: JetStreamLedger, config: Path) -> None:
+    for event in Node().attach("f" * 64, Pod("shop", "m\u00fcsli", "u")):
+        await ledger.append(event)
+    ours, theirs = pty.openpty()
+    command = [*MAIN, "--config", str(config), "timeline"]
+    child = await asyncio.create_subprocess_exec(
+        *command, stdout=theirs, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    os.close(theirs)
+    assert await child.wait() == 0
+    assert b"attach of shop/m\\xfcsli requested" in os.read(ours, 65536)
+    os.close(ours)
+
+
+def test_what_cannot_be_written_is_said(config: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [*MAIN, "check-config", str(config)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "plumbline: No space left on device\n")
+
+
+def test_who_is_interrupted_before_the_command_has_begun_ends_as_one_afterwards(config: Path) -> None:
+    interrupted = "import importlib, os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    interrupted += "importlib.import_module = lambda _: os.kill(os.getpid(), signal.SIGINT); "
+    done = subprocess.run(
+        [sys.executable, "-c", interrupted + "from reconciler.cli.main import main; main()", "timeline"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+async def test_what_the_reconciler_did_has_as_many_columns_as_the_rest(ledger: JetStreamLedger, config: Path) -> None:
+    elected = ReconcilerElected(replica="r")
+    await ledger.append(new_event(elected, node=NO_NODE))
+    done = await asyncio.to_thread(run, config, "timeline")
+    assert done.stdout.split()[1:4] == ["-", "-", "reconciler"]
+
+
+def test_a_ledger_that_may_not_be_read_is_said(config: Path) -> None:
+    (config.parent / "run" / "ledger.json").mkdir(parents=True)
+    done = run(config, "timeline")
+    named = f"{config.parent}/run/ledger.json"
+    assert (done.returncode, done.stderr) == (2, f"plumbline: no ledger: {named} can't be read: Is a directory\n")
+
+
+def test_a_snapshot_of_a_database_that_is_not_there_makes_none(config: Path) -> None:
+    done = run(config, "snapshot", str(config.parent / "s"))
+    assert (done.returncode, "no reconciler has run here yet" in done.stderr) == (2, True)
+    assert os.listdir(config.parent) == ["plumbline.json"]
+
+
+async def test_verify_takes_a_node_that_nobody_knows_for_no_proof(story: JetStreamLedger, config: Path) -> None:
+    await JetStreamCommands(story).make(command_stream())
+    done = await asyncio.to_thread(run, config, "verify", "--wait", "0.1", "--node", "node-l")
+    assert done.returncode == 2
+    assert "not seen: node node-l: the ledger tells nothing of it" in done.stdout
+
+
+def test_a_ledger_that_is_nowhere_is_said(config: Path) -> None:
+    done = run(config, "timeline")
+    assert done.returncode == 2
+    assert "start `plumbline up`, or set ledger.url" in done.stderr
+
+
+def test_a_ledger_that_does_not_answer_is_said(server: EmbeddedServer, config: Path) -> None:
+    server.stop()
+    for command, code in (("timeline", 4), ("verify", 2)):
+        done = run(config, command)
+        assert done.returncode == code
+        assert f"plumbline: the ledger at {server.url} does not answer: is nats-server running?" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_help_names_the_commands() -> None:
+    done = subprocess.run([*MAIN, "--help"], capture_output=True, text=True, timeout=60, check=True)
+    assert "timeline" in done.stdout
+    assert "check-config" in done.stdout
+
+
+def test_an_unknown_command_is_wrong_usage(config: Path) -> None:
+    assert run(config, "timeliner").returncode == 2
+
+
+def test_a_valid_configuration_is_shown_with_its_defaults_and_without_password(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    section = {"database": "postgresql://plumbline:hunter2@db/plumbline"}
+    path.write_text(json.dumps({"node": "n1", "manifests": str(tmp_path), "reconciler": section}))
+    done = run(path, "check-config")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, _, rest = done.stdout.partition("\n")
+    assert first == "configuration is valid"
+    shown = json.loads(rest)
+    assert (shown["node"], shown["stateDir"], shown["logLevel"]) == ("n1", "/var/lib/plumbline", "info")
+    assert shown["reconciler"]["database"] == "postgresql://plumbline:***@db/plumbline"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [('{"reconciler": {"metrcs": {}}}', "metrcs"), ('{"stateDir": "here"}', "not an absolute path"), ("{", "not JSON")],
+)
+def test_a_wrong_configuration_is_said_and_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    done = run(path, "check-config")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+def test_the_path_of_the_argument_goes_before_that_of_the_option(tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text("[")
+    done = run(tmp_path / "good.json", "check-config", str(tmp_path / "bad.json"))
+    assert "bad.json" in done.stderr
+
+
+def test_what_the_worker_refuses_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"worker": 3}')
+    done = run(path, "check-config")
+    assert done.returncode == 2
+    assert "worker" in done.stderr
+
+
+async def test_verify_proves_the_database_or_says_what_differs(story: JetStreamLedger, config: Path) -> None:
+    await JetStreamCommands(story).make(command_stream())
+    arguments = ("verify", "--wait", "0.1")
+    unseen = await asyncio.to_thread(run, config, *arguments)
+    assert unseen.returncode == 2
+    assert "no reconciler has run here yet" in unseen.stdout
+    assert "node-1: its worker did not answer" in unseen.stdout
+    store = Store(f"sqlite:///{config.parent}/reconciler.db", "NODE")
+    store.prepare()
+    store.apply([stored async for stored in story.read()])
+    done = await asyncio.to_thread(run, config, *arguments, "--json")
+    assert json.loads(done.stdout)["differences"] == []
+    with sqlite3.connect(config.parent / "reconciler.db") as connection:
+        connection.execute("UPDATE sandboxes SET phase = 'detached' WHERE live")
+    connection.close()
+    done = await asyncio.to_thread(run, config, *arguments, "--node", "node-1")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "pod shop/web-4, sandbox 400000000000 (eth0) on node node-1: the database differs" in done.stdout
+    store.close()
+
+
+def test_verify_without_a_ledger_cannot_look(config: Path) -> None:
+    done = run(config, "verify")
+    assert done.returncode == 2
+    assert "no ledger" in done.stderr

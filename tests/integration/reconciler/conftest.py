@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from reconciler.projection.sql.schema import upgrade
+from tests.support.kube.publishing import annotation, cluster, namespace
+from tests.support.reconciler.postgres import Postgres
+
+__all__ = ["annotation", "cluster", "namespace"]
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A migrated database, to be copied."""
+    path = tmp_path_factory.mktemp("empty") / "empty.db"
+    upgrade(f"sqlite:///{path}")
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with tempfile.TemporaryDirectory(prefix="plumbline-pg-") as folder:  # a socket's path is short
+        Path(folder).chmod(0o755)
+        server = Postgres(Path(folder) / "pg")
+        yield server
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def empty_postgres_database(postgres: Postgres) -> str:
+    """The name of a migrated database, to be copied."""
+    name = postgres.database()
+    upgrade(postgres.url(name))
+    return name
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a migrated database without rows, of each kind."""
+    if request.param == "postgresql":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        return postgres.url(postgres.database(request.getfixturevalue("empty_postgres_database")))
+    (tmp_path / "x.db").write_bytes(request.getfixturevalue("empty_database"))
+    return f"sqlite:///{tmp_path}/x.db"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer(tmp_path / "ledger", tmp_path / "run")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def ledger(server: EmbeddedServer) -> AsyncIterator[JetStreamLedger]:
+    ledger = await JetStreamLedger.connect(server.address)
+    yield ledger
+    await ledger.close()

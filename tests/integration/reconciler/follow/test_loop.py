@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncGenerator, Iterable
+from pathlib import Path
+
+import pytest
+
+from events.ledger.ledger import Ledger, LedgerUnavailableError
+from events.ledger.memory import MemoryLedger
+from events.nats.ledger import JetStreamLedger
+from events.schema import (
+    Event,
+    Pod,
+    Stored,
+)
+from reconciler.projection.sql.engine import ProjectionError
+from tests.support.reconciler.rows import folded, stored_in
+from tests.support.reconciler.running import running
+from tests.support.stories.node import Node, busy_day
+
+
+async def fill(ledger: Ledger, events: Iterable[Event]) -> int:
+    last = 0
+    for event in events:
+        last = await ledger.append(event)
+    return last
+
+
+async def everything(ledger: Ledger) -> list[Stored]:
+    return [stored async for stored in ledger.read()]
+
+
+class ObservedLedger(MemoryLedger):
+    """Remembers from where it was read, and can be away for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_after: list[int] = []
+        self.followed_after: list[int] = []
+        self.away = 0
+
+    async def last_sequence(self) -> int:
+        if self.away:
+            self.away -= 1
+            raise LedgerUnavailableError("the ledger is away")
+        return await super().last_sequence()
+
+    async def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
+        self.read_after.append(after)
+        async for stored in super().read(subject, after):
+            yield stored
+
+    async def follow(
+        self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0
+    ) -> AsyncGenerator[Stored, None]:
+        self.followed_after.append(after)
+        async for stored in super().follow(subjects, after):
+            yield stored
+
+
+async def test_what_is_there_and_what_comes_is_projected(ledger: JetStreamLedger, tmp_path: Path) -> None:
+    node = Node()
+    there = await fill(ledger, busy_day(10, node))
+    async with running(ledger, tmp_path / "x.db") as run:
+        await run.at(there)
+        last = await fill(ledger, node.attach("e" * 64, Pod("d", "p", "u")))
+        await run.at(last)
+    assert stored_in(tmp_path / "x.db") == folded(await everything(ledger))
+
+
+async def test_a_restart_reads_only_what_came_after(tmp_path: Path) -> None:
+    ledger, node = ObservedLedger(), Node()
+    first = await fill(ledger, busy_day(40, node))
+    async with running(ledger, tmp_path / "x.db") as run:
+        await run.until(lambda: bool(ledger.followed_after))
+    last = await fill(ledger, node.attach("e" * 64, Pod("d", "p", "u")))
+    async with running(ledger, tmp_path / "x.db") as run:
+        await run.until(lambda: len(ledger.followed_after) == 2)
+        counted = sum(
+            sample.value
+            for metric in run.metrics.registry.collect()
+            for sample in metric.samples
+            if sample.name == "plumbline_reconciler_events_total"
+        )
+    assert ledger.read_after == [0, first]
+    assert ledger.followed_after == [first, last]
+    assert counted == last - first
+    assert stored_in(tmp_path / "x.db") == folded(await everything(ledger))
+
+
+async def test_what_the_ledger_has_forgotten_stays_in_the_projection(tmp_path: Path) -> None:
+    ledger, node = MemoryLedger(), Node()
+    last = await fill(ledger, busy_day(10, node))
+    async with running(ledger, tmp_path / "x.db") as run:
+        await run.at(last)
+    events = await everything(ledger)
+    await ledger.purge("plumbline.ev.>", last)
+    async with running(ledger, tmp_path / "x.db") as run:
+        await run.at(last)
+        last = await ledger.append(node.start())
+        await run.at(last)
+    assert stored_in(tmp_path / "x.db") == folded([*events, *await everything(ledger)])
+
+
+async def test_a_ledger_whose_events_were_all_forgotten_is_not_behind(tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    last = await fill(ledger, busy_day(3))
+    await ledger.purge("plumbline.ev.>", last)
+    async with running(ledger, tmp_path / "x.db") as run:
+        await run.at(last)
+        assert run.value("applied_sequence") == last
+    (place,) = stored_in(tmp_path / "x.db")["position"]
+    assert dict(place) == {"ledger": "NODE", "sequence": last, "election": 0, "forgotten": ""}
+
+
+async def test_a_ledger_that_has_less_than_the_database_is_refused(tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    last = await fill(ledger, busy_day(3))
+    async with running(ledger, tmp_path / "x.db") as run:
+        await run.at(last)
+    async with running(MemoryLedger(), tmp_path / "x.db") as run:
+        with pytest.raises(ProjectionError, match=f"has {last} events of the ledger, which has but 0"):
+            await run.task
+
+
+async def test_a_ledger_that_is_away_at_the_start_is_waited_for(tmp_path: Path) -> None:
+    ledger = ObservedLedger()
+    last = await fill(ledger, busy_day(3))
+    ledger.away = 2
+    async with running(ledger, tmp_path / "x.db") as run:
+        await run.at(last)
+    assert stored_in(tmp_path / "x.db") == folded(await everything(ledger))
+
+
+async def test_a_database_that_is_away_costs_a_delay_and_no_event(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger, node = MemoryLedger(), Node()
+    last = await fill(ledger, busy_day(3, node))
+    async with running(ledger, tmp_path / "x.db") as run:
+        await run.at(last)
+        blocker = sqlite3.connect(tmp_path / "x.db", isolation_level=None)
+        blocker.execute("BEGIN EXCLUSIVE")
+        last = await fill(ledger, node.attach("e" * 64, Pod("d", "p", "u")))
+        said = ""
+        async with asyncio.timeout(30):
+            while "database_away" not in said:
+                await asyncio.wait({run.task}, timeout=0.05)
+                said += capsys.readouterr().out
+        assert run.reconciler.sequence < last
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        await run.at(last)
+    assert stored_in(tmp_path / "x.db") == folded(await everything(ledger))
+
+
+async def test_lag_is_what_the_ledger_has_and_the_projection_has_not(tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    last = await fill(ledger, busy_day(2))
+    async with running(ledger, tmp_path / "x.db") as run:
+        await run.at(last)
+        assert run.value("lag_events") == 0
+        assert run.value("batch_seconds_count") == 1
+        assert run.value("events_total", type="AttachPlanned") == 2
+        assert run.value("events_total", type="unknown") == 0

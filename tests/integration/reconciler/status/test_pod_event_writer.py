@@ -1,0 +1,96 @@
+"""What is said on a pod, at a real API server, by an account that may do no more than it needs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes_asyncio import client
+
+from events.schema import (
+    Event,
+    Pod,
+    Stored,
+)
+from reconciler.metrics import Metrics
+from reconciler.projection.fold.batch import Loaded, project
+from reconciler.status.kubernetes.annotation_sink import AnnotationSink
+from reconciler.status.kubernetes.pod_event_writer import PodEventWriter
+from tests.support.kube.publishing import WITH_PUBLISHER
+from tests.support.kube.server import KubeServer
+from tests.support.stories.node import Node, container_id
+
+SPEAKER = "speaker-token"
+RULES = [{"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}]
+
+
+@pytest.fixture(scope="module")
+def cluster(kube: KubeServer) -> KubeServer:
+    api = "/apis/rbac.authorization.k8s.io/v1"
+    kube.ask("POST", f"{api}/clusterroles", {"metadata": {"name": "speaker"}, "rules": RULES})
+    kube.ask(
+        "POST",
+        f"{api}/clusterrolebindings",
+        {
+            "metadata": {"name": "speaker"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "speaker"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "speaker"}],
+        },
+    )
+    kube.kill_api()
+    kube.start_api({**WITH_PUBLISHER, SPEAKER: ("speaker", "")})
+    kube.await_api()
+    kube.create_namespace("shop")
+    return kube
+
+
+async def written(cluster: KubeServer, folder: Path, story: list[Event], metrics: Metrics) -> None:
+    """Have the writer say all that *story* means."""
+    publisher = await AnnotationSink.connect(str(cluster.kubeconfig(folder / "kubeconfig", token=SPEAKER)))
+    assert isinstance(publisher.api, client.ApiClient)
+    writer = PodEventWriter(publisher.api, metrics)
+    running = asyncio.create_task(writer.run())
+    try:
+        stored = [Stored(sequence, event) for sequence, event in enumerate(story, 1)]
+        changes = project(Loaded(), stored)
+        writer.changed(changes)
+        async with asyncio.timeout(10):
+            await writer.written()
+    finally:
+        running.cancel()
+        await publisher.close()
+
+
+def events_of(cluster: KubeServer, pod: str) -> list[dict[str, Any]]:
+    found = cluster.ask("GET", "/api/v1/namespaces/shop/events")["items"]
+    return [each for each in found if each["involvedObject"]["name"] == pod]
+
+
+async def test_each_interface_is_told_on_the_pod(cluster: KubeServer, tmp_path: Path) -> None:
+    pod = Pod("shop", "web", "uid-web")
+    metrics = Metrics()
+    await written(cluster, tmp_path, list(Node().attach(container_id(1), pod)), metrics)
+    found = events_of(cluster, "web")
+    assert {each["reason"] for each in found} == {"AddedInterface"}
+    assert sorted(each["message"].split(" [")[0] for each in found) == ["Add eth0", "Add net1"]
+    assert {each["involvedObject"]["uid"] for each in found} == {"uid-web"}
+    assert metrics.registry.get_sample_value("plumbline_reconciler_pod_events_written_total") == 2
+
+
+async def test_the_same_failure_again_is_one_event_that_counts(cluster: KubeServer, tmp_path: Path) -> None:
+    pod = Pod("shop", "unlucky", "uid-unlucky")
+    node = Node()
+    story = [event for number in range(3) for event in node.attach(container_id(number), pod, fails_at=1)]
+    await written(cluster, tmp_path, story, Metrics())
+    (found,) = events_of(cluster, "unlucky")
+    assert (found["type"], found["reason"], found["count"]) == ("Warning", "FailedAddingInterface", 3)
+    await written(cluster, tmp_path, list(node.attach(container_id(9), pod, fails_at=1)), Metrics())
+    assert len(events_of(cluster, "unlucky")) == 1, "a reconciler that starts again goes on with it"
+
+
+async def test_a_namespace_that_is_gone_costs_nothing_but_the_event(cluster: KubeServer, tmp_path: Path) -> None:
+    metrics = Metrics()
+    await written(cluster, tmp_path, list(Node().attach(container_id(1), Pod("nowhere", "web", "u"))), metrics)
+    assert metrics.registry.get_sample_value("plumbline_reconciler_pod_events_dropped_total") == 2

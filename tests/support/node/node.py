@@ -1,0 +1,400 @@
+"""A whole node in a folder: nats-server, worker, plugins, manifests; and the proof that nothing is left on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import tests.support.node.runtime as e2e_runtime
+from events.fold import Sandbox, SandboxPhase, State
+from events.nats.ledger import JetStreamLedger
+from events.nats.server import EmbeddedServer
+from events.process.child_process import die_with_parent
+from events.schema import (
+    AttachFailed,
+    DetachFailed,
+    Event,
+    Failure,
+    GcFailed,
+    Stored,
+    expand_effects,
+)
+from nodeworker.plugins.orphans import orphans
+from tests.support.node.gate import Gate
+from tests.support.node.kernel import eventually, ip, links, own_network
+from tests.support.node.runtime import PodSandbox, Runtime
+from tests.support.repository import REPOSITORY
+
+BRIDGE = "plumb0"
+PARENT = "uplink0"
+"""What macvlan interfaces are made on."""
+
+ADD_STORY = ("AttachRequested", "AttachPlanned", "InterfaceAttached", "InterfaceAttached", "AttachCompleted")
+"""The events of an ADD with two interfaces, each of which has an event of its own."""
+DEL_STORY = ("DetachRequested", "InterfaceDetached", "InterfaceDetached", "DetachCompleted")
+ROLLBACK_STORY = (
+    *ADD_STORY[:3],
+    "InterfaceAttachFailed",
+    "InterfaceDetached",
+    "InterfaceDetached",
+    "AttachFailed",
+)
+"""The events of an ADD whose second interface can't be made."""
+
+_FAULTY_WORKER = Path(__file__).with_name("faulty_worker.py")
+_KEPT_BY_HOST_LOCAL = re.compile(r"lock|last_reserved_ip\.\d+")
+_MISTAKES = re.compile(r"Traceback|never retrieved|never awaited|level=(?:error|critical)")
+
+
+def carried(story: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what *story* is in the ledger where the worker makes interfaces itself: outcomes carry their effects."""
+    return tuple(name for name in story if name not in {"InterfaceAttached", "InterfaceDetached"})
+
+
+class Node:
+    """A node. Enter it: inside, the node's own network is this process' network too.
+
+    *worker* is the section of that name in the configuration file, *leaks* another. Without that nobody looks for
+    leaks, so that the story of a test is its own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shim: Path,
+        *,
+        store: Path | None = None,
+        leaks: Mapping[str, Any] | None = None,
+        **worker: Any,
+    ) -> None:
+        self.name = f"e2e-{os.urandom(4).hex()}"
+        self.bin = folder / "bin"
+        self.manifests = folder / "manifests"
+        self.addresses = folder / "addresses"
+        self.spool = folder / "state" / "spool"
+        self.socket = folder / "run" / "worker.sock"
+        self.log = folder / "worker.log"
+        self.config = folder / "plumbline.json"
+        self.server = EmbeddedServer(store or folder / "state" / "ledger", folder / "run")
+        self.runtime = Runtime(shim, self.socket, self.spool)
+        self.sandboxes: list[PodSandbox] = []
+        self.expected_mistakes = 0
+        """Lines of the worker's log that report an error on purpose."""
+        self._worker: subprocess.Popen[bytes] | None = None
+        for made in (self.bin, self.manifests, self.addresses):
+            made.mkdir(parents=True)
+        self.log.touch()
+        self.config.write_text(
+            json.dumps(
+                {
+                    "node": self.name,
+                    "stateDir": str(folder / "state"),
+                    "runDir": str(folder / "run"),
+                    "manifests": str(self.manifests),
+                    "leaks": {"policy": "off"} if leaks is None else dict(leaks),
+                    "worker": {"network": {"binDir": str(self.bin)}, **worker},
+                }
+            )
+        )
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[Node]:
+        """Run the nodes' parts meanwhile; afterwards nothing of them is left on the machine."""
+        with own_network():
+            ip("link", "add", PARENT, "type", "veth", "peer", "name", "uplink1")
+            # With an address of its own: the plugin fails once on a bridge that lost its first port before it had one.
+            ip("link", "add", BRIDGE, "address", "02:00:00:00:00:01", "type", "bridge")
+            for name in (PARENT, "uplink1", BRIDGE):
+                ip("link", "set", name, "up")
+            try:
+                self.server.start()
+                yield self
+            finally:
+                self.kill()
+                self.server.stop()
+                self.runtime.end()
+                for pid in orphans(self.name):
+                    os.kill(pid, signal.SIGKILL)
+                self.forget()
+
+    def forget(self) -> None:
+        """Remove the sandboxes' namespaces."""
+        for sandbox in self.sandboxes:
+            sandbox.end()
+        self.sandboxes.clear()
+
+    # --- what the node is given ---
+
+    def bridge(self, version: str = "1.0.0", **keys: Any) -> dict[str, Any]:
+        """Return a default network: a bridge that is the gateway, addresses from host-local."""
+        return {
+            "cniVersion": version,
+            "name": "default",
+            "type": "bridge",
+            "bridge": BRIDGE,
+            "isGateway": True,
+            "ipam": self.host_local("10.87.0.0/16"),
+            **keys,
+        }
+
+    def macvlan(self, version: str = "0.3.1", **keys: Any) -> dict[str, Any]:
+        """Return what the project's sample NetworkAttachmentDefinition holds."""
+        return {
+            "cniVersion": version,
+            "type": "macvlan",
+            "master": PARENT,
+            "mode": "bridge",
+            "ipam": self.host_local("192.168.0.0/16"),
+            **keys,
+        }
+
+    def host_local(self, subnet: str, plugin: str = "host-local") -> dict[str, Any]:
+        return {"type": plugin, "dataDir": str(self.addresses), "ranges": [[{"subnet": subnet}]]}
+
+    def conf(self, *delegates: Mapping[str, Any], version: str = "1.0.0", **keys: Any) -> dict[str, Any]:
+        """Return the configuration that the runtime hands to the entry point."""
+        networks = delegates or (self.bridge(),)
+        return {"cniVersion": version, "name": "plumbline", "type": "plumbline", "delegates": networks, **keys}
+
+    def nad(self, name: str, config: Mapping[str, Any] | str) -> None:
+        """Define a network, or redefine it."""
+        text = config if isinstance(config, str) else json.dumps(config)
+        self._manifest("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", name, {}, {"spec": {"config": text}})
+
+    def no_nad(self, name: str) -> None:
+        """Remove a network's definition."""
+        (self.manifests / f"networkattachmentdefinition-{name}.json").unlink()
+
+    def pod(self, name: str, networks: Any = "", config: str | Mapping[str, Any] = "") -> PodSandbox:
+        """Return a sandbox for a pod that selects *networks*; *config*: what the runtime has for it."""
+        self.define(name, networks)
+        sandbox = PodSandbox(self.runtime, name, config or self.conf())
+        self.sandboxes.append(sandbox)
+        return sandbox
+
+    def define(self, name: str, networks: Any = "") -> None:
+        """Have the pod *name* select *networks*."""
+        text = networks if isinstance(networks, str) else json.dumps(networks)
+        self._manifest("v1", "Pod", name, {"k8s.v1.cni.cncf.io/networks": text} if text else {}, {})
+
+    def samplepod(self, name: str = "samplepod") -> PodSandbox:
+        """Return a sandbox for a pod with two interfaces."""
+        self.nad("macvlan-conf", self.macvlan())
+        return self.pod(name, "macvlan-conf")
+
+    def plugin(self, name: str, script: str) -> None:
+        """Install a plugin that is a shell script."""
+        path = self.bin / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def gate(self, plugin: str, command: str = "ADD") -> Gate:
+        """Install a plugin that waits in *command* and is *plugin* apart from that."""
+        return Gate(self.bin, plugin, command)
+
+    def _manifest(
+        self, api: str, kind: str, name: str, annotations: Mapping[str, str], body: Mapping[str, Any]
+    ) -> None:
+        manifest = {"apiVersion": api, "kind": kind, "metadata": {"name": name, "annotations": annotations}, **body}
+        path = self.manifests / f"{kind.lower()}-{name}.json"
+        draft = path.with_suffix(".draft")
+        draft.write_text(json.dumps(manifest))
+        draft.rename(path)
+
+    # --- the worker ---
+
+    def start(self, fault: str = "", *, wait: bool = True) -> None:
+        """Start the worker, and *wait* until it lets calls in. *fault* is one of its ledger: see ``faulty_worker``."""
+        assert self._worker is None
+        module = [str(_FAULTY_WORKER), "--fault", fault] if fault else ["-m", "nodeworker"]
+        with self.log.open("ab") as said:
+            self._worker = subprocess.Popen(
+                [sys.executable, "-W", "error", *module, "--config", str(self.config)],
+                cwd=REPOSITORY,
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                preexec_fn=die_with_parent(),  # noqa: PLW1509  # pytest has no other thread
+            )
+        if wait:
+            eventually(self._lets_in, "the worker lets calls in")
+
+    def _lets_in(self) -> bool:
+        assert self._worker is not None
+        assert self._worker.poll() is None, f"the worker ended: {self.log.read_text()}"
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
+    def children(self) -> list[int]:
+        """Return the IDs of the worker's processes, but for its own."""
+        assert self._worker is not None
+        pid = self._worker.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def terminate(self) -> None:
+        """Ask the worker to stop."""
+        assert self._worker is not None
+        self._worker.terminate()
+
+    def ended(self, seconds: float = 20.0) -> int:
+        """Wait until the worker has ended; return its exit code."""
+        assert self._worker is not None
+        worker, self._worker = self._worker, None
+        try:
+            return worker.wait(seconds)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+            raise
+
+    def kill(self) -> None:
+        """Kill the worker, if it runs."""
+        if self._worker is not None:
+            self._worker.kill()
+            self.ended()
+
+    def restart(self) -> None:
+        """Have another worker in the place of the one that runs."""
+        self.terminate()
+        assert self.ended() == 0, self.log.read_text()
+        self.start()
+
+    # --- what the ledger says ---
+
+    def events(self) -> list[Stored]:
+        """Return all events of the ledger."""
+        return asyncio.run(self._events())
+
+    async def _events(self) -> list[Stored]:
+        async with asyncio.timeout(10):
+            ledger = await JetStreamLedger.connect(self.server.address, name="e2e")
+        try:
+            return [stored async for stored in ledger.read()]
+        finally:
+            await ledger.close()
+
+    def state(self) -> State:
+        """Return the fold of the ledger."""
+        state = State()
+        for stored in self.events():
+            state.apply(stored)
+        return state
+
+    def events_of(self, sandbox: e2e_runtime.Sandbox | None) -> list[Event]:
+        """Return the events of *sandbox*, or those that belong to none, in order; carried effects come first."""
+        return [each for event in self._recorded(sandbox) for each in expand_effects(event)]
+
+    def story(self, sandbox: PodSandbox) -> tuple[str, ...]:
+        """Return the types of ``events_of``."""
+        return tuple(event.type for event in self.events_of(sandbox))
+
+    def recorded(self, sandbox: PodSandbox) -> tuple[str, ...]:
+        """Return the types of the events of *sandbox* as they are in the ledger."""
+        return tuple(event.type for event in self._recorded(sandbox))
+
+    def _recorded(self, sandbox: e2e_runtime.Sandbox | None) -> list[Event]:
+        container_id = sandbox.container_id if sandbox else ""
+        return [stored.event for stored in self.events() if stored.event.sandbox == container_id]
+
+    def failures(self, sandbox: PodSandbox | None = None) -> list[Failure]:
+        """Return why requests failed, of *sandbox* or of all that name none that is usable, in order."""
+        datas = [event.data for event in self.events_of(sandbox)]
+        return [data.failure for data in datas if isinstance(data, AttachFailed | DetachFailed | GcFailed)]
+
+    # --- what must hold ---
+
+    def assert_attached(self, sandbox: e2e_runtime.Sandbox) -> None:
+        """Compare the namespace with the results in the ledger: all of it is there, and nothing else."""
+        recorded = self.state().sandboxes[sandbox.key]
+        assert recorded.phase is SandboxPhase.ATTACHED
+        seen = sandbox.links()
+        assert set(seen) == {attachment.plan.ifname for attachment in recorded.attachments}
+        for attachment in recorded.attachments:
+            link, result = seen[attachment.plan.ifname], json.loads(attachment.result)
+            assert addresses_of(result) == link.addresses
+            macs = {i["mac"] for i in result.get("interfaces", ()) if i.get("sandbox")}
+            assert macs in ({link.mac}, set())  # version 0.2.0 and older tell none
+
+    def assert_detached(self, *sandboxes: e2e_runtime.Sandbox) -> None:
+        """Assert that nothing is left of *sandboxes* but their namespaces, and nobody holds them to be attached."""
+        for sandbox in sandboxes:
+            assert not sandbox.has_namespace or not sandbox.links()
+        held = self.state().sandboxes
+        assert not [sandbox.pod for sandbox in sandboxes if sandbox.key in held]
+        owners = "".join(path.read_text() for path in self.reserved())
+        assert not [sandbox.pod for sandbox in sandboxes if sandbox.container_id in owners]
+
+    def reserved(self) -> list[Path]:
+        """Return the files that host-local keeps for addresses in use."""
+        files = (path for path in self.addresses.glob("*/*"))
+        return [path for path in files if not _KEPT_BY_HOST_LOCAL.fullmatch(path.name)]
+
+    def settle(self) -> None:
+        """Detach what a test has left attached, and wait until every matter is closed."""
+        for sandbox in self.sandboxes:
+            if sandbox.key in self.state().sandboxes:
+                answer = sandbox.delete()
+                assert not answer.exit_code, answer
+        eventually(lambda: not self._open_matters(), f"all is closed; open: {self._open_matters()}")
+
+    def _open_matters(self) -> list[str | Sandbox]:
+        spooled = [path.name for path in self.spool.glob("*")]  # first: what leaves it is in the ledger by then
+        state = self.state()
+        return [*spooled, *(pending.event.type for pending in state.pending.values()), *state.sandboxes.values()]
+
+    def assert_nothing_left(self) -> None:
+        """Assert that the node is as it was before the first pod came, but for the bridge."""
+        state = self.state()
+        assert not state.pending
+        assert not state.sandboxes
+        assert not state.anomalies
+        # The kernel takes a namespace's links down some time after the namespace.
+        eventually(lambda: set(links()) == {PARENT, "uplink1", BRIDGE}, "no link is left")
+        self.assert_detached(*self.sandboxes)
+        assert not self.reserved()
+        assert not orphans(self.name)
+        for sandbox in self.sandboxes:
+            sandbox.end()
+            assert sandbox.namespace not in Path("/proc/self/mountinfo").read_text()
+        mistakes = [line for line in self.log.read_text().splitlines() if _MISTAKES.search(line)]
+        assert len(mistakes) == self.expected_mistakes, mistakes
+
+
+MakeNode: TypeAlias = Callable[..., Node]
+"""Makes a node without worker, with settings as ``Node`` takes them."""
+
+
+def gated_pod(node: Node, command: str = "ADD", name: str = "gated") -> tuple[PodSandbox, Gate]:
+    """Return a pod with two interfaces, and the gate that the address of the second waits at."""
+    gate = node.gate("host-local", command)
+    node.nad("gated", node.macvlan(ipam=node.host_local("192.168.0.0/16", gate.type)))
+    return node.pod(name, "gated"), gate
+
+
+def addresses_of(result: Mapping[str, Any]) -> set[str]:
+    """Return the addresses of a result in any version, normalised as the kernel shows them."""
+    if families := [result[key] for key in ("ip4", "ip6") if key in result]:
+        return {str(ipaddress.ip_interface(family["ip"])) for family in families}
+    return {str(ipaddress.ip_interface(each["address"])) for each in result.get("ips", ())}
+
+
+def prove_clean(node: Node) -> None:
+    """Detach what is attached and assert that nothing is left of it."""
+    print(node.log.read_text())  # shown where a test fails
+    try:
+        node.settle()
+        node.assert_nothing_left()
+    finally:
+        node.forget()

@@ -1,0 +1,627 @@
+"""The fold: no event breaks it, and a legal story leaves exactly what is attached."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+import tests.support.stories.lives as stories
+from events.fold import (
+    MAX_ANOMALIES,
+    Attachment,
+    AttachmentPhase,
+    Sandbox,
+    SandboxKey,
+    SandboxPhase,
+    State,
+    advance,
+    request_of,
+)
+from events.schema import (
+    TYPES,
+    AttachCompleted,
+    AttachPlanned,
+    ComparisonRequested,
+    ContainerId,
+    Data,
+    Drift,
+    DriftKind,
+    DriftObserved,
+    ErrorClass,
+    Event,
+    EventId,
+    Failure,
+    IfName,
+    Leak,
+    LeakId,
+    LeakKind,
+    LeakObserved,
+    LeakReclaimFailed,
+    NodeCompared,
+    NodeName,
+    Phase,
+    Pod,
+    ReclaimRequested,
+    RequestId,
+    SandboxAdopted,
+    StatusPublished,
+    Stored,
+    Unknown,
+    WorkerStarted,
+)
+from tests.support.stories.lives import ENDINGS, ETH0, Life, Story, Teller, container, interleave
+
+IDS = [EventId(f"id-{number}") for number in range(6)]
+MOVED = Drift(kind=DriftKind.LINK_DOWN, network=stories.planned(0).network, ifname=ETH0)
+LEAK = Leak(id=LeakId("address/10.0.0.2"), kind=LeakKind.ADDRESS_UNOWNED, what="10.0.0.2")
+FAILURE = Failure(error_class=ErrorClass.PLUGIN_FAILED, phase=Phase.ADD, message="no", code=100)
+
+
+def applied(events: Iterable[Event], *, keep_closed: bool = False) -> State:
+    state = State(keep_closed=keep_closed)
+    for sequence, event in enumerate(events, 1):
+        state.apply(Stored(sequence, event))
+    return state
+
+
+def contents(state: State) -> tuple[object, ...]:
+    return dict(state.sandboxes), dict(state.pending), dict(state.epochs), state.sequence
+
+
+def reasons(state: State) -> list[str]:
+    return [anomaly.reason for anomaly in state.anomalies]
+
+
+# --- any events ------------------------------------------------------------------------------------------------------
+
+
+def _data() -> st.SearchStrategy[Data]:
+    names = st.sampled_from([IfName("eth0"), IfName("net1"), IfName("")])
+    networks = st.sampled_from(["pods", "telecom/macvlan-1"])
+    plans = st.lists(
+        st.sampled_from([stories.planned(0), stories.planned(1), stories.planned(1, IfName("eth1"))]), max_size=3
+    )
+    values: dict[str, st.SearchStrategy[object]] = {
+        "ifname": names,
+        "network": networks,
+        "attachments": plans.map(tuple),
+        "failure": st.just(FAILURE),
+        "seconds": st.just(0.1),
+        "pid": st.just(1),
+        "request": st.just(RequestId("r")),
+        "pod": st.just(Pod("default", "p")),
+        "drifts": st.just((MOVED,)),
+        "leak": st.sampled_from([LEAK, msgspec.structs.replace(LEAK, id=LeakId("link/x"))]),
+        "results": st.sampled_from([(), ("{}",), ("{}", "{}")]),
+        "plan": st.builds(
+            AttachPlanned,
+            ifname=names,
+            netns=st.just("/run/netns/a"),
+            path=st.just(""),
+            cni_version=st.just("1.0.0"),
+            attachments=plans.map(tuple),
+        ),
+    }
+    known = [
+        st.builds(
+            cls,
+            **{
+                field.name: values.get(field.name, st.sampled_from(["", "x"]))
+                for field in msgspec.structs.fields(cls)
+                if field.required
+            },
+        )
+        for cls in TYPES.values()
+    ]
+    return st.one_of(*known, st.just(Unknown(type="NeverHeardOf", version=7, data=msgspec.Raw(b"[]"))))
+
+
+ANY_EVENT = st.builds(
+    Event,
+    id=st.sampled_from(IDS),
+    at=st.just("2026-01-01T00:00:00.000000000Z"),
+    node=st.sampled_from([NodeName("n1"), NodeName("n2")]),
+    boot_id=st.just(""),
+    epoch=st.integers(0, 3),
+    sandbox=st.sampled_from([ContainerId(""), ContainerId("a"), ContainerId("b")]),
+    cause=st.sampled_from([EventId(""), *IDS]),
+    trace=st.just(""),
+    data=_data(),
+)
+
+
+@given(st.lists(ANY_EVENT, max_size=60), st.booleans())
+def test_no_sequence_of_events_breaks_the_fold(events: list[Event], keep_closed: bool) -> None:
+    state = applied(events, keep_closed=keep_closed)
+    assert state.sequence == len(events)
+    assert keep_closed or all(sandbox.holds_resources for sandbox in state.sandboxes.values())
+    assert all(key == sandbox.key for key, sandbox in state.sandboxes.items())
+
+
+@given(st.lists(ANY_EVENT, max_size=40), st.data())
+def test_an_event_that_comes_again_changes_nothing(events: list[Event], data: st.DataObject) -> None:
+    state = applied(events)
+    before = contents(state)
+    again = data.draw(st.lists(st.integers(0, len(events)), max_size=10))
+    for sequence in again:
+        assert state.apply(Stored(sequence, events[sequence - 1] if sequence else _some_event())) is None
+    assert contents(state) == before
+
+
+@given(st.lists(ANY_EVENT, max_size=40), st.integers(0, 40), st.booleans())
+def test_a_log_read_in_two_parts_gives_the_same_state(events: list[Event], cut: int, keep_closed: bool) -> None:
+    """The second part begins with nothing but the values that the first part left."""
+    whole = applied(events, keep_closed=keep_closed)
+    first = applied(events[:cut], keep_closed=keep_closed)
+    second = State(keep_closed=keep_closed)
+    second.sandboxes, second.pending, second.epochs, second.sequence = copy.copy(contents(first))  # type: ignore[assignment]
+    for sequence, event in enumerate(events[cut:], len(events[:cut]) + 1):
+        second.apply(Stored(sequence, event))
+    assert contents(second) == contents(whole)
+    assert first.anomaly_count + second.anomaly_count == whole.anomaly_count
+
+
+@given(st.lists(ANY_EVENT, max_size=30))
+def test_advance_leaves_what_it_is_given_as_it_was(events: list[Event]) -> None:
+    sandbox: Sandbox | None = None
+    for sequence, event in enumerate(events, 1):
+        before = msgspec.json.encode(sandbox)
+        after, _ = advance(sandbox, event, sequence)
+        assert msgspec.json.encode(sandbox) == before
+        assert advance(sandbox, event, sequence) == (after, _)
+        sandbox = after
+
+
+@given(st.permutations(list(stories.failed_and_rolled_back(Teller(), container(1)))))
+def test_a_shuffled_story_breaks_nothing(events: list[Event]) -> None:
+    assert not applied(events).pending or reasons(applied(events))
+
+
+def test_anomalies_are_counted_when_they_are_too_many_to_keep() -> None:
+    state = applied(_some_event() for _ in range(MAX_ANOMALIES + 5))
+    assert (len(state.anomalies), state.anomaly_count) == (MAX_ANOMALIES, MAX_ANOMALIES + 5)
+
+
+def _some_event() -> Event:
+    return Teller().event(Unknown(type="NeverHeardOf", version=1, data=msgspec.Raw(b"{}")))
+
+
+# --- legal stories ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("story", ENDINGS, ids=lambda story: story.__name__)
+def test_a_legal_story_leaves_what_is_attached_and_nothing_open(story: Story) -> None:
+    state = applied(story(Teller(), container(1)))
+    assert reasons(state) == []
+    assert not state.pending
+    assert sorted(state.sandboxes) == [SandboxKey(container(1), ifname) for ifname in sorted(ENDINGS[story])]
+
+
+@given(st.lists(st.sampled_from(list(ENDINGS)), max_size=8), st.randoms(use_true_random=False))
+def test_stories_told_at_once_do_not_disturb_each_other(chosen: list[Story], dice: random.Random) -> None:
+    tellers = [Teller(), Teller("worker-2")]
+    told = [story(tellers[index % 2], container(index)) for index, story in enumerate(chosen)]
+    state = applied(interleave(told, dice.randrange))
+    expected = [SandboxKey(container(index), name) for index, story in enumerate(chosen) for name in ENDINGS[story]]
+    assert reasons(state) == []
+    assert not state.pending
+    assert sorted(state.sandboxes) == sorted(expected)
+
+
+@given(st.sampled_from(list(ENDINGS)), st.data())
+def test_the_same_story_may_be_told_under_one_container_id_again(story: Story, data: st.DataObject) -> None:
+    """Only what left nothing behind: a runtime adds a sandbox again when it was taken away."""
+    gone = data.draw(st.sampled_from([tale for tale, left in ENDINGS.items() if not left]))
+    teller = Teller()
+    state = applied([*gone(teller, container(1)), *story(teller, container(1))])
+    assert (reasons(state), sorted(key.ifname for key in state.sandboxes)) == ([], sorted(ENDINGS[story]))
+
+
+@given(st.lists(st.sampled_from(list(ENDINGS)), max_size=8), st.randoms(use_true_random=False))
+def test_an_outcome_that_carries_its_effects_is_as_good_as_one_behind_them(
+    chosen: list[Story], dice: random.Random
+) -> None:
+    told = [story(Teller(f"worker-{index}"), container(index)) for index, story in enumerate(chosen)]
+    apart = [Stored(n, event) for n, event in enumerate(interleave(told, dice.randrange), 1)]
+    one, other = State(keep_closed=True), State(keep_closed=True)
+    for stored in apart:
+        one.apply(stored)
+    for stored in stories.carried(apart):
+        other.apply(stored)
+    assert reasons(other) == []
+    assert other.pending == one.pending
+    assert other.sandboxes == one.sandboxes
+
+
+def test_an_outcome_that_carries_an_effect_of_no_attachment_is_told_as_odd() -> None:
+    *begun, outcome = stories.carried(_numbered(stories.attached_and_kept(Teller(), container(1))))
+    assert isinstance(outcome.event.data, AttachCompleted)
+    first, *others = outcome.event.data.effects
+    data = replace(outcome.event.data, effects=(replace(first, ifname=IfName("net9")), *others))
+    state = State()
+    for stored in (*begun, Stored(outcome.sequence, replace(outcome.event, data=data))):
+        state.apply(stored)
+    assert reasons(state) == ["the plan has no attachment net9 of pods"]
+    assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.PLANNED
+
+
+def _numbered(events: Iterable[Event]) -> list[Stored]:
+    return [Stored(sequence, event) for sequence, event in enumerate(events, 1)]
+
+
+@pytest.mark.parametrize("story", ENDINGS, ids=lambda story: story.__name__)
+def test_keep_closed_keeps_what_is_gone_as_well(story: Story) -> None:
+    events = list(story(Teller(), container(1)))
+    live, all_kept = applied(events), applied(events, keep_closed=True)
+    assert {key: s for key, s in all_kept.sandboxes.items() if s.holds_resources} == live.sandboxes
+    assert {key.ifname for key in all_kept.sandboxes} >= {ETH0}
+    assert all_kept.anomaly_count == 0
+
+
+def test_apply_returns_the_sandbox_also_when_it_is_dropped_hereby() -> None:
+    state = State()
+    told = [state.apply(Stored(n, e)) for n, e in enumerate(stories.attached_and_detached(Teller(), container(1)), 1)]
+    assert told[-1] is not None
+    assert told[-1].phase is SandboxPhase.DETACHED
+    assert not state.sandboxes
+
+
+def test_the_result_of_each_interface_is_kept_for_its_detach() -> None:
+    state = applied(stories.attached_and_kept(Teller(), container(1)))
+    sandbox = state.sandboxes[SandboxKey(container(1), ETH0)]
+    assert sandbox.phase is SandboxPhase.ATTACHED
+    assert [a.result for a in sandbox.attachments] == [
+        stories.result_of(a.plan, container(1)) for a in sandbox.attachments
+    ]
+    assert sandbox.result == sandbox.attachments[0].result
+
+
+def test_an_add_that_waits_for_a_detach_has_a_sandbox_of_its_own_afterwards() -> None:
+    life = Life(Teller(), container(1))
+    detach, again = life.del_requested(), life.add_requested(2)
+    state = applied([*life.add(), detach, again, *life.unmake(detach)])
+    sandbox = state.sandboxes[SandboxKey(container(1), ETH0)]
+    assert (sandbox.phase, sandbox.intent, sandbox.attachments) == (SandboxPhase.REQUESTED, again.id, ())
+
+
+def test_an_add_that_was_answered_does_not_begin_a_sandbox_later() -> None:
+    life = Life(Teller(), container(1))
+    again = life.add_requested(2)
+    state = applied([*life.add(), again, life.add_completed(again), *life.delete()])
+    assert not state.sandboxes
+
+
+def test_what_a_worker_writes_after_it_was_replaced_is_an_anomaly() -> None:
+    teller = Teller()
+    started = teller.event(WorkerStarted(version="0.1.0", pid=1))
+    late = msgspec.structs.replace(Life(teller, container(1)).add_requested(), epoch=0)
+    state = applied([started, late])
+    assert reasons(state) == ["written by a worker that another had replaced"]
+    assert state.epochs == {teller.node: 1}
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        (0, "no request for this sandbox came before it"),
+        (1, "the plan has no attachment eth0 of pods"),
+    ],
+)
+def test_a_gap_in_a_story_is_named(missing: int, reason: str) -> None:
+    events = list(stories.attached_and_kept(Teller(), container(1)))
+    del events[missing]
+    assert reason in reasons(applied(events))
+
+
+@pytest.mark.parametrize("late", [2, 3])
+def test_a_sandbox_is_attached_when_it_has_its_outcome_and_its_interfaces_in_whatever_order(late: int) -> None:
+    events = list(stories.attached_and_kept(Teller(), container(1)))
+    (key, attached), *_ = applied(events).sandboxes.items()
+    *others, completed = [each for index, each in enumerate(events) if index != late]
+    before = applied([*others, completed])
+    assert before.sandboxes[key].phase is SandboxPhase.PLANNED
+    state = applied([*others, completed, events[late]])
+    now = state.sandboxes[key]
+    assert reasons(state) == []
+    assert (now.phase, now.attachments, now.result) == (attached.phase, attached.attachments, attached.result)
+    assert now.phase is SandboxPhase.ATTACHED
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_plan_that_comes_before_its_request_counts_for_nothing(in_order: bool) -> None:
+    life = Life(Teller(), container(1))
+    intent = life.add_requested()
+    early, plan = life.plan(intent), life.plan(intent)
+    state = State(in_order=in_order)
+    told = [Stored(1, early), Stored(2, intent)]
+    for stored in told if in_order else reversed(told):  # a writer knows its intents from what it reads
+        state.apply(stored)
+    assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.REQUESTED
+    state.apply(Stored(3, plan))
+    assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.PLANNED
+    assert reasons(state) == []
+
+
+def test_a_plan_is_that_of_its_own_request_only() -> None:
+    life = Life(Teller(), container(1))
+    detach, again = life.del_requested(), life.add_requested(2)
+    state = applied([*life.add(), detach, again, life.plan(again), *life.unmake(detach)])
+    assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.REQUESTED
+    assert reasons(state) == []
+
+
+@pytest.mark.parametrize("done_before", [0, 1], ids=["undone", "detached"])
+@pytest.mark.parametrize("carried", [True, False])
+def test_a_detach_that_is_done_late_leaves_the_add_behind_it_alone(carried: bool, done_before: int) -> None:
+    """A worker that learns late of an outcome of its own does once more what is over by then."""
+    life = Life(Teller(), container(1))
+    intent, detach, late, again = (
+        life.add_requested(),
+        life.del_requested(),
+        life.del_requested(2),
+        life.add_requested(2),
+    )
+    undone = [life.detached(intent, plan) for plan in reversed(life.plans)]
+    failed = life.add_failed(intent, stories.failure_of(life.plans[0], Phase.ADD))
+    over = [*life.unmake(detach)] if done_before else [*undone, failed, *life.unmake(detach)]
+    begun = [intent, *life.make(intent), detach, late, again, life.plan(again)]
+    told = _numbered([*begun, *over, *life.unmake(late)])
+    state = State()
+    for stored in stories.carried(told) if carried else told:
+        state.apply(stored)
+    sandbox = state.sandboxes[SandboxKey(container(1), ETH0)]
+    assert reasons(state) == []
+    assert (sandbox.phase, sandbox.intent, sandbox.attachments) == (SandboxPhase.REQUESTED, again.id, ())
+    assert list(state.pending) == [again.id]
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_a_detach_that_is_done_twice_is_over(carried: bool) -> None:
+    life = Life(Teller(), container(1))
+    first, second = life.del_requested(), life.del_requested(2)
+    told = _numbered([*life.add(), first, *life.unmake(first), second, *life.unmake(second)])
+    state = State()
+    for stored in stories.carried(told) if carried else told:
+        state.apply(stored)
+    assert reasons(state) == []
+    assert not state.sandboxes
+    assert not state.pending
+
+
+@pytest.mark.parametrize("keep_closed", [True, False])
+def test_a_sandbox_is_detached_by_its_outcome_whatever_comes_behind_it(keep_closed: bool) -> None:
+    life = Life(Teller(), container(1))
+    detach = life.del_requested()
+    *effects, completed = life.unmake(detach)
+    state = State(keep_closed=keep_closed)
+    for sequence, event in enumerate([*life.add(), detach, completed, *effects], 1):
+        state.apply(Stored(sequence, event))
+    assert reasons(state) == []
+    phases = [box.phase for box in state.sandboxes.values()]
+    assert phases == ([SandboxPhase.DETACHED] if keep_closed else [])
+
+
+def test_an_attach_that_was_confirmed_too_late_to_be_answered_is_undone_without_a_complaint() -> None:
+    life = Life(Teller(), container(1))
+    intent = life.add_requested()
+    undone = [life.detached(intent, plan) for plan in reversed(life.plans)]
+    failed = life.add_failed(intent, stories.failure_of(life.plans[0], Phase.ADD))
+    state = applied([intent, *life.make(intent), *undone, failed])
+    assert reasons(state) == []
+    assert not state.sandboxes
+
+
+def test_an_outcome_does_not_hide_an_interface_that_failed() -> None:
+    life = Life(Teller(), container(1))
+    intent = life.add_requested()
+    first, failed = life.attached(intent, life.plans[0]), life.attach_failed(intent, life.plans[1])
+    state = applied([intent, life.plan(intent), first, failed, life.add_completed(intent)])
+    assert reasons(state) == ["completed after an interface could not be attached"]
+    assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.PLANNED
+
+
+def test_an_effect_that_comes_after_its_outcome_finds_the_sandbox_it_is_of() -> None:
+    teller = Teller()
+    first, second = Life(teller, container(1), IfName("eth0"), 1), Life(teller, container(1), IfName("eth1"), 2)
+    detach = second.del_requested()
+    late = second.detached(detach, second.plans[1])
+    story = [*first.add(), *second.add(), detach, second.del_failed(detach, second.plans[1]), late]
+    state = applied(story)
+    assert state.sandboxes[SandboxKey(container(1), IfName("eth1"))].attachments[1].phase is AttachmentPhase.DETACHED
+    assert reasons(state) == []
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+P, A, F, D, X = (
+    AttachmentPhase.PLANNED,
+    AttachmentPhase.ATTACHED,
+    AttachmentPhase.ATTACH_FAILED,
+    AttachmentPhase.DETACHED,
+    AttachmentPhase.DETACH_FAILED,
+)
+
+
+def sandbox_of(phase: SandboxPhase, *attachments: AttachmentPhase) -> Sandbox:
+    made = tuple(Attachment(plan=stories.planned(i), phase=phase) for i, phase in enumerate(attachments))
+    return Sandbox(key=SandboxKey(container(1), ETH0), node=NodeName("n"), phase=phase, attachments=made)
+
+
+@pytest.mark.parametrize(
+    ("phases", "count"),
+    [
+        ((), 0),
+        ((P, P), 2),  # the ledger may not have been told yet
+        ((A, P, P), 3),
+        ((A, A), 2),
+        ((P, A, P), 3),  # the first one's event was overtaken
+        ((F, P, P), 1),
+        ((A, F, P), 2),
+        ((P, F, P), 2),
+        ((A, D, P), 2),  # being undone
+        ((D, D, P), 2),
+        ((D, X, D), 3),
+        ((A, X, P), 2),
+        ((X, P), 1),
+    ],
+)
+def test_attempted_is_what_may_have_left_something(phases: Sequence[AttachmentPhase], count: int) -> None:
+    sandbox = sandbox_of(SandboxPhase.PLANNED, *phases)
+    assert sandbox.attempted() == sandbox.attachments[:count]
+
+
+@pytest.mark.parametrize(
+    ("phase", "attachments", "holds"),
+    [
+        (SandboxPhase.REQUESTED, (), True),
+        (SandboxPhase.PLANNED, (P, P), True),
+        (SandboxPhase.ATTACHED, (A, A), True),
+        (SandboxPhase.DETACHING, (A, D), True),
+        (SandboxPhase.DETACH_FAILED, (D, X), True),
+        (SandboxPhase.DETACH_FAILED, (D, D), False),
+        (SandboxPhase.DETACH_FAILED, (), False),
+        (SandboxPhase.DETACHED, (A,), False),  # the outcome is the worker's word
+        (SandboxPhase.ATTACH_FAILED, (), False),
+        (SandboxPhase.ATTACH_FAILED, (D, D, P, P), False),
+        (SandboxPhase.ATTACH_FAILED, (D, X, P), True),
+        (SandboxPhase.ATTACH_FAILED, (A, D), True),
+        (SandboxPhase.ATTACH_FAILED, (P, P), True),
+    ],
+)
+def test_holds_something(phase: SandboxPhase, attachments: tuple[AttachmentPhase, ...], holds: bool) -> None:
+    assert sandbox_of(phase, *attachments).holds_resources is holds
+
+
+def test_request_of_names_the_request_of_intents_and_outcomes_only() -> None:
+    told = [(event.type, request_of(event)) for event in stories.failed_and_rolled_back(Teller(), container(1))]
+    named = {name for name, request in told if request is not None}
+    assert named == {"AttachRequested", "AttachFailed"}
+
+
+# --- adoption --------------------------------------------------------------------------------------------------------
+
+
+def adoption(teller: stories.Teller, sandbox: ContainerId, results: int = 2) -> Event:
+    plans = tuple(stories.planned(index) for index in range(2))
+    plan = AttachPlanned(
+        ifname=stories.ETH0,
+        netns=stories.netns_of(sandbox),
+        path="/opt/cni/bin",
+        cni_version="1.0.0",
+        attachments=plans,
+    )
+    given = tuple(stories.result_of(each, sandbox) for each in plans[:results])
+    return teller.event(
+        SandboxAdopted(ifname=stories.ETH0, source="multus", plan=plan, results=given, config='{"name": "multus"}'),
+        sandbox,
+    )
+
+
+def test_an_adopted_sandbox_stands_as_if_it_had_been_attached() -> None:
+    sandbox = stories.container(1)
+    event = adoption(stories.Teller(), sandbox)
+    state = applied([event])
+    (adopted,) = state.sandboxes.values()
+    assert (adopted.phase, adopted.intent, state.pending) == (SandboxPhase.ATTACHED, event.id, {})
+    assert all(attachment.phase is AttachmentPhase.ATTACHED and attachment.result for attachment in adopted.attachments)
+    assert isinstance(event.data, SandboxAdopted)
+    assert adopted.request is not None
+    assert adopted.request.config == event.data.config, "by its name GC knows whose network it is"
+    assert not state.anomalies
+
+
+def test_an_adopted_sandbox_is_detached_like_any_other() -> None:
+    teller, sandbox = stories.Teller(), stories.container(1)
+    events = [adoption(teller, sandbox), *stories.Life(teller, sandbox).delete()]
+    state = applied(events)
+    assert (state.sandboxes, reasons(state)) == ({}, [])
+
+
+def test_what_is_attached_is_not_adopted() -> None:
+    teller, sandbox = stories.Teller(), stories.container(1)
+    before = list(stories.attached_and_kept(teller, sandbox))
+    state = applied([*before, adoption(teller, sandbox)])
+    assert reasons(state) == ["adopted while attached"]
+    assert state.sandboxes == applied(before).sandboxes
+
+
+def test_an_adoption_with_too_few_results_is_told_as_odd() -> None:
+    state = applied([adoption(stories.Teller(), stories.container(1), results=1)])
+    assert reasons(state) == ["adopted with 1 results for 2 attachments"]
+
+
+def test_the_reconcilers_events_change_no_sandbox() -> None:
+    teller, sandbox = stories.Teller(), stories.container(1)
+    before = list(stories.attached_and_kept(teller, sandbox))
+    published = teller.event(
+        StatusPublished(node=NodeName("n1"), ifname=stories.ETH0, pod=stories.pod_of(sandbox), text="[]"), sandbox
+    )
+    state = applied([*before, published])
+    assert (state.sandboxes, reasons(state)) == (applied(before).sandboxes, [])
+
+
+# --- drift and leaks -------------------------------------------------------------------------------------------------
+
+
+def drifting(teller: Teller, sandbox: ContainerId) -> Event:
+    return teller.event(DriftObserved(ifname=ETH0, pod=Pod("a", "b"), drifts=(MOVED,)), sandbox)
+
+
+def test_drift_is_what_was_seen_last_and_changes_nothing_else() -> None:
+    teller, box = Teller(), container(1)
+    attached = list(Life(teller, box).add())
+    observed = drifting(teller, box)
+    state = applied([*attached, observed])
+    seen = state.sandboxes[SandboxKey(box, ETH0)]
+    assert (seen.drifts, seen.drift) == ((MOVED,), observed.id)
+    before = applied(attached).sandboxes[SandboxKey(box, ETH0)]
+    assert msgspec.structs.replace(seen, drifts=(), drift=EventId("")) == before
+    later = teller.event(DriftObserved(ifname=ETH0, pod=Pod("a", "b")), box)
+    assert applied([*attached, observed, later]).sandboxes[SandboxKey(box, ETH0)] == before
+
+
+def test_a_sandbox_that_is_being_detached_has_no_drift() -> None:
+    teller, box = Teller(), container(1)
+    life = Life(teller, box)
+    story = [*life.add(), drifting(teller, box), life.del_requested(), drifting(teller, box)]
+    assert applied(story).sandboxes[SandboxKey(box, ETH0)].drifts == ()
+
+
+def test_the_reconciler_s_own_observations_leave_the_sandbox_alone() -> None:
+    teller, box = Teller(), container(1)
+    story = [*Life(teller, box).add(), msgspec.structs.replace(drifting(teller, box), node=NodeName(""))]
+    state = applied(story)
+    assert state.sandboxes[SandboxKey(box, ETH0)].drifts == ()
+    assert not state.anomalies
+
+
+def test_a_leak_is_known_from_its_first_sight_until_it_is_gone_or_reclaimed() -> None:
+    teller = Teller()
+    first, second = (teller.event(LeakObserved(leak=LEAK, sightings=n)) for n in (1, 2))
+    intent = teller.event(ReclaimRequested(request=RequestId("r"), leak=LEAK, command=5), cause=second.id)
+    refused = teller.event(LeakReclaimFailed(request=RequestId("r"), leak=LEAK, failure=FAILURE), cause=intent.id)
+    state = applied([first, second, intent, refused])
+    (leaked,) = state.leaks.values()
+    assert (leaked.first_at, leaked.event, leaked.observed.sightings) == (first.at, second.id, 2)
+    assert leaked.refused == FAILURE
+    assert (state.commands, state.pending) == ({teller.node: 5}, {})
+    gone = teller.event(LeakObserved(leak=LEAK, gone=True))
+    assert not applied([first, second, intent, refused, gone]).leaks
+
+
+def test_a_comparison_closes_the_request_for_it_and_one_that_nobody_asked_for_closes_none() -> None:
+    teller = Teller()
+    intent = teller.event(ComparisonRequested(request=RequestId("r")))
+    by_itself = teller.event(NodeCompared(request=RequestId("")))
+    state = applied([intent, by_itself])
+    assert list(state.pending) == [intent.id]
+    assert not state.anomalies
+    closing = teller.event(NodeCompared(request=RequestId("r")), cause=intent.id)
+    assert not applied([intent, closing]).pending

@@ -1,0 +1,248 @@
+"""What is forgotten of a ledger: whatever was over, and nothing that its fold rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from events import subjects
+from events.fold import Leaked, Pending, Sandbox, SandboxKey, State
+from events.forgetting import Forgetting
+from events.ledger.memory import MemoryLedger
+from events.schema import (
+    NO_NODE,
+    NO_SANDBOX,
+    TYPES,
+    ComparisonRequested,
+    ContainerId,
+    Event,
+    EventId,
+    GcCompleted,
+    GcRequested,
+    Leak,
+    LeakId,
+    LeakKind,
+    LeakObserved,
+    LeakReclaimed,
+    NodeCompared,
+    NodeName,
+    Pod,
+    ReclaimRequested,
+    ReconcilerElected,
+    RequestId,
+    StatusPublished,
+    Stored,
+    Unknown,
+    WorkerStarted,
+    WorkerStopped,
+)
+from tests.support.stories.lives import ENDINGS, ETH0, Story, Teller, container, interleave, leaked_and_reclaimed
+
+REQUEST = RequestId("r")
+ADDRESS = Leak(id=LeakId("file/10.0.0.2"), kind=LeakKind.ADDRESS_UNOWNED, what="10.0.0.2", path="/ipam/10.0.0.2")
+
+
+# --- stories of the node itself, beside those of its sandboxes ---
+
+
+def compared(teller: Teller, _: ContainerId) -> Iterator[Event]:
+    """The node compares itself, and once it is asked to."""
+    yield teller.event(NodeCompared(request=RequestId("")))
+    intent = teller.event(ComparisonRequested(request=REQUEST, command=3))
+    yield intent
+    yield teller.event(NodeCompared(request=RequestId("")))
+    yield teller.event(NodeCompared(request=REQUEST), cause=intent.id)
+    yield teller.event(NodeCompared(request=RequestId("")))
+
+
+def collected_nothing(teller: Teller, _: ContainerId) -> Iterator[Event]:
+    intent = teller.event(GcRequested(request=REQUEST, config="{}"))
+    yield intent
+    yield teller.event(GcCompleted(request=REQUEST), cause=intent.id)
+
+
+def address_reclaimed(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+    leak = msgspec.structs.replace(ADDRESS, id=LeakId(f"file/{sandbox}"))
+    yield teller.event(LeakObserved(leak=leak))
+    observed = teller.event(LeakObserved(leak=leak, sightings=2))
+    yield observed
+    intent = teller.event(ReclaimRequested(request=REQUEST, leak=leak, command=5), cause=observed.id)
+    yield intent
+    yield teller.event(LeakReclaimed(request=REQUEST, leak=leak), cause=intent.id)
+
+
+def worker_restarted(teller: Teller, _: ContainerId) -> Iterator[Event]:
+    yield teller.event(WorkerStopped(reason="signal"))
+    teller.epoch += 1
+    yield teller.event(WorkerStarted(version="1", pid=2))
+
+
+def status_told_late(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+    data = StatusPublished(node=teller.node, ifname=ETH0, pod=Pod(), text="[]")
+    yield msgspec.structs.replace(teller.event(data, sandbox), node=NO_NODE)
+
+
+STORIES: list[Story] = [*ENDINGS, compared, collected_nothing, address_reclaimed, worker_restarted, status_told_late]
+
+
+# --- the rules ---
+
+
+async def told(events: Sequence[Event]) -> MemoryLedger:
+    ledger = MemoryLedger()
+    for event in events:
+        await ledger.append(event)
+    return ledger
+
+
+async def folded(ledger: MemoryLedger) -> State:
+    state = State()
+    async for stored in ledger.read():
+        state.apply(stored)
+    return state
+
+
+Meaning = tuple[
+    dict[SandboxKey, Sandbox],
+    dict[EventId, Pending],
+    dict[tuple[NodeName, LeakId], Leaked],
+    dict[NodeName, int],
+    dict[NodeName, int],
+]
+
+
+def meaning(state: State) -> Meaning:
+    """Return all that a worker, or a reconciler, goes by."""
+    commands = {node: command for node, command in state.commands.items() if command}
+    return dict(state.sandboxes), dict(state.pending), dict(state.leaks), dict(state.epochs), commands
+
+
+async def forget(ledger: MemoryLedger, node: NodeName, old: int, live: frozenset[ContainerId] = frozenset()) -> int:
+    """Forget what the first *old* events leave to be forgotten; return how many events went."""
+    forgetting = Forgetting(node, live)
+    for stored in [stored async for stored in ledger.read()][:old]:
+        forgetting.add(stored)
+    return sum([await ledger.purge(*purge) for purge in forgetting.purges()])
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Event]:
+    """Return the events of a node, up to any moment of it."""
+    teller = Teller()
+    events = [teller.event(WorkerStarted(version="1", pid=1))]
+    chosen = draw(st.lists(st.sampled_from(STORIES), min_size=1, max_size=8))
+    if draw(st.booleans()):  # container IDs come back, one life after the other
+        for number, story in enumerate(chosen):
+            events += story(teller, container(number % 3))
+        return events[: draw(st.integers(1, len(events)))]
+    lives = [story(teller, container(number)) for number, story in enumerate(chosen)]
+    unfinished = [islice(life, draw(st.integers(1, 12))) for life in lives]
+    return [*events, *interleave(unfinished, lambda count: draw(st.integers(0, count - 1)))]
+
+
+@given(histories(), st.data())
+async def test_what_remains_means_the_same(events: list[Event], data: st.DataObject) -> None:
+    ledger = await told(events)
+    before = await folded(ledger)
+    for old in (*data.draw(st.lists(st.integers(0, len(events)), max_size=2)), len(events)):
+        await forget(ledger, Teller().node, old)
+        assert meaning(await folded(ledger)) == meaning(before)
+    assert (await folded(ledger)).anomaly_count <= before.anomaly_count
+
+
+@given(histories(), st.data())
+async def test_whenever_it_is_cut_short_nothing_is_open_that_was_not(events: list[Event], data: st.DataObject) -> None:
+    """The worker, or the ledger, may end between any two purges."""
+    ledger = await told(events)
+    before = await folded(ledger)
+    forgetting = Forgetting(Teller().node)
+    async for stored in ledger.read():
+        forgetting.add(stored)
+    purges = list(forgetting.purges())
+    for purge in purges[: data.draw(st.integers(0, len(purges)))]:
+        await ledger.purge(*purge)
+    assert meaning(await folded(ledger)) == meaning(before)
+
+
+@pytest.mark.parametrize("story", [story for story in STORIES if not ENDINGS.get(story)], ids=lambda s: s.__name__)
+async def test_of_what_is_over_nothing_remains(story: Story) -> None:
+    """But for the newest command, without which a node would take the old ones again, and for the fences."""
+    teller = Teller()
+    events = list(story(teller, container(1)))
+    later = teller.event(ComparisonRequested(request=REQUEST, command=1000))
+    ledger = await told([*events, later])
+    await forget(ledger, teller.node, len(events) + 1)
+    left = [stored.event async for stored in ledger.read()]
+    assert [event for event in left if not isinstance(event.data, WorkerStarted)] == [later]
+
+
+async def test_of_a_year_of_comparisons_and_restarts_the_newest_fences_remain() -> None:
+    teller = Teller()
+    events: list[Event] = []
+    for _ in range(200):
+        events += [*worker_restarted(teller, NO_SANDBOX), teller.event(NodeCompared(request=RequestId("")))]
+        elected = teller.event(ReconcilerElected(replica="a"))
+        events.append(msgspec.structs.replace(elected, node=NO_NODE))
+    ledger = await told(events)
+    assert await forget(ledger, teller.node, len(events)) == len(events) - 2
+    left = [stored.event async for stored in ledger.read()]
+    assert [event.type for event in left] == ["WorkerStarted", "ReconcilerElected"]
+    assert left[0].epoch == 201
+
+
+async def test_what_answers_the_newest_command_stays_with_it() -> None:
+    teller = Teller()
+    ledger = await told(list(address_reclaimed(teller, container(1))))
+    assert await forget(ledger, teller.node, 4) == 0
+
+
+async def test_an_open_leak_keeps_what_tells_of_it_and_a_comparison_does_not_wait_for_it() -> None:
+    teller = Teller()
+    held = [teller.event(LeakObserved(leak=ADDRESS)), teller.event(LeakObserved(leak=ADDRESS, sightings=2))]
+    ledger = await told(
+        [*held, teller.event(NodeCompared(request=RequestId(""))), *collected_nothing(teller, NO_SANDBOX)]
+    )
+    assert await forget(ledger, teller.node, 5) == 3
+    assert [stored.event async for stored in ledger.read()] == held
+
+
+async def test_what_is_of_another_node_is_left_to_that_one() -> None:
+    mine, other = Teller(), Teller("worker-2.example.net")
+    theirs = [*leaked_and_reclaimed(other, container(1)), *worker_restarted(other, NO_SANDBOX)]
+    theirs += status_told_late(other, container(2))
+    ledger = await told([*theirs, *leaked_and_reclaimed(mine, container(3)), *status_told_late(mine, container(3))])
+    await forget(ledger, mine.node, 100)
+    assert [stored.event async for stored in ledger.read()] == theirs
+
+
+async def test_a_live_container_keeps_also_the_lives_that_it_had() -> None:
+    teller, box = Teller(), container(1)
+    events = list(leaked_and_reclaimed(teller, box))
+    ledger = await told(events)
+    assert await forget(ledger, teller.node, len(events), frozenset({box})) == 0
+    assert await forget(ledger, teller.node, len(events)) == len(events)
+
+
+async def test_what_a_newer_plumbline_wrote_stays_with_what_came_after_it() -> None:
+    teller, box = Teller(), container(1)
+    strange = teller.event(Unknown(type="SandboxFrozen", version=1, data=msgspec.Raw(b"{}")), box)
+    life = list(leaked_and_reclaimed(teller, box))
+    ledger = await told([*life, strange, *leaked_and_reclaimed(teller, box)])
+    await forget(ledger, teller.node, 100)
+    assert await anext(ledger.read()) == Stored(len(life) + 1, strange)
+
+
+def test_every_type_of_an_event_of_the_node_is_forgotten_some_day() -> None:
+    """A type that is added must not grow without end because nobody thought of it here."""
+    teller = Teller()
+    for name in TYPES.keys() - {"WorkerStarted", "ReconcilerElected"}:
+        forgetting = Forgetting(teller.node)
+        data = Unknown(type=name, version=99, data=msgspec.Raw(b"{}"))
+        forgetting.add(Stored(1, teller.event(data)))
+        assert len(forgetting._matters) == 1, name
+        assert subjects.subject(teller.node, "", name) in next(iter(forgetting._matters.values())).subjects

@@ -1,0 +1,305 @@
+"""The dispatcher: one request of a container at a time, many containers at once, a bound over all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+
+from events.ledger.memory import MemoryLedger
+from events.schema import (
+    ContainerId,
+    Data,
+    ErrorClass,
+    Event,
+    EventId,
+    GcRequested,
+    Leak,
+    LeakId,
+    LeakKind,
+    NodeName,
+    ReclaimRequested,
+    RepairRequested,
+    RequestId,
+    Stored,
+)
+from nodeworker.deadline import Deadline, deadline_in
+from nodeworker.metrics import WorkerMetrics
+from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal
+from nodeworker.sandboxes.attach import Attacher
+from nodeworker.sandboxes.commands import Orders
+from nodeworker.sandboxes.detach import Detacher
+from nodeworker.sandboxes.dispatcher import Dispatcher
+from nodeworker.sandboxes.gc import GarbageCollector
+from nodeworker.sandboxes.status_wait import StatusWait
+from tests.support.worker_harness import BOX, ETH0, NODE, attach, detach, until
+
+
+class Work:
+    """Stands for whoever fulfils requests: it notes which are under way and holds each until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.under_way: set[str] = set()
+        self.patience: dict[str, Deadline] = {}
+        self.let: dict[str, asyncio.Event] = {}
+
+    async def attach(self, event: Event, data: object, patience: Deadline, *, resumed: bool) -> Reply:
+        self.patience[event.id] = patience
+        try:
+            async with patience:
+                return await self.collect(event, data)
+        except TimeoutError:
+            return refusal(patience.failure, "")
+
+    async def detach(self, event: Event, data: object) -> Reply:
+        return await self.collect(event, data)
+
+    async def fulfil(self, event: Event, order: object) -> Reply:
+        return await self.collect(event, order)
+
+    async def collect(self, event: Event, data: object) -> Reply:
+        self.begun.append(event.id)
+        self.under_way.add(event.id)
+        try:
+            await self.let.setdefault(event.id, asyncio.Event()).wait()
+        finally:
+            self.under_way.remove(event.id)
+        if event.id.startswith("bad"):
+            raise RuntimeError("nobody has foreseen this")
+        return OK
+
+    def go(self, *names: str) -> None:
+        for name in names:
+            self.let.setdefault(name, asyncio.Event()).set()
+
+
+def stored(name: str, data: Data, sandbox: str = BOX) -> Stored:
+    return Stored(
+        1,
+        Event(
+            id=EventId(name),
+            at="2026-01-01T00:00:00Z",
+            node=NODE,
+            boot_id="",
+            epoch=1,
+            sandbox=ContainerId(sandbox),
+            cause=EventId(""),
+            trace="",
+            data=data,
+        ),
+    )
+
+
+def adding(name: str, sandbox: str = BOX, seconds: float = 60.0) -> Stored:
+    return stored(name, attach(name, deadline_in(seconds)), sandbox)
+
+
+def deleting(name: str, sandbox: str = BOX) -> Stored:
+    return stored(name, detach(name), sandbox)
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers()
+
+
+@asynccontextmanager
+async def dispatching(
+    work: Work, answers: Answers, concurrency: int = 10, statuses: StatusWait | None = None
+) -> AsyncIterator[Dispatcher]:
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        yield Dispatcher(
+            cast("Attacher", work),
+            cast("Detacher", work),
+            cast("GarbageCollector", work),
+            cast("Orders", work),
+            answers,
+            statuses or StatusWait(MemoryLedger(), NodeName("node-1"), 0.0, WorkerMetrics()),
+            tasks,
+            concurrency,
+        )
+
+
+async def test_requests_of_one_container_come_one_after_another(work: Work, answers: Answers) -> None:
+    async with dispatching(work, answers) as dispatcher:
+        for name in ("d1", "d2", "d3"):
+            dispatcher.dispatch(deleting(name))
+        for number, name in enumerate(("d1", "d2", "d3"), 1):
+            await until(lambda number=number: len(work.begun) == number)
+            assert work.under_way == {name}
+            assert dispatcher.queue_depth == 3 - number
+            work.go(name)
+            assert await answers.wait(RequestId(name)) == OK
+    assert work.begun == ["d1", "d2", "d3"]
+    assert (dispatcher.queue_depth, dispatcher.in_progress) == (0, 0)
+
+
+async def test_containers_do_not_wait_for_each_other(work: Work, answers: Answers) -> None:
+    async with dispatching(work, answers) as dispatcher:
+        for name in ("d1", "d2", "d3"):
+            dispatcher.dispatch(deleting(name, sandbox=name))
+        await until(lambda: work.under_way == {"d1", "d2", "d3"})
+        work.go("d1", "d2", "d3")
+
+
+async def test_there_is_a_bound_over_all(work: Work, answers: Answers) -> None:
+    names = [f"d{number}" for number in range(20)]
+    async with dispatching(work, answers, concurrency=3) as dispatcher:
+        for name in names:
+            dispatcher.dispatch(deleting(name, sandbox=name))
+        for done in range(18):
+            await until(lambda done=done: len(work.begun) == done + 3)
+            assert len(work.under_way) == dispatcher.in_progress == 3
+            assert dispatcher.queue_depth == 17 - done
+            work.go(work.begun[done])
+        work.go(*names)
+    assert work.begun == names
+
+
+async def test_an_intent_that_is_under_way_is_not_begun_again(work: Work, answers: Answers) -> None:
+    async with dispatching(work, answers) as dispatcher:
+        dispatcher.dispatch(deleting("d1"))
+        dispatcher.dispatch(deleting("d1"), resumed=True)
+        assert dispatcher.under_way(EventId("d1"))
+        work.go("d1")
+        await answers.wait(RequestId("d1"))
+        assert not dispatcher.under_way(EventId("d1"))
+    assert work.begun == ["d1"]
+
+
+async def test_one_bad_request_stops_no_other(work: Work, answers: Answers) -> None:
+    async with dispatching(work, answers) as dispatcher:
+        dispatcher.dispatch(deleting("bad"))
+        dispatcher.dispatch(deleting("d2"))
+        work.go("bad", "d2")
+        reply = await answers.wait(RequestId("bad"))
+        assert reply.failure is not None
+        assert reply.failure.error_class is ErrorClass.INTERNAL
+        assert await answers.wait(RequestId("d2")) == OK
+
+
+async def test_a_del_ends_the_patience_of_its_add_and_of_no_other(work: Work, answers: Answers) -> None:
+    async with dispatching(work, answers) as dispatcher:
+        dispatcher.dispatch(adding("a1"))
+        dispatcher.dispatch(adding("a2", sandbox="other"))
+        await until(lambda: work.under_way == {"a1", "a2"})
+        dispatcher.dispatch(deleting("d1"))
+        reply = await answers.wait(RequestId("a1"))
+        assert reply.failure is not None
+        assert reply.failure.error_class is ErrorClass.OVERTAKEN
+        await until(lambda: work.under_way == {"a2", "d1"})
+        work.go("a2", "d1")
+    assert await answers.wait(RequestId("a2")) == OK
+
+
+async def test_an_add_that_still_waits_for_its_turn_is_overtaken_too(work: Work, answers: Answers) -> None:
+    async with dispatching(work, answers) as dispatcher:
+        dispatcher.dispatch(deleting("d1"))
+        dispatcher.dispatch(adding("a1"))
+        dispatcher.dispatch(deleting("d2"))
+        await until(lambda: work.under_way == {"d1"})
+        work.go("d1", "d2")
+        reply = await answers.wait(RequestId("a1"))
+        assert reply.failure is not None
+        assert reply.failure.error_class is ErrorClass.OVERTAKEN
+
+
+async def test_an_abandoned_add_ends_and_an_abandoned_del_goes_on(work: Work, answers: Answers) -> None:
+    async with dispatching(work, answers) as dispatcher:
+        dispatcher.dispatch(adding("a1"))
+        dispatcher.dispatch(deleting("d1", sandbox="other"))
+        await until(lambda: work.under_way == {"a1", "d1"})
+        for name in ("a1", "d1", "unknown"):
+            dispatcher.abandon(RequestId(name))
+        reply = await answers.wait(RequestId("a1"))
+        assert reply.failure is not None
+        assert reply.failure.error_class is ErrorClass.ABANDONED
+        assert work.under_way == {"d1"}
+        work.go("d1")
+
+
+@pytest.mark.parametrize("case", ["answered", "too late"])
+async def test_nobody_waits_for_an_add_that_was_answered_or_whose_time_has_passed(
+    work: Work, answers: Answers, case: str
+) -> None:
+    if case == "answered":  # with an error, while the ledger did not confirm the intent
+        answers.give(RequestId("a1"), OK)
+    async with dispatching(work, answers) as dispatcher:
+        dispatcher.dispatch(adding("a1", seconds=60 if case == "answered" else -1))
+        await until(lambda: "a1" in work.patience)
+        assert not work.patience["a1"].left
+        work.go("a1")
+
+
+async def test_a_question_takes_its_turn_among_the_requests(work: Work, answers: Answers) -> None:
+    asked: list[str] = []
+
+    async def question() -> Reply:
+        asked.extend(work.begun)
+        return OK
+
+    async with dispatching(work, answers) as dispatcher:
+        dispatcher.dispatch(deleting("d1"))
+        await until(lambda: work.under_way == {"d1"})
+        turn = asyncio.create_task(dispatcher.take_turn(BOX, question))
+        await until(lambda: dispatcher.queue_depth == 1)
+        dispatcher.dispatch(deleting("d2"))
+        work.go("d1", "d2")
+        assert await turn == OK
+    assert asked == ["d1"]
+
+
+async def test_a_question_that_goes_wrong_is_the_askers_matter(work: Work, answers: Answers) -> None:
+    async def question() -> Reply:
+        raise LookupError("what?")
+
+    async with dispatching(work, answers) as dispatcher:
+        with pytest.raises(LookupError):
+            await dispatcher.take_turn(BOX, question)
+        dispatcher.dispatch(deleting("d1"))
+        work.go("d1")
+        assert await answers.wait(RequestId("d1")) == OK
+
+
+async def test_gc_has_a_queue_of_its_own(work: Work, answers: Answers) -> None:
+    async with dispatching(work, answers) as dispatcher:
+        dispatcher.dispatch(stored("g1", GcRequested(request=RequestId("g1"), config="{}"), ""))
+        dispatcher.dispatch(deleting("d1"))
+        await until(lambda: work.under_way == {"g1", "d1"})
+        work.go("g1", "d1")
+
+
+async def test_what_does_not_end_in_time_is_left_to_the_next_worker(work: Work, answers: Answers) -> None:
+    async with dispatching(work, answers) as dispatcher:
+        dispatcher.dispatch(deleting("d1"))
+        dispatcher.dispatch(deleting("d2", sandbox="other"))
+        await until(lambda: work.under_way == {"d1", "d2"})
+        work.go("d1")
+        await dispatcher.finish(0.05)
+    assert answers.given(RequestId("d1"))
+    assert not answers.given(RequestId("d2"))
+
+
+async def test_a_repair_takes_its_turn_and_a_reclaim_does_not_wait_for_what_it_may_itself_wait_for(
+    work: Work, answers: Answers
+) -> None:
+    leak = Leak(id=LeakId("sandbox/box/eth0"), kind=LeakKind.SANDBOX_GONE, what="box")
+    async with dispatching(work, answers, concurrency=1) as dispatcher:
+        dispatcher.dispatch(deleting("d1"))
+        dispatcher.dispatch(stored("repair", RepairRequested(request=RequestId("repair"), ifname=ETH0, drifts=())))
+        dispatcher.dispatch(stored("reclaim", ReclaimRequested(request=RequestId("reclaim"), leak=leak)))
+        await until(lambda: work.under_way == {"d1", "reclaim"})
+        work.go("d1")
+        await until(lambda: work.under_way == {"repair", "reclaim"})
+        work.go("repair", "reclaim")
+        await asyncio.gather(*(answers.wait(RequestId(name)) for name in ("d1", "repair", "reclaim")))
+    assert (dispatcher.queue_depth, dispatcher.in_progress) == (0, 0)

@@ -1,0 +1,48 @@
+"""The worker's memory is paid on every node, so it loads nothing that only others need, whatever is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.repository import REPOSITORY
+
+TOO_HEAVY = ("aiohttp", "sqlalchemy", "alembic", "kubernetes_asyncio", "click")
+LOAD_ALL = """
+import importlib, pkgutil, sys
+import nodeworker.__main__
+for package in (nodeworker, importlib.import_module("events")):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not module.name.startswith(("nodeworker.host.install", "nodeworker.shim.hatch_build")):
+            importlib.import_module(module.name)
+print(*sys.modules)
+"""
+
+
+def test_no_part_of_the_worker_loads_what_it_has_no_use_for() -> None:
+    done = subprocess.run([sys.executable, "-c", LOAD_ALL], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    loaded = set(done.stdout.split())
+    assert {
+        "nats",
+        "nodeworker.__main__",
+        "nodeworker.planning.cluster.apiserver.source",
+        "events.nats.ledger",
+    } <= loaded
+    assert not loaded & set(TOO_HEAVY)
+
+
+@pytest.mark.parametrize("name", TOO_HEAVY)
+def test_what_it_must_not_load_is_there_to_be_loaded(name: str) -> None:
+    assert importlib.util.find_spec(name) is not None
+
+
+def test_nats_leaves_aiohttp_to_whoever_needs_it() -> None:
+    code = (
+        "import events.nats.client.client, sys; assert 'aiohttp' not in sys.modules; import aiohttp; "
+        "print(aiohttp.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "aiohttp"

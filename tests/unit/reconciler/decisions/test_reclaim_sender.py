@@ -1,0 +1,280 @@
+"""What is asked of nodes about leaks: what was seen twice, once; what was refused, ever more rarely and without end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from events.ledger.commands import MemoryCommands
+from events.ledger.ledger import ConflictError, Expect
+from events.ledger.memory import MemoryLedger
+from events.schema import (
+    ContainerId,
+    ErrorClass,
+    Event,
+    EventId,
+    Leak,
+    LeakId,
+    LeakKind,
+    LeakObserved,
+    LeakReclaimed,
+    LeakReclaimFailed,
+    Phase,
+    ReclaimRequested,
+    RequestId,
+)
+from reconciler.decisions import leaks, reclaim_sender
+from reconciler.decisions.reclaim_sender import ReclaimSender
+from reconciler.follow.loop import Reconciler
+from reconciler.metrics import Metrics
+from reconciler.projection.store import Store
+from tests.support.reconciler.running import Alone
+from tests.support.stories.node import NETWORKS, Node, failure_of
+
+FIRST_PAUSE, LAST_PAUSE, OVERDUE, WHILE = 0.1, 0.4, 0.5, 0.3
+BOX = "a" * 64
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks, "_FIRST_PAUSE", FIRST_PAUSE)
+    monkeypatch.setattr(leaks, "_LAST_PAUSE", LAST_PAUSE)
+    monkeypatch.setattr(leaks, "OVERDUE", OVERDUE)
+    monkeypatch.setattr(reclaim_sender, "delays", lambda: itertools.repeat(0.02))
+
+
+class Sent(MemoryCommands):
+    """Commands, with the time at which each was sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[tuple[float, Event]] = []
+        self.tried = 0
+        self.replaced = False
+
+    async def send(self, command: Event, expect: Expect | None = None) -> int:
+        self.tried += 1
+        if self.replaced:
+            raise ConflictError("another was elected")
+        sequence = await super().send(command, expect)
+        self.all.append((asyncio.get_running_loop().time(), command))
+        return sequence
+
+
+class World:
+    """A node that tells of leaks, and what is asked of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ledger, self.commands, self.node = MemoryLedger(), Sent(), Node()
+        self._database = f"sqlite:///{folder}/x.db"
+        self.metrics = Metrics()
+        self.task: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Run the keeper meanwhile."""
+        self.metrics = Metrics()
+        store = Store(self._database, "NODE")
+        keeper = ReclaimSender(self.commands, self.metrics)
+        reconciler = Reconciler(self.ledger, store, Alone([keeper]), self.metrics)
+        self.task = asyncio.create_task(reconciler.run())
+        try:
+            yield
+        finally:
+            self.task.cancel()
+            await asyncio.wait({self.task})
+            store.close()
+
+    async def see(self, leak: Leak, sightings: int, node: Node | None = None) -> EventId:
+        event = (node or self.node).event(LeakObserved(leak=leak, sightings=sightings), leak.sandbox)
+        await self.ledger.append(event)
+        return event.id
+
+    async def tell(self, command: Event, error_class: ErrorClass | None, *, request: str = "") -> None:
+        """Answer *command*: it is done, or refused for *error_class*."""
+        assert isinstance(command.data, ReclaimRequested)
+        leak, answered = command.data.leak, RequestId(request or command.id)
+        data = LeakReclaimed(request=answered, leak=leak)
+        if error_class is not None:
+            failure = failure_of(Phase.RECLAIM, NETWORKS[0])
+            failure = type(failure)(error_class=error_class, phase=failure.phase, message="no", code=999)
+            data = LeakReclaimFailed(request=answered, leak=leak, failure=failure)
+        await self.ledger.append(self.node.event(data, leak.sandbox, command.id))
+
+    async def asked(self, count: int) -> Sequence[tuple[float, Event]]:
+        """Return what was asked once it is *count* commands."""
+        async with asyncio.timeout(20):
+            while len(self.commands.all) < count:
+                await asyncio.sleep(0.005)
+                assert self.task is not None
+                assert not self.task.done() or self.task.result()
+        assert len(self.commands.all) == count
+        return self.commands.all
+
+    async def tried(self, count: int) -> None:
+        """Wait until it was tried *count* times to send something."""
+        async with asyncio.timeout(20):
+            while self.commands.tried < count:  # noqa: ASYNC110  # another task does it
+                await asyncio.sleep(0.005)
+
+    async def asked_no_more_than(self, count: int, seconds: float = WHILE) -> None:
+        await asyncio.sleep(seconds)
+        assert len(self.commands.all) == count
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def leak(number: int = 9, kind: LeakKind = LeakKind.ADDRESS_UNOWNED) -> Leak:
+    path = f"/var/lib/cni/networks/n/10.0.0.{number}"
+    holder = ContainerId(BOX)
+    return Leak(id=LeakId(f"file/{path}"), kind=kind, what=f"10.0.0.{number}", holder=holder, path=path)
+
+
+@pytest.mark.parametrize("kind", [LeakKind.ADDRESS_UNOWNED, LeakKind.SANDBOX_GONE])
+async def test_what_was_seen_twice_is_asked_for_once_and_rests_on_the_second_look(world: World, kind: LeakKind) -> None:
+    lost = leak(kind=kind)
+    async with world.kept():
+        await world.see(lost, 1)
+        await world.asked_no_more_than(0)
+        second = await world.see(lost, 2)
+        ((_, command),) = await world.asked(1)
+        await world.asked_no_more_than(1)
+    assert isinstance(command.data, ReclaimRequested)
+    assert (command.data.leak, command.cause, command.node) == (lost, second, "node-1")
+    assert (command.data.request, command.sandbox) == (command.id, lost.sandbox)
+
+
+async def test_what_has_an_owner_again_is_not_asked_for(world: World) -> None:
+    back = LeakObserved(leak=leak(), gone=True)
+    async with world.kept():
+        await world.see(leak(), 1)
+        await world.ledger.append(world.node.event(back))
+        await world.see(leak(), 1)
+        await world.asked_no_more_than(0)
+        await world.see(leak(), 2)
+        ((_, command),) = await world.asked(1)
+        await world.tell(command, ErrorClass.PLUGIN_FAILED)
+        await world.ledger.append(world.node.event(back))
+        await world.asked_no_more_than(1, 3 * FIRST_PAUSE + OVERDUE)
+        assert world.metrics.registry.get_sample_value("plumbline_reconciler_leaks_open") == 0
+
+
+async def test_what_has_an_owner_before_the_command_could_be_sent_is_not_asked_for(world: World) -> None:
+    world.commands.available = False
+    async with world.kept():
+        for number in (1, 2):
+            await world.see(leak(number), 2)
+        await world.tried(3)
+        for number in (1, 2):
+            await world.ledger.append(world.node.event(LeakObserved(leak=leak(number), gone=True)))
+        await asyncio.sleep(0.1)
+        world.commands.available = True
+        await world.asked_no_more_than(0)
+        latest = await world.see(leak(1), 2)
+        ((_, command),) = await world.asked(1)
+        assert command.cause == latest
+
+
+async def test_a_command_that_cannot_be_sent_is_sent_later_and_once(world: World) -> None:
+    world.commands.available = False
+    async with world.kept():
+        await world.see(leak(), 2)
+        await world.tried(5)
+        world.commands.available = True
+        await world.asked(1)
+        await world.asked_no_more_than(1)
+
+
+async def test_what_is_refused_is_asked_for_ever_more_rarely_and_never_given_up(world: World) -> None:
+    async with world.kept():
+        await world.see(leak(), 2)
+        refused: list[float] = []
+        for count in range(1, 7):
+            *_, (_, command) = await world.asked(count)
+            await world.tell(command, ErrorClass.PLUGIN_FAILED)
+            refused.append(asyncio.get_running_loop().time())
+    sent = [at for at, _ in world.commands.all]
+    pauses = [later - before for later, before in zip(sent[1:], refused, strict=False)]
+    wanted = [min(LAST_PAUSE, FIRST_PAUSE * 2**number) for number in range(5)]
+    assert all(pause >= want for pause, want in zip(pauses, wanted, strict=True)), pauses
+    assert len({command.id for _, command in world.commands.all}) == 6
+
+
+async def test_what_was_looked_at_again_is_asked_for_without_a_pause(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "_FIRST_PAUSE", 3600.0)
+    async with world.kept():
+        await world.see(leak(), 2)
+        ((_, command),) = await world.asked(1)
+        await world.tell(command, ErrorClass.EVIDENCE_CHANGED)
+        await world.asked_no_more_than(1)
+        latest = await world.see(leak(), 2)
+        *_, (_, command) = await world.asked(2)
+        assert command.cause == latest
+
+
+async def test_what_nobody_answers_is_asked_for_again_when_it_is_overdue(world: World) -> None:
+    async with world.kept():
+        await world.see(leak(), 2)
+        ((_, command),) = await world.asked(1)
+        await world.tell(command, ErrorClass.PLUGIN_FAILED, request="of somebody else")
+        (first, _), (second, _) = await world.asked(2)
+    assert second - first > OVERDUE
+
+
+async def test_what_was_freed_is_not_asked_for_again_and_another_leak_of_it_at_once(world: World) -> None:
+    async with world.kept():
+        await world.see(leak(), 2)
+        ((_, command),) = await world.asked(1)
+        await world.tell(command, None)
+        await world.asked_no_more_than(1, OVERDUE + 3 * FIRST_PAUSE)
+        await world.see(leak(), 2)
+        await world.asked(2)
+
+
+async def test_a_keeper_that_starts_takes_up_what_is_open(world: World) -> None:
+    latest = await world.see(leak(1), 2)
+    await world.see(leak(2), 1)
+    async with world.kept():
+        ((_, command),) = await world.asked(1)
+        assert command.cause == latest
+        assert world.metrics.registry.get_sample_value("plumbline_reconciler_leaks_open") == 2
+    async with world.kept():
+        await world.asked(2)  # the node takes one of the two
+
+
+async def test_a_node_that_does_not_answer_has_so_many_commands_and_keeps_no_other_waiting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "OVERDUE", 3600.0)
+    async with world.kept():
+        for number in range(leaks.AT_ONCE + 5):
+            await world.see(leak(number), 2)
+        await world.asked(leaks.AT_ONCE)
+        await world.see(leak(1), 2, Node("node-2"))
+        *_, (_, command) = await world.asked(leaks.AT_ONCE + 1)
+        assert command.node == "node-2"
+        await world.tell(world.commands.all[0][1], None)
+        await world.asked(leaks.AT_ONCE + 2)
+
+
+async def test_one_that_was_replaced_asks_for_nothing_more(world: World) -> None:
+    world.commands.replaced = True
+    async with world.kept():
+        await world.see(leak(), 2)
+        assert world.task is not None
+        done, _ = await asyncio.wait({world.task}, timeout=20)
+        assert done
+        with pytest.raises(ExceptionGroup) as raised:
+            world.task.result()
+        assert raised.group_contains(ConflictError)
+    assert (world.commands.tried, world.commands.all) == (1, [])

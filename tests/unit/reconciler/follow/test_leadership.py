@@ -1,0 +1,248 @@
+"""Of several reconcilers one acts, another in its place within seconds, and the one before can do no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from events.ledger.commands import MemoryCommands
+from events.ledger.election import ELECTION
+from events.ledger.ledger import ConflictError, LedgerUnavailableError
+from events.ledger.memory import MemoryLedger
+from events.ledger.notices import RECONCILER_PRESENT
+from events.schema import ComparisonRequested, RequestId
+from reconciler.follow import leadership, term
+from reconciler.follow.leadership import ElectedLeadership
+from reconciler.follow.listeners import Listener
+from reconciler.follow.term import Term
+from reconciler.metrics import Metrics
+from tests.support.stories.node import Node
+
+
+class Clock:
+    """What replicas take for the time since boot; it runs with the loop's, and can be moved on."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return asyncio.get_running_loop().time() + self.ahead
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(term, "now", clock)
+    monkeypatch.setattr(leadership, "now", clock)
+    monkeypatch.setattr(leadership, "PRESENCE_INTERVAL", 0.02)
+    monkeypatch.setattr(leadership, "PRESENCE_LOST", 0.3)
+    monkeypatch.setattr(term, "CHECK_VALID", 0.2)
+    monkeypatch.setattr(leadership, "ANSWER_TIMEOUT", 0.05)
+    return clock
+
+
+class Replica:
+    """One replica, whose network can be cut."""
+
+    def __init__(
+        self, ledger: MemoryLedger, commands: MemoryCommands, name: str, *, only_replica: bool = False
+    ) -> None:
+        self.metrics = Metrics()
+        self.turns: list[Term] = []
+        self.serving = False
+        self.since: list[int] = []
+        self.leadership = ElectedLeadership(
+            ledger, ledger, commands, self._appoint, self.metrics, name=name, only_replica=only_replica
+        )
+        self.task = asyncio.create_task(self.leadership.run(self._serve))
+
+    def _appoint(self, turn: Term) -> Sequence[Listener]:
+        self.turns.append(turn)
+        return []
+
+    async def _serve(self, since: int, listeners: Sequence[Listener]) -> None:
+        self.serving = True
+        self.since.append(since)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.serving = False
+
+    async def until(self, *, serving: bool) -> None:
+        async with asyncio.timeout(20):
+            while self.serving is not serving:
+                await asyncio.sleep(0.002)
+                assert not self.task.done() or self.task.result()
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
+
+@pytest.fixture
+def ledger() -> MemoryLedger:
+    return MemoryLedger()
+
+
+@pytest.fixture
+def commands() -> MemoryCommands:
+    return MemoryCommands()
+
+
+@contextlib.asynccontextmanager
+async def several(ledger: MemoryLedger, commands: MemoryCommands, count: int) -> AsyncIterator[list[Replica]]:
+    found: list[Replica] = []
+    for number in range(count):
+        found.append(Replica(ledger, commands, f"r{number}"))
+        if number == 0:
+            await found[0].until(serving=True)
+    try:
+        yield found
+    finally:
+        for replica in found:
+            await replica.stop()
+
+
+async def elections(ledger: MemoryLedger) -> int:
+    return len([stored async for stored in ledger.read(ELECTION)])
+
+
+async def test_the_first_acts_at_once_and_the_others_wait(ledger: MemoryLedger, commands: MemoryCommands) -> None:
+    async with several(ledger, commands, 3) as (first, *others):
+        await asyncio.sleep(1.0)
+        assert first.serving
+        assert not any(other.serving for other in others)
+        assert await elections(ledger) == 1
+        assert first.metrics.registry.get_sample_value("plumbline_reconciler_active") == 1.0
+        assert others[0].metrics.registry.get_sample_value("plumbline_reconciler_active") == 0.0
+
+
+async def test_one_that_leaves_in_order_is_followed_at_once(ledger: MemoryLedger, commands: MemoryCommands) -> None:
+    async with several(ledger, commands, 2) as (first, second):
+        await asyncio.sleep(0.1)
+        began = asyncio.get_running_loop().time()
+        await first.stop()
+        await second.until(serving=True)
+        assert asyncio.get_running_loop().time() - began < 0.3
+        assert second.since == [await ledger.last_sequence()]
+
+
+async def test_of_several_that_wait_one_follows(ledger: MemoryLedger, commands: MemoryCommands) -> None:
+    async with several(ledger, commands, 5) as (first, *others):
+        await asyncio.sleep(0.1)
+        await first.stop()
+        await asyncio.sleep(1.0)
+        assert sum(other.serving for other in others) == 1
+
+
+async def test_one_that_is_replaced_steps_down_and_nothing_of_it_is_taken(
+    ledger: MemoryLedger, commands: MemoryCommands
+) -> None:
+    async with several(ledger, commands, 1) as (first,):
+        (turn,) = first.turns
+        newer = Replica(ledger, commands, "newer", only_replica=True)
+        await newer.until(serving=True)
+        await first.until(serving=False)
+        before = await ledger.last_sequence()
+        node = Node("")
+        with pytest.raises(ConflictError):
+            await turn.ledger.append(node.event(ComparisonRequested(request=RequestId("r"))))
+        with pytest.raises(ConflictError):
+            await turn.commands.send(Node("node-1").event(ComparisonRequested(request=RequestId("r"))))
+        assert await ledger.last_sequence() == before
+        assert await commands.last("plumbline.cmd.node-1.>") is None
+        await asyncio.sleep(0.5)
+        assert newer.serving
+        assert not first.serving
+        await newer.stop()
+
+
+async def test_a_conflict_alone_makes_it_step_down(ledger: MemoryLedger, commands: MemoryCommands) -> None:
+    """Also where it hears nobody."""
+    async with several(ledger, commands, 1) as (first,):
+        (turn,) = first.turns
+        other = Node("").event(turn.mandate.event.data)
+        await ledger.append(other)
+        with pytest.raises(ConflictError):
+            await turn.ledger.append(Node("x").event(ComparisonRequested(request=RequestId("r"))))
+        await first.until(serving=False)
+        await first.until(serving=True)  # the other is never heard
+        assert len(first.turns) == 2
+
+
+async def test_one_that_was_frozen_writes_nowhere_before_it_has_looked(
+    ledger: MemoryLedger, commands: MemoryCommands, clock: Clock
+) -> None:
+    async with several(ledger, commands, 1) as (first,):
+        (turn,) = first.turns
+        await turn.confirm()
+        await ledger.append(Node("").event(turn.mandate.event.data))  # another, while this one is frozen
+        clock.ahead += 3600.0
+        with pytest.raises(ConflictError):
+            await turn.confirm()
+        assert turn.over.is_set()
+
+
+async def test_one_that_is_cut_off_writes_nowhere_and_is_active_again_when_nobody_followed(
+    ledger: MemoryLedger, commands: MemoryCommands
+) -> None:
+    async with several(ledger, commands, 1) as (first,):
+        (turn,) = first.turns
+        ledger.available = False
+        await asyncio.sleep(0.4)
+        with pytest.raises(LedgerUnavailableError):
+            await turn.confirm()
+        ledger.available = True
+        await turn.confirm()
+        assert first.serving
+
+
+async def test_a_passive_one_that_was_frozen_asks_before_it_has_itself_elected(
+    ledger: MemoryLedger, commands: MemoryCommands, clock: Clock
+) -> None:
+    async with several(ledger, commands, 2) as (first, second):
+        await asyncio.sleep(0.1)
+        clock.ahead += 3600.0
+        await asyncio.sleep(0.5)
+        assert first.serving
+        assert not second.serving
+        assert await elections(ledger) == 1
+
+
+async def test_an_unreachable_ledger_is_tried_again(
+    ledger: MemoryLedger, commands: MemoryCommands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leadership, "delays", lambda: iter([0.01] * 1000))
+    ledger.available = False
+    replica = Replica(ledger, commands, "r")
+    await asyncio.sleep(0.1)
+    ledger.available, commands.available = True, False
+    await asyncio.sleep(0.1)
+    assert not replica.serving
+    commands.available = True
+    await replica.until(serving=True)
+    await replica.stop()
+
+
+async def test_words_that_are_none_are_passed_over(ledger: MemoryLedger, commands: MemoryCommands) -> None:
+    async with several(ledger, commands, 2) as (first, second):
+        for payload in (b"", b"{", b"\xff", b'{"replica": 1}', b'{"replica": "old", "epoch": 0, "leaves": true}'):
+            await ledger.publish(RECONCILER_PRESENT, payload)
+        await asyncio.sleep(0.5)
+        assert (first.serving, second.serving) == (True, False)
+
+
+async def test_a_mistake_of_a_listener_ends_the_process(ledger: MemoryLedger, commands: MemoryCommands) -> None:
+    def broken(turn: Term) -> Sequence[Listener]:
+        raise RuntimeError("broken")
+
+    elected = ElectedLeadership(ledger, ledger, commands, broken, Metrics(), name="r", only_replica=True)
+
+    async def serve(since: int, listeners: Sequence[Listener]) -> None:
+        raise AssertionError
+
+    with pytest.raises(ExceptionGroup):
+        await elected.run(serve)

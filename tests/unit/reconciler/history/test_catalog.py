@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from events.schema import Pod
+from reconciler.history.catalog import Catalog, NotFoundError
+from tests.support.stories.node import Node
+
+
+def catalog(*pods: tuple[str, str, str]) -> Catalog:
+    made, node = Catalog(), Node()
+    for sandbox, namespace, name in pods:
+        for event in node.attach(sandbox, Pod(namespace, name, "u")):
+            made.add(event)
+    made.add(node.start())
+    return made
+
+
+def test_a_name_with_namespace_stands_for_every_sandbox_it_ever_had() -> None:
+    made = catalog(("aa1", "shop", "web"), ("aa2", "shop", "web"), ("b", "shop", "db"))
+    assert made.resolve("shop/web") == "shop/web"
+    assert made.sandboxes("shop/web") == {"aa1", "aa2"}
+
+
+def test_a_name_alone_is_looked_for_in_default_first() -> None:
+    assert catalog(("a", "shop", "web"), ("b", "default", "web")).resolve("web") == "default/web"
+
+
+def test_a_name_alone_is_found_wherever_it_is_unique() -> None:
+    assert catalog(("a", "shop", "web")).resolve("web") == "shop/web"
+
+
+def test_a_name_in_two_namespaces_is_refused_with_both() -> None:
+    with pytest.raises(NotFoundError, match="several pods web: lab/web, shop/web; name one with its namespace"):
+        catalog(("a", "shop", "web"), ("b", "lab", "web")).resolve("web")
+
+
+def test_the_beginning_of_a_container_id_finds_sandboxes_without_pod_too() -> None:
+    made = catalog(("abc1", "shop", "web"), ("abd2", "", ""))
+    assert made.sandboxes(made.resolve("abd")) == {"abd2"}
+    assert made.sandboxes(made.resolve("ab")) == {"abc1", "abd2"}
+
+
+@pytest.mark.parametrize("wanted", ["nope", "shop/nope", "/", "other/web"])
+def test_what_is_unknown_is_refused_with_what_there_is(wanted: str) -> None:
+    with pytest.raises(NotFoundError, match=r"it knows the pods shop/db, shop/web$"):
+        catalog(("aa1", "shop", "web"), ("aa2", "shop", "db")).resolve(wanted)
+
+
+def test_a_long_list_is_cut() -> None:
+    with pytest.raises(NotFoundError, match=r"and 5 more$"):
+        catalog(*((f"a{n}", "shop", f"web-{n}") for n in range(25))).resolve("nope")
+
+
+def test_an_empty_ledger_says_so() -> None:
+    with pytest.raises(NotFoundError, match="no pod at all"):
+        Catalog().resolve("nope")

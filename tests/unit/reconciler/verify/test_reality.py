@@ -1,0 +1,178 @@
+"""Verification of reality: nodes and pods are looked at anew, and what nobody could look at is said."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import pytest
+
+from events.ledger.commands import MemoryCommands
+from events.ledger.memory import MemoryLedger
+from events.schema import (
+    ComparisonRequested,
+    Event,
+    NodeCompared,
+    NodeName,
+    Pod,
+    RequestId,
+    StatusPublished,
+    WorkerStopped,
+)
+from reconciler.projection.store import Store
+from reconciler.status.folder_sink import FolderSink
+from reconciler.status.text import pod_status
+from reconciler.verify.replay import Replay
+from reconciler.verify.report import Kind, Report
+from reconciler.verify.run import verify
+from tests.support.stories.node import ETH0, Node
+
+BOX, POD = "a" * 64, Pod("shop", "web", "u")
+
+
+@pytest.fixture
+def ledger() -> MemoryLedger:
+    return MemoryLedger()
+
+
+@pytest.fixture
+def commands() -> MemoryCommands:
+    return MemoryCommands()
+
+
+async def fill(ledger: MemoryLedger, events: Iterable[Event]) -> None:
+    for event in events:
+        await ledger.append(event)
+
+
+@contextlib.asynccontextmanager
+async def worker(
+    ledger: MemoryLedger, commands: MemoryCommands, node: Node, *seen: Event, unseen: tuple[str, ...] = ()
+) -> AsyncIterator[None]:
+    """Answer as the worker of *node* does: first what it has seen, then that it has compared."""
+
+    async def answer() -> None:
+        async for sequence, command in commands.receive(node.name):
+            asked = node.event(ComparisonRequested(request=RequestId(command.id), by="verify", command=sequence))
+            done = NodeCompared(request=RequestId(command.id), sandboxes=1, unseen=unseen)
+            await fill(ledger, [asked, *seen, node.event(done, cause=asked.id)])
+
+    task = asyncio.create_task(answer())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def check(
+    ledger: MemoryLedger,
+    path: Path,
+    commands: MemoryCommands | None,
+    folder: FolderSink | None = None,
+    *,
+    node: str = "",
+    patience: float = 20.0,
+) -> Report:
+    store = Store(f"sqlite:///{path}", "NODE")
+    store.prepare()
+    store.apply([stored async for stored in ledger.read()])
+    store.close()
+    database = f"sqlite:///{path}"
+    return await verify(ledger, "NODE", database, commands, folder, node=NodeName(node), patience=patience)
+
+
+async def test_a_node_that_is_as_recorded_is_true(
+    ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path
+) -> None:
+    node = Node()
+    await fill(ledger, [node.start(), *node.attach(BOX, POD)])
+    async with worker(ledger, commands, node):
+        report = await check(ledger, tmp_path / "x.db", commands)
+    assert (report.exit_code, report.nodes, report.unseen) == (0, 1, ())
+
+
+async def test_what_the_worker_sees_only_now_is_told_with_pod_network_and_remedy(
+    ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path
+) -> None:
+    node = Node()
+    await fill(ledger, [node.start(), *node.attach(BOX, POD)])
+    observed, *_ = node.drift(BOX, POD)
+    leaked, *_ = node.leak("f" * 64)
+    async with worker(ledger, commands, node, observed, leaked):
+        report = await check(ledger, tmp_path / "x.db", commands)
+    assert report.exit_code == 1
+    drift, leak = report.differences
+    assert (drift.kind, drift.pod, drift.network) == (Kind.DRIFT, "shop/web", "k8s-pod-network")
+    assert "pod shop/web on node node-1: interface eth0 of network k8s-pod-network: link down" in drift.message
+    assert "plumbline timeline aaaaaaaaaaaa" in drift.message
+    assert leak.kind is Kind.LEAK
+    assert "node node-1 holds 10.0.0.9 of network k8s-pod-network for nobody" in leak.message
+
+
+async def test_a_node_that_does_not_answer_and_what_a_node_could_not_see_are_unseen(
+    ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path
+) -> None:
+    here, away, left = Node("here"), Node("away"), Node("left")
+    await fill(ledger, [here.start(), away.start(), left.start(), left.event(WorkerStopped(reason="drained"))])
+    async with worker(ledger, commands, here, unseen=("no CRI socket",)):
+        report = await check(ledger, tmp_path / "x.db", commands, patience=0.3)
+    assert (report.exit_code, report.nodes) == (2, 1)
+    assert sorted(report.unseen) == [
+        "node away: its worker did not answer within 0 s; look whether it runs",
+        "node here: no CRI socket",
+    ]
+
+
+async def test_of_one_node_only_that_is_asked(ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path) -> None:
+    here, away = Node("here"), Node("away")
+    await fill(ledger, [here.start(), away.start()])
+    async with worker(ledger, commands, here):
+        report = await check(ledger, tmp_path / "x.db", commands, node="here")
+    assert (report.exit_code, report.nodes) == (0, 1)
+
+
+async def test_commands_that_are_away_are_said(ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path) -> None:
+    await fill(ledger, [Node().start()])
+    commands.available = False
+    report = await check(ledger, tmp_path / "x.db", commands)
+    assert report.exit_code == 2
+    assert "node node-1: it can't be asked to compare itself" in report.unseen[0]
+
+
+async def published(ledger: MemoryLedger, folder: FolderSink) -> None:
+    node = Node()
+    story = list(node.attach(BOX, POD))
+    await fill(ledger, story)
+    replay = Replay(ledger)
+    await replay.go_on(await ledger.last_sequence())
+    status = pod_status([kept.sandbox for kept in replay.shelf.all()])
+    replay.close()
+    assert status is not None
+    await folder.put(status, None)
+    data = StatusPublished(node=node.name, ifname=ETH0, pod=POD, text=status.text)
+    await ledger.append(Node("").event(data, BOX, story[0].id))
+
+
+async def test_a_status_that_is_as_published_is_true(ledger: MemoryLedger, tmp_path: Path) -> None:
+    folder = FolderSink(tmp_path)
+    await published(ledger, folder)
+    await fill(ledger, Node("node-2").attach("b" * 64, Pod("shop", "not-yet", "u2")))
+    report = await check(ledger, tmp_path / "x.db", None, folder)
+    assert (report.exit_code, report.differences) == (0, ())
+
+
+@pytest.mark.parametrize(("text", "words"), [(None, "is missing"), ("{}", "is missing")])
+async def test_a_status_that_was_changed_or_removed_is_told(
+    ledger: MemoryLedger, tmp_path: Path, text: str | None, words: str
+) -> None:
+    folder, path = FolderSink(tmp_path), tmp_path / "status/shop/web.json"
+    await published(ledger, folder)
+    path.unlink() if text is None else path.write_text(text)
+    report = await check(ledger, tmp_path / "x.db", None, folder)
+    assert report.exit_code == 1
+    (difference,) = report.differences
+    assert (difference.kind, difference.pod) == (Kind.STATUS, "shop/web")
+    assert f"its network-status {words}" in difference.message
