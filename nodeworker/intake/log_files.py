@@ -1,7 +1,6 @@
-"""The log files that network configurations name with ``logFile``, because a site reads its CNI's log there.
+"""The log files that network configurations name with ``logFile``: a site may collect its CNI logs there.
 
-Beside the worker's own log, never in its place; and what is wrong with a file is told there, once, and is nobody's
-problem but the file's.
+They are copies of lines in the worker's own log. An unusable file is reported there, once, and fails no request.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _DAY = 86400.0
 
 
 class LogFiles:
-    """The open log files, each once, whoever writes to it."""
+    """The open log files; configurations with the same path share one."""
 
     def __init__(self) -> None:
         self._files: dict[str, tuple[LogOptions, _RotatingFile]] = {}
@@ -42,7 +41,7 @@ class LogFiles:
         self._files.clear()
 
     def write(self, path: str, options: LogOptions, line: str) -> None:
-        """Append *line* to the file *path*, which is set aside as *options* say. It and its folder are made."""
+        """Append *line* to the file *path*, rotated as *options* say. Creates the file and its folder."""
         try:
             self._file(path, options).handle(logging.makeLogRecord({"msg": line}))
         except (OSError, ValueError) as error:
@@ -66,7 +65,7 @@ class LogFiles:
 
 
 class _RotatingFile(RotatingFileHandler):
-    """A file that only its owner may read: configurations of networks can hold what is nobody else's business."""
+    """A file that only its owner may read: network configurations can contain secrets."""
 
     def __init__(self, path: str, options: LogOptions) -> None:
         super().__init__(
@@ -83,8 +82,8 @@ class _RotatingFile(RotatingFileHandler):
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
         return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=_open_private)
 
-    def doRollover(self) -> None:  # noqa: N802  # the handler's own name
-        """Set the file aside for a new one, and forget what was set aside too long ago."""
+    def doRollover(self) -> None:  # noqa: N802  # overrides the handler's method
+        """Rotate the file, and remove rotated files that are too old."""
         super().doRollover()
         oldest = time.time() - self._max_age
         for number in range(1, self.backupCount + 1):
@@ -92,11 +91,11 @@ class _RotatingFile(RotatingFileHandler):
             if self._max_age > 0 and aside.exists() and aside.stat().st_mtime < oldest:
                 aside.unlink()
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Let the writer see what went wrong."""
-        raise  # noqa: PLE0704  # called while it is handled
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # overrides the handler's method
+        """Raise the error in the caller."""
+        raise  # noqa: PLE0704  # logging calls this method while it handles the exception
 
 
 def _open_private(path: str, flags: int) -> int:
-    # A FIFO that nobody reads must not stop the worker: O_NONBLOCK makes it an error.
+    # O_NONBLOCK: a FIFO without a reader is an error instead of a blocked worker.
     return os.open(path, flags | os.O_NONBLOCK, mode=0o600)

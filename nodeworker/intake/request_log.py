@@ -1,4 +1,4 @@
-"""What a request leaves in the log: a line, also in the file that its configuration names; a word on unknown keys."""
+"""Log each request: in the worker's log, and in the file that its configuration names; warn of unknown keys."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ from nodeworker.shim.frame import Frame
 log = structlog.get_logger(__name__)
 
 _LEVELS = {"panic": logging.CRITICAL, "error": logging.WARNING, "verbose": logging.INFO, "debug": logging.DEBUG}
-"""Multus' levels. A request that failed is a warning of the worker, which did what it should."""
+"""Multus' levels. A failed request is only a warning of the worker, which worked as designed."""
 _QUESTIONS = frozenset({"CHECK", "STATUS", "VERSION"})
-"""Asked all the time; only a failure is worth a line."""
+"""Commands that runtimes repeat all the time: only a failure is logged at level info or above."""
 
 
 class RequestLog:
-    """Tells of requests in the worker's log, and where their configurations want it told."""
+    """Logs requests in the worker's log, and in the log files of their configurations."""
 
     def __init__(self, defaults: NodeDefaults, files: LogFiles) -> None:
         self._defaults = defaults
         self._files = files
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def warn_of_keys(self, keys: Iterable[str], where: str) -> None:
-        """Say of each of *keys*, once, that nobody knows it; *where* it stands is for people."""
+        """Warn once of each unknown key in *keys*; *where* names their configuration for people."""
         for key in keys:
-            if key not in self._told:
-                self._told.add(key)
+            if key not in self._warned:
+                self._warned.add(key)
                 log.warning("unknown_configuration_key", key=key, where=where)
 
     def done(self, frame: Frame, reply: Reply, seconds: float) -> None:
-        """Tell that *frame* was answered with *reply* after *seconds*."""
+        """Log that *frame* was answered with *reply* after *seconds*."""
         config = frame.config
         self.warn_of_keys(unknown_to_us(config), "the runtime's configuration")
-        wishes = logging_of(config, self._defaults)
-        if not wishes.log_file:
-            _tell(frame, reply, seconds)
+        settings = logging_of(config, self._defaults)
+        if not settings.log_file:
+            _log_request(frame, reply, seconds)
             return
-        least = _LEVELS.get(wishes.log_level.lower(), logging.INFO)
+        least = _LEVELS.get(settings.log_level.lower(), logging.INFO)
 
         def copy(level: int, line: str) -> None:
             if level >= least:
-                self._files.write(wishes.log_file, wishes.log_options, line)
+                self._files.write(settings.log_file, settings.log_options, line)
 
         with logs.copied(copy):
-            _tell(frame, reply, seconds)
+            _log_request(frame, reply, seconds)
 
 
-def _tell(frame: Frame, reply: Reply, seconds: float) -> None:
+def _log_request(frame: Frame, reply: Reply, seconds: float) -> None:
     env, failure = frame.env, reply.failure
     command = env.get("CNI_COMMAND", "")
-    about = {
+    fields = {
         "command": command,
         "pod": str(pod_of(env.get("CNI_ARGS", ""))),
         "sandbox": env.get("CNI_CONTAINERID", "")[:12],
@@ -66,8 +66,8 @@ def _tell(frame: Frame, reply: Reply, seconds: float) -> None:
         "seconds": round(seconds, 4),
     }
     if failure is not None:
-        log.warning("request_failed", **about, error_class=failure.error_class.value, error=failure.message)
+        log.warning("request_failed", **fields, error_class=failure.error_class.value, error=failure.message)
     elif command in _QUESTIONS:
-        log.debug("request_done", **about)
+        log.debug("request_done", **fields)
     else:
-        log.info("request_done", **about)
+        log.info("request_done", **fields)

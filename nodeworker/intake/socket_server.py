@@ -1,4 +1,4 @@
-"""The unix socket that entry points come to. It is there only while the worker is open for business."""
+"""The unix socket for entry points. It exists only while the worker accepts requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PEERCRED = struct.Struct("iII")
 
 
 class Connection(asyncio.Protocol):
-    """One entry point's connection: a request, its answer, the end."""
+    """One entry point's connection: it carries one request and its answer."""
 
     def __init__(self, intake: Requests, open_connections: set[Connection]) -> None:
         self._intake = intake
@@ -34,7 +34,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Let in root only, whatever the file modes say."""
+        """Accept root and the worker's own user only, whatever the file modes are."""
         connected = cast("asyncio.WriteTransport", transport)
         peer: socket.socket = connected.get_extra_info("socket")
         _, uid, _ = _PEERCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
@@ -46,7 +46,7 @@ class Connection(asyncio.Protocol):
         self._open.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Collect the request, and have it answered when it is whole."""
+        """Collect the request, and answer it when it is complete."""
         if self._transport is None or self._frame is not None:
             return
         self._received += data
@@ -65,13 +65,13 @@ class Connection(asyncio.Protocol):
         self._answering = asyncio.get_running_loop().create_task(self._answer(self._frame))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """An entry point that leaves before it is answered was ended by its runtime."""
+        """Abandon the request: if an entry point disconnects before the answer, its runtime has ended it."""
         self._open.discard(self)
         if self._frame is not None and self._answering is not None and not self._answering.done():
             self._intake.abandon(self._frame)
 
     def close(self) -> None:
-        """Send the entry point away unanswered; it comes back, to the next worker."""
+        """Disconnect the entry point without an answer; it reconnects, to the next worker."""
         self._frame = None
         if self._answering is not None:
             self._answering.cancel()
@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
 
 
 class SocketServer:
-    """The listening socket and the connections that came through it."""
+    """The listening socket and its connections."""
 
     def __init__(self, path: Path, intake: Requests) -> None:
         self._path = path
@@ -100,7 +100,7 @@ class SocketServer:
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        """Listen. The socket appears under its name when it can be connected to, and to its owner only."""
+        """Listen. The socket appears at its path when it accepts connections, and for its owner only."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         draft.unlink(missing_ok=True)
@@ -113,12 +113,12 @@ class SocketServer:
         draft.rename(self._path)
 
     async def close(self) -> None:
-        """Let nobody in, and send away those who wait: they will find the next worker."""
+        """Stop listening, and disconnect waiting entry points: they reconnect to the next worker."""
         self._path.unlink(missing_ok=True)
         if self._server is not None:
             for listening in self._server.sockets:
                 asyncio.get_running_loop().remove_reader(listening.fileno())
-            # A connection that is accepted and not started when the server closes is lost unclosed: let it start.
+            # asyncio loses a connection that it has accepted but not started when the server closes: let it start.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             self._server.close()

@@ -1,8 +1,8 @@
-"""DEL requests on disk, where they wait while the worker or the ledger is away.
+"""The spool: DEL requests on disk, for times when the worker or the ledger is away.
 
-The entry point writes a request here when no worker answers it, and the worker itself when the ledger does not take it.
-Either way the runtime has been told of success, because the request is durable; a file goes only when its intent is in
-the ledger.
+The entry point writes a request here if no worker answers, and the worker does if the ledger does not accept it. In
+both cases the runtime gets success, because the request is durable. A file is removed only after its intent is in the
+ledger.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Spool:
             return sum(entry.name.endswith(_SUFFIX) for entry in entries)
 
     def requests(self) -> Iterator[Spooled]:
-        """Yield what is there, oldest first. A file that is no request is set aside, so that it is met only once."""
+        """Yield the requests, oldest first. Renames a file that is not a request, so that it is read only once."""
         files = sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
         for path in files:
             try:
@@ -51,11 +51,11 @@ class Spool:
                 log.warning("spooled_request_set_aside", file=str(aside), error=str(error))
 
     def has_one_of(self, container_id: str) -> bool:
-        """Return whether a request of the container is there."""
+        """Return whether there is a request of the container."""
         return any(spooled.frame.env.get("CNI_CONTAINERID") == container_id for spooled in self.requests())
 
     def put(self, frame: Frame) -> None:
-        """Keep *frame* until it is removed. Raises OSError."""
+        """Store *frame* durably. Raises OSError."""
         target = self._folder / f"{frame.request}{_SUFFIX}"
         draft = self._folder / f".{frame.request}.tmp"
         try:
@@ -70,7 +70,7 @@ class Spool:
             raise
 
     def remove(self, spooled: Spooled) -> None:
-        """Forget a request whose intent is in the ledger."""
+        """Remove a request whose intent is in the ledger."""
         spooled.path.unlink(missing_ok=True)
         self._sync()
 

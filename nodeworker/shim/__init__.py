@@ -1,6 +1,6 @@
-"""The CNI entry point: a small static program, so that a request costs a millisecond and not an interpreter.
+"""The CNI entry point: a small static program, so that a request costs a millisecond and no interpreter start.
 
-``plumbline.c`` is the program, ``frame`` the worker's side of its wire, ``build`` compiles it.
+``plumbline.c`` is the program, ``frame`` the worker's side of its wire format, ``build`` the compilation.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import platform
 from pathlib import Path
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-"""The kernel's name of each machine we build for, and the name that Kubernetes has for it."""
+"""The architectures that we build for: the kernel's name, and Kubernetes' name."""
 
 
 def architecture() -> str:
-    """Return this machine's architecture in Kubernetes' words. Raises RuntimeError for one that we do not build for."""
+    """Return this machine's architecture in Kubernetes' words. Raises RuntimeError if we do not build for it."""
     machine = platform.machine()
     try:
         return ARCHITECTURES[machine]
@@ -24,7 +24,7 @@ def architecture() -> str:
 
 
 def path(architecture: str) -> Path:
-    """Return where the entry point for *architecture* lies, be it built or not."""
+    """Return the path of the entry point for *architecture*, whether it is built or not."""
     return Path(__file__).with_name(f"plumbline-{architecture}")
 
 

@@ -1,6 +1,6 @@
-"""Compile the CNI entry point, for any node architecture on any machine, with the compiler that a Python wheel brings.
+"""Compile the CNI entry point for any node architecture, with the compiler of the Python package ziglang.
 
-Standard library only: the wheel's build hook runs it where nothing of Plumbline's is installed.
+Standard library only: the wheel's build hook runs it before Plumbline's dependencies are installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TARGETS = {"amd64": "x86_64-linux-musl", "arm64": "aarch64-linux-musl"}
 
 
 def build(architecture: str, out: Path) -> None:
-    """Put the static, stripped entry point for *architecture* at *out*. Raises subprocess.CalledProcessError."""
+    """Write the static, stripped entry point for *architecture* to *out*. Raises subprocess.CalledProcessError."""
     _compile(
         [sys.executable, "-m", "ziglang", "cc", "-target", _TARGETS[architecture], *_STRICT, "-static", "-Os", "-s"],
         out,
@@ -29,7 +29,7 @@ def build(architecture: str, out: Path) -> None:
 
 
 def build_sanitized(out: Path) -> None:
-    """Put one for this machine at *out* that ends with a report where its C is wrong; for tests.
+    """Write an entry point for this machine to *out* that aborts with a report on undefined behaviour; for tests.
 
     Raises subprocess.CalledProcessError, or FileNotFoundError without gcc.
     """
@@ -37,7 +37,7 @@ def build_sanitized(out: Path) -> None:
 
 
 def _compile(command: Sequence[str], out: Path) -> None:
-    # Renamed into place: a runtime may be executing the old one, and two builds may run at once.
+    # Rename into place: a runtime may be executing the old file, and two builds may run at once.
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         subprocess.run([*command, "-o", str(draft), str(SOURCE)], check=True)
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Build from the command line."""
     parser = argparse.ArgumentParser(prog="python -m nodeworker.shim.build", description=__doc__)
     parser.add_argument("--arch", choices=_TARGETS, default=shim.architecture(), help="default: this machine's")
-    parser.add_argument("--out", type=Path, help="default: beside the source, as plumbline-<arch>")
+    parser.add_argument("--out", type=Path, help="default: plumbline-<arch>, beside the source")
     parser.add_argument("--sanitize", action="store_true", help="for this machine, with gcc's sanitizers")
     options = parser.parse_args(arguments)
     if options.sanitize:

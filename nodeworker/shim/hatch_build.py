@@ -1,4 +1,4 @@
-"""Put the compiled CNI entry point into the wheel, which makes it a wheel for one architecture."""
+"""Add the compiled CNI entry point to the wheel, which makes it a wheel for one architecture."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # hatchling runs this file by its path, outside of its package
+sys.path.insert(0, str(Path(__file__).parents[2]))  # hatchling runs this file by its path, outside its package
 
 from nodeworker import shim
 from nodeworker.shim.build import build
 
 
 class EntryPointHook(BuildHookInterface):
-    """Compile for this machine, in the source tree; an editable installation uses it there."""
+    """Compiles for this machine, into the source tree, where an editable installation uses it."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build the entry point and tell hatchling where it goes."""
+        """Build the entry point and register it with hatchling."""
         if self.target_name != "wheel":
             return
         binary = shim.path(shim.architecture())

@@ -1,21 +1,21 @@
 /*
  * plumbline: the CNI plugin that a container runtime executes.
  *
- * It exists so that an attach costs the runtime a millisecond and not an interpreter's start: it hands the request to
- * the node's worker over a unix socket, and the worker's answer to the runtime. It knows no JSON and no network. What
- * it does know is how not to lose a request: it reconnects, with the same request id, until its deadline, and a DEL
- * that no worker takes is made durable in the spool folder before the runtime is told that all is well.
+ * It makes an attach cost the runtime a millisecond instead of an interpreter's start. It sends the request to the
+ * node's worker over a unix socket, and prints the worker's answer. It parses no JSON and changes no network. Its task
+ * is to lose no request: it reconnects, with the same request id, until its deadline. A DEL that no worker accepts is
+ * made durable in the spool folder before the runtime gets success.
  *
- * Settings come from the environment, because a CNI plugin's parameters do (CNI specification 1.1, section 2,
- * "Parameters"): who can set CNI_PATH already decides which binaries run as root, so this asks for no more trust, there
- * is no file to parse or to find torn, and the defaults are compiled in.
+ * Settings come from the environment, like a CNI plugin's parameters (CNI specification 1.1, section 2, "Parameters"):
+ * a process that sets CNI_PATH already decides which binaries run as root, so this needs no more trust. There is no
+ * file to parse or to find torn, and the defaults are compiled in.
  *
  *   PLUMBLINE_SOCKET    the worker's socket                 /run/plumbline/worker.sock
- *   PLUMBLINE_SPOOL     where DEL requests wait for it      /var/lib/plumbline/spool
- *   PLUMBLINE_DEADLINE  seconds, in all, for one request    30
- *   PLUMBLINE_DELEGATE  set by the worker for the plugins it executes; seeing it here means that it executed us
+ *   PLUMBLINE_SPOOL     the folder for DEL requests         /var/lib/plumbline/spool
+ *   PLUMBLINE_DEADLINE  seconds for one request in all      30
+ *   PLUMBLINE_DELEGATE  set by the worker for plugins that it executes; here it means that the worker executed us
  *
- * The wire, little-endian; nodeworker/shim/frame.py is the worker's side:
+ * The wire format, little-endian; nodeworker/shim/frame.py is the worker's side:
  *
  *   request  "PLB1" | u32 length of the rest | 16 bytes request id | u64 milliseconds left | u32 number of entries
  *            | entries, each u32 length and "KEY=VALUE" | u32 length | standard input
@@ -55,7 +55,7 @@ enum {
     COUNT = REMAINING + 8,
     ENTRIES = COUNT + 4,
     STDIN_MAX = 1 << 20,
-    REST_MAX = 256 << 10, /* of the request's body, all but standard input */
+    REST_MAX = 256 << 10, /* of the request's body without standard input */
     ENTRIES_MAX = 64,
     REPLY_HEADER = 12,
     REPLY_MAX = 8 << 20,
@@ -64,7 +64,7 @@ enum {
 };
 
 /* Milliseconds. */
-enum { DEADLINE_MAX = 3600 * 1000, STATUS_MAX = 2000, DEL_PATIENCE = 1000, BACKOFF_MIN = 5, BACKOFF_MAX = 100 };
+enum { DEADLINE_MAX = 3600 * 1000, STATUS_MAX = 2000, DEL_TIMEOUT = 1000, BACKOFF_MIN = 5, BACKOFF_MAX = 100 };
 
 enum outcome { ANSWERED, SKEWED, LATE, BROKEN, BUSY, ABSENT };
 
@@ -75,7 +75,7 @@ static const char *const trouble[] = {
     [ABSENT] = "could not be reached",
 };
 
-/* Pages that are never touched cost nothing, so the buffers are as large as a request and a reply may be. */
+/* Untouched pages cost nothing, so the buffers have the maximum size of a request and a reply. */
 static unsigned char frame[HEADER + REST_MAX + STDIN_MAX + 1];
 static size_t frame_size;
 static unsigned char reply[REPLY_HEADER + REPLY_MAX];
@@ -87,7 +87,7 @@ static const char *spool;
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static int64_t budget; /* milliseconds for the whole request */
 static int64_t deadline;
-static char version[VERSION_MAX + 1] = "1.1.0"; /* what the runtime asked for, once that is known */
+static char version[VERSION_MAX + 1] = "1.1.0"; /* the CNI version of the configuration, once it is read */
 
 static int64_t now(void)
 {
@@ -117,7 +117,7 @@ static uint32_t get32(const unsigned char *at)
     return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
 }
 
-/* Wait until fd can be read or written, or has an error for the next call to tell. False: the deadline has come. */
+/* Wait until fd can be read or written, or has an error for the next call to report. False: the deadline has passed. */
 static bool ready(int fd, short events)
 {
     struct pollfd wait = {.fd = fd, .events = events};
@@ -133,7 +133,7 @@ static bool ready(int fd, short events)
     }
 }
 
-/* Standard output and the spool file have no deadline: the runtime reads at its own pace, and fsync knows none. */
+/* Standard output and the spool file have no deadline: the runtime reads at its own pace, and fsync has no timeout. */
 static bool write_all(int fd, const void *data, size_t size)
 {
     const char *at = data;
@@ -151,7 +151,7 @@ static bool write_all(int fd, const void *data, size_t size)
     return true;
 }
 
-/* Copy text as the inside of a JSON string. Bytes beyond ASCII become '?': paths may hold what is not UTF-8. */
+/* Copy text as the inside of a JSON string. Bytes beyond ASCII become '?': a path need not be UTF-8. */
 static size_t escape(char *to, const char *text)
 {
     char *at = to;
@@ -169,7 +169,7 @@ static size_t escape(char *to, const char *text)
     return (size_t)(at - to);
 }
 
-/* Print the error object where libcni looks for it, on standard output, and end. */
+/* Print the error object on standard output, where libcni expects it, and exit. */
 __attribute__((format(printf, 2, 3))) static _Noreturn void fail(int code, const char *format, ...)
 {
     static char message[MESSAGE_MAX];
@@ -186,7 +186,7 @@ __attribute__((format(printf, 2, 3))) static _Noreturn void fail(int code, const
     exit(1);
 }
 
-/* go-cni takes a DEL error that holds the system's words for ENOENT as success, so ENOENT gets words of our own. */
+/* go-cni treats a DEL error with the system's text for ENOENT as success, so ENOENT gets another text. */
 static const char *reason(int error)
 {
     return error == ENOENT ? "a folder on its path is missing" : strerror(error);
@@ -219,7 +219,7 @@ static void read_settings(void)
     spool = setting("PLUMBLINE_SPOOL", "/var/lib/plumbline/spool");
 }
 
-/* Take the version from what follows the key; false if that is no version. */
+/* Read the version after the key; false if there is none. */
 static bool take_version(const char *at)
 {
     static const char space[] = " \t\r\n";
@@ -237,7 +237,7 @@ static bool take_version(const char *at)
     return true;
 }
 
-/* Find the top-level cniVersion, for the errors made here: delegates inside the configuration have their own. */
+/* Find the top-level cniVersion, for the errors of the entry point: nested delegates have their own. */
 static void find_version(const char *text)
 {
     static const char key[] = "cniVersion";
@@ -260,7 +260,7 @@ static void find_version(const char *text)
     }
 }
 
-/* Read standard input to its end. It is never cut: half a configuration could free the wrong thing. */
+/* Read all of standard input. Never truncate it: half a configuration could free the wrong resources. */
 static size_t read_stdin(unsigned char *to)
 {
     size_t size = 0;
@@ -278,7 +278,7 @@ static size_t read_stdin(unsigned char *to)
                  reason(errno));
     }
     unsigned char *last = to + (size > STDIN_MAX ? STDIN_MAX : size);
-    *last = '\0'; /* for find_version; not a part of the frame */
+    *last = '\0'; /* for find_version; not part of the frame */
     find_version((const char *)to);
     if (size > STDIN_MAX)
         fail(BAD_CONFIG, "%s: the network configuration is larger than 1 MiB; make it smaller", command);
@@ -296,7 +296,7 @@ static void build_frame(void)
             continue;
         size_t size = strlen(*entry);
         if (++entries > ENTRIES_MAX || at + 4 + size + 4 > HEADER + REST_MAX)
-            fail(BAD_ENVIRONMENT, "%s: more than %d CNI_ variables, or more than %d KiB of them, are no CNI request",
+            fail(BAD_ENVIRONMENT, "%s: more than %d CNI_ variables, or more than %d KiB of them, are not a CNI request",
                  command, ENTRIES_MAX, REST_MAX >> 10);
         put(frame + at, size, 4);
         memcpy(frame + at + 4, *entry, size);
@@ -312,7 +312,7 @@ static void build_frame(void)
     put(frame + COUNT, entries, 4);
 }
 
-/* Errors are left to receive(): a worker that refuses a frame half-way may have answered before it closed. */
+/* receive() reports errors: a worker that refuses an incomplete frame may have answered before it closed. */
 static void send_frame(int fd)
 {
     int64_t left = deadline - now();
@@ -326,7 +326,7 @@ static void send_frame(int fd)
     }
 }
 
-/* Read the whole reply before any of it is believed: half a result on standard output can't be taken back. */
+/* Read the whole reply before printing any of it: half a result on standard output can't be taken back. */
 static enum outcome receive(int fd)
 {
     size_t have = 0, want = REPLY_HEADER;
@@ -344,7 +344,7 @@ static enum outcome receive(int fd)
         if (have == want && want == REPLY_HEADER) {
             reply_exit = get32(reply + 4);
             reply_size = get32(reply + 8);
-            /* A failure without a text is refused too: the runtime could make nothing of it. */
+            /* A failure without a text is refused too: the runtime could not interpret it. */
             if (reply_size > REPLY_MAX || reply_exit > 255 || (reply_exit != 0 && reply_size == 0))
                 return SKEWED;
             want += reply_size;
@@ -370,12 +370,12 @@ static enum outcome attempt(void)
 }
 
 /*
- * Try until there is an answer or the deadline comes. A DEL waits only DEL_PATIENCE while nobody listens: the spool
- * takes it, and the runtime can go on.
+ * Try until there is an answer or the deadline passes. A DEL waits only DEL_TIMEOUT while no worker listens: then it
+ * is spooled, and the runtime can continue.
  */
 static enum outcome ask(void)
 {
-    int64_t patience = is_del() ? DEL_PATIENCE : budget;
+    int64_t timeout = is_del() ? DEL_TIMEOUT : budget;
     int64_t listened = now();
     for (int64_t pause = BACKOFF_MIN;; pause = least(2 * pause, BACKOFF_MAX)) {
         enum outcome outcome = attempt();
@@ -383,7 +383,7 @@ static enum outcome ask(void)
             return outcome;
         if (outcome != ABSENT)
             listened = now();
-        int64_t until = least(deadline, listened + patience);
+        int64_t until = least(deadline, listened + timeout);
         int64_t left = until - now();
         if (left > 0)
             poll(NULL, 0, (int)least(pause, left));
@@ -392,7 +392,7 @@ static enum outcome ask(void)
     }
 }
 
-/* Make the request durable for the worker to find. NULL: done, else what can't be done, and errno says why. */
+/* Make the request durable for the worker. NULL: done; else the step that failed, and errno has the reason. */
 static const char *spool_frame(void)
 {
     char draft[ID_SIZE * 2 + 8] = ".", final[ID_SIZE * 2 + 8];
@@ -406,8 +406,8 @@ static const char *spool_frame(void)
     int folder = open(spool, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0)
         return "open it";
-    /* Also when it was there: the process that created it may not have come to this line yet. A read-only parent
-     * (EINVAL) was not created in. */
+    /* Also if the folder existed: the process that created it may not have synced yet. EINVAL: the parent is on a
+     * read-only file system, so nothing was created in it. */
     int parent = openat(folder, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (parent < 0 || (fsync(parent) < 0 && errno != EINVAL))
         return "sync its parent folder";
@@ -445,7 +445,7 @@ int main(void)
         if (!failed)
             return 0;
         fail(TRY_AGAIN,
-             "DEL: the worker at %s did not do it, and the spool folder %s cannot keep it (failed to %s: %s); "
+             "DEL: the worker at %s did not accept it, and the spool folder %s cannot store it (failed to %s: %s); "
              "start the worker or repair the folder, and try again",
              address.sun_path, spool, failed, reason(errno));
     }
@@ -455,6 +455,6 @@ int main(void)
              "and try again",
              command, address.sun_path);
     fail(TRY_AGAIN,
-         "%s: the worker at %s %s within %lld ms; see that plumbline's worker runs on this node, and try again",
+         "%s: the worker at %s %s within %lld ms; check that plumbline's worker runs on this node, and try again",
          command, address.sun_path, trouble[outcome], (long long)budget);
 }
