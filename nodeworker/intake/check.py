@@ -173,7 +173,7 @@ class Checker:
         """Return the default network as if it were to be attached. Raises RequestFailedError."""
         who = "the default network"
         found = await gather_default(conf, self._source)
-        network, config = definition(found.want, found.networks, who)
+        network, config = definition(found.entry, found.networks, who)
         plugins = conflist.render(config)
         ways = registry.choose(plugins, self._section.native)
         try:

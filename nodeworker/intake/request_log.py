@@ -9,7 +9,7 @@ import structlog
 
 from events.process import logs
 from nodeworker.intake.log_files import LogFiles
-from nodeworker.planning.resolve.netconf import NodeDefaults, logging_of, unknown_to_us
+from nodeworker.planning.resolve.netconf import NodeDefaults, logging_of, unknown_netconf_keys
 from nodeworker.plugins.spec.cni_args import pod_of
 from nodeworker.sandboxes.answers import Reply
 from nodeworker.shim.frame import Frame
@@ -40,7 +40,7 @@ class RequestLog:
     def done(self, frame: Frame, reply: Reply, seconds: float) -> None:
         """Log that *frame* was answered with *reply* after *seconds*."""
         config = frame.config
-        self.warn_of_keys(unknown_to_us(config), "the runtime's configuration")
+        self.warn_of_keys(unknown_netconf_keys(config), "the runtime's configuration")
         settings = logging_of(config, self._defaults)
         if not settings.log_file:
             _log_request(frame, reply, seconds)

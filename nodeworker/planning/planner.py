@@ -18,7 +18,7 @@ from nodeworker.journal.journal import Journal
 from nodeworker.kernel.namespaces import inode, interfaces_present
 from nodeworker.planning.cluster.gather import gather
 from nodeworker.planning.cluster.source import Source
-from nodeworker.planning.devices.source import DeviceSource, find
+from nodeworker.planning.devices.source import DeviceSource, find_devices
 from nodeworker.planning.readiness import Readiness
 from nodeworker.planning.resolve.netconf import parse_netconf
 from nodeworker.planning.resolve.plan import plan
@@ -86,7 +86,7 @@ class Planner:
         conf = parse_netconf(request.config, self._section.network)
         await self._readiness.wait(conf.readiness_file, wait, Phase.RESOLVE)
         pod, networks = await gather(conf, request.pod, self._source)
-        devices = await find(conf, request.pod, pod, networks, self._device_sources)
+        devices = await find_devices(conf, request.pod, pod, networks, self._device_sources)
         info_folder = self._section.devices.info_folder
         planned = plan(request, container_id, conf, pod, networks, devices, info_folder)
         if registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins):

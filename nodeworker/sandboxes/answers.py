@@ -19,7 +19,7 @@ from events.schema import (
     RequestId,
 )
 from nodeworker.errors import error_json
-from nodeworker.planning.resolve.netconf import version_asked
+from nodeworker.planning.resolve.netconf import requested_version
 
 KEEP = 60.0
 """Seconds that an answer nobody has taken is kept."""
@@ -38,7 +38,7 @@ OK = Reply(0, b"")
 
 def refusal(failure: Failure, config: str) -> Reply:
     """Return the reply that reports *failure* in the version that *config* asks for."""
-    return Reply(1, error_json(failure, version_asked(config)), failure)
+    return Reply(1, error_json(failure, requested_version(config)), failure)
 
 
 def reply_of(outcome: Data, config: str) -> Reply:

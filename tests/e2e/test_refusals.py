@@ -39,7 +39,7 @@ def assert_refused(
     [
         (b"{", 6, "JSON"),
         (b"", 6, "JSON"),
-        (b"[]", 6, "no JSON object"),
+        (b"[]", 6, "not a JSON object"),
         (b'{"cniVersion":"1.0.0","name":"\xff\xfe"}', 6, "JSON"),
         (b'{"cniVersion":"1.0.0","name":"plumbline","type":"plumbline"}', 7, "no default network"),
         (b'{"cniVersion":"9.9.9","name":"plumbline","type":"plumbline"}', 1, "9.9.9"),

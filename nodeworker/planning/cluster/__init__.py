@@ -1,1 +1,1 @@
-"""Looks up pods and NetworkAttachmentDefinitions, from manifests or an API server."""
+"""Looks up pods and NetworkAttachmentDefinitions, in manifests or an API server, and networks in the node's files."""

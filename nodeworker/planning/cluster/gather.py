@@ -1,4 +1,4 @@
-"""Fetch what a plan is made of, so that planning itself needs nothing but values."""
+"""Fetch the pod and its network definitions, so that planning needs only values."""
 
 from __future__ import annotations
 
@@ -13,73 +13,75 @@ from nodeworker.errors import RequestFailedError, failed
 from nodeworker.planning.cluster import node_files
 from nodeworker.planning.cluster.source import Source, SourceUnavailableError
 from nodeworker.planning.resolve.netconf import NetConf
-from nodeworker.planning.resolve.networks import Wanted, default_network, wanted
+from nodeworker.planning.resolve.networks import NetworkEntry, default_network, networks_of
 from nodeworker.planning.resolve.objects import Nad, NetworkRef, PodObject
 from nodeworker.plugins.spec.names import shown
 
 
 class Gathered(NamedTuple):
-    """What ``nodeworker.planning.resolve.plan`` takes."""
+    """The pod and its networks, as arguments of ``planning.resolve.plan``."""
 
     pod: PodObject | None
-    """None: the runtime names no pod."""
+    """None: the runtime named no pod."""
     networks: dict[NetworkRef, Nad]
-    """A network that does not exist is not in it."""
+    """A network that does not exist is missing."""
 
 
 class DefaultNetwork(NamedTuple):
-    """The node's default network, as ``nodeworker.planning.resolve.plan`` takes it."""
+    """The node's default network, with its definition."""
 
-    want: Wanted
+    entry: NetworkEntry
     networks: dict[NetworkRef, Nad]
 
 
 async def gather(conf: NetConf, pod: Pod, source: Source | None) -> Gathered:
-    """Return the pod as *source* has it and the networks it is to be attached to, each with its configuration.
+    """Return the pod and its networks from *source*, each with its configuration.
 
-    Without *source*, the pod is what the runtime said, and networks are what the node's disk has.
+    Without *source*, the pod is as the runtime named it, and networks are files of the node.
 
     Raises RequestFailedError: POD_NOT_FOUND and SOURCE_UNAVAILABLE (both CNI code 11: the runtime tries again),
-    NETWORK_NOT_FOUND where the disk was searched in vain, and what ``wanted`` raises.
+    NETWORK_NOT_FOUND for a missing file, and the errors of ``networks_of``.
     """
-    who = f"pod {pod}" if pod.name else "a sandbox without pod"
-    with _source_errors(who):
+    subject = f"pod {pod}" if pod.name else "a sandbox without pod"
+    with _source_errors(subject):
         found = await _pod(pod, source)
-        return Gathered(found, await _networks(wanted(conf, found), conf, source, who))
+        return Gathered(found, await _networks(networks_of(conf, found), conf, source, subject))
 
 
 async def gather_default(conf: NetConf, source: Source | None) -> DefaultNetwork:
-    """Return the network that every pod of the node gets unless it asks for another in its place.
+    """Return the node's default network, which every pod gets unless its annotation names another one.
 
     Raises RequestFailedError: SOURCE_UNAVAILABLE, NETWORK_NOT_FOUND.
     """
-    who = "the default network"
-    want = default_network(conf)
-    with _source_errors(who):
-        return DefaultNetwork(want, await _networks((want,), conf, source, who))
+    subject = "the default network"
+    entry = default_network(conf)
+    with _source_errors(subject):
+        return DefaultNetwork(entry, await _networks((entry,), conf, source, subject))
 
 
 @contextmanager
-def _source_errors(who: str) -> Generator[None]:
-    """Turn a source that can't say into the failure of the request."""
+def _source_errors(subject: str) -> Generator[None]:
+    """Translate an unavailable source into the failure of the request."""
     try:
         yield
     except SourceUnavailableError as error:
         raise failed(
             ErrorClass.SOURCE_UNAVAILABLE,
             Phase.RESOLVE,
-            f"{who}: pods and networks can't be looked up now: {error}; the runtime will try again",
+            f"{subject}: pods and networks can't be looked up now: {error}; the runtime will try again",
         ) from error
 
 
-async def _networks(wants: Iterable[Wanted], conf: NetConf, source: Source | None, who: str) -> dict[NetworkRef, Nad]:
+async def _networks(
+    entries: Iterable[NetworkEntry], conf: NetConf, source: Source | None, subject: str
+) -> dict[NetworkRef, Nad]:
     networks: dict[NetworkRef, Nad] = {}
-    for want in wants:
-        if want.ref is None or want.ref in networks:
+    for entry in entries:
+        if entry.ref is None or entry.ref in networks:
             continue
-        nad = await (_auxiliary(conf, who) if want.auxiliary else _network(want.ref, conf, source, who))
+        nad = await (_auxiliary(conf, subject) if entry.auxiliary else _network(entry.ref, conf, source, subject))
         if nad is not None:
-            networks[want.ref] = nad
+            networks[entry.ref] = nad
     return networks
 
 
@@ -93,13 +95,13 @@ async def _pod(pod: Pod, source: Source | None) -> PodObject | None:
         raise failed(
             ErrorClass.POD_NOT_FOUND,
             Phase.RESOLVE,
-            f"pod {pod} is not known (yet), so nobody can tell which networks it is for; the runtime will try again",
+            f"pod {pod} is not known (yet), so its networks are not known; the runtime will try again",
         )
     return found
 
 
-async def _network(ref: NetworkRef, conf: NetConf, source: Source | None, who: str) -> Nad | None:
-    """Return the network with its configuration, from the cluster before the disk; None if it does not exist."""
+async def _network(ref: NetworkRef, conf: NetConf, source: Source | None, subject: str) -> Nad | None:
+    """Return the network with its configuration, from the cluster or else from a file; None: it does not exist."""
     is_path = "/" in ref.name
     nad = None if source is None or is_path else await source.nad(ref.namespace, ref.name)
     if nad is None and not ref.on_disk:
@@ -112,7 +114,7 @@ async def _network(ref: NetworkRef, conf: NetConf, source: Source | None, who: s
     else:
         found = await asyncio.to_thread(node_files.find_config, conf_dir, ref.name)
     if found.config is None:
-        raise _not_on_disk(ref, nad, conf_dir, found.skipped, who)
+        raise _not_on_disk(ref, nad, conf_dir, found.skipped, subject)
     return Nad(
         namespace=nad.namespace if nad else "",
         name=ref.name,
@@ -121,22 +123,22 @@ async def _network(ref: NetworkRef, conf: NetConf, source: Source | None, who: s
     )
 
 
-async def _auxiliary(conf: NetConf, who: str) -> Nad | None:
-    """Return the auxiliary chain; None if its folder holds no plugin."""
+async def _auxiliary(conf: NetConf, subject: str) -> Nad | None:
+    """Return the auxiliary chain; None: its folder has no plugin."""
     name = conf.auxiliary_chain
     found = await asyncio.to_thread(node_files.auxiliary_chain, Path(conf.cluster_network), name, conf.cni_version)
     if found.skipped:
         raise failed(
             ErrorClass.NETWORK_NOT_FOUND,
             Phase.RESOLVE,
-            f"{who}: the auxiliary chain {name} can't be read: {'; '.join(found.skipped)}; correct or remove it",
+            f"{subject}: the auxiliary chain {name} can't be read: {'; '.join(found.skipped)}; correct or remove it",
             network=name,
         )
     return Nad(namespace="", name=name, config=found.config) if found.config else None
 
 
 def _not_on_disk(
-    ref: NetworkRef, nad: Nad | None, conf_dir: Path, skipped: tuple[str, ...], who: str
+    ref: NetworkRef, nad: Nad | None, conf_dir: Path, skipped: tuple[str, ...], subject: str
 ) -> RequestFailedError:
     if nad is not None:
         problem = (
@@ -144,18 +146,18 @@ def _not_on_disk(
             f"holds a configuration of that name; provide one of the two"
         )
     elif "/" in ref.name:
-        reason = "; ".join(skipped) or "there is no configuration in the folder"
+        reason = "; ".join(skipped) or "the folder has no configuration"
         problem = f"network {shown(ref.name)} of the node's configuration can't be read: {reason}; correct the path"
     else:
         problem = (
             f"network {shown(ref.name)} of the node's configuration is neither a NetworkAttachmentDefinition in "
             f"namespace {ref.namespace} nor a configuration in {conf_dir}; create one of the two"
         )
-    details = f"passed over: {'; '.join(skipped)}" if skipped and "/" not in ref.name else ""
+    details = f"skipped: {'; '.join(skipped)}" if skipped and "/" not in ref.name else ""
     return failed(
         ErrorClass.NETWORK_NOT_FOUND,
         Phase.RESOLVE,
-        f"{who}: {problem}",
+        f"{subject}: {problem}",
         network=ref.name if nad is None else f"{ref.namespace}/{ref.name}",
         details=details,
     )

@@ -1,7 +1,7 @@
 """A folder of Kubernetes manifests as the cluster: for one machine, and for tests without an API server.
 
-The folder is the truth at the moment of each look-up; there is no watch to fall behind. Only files that changed are
-read again, and a file that can't be used takes nothing with it but its own objects.
+Each look-up reads the current folder, so there is no watch that could lag. Only changed files are read again. An
+unusable file affects its own objects only.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ NAD_API = "k8s.cni.cncf.io/v1"
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 STATUS = "status"
-"""Folder in which the worker writes what became of the pods; no manifests."""
+"""Folder in which the worker writes the status of pods; it has no manifests."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _UNREADABLE = (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
-"""What reading a file may raise; PyYAML lets the errors of its constructors (``!!bool maybe``) through as they are."""
+"""What reading a file may raise; PyYAML does not wrap the errors of its constructors (``!!bool maybe``)."""
 
 Found = TypeVar("Found", Nad, PodObject)
 _Object = Nad | PodObject
@@ -59,13 +59,13 @@ class _Nad(msgspec.Struct):
 
 
 _FRESH = 0.01
-"""Seconds after a pod for which networks are not looked for again: its own are asked for behind it, one by one."""
+"""Seconds after the look-up of a pod in which files are not read again: an ADD then looks up the pod's networks."""
 _QUICK = 0.001
-"""Seconds that a look at the folder may hold the event loop up; to wake a thread for it takes half of them."""
+"""Seconds for which a scan of the folder may block the event loop; a thread switch alone costs half of them."""
 
 
 class _Signature(NamedTuple):
-    """What changes when a file does."""
+    """Changes whenever the file does."""
 
     mtime_ns: int
     size: int
@@ -78,9 +78,9 @@ class _File(NamedTuple):
 
 
 class Manifests:
-    """``Source`` from the YAML and JSON files under *folder*, hidden ones and those in its ``status`` folder excepted.
+    """``Source`` from the YAML and JSON files under *folder*, except hidden ones and those in its ``status`` folder.
 
-    An object that is in several files is taken from the last of them by path.
+    If an object is in several files, the last of them by path counts.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -91,10 +91,11 @@ class Manifests:
         self._quick = False
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
         # One thread: what may take long stays off the event loop, and look-ups follow one another.
+        # One thread: slow reads do not block the event loop, and look-ups are serial.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manifests")
 
     async def pod(self, namespace: str, name: str, uid: str = "") -> PodObject | None:
-        """Return the pod *namespace*/*name*, of whatever *uid*: a folder has one incarnation.
+        """Return the pod *namespace*/*name*, whatever its *uid*: a folder has one incarnation.
 
         Raises SourceUnavailableError if the folder can't be read.
         """
@@ -106,41 +107,41 @@ class Manifests:
     async def nad(self, namespace: str, name: str) -> Nad | None:
         """Return the NAD *namespace*/*name*. Raises SourceUnavailableError if the folder can't be read."""
         if time.monotonic() - self._looked_at < _FRESH:
-            return self._held(Nad, namespace, name)
+            return self._get(Nad, namespace, name)
         return await self._look_up(Nad, namespace, name)
 
     @property
     def claims(self) -> None:
-        """None: nobody allocates devices to the pods of a folder."""
+        """None: no component allocates devices to the pods of a folder."""
         return None
 
     async def run(self) -> None:
-        """Do nothing until cancelled: the folder is looked at when it is asked."""
+        """Do nothing until cancelled: each look-up reads the folder."""
         await asyncio.get_running_loop().create_future()
 
     async def ready(self, seconds: float) -> bool:
-        """Return true at once, whatever *seconds*."""
+        """Return true at once."""
         return True
 
     def close(self) -> None:
-        """End the thread once the look-ups under way are done."""
+        """Stop the thread after the current look-ups."""
         self._thread.shutdown()
 
     async def _look_up(self, kind: type[Found], namespace: str, name: str) -> Found | None:
         if self._quick and self._is_current(self._signatures()):
-            return self._held(kind, namespace, name)
+            return self._get(kind, namespace, name)
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._find, kind, namespace, name)
 
     def _find(self, kind: type[Found], namespace: str, name: str) -> Found | None:
         self._refresh()
-        return self._held(kind, namespace, name)
+        return self._get(kind, namespace, name)
 
-    def _held(self, kind: type[Found], namespace: str, name: str) -> Found | None:
+    def _get(self, kind: type[Found], namespace: str, name: str) -> Found | None:
         found = self._objects.get((kind, namespace, name))
         return found if isinstance(found, kind) else None
 
     def _refresh(self) -> None:
-        """Bring what is held in line with the folder."""
+        """Read changed files again."""
         signatures = self._signatures()
         if self._is_current(signatures):
             return
@@ -151,10 +152,10 @@ class Manifests:
                 known = _File(signature, tuple(self._read(path)))
             files[path] = known
         self._objects = {(type(o), o.namespace, o.name): o for file in files.values() for o in file.objects}
-        self._files = files  # last, as it is what tells whether the objects are current
+        self._files = files  # last: it decides whether the objects are current
 
     def _signatures(self) -> dict[str, _Signature]:
-        """Return what is in the folder, by path. Raises SourceUnavailableError."""
+        """Return the signatures of the files in the folder, by path. Raises SourceUnavailableError."""
         began = time.monotonic()
         try:
             return dict(sorted(_scan(self._folder)))
@@ -167,7 +168,7 @@ class Manifests:
         return signatures == {path: file.signature for path, file in self._files.items()}
 
     def _read(self, path: str) -> Iterator[_Object]:
-        """Yield the objects in the file *path*; say once what is wrong with it and go on."""
+        """Yield the objects in the file *path*; log once what is unusable, and continue."""
         try:
             manifests = list(_flat(_documents(self._folder / path)))
         except _UNREADABLE as error:
@@ -181,10 +182,10 @@ class Manifests:
 
 
 def _scan(folder: Path) -> Iterator[tuple[str, _Signature]]:
-    """Yield path, relative to *folder*, and signature of each manifest. Raises OSError if *folder* can't be listed."""
+    """Yield path, relative to *folder*, and signature of each manifest. Raises OSError if *folder* can't be read."""
 
     def fail(error: OSError) -> None:
-        # Below the top, a folder that vanished or is closed to us is a matter of its own manifests only.
+        # A subfolder that vanished or can't be read affects its own manifests only.
         if error.filename == str(folder):
             raise error
 
@@ -205,12 +206,12 @@ def _scan(folder: Path) -> Iterator[tuple[str, _Signature]]:
 def _documents(path: Path) -> list[Any]:
     """Return the documents in the file *path*. Raises one of ``_UNREADABLE``."""
     text = path.read_text(encoding="utf-8")
-    # YAML takes most JSON, but not JSON that is indented with tabs.
+    # YAML accepts most JSON, but not JSON that is indented with tabs.
     return [decode_json(text)] if path.suffix == ".json" else list(yaml.load_all(text, Loader=_LOADER))
 
 
 def _flat(documents: list[Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the objects of *documents*, those in lists included."""
+    """Yield the objects in *documents*, including those in lists."""
     for document in documents:
         if not isinstance(document, Mapping):
             continue
@@ -221,7 +222,7 @@ def _flat(documents: list[Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _object(manifest: Mapping[str, Any]) -> Iterator[_Object]:
-    """Yield the pod or NAD that *manifest* is; nothing for other kinds. Raises msgspec.ValidationError."""
+    """Yield *manifest* as a pod or NAD; nothing for other kinds. Raises msgspec.ValidationError."""
     kind = (manifest.get("apiVersion"), manifest.get("kind"))
     if kind == ("v1", "Pod"):
         about = convert(manifest, _Pod).metadata

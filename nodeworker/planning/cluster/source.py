@@ -1,4 +1,4 @@
-"""What the worker needs of a cluster, whatever tells it: an API server's cache, or a folder of manifests."""
+"""The interface to the cluster: the cache of an API server, or a folder of manifests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from nodeworker.planning.resolve.objects import Nad, PodObject
 
 
 class SourceUnavailableError(Exception):
-    """The source can't say whether the object exists; its text says why."""
+    """The source can't tell whether the object exists; the text says why."""
 
 
 class Source(Protocol):
-    """Look-up of the two kinds of objects that planning needs. None means: there certainly is none."""
+    """Looks up pods and networks. None means that the object certainly does not exist."""
 
     async def pod(self, namespace: str, name: str, uid: str = "") -> PodObject | None:
-        """Return the pod *namespace*/*name*, if possible the incarnation *uid*, which another may have followed.
+        """Return the pod *namespace*/*name*, preferably its incarnation *uid*; a later one may have replaced it.
 
         Raises SourceUnavailableError.
         """
@@ -28,17 +28,17 @@ class Source(Protocol):
 
     @property
     def claims(self) -> DeviceSource | None:
-        """Who knows of the devices that pods have by resource claims; None where there are no claims."""
+        """The source of devices by resource claims; None: this cluster has no claims."""
         ...
 
     async def run(self) -> None:
-        """Keep what is looked up current, until cancelled."""
+        """Update the cached objects until cancelled."""
         ...
 
     async def ready(self, seconds: float) -> bool:
-        """Return true once all can be looked up at once, false if that is not so within *seconds*."""
+        """Return true when all objects are cached, false after *seconds*."""
         ...
 
     def close(self) -> None:
-        """Let go of what the source holds. ``run`` has ended before."""
+        """Release connections, threads and files. Call it after ``run`` has ended."""
         ...

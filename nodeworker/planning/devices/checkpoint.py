@@ -1,4 +1,4 @@
-"""Read the file in which the kubelet keeps its pods' devices, for nodes where it can't be asked."""
+"""Read the kubelet's file of its pods' devices, for nodes without the PodResources API."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _DECODER = msgspec.json.Decoder(_Checkpoint)
 
 
 def devices(path: Path, pod: Pod, socket: Path) -> Devices:
-    """Return the devices of *pod*, which is known here by its UID alone; *socket* is where the kubelet was missed.
+    """Return the devices of *pod*, which the file identifies by UID only; *socket* is the kubelet's missing one.
 
-    Containers follow by name, as the file has no order. Raises DevicesUnknownError.
+    Ordered by container name, because the file has no order. Raises DevicesUnknownError.
     """
     if not pod.uid:
         raise DevicesUnknownError(f"there is no kubelet at {socket}, and its file {path} knows pods by UID only")

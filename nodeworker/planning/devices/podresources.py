@@ -1,6 +1,6 @@
-"""Ask the kubelet over its PodResources API (version v1), the one interface that it offers for this.
+"""Ask the kubelet for a pod's devices over its PodResources API (version v1).
 
-Import it when it is needed: gRPC costs 4 MB.
+Import it on demand: gRPC costs 4 MB.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from nodeworker.plugins.spec.names import shown
 
 _SECONDS = 10.0
 _PAUSE = 0.1
-"""Seconds until a kubelet that answers 100 requests in a second is asked again."""
+"""Seconds until a retry: the kubelet answers at most 100 requests a second."""
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
 
 
 async def devices(socket: Path, pod: Pod, seconds: float = _SECONDS) -> Devices:
-    """Return the devices of *pod*; nothing for one that the kubelet does not know.
+    """Return the devices of *pod*; empty for a pod that the kubelet at *socket* does not know.
 
-    The kubelet at *socket* has *seconds* to answer. Raises DevicesUnknownError.
+    Raises DevicesUnknownError, also after *seconds* without an answer.
     """
     channel = Channel(path=str(socket))
     try:
@@ -47,30 +47,30 @@ async def devices(socket: Path, pod: Pod, seconds: float = _SECONDS) -> Devices:
     except OSError as error:
         raise DevicesUnknownError(f"the kubelet at {socket} can't be reached: {error.strerror or error}") from error
     except GRPCError as error:
-        said = f"{error.status.name}, {shown(error.message or '')}"
-        raise DevicesUnknownError(f"the kubelet at {socket} refused to list the pod's resources: {said}") from error
+        answer = f"{error.status.name}, {shown(error.message or '')}"
+        raise DevicesUnknownError(f"the kubelet at {socket} refused to list the pod's resources: {answer}") from error
     except (ProtocolError, StreamTerminatedError, DecodeError) as error:
-        raise DevicesUnknownError(f"what answers at {socket} is no kubelet, or stopped: {error}") from error
+        raise DevicesUnknownError(f"the process at {socket} is no kubelet, or stopped: {error}") from error
     finally:
         channel.close()
     return _by_resource(resources)
 
 
 async def _of_pod(kubelet: PodResourcesListerStub, pod: Pod) -> PodResources | None:
-    """Ask for the one pod, and for all of the node where the kubelet can't tell of one."""
+    """Ask for the one pod, or for all pods of the node if the kubelet does not support that."""
     try:
         request = GetPodResourcesRequest(pod_name=pod.name, pod_namespace=pod.namespace)
-        return (await _patiently(kubelet.Get, request)).pod_resources
+        return (await _with_retries(kubelet.Get, request)).pod_resources
     except GRPCError as error:
-        # UNKNOWN is all that a kubelet says whose feature gate is off, and all that it says of a pod that it hasn't.
+        # A kubelet answers UNKNOWN if its feature gate is off, and also for a pod that it does not have.
         if error.status not in (Status.UNIMPLEMENTED, Status.UNKNOWN):
             raise
-    listed = (await _patiently(kubelet.List, ListPodResourcesRequest())).pod_resources
+    listed = (await _with_retries(kubelet.List, ListPodResourcesRequest())).pod_resources
     return next((each for each in listed if (each.namespace, each.name) == (pod.namespace, pod.name)), None)
 
 
-async def _patiently(method: UnaryUnaryMethod[Request, Reply], request: Request) -> Reply:
-    """Return the reply of a kubelet that may have had too many requests at once."""
+async def _with_retries(method: UnaryUnaryMethod[Request, Reply], request: Request) -> Reply:
+    """Return the reply; retry while the kubelet has too many requests."""
     while True:
         try:
             return await method(request)
@@ -81,7 +81,7 @@ async def _patiently(method: UnaryUnaryMethod[Request, Reply], request: Request)
 
 
 def _by_resource(resources: PodResources | None) -> Devices:
-    """Return the devices container by container, sorted within each: the kubelet's own order is that of a Go map."""
+    """Return the devices container by container, sorted within each: the kubelet's order is random (a Go map)."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for container in resources.containers if resources else ():
         of_container: defaultdict[str, list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What planning needs of whoever gave a pod its devices, and how they are asked, one after another."""
+"""The interface to sources of a pod's devices, and the search through them in order."""
 
 from __future__ import annotations
 
@@ -9,71 +9,71 @@ from events.schema import ErrorClass, Phase, Pod
 from nodeworker.errors import failed
 from nodeworker.planning.resolve import device_assignment
 from nodeworker.planning.resolve.netconf import NetConf
-from nodeworker.planning.resolve.networks import wanted
+from nodeworker.planning.resolve.networks import networks_of
 from nodeworker.planning.resolve.objects import Nad, NetworkRef, PodObject
 from nodeworker.plugins.spec.names import shown
 
 Devices: TypeAlias = Mapping[str, tuple[str, ...]]
-"""IDs of a pod's devices, in the order in which its attachments take them, by resource."""
+"""IDs of a pod's devices by resource, in the order in which they are assigned."""
 
 
 class DevicesUnknownError(Exception):
-    """Nobody can say now which devices the pod has; the text says why, and what to do unless that is to wait."""
+    """The pod's devices are not known now; the text says why, and what to do unless a retry will help."""
 
 
 class DeviceSource(Protocol):
-    """One who knows which devices pods have."""
+    """A source of pods' devices."""
 
     async def devices(self, pod: Pod) -> Devices:
-        """Return the devices that *pod* was given; nothing for a pod that has none.
+        """Return the allocated devices of *pod*; empty for a pod that has none.
 
         The UID of *pod* is the kubelet's. Raises DevicesUnknownError.
         """
         ...
 
 
-async def find(
+async def find_devices(
     conf: NetConf,
     asked: Pod,
     pod: PodObject | None,
     networks: Mapping[NetworkRef, Nad],
     sources: Sequence[DeviceSource],
 ) -> Devices:
-    """Return the devices of *pod* that its networks draw from; *asked* is how the runtime named it.
+    """Return the devices of *pod* that its networks use; *asked* is the pod as the runtime names it.
 
-    Nobody is asked for a pod whose networks draw no devices, and a source only once those before it know of too few: a
-    pod with the devices of a device plugin costs no request to the API server. Raises RequestFailedError:
-    DEVICE_UNAVAILABLE (CNI code 11: the runtime tries again), INVALID_CONFIG, and what ``wanted`` raises.
+    No source is asked for a pod whose networks use no devices. A source is asked only if those before it have too few:
+    a pod with the devices of a device plugin causes no request to the API server. Raises RequestFailedError:
+    DEVICE_UNAVAILABLE (CNI code 11: the runtime tries again), INVALID_CONFIG, and the errors of ``networks_of``.
     """
-    who = f"pod {asked}" if asked.name else "a sandbox without pod"
-    uses = device_assignment.uses(wanted(conf, pod), networks, who)
+    subject = f"pod {asked}" if asked.name else "a sandbox without pod"
+    uses = device_assignment.resource_counts(networks_of(conf, pod), networks, subject)
     found: dict[str, tuple[str, ...]] = {}
     if pod is None:
         return found
-    given = Pod(pod.namespace, pod.name, asked.uid or pod.uid)
+    identified = Pod(pod.namespace, pod.name, asked.uid or pod.uid)
     for source in sources:
         if all(len(found.get(resource, ())) >= number for resource, number in uses.items()):
             break
         try:
-            _add(found, await source.devices(given), uses)
+            _add(found, await source.devices(identified), uses)
         except DevicesUnknownError as error:
             raise failed(
                 ErrorClass.DEVICE_UNAVAILABLE,
                 Phase.RESOLVE,
-                f"{who}: its networks draw devices of {', '.join(uses)}, and nobody can say now which the pod has: "
+                f"{subject}: its networks use devices of {', '.join(uses)}, and it is not known which the pod has: "
                 f"{error}; the runtime will try again",
             ) from error
     return found
 
 
-def _add(found: dict[str, tuple[str, ...]], given: Devices, uses: Mapping[str, int]) -> None:
-    """Add to *found* what of *given* is used. Raises DevicesUnknownError for what can't be the ID of a device."""
+def _add(found: dict[str, tuple[str, ...]], devices: Devices, uses: Mapping[str, int]) -> None:
+    """Add the *devices* of used resources to *found*. Raises DevicesUnknownError for an invalid device ID."""
     for resource in uses:
-        for device in given.get(resource, ()):
+        for device in devices.get(resource, ()):
             if not device_assignment.is_device_id(device):
                 raise DevicesUnknownError(
-                    f"{shown(device)} of resource {resource} is no usable device ID: its device plugin or driver has "
-                    f"to name it with at most {device_assignment.MAX_ID} visible ASCII characters, none of them a slash"
+                    f"{shown(device)} of resource {resource} is not a usable device ID: its device plugin or driver "
+                    f"must use at most {device_assignment.MAX_ID} visible ASCII characters, none of them a slash"
                 )
-        # A device that an init container had may be given to a later one again.
-        found[resource] = tuple(dict.fromkeys((*found.get(resource, ()), *given.get(resource, ()))))
+        # A later container may get a device that an init container had.
+        found[resource] = tuple(dict.fromkeys((*found.get(resource, ()), *devices.get(resource, ()))))

@@ -1,7 +1,6 @@
-"""Pure planning: what the runtime, the node, the pod and the networks say becomes the plan of one sandbox.
+"""Plans one sandbox, as pure functions of the runtime's request, the node's configuration, the pod and its networks.
 
-The way through it: ``netconf`` reads what the runtime gave us, ``wanted`` says which networks that means for a pod,
-``nodeworker.planning.cluster.gather`` fetches them, ``plan`` renders each to the bytes its plugins will be handed. No
-module here does I/O, reads a clock or keeps state, so the plan in the ledger can be recomputed, and argued with,
-anywhere.
+``netconf`` parses the runtime's configuration, ``networks`` lists the networks of the pod, ``planning.cluster.gather``
+fetches their definitions, and ``plan`` renders each to the exact bytes for its plugins. No module here does I/O, reads
+a clock or keeps state, so the plan in the ledger can be computed again anywhere.
 """

@@ -1,9 +1,8 @@
-"""What a pod's annotations select: both forms of the NPWG specification (1.3, section 4), checked to the last field.
+"""Parse a pod's network annotations, in both forms of the NPWG specification (1.3, section 4), and check every field.
 
-Multus lets much of this through and fails late, or attaches something else than was asked. Here a selection that is
-accepted can be planned; a mistake is named by annotation, element and field, before anything is done. As in Multus, a
-field that is null, empty or zero asks for nothing, the case of its name does not matter, and an unknown field is
-ignored.
+Multus accepts more and fails late, or attaches something else than requested. Here an accepted selection can be
+planned. An error names annotation, element and field, before any effect. As in Multus, a field that is null, empty or
+zero requests nothing, the case of its name does not matter, and an unknown field is ignored.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class PortMapping(
     host_port: int
     container_port: int
     protocol: str = "tcp"
-    """In any case: TCP, UDP or SCTP."""
+    """TCP, UDP or SCTP, in any case."""
     host_ip: str = ""
 
 
@@ -74,7 +73,7 @@ class Selection(
         "ipam_claim_reference": "ipam-claim-reference",
     },
 ):
-    """One network that a pod asks for, and how."""
+    """One network that a pod requests, with its parameters."""
 
     namespace: str
     name: str
@@ -87,9 +86,9 @@ class Selection(
     device_id: str = ""
     cni_args: dict[str, Any] = {}
     default_route: tuple[str, ...] | None = None
-    """Gateways. An empty list is a request too: keep the route the network comes with."""
+    """Gateways. An empty list is a request too: keep the default route of the network."""
     ipam_claim_reference: str = ""
-    """Not handed on: who implements IPAMClaims reads it from the pod, and whoever does not shall ignore it."""
+    """Not passed on: an implementation of IPAMClaims reads it from the pod, and others must ignore it."""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
@@ -101,28 +100,28 @@ _FIELDS = (*names_of(Selection), _DEPRECATED)
 
 @functools.lru_cache(64)
 def parse_networks(text: str, default_namespace: str, *, pod: str = "") -> tuple[Selection, ...]:
-    """Return what the annotation ``k8s.v1.cni.cncf.io/networks`` selects; nothing where it is blank.
+    """Return the selections of the annotation ``k8s.v1.cni.cncf.io/networks``; none if it is blank.
 
-    *pod* is for the error message only. It is asked for more than once in the course of an ADD. Raises
+    *pod* is for the error message only. Cached, because an ADD parses the same text more than once. Raises
     RequestFailedError (INVALID_ANNOTATION).
     """
-    return _parse(text, default_namespace, _Complaint(NETWORKS, pod))
+    return _parse(text, default_namespace, _AnnotationErrors(NETWORKS, pod))
 
 
 def parse_default_network(text: str, default_namespace: str, *, pod: str = "") -> Selection:
-    """Return the one network that the annotation ``v1.multus-cni.io/default-network`` selects.
+    """Return the only selection of the annotation ``v1.multus-cni.io/default-network``.
 
     Raises RequestFailedError (INVALID_ANNOTATION).
     """
-    complaint = _Complaint(DEFAULT_NETWORK, pod)
-    selections = _parse(text, default_namespace, complaint)
+    errors = _AnnotationErrors(DEFAULT_NETWORK, pod)
+    selections = _parse(text, default_namespace, errors)
     if len(selections) != 1:
-        raise complaint.about(f"selects {len(selections)} networks; it has to select exactly one")
+        raise errors.about(f"selects {len(selections)} networks; it has to select exactly one")
     return selections[0]
 
 
-class _Complaint:
-    """Where we are in which annotation: the part that all error sentences share."""
+class _AnnotationErrors:
+    """Builds the errors of one annotation: all sentences begin with the pod and the annotation."""
 
     def __init__(self, annotation: str, pod: str) -> None:
         self._subject = f"pod {pod}: annotation {annotation}" if pod else f"annotation {annotation}"
@@ -139,47 +138,47 @@ class _Complaint:
         return self.about(f"element {index}{label}: {problem}")
 
 
-def _parse(text: str, default_namespace: str, complaint: _Complaint) -> tuple[Selection, ...]:
+def _parse(text: str, default_namespace: str, errors: _AnnotationErrors) -> tuple[Selection, ...]:
     if not text.strip():
         return ()
-    elements = _json_elements(text, complaint) if any(c in text for c in '[{"') else _short_elements(text, complaint)
+    elements = _json_elements(text, errors) if any(c in text for c in '[{"') else _short_elements(text, errors)
     selections: list[Selection] = []
     for index, element in enumerate(elements, 1):
         name = element.get("name")
         try:
             selection = msgspec.convert({"namespace": default_namespace, "name": "", **element}, Selection)
         except msgspec.ValidationError as error:
-            raise complaint.at(index, name, _wrong_type(error)) from error
+            raise errors.at(index, name, _wrong_type(error)) from error
         for field, problem in _problems(selection):
-            raise complaint.at(index, name, f"field {field} {problem}")
+            raise errors.at(index, name, f"field {field} {problem}")
         selections.append(selection)
-    _check_together(selections, complaint)
+    _check_together(selections, errors)
     return tuple(selections)
 
 
-def _short_elements(text: str, complaint: _Complaint) -> Iterator[dict[str, Any]]:
+def _short_elements(text: str, errors: _AnnotationErrors) -> Iterator[dict[str, Any]]:
     """Yield the elements of the comma-separated form: ``[namespace/]name[@interface]``."""
     for index, item in enumerate(text.split(","), 1):
         *namespace, rest = item.split("/")
         name, *ifname = rest.split("@")
         if len(namespace) > 1 or len(ifname) > 1:
-            raise complaint.at(index, item.strip(), "is not of the form [namespace/]name[@interface]")
+            raise errors.at(index, item.strip(), "is not of the form [namespace/]name[@interface]")
         if "." in name:
-            raise complaint.at(index, name.strip(), "has a dot in its name; use the JSON form for such a name")
+            raise errors.at(index, name.strip(), "has a dot in its name; use the JSON form for such a name")
         parts = {"namespace": "".join(namespace), "name": name, "interface": "".join(ifname)}
         yield {field: part.strip() for field, part in parts.items() if part.strip()}
 
 
-def _json_elements(text: str, complaint: _Complaint) -> Iterator[dict[str, Any]]:
+def _json_elements(text: str, errors: _AnnotationErrors) -> Iterator[dict[str, Any]]:
     try:
         value = decode_json(text)
     except ValueError as error:
-        raise complaint.about(f"is no valid JSON: {error}") from error
+        raise errors.about(f"is not valid JSON: {error}") from error
     if not isinstance(value, list):
-        raise complaint.about("is JSON but no list of network selection elements")
+        raise errors.about("is JSON but not a list of network selection elements")
     for index, element in enumerate(cast("list[Any]", value), 1):
         if not isinstance(element, dict):
-            raise complaint.at(index, "", "is no JSON object")
+            raise errors.at(index, "", "is not a JSON object")
         fields = respelled(cast("dict[str, Any]", element), _FIELDS)
         given = {key: field for key, field in fields.items() if field is not None and field != ""}
         given.setdefault("interface", given.get(_DEPRECATED, ""))
@@ -187,19 +186,19 @@ def _json_elements(text: str, complaint: _Complaint) -> Iterator[dict[str, Any]]
 
 
 def _wrong_type(error: msgspec.ValidationError) -> str:
-    """Return msgspec's complaint with the field first: it says ``Expected `str`, got `int` - at `$.mac` ``."""
+    """Return msgspec's message with the field first; it has the form ``Expected `str`, got `int` - at `$.mac` ``."""
     problem, _, path = str(error).partition(" - at `$.")
     return f"field {path.rstrip('`')}: {problem}" if path else problem
 
 
 def _problems(selection: Selection) -> Iterator[tuple[str, str]]:
-    """Yield field and problem of all that is wrong with one selection."""
+    """Yield field and problem of everything that is wrong with one selection."""
     if not selection.name:
         yield "name", "is missing"
     elif not is_object_name(selection.name):
-        yield "name", f"is {shown(selection.name)}, which is no DNS-1123 name"
+        yield "name", f"is {shown(selection.name)}, which is not a DNS-1123 name"
     if not is_namespace(selection.namespace):
-        yield "namespace", f"is {shown(selection.namespace)}, which is no DNS-1123 label"
+        yield "namespace", f"is {shown(selection.namespace)}, which is not a DNS-1123 label"
     if selection.ifname and (problem := ifname_problem(selection.ifname)):
         yield "interface", f"is {shown(selection.ifname)}, which {problem}"
     yield from _address_problems(selection)
@@ -214,12 +213,12 @@ def _address_problems(selection: Selection) -> Iterator[tuple[str, str]]:
         if not is_ip_or_cidr(ip):
             yield "ips", f"holds {shown(ip)}, which is neither an IP address nor one with a prefix length"
     if selection.mac and not is_mac(selection.mac):
-        yield "mac", f"is {shown(selection.mac)}, which is no 6-byte MAC address"
+        yield "mac", f"is {shown(selection.mac)}, which is not a 6-byte MAC address"
     if selection.infiniband_guid and not is_guid(selection.infiniband_guid):
-        yield "infiniband-guid", f"is {shown(selection.infiniband_guid)}, which is no 8-byte GUID"
+        yield "infiniband-guid", f"is {shown(selection.infiniband_guid)}, which is not an 8-byte GUID"
     for gateway in selection.default_route or ():
         if not is_ip(gateway):
-            yield "default-route", f"holds {shown(gateway)}, which is no IP address"
+            yield "default-route", f"holds {shown(gateway)}, which is not an IP address"
     for family, count in Counter(":" in gateway for gateway in selection.default_route or ()).items():
         if count > 1:
             yield "default-route", f"holds {count} IPv{6 if family else 4} gateways; a family has one default route"
@@ -234,7 +233,7 @@ def _port_problems(mapping: PortMapping) -> Iterator[tuple[str, str]]:
     if mapping.protocol.lower() not in PROTOCOLS:
         yield "portMappings", f"holds protocol {shown(mapping.protocol)}, which is none of TCP, UDP and SCTP"
     if mapping.host_ip and not is_ip(mapping.host_ip):
-        yield "portMappings", f"holds hostIP {shown(mapping.host_ip)}, which is no IP address"
+        yield "portMappings", f"holds hostIP {shown(mapping.host_ip)}, which is not an IP address"
 
 
 def _bandwidth_problems(bandwidth: Bandwidth) -> Iterator[tuple[str, str]]:
@@ -249,8 +248,8 @@ def _bandwidth_problems(bandwidth: Bandwidth) -> Iterator[tuple[str, str]]:
             yield "bandwidth", f"holds {direction}Burst without {direction}Rate"
 
 
-def _check_together(selections: list[Selection], complaint: _Complaint) -> None:
-    """Raise what is wrong with selections that are right one by one."""
+def _check_together(selections: list[Selection], errors: _AnnotationErrors) -> None:
+    """Raise an error if selections that are valid alone contradict each other."""
     for ifname, count in Counter(s.ifname for s in selections if s.ifname).items():
         if count > 1:
-            raise complaint.about(f"gives the interface name {shown(ifname)} to {count} elements")
+            raise errors.about(f"gives the interface name {shown(ifname)} to {count} elements")

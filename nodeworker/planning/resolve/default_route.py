@@ -17,7 +17,7 @@ from events.default_routes import Claim, claims, is_dropped
 from events.fold import Attachment
 from events.schema import ErrorClass, IfName, NetworkName, Phase
 from nodeworker.errors import RequestFailedError, failed
-from nodeworker.planning.resolve.networks import Wanted
+from nodeworker.planning.resolve.networks import NetworkEntry
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.names import shown
 from nodeworker.plugins.spec.results import Result, ResultError, Route
@@ -41,7 +41,7 @@ class DefaultRoute(msgspec.Struct, frozen=True, kw_only=True):
     """The interfaces of the other attachments."""
 
 
-def claimed(wants: Sequence[Wanted], who: str) -> list[tuple[str, ...] | None]:
+def claimed(wants: Sequence[NetworkEntry], who: str) -> list[tuple[str, ...] | None]:
     """Return for each of *wants* the gateways of the default routes that it claims, in canonical form; None: no claim.
 
     Each selection by itself names one gateway for a family at most. Several may claim, as in Multus, if they name

@@ -1,7 +1,7 @@
-"""The network configuration a runtime gives us, laid over what the worker itself was configured with.
+"""Parse the network configuration from the runtime; the worker's own configuration supplies the missing keys.
 
-The keys are those of Multus, with its defaults, so that a node changes ``type`` and keeps the rest of its file; those
-that have no effect here are in ``nodeworker.planning.resolve.config_keys``.
+The keys and defaults are those of Multus, so that a node changes ``type`` and keeps the rest of its file. Keys without
+an effect are in ``planning.resolve.config_keys``.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ _DEFAULT_NETWORK = frozenset({"clusterNetwork", "delegates"})
 
 
 class LogOptions(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """When the log file is set aside for a new one, and how long what was set aside is kept."""
+    """When the log file is rotated, and how long rotated files are stored."""
 
     max_size: int = 100
-    """Megabytes that the file may grow to."""
+    """Megabytes at which the file is rotated."""
     max_age: int = 5
-    """Days; 0: any."""
+    """Days; 0: no limit."""
     max_backups: int = 5
 
 
 class NodeDefaults(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What holds for every pod of a node unless the runtime's configuration says otherwise."""
+    """The defaults for every pod of a node; the runtime's configuration overrides them."""
 
     delegates: tuple[dict[str, Any], ...] = ()
-    """CNI configurations, single or list; the first is the default network. Unused where ``cluster_network`` is set."""
+    """CNI configurations, single or list; the first is the default network. Ignored if ``cluster_network`` is set."""
     cluster_network: str = ""
     """Default network: a NAD in ``multus_namespace``, the name of a configuration in ``conf_dir``, or a path."""
     default_networks: tuple[str, ...] = ()
-    """Further networks of every pod outside the system namespaces; they go with ``cluster_network``."""
+    """Additional networks of every pod outside the system namespaces; ignored without ``cluster_network``."""
     auxiliary_chain: str = msgspec.field(default="", name="auxiliaryCNIChainName")
-    """Folder beside ``cluster_network``: the plugins in it are every pod's last network, a chain of this name."""
+    """Folder beside ``cluster_network``: its plugins are the last network of every pod, a chain of this name."""
     conf_dir: str = "/etc/cni/multus/net.d"
     bin_dir: str = "/opt/cni/bin"
     namespace_isolation: bool = False
-    """Pods use NADs of their own namespace and of the global ones only."""
+    """Pods may use NADs of their own namespace and of the global ones only."""
     global_namespaces: str = "default"
     """Comma-separated."""
     system_namespaces: tuple[str, ...] = ("kube-system",)
     multus_namespace: str = "kube-system"
     readiness_file: str = msgspec.field(default="", name="readinessindicatorfile")
-    """Nothing is attached before it is there: the default network makes it once it works."""
+    """Nothing is attached before this file exists: the default network creates it when it works."""
     log_file: str = ""
-    """Where the requests of this configuration are told too, beside the worker's own log."""
+    """A second log file for requests of this configuration, beside the worker's own log."""
     log_level: str = ""
-    """``panic``, ``error``, ``verbose`` or ``debug``, of ``log_file``; anything else is ``verbose``."""
+    """``panic``, ``error``, ``verbose`` or ``debug``, for ``log_file``; any other value means ``verbose``."""
     log_options: LogOptions = LogOptions()
 
 
@@ -65,31 +65,31 @@ class NetConf(NodeDefaults, frozen=True, kw_only=True, rename="camel"):
     name: str
     cni_version: str = UNSTATED
     runtime_config: dict[str, Any] = {}
-    """What the runtime offers to plugins with the capability, by capability."""
+    """The runtime's values for plugins with a capability, by capability."""
     prev_result: dict[str, Any] | None = None
-    """Of a plugin before us in the runtime's chain. It has to be a result; nothing is made of it."""
+    """The result of an earlier plugin in the runtime's chain. It must be valid; it has no effect."""
 
     @property
     def shared_namespaces(self) -> frozenset[str]:
-        """The namespaces whose NADs everybody may use."""
+        """The namespaces whose NADs all pods may use."""
         return frozenset(name.strip() for name in self.global_namespaces.split(",")) - {""}
 
     def plugin_folders(self, path: str) -> tuple[str, ...]:
-        """Return where plugins are searched: CNI_PATH, which *path* is, after ``bin_dir`` unless it is in there."""
+        """Return the plugin folders: those of CNI_PATH, which is *path*, after ``bin_dir`` unless it is among them."""
         folders = tuple(folder for folder in path.split(":") if folder)
         return folders if self.bin_dir in folders else (self.bin_dir, *folders)
 
 
 KEYS = names_of(NetConf)
-"""The keys of a runtime's configuration that are honoured."""
+"""The keys of a runtime's configuration that have an effect."""
 
 
 def parse_netconf(config: str, defaults: NodeDefaults) -> NetConf:
-    """Return the runtime's *config* laid over *defaults*; a key that is null or empty is not given.
+    """Return the runtime's *config*, with *defaults* for keys that are null, empty or missing.
 
-    Whoever names the default network, as ``clusterNetwork`` or as ``delegates``, decides between the two.
+    If *config* has one of ``clusterNetwork`` and ``delegates``, the default of the other is ignored.
 
-    Raises RequestFailedError: INVALID_CONFIG (CNI code 6 for what is no JSON object, else 7), UNSUPPORTED_VERSION (1).
+    Raises RequestFailedError: INVALID_CONFIG (CNI code 6 if it is no JSON object, else 7), UNSUPPORTED_VERSION (1).
     """
     given = {key: value for key, value in _read(config).items() if value or key not in _DEFAULT_NETWORK}
     version = given.get("cniVersion", UNSTATED)
@@ -112,7 +112,7 @@ def parse_netconf(config: str, defaults: NodeDefaults) -> NetConf:
 
 
 def parse_defaults(keys: Mapping[str, Any]) -> NodeDefaults:
-    """Return what the worker's own *keys* say, read as a runtime's are. Raises ValueError."""
+    """Return the worker's own *keys*, parsed like a runtime's. Raises ValueError."""
     try:
         return msgspec.convert(given_keys(keys, KEYS), NodeDefaults)
     except msgspec.ValidationError as error:
@@ -120,7 +120,7 @@ def parse_defaults(keys: Mapping[str, Any]) -> NodeDefaults:
 
 
 def logging_of(config: str, defaults: NodeDefaults) -> NodeDefaults:
-    """Return *defaults* with what *config* says about logging, however unusable it is otherwise."""
+    """Return *defaults* with the log settings of *config*, which may be invalid otherwise."""
     try:
         given = {key: value for key, value in _read(config).items() if key in {"logFile", "logLevel", "logOptions"}}
         return msgspec.convert({**msgspec.to_builtins(defaults), **given}, NodeDefaults)
@@ -128,16 +128,16 @@ def logging_of(config: str, defaults: NodeDefaults) -> NodeDefaults:
         return defaults
 
 
-def unknown_to_us(config: str) -> tuple[str, ...]:
-    """Return the keys of *config* that mean nothing to anybody, in order; none of what is no configuration."""
+def unknown_netconf_keys(config: str) -> tuple[str, ...]:
+    """Return the unknown keys of *config*, in order; none if it is not a JSON object."""
     try:
         return unknown_keys(_read(config), KEYS)
     except RequestFailedError:
         return ()
 
 
-def version_asked(config: str) -> str:
-    """Return the CNI version to report errors in: what *config* asks for, or our newest if that can't be told."""
+def requested_version(config: str) -> str:
+    """Return the CNI version for error reports: the one in *config*, or our newest if it has no supported one."""
     try:
         version = _read(config).get("cniVersion", UNSTATED)
     except RequestFailedError:
@@ -146,7 +146,7 @@ def version_asked(config: str) -> str:
 
 
 def _problem(conf: NetConf) -> str:
-    """Return what is wrong with keys that are right one by one, or nothing."""
+    """Return what is wrong with keys that are valid alone, or an empty text."""
     if not conf.cluster_network and not conf.delegates:
         return "it names no default network; set clusterNetwork or delegates"
     if conf.auxiliary_chain and not is_network_name(conf.auxiliary_chain):
@@ -155,16 +155,16 @@ def _problem(conf: NetConf) -> str:
             "start it with a letter or digit and go on with letters, digits, '_', '.' and '-'"
         )
     if conf.auxiliary_chain and "/" not in conf.cluster_network:
-        return "auxiliaryCNIChainName names a folder beside clusterNetwork, which is no path; make it one"
+        return "auxiliaryCNIChainName names a folder beside clusterNetwork, which is not a path; make it one"
     return _prev_result_problem(conf.prev_result, conf.cni_version) if conf.prev_result is not None else ""
 
 
 def _prev_result_problem(prev_result: Mapping[str, Any], version: str) -> str:
-    """Return why *prev_result* is no result that fits *version*: of the same shape, whatever it is called."""
+    """Return why *prev_result* is not a result for *version*, or an empty text. The version's shape must match."""
     try:
         stated = str(prev_result.get("cniVersion") or version)
         if _shape(stated) != _shape(version):
-            return f"prevResult is in cniVersion {shown(stated)}, which is no result for {version}"
+            return f"prevResult is in cniVersion {shown(stated)}, which is not a result for {version}"
         results.decode(msgspec.json.encode(prev_result).decode(), version)
     except ValueError as error:
         return f"prevResult can't be used: {error}"
@@ -172,7 +172,7 @@ def _prev_result_problem(prev_result: Mapping[str, Any], version: str) -> str:
 
 
 def _shape(version: str) -> tuple[bool, bool]:
-    """Return what tells the three shapes of results apart. Raises ValueError."""
+    """Return a key that distinguishes the three shapes of results. Raises ValueError."""
     return at_least(version, "0.3.0"), at_least(version, "1.0.0")
 
 
@@ -180,9 +180,9 @@ def _read(config: str) -> dict[str, Any]:
     try:
         value = decode_json(config)
     except ValueError as error:
-        raise _invalid(f"it is no JSON: {error}", code=6) from error
+        raise _invalid(f"it is not JSON: {error}", code=6) from error
     if not isinstance(value, dict):
-        raise _invalid("it is no JSON object", code=6)
+        raise _invalid("it is not a JSON object", code=6)
     return given_keys(cast("dict[str, Any]", value), KEYS)
 
 
@@ -190,6 +190,6 @@ def _invalid(problem: str, code: int | None = None) -> Exception:
     return failed(
         ErrorClass.INVALID_CONFIG,
         Phase.RESOLVE,
-        f"the network configuration given by the runtime can't be used: {problem}",
+        f"the runtime's network configuration can't be used: {problem}",
         code=code,
     )

@@ -1,7 +1,7 @@
-"""Which networks a pod is to be attached to, in order, before anybody has looked at them.
+"""List the networks of a pod, in the order of attachment, before their definitions are fetched.
 
-The order is the contract: position *n* of the complete list is what an attachment without a name of its own is called
-after (``net<n>``), so it must not depend on what the networks turn out to be.
+The order is a contract: an attachment at position *n* without a requested name is called ``net<n>``. So the order must
+not depend on the definitions.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from nodeworker.planning.resolve.netconf import NetConf
 from nodeworker.planning.resolve.objects import NetworkRef, PodObject
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """One network of the list: given in place, or to be fetched."""
+class NetworkEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One network of the list: with its configuration, or with a reference to fetch it."""
 
     delegate: dict[str, Any] | None = None
-    """The configuration itself, where the node's configuration holds it."""
+    """The configuration, if it is part of the node's configuration."""
     ref: NetworkRef | None = None
-    """What to fetch, where it does not."""
+    """The reference, if it is not."""
     selection: Selection | None = None
-    """The pod's own request, where it is the pod that asks."""
+    """The pod's own request, if the network comes from its annotation."""
     auxiliary: bool = False
-    """True for the chain that there is only if its folder has files. It is the last: nobody's position hangs on it."""
+    """Whether it is the auxiliary chain, which is left out if its folder is empty. It is last, so no name shifts."""
 
 
-def wanted(conf: NetConf, pod: PodObject | None) -> tuple[Wanted, ...]:
+def networks_of(conf: NetConf, pod: PodObject | None) -> tuple[NetworkEntry, ...]:
     """Return the networks of *pod* in the order of attachment, the default network first.
 
-    Without *pod* (a runtime that knows no pods) these are the node's. Raises RequestFailedError: INVALID_ANNOTATION;
-    NETWORK_FORBIDDEN where ``namespaceIsolation`` keeps the pod from what its annotations select.
+    Without *pod* (a runtime that knows no pods) they are the node's. Raises RequestFailedError: INVALID_ANNOTATION;
+    NETWORK_FORBIDDEN if ``namespaceIsolation`` forbids a network in the pod's annotations.
     """
     default, *further = _of_node(conf, pod)
     last = (_auxiliary(conf),) if conf.auxiliary_chain else ()
@@ -50,7 +50,7 @@ def wanted(conf: NetConf, pod: PodObject | None) -> tuple[Wanted, ...]:
     override = pod.annotations.get(DEFAULT_NETWORK, "")
     if override.strip():
         selection = parse_default_network(override, conf.multus_namespace, pod=str(pod))
-        # This annotation's default namespace is where the administrator keeps networks for this very use.
+        # The default namespace of this annotation is where the administrator defines networks for this purpose.
         _check_isolation(conf, pod, selection, conf.shared_namespaces | {conf.multus_namespace}, DEFAULT_NETWORK)
         default = _selected(selection)
     selections = parse_networks(pod.annotations.get(NETWORKS, ""), pod.namespace, pod=str(pod))
@@ -59,31 +59,31 @@ def wanted(conf: NetConf, pod: PodObject | None) -> tuple[Wanted, ...]:
     return (default, *further, *map(_selected, selections), *last)
 
 
-def default_network(conf: NetConf) -> Wanted:
-    """Return the node's default network, whatever a pod may have in its place."""
+def default_network(conf: NetConf) -> NetworkEntry:
+    """Return the node's default network, without a pod's override."""
     return next(_of_node(conf, None))
 
 
-def _auxiliary(conf: NetConf) -> Wanted:
-    return Wanted(ref=NetworkRef("", conf.auxiliary_chain, on_disk=True), auxiliary=True)
+def _auxiliary(conf: NetConf) -> NetworkEntry:
+    return NetworkEntry(ref=NetworkRef("", conf.auxiliary_chain, on_disk=True), auxiliary=True)
 
 
-def _of_node(conf: NetConf, pod: PodObject | None) -> Iterator[Wanted]:
-    """Yield what the node's configuration gives every pod.
+def _of_node(conf: NetConf, pod: PodObject | None) -> Iterator[NetworkEntry]:
+    """Yield the networks that the node's configuration gives every pod.
 
-    ``defaultNetworks`` go with ``clusterNetwork``: beside ``delegates`` they mean nothing, as in Multus.
+    ``defaultNetworks`` need ``clusterNetwork``: beside ``delegates`` they are ignored, as in Multus.
     """
     if not conf.cluster_network:
-        yield from (Wanted(delegate=delegate) for delegate in conf.delegates)
+        yield from (NetworkEntry(delegate=delegate) for delegate in conf.delegates)
         return
     names = [conf.cluster_network]
     if pod is None or pod.namespace not in conf.system_namespaces:
         names += conf.default_networks
-    yield from (Wanted(ref=NetworkRef(conf.multus_namespace, name, on_disk=True)) for name in names)
+    yield from (NetworkEntry(ref=NetworkRef(conf.multus_namespace, name, on_disk=True)) for name in names)
 
 
-def _selected(selection: Selection) -> Wanted:
-    return Wanted(ref=NetworkRef(selection.namespace, selection.name), selection=selection)
+def _selected(selection: Selection) -> NetworkEntry:
+    return NetworkEntry(ref=NetworkRef(selection.namespace, selection.name), selection=selection)
 
 
 def _check_isolation(
@@ -95,7 +95,7 @@ def _check_isolation(
         ErrorClass.NETWORK_FORBIDDEN,
         Phase.RESOLVE,
         f"pod {pod} may not use network {selection}, which annotation {annotation} selects: with namespaceIsolation, "
-        f"pods of namespace {pod.namespace} are kept from namespace {selection.namespace}; list it in globalNamespaces "
+        f"pods of namespace {pod.namespace} may not use namespace {selection.namespace}; list it in globalNamespaces "
         f"or move the network",
         network=str(selection),
     )

@@ -1,4 +1,4 @@
-"""The two kinds of Kubernetes objects that planning needs, reduced to what it needs of them."""
+"""The Kubernetes objects that planning needs, with the fields that it needs."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from typing import NamedTuple
 import msgspec
 
 CONFIG_SOURCE = "kubernetes.io/config.source"
-"""Annotation of the kubelet's: what is neither absent nor ``api`` makes a static pod."""
+"""Annotation of the kubelet: any value but ``api`` marks a static pod."""
 
 RESOURCE_NAME = "k8s.v1.cni.cncf.io/resourceName"
-"""Annotation of a NAD that draws a device for each use."""
+"""Annotation of a NAD whose attachments each use a device of that resource."""
 
 
 class PodObject(msgspec.Struct, frozen=True):
-    """A pod as the cluster has it."""
+    """A pod of the cluster."""
 
     namespace: str
     name: str
     uid: str = ""
     annotations: dict[str, str] = {}
     static: bool = False
-    """Made by the kubelet from a file: the runtime and the API know it by different UIDs."""
+    """Created by the kubelet from a file: the runtime and the API know it by different UIDs."""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 
 
 class Nad(msgspec.Struct, frozen=True):
-    """A network definition: a NetworkAttachmentDefinition, or a configuration found on the node's disk."""
+    """A network definition: a NetworkAttachmentDefinition, or a configuration file of the node."""
 
     namespace: str
-    """Empty: found on disk."""
+    """Empty: from a file of the node."""
     name: str
     config: str = ""
-    """Empty: to be found on disk by its name (NPWG specification 1.3, section 3)."""
+    """Empty: the node has it in a file, found by name (NPWG specification 1.3, section 3)."""
     annotations: dict[str, str] = {}
 
 
 class NetworkRef(NamedTuple):
-    """What a network definition is looked up by."""
+    """The reference to a network definition."""
 
     namespace: str
     name: str
     on_disk: bool = False
-    """True for a network of the node's own configuration: without NAD, the name or path of a file will do."""
+    """Whether it is from the node's own configuration: without a NAD, it is the name or path of a file."""

@@ -11,14 +11,14 @@ from typing import Any
 
 from nodeworker.planning.cluster.apiserver.credentials import Credentials, from_kubeconfig
 from nodeworker.planning.cluster.apiserver.source import Kubernetes
-from nodeworker.planning.cluster.apiserver.watch import Pace
+from nodeworker.planning.cluster.apiserver.watch import WatchTimings
 from nodeworker.planning.resolve.annotation import NETWORKS
 from tests.support.kube.fake_api import FakeApi
 from tests.support.kube.manifests import write_kubeconfig
 from tests.support.kube.server import WORKER, KubeServer
 
 SOON = 20.0
-BRISK = Pace(first=0.05, most=0.5, steady=60.0)
+BRISK = WatchTimings(first=0.05, most=0.5, steady=60.0)
 """Comes back quickly after an outage."""
 
 _counter = itertools.count(1)
@@ -34,7 +34,7 @@ async def running(
     credentials: Credentials, node: str, folder: Path, *, synced: bool = True, **options: Any
 ) -> AsyncGenerator[Kubernetes, None]:
     """Run the source for *node*; enter when it is in line with the API server, or at once."""
-    source = Kubernetes(credentials, node, folder, **{"pace": BRISK, **options})
+    source = Kubernetes(credentials, node, folder, **{"timings": BRISK, **options})
     task = asyncio.create_task(source.run())
     try:
         if synced:

@@ -1,1 +1,1 @@
-"""Pods and networks from a Kubernetes API server, cached by watches and on disk."""
+"""Reads pods and networks from a Kubernetes API server, with watches and a cache in memory and on disk."""

@@ -1,4 +1,4 @@
-"""The objects of one kind that are known, for look-ups, and for those who wait until one is there."""
+"""A cache of the objects of one kind; a caller can wait until an object arrives."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from nodeworker.planning.cluster.apiserver.decode import Key, ObjectT, key_of
 
 
 class Cache(Generic[ObjectT]):
-    """Objects by namespace and name. Not for threads."""
+    """Objects by namespace and name. Not thread-safe."""
 
     def __init__(self, objects: Iterable[ObjectT] = ()) -> None:
-        self._objects = {key_of(kept): kept for kept in objects}
+        self._objects = {key_of(cached): cached for cached in objects}
         self._waiting: dict[Key, set[asyncio.Future[None]]] = {}
         self.changed = asyncio.Event()
-        """Set whenever something is not as it was; whoever takes note clears it."""
+        """Set on every change; the reader clears it."""
 
     def __len__(self) -> int:
         return len(self._objects)
 
     def get(self, key: Key) -> ObjectT | None:
-        """Return the object, None if it is not known."""
+        """Return the object; None: it is not cached."""
         return self._objects.get(key)
 
     def objects(self) -> tuple[ObjectT, ...]:
-        """Return a copy of what is known now."""
+        """Return a copy of all objects."""
         return tuple(self._objects.values())
 
     def put(self, new: ObjectT) -> None:
-        """Know *new* from now on."""
+        """Add or replace *new*."""
         key = key_of(new)
         if self._objects.get(key) == new:
             return
@@ -39,12 +39,12 @@ class Cache(Generic[ObjectT]):
         self._wake(key)
 
     def drop(self, key: Key) -> None:
-        """Forget the object."""
+        """Remove the object."""
         if self._objects.pop(key, None) is not None:
             self.changed.set()
 
     def replace(self, objects: dict[Key, ObjectT]) -> None:
-        """Know *objects* from now on, and nothing else."""
+        """Replace all objects by *objects*."""
         if objects == self._objects:
             return
         self._objects = objects
@@ -53,7 +53,7 @@ class Cache(Generic[ObjectT]):
             self._wake(key)
 
     async def arrival(self, key: Key) -> None:
-        """Return when the object was put, or when ``release`` says that there is nothing to wait for."""
+        """Return when the object is put, or when ``release`` ends the wait."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(key, set())
         waiting.add(future)
@@ -65,7 +65,7 @@ class Cache(Generic[ObjectT]):
                 del self._waiting[key]
 
     def release(self) -> None:
-        """Wake all who wait: nobody would tell them."""
+        """End all waits: no more objects will arrive."""
         for key in list(self._waiting):
             self._wake(key)
 

@@ -1,7 +1,7 @@
-"""Where the API server is and who we are to it: from a kubeconfig file, or from what a pod is given in a cluster.
+"""The address of the API server and the credentials for it: from a kubeconfig file, or from a pod's service account.
 
-Tokens and certificates are renewed while the worker runs, by replacing files. So nothing here is read once: whatever
-was read is read again when its file changes, and when the API server no longer accepts it.
+Tokens and certificates are renewed while the worker runs: their files are replaced. So each file is read again when it
+changes, and when the API server no longer accepts its content.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 from events.process.settings import SettingsError
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where the kubelet mounts a pod's token and the cluster's certificate authority."""
+"""The folder in which the kubelet mounts a pod's token and the cluster's certificate authority."""
 
 Read: TypeAlias = Callable[[Path], bytes]
 
@@ -29,7 +29,7 @@ _UNSUPPORTED = ("exec", "auth-provider", "username", "proxy-url")
 
 
 class Access(NamedTuple):
-    """What a connection to the API server takes."""
+    """The parameters of a connection to the API server."""
 
     url: str
     """For people."""
@@ -40,47 +40,47 @@ class Access(NamedTuple):
     prefix: str
     """Path below which the API is, without a slash at its end."""
     tls: ssl.SSLContext | None
-    """None: the server is spoken to in the clear, as ``kubectl proxy`` is."""
+    """None: without TLS, as to ``kubectl proxy``."""
     server_name: str | None
-    """Name that the server's certificate must have."""
+    """The name that the server's certificate must have."""
     token: str
     origin: str
-    """Where the token or certificate is from, for people."""
+    """The file of the token or certificate, for people."""
 
 
-class _Seen(NamedTuple):
+class _ReadFile(NamedTuple):
     signature: tuple[int, int, int]
     content: bytes
 
 
 class Credentials:
-    """Access to the API server, as its files say now. *build* makes it, and reads files by its argument only."""
+    """Access to the API server from files. *build* creates it, and reads files with its argument only."""
 
     def __init__(self, build: Callable[[Read], Access]) -> None:
         """Raises SettingsError."""
         self._build = build
-        self._files: dict[Path, _Seen] = {}
+        self._files: dict[Path, _ReadFile] = {}
         self._access: Access | None = None
         self.renew()
 
     def current(self) -> Access:
-        """Return the access, the same object as long as nothing changed. Raises SettingsError."""
-        if self._access is not None and all(_signature(path) == seen.signature for path, seen in self._files.items()):
+        """Return the access: the same object until a file changes. Raises SettingsError."""
+        if self._access is not None and all(_signature(path) == file.signature for path, file in self._files.items()):
             return self._access
         return self.renew()
 
     def renew(self) -> Access:
-        """Return the same after a look at the files' content. Raises SettingsError."""
-        files: dict[Path, _Seen] = {}
+        """Return the access after reading all files again. Raises SettingsError."""
+        files: dict[Path, _ReadFile] = {}
 
         def read(path: Path) -> bytes:
-            # The signature is from before the content: what changes in between is read again next time.
+            # Take the signature first: if the file changes in between, it is read again next time.
             signature = _signature(path)
             try:
                 content = path.read_bytes()
             except OSError as error:
                 raise SettingsError(f"{path}: {error.strerror}") from error
-            files[path] = _Seen(signature, content)
+            files[path] = _ReadFile(signature, content)
             return content
 
         access = self._build(read)
@@ -91,16 +91,16 @@ class Credentials:
 
 
 def from_kubeconfig(path: Path) -> Credentials:
-    """Return what the current context of the kubeconfig file *path* says. Raises SettingsError."""
+    """Return the credentials of the current context of the kubeconfig file *path*. Raises SettingsError."""
     return Credentials(lambda read: _kubeconfig(path, read))
 
 
 def in_cluster(environ: Mapping[str, str] = os.environ, folder: Path = SERVICE_ACCOUNT) -> Credentials:
-    """Return what the kubelet gives a pod: the service in *environ*, a token in *folder*. Raises SettingsError."""
+    """Return a pod's credentials: the service in *environ*, the token in *folder*. Raises SettingsError."""
     host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not host:
         raise SettingsError(
-            "KUBERNETES_SERVICE_HOST is not set, so this is no pod of a cluster; name a kubeconfig file instead"
+            "KUBERNETES_SERVICE_HOST is not set, so this is not a pod of a cluster; configure a kubeconfig file instead"
         )
     url = f"https://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -138,7 +138,7 @@ def _kubeconfig(path: Path, read: Read) -> Access:
     try:
         content = yaml.safe_load(read(path))
         if not isinstance(content, dict):
-            raise SettingsError(f"{where} is empty, or no mapping")
+            raise SettingsError(f"{where} is empty, or not a mapping")
         context = msgspec.convert(
             _named(content, "context", str(content.get("current-context") or ""), where), _Context
         )
@@ -148,7 +148,7 @@ def _kubeconfig(path: Path, read: Read) -> Access:
         raise SettingsError(f"{where}: {' '.join(str(error).split())}") from error
 
     def material(data: str, file: str) -> bytes:
-        """Return the PEM text that is in the file itself, or in another, named relative to it."""
+        """Return the PEM text in *data*, or in *file*, whose path is relative to the kubeconfig file."""
         if not data:
             return read(path.parent / file) if file else b""
         try:
@@ -156,7 +156,7 @@ def _kubeconfig(path: Path, read: Read) -> Access:
         except binascii.Error as error:
             raise SettingsError(f"{where}: certificate or key data is not base64") from error
 
-    # A token that is written out wins, as it does for kubectl.
+    # A literal token goes before a token file, as for kubectl.
     token_file = path.parent / user.token_file if user.token_file and not user.token else None
     token = user.token if token_file is None else _text(read(token_file), token_file)
     certificate = material(user.client_certificate_data, user.client_certificate)
@@ -171,7 +171,7 @@ def _kubeconfig(path: Path, read: Read) -> Access:
 
 
 def _named(content: dict[Any, Any], kind: str, name: str, where: str) -> Any:
-    """Return the *kind* called *name*. Raises SettingsError."""
+    """Return the *kind* with that *name*. Raises SettingsError."""
     for entry in content.get(f"{kind}s") or ():
         if isinstance(entry, dict) and entry.get("name") == name:
             found = entry.get(kind) or {}
@@ -198,9 +198,9 @@ def _access(url: str, tls: ssl.SSLContext | None, token: str, *, origin: str, se
 
 
 def _context(authority: bytes, where: str, *, verify: bool = True) -> ssl.SSLContext:
-    """Return how to speak TLS with a server whose certificate is signed by *authority*; empty: by whom the host trusts.
+    """Return a TLS context for a server with a certificate of *authority*; empty: of an authority that the host trusts.
 
-    Not ``ssl.create_default_context``: from Python 3.13 on that refuses what many clusters have for an authority.
+    Not ``ssl.create_default_context``: from Python 3.13 on it refuses the authorities of many clusters.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -219,12 +219,12 @@ def _context(authority: bytes, where: str, *, verify: bool = True) -> ssl.SSLCon
 
 
 def _identify(context: ssl.SSLContext, certificate: bytes, key: bytes, where: str) -> None:
-    """Present *certificate*. OpenSSL takes it from files only; these are in memory, so that no key gets on a disk."""
+    """Present *certificate*. OpenSSL reads files only, so these are in memory: no key is written to a disk."""
     memory = os.memfd_create("client-certificate", os.MFD_CLOEXEC)
     try:
         with open(memory, "wb", closefd=False) as file:
             file.write(certificate + b"\n" + key)
-        # Without a password, OpenSSL would ask for that of an encrypted key on the terminal.
+        # Without a password here, OpenSSL would ask for one on the terminal if the key is encrypted.
         context.load_cert_chain(f"/proc/self/fd/{memory}", password="")
     except (ssl.SSLError, ValueError) as error:
         raise SettingsError(f"{where}: the client certificate and key can't be used: {error}") from error
@@ -233,15 +233,15 @@ def _identify(context: ssl.SSLContext, certificate: bytes, key: bytes, where: st
 
 
 def _text(content: bytes, path: Path) -> str:
-    """Return a token, which goes into a header."""
+    """Return the token in *content*, which must be valid in an HTTP header. Raises SettingsError."""
     text = content.decode("ascii", errors="replace").strip()
     if not text or not text.isprintable() or "\ufffd" in text:
-        raise SettingsError(f"{path} holds no token")
+        raise SettingsError(f"{path} has no token")
     return text
 
 
 def _signature(path: Path) -> tuple[int, int, int]:
-    """Return what changes when the file does; zeros where there is none."""
+    """Return a value that changes with the file; zeros if it does not exist."""
     try:
         stat = path.stat()
     except OSError:
@@ -249,5 +249,5 @@ def _signature(path: Path) -> tuple[int, int, int]:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _contents(files: Mapping[Path, _Seen]) -> dict[Path, bytes]:
-    return {path: seen.content for path, seen in files.items()}
+def _contents(files: Mapping[Path, _ReadFile]) -> dict[Path, bytes]:
+    return {path: file.content for path, file in files.items()}

@@ -1,7 +1,7 @@
-"""The two kinds of Kubernetes objects that the worker follows, read no further than planning needs.
+"""Decode the Kubernetes objects that the worker watches, with the fields that planning needs.
 
-An API server's pod is 4 to 15 KB of JSON, and a node has hundreds that change all the time. Only what is kept is ever
-decoded, and a model of the whole object would cost each node seventy times as much memory.
+An API server's pod is 4 to 15 KB of JSON, and a node has hundreds that change all the time. Only the needed fields are
+decoded: a model of the whole object would use seventy times as much memory on each node.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
 from nodeworker.planning.resolve.objects import CONFIG_SOURCE, RESOURCE_NAME, Nad, PodObject
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
-"""What decoding JSON that is none, or is not what was expected, may raise."""
+"""What decoding may raise if the text is not JSON, or not the expected object."""
 
 ObjectT = TypeVar("ObjectT", Nad, PodObject)
 
 _JSON = "application/json"
 _METADATA = "application/json;as={};g=meta.k8s.io;v=v1,application/json"
-"""Asks for metadata alone, where the server can part it from the rest (Kubernetes API concepts)."""
+"""Requests only metadata, if the server supports that (Kubernetes API concepts)."""
 
 
 class Key(NamedTuple):
-    """What tells an object from the others of its kind."""
+    """Identifies an object among those of its kind."""
 
     namespace: str
     name: str
 
 
 class Kind(NamedTuple, Generic[ObjectT]):
-    """One kind of objects: where the API server has them, and what is kept of each."""
+    """One kind of objects: its path at the API server, and its decoder."""
 
     resource: str
-    """As roles name it."""
+    """Its name in roles."""
     group: str
-    """Path of its API group and version."""
+    """The path of its API group and version."""
     decode: Callable[[bytes | msgspec.Raw], ObjectT]
     """Raises one of ``UNREADABLE``."""
     type: type[ObjectT]
@@ -54,13 +54,13 @@ class Kind(NamedTuple, Generic[ObjectT]):
         return f"{self.group}/namespaces/{quote(key.namespace, safe='')}/{self.resource}/{quote(key.name, safe='')}"
 
 
-def key_of(kept: Nad | PodObject) -> Key:
-    """Return what *kept* is looked up by."""
-    return Key(kept.namespace, kept.name)
+def key_of(cached: Nad | PodObject) -> Key:
+    """Return the key of *cached*."""
+    return Key(cached.namespace, cached.name)
 
 
 class Meta(msgspec.Struct):
-    """The part of ``metadata`` that every kind has."""
+    """The metadata that every kind has."""
 
     name: str = ""
     namespace: str = ""
@@ -68,7 +68,7 @@ class Meta(msgspec.Struct):
 
 
 class HasMeta(msgspec.Struct):
-    """Any object, for whoever needs its metadata only."""
+    """An object of any kind, with its metadata only."""
 
     metadata: Meta
 

@@ -1,7 +1,7 @@
-"""What is known of the cluster, kept on disk: a worker that starts while the API server is away goes on from there.
+"""A copy of the cached objects on disk, for a worker that starts while the API server is away.
 
-The copy is written whole and renamed, but not synced: that would delay the ledger's own writes to the same disk. After
-a power cut it may be torn, which its last line tells; then it is as if there were none, and the cluster is asked.
+The copy is written whole and renamed, but not synced: a sync would delay the ledger's writes to the same disk. After a
+power cut the copy may be torn. Its last line has a checksum; a torn copy is ignored, and the API server is asked.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ class _Head(msgspec.Struct, frozen=True):
 
     format: int
     scope: str
-    """What is in the copy: which kind, and of which node."""
+    """The contents: which kind, and of which node."""
 
 
 class _Tail(msgspec.Struct, frozen=True):
     """The last line."""
 
     crc32: int
-    """Of all lines before."""
+    """Of all other lines."""
 
 
 class _UnusableError(Exception):
-    """The copy can't be used; its text says why."""
+    """The copy can't be used; the text says why."""
 
 
 class DiskCache(Generic[ObjectT]):
-    """The file *path* with the objects of *kind* in *scope*, readable by its owner only."""
+    """The file *path* with the objects of *kind* in *scope*. Only its owner may read it."""
 
     def __init__(self, path: Path, kind: Kind[ObjectT], scope: str) -> None:
         self._path = path
         self._kind = kind
         self._head = _Head(FORMAT, scope)
-        self._writing = threading.Lock()
+        self._write_lock = threading.Lock()
         self._closed = False
 
     def load(self) -> list[ObjectT]:
-        """Return the objects; none where there is no copy, or none that can be used, which is logged."""
+        """Return the objects; none if there is no usable copy. An unusable one is logged."""
         try:
             return self._read()
         except FileNotFoundError:
@@ -63,9 +63,9 @@ class DiskCache(Generic[ObjectT]):
             return []
 
     def save(self, objects: Collection[ObjectT]) -> None:
-        """Replace the copy, unless it is closed. Raises OSError. Threads may call it."""
+        """Replace the copy, unless ``close`` was called. Raises OSError. Thread-safe."""
         draft = self._path.with_name(f".{self._path.name}.tmp")
-        with self._writing:
+        with self._write_lock:
             if self._closed:
                 return
             try:
@@ -77,15 +77,15 @@ class DiskCache(Generic[ObjectT]):
                 raise
 
     def close(self) -> None:
-        """Take no more: what a thread still has to write is older than what is there."""
-        with self._writing:
+        """Ignore later calls of ``save``: a thread may still come with objects that are older than the copy."""
+        with self._write_lock:
             self._closed = True
 
     def _write(self, draft: Path, objects: Collection[ObjectT]) -> None:
-        """Write line by line: the cluster may have more networks than should be in memory twice."""
+        """Write line by line: a copy of all networks in memory could be large."""
         encoder = msgspec.json.Encoder()
         crc32 = 0
-        # One that a killed worker left may be anybody's to read.
+        # A draft of a killed worker may have the wrong permissions.
         draft.unlink(missing_ok=True)
         with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
             for part in (self._head, *objects):
@@ -101,9 +101,7 @@ class DiskCache(Generic[ObjectT]):
             line = file.readline()
             head = msgspec.json.decode(line, type=_Head)
             if head != self._head:
-                raise _UnusableError(
-                    f"it holds {head.scope} in format {head.format}, not {self._head.scope} in {FORMAT}"
-                )
+                raise _UnusableError(f"it has {head.scope} in format {head.format}, not {self._head.scope} in {FORMAT}")
             crc32 = zlib.crc32(line)
             line = file.readline()
             for following in file:
@@ -111,5 +109,5 @@ class DiskCache(Generic[ObjectT]):
                 crc32 = zlib.crc32(line, crc32)
                 line = following
         if msgspec.json.decode(line, type=_Tail).crc32 != crc32:
-            raise _UnusableError("its content was damaged")
+            raise _UnusableError("its content is damaged")
         return objects

@@ -91,7 +91,7 @@ async def test_server_with_a_foreign_certificate_is_not_spoken_to(kube: KubeServ
     config = write_kubeconfig(
         tmp_path / "config", {"server": kube.url, "certificate-authority": str(foreign)}, {"token": WORKER}
     )
-    with pytest.raises(SourceUnavailableError, match="its certificate is not to be trusted"):
+    with pytest.raises(SourceUnavailableError, match="its certificate is not trusted"):
         await works(from_kubeconfig(config), tmp_path)
 
 
@@ -167,7 +167,9 @@ async def test_access_that_can_not_be_read_any_more_is_told(tmp_path: Path) -> N
     (tmp_path / "token").write_text("one")
     source = Kubernetes(from_kubeconfig(config), "any", tmp_path)
     (tmp_path / "token").unlink()
-    with pytest.raises(SourceUnavailableError, match=r"access to the API server can't be read: .*token: No such file"):
+    with pytest.raises(
+        SourceUnavailableError, match=r"credentials for the API server can't be read: .*token: No such file"
+    ):
         await source.nad("default", "a")
     source.close()
 
@@ -189,7 +191,7 @@ USER = {"name": "a", "user": {}}
         ({"clusters": [{"name": "a", "cluster": {"server": "https://a:b"}}]}, "can't be used"),
         ({"users": [{"name": "a", "user": {"exec": {"command": "aws"}}}]}, "user a uses exec, which the worker"),
         ({"users": [{"name": "a", "user": {"tokenFile": "absent"}}]}, "absent: No such file"),
-        ({"users": [{"name": "a", "user": {"tokenFile": "empty"}}]}, "empty holds no token"),
+        ({"users": [{"name": "a", "user": {"tokenFile": "empty"}}]}, "empty has no token"),
         ({"users": [{"name": "a", "user": {"client-certificate-data": "?"}}]}, "not base64"),
         ({"users": [{"name": "a", "user": {"client-certificate-data": "AAAA"}}]}, "client certificate and key"),
         (

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from nodeworker.planning.cluster.apiserver.credentials import from_kubeconfig
 from nodeworker.planning.cluster.apiserver.source import Kubernetes
-from nodeworker.planning.cluster.apiserver.watch import Pace
+from nodeworker.planning.cluster.apiserver.watch import WatchTimings
 from nodeworker.planning.cluster.source import SourceUnavailableError
 from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
 from nodeworker.planning.resolve.objects import RESOURCE_NAME, Nad, PodObject
@@ -139,8 +139,8 @@ async def test_list_of_several_pages_is_complete(kube: KubeServer, tmp_path: Pat
     kube.create_namespace(namespace)
     for index in range(10):
         kube.create_nad(namespace, f"n{index}", f"{index}")
-    pace = Pace(page=3, first=BRISK.first)
-    async with running(worker(kube, tmp_path), "any", tmp_path, pace=pace) as source:
+    timings = WatchTimings(page=3, first=BRISK.first)
+    async with running(worker(kube, tmp_path), "any", tmp_path, timings=timings) as source:
         for index in range(10):
             assert await source.nad(namespace, f"n{index}") == Nad(namespace, f"n{index}", f"{index}")
 
@@ -184,8 +184,8 @@ async def test_nad_of_a_mebibyte_comes_by_list_and_by_watch(kube: KubeServer, tm
 
 async def test_watch_that_the_server_ends_is_begun_again_where_it_was(kube: KubeServer, tmp_path: Path) -> None:
     node = unique("node")
-    pace = Pace(first=0.05, most=0.05, watch=1.0)
-    async with running(worker(kube, tmp_path), node, tmp_path, pace=pace) as source:
+    timings = WatchTimings(first=0.05, most=0.05, watch=1.0)
+    async with running(worker(kube, tmp_path), node, tmp_path, timings=timings) as source:
         pods, _ = source.watches
         await eventually(lambda: not pods.connected)
         await eventually(lambda: pods.connected)

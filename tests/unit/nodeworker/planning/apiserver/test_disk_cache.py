@@ -63,8 +63,8 @@ def test_copy_of_something_else_or_in_another_format_is_left(copy: DiskCache[Nad
         path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":2'))
         assert copy.load() == []
     assert [log["error"] for log in logs] == [
-        "it holds networks in format 1, not pods of node a in 1",
-        "it holds networks in format 2, not networks in 1",
+        "it has networks in format 1, not pods of node a in 1",
+        "it has networks in format 2, not networks in 1",
     ]
 
 

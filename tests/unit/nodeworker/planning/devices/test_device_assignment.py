@@ -9,7 +9,7 @@ import pytest
 
 from events.schema import AttachPlanned, AttachRequested, ErrorClass, Failure, IfName, PlannedAttachment, Pod, RequestId
 from nodeworker.errors import RequestFailedError
-from nodeworker.planning.devices.source import Devices, DevicesUnknownError, find
+from nodeworker.planning.devices.source import Devices, DevicesUnknownError, find_devices
 from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
 from nodeworker.planning.resolve.device_assignment import MAX_ID, info_path, is_device_id
 from nodeworker.planning.resolve.netconf import NetConf, NodeDefaults, parse_netconf
@@ -198,7 +198,7 @@ class Known:
 
 
 async def found(given: Given, *sources: Known, asked: Pod = POD) -> Devices:
-    return await find(given.conf, asked, given.pod, given.networks, sources)
+    return await find_devices(given.conf, asked, given.pod, given.networks, sources)
 
 
 async def test_nobody_is_asked_for_a_pod_that_draws_no_devices() -> None:
@@ -234,14 +234,14 @@ async def test_a_source_that_can_not_say_fails_the_request_for_now() -> None:
     failure = caught.value.failure
     assert (failure.error_class, failure.code) == (ErrorClass.DEVICE_UNAVAILABLE, 11)
     assert failure.message == (
-        f"pod shop/web: its networks draw devices of {SRIOV}, {RDMA}, and nobody can say now which the pod has: the "
+        f"pod shop/web: its networks use devices of {SRIOV}, {RDMA}, and it is not known which the pod has: the "
         f"kubelet sleeps; the runtime will try again"
     )
 
 
 @pytest.mark.parametrize("device", ["../../etc/passwd", "", "a\nb", "x" * 1000])
 async def test_a_device_that_is_none_is_not_used(device: str) -> None:
-    with pytest.raises(RequestFailedError, match="is no usable device ID"):
+    with pytest.raises(RequestFailedError, match="is not a usable device ID"):
         await found(Given("a", nad("a")), Known({SRIOV: (device,)}))
 
 

@@ -219,7 +219,7 @@ def test_json_form_is_refused_with_element_and_field(fields: str, why: str) -> N
         ("[adsfasdfasdfasf]", "no valid JSON"),
         ('{"name": "net1"}', "no list"),
         ('"net1"', "no list"),
-        ('["net1"]', "element 1: is no JSON object"),
+        ('["net1"]', "element 1: is not a JSON object"),
         ('[{"namespace": "default"}]', "element 1: field name is missing"),
         ('[{"name": ""}]', "element 1: field name is missing"),
         ('[{"name": 7}]', "element 1: field name"),

@@ -16,7 +16,7 @@ from nodeworker.errors import RequestFailedError
 from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
 from nodeworker.planning.resolve.default_route import adjusted, claimed, wanted
 from nodeworker.planning.resolve.netconf import NodeDefaults, parse_netconf
-from nodeworker.planning.resolve.networks import wanted as networks_wanted
+from nodeworker.planning.resolve.networks import networks_of as networks_wanted
 from nodeworker.planning.resolve.objects import PodObject
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.results import ResultError

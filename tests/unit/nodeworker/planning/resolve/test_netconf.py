@@ -17,8 +17,8 @@ from nodeworker.planning.resolve.netconf import (
     logging_of,
     parse_defaults,
     parse_netconf,
-    unknown_to_us,
-    version_asked,
+    requested_version,
+    unknown_netconf_keys,
 )
 from nodeworker.plugins.spec.versions import SUPPORTED
 
@@ -116,7 +116,7 @@ def test_missing_version_is_the_oldest() -> None:
     [
         ("", ErrorClass.INVALID_CONFIG, 6, ""),
         ('{"name": ', ErrorClass.INVALID_CONFIG, 6, "truncated"),
-        ("[]", ErrorClass.INVALID_CONFIG, 6, "no JSON object"),
+        ("[]", ErrorClass.INVALID_CONFIG, 6, "not a JSON object"),
         ("[" * 100_000, ErrorClass.INVALID_CONFIG, 6, "nested"),
         (text(cniVersion="2.0.0"), ErrorClass.UNSUPPORTED_VERSION, 1, '"2.0.0"'),
         (text(cniVersion=["1.0.0"]), ErrorClass.UNSUPPORTED_VERSION, 1, "1.0.0"),
@@ -130,8 +130,8 @@ def test_missing_version_is_the_oldest() -> None:
         (text(clusterNetwork="c", namespaceIsolation="true"), ErrorClass.INVALID_CONFIG, 7, "$.namespaceIsolation"),
         (text(clusterNetwork="c", runtimeConfig=[]), ErrorClass.INVALID_CONFIG, 7, "$.runtimeConfig"),
         (text(clusterNetwork="c", logOptions={"maxSize": "1"}), ErrorClass.INVALID_CONFIG, 7, "$.logOptions.maxSize"),
-        (text(clusterNetwork="c", auxiliaryCNIChainName="aux"), ErrorClass.INVALID_CONFIG, 7, "which is no path"),
-        (text(delegates=[BRIDGE], auxiliaryCNIChainName="aux"), ErrorClass.INVALID_CONFIG, 7, "which is no path"),
+        (text(clusterNetwork="c", auxiliaryCNIChainName="aux"), ErrorClass.INVALID_CONFIG, 7, "which is not a path"),
+        (text(delegates=[BRIDGE], auxiliaryCNIChainName="aux"), ErrorClass.INVALID_CONFIG, 7, "which is not a path"),
         (text(clusterNetwork="/c", auxiliaryCNIChainName="../aux"), ErrorClass.INVALID_CONFIG, 7, '"../aux"'),
         (text(clusterNetwork="c", prevResult=[]), ErrorClass.INVALID_CONFIG, 7, "$.prevResult"),
     ],
@@ -192,8 +192,8 @@ def test_plugins_are_searched_in_the_nodes_folder_first_unless_the_runtime_place
 def test_unknown_keys_are_named_and_no_others() -> None:
     daemons = {"chrootDir": "/hostroot", "cniDir": "", "retryDeleteOnError": True, "LOGTOSTDERR": True}
     config = text(cniversions=[], bogus=1, defaultNetwork="x", **daemons, **{"cni.dev/valid-attachments": []})
-    assert unknown_to_us(config) == ("bogus", "defaultNetwork")
-    assert unknown_to_us("no json") == ()
+    assert unknown_netconf_keys(config) == ("bogus", "defaultNetwork")
+    assert unknown_netconf_keys("no json") == ()
 
 
 def test_logging_is_read_from_a_configuration_that_is_unusable_otherwise() -> None:
@@ -221,7 +221,7 @@ def test_logging_that_is_unusable_or_not_given_leaves_the_workers_own(config: st
     ],
 )
 def test_errors_are_reported_in_the_version_asked_for(config: str, version: str) -> None:
-    assert version_asked(config) == version
+    assert requested_version(config) == version
 
 
 @given(
@@ -235,4 +235,4 @@ def test_any_text_is_read_or_refused(config: str) -> None:
     except RequestFailedError as error:
         code = error.failure.code
     assert code in {0, 1, 6, 7}
-    assert version_asked(config) in SUPPORTED
+    assert requested_version(config) in SUPPORTED

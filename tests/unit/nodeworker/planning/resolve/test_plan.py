@@ -325,7 +325,7 @@ def test_isolation_holds_on_every_path(annotations: dict[str, str], extra: dict[
         return
     failure = refused(annotations, found, stdin=ISOLATED | extra, args=args)
     assert (failure.error_class, failure.code) == (ErrorClass.NETWORK_FORBIDDEN, 7)
-    assert "pods of namespace shop are kept from namespace " + failure.network.split("/")[0] in failure.message
+    assert "pods of namespace shop may not use namespace " + failure.network.split("/")[0] in failure.message
 
 
 def test_isolation_says_nothing_about_networks_of_the_node() -> None:
