@@ -1,50 +1,29 @@
-"""Decide what of a node's ledger can be forgotten.
+"""Decide what of a node's ledger can be deleted.
 
-The ledger forgets by subject, up to a sequence. So the events that depend on one another are one matter: all of a
-container, or those of the node that answer each other. A matter can be forgotten up to any point at which nothing of it
-was open, because what follows then means the same as if nothing had come before it.
+A ledger purges a subject up to a sequence. Events that depend on one another form a group: all events of a container,
+or the events of the node with one topic. A group can be purged up to any event after which nothing of it is open: a
+sandbox, a pending request, a leak. What follows then means the same as if nothing had come before it.
 
-Pure: it is told of the events that are old enough, in their order, and says what can go.
+Pure: ``Forgetting`` takes the events that are old enough, in ledger order, and returns what to purge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, NewType, TypeAlias
 
 from events import subjects
 from events.fold import State
-from events.schema import (
-    INTENTS,
-    NO_NODE,
-    NO_SANDBOX,
-    TYPES,
-    ComparisonRequested,
-    ContainerId,
-    DriftObserved,
-    Event,
-    NodeName,
-    ReclaimRequested,
-    RepairRequested,
-    StatusPublished,
-    StatusPublishFailed,
-    Stored,
-    Unknown,
-)
+from events.schema import NO_SANDBOX, TYPES, Command, ContainerId, Event, Fence, NodeName, Stored, Unknown
 
-_LAST_STAYS = frozenset({"WorkerStarted", "ReconcilerElected"})
-"""Fences: the newest says who may write, and what the next epoch is."""
-_ANSWERED = (
-    frozenset({"ComparisonRequested", "NodeCompared"}),
-    frozenset({"GcRequested", "GcCompleted", "GcFailed"}),
-    frozenset({"LeakObserved", "ReclaimRequested", "LeakReclaimed", "LeakReclaimFailed"}),
-    frozenset({"WorkerStopped"}),
-)
-"""Types of events of the node that say something of each other."""
-_OTHERS = frozenset(TYPES).difference(_LAST_STAYS, *_ANSWERED)
-"""Of requests that named no usable container ID."""
-_MATTER_OF = {name: index for index, names in enumerate((*_ANSWERED, _OTHERS)) for name in names}
-_OPENING = INTENTS | {"LeakObserved"}
+Topic = NewType("Topic", str)
+"""``topic`` of the node's events in the group; empty for requests that named no usable container ID."""
+_Group: TypeAlias = tuple[ContainerId, Topic]
+"""A container, or a topic of the node's events; the other of the two is empty."""
+
+_FENCES = frozenset(name for name, kind in TYPES.items() if issubclass(kind, Fence))
+_TOPICS = {name: Topic(kind.topic) for name, kind in TYPES.items() if name not in _FENCES}
+_OPENING = frozenset(name for name, kind in TYPES.items() if kind.opens)
 
 
 class Purge(NamedTuple):
@@ -54,100 +33,92 @@ class Purge(NamedTuple):
     up_to: int
 
 
-class _Matter:
-    """Events that depend on one another, and up to where nothing of them is open."""
+class _Progress:
+    """The subjects of one group, and up to which event nothing of it is open."""
 
     def __init__(self) -> None:
-        self.over = 0
-        """At this event nothing was open. 0: that never was."""
+        self.closed_at = 0
+        """Sequence of the last event after which nothing was open; 0: there was none."""
         self.subjects: dict[str, int] = {}
-        """What to purge, each with its first event."""
+        """What to purge: each subject with its first sequence."""
         self._open: State | None = None
         self._understood = True
 
     def add(self, stored: Stored, subject: str) -> None:
-        """Take note of the next event."""
+        """Take in the next event."""
         self.subjects.setdefault(subject, stored.sequence)
         if isinstance(stored.event.data, Unknown):
-            self._understood = False  # a newer Plumbline may have begun something with it
+            self._understood = False  # a newer Plumbline may have opened something with it
         state = self._open or State()
         state.apply(stored)
         self._open = state if state.sandboxes or state.pending or state.leaks else None
         if self._open is None and self._understood:
-            self.over = stored.sequence
+            self.closed_at = stored.sequence
 
 
 class Forgetting:
-    """What can be forgotten of the ledger of *node*, as far as it was told. Containers that are *live* stay whole."""
+    """Finds what can be deleted from the ledger of *node*. The containers in *live* stay whole."""
 
     def __init__(self, node: NodeName, live: Collection[ContainerId] = ()) -> None:
         self._node = node
         self._live = live
-        self._matters: dict[ContainerId | int, _Matter] = {}
-        """By container, or the place in ``_ANSWERED``."""
+        self._groups: dict[_Group, _Progress] = {}
         self._fences: dict[str, tuple[int, int]] = {}
-        """Subject to its first and its newest event."""
+        """Each fence's subject with its first and its newest sequence."""
         self._command = 0
-        self._commanded: tuple[ContainerId | int, int] | None = None
-        """What the newest command belongs to, and up to where that was over before."""
+        self._commanded: tuple[_Group, int] | None = None
+        """The group of the newest command, and its ``closed_at`` before that command."""
 
     def add(self, stored: Stored) -> None:
-        """Take note of the next event. What is of other nodes is theirs to forget."""
+        """Take in the next event. Events of other nodes are ignored: their own workers delete them."""
         event = stored.event
-        if self._node not in (event.node, _told_of(event)) and (event.node or event.sandbox):
+        if self._node not in (event.node, event.named_node) and (event.node or event.sandbox):
             return
         if event.sandbox:
-            key, subject = event.sandbox, subjects.pattern(event.node, event.sandbox)
+            group, subject = (event.sandbox, Topic("")), subjects.pattern(event.node, event.sandbox)
         else:
             subject = subjects.subject(event.node, NO_SANDBOX, event.type)
-            if event.type in _LAST_STAYS:
+            if event.type in _FENCES:
                 first, _ = self._fences.get(subject, (stored.sequence, 0))
                 self._fences[subject] = (first, stored.sequence)
                 return
-            if event.type not in _MATTER_OF:
+            if event.type not in _TOPICS:
                 return
-            key = _MATTER_OF[event.type]
-        matter = self._matters.setdefault(key, _Matter())
+            group = (NO_SANDBOX, _TOPICS[event.type])
+        progress = self._groups.setdefault(group, _Progress())
         if (command := _command_of(event)) > self._command:
-            self._command, self._commanded = command, (key, matter.over)
-        matter.add(stored, subject)
+            self._command, self._commanded = command, (group, progress.closed_at)
+        progress.add(stored, subject)
 
     @property
     def containers(self) -> int:
-        """How many containers have something that can go."""
-        return sum(1 for key in self._matters if isinstance(key, str) and self._end(key))
+        """Number of containers with something to purge."""
+        return sum(1 for group in self._groups if group[0] and self._end(group))
 
     def purges(self) -> Iterator[Purge]:
-        """Yield what can go, in an order in which nothing that is closed is open in between."""
+        """Yield what to purge, in an order in which a crash between two purges reopens nothing."""
         for subject, (first, newest) in self._fences.items():
             if first < newest:
                 yield Purge(subject, newest - 1)
-        for key, matter in self._matters.items():
-            end = self._end(key)
-            for subject in _openings_first(matter.subjects):
-                if matter.subjects[subject] <= end:
+        for group, progress in self._groups.items():
+            end = self._end(group)
+            for subject in _openings_first(progress.subjects):
+                if progress.subjects[subject] <= end:
                     yield Purge(subject, end)
 
-    def _end(self, key: ContainerId | int) -> int:
-        """Return up to where a matter can go. By its newest command a node knows which commands it has had."""
-        if key in self._live:
+    def _end(self, group: _Group) -> int:
+        """Return up to which sequence *group* can go. The newest command stays: by it a node knows where to resume."""
+        if group[0] in self._live:
             return 0
-        return self._commanded[1] if self._commanded and self._commanded[0] == key else self._matters[key].over
-
-
-def _told_of(event: Event) -> NodeName:
-    """Return the node that the reconciler's *event* is about."""
-    match event.data:
-        case StatusPublished(node=node) | StatusPublishFailed(node=node) | DriftObserved(node=node):
-            return node
-        case _:
-            return NO_NODE
+        if self._commanded is not None and self._commanded[0] == group:
+            return self._commanded[1]
+        return self._groups[group].closed_at
 
 
 def _command_of(event: Event) -> int:
-    return event.data.command if isinstance(event.data, RepairRequested | ReclaimRequested | ComparisonRequested) else 0
+    return event.data.command if isinstance(event.data, Command) else 0
 
 
 def _openings_first(names: Iterable[str]) -> list[str]:
-    """Return *names* as they are to go: an answer without its request does no harm, a request without would be done."""
+    """Return *names* with opening events first: an outcome without its intent is harmless, the reverse is not."""
     return sorted(names, key=lambda name: name.rpartition(".")[2] not in _OPENING)

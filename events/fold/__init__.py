@@ -1,14 +1,15 @@
-"""Compute from events what is true: which sandboxes are attached, how, and which requests are still open.
+"""Compute from events what is true: which sandboxes are attached, how, and which requests are pending.
 
-``advance`` is the pure step for one sandbox; ``State`` keeps the sandboxes of many events and routes each to its own.
-Nothing here raises on an event that makes no sense where it stands (unknown, duplicated, out of order): the state stays
-as it is and the anomaly is recorded, because a reader at three in the morning needs the rest of the story.
+``advance`` is the pure step of one sandbox. ``State`` has all sandboxes and routes each event to its own.
+An event that does not fit (unknown, duplicate, out of order) raises nothing: the state stays as it is and records an
+anomaly, because a reader at three in the morning needs the rest of the story.
 """
 
 from __future__ import annotations
 
-from events.fold.sandbox import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase, advance
+from events.fold.sandbox import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase
 from events.fold.state import MAX_ANOMALIES, Anomaly, Leaked, Pending, State, request_of
+from events.fold.steps import advance
 
 __all__ = [
     "MAX_ANOMALIES",

@@ -1,76 +1,53 @@
-"""All sandboxes of a ledger, its open requests and its leaks."""
+"""All sandboxes of a ledger, its pending requests and its leaks.
+
+An event type that changes a sandbox has a step in ``events.fold.steps``; one that changes other state has a step in
+``_STEPS`` here. Every other type does only what its kind says: an intent opens a request, an outcome closes one.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import MutableMapping
-from typing import NamedTuple, get_args
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, NamedTuple
 
-from events.fold.sandbox import Effect, Sandbox, SandboxKey, advance
+from events.fold.sandbox import Sandbox, SandboxKey
+from events.fold.steps import SANDBOX_TYPES, advance
 from events.schema import (
-    INTENTS,
-    AttachCompleted,
     AttachFailed,
     AttachPlanned,
     AttachRequested,
-    ComparisonRequested,
+    Command,
     ContainerId,
-    DetachCompleted,
-    DetachFailed,
+    Data,
     DetachRequested,
-    DriftObserved,
-    DriftRepaired,
-    DriftRepairFailed,
+    Effect,
     Event,
     EventId,
     Failure,
-    GcCompleted,
-    GcFailed,
-    GcRequested,
-    InterfaceAttached,
-    InterfaceAttachFailed,
+    IfName,
+    Intent,
     InterfaceDetached,
-    InterfaceDetachFailed,
     LeakId,
     LeakObserved,
     LeakReclaimed,
     LeakReclaimFailed,
-    NodeCompared,
     NodeName,
-    ReclaimRequested,
-    ReconcilerElected,
-    RepairRequested,
+    Outcome,
     RequestId,
-    SandboxAdopted,
-    StatusPublished,
-    StatusPublishFailed,
     Stored,
     Unknown,
     WorkerStarted,
+    types_of,
 )
 
 MAX_ANOMALIES = 1000
 
-_OUTCOMES = (
-    AttachCompleted,
-    AttachFailed,
-    DetachCompleted,
-    DetachFailed,
-    GcCompleted,
-    GcFailed,
-    DriftRepaired,
-    DriftRepairFailed,
-    LeakReclaimed,
-    LeakReclaimFailed,
-    NodeCompared,
-)
-
-
-_EFFECTS = frozenset(get_args(Effect))
-"""Half of all events. A look into a set is cheaper than to try one class after another."""
-_WITH_KEY = (AttachRequested, DetachRequested)
-"""Made once: every effect asks, and ``|`` would make a type of them each time."""
-_OUTCOME_TYPES = frozenset(_OUTCOMES)
+# A lookup in a set is cheaper than an isinstance check, and every event needs several. Half of all events are effects.
+_EFFECTS = types_of(Effect)
+_INTENTS = types_of(Intent)
+_OUTCOMES = types_of(Outcome)
+_OF_WHOLE_SANDBOX = SANDBOX_TYPES - _EFFECTS
+"""They have the sandbox's ``ifname``, not that of one attachment."""
 
 
 class Pending(NamedTuple):
@@ -81,17 +58,17 @@ class Pending(NamedTuple):
 
 
 class Leaked(NamedTuple):
-    """Something that is held without a live attachment, as of the last look at it."""
+    """A resource without a live attachment, as of the last scan."""
 
     observed: LeakObserved
     event: EventId
     """The observation."""
     first_at: str
-    """When it was first seen, RFC 3339."""
+    """Time of the first observation, RFC 3339."""
     at: str
     sequence: int
     refused: Failure | None = None
-    """Why it was not freed when that was last tried."""
+    """Why the last attempt to free it failed."""
 
 
 class Anomaly(NamedTuple):
@@ -103,18 +80,18 @@ class Anomaly(NamedTuple):
     sandbox: ContainerId
     reason: str
     at: str = ""
-    """When it happened, RFC 3339."""
+    """Time of the event, RFC 3339."""
 
 
 class State:
-    """The fold of a ledger: sandboxes, open requests, leaks, epochs, anomalies.
+    """The fold of a ledger: sandboxes, pending requests, leaks, epochs, anomalies.
 
-    A container for values that are frozen; ``apply`` is its only way forward. Sandboxes that hold nothing any more are
-    dropped unless *keep_closed*: a node that has run for a year must not remember every pod it had.
+    A container of frozen values; only ``apply`` changes it. Sandboxes without resources are dropped unless
+    *keep_closed*, because a node that has run for a year must not remember every pod.
 
-    A reader applies events in the order of the ledger, so one at or before the last is a duplicate. The writer of a
-    ledger applies its own events as they are confirmed, where a repeated append may be overtaken by a later one: it
-    says so by *in_order* = False. *sandboxes* is where they are kept, for who has more of them than memory.
+    A reader applies events in ledger order, so an event at or before the last sequence is a duplicate. The ledger's
+    writer applies its own events as they are confirmed, where a later one may overtake a repeated append: it passes
+    *in_order* = False. *sandboxes* is the mapping to use, for ledgers whose sandboxes do not fit into memory.
     """
 
     def __init__(
@@ -129,7 +106,7 @@ class State:
         self.epochs: dict[NodeName, int] = {}
         self.leaks: dict[tuple[NodeName, LeakId], Leaked] = {}
         self.commands: dict[NodeName, int] = {}
-        """The last command that each node took, by its sequence in the stream of commands."""
+        """Sequence in the stream of commands of the last command that each node took."""
         self.anomalies: deque[Anomaly] = deque(maxlen=MAX_ANOMALIES)
         self.anomaly_count = 0
         self.sequence = 0
@@ -137,7 +114,7 @@ class State:
         self._in_order = in_order
 
     def apply(self, stored: Stored) -> Sandbox | None:
-        """Apply one event; return the sandbox it belongs to, as it is now, also when it is dropped hereby.
+        """Apply one event; return its sandbox after it, even if the event ends the sandbox.
 
         An event that was applied already (by sequence) changes nothing.
         """
@@ -148,30 +125,22 @@ class State:
         self.sequence = max(sequence, self.sequence)
         if event.epoch < self.epochs.get(event.node, 0):
             self._anomaly(stored, "written by a worker that another had replaced")
-        if isinstance(event.data, Unknown):
-            name, version = event.data.type, event.data.version
-            self._anomaly(stored, f"{name} version {version} is not known to this version of Plumbline")
-            return None
-        kind = type(event.data)
+        data = event.data
+        kind = type(data)
         if kind in _EFFECTS:
-            return self._advance(stored) if event.sandbox and event.node else None
-        if event.type in INTENTS:
+            return self._advance(stored, self._key_by_request(event)) if event.sandbox and event.node else None
+        if isinstance(data, Unknown):
+            self._anomaly(stored, f"{data.type} version {data.version} is not known to this version of Plumbline")
+            return None
+        if kind in _INTENTS:
             self.pending[event.id] = Pending(event, sequence)
-        elif kind in _OUTCOME_TYPES and isinstance(event.data, _OUTCOMES) and event.data.request:  # else nobody asked
+        elif kind in _OUTCOMES and request_of(event):  # without a request it closes none
             self._close(stored)
-        match event.data:
-            case WorkerStarted():
-                self.epochs[event.node] = max(event.epoch, self.epochs.get(event.node, 0))
-            case LeakObserved() | LeakReclaimed() | LeakReclaimFailed() as data:
-                self._leak(stored, data)
-            case RepairRequested() | ReclaimRequested() | ComparisonRequested() as data:
-                self.commands[event.node] = max(data.command, self.commands.get(event.node, 0))
-            case StatusPublished() | StatusPublishFailed() | ReconcilerElected() | NodeCompared():
-                pass  # of a pod's annotation, or of nobody's interfaces
-            case _ if event.sandbox and event.node:
-                return self._advance(stored)
-            case _:
-                pass
+        if kind in _OF_WHOLE_SANDBOX:
+            key = SandboxKey(event.sandbox, getattr(data, "ifname", IfName("")))
+            return self._advance(stored, key) if event.sandbox and event.node else None
+        if (step := _STEPS.get(kind)) is not None:
+            step(self, stored, data)
         return None
 
     def _close(self, stored: Stored) -> None:
@@ -179,42 +148,25 @@ class State:
             self._anomaly(stored, "closes a request that is not open")
 
     def _undoes_after_all(self, event: Event) -> bool:
-        """Return whether *event* is what follows an attach that the ledger confirmed too late to be answered."""
+        """Return whether *event* undoes an attach that the ledger confirmed too late for the answer to the runtime."""
         if not isinstance(event.data, AttachFailed):
             return False
         sandbox = self.sandboxes.get(SandboxKey(event.sandbox, event.data.ifname))
         return sandbox is not None and sandbox.intent == event.cause and bool(sandbox.result)
 
     def _planned_for_nothing(self, stored: Stored) -> bool:
-        """Return whether a plan came into the ledger before its request, or without it.
+        """Return whether the ledger has this plan before its request, or has no such request.
 
-        It is appended behind that without a wait. Where an append has to be repeated, the ledger may have the two the
-        other way round, and another plan follows; or it may not have the request at all.
+        The worker appends the plan right behind the request, without waiting. If it repeats an append, the ledger may
+        have the two in the other order, and another plan follows; or it may not have the request at all.
         """
         intent = self.pending.get(stored.event.cause)
         return intent is None or stored.sequence < intent.sequence
 
-    def _leak(self, stored: Stored, data: LeakObserved | LeakReclaimed | LeakReclaimFailed) -> None:
-        event, key = stored.event, (stored.event.node, data.leak.id)
-        known = self.leaks.get(key)
-        match data:
-            case LeakObserved(gone=True):
-                self.leaks.pop(key, None)
-            case LeakObserved():
-                first_at = event.at if known is None else known.first_at
-                refused = None if known is None else known.refused
-                self.leaks[key] = Leaked(data, event.id, first_at, event.at, stored.sequence, refused)
-            case LeakReclaimed():
-                self.leaks.pop(key, None)
-            case LeakReclaimFailed(failure=failure):
-                if known is not None:
-                    self.leaks[key] = known._replace(refused=failure)
-
-    def _advance(self, stored: Stored) -> Sandbox | None:
+    def _advance(self, stored: Stored, key: SandboxKey | None) -> Sandbox | None:
         sequence, event = stored
-        key = self._key(event)
         if key is None:
-            if not isinstance(event.data, InterfaceDetached):  # which may come behind the outcome that tells of it
+            if not isinstance(event.data, InterfaceDetached):  # which may come behind the outcome that reports it
                 self._anomaly(stored, "no request for this sandbox came before it")
             return None
         if isinstance(event.data, AttachPlanned) and self._planned_for_nothing(stored):
@@ -231,31 +183,10 @@ class State:
             self.sandboxes.pop(key, None)
         return after
 
-    def _key(self, event: Event) -> SandboxKey | None:
-        """Return the sandbox key of *event*: effects name their own interface, so their request tells the key."""
-        if type(event.data) in _EFFECTS:
-            return self._key_by_request(event)
-        match event.data:
-            case (
-                AttachRequested(ifname=ifname)
-                | DetachRequested(ifname=ifname)
-                | AttachPlanned(ifname=ifname)
-                | AttachCompleted(ifname=ifname)
-                | AttachFailed(ifname=ifname)
-                | DetachCompleted(ifname=ifname)
-                | DetachFailed(ifname=ifname)
-                | SandboxAdopted(ifname=ifname)
-                | DriftObserved(ifname=ifname)
-                | DriftRepaired(ifname=ifname)
-                | DriftRepairFailed(ifname=ifname)
-            ):
-                return SandboxKey(event.sandbox, ifname)
-            case _:
-                return self._key_by_request(event)
-
     def _key_by_request(self, event: Event) -> SandboxKey | None:
+        """Return the key of the sandbox of an effect, which names the interface of an attachment instead."""
         pending = self.pending.get(event.cause)
-        if pending is not None and isinstance(pending.event.data, _WITH_KEY):
+        if pending is not None and isinstance(pending.event.data, (AttachRequested, DetachRequested)):
             return SandboxKey(event.sandbox, pending.event.data.ifname)
         same = (key for key in self.sandboxes if key.container_id == event.sandbox)
         return next((key for key in same if _has_place_for(self.sandboxes[key], event)), None)
@@ -267,41 +198,54 @@ class State:
 
 
 def _has_place_for(sandbox: Sandbox, event: Event) -> bool:
-    """Return whether *event* tells of an attachment of *sandbox*."""
-    match event.data:
-        case (
-            InterfaceAttached(network=network, ifname=ifname)
-            | InterfaceAttachFailed(network=network, ifname=ifname)
-            | InterfaceDetached(network=network, ifname=ifname)
-            | InterfaceDetachFailed(network=network, ifname=ifname)
-        ):
-            return any((a.plan.network, a.plan.ifname) == (network, ifname) for a in sandbox.attachments)
-        case _:
-            return False
+    """Return whether the effect *event* is of an attachment of *sandbox*."""
+    data = event.data
+    return isinstance(data, Effect) and any(
+        (each.plan.network, each.plan.ifname) == (data.network, data.ifname) for each in sandbox.attachments
+    )
 
 
 def request_of(event: Event) -> RequestId | None:
-    """Return the runtime's request that *event* opens or closes, None when it does neither."""
-    match event.data:
-        case (
-            AttachRequested(request=request)
-            | DetachRequested(request=request)
-            | GcRequested(request=request)
-            | NodeCompared(request=request)
-            | RepairRequested(request=request)
-            | ReclaimRequested(request=request)
-            | ComparisonRequested(request=request)
-            | DriftRepaired(request=request)
-            | DriftRepairFailed(request=request)
-            | LeakReclaimed(request=request)
-            | LeakReclaimFailed(request=request)
-            | AttachCompleted(request=request)
-            | AttachFailed(request=request)
-            | DetachCompleted(request=request)
-            | DetachFailed(request=request)
-            | GcCompleted(request=request)
-            | GcFailed(request=request)
-        ):
-            return request
-        case _:
-            return None
+    """Return the request that *event* opens or closes; None if it does neither."""
+    data = event.data
+    return data.request if isinstance(data, (Intent, Outcome)) else None
+
+
+def _start_worker(state: State, stored: Stored, data: WorkerStarted) -> None:
+    event = stored.event
+    state.epochs[event.node] = max(event.epoch, state.epochs.get(event.node, 0))
+
+
+def _take_command(state: State, stored: Stored, data: Command) -> None:
+    node = stored.event.node
+    state.commands[node] = max(data.command, state.commands.get(node, 0))
+
+
+def _observe_leak(state: State, stored: Stored, data: LeakObserved) -> None:
+    event, key = stored.event, (stored.event.node, data.leak.id)
+    if data.gone:
+        state.leaks.pop(key, None)
+        return
+    known = state.leaks.get(key)
+    first_at = event.at if known is None else known.first_at
+    refused = None if known is None else known.refused
+    state.leaks[key] = Leaked(data, event.id, first_at, event.at, stored.sequence, refused)
+
+
+def _reclaim_leak(state: State, stored: Stored, data: LeakReclaimed) -> None:
+    state.leaks.pop((stored.event.node, data.leak.id), None)
+
+
+def _refuse_reclaim(state: State, stored: Stored, data: LeakReclaimFailed) -> None:
+    key = (stored.event.node, data.leak.id)
+    if (known := state.leaks.get(key)) is not None:
+        state.leaks[key] = known._replace(refused=data.failure)
+
+
+_STEPS: Mapping[type[Data], Callable[[State, Stored, Any], None]] = {
+    **dict.fromkeys(types_of(Command), _take_command),
+    WorkerStarted: _start_worker,
+    LeakObserved: _observe_leak,
+    LeakReclaimed: _reclaim_leak,
+    LeakReclaimFailed: _refuse_reclaim,
+}

@@ -1,159 +1,31 @@
-"""The events of the ledger, and the envelope they travel in.
+"""The events of the ledger and their envelope: the public contract between all releases.
 
-This is a public contract: an event that was ever written stays readable. A field may be added with a default; anything
-else is a new version of the type, with a step in ``events.upcast`` and a golden file. Readers tolerate what they do not
-know: unknown fields are ignored, an unknown type or version is kept as ``Unknown``.
+An event that was ever written stays readable. A field may be added with a default; any other change is a new version
+of the type, with a step in ``events.upcast`` and a golden file. Readers ignore unknown fields, and get an unknown type
+or version as ``Unknown``.
 
-Texts of other people's JSON (network configurations, plugin results) are recorded as they were, as strings, because
-DEL and CHECK must hand back what ADD was given (CNI specification 1.1, section 2, "Deleting an attachment").
+JSON of others (network configurations, plugin results) is recorded as text, byte for byte, because DEL and CHECK must
+pass on what ADD was given (CNI specification 1.1, section 2, "Deleting an attachment").
+
+To add an event type:
+
+1. Write its class in ``requests``, ``effects`` or ``observations``. It extends one of ``kinds``: ``Intent``,
+   ``Command``, ``Decision``, ``Effect``, ``Outcome``, ``Observation`` or ``Fence``. Set ``topic`` if it depends on
+   other events of the node. This is the only declaration: export, encoding, table of types, pending requests,
+   forgetting, metrics and the timeline follow from it.
+2. Add its golden file, with every field set: a test names the missing file.
+3. If the event changes a sandbox, add a step to ``events.fold.steps``; if it changes the node's other state, add one
+   to ``events.fold.state``. A type without a step changes no state except the pending requests.
+4. If its name is not enough for people, add words to ``reconciler.history.timeline``.
 """
+# ruff: noqa: F403  # each module's names are exported by the module itself, so that no list repeats them
 
 from __future__ import annotations
 
-from events.schema.effects import (
-    AttachCompleted,
-    AttachFailed,
-    DetachCompleted,
-    DetachFailed,
-    GcCompleted,
-    GcFailed,
-    InterfaceAttached,
-    InterfaceAttachFailed,
-    InterfaceDetached,
-    InterfaceDetachFailed,
-    SandboxAdopted,
-)
-from events.schema.envelope import (
-    COMMANDS,
-    INTENTS,
-    TYPES,
-    Data,
-    Event,
-    Head,
-    MalformedEventError,
-    Stored,
-    Unknown,
-    decode,
-    decode_head,
-    encode,
-    expand_effects,
-)
-from events.schema.ids import (
-    new_event_id,
-    rfc3339,
-    unix_ns,
-)
-from events.schema.observations import (
-    DriftObserved,
-    DriftRepaired,
-    DriftRepairFailed,
-    LeakObserved,
-    LeakReclaimed,
-    LeakReclaimFailed,
-    NodeCompared,
-    ReconcilerElected,
-    StatusPublished,
-    StatusPublishFailed,
-    WorkerStarted,
-    WorkerStopped,
-)
-from events.schema.parts import (
-    NO_CAUSE,
-    NO_NODE,
-    NO_SANDBOX,
-    ContainerId,
-    Drift,
-    DriftKind,
-    ErrorClass,
-    EventId,
-    Failure,
-    IfName,
-    Leak,
-    LeakId,
-    LeakKind,
-    NetworkName,
-    NodeName,
-    Phase,
-    PlannedAttachment,
-    PluginRun,
-    Pod,
-    RequestId,
-)
-from events.schema.requests import (
-    AttachPlanned,
-    AttachRequested,
-    ComparisonRequested,
-    DetachRequested,
-    GcRequested,
-    ReclaimRequested,
-    RepairRequested,
-)
-
-__all__ = [
-    "COMMANDS",
-    "INTENTS",
-    "NO_CAUSE",
-    "NO_NODE",
-    "NO_SANDBOX",
-    "TYPES",
-    "AttachCompleted",
-    "AttachFailed",
-    "AttachPlanned",
-    "AttachRequested",
-    "ComparisonRequested",
-    "ContainerId",
-    "Data",
-    "DetachCompleted",
-    "DetachFailed",
-    "DetachRequested",
-    "Drift",
-    "DriftKind",
-    "DriftObserved",
-    "DriftRepairFailed",
-    "DriftRepaired",
-    "ErrorClass",
-    "Event",
-    "EventId",
-    "Failure",
-    "GcCompleted",
-    "GcFailed",
-    "GcRequested",
-    "Head",
-    "IfName",
-    "InterfaceAttachFailed",
-    "InterfaceAttached",
-    "InterfaceDetachFailed",
-    "InterfaceDetached",
-    "Leak",
-    "LeakId",
-    "LeakKind",
-    "LeakObserved",
-    "LeakReclaimFailed",
-    "LeakReclaimed",
-    "MalformedEventError",
-    "NetworkName",
-    "NodeCompared",
-    "NodeName",
-    "Phase",
-    "PlannedAttachment",
-    "PluginRun",
-    "Pod",
-    "ReclaimRequested",
-    "ReconcilerElected",
-    "RepairRequested",
-    "RequestId",
-    "SandboxAdopted",
-    "StatusPublishFailed",
-    "StatusPublished",
-    "Stored",
-    "Unknown",
-    "WorkerStarted",
-    "WorkerStopped",
-    "decode",
-    "decode_head",
-    "encode",
-    "expand_effects",
-    "new_event_id",
-    "rfc3339",
-    "unix_ns",
-]
+from events.schema.effects import *
+from events.schema.envelope import *
+from events.schema.ids import *
+from events.schema.kinds import *
+from events.schema.observations import *
+from events.schema.parts import *
+from events.schema.requests import *

@@ -1,83 +1,67 @@
-"""What was done to a sandbox, for an attach or a detach, and how the intent ended.
+"""What was done to a sandbox for an attach or a detach, and how the intent ended.
 
-An outcome carries the effects that nobody had to know of earlier: a message less for each, at the node's ledger and
-everywhere behind it. What takes long, can't be repeated, or is followed by a failure is recorded by itself, before it.
+An outcome carries the effects that no reader needed earlier: that saves one message for each, at the node's ledger and
+everywhere behind it. The worker records an effect by itself, before the outcome, if it took long, can't be repeated, or
+a failure follows.
 """
 
 from __future__ import annotations
 
-import msgspec
+from typing import ClassVar
 
-from events.schema.parts import (
-    Failure,
-    IfName,
-    NetworkName,
-    PluginRun,
-    RequestId,
-)
-from events.schema.requests import (
-    AttachPlanned,
-)
+from events.schema.kinds import Effect, Observation, Outcome
+from events.schema.parts import Failure, IfName, PluginRun
+from events.schema.requests import AttachPlanned
 
 
-class InterfaceAttached(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class InterfaceAttached(Effect, frozen=True, kw_only=True):
     """The delegate of one attachment succeeded."""
 
-    network: NetworkName
-    ifname: IfName
     result: str
-    """The last plugin's result, as it printed it."""
+    """The last plugin's result, as printed."""
     seconds: float
     runs: tuple[PluginRun, ...] = ()
     device_info: str = ""
-    """What the attachment's device is: the JSON text of its file once the plugins had run."""
+    """JSON text of the attachment's device information file after the plugins had run."""
 
 
-class InterfaceAttachFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The delegate of one attachment failed; it is undone next."""
+class InterfaceAttachFailed(Effect, frozen=True, kw_only=True):
+    """The delegate of one attachment failed. The worker undoes it next."""
 
-    network: NetworkName
-    ifname: IfName
     failure: Failure
     seconds: float = 0.0
     runs: tuple[PluginRun, ...] = ()
 
 
-class InterfaceDetached(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class InterfaceDetached(Effect, frozen=True, kw_only=True):
     """One attachment is gone: every plugin of its delegate confirmed DEL."""
 
-    network: NetworkName
-    ifname: IfName
     seconds: float = 0.0
     runs: tuple[PluginRun, ...] = ()
 
 
-class InterfaceDetachFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A plugin refused DEL; the attachment may still hold something."""
+class InterfaceDetachFailed(Effect, frozen=True, kw_only=True):
+    """A plugin refused DEL; the attachment may still have resources on the node."""
 
-    network: NetworkName
-    ifname: IfName
     failure: Failure
     seconds: float = 0.0
     runs: tuple[PluginRun, ...] = ()
 
 
-class AttachCompleted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AttachCompleted(Outcome, frozen=True, kw_only=True):
     """The sandbox is attached as planned."""
 
-    request: RequestId
     ifname: IfName
     result: str
-    """What the runtime is answered, in the version it asked for."""
+    """The answer to the runtime, in the version that it asked for."""
     seconds: float = 0.0
     effects: tuple[InterfaceAttached, ...] = ()
-    """What was made and has no event of its own, in order."""
+    """Attachments without an event of their own, in order."""
 
 
-class AttachFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The ADD failed, and what it had made was undone but for ``left``."""
+class AttachFailed(Outcome, frozen=True, kw_only=True):
+    """The ADD failed, and the worker undid what it had made, except ``left``."""
 
-    request: RequestId
     ifname: IfName
     failure: Failure
     left: tuple[IfName, ...] = ()
@@ -85,55 +69,55 @@ class AttachFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     seconds: float = 0.0
 
 
-class DetachCompleted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Nothing of the sandbox's interface, and of the attachments planned with it, is left."""
+class DetachCompleted(Outcome, frozen=True, kw_only=True):
+    """The sandbox's interface, and all attachments planned with it, are gone."""
 
-    request: RequestId
     ifname: IfName
     seconds: float = 0.0
     effects: tuple[InterfaceDetached, ...] = ()
-    """What was unmade and has no event of its own, in order."""
+    """Detached attachments without an event of their own, in order."""
 
 
-class DetachFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """At least one attachment could not be detached. The worker tries again."""
+class DetachFailed(Outcome, frozen=True, kw_only=True):
+    """At least one attachment could not be detached. The worker retries."""
 
-    request: RequestId
     ifname: IfName
     failure: Failure
     left: tuple[IfName, ...] = ()
     seconds: float = 0.0
 
 
-class GcCompleted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class GcCompleted(Outcome, frozen=True, kw_only=True):
     """Stale attachments of a network were detached. An intent needs an outcome, so GC has one."""
 
-    request: RequestId
+    topic: ClassVar[str] = "gc"
+
     detached: tuple[tuple[str, str], ...] = ()
     seconds: float = 0.0
 
 
-class GcFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """GC went through, and at least one plugin reported an error."""
+class GcFailed(Outcome, frozen=True, kw_only=True):
+    """GC ran to its end, and at least one plugin reported an error."""
 
-    request: RequestId
+    topic: ClassVar[str] = "gc"
+
     failure: Failure
     seconds: float = 0.0
 
 
-class SandboxAdopted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A sandbox that another meta plugin had attached is Plumbline's from here on, as if it had been attached so."""
+class SandboxAdopted(Observation, frozen=True, kw_only=True):
+    """Plumbline takes over a sandbox that another meta plugin attached, as if it had attached the sandbox itself."""
 
     ifname: IfName
     source: str
-    """Whose state it was read from."""
+    """The meta plugin whose state was read."""
     plan: AttachPlanned
     results: tuple[str, ...]
-    """For each of the plan's attachments, what its delegate had returned."""
+    """The delegate's result for each attachment of the plan."""
     result: str = ""
-    """What the runtime had been answered."""
+    """The answer that the runtime got."""
     config: str = ""
     """The network configuration that the runtime gave."""
     args: str = ""
     evidence: tuple[str, ...] = ()
-    """The files that all this was read from."""
+    """The files that were read for all this."""

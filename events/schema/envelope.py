@@ -1,139 +1,45 @@
-"""The envelope that events travel in, and their JSON text."""
+"""The envelope of an event, its JSON text, and the table of event types."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from msgspec.structs import replace
 
 from events import upcast
-from events.schema.effects import (
-    AttachCompleted,
-    AttachFailed,
-    DetachCompleted,
-    DetachFailed,
-    GcCompleted,
-    GcFailed,
-    InterfaceAttached,
-    InterfaceAttachFailed,
-    InterfaceDetached,
-    InterfaceDetachFailed,
-    SandboxAdopted,
-)
-from events.schema.observations import (
-    DriftObserved,
-    DriftRepaired,
-    DriftRepairFailed,
-    LeakObserved,
-    LeakReclaimed,
-    LeakReclaimFailed,
-    NodeCompared,
-    ReconcilerElected,
-    StatusPublished,
-    StatusPublishFailed,
-    WorkerStarted,
-    WorkerStopped,
-)
-from events.schema.parts import (
-    NO_CAUSE,
-    NO_SANDBOX,
-    ContainerId,
-    EventId,
-    NodeName,
-)
-from events.schema.requests import (
-    AttachPlanned,
-    AttachRequested,
-    ComparisonRequested,
-    DetachRequested,
-    GcRequested,
-    ReclaimRequested,
-    RepairRequested,
-)
+from events.schema import effects, observations, requests
+from events.schema.kinds import Command, Data, Intent
+from events.schema.parts import NO_CAUSE, NO_NODE, NO_SANDBOX, ContainerId, EventId, NodeName
 
 
-class Unknown(msgspec.Struct, frozen=True, kw_only=True):
-    """An event of a type or version that this code does not know; kept as it is."""
+class Unknown(Data, frozen=True, kw_only=True):
+    """Data of a type or version that this code does not know; it is kept unchanged."""
 
     type: str
     version: int
     data: msgspec.Raw
 
 
-Data: TypeAlias = (
-    AttachRequested
-    | DetachRequested
-    | GcRequested
-    | RepairRequested
-    | ReclaimRequested
-    | ComparisonRequested
-    | AttachPlanned
-    | InterfaceAttached
-    | InterfaceAttachFailed
-    | InterfaceDetached
-    | InterfaceDetachFailed
-    | AttachCompleted
-    | AttachFailed
-    | DetachCompleted
-    | DetachFailed
-    | GcCompleted
-    | GcFailed
-    | SandboxAdopted
-    | DriftObserved
-    | DriftRepaired
-    | DriftRepairFailed
-    | LeakObserved
-    | LeakReclaimed
-    | LeakReclaimFailed
-    | NodeCompared
-    | StatusPublished
-    | StatusPublishFailed
-    | ReconcilerElected
-    | WorkerStarted
-    | WorkerStopped
-    | Unknown
-)
-
-TYPES: dict[str, type[Any]] = {
-    cls.__name__: cls
-    for cls in (
-        AttachRequested,
-        DetachRequested,
-        GcRequested,
-        RepairRequested,
-        ReclaimRequested,
-        ComparisonRequested,
-        AttachPlanned,
-        InterfaceAttached,
-        InterfaceAttachFailed,
-        InterfaceDetached,
-        InterfaceDetachFailed,
-        AttachCompleted,
-        AttachFailed,
-        DetachCompleted,
-        DetachFailed,
-        GcCompleted,
-        GcFailed,
-        SandboxAdopted,
-        DriftObserved,
-        DriftRepaired,
-        DriftRepairFailed,
-        LeakObserved,
-        LeakReclaimed,
-        LeakReclaimFailed,
-        NodeCompared,
-        StatusPublished,
-        StatusPublishFailed,
-        ReconcilerElected,
-        WorkerStarted,
-        WorkerStopped,
-    )
+TYPES: Mapping[str, type[Data]] = {
+    name: kind
+    for module in (requests, effects, observations)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and issubclass(kind, Data) and kind.__module__ == module.__name__
 }
+"""Every event type by its name: each class of data that these modules define."""
 
-COMMANDS = frozenset({"RepairRequested", "ReclaimRequested", "ComparisonRequested"})
-"""Intents that come down to a node from the reconciler or from people, through ``events.ledger.commands``."""
-INTENTS = frozenset({"AttachRequested", "DetachRequested", "GcRequested"}) | COMMANDS
+
+def types_of(kind: type[Data]) -> frozenset[type[Data]]:
+    """Return the event types of *kind*, which is a class of ``events.schema.kinds``."""
+    return frozenset(each for each in TYPES.values() if issubclass(each, kind))
+
+
+INTENTS = frozenset(kind.__name__ for kind in types_of(Intent))
+"""Names of the types that open a request."""
+COMMANDS = frozenset(kind.__name__ for kind in types_of(Command))
+"""Names of the intents that the reconciler, or a person, sends down to a node (``events.ledger.commands``)."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,10 +51,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     node: NodeName
     boot_id: str
     epoch: int
-    """Counts the workers that the node has had."""
+    """Number of the node's worker, counted from its first."""
     sandbox: ContainerId
     cause: EventId
-    """The event that led to this one; of everything done for a request, its intent. Empty: nothing in the ledger."""
+    """The event that led to this one: for everything done for a request, its intent. Empty: no event led to it."""
     trace: str
     """W3C traceparent, or empty."""
     data: Data
@@ -157,6 +63,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     def type(self) -> str:
         """The stable name of the event's type."""
         return self.data.type if isinstance(self.data, Unknown) else type(self.data).__name__
+
+    @property
+    def named_node(self) -> NodeName:
+        """The node that the data names (``node``): of an event that the reconciler writes about a node. Else empty."""
+        return getattr(self.data, "node", NO_NODE)
 
 
 class Stored(NamedTuple):
@@ -168,12 +79,9 @@ class Stored(NamedTuple):
 
 
 def expand_effects(event: Event) -> tuple[Event, ...]:
-    """Return the effects that *event* carries, each as if it had been recorded by itself, and then *event*."""
-    match event.data:
-        case AttachCompleted(effects=effects) | DetachCompleted(effects=effects) if effects:
-            return (*(replace(event, data=effect) for effect in effects), event)
-        case _:
-            return (event,)
+    """Return the effects that *event* carries, each as an event of its own, and then *event*."""
+    effects = cast("tuple[Data, ...]", getattr(event.data, "effects", ()))
+    return (*(replace(event, data=effect) for effect in effects), event)
 
 
 class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,7 +99,7 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """What of an event's envelope says where it belongs, for whoever passes the event on as it is."""
+    """The part of an envelope that says where the event belongs, for code that passes the event on unchanged."""
 
     id: EventId
     type: str
@@ -207,7 +115,7 @@ _data = {name: msgspec.json.Decoder(cls) for name, cls in TYPES.items()}
 
 
 class MalformedEventError(ValueError):
-    """Bytes that are no event: torn, or written by something else."""
+    """The bytes are not an event: truncated, or written by another program."""
 
 
 def encode(event: Event) -> bytes:
@@ -237,7 +145,7 @@ def encode(event: Event) -> bytes:
 def decode(text: bytes) -> Event:
     """Return the event in *text*, lifted to the current version of its type.
 
-    Raises MalformedEventError. A type or version that is not known yields ``Unknown`` data.
+    An unknown type or version gives ``Unknown`` data. Raises MalformedEventError.
     """
     try:
         envelope = _envelope.decode(text)
@@ -258,7 +166,7 @@ def decode(text: bytes) -> Event:
 
 
 def decode_head(text: bytes) -> Head | None:
-    """Return the head of the event in *text*; None: it is no event."""
+    """Return the head of the event in *text*; None if it is not an event."""
     try:
         return _head.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

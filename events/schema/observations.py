@@ -1,102 +1,99 @@
-"""What was seen of the node, what was done about it, and what processes say of themselves and of the pods."""
+"""What was seen of the node and done about it, and what processes report of themselves and of the pods."""
 
 from __future__ import annotations
 
-import msgspec
+from typing import ClassVar
 
-from events.schema.parts import (
-    NO_NODE,
-    Drift,
-    Failure,
-    IfName,
-    Leak,
-    NodeName,
-    Pod,
-    RequestId,
-)
+from events.schema.kinds import Fence, Observation, Outcome
+from events.schema.parts import NO_NODE, Drift, Failure, IfName, Leak, NodeName, Pod
 
 
-class DriftObserved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All that differs now between the node and what the ledger says of a sandbox; nothing: it is as it should be."""
+class DriftObserved(Observation, frozen=True, kw_only=True):
+    """All differences now between the node and the ledger for one sandbox. None: the node agrees with the ledger."""
 
     ifname: IfName
-    """The sandbox's, as in ``AttachRequested``."""
     pod: Pod
     drifts: tuple[Drift, ...] = ()
     node: NodeName = NO_NODE
-    """Of what the reconciler observed of a pod's network-status: where the sandbox is."""
+    """The sandbox's node, if the reconciler observed a pod's network-status."""
 
 
-class DriftRepaired(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What was asked to be put right is as the ledger says: the node was looked at again."""
+class DriftRepaired(Outcome, frozen=True, kw_only=True):
+    """The requested repairs are done: the worker checked the node again."""
 
-    request: RequestId
     ifname: IfName
     drifts: tuple[Drift, ...]
     left: tuple[Drift, ...] = ()
-    """What differs still, or by now; nobody asked for its repair."""
+    """Other differences that remain, or are new. No command asked for their repair."""
     seconds: float = 0.0
 
 
-class DriftRepairFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something that was asked to be put right could not be."""
+class DriftRepairFailed(Outcome, frozen=True, kw_only=True):
+    """At least one requested repair failed."""
 
-    request: RequestId
     ifname: IfName
     failure: Failure
     left: tuple[Drift, ...] = ()
-    """All that differs still."""
+    """All remaining differences."""
     seconds: float = 0.0
 
 
-class LeakObserved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something is held that nobody owns. Each look that found it so is an event of its own, with the evidence."""
+class LeakObserved(Observation, frozen=True, kw_only=True):
+    """Something on the node has no owner. Each scan that finds it records an event of its own, with the evidence."""
+
+    topic: ClassVar[str] = "leak"
+    opens: ClassVar[bool] = True
 
     leak: Leak
     evidence: tuple[str, ...] = ()
     sightings: int = 1
-    """How many looks in a row have found it so, this one included."""
+    """Number of consecutive scans that found it, this one included."""
     judged: int = 0
-    """Of a sandbox: the node ledger's sequence of its last event. Whatever happens to it later makes this void."""
+    """For a sandbox: the node ledger's sequence of its last event. Any later event of the sandbox makes this void."""
     gone: bool = False
-    """It is a leak no longer: somebody owns it, or it is not there any more."""
+    """The leak is over: it has an owner, or it does not exist any more."""
 
 
-class LeakReclaimed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What nobody owned is free."""
+class LeakReclaimed(Outcome, frozen=True, kw_only=True):
+    """A leak is free."""
 
-    request: RequestId
+    topic: ClassVar[str] = "leak"
+
     leak: Leak
     evidence: tuple[str, ...] = ()
-    """As it was when it was freed."""
+    """At the moment when it was freed."""
     seconds: float = 0.0
 
 
-class LeakReclaimFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What nobody owned was not freed: it can't be, or it has an owner by now."""
+class LeakReclaimFailed(Outcome, frozen=True, kw_only=True):
+    """A leak was not freed: that failed, or it has an owner by now."""
 
-    request: RequestId
+    topic: ClassVar[str] = "leak"
+
     leak: Leak
     failure: Failure
     seconds: float = 0.0
 
 
-class NodeCompared(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The node was compared with the ledger; what differs was told in events of its own before."""
+class NodeCompared(Outcome, frozen=True, kw_only=True):
+    """The worker compared the node with the ledger. Events of their own report the differences, before this one.
 
-    request: RequestId
-    """Empty: nobody asked."""
+    ``request`` is empty if no command asked for the comparison.
+    """
+
+    topic: ClassVar[str] = "comparison"
+
     sandboxes: int = 0
     drifted: int = 0
-    """Sandboxes of which something differs."""
+    """Sandboxes with a difference."""
     leaks: int = 0
     unseen: tuple[str, ...] = ()
-    """What could not be looked at, and why."""
+    """What could not be inspected, and why."""
     seconds: float = 0.0
 
 
-class StatusPublished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The pod's network-status says what the sandbox is attached to. Of the reconciler: ``node`` stands here."""
+class StatusPublished(Observation, frozen=True, kw_only=True):
+    """The pod's network-status says what the sandbox is attached to. The reconciler writes this."""
 
     node: NodeName
     ifname: IfName
@@ -104,38 +101,40 @@ class StatusPublished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     text: str
     """The annotation."""
     seconds: float = 0.0
-    """Since it was due: since the attach was completed or, of one that somebody changed, since that was seen."""
+    """Since the attach was completed, or since the reconciler saw that the annotation had been changed."""
 
 
-class StatusPublishFailed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The pod's network-status could not be published. The reconciler tries again unless the pod is gone."""
+class StatusPublishFailed(Observation, frozen=True, kw_only=True):
+    """The pod's network-status could not be published. The reconciler retries unless the pod is gone."""
 
     node: NodeName
     ifname: IfName
     pod: Pod
     failure: Failure
     final: bool = False
-    """True when it will not be tried again."""
+    """True if the reconciler does not retry."""
 
 
-class ReconcilerElected(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A reconciler took over from the one before, whose writing the ledger refuses from here on."""
+class ReconcilerElected(Fence, frozen=True, kw_only=True):
+    """A reconciler took over. From here on the ledger refuses appends of the one before it."""
 
     replica: str
     version: str = ""
 
 
-class WorkerStarted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class WorkerStarted(Fence, frozen=True, kw_only=True):
     """A worker took over the node, under the epoch in the envelope."""
 
     version: str
     pid: int
     pending: int = 0
-    """Intents without outcome that it found."""
+    """Intents without outcome at its start."""
     spooled: int = 0
 
 
-class WorkerStopped(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class WorkerStopped(Observation, frozen=True, kw_only=True):
     """A worker stopped in order."""
+
+    topic: ClassVar[str] = "worker"
 
     reason: str

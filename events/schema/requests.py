@@ -1,38 +1,30 @@
-"""Intents, which ask for something, and the decision what will be done for an attach."""
+"""Intents, which ask for something, and the plan that answers an attach request."""
 
 from __future__ import annotations
 
-import msgspec
+from typing import ClassVar
 
-from events.schema.parts import (
-    Drift,
-    IfName,
-    Leak,
-    PlannedAttachment,
-    Pod,
-    RequestId,
-)
+from events.schema.kinds import Command, Decision, Intent
+from events.schema.parts import Drift, IfName, Leak, PlannedAttachment, Pod
 
 
-class AttachRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AttachRequested(Intent, frozen=True, kw_only=True):
     """A runtime called ADD."""
 
-    request: RequestId
     ifname: IfName
     netns: str
     config: str
-    """The network configuration on standard input."""
+    """The network configuration from standard input."""
     args: str = ""
     path: str = ""
     pod: Pod = Pod()
     deadline: str = ""
-    """RFC 3339; until then somebody waits for the answer."""
+    """RFC 3339. The entry point waits for the answer until then."""
 
 
-class DetachRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A runtime called DEL, or the worker repeats one that did not succeed."""
+class DetachRequested(Intent, frozen=True, kw_only=True):
+    """A runtime called DEL, or the worker retries a DEL that failed."""
 
-    request: RequestId
     ifname: IfName
     netns: str = ""
     config: str = ""
@@ -41,66 +33,57 @@ class DetachRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     pod: Pod = Pod()
     deadline: str = ""
     spooled: bool = False
-    """True when the entry point had answered before the worker saw the request."""
+    """True if the entry point answered before the worker saw the request."""
     retry: int = 0
-    """How many attempts of the worker's own came before."""
+    """Number of earlier attempts by the worker itself."""
 
 
-class GcRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class GcRequested(Intent, frozen=True, kw_only=True):
     """A runtime called GC (CNI specification 1.1, section 2, "GC")."""
 
-    request: RequestId
+    topic: ClassVar[str] = "gc"
+
     config: str
     path: str = ""
     valid: tuple[tuple[str, str], ...] | None = None
-    """(container ID, interface name) that the runtime holds valid. None: it gave no list, so nothing may be freed."""
+    """The valid attachments as (container ID, interface name). None: the runtime gave no list, so GC frees nothing."""
     deadline: str = ""
 
 
-class RepairRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A sandbox is to be brought back to what the ledger says. ``cause`` is the ``DriftObserved`` that it rests on."""
+class RepairRequested(Command, frozen=True, kw_only=True):
+    """Bring a sandbox back to what the ledger says. ``cause`` is the ``DriftObserved`` that justifies it."""
 
-    request: RequestId
-    """ID of the command; a command that comes again is the same request."""
     ifname: IfName
     drifts: tuple[Drift, ...]
-    """What is to be put right, in this order."""
-    by: str = "reconciler"
-    command: int = 0
-    """Sequence of the command in its stream: the next worker goes on behind it."""
+    """What to repair, in this order."""
 
 
-class ReclaimRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A leak is to be freed. ``cause`` is the ``LeakObserved`` that it rests on: a newer one makes it void."""
+class ReclaimRequested(Command, frozen=True, kw_only=True):
+    """Free a leak. ``cause`` is the ``LeakObserved`` that justifies it; a newer observation makes it void."""
 
-    request: RequestId
+    topic: ClassVar[str] = "leak"
+
     leak: Leak
-    by: str = "reconciler"
-    command: int = 0
-    """As in ``RepairRequested``."""
 
 
-class ComparisonRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The whole node is to be compared with the ledger."""
+class ComparisonRequested(Command, frozen=True, kw_only=True):
+    """Compare the whole node with the ledger."""
 
-    request: RequestId
-    by: str = "reconciler"
-    command: int = 0
-    """As in ``RepairRequested``."""
+    topic: ClassVar[str] = "comparison"
 
 
-class AttachPlanned(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What will be done for one ADD, in order."""
+class AttachPlanned(Decision, frozen=True, kw_only=True):
+    """What the worker will do for one ADD, in order."""
 
     ifname: IfName
     netns: str
     path: str
     cni_version: str
-    """Version the runtime is answered in."""
+    """Version of the answer to the runtime."""
     attachments: tuple[PlannedAttachment, ...]
     pod: Pod = Pod()
-    """As the cluster knows it: by that UID a static pod's mirror is found."""
+    """As the cluster knows it. Its UID finds the mirror pod of a static pod."""
     publish: bool = False
-    """Whether the pod's network-status is to be published."""
+    """Whether the reconciler publishes the pod's network-status."""
     netns_inode: int = 0
-    """Of the namespace at ``netns``: the path may come to name another one. 0: not known."""
+    """Inode of the namespace at ``netns``, because the path may name another one later. 0: unknown."""

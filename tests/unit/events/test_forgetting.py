@@ -244,5 +244,5 @@ def test_every_type_of_an_event_of_the_node_is_forgotten_some_day() -> None:
         forgetting = Forgetting(teller.node)
         data = Unknown(type=name, version=99, data=msgspec.Raw(b"{}"))
         forgetting.add(Stored(1, teller.event(data)))
-        assert len(forgetting._matters) == 1, name
-        assert subjects.subject(teller.node, "", name) in next(iter(forgetting._matters.values())).subjects
+        assert len(forgetting._groups) == 1, name
+        assert subjects.subject(teller.node, "", name) in next(iter(forgetting._groups.values())).subjects

@@ -265,10 +265,19 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         unix_ns(text)
 
 
-def test_the_union_of_data_and_the_table_of_types_name_the_same_types() -> None:
-    assert {*schema.Data.__args__} == {*TYPES.values(), Unknown}
+def test_the_table_names_every_event_type_of_the_schema() -> None:
+    classes = {each for each in vars(schema).values() if isinstance(each, type) and issubclass(each, schema.Data)}
+    kinds = {each for each in classes if each.__module__ == schema.Data.__module__}
+    assert classes - kinds - {Unknown} == {*TYPES.values()}
     assert all(cls.__name__ == name for name, cls in TYPES.items())
     assert not schema.INTENTS - TYPES.keys()
+    assert schema.COMMANDS < schema.INTENTS
+
+
+def test_every_kind_has_an_event_type() -> None:
+    for kind in (schema.Intent, schema.Command, schema.Decision, schema.Effect, schema.Outcome):
+        assert schema.types_of(kind), kind
+    assert schema.types_of(schema.Data) == {*TYPES.values()}
 
 
 def test_an_event_can_be_told_apart_and_compared() -> None:
