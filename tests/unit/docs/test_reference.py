@@ -21,6 +21,7 @@ from events.schema import TYPES, DriftKind, ErrorClass, LeakKind
 from nodeworker.errors import CNI_CODES
 from nodeworker.host.adopt.settings import AdoptSettings
 from nodeworker.metrics import WorkerMetrics
+from nodeworker.settings import WorkerSettings
 from reconciler.cli.main import COMMANDS
 from reconciler.metrics import Metrics
 from reconciler.settings import ReconcilerSettings
@@ -67,7 +68,7 @@ def keys_of(struct: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[st
             yield from keys_of(each, f"{key}.")
 
 
-KEYS = {key: default for kind in (ReconcilerSettings, AdoptSettings) for key, default in keys_of(kind)}
+KEYS = {key: default for kind in (WorkerSettings, ReconcilerSettings, AdoptSettings) for key, default in keys_of(kind)}
 
 
 @pytest.mark.parametrize("key", sorted(KEYS))

@@ -1,6 +1,6 @@
 """The map in CONTRIBUTING.md, made from the first line of each folder's and top-level module's docstring.
 
-python tests/docs/room_map.py        writes the table anew after a folder or its sentence changed
+python tests/support/room_map.py        writes the table anew after a folder or its sentence changed
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OTHER_FOLDERS = {
     "deploy/kubernetes/": "The DaemonSet, its account, and its overlays.",
     "deploy/demo/": "The demo of `make demo`.",
     "docs/": "Documentation, sorted by need.",
-    "tests/": "Tests, in the same rooms; `tests/e2e` runs whole processes.",
+    "tests/": "Tests, in the same rooms: `unit`, `integration` (root, servers) and `e2e` (processes) share `support`.",
 }
 """Folders that are no packages, so that no docstring describes them."""
 
@@ -88,7 +88,7 @@ def layers() -> list[str]:
 
 
 def _marks(name: str) -> tuple[str, str]:
-    return f"<!-- {name}: written by tests/docs/room_map.py -->", f"<!-- end of {name} -->"
+    return f"<!-- {name}: written by tests/support/room_map.py -->", f"<!-- end of {name} -->"
 
 
 def written(name: str) -> str:

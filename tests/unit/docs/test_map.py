@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import room_map
+from tests.support import room_map
 
-AGAIN = "run `python tests/docs/room_map.py`:\n"
+AGAIN = "run `python tests/support/room_map.py`:\n"
 
 
 def test_every_row_of_the_map_is_the_docstring_of_its_folder() -> None:
