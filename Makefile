@@ -4,6 +4,9 @@ BIN := .venv/bin
 PYTEST_ARGS ?=
 PYTEST_JOBS ?= $(shell expr $$(nproc) + 1)
 
+# Where the environment says not to write compiled modules, every process would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test bench lint lock
 
 demo:

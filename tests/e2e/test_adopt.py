@@ -16,6 +16,7 @@ import pytest
 
 from events.process.child_process import die_with_parent
 from events.schema import SandboxAdopted
+from tests.support.fork_server import plumbline
 from tests.support.host.multus_state import MultusNode, Network, Sandbox
 from tests.support.node.kernel import eventually, ip
 from tests.support.node.node import DEL_STORY, MakeNode, Node
@@ -52,8 +53,7 @@ class Adopted:
         return [*MAIN, "--config", str(self.node.config), *arguments]
 
     def run(self, *options: str, command: str = "adopt") -> subprocess.CompletedProcess[str]:
-        argv = self.command(command, *options)
-        done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+        done = plumbline(self.node.config, command, *options)
         print(done.stdout, done.stderr)
         return done
 

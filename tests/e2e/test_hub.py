@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -20,7 +18,6 @@ from events import subjects
 from events.nats.commands import ensure_commands
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import free_port
-from events.process.child_process import die_with_parent
 from events.schema import (
     DriftRepaired,
     Event,
@@ -31,14 +28,12 @@ from events.schema import (
     WorkerStopped,
 )
 from tests.e2e.test_commands import comparison
+from tests.support.fork_server import RECONCILER, plumbline
 from tests.support.nats.hub_servers import HubServers, connect_hub
 from tests.support.node.kernel import eventually, ip
 from tests.support.node.node import ADD_STORY, DEL_STORY, MakeNode, Node, carried
-from tests.support.repository import REPOSITORY
 
 T = TypeVar("T")
-
-_MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
 
 
 class Cluster:
@@ -96,14 +91,8 @@ class Cluster:
     def reconciler(self, config: Path | None = None) -> Iterator[None]:
         """Run the reconciler meanwhile, with the worker's configuration or one of its own."""
         with self.node.log.open("ab") as said:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "reconciler", "--config", str(config or self.node.config)],
-                cwd=REPOSITORY,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                preexec_fn=die_with_parent(),  # noqa: PLW1509  # pytest has no other thread
-            )
+            program = ("-m", "reconciler", "--config", str(config or self.node.config))
+            process = RECONCILER.start(*program, stdout=said, stderr=said)
         try:
             yield
         finally:
@@ -112,13 +101,6 @@ class Cluster:
                 assert process.wait(30) == 0
             finally:
                 process.kill()
-                process.wait()
-
-
-def command(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``plumbline`` with *words*."""
-    argv = [*_MAIN, "--config", str(config), *words]
-    return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture
@@ -216,14 +198,14 @@ def test_commands_where_the_reconciler_runs_read_the_hub(cluster: Cluster, tmp_p
         del settings["ledger"]  # it is the nodes', and not within the reconciler's reach
         config = tmp_path / "reconciler.json"
         config.write_text(json.dumps({**settings, "runDir": str(tmp_path)}))
-        rebuilt = command(config, "rebuild")
+        rebuilt = plumbline(config, "rebuild")
         assert rebuilt.returncode == 0, rebuilt.stderr
         last = cluster.with_hub(lambda ledger: ledger.last_sequence())
         assert 0 < int(rebuilt.stdout.split()[-1]) <= last
-        told = command(config, "timeline", "samplepod")
+        told = plumbline(config, "timeline", "samplepod")
         assert told.returncode == 0, told.stderr
-        assert "AttachCompleted" in command(config, "timeline", "samplepod", "--json").stdout
-        verified = command(config, "verify")
+        assert "AttachCompleted" in plumbline(config, "timeline", "samplepod", "--json").stdout
+        verified = plumbline(config, "verify")
         assert verified.returncode == 0, verified.stdout
     assert pod.delete().exit_code == 0
 

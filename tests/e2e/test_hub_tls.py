@@ -18,7 +18,8 @@ from events.nats.ledger import JetStreamLedger
 from events.process.settings import LedgerAddress, TlsSettings
 from events.schema import NodeCompared, StatusPublished
 from tests.e2e.test_commands import comparison
-from tests.e2e.test_hub import Cluster, command
+from tests.e2e.test_hub import Cluster
+from tests.support.fork_server import plumbline
 from tests.support.nats.certificates import Authority, Pair
 from tests.support.nats.hub_servers import HubServers
 from tests.support.node.kernel import eventually
@@ -135,10 +136,10 @@ def test_everything_goes_over_tls(cluster: TlsCluster) -> None:
             return sent.id in found
 
         eventually(done, "a command came down, and its outcome went up", 40.0)
-    rebuilt = command(cluster.at_reconciler, "rebuild")
+    rebuilt = plumbline(cluster.at_reconciler, "rebuild")
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert int(rebuilt.stdout.split()[-1]) > 0
-    told = command(cluster.at_reconciler, "timeline", "samplepod", "--json")
+    told = plumbline(cluster.at_reconciler, "timeline", "samplepod", "--json")
     assert told.returncode == 0, told.stderr
     assert "AttachCompleted" in told.stdout
     assert told.stderr == ""
@@ -164,7 +165,7 @@ def test_a_certificate_that_is_not_there_yet_keeps_no_pod_waiting(cluster: TlsCl
     eventually(lambda: "hub_not_connected" in node.log.read_text(), "the worker says that it has no hub")
     assert sentence in node.log.read_text()
     for code, *words in ((4, "rebuild"), (2, "verify"), (4, "timeline", "samplepod")):
-        refused = command(cluster.at_reconciler, *words)
+        refused = plumbline(cluster.at_reconciler, *words)
         assert (refused.returncode, refused.stderr) == (code, f"plumbline: {sentence}\n")
     reconciler = [sys.executable, "-m", "reconciler", "--config", str(cluster.at_reconciler)]
     done = subprocess.run(reconciler, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)

@@ -15,12 +15,12 @@ import pytest
 import yaml
 
 from events.process.child_process import die_with_parent
+from tests.support.fork_server import plumbline
 from tests.support.node.kernel import eventually
 from tests.support.node.node import MakeNode, Node
 from tests.support.node.runtime import PLUGINS, PodSandbox, Runtime
 from tests.support.repository import REPOSITORY
 
-MAIN = "from reconciler.cli.main import main; main()"
 REPLACE = """
 import itertools, sys
 from nodeworker.host.install.__main__ import main
@@ -48,8 +48,7 @@ class Installation:
         node.runtime = Runtime(self.binary, node.socket, node.spool)
 
     def run(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-c", MAIN, "--config", str(self._node.config), command, *self.folders, *options]
-        return subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+        return plumbline(self._node.config, command, *self.folders, *options)
 
     def write(self, name: str, config: dict[str, Any]) -> None:
         (self.conf / name).write_text(json.dumps(config))

@@ -7,7 +7,6 @@ import base64
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ import pytest
 from msgspec.structs import replace
 
 from events.nats.ledger import JetStreamLedger
-from events.process.child_process import die_with_parent
 from events.schema import (
     ErrorClass,
     Event,
@@ -29,11 +27,11 @@ from events.schema import (
     NodeName,
     ReclaimRequested,
 )
+from tests.support.fork_server import RECONCILER
 from tests.support.node.cri_stand_in import Cri, cri
 from tests.support.node.kernel import eventually, ip, links
 from tests.support.node.node import BRIDGE, MakeNode, Node
 from tests.support.node.runtime import PodSandbox
-from tests.support.repository import REPOSITORY
 
 MISSED = 10.0
 """Seconds in which what a missed DEL has left is to be free."""
@@ -118,15 +116,7 @@ def leaky(make_leaky: Callable[..., Leaky]) -> Leaky:
 @contextlib.contextmanager
 def reconciler(node: Node) -> Iterator[None]:
     with node.log.open("ab") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "reconciler", "--config", str(node.config)],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            preexec_fn=die_with_parent(),  # noqa: PLW1509  # pytest has no other thread
-        )
+        process = RECONCILER.start("-m", "reconciler", "--config", str(node.config), stdout=said, stderr=said)
     try:
         yield
     finally:

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
+from tests.support.fork_server import plumbline
 from tests.support.node.kernel import eventually, ip
 from tests.support.node.node import MakeNode, Node
 from tests.support.node.reconciler_process import reconciler
-from tests.support.repository import REPOSITORY
-
-_MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
 
 
 def verify(node: Node) -> tuple[int, dict[str, Any]]:
-    done = subprocess.run(
-        [*_MAIN, "--config", str(node.config), "verify", "--json"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = plumbline(node.config, "verify", "--json")
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 

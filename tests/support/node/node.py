@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import ipaddress
 import json
 import os
@@ -31,6 +32,7 @@ from events.schema import (
     expand_effects,
 )
 from nodeworker.plugins.orphans import orphans
+from tests.support.fork_server import WORKER, ForkedProcess
 from tests.support.node.gate import Gate
 from tests.support.node.kernel import eventually, ip, links, own_network
 from tests.support.node.runtime import PodSandbox, Runtime
@@ -91,7 +93,7 @@ class Node:
         self.sandboxes: list[PodSandbox] = []
         self.expected_mistakes = 0
         """Lines of the worker's log that report an error on purpose."""
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._worker: ForkedProcess | subprocess.Popen[bytes] | None = None
         for made in (self.bin, self.manifests, self.addresses):
             made.mkdir(parents=True)
         self.log.touch()
@@ -214,20 +216,27 @@ class Node:
 
     # --- the worker ---
 
-    def start(self, fault: str = "", *, wait: bool = True) -> None:
-        """Start the worker, and *wait* until it lets calls in. *fault* is one of its ledger: see ``faulty_worker``."""
+    def start(self, fault: str = "", *, wait: bool = True, executed: bool = False) -> None:
+        """Start the worker, and *wait* until it lets calls in. *fault* is one of its ledger: see ``faulty_worker``.
+
+        The worker is forked from a process that has imported it, or *executed* as on a node.
+        """
         assert self._worker is None
-        module = [str(_FAULTY_WORKER), "--fault", fault] if fault else ["-m", "nodeworker"]
+        program = [str(_FAULTY_WORKER), "--fault", fault] if fault else ["-m", "nodeworker"]
+        program += ["--config", str(self.config)]
         with self.log.open("ab") as said:
-            self._worker = subprocess.Popen(
-                [sys.executable, "-W", "error", *module, "--config", str(self.config)],
-                cwd=REPOSITORY,
-                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                preexec_fn=die_with_parent(),  # noqa: PLW1509  # pytest has no other thread
-            )
+            if executed:
+                self._worker = subprocess.Popen(
+                    [sys.executable, "-W", "error", *program],
+                    cwd=REPOSITORY,
+                    env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                    preexec_fn=die_with_parent(),  # noqa: PLW1509  # pytest has no other thread
+                )
+            else:
+                self._worker = WORKER.start(*program, stdout=said, stderr=said)
         if wait:
             eventually(self._lets_in, "the worker lets calls in")
 
@@ -249,7 +258,7 @@ class Node:
         self._worker.terminate()
 
     def ended(self, seconds: float = 20.0) -> int:
-        """Wait until the worker has ended; return its exit code."""
+        """Wait until the worker has ended, and its processes; return its exit code."""
         assert self._worker is not None
         worker, self._worker = self._worker, None
         try:
@@ -258,6 +267,20 @@ class Node:
             worker.kill()
             worker.wait()
             raise
+        finally:
+            eventually(self._is_unlocked, "the worker's processes have ended, too")
+
+    def _is_unlocked(self) -> bool:
+        """Return whether no process is left of a worker that was killed: the kernel ends them some time after it."""
+        path = self.config.with_name("run") / "worker.lock"
+        if not path.exists():
+            return True
+        with path.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
 
     def kill(self) -> None:
         """Kill the worker, if it runs."""

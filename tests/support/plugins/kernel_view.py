@@ -37,6 +37,8 @@ _LATE = {"NO-CARRIER", "linkdown"}
 """Flags that the kernel derives from ``LOWER_UP``, up to a second later, as it does ``operstate``."""
 _IPV6_PATIENCE = 2.0
 """Seconds: as for ``_LATE``, and some links get none at all."""
+_PAUSE = 0.02
+_PARAMETER_BYTES = 4096
 _UNREADABLE = {"stable_secret"}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -81,10 +83,11 @@ def view(netns: str, result: Any = None) -> dict[str, Any]:
     """Return the thread's node, the container in *netns* and *result*, when the kernel is through with IPv6."""
     with Namespace(netns, Phase.CHECK) as opened:
         until = time.monotonic() + _IPV6_PATIENCE
-        while (opened.inside(_ipv6_begins) or _ipv6_begins()) and time.monotonic() < until:
-            time.sleep(0.01)
-        while opened.inside(_tentative) or _tentative():
-            pass
+        while True:
+            begins, tentative = (any(each) for each in zip(opened.inside(_unsettled), _unsettled(), strict=True))
+            if not tentative and not (begins and time.monotonic() < until):
+                break
+            time.sleep(_PAUSE)
         seen = {"result": result, "container": opened.inside(_namespace), "node": _namespace()}
     text = json.dumps(_lasting(seen), sort_keys=True).replace(netns, "<netns>")
     return _sorted(json.loads(_without_chance(text)))
@@ -136,14 +139,24 @@ def _hasten() -> None:
         Path("/proc/sys/net/ipv6/conf/default", name).write_text(value)
 
 
-def _ip(*words: str) -> Any:
-    ran = subprocess.run(["ip", "-j", "-d", *words], check=True, capture_output=True, text=True)
-    return json.loads(ran.stdout or "[]")
+def _ip(*commands: str, options: tuple[str, ...] = ()) -> list[Any]:
+    """Return what ``ip`` shows for each of *commands*, in one execution."""
+    words = ["ip", *options, "-j", "-d", "-batch", "-"]
+    ran = subprocess.run(words, check=True, capture_output=True, text=True, input="\n".join(commands))
+    shown = [json.loads(line) for line in ran.stdout.splitlines() if line.strip()]
+    assert len(shown) == len(commands), ran.stdout
+    return shown
 
 
-def _ipv6_begins() -> bool:
+def _unsettled() -> tuple[bool, bool]:
+    """Return whether IPv6 begins on some link, and whether some address is tentative."""
+    (links,) = _ip("addr")
+    return _ipv6_begins(links), any("tentative" in each for link in links for each in link["addr_info"])
+
+
+def _ipv6_begins(links: list[Any]) -> bool:
     """Return whether a link that came up has yet to get its link-local address, and its routes with that."""
-    for link in _ip("addr"):
+    for link in links:
         conf = Path("/proc/sys/net/ipv6/conf", link["ifname"])
         wanted = {"UP", "LOWER_UP"} <= set(link["flags"]) and "LOOPBACK" not in link["flags"]
         if not wanted or not conf.exists() or any(each["scope"] == "link" for each in link["addr_info"]):
@@ -153,19 +166,15 @@ def _ipv6_begins() -> bool:
     return False
 
 
-def _tentative() -> bool:
-    ran = subprocess.run(["ip", "-o", "addr", "show", "tentative"], check=True, capture_output=True, text=True)
-    return bool(ran.stdout)
-
-
 def _namespace() -> dict[str, Any]:
     vlans = subprocess.run(["bridge", "-j", "vlan"], check=True, capture_output=True, text=True)
-    routes = _ip("-4", "route", "show", "table", "all") + _ip("-6", "route", "show", "table", "all")
+    links, neighbours, routes, rules = _ip("addr", "neigh", "route show table all", "rule")
+    (rules6,) = _ip("rule", options=("-6",))
     return {
-        "links": [_without_link_local(link) for link in _ip("addr")],
+        "links": [_without_link_local(link) for link in links],
         "routes": [route for route in routes if not str(route["dst"]).startswith("fe80:")],
-        "rules": _ip("-4", "rule") + _ip("-6", "rule"),
-        "neighbours": [each for each in _ip("neigh") if "PERMANENT" in each["state"]],
+        "rules": rules + rules6,
+        "neighbours": [each for each in neighbours if "PERMANENT" in each["state"]],
         "vlans": json.loads(vlans.stdout or "[]"),
         "parameters": _parameters(),
         "filters": _filters(),
@@ -187,22 +196,41 @@ def _filters() -> list[Any]:
         return []
     shown = subprocess.run(["nft", "-j", "list", "ruleset"], check=True, capture_output=True, text=True)
     rules = [each for each in json.loads(shown.stdout)["nftables"] if "metainfo" not in each]
+    if not rules and _iptables_uses_nftables():
+        return []
     for save in ("iptables-save", "ip6tables-save"):
         ran = subprocess.run([save, "-t", "nat"], check=True, capture_output=True, text=True)
         rules += [re.sub(r"\[\d+:\d+\]", "", line) for line in ran.stdout.splitlines() if not line.startswith("#")]
     return rules
 
 
+@functools.cache
+def _iptables_uses_nftables() -> bool:
+    """Return whether ``nft`` shows the rules of ``iptables``, too."""
+    ran = subprocess.run(["iptables-save", "--version"], check=True, capture_output=True, text=True)
+    return "nf_tables" in ran.stdout
+
+
 def _parameters() -> dict[str, str]:
-    root = Path("/proc/sys/net")
-    files = [root / "ipv4/ip_forward", *sorted(root.glob("ipv[46]/conf/*/*"))]
-    seen: dict[str, str] = {}
-    for file in files:
-        # The kernel takes away a removed container's wires, and their files, some time after the command has returned.
-        with contextlib.suppress(FileNotFoundError):
-            if file.name not in _UNREADABLE:
-                seen[str(file.relative_to(root))] = file.read_text().strip()
+    seen = {"ipv4/ip_forward": _read("/proc/sys/net/ipv4/ip_forward")}
+    for family in ("ipv4/conf", "ipv6/conf"):
+        for link in sorted(os.listdir(f"/proc/sys/net/{family}")):
+            folder = f"/proc/sys/net/{family}/{link}"
+            # The kernel takes a removed container's wires, and their files, away after the command has returned.
+            with contextlib.suppress(FileNotFoundError):
+                for name in sorted(os.listdir(folder)):
+                    if name not in _UNREADABLE:
+                        seen[f"{family}/{link}/{name}"] = _read(f"{folder}/{name}")
     return seen
+
+
+def _read(path: str) -> str:
+    """Return what the short file at *path* holds; there are hundreds of them in each view."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, _PARAMETER_BYTES).decode().strip()
+    finally:
+        os.close(descriptor)
 
 
 def _lasting(value: Any) -> Any:
