@@ -11,6 +11,7 @@ import pytest
 
 from nodeworker import shim
 from nodeworker.shim import build
+from tests.support.isolation import isolate
 
 # How long an example takes is the machine's affair, and the same code is to get the same examples.
 hypothesis.settings.load_profile("ci")
@@ -38,6 +39,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail when a test was skipped for want of something that could have been installed",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Run the tests in namespaces of their own. The workers of xdist are started there and need none themselves."""
+    if os.geteuid() != 0 or hasattr(config, "workerinput") or config.option.collectonly:
+        return None
+    try:
+        return isolate()
+    except OSError as error:
+        raise pytest.UsageError(
+            f"root's tests run in namespaces of their own, and the kernel refuses them: {error}"
+        ) from error
 
 
 def pytest_configure(config: pytest.Config) -> None:
