@@ -1,6 +1,6 @@
 """The map in CONTRIBUTING.md, made from the first line of each folder's and top-level module's docstring.
 
-python tests/support/room_map.py        writes the table anew after a folder or its sentence changed
+python -m tests.support.room_map        writes the table anew after a folder or its sentence changed
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ OTHER_FOLDERS = {
     "deploy/kubernetes/": "The DaemonSet, its account, and its overlays.",
     "deploy/demo/": "The demo of `make demo`.",
     "docs/": "Documentation, sorted by need.",
-    "tests/": "Tests, in the same rooms: `unit`, `integration` (root, servers) and `e2e` (processes) share `support`.",
+    "tests/unit/": "Tests that need neither root nor a server.",
+    "tests/integration/": "Tests with a real kernel, nats-server, API server or plugin.",
+    "tests/e2e/": "Tests with whole processes.",
+    "tests/support/": "What tests share: nodes, servers, a container runtime, generators.",
 }
 """Folders that are no packages, so that no docstring describes them."""
 

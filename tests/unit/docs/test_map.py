@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.support import room_map
 
-AGAIN = "run `python tests/support/room_map.py`:\n"
+AGAIN = "run `python -m tests.support.room_map`:\n"
 
 
 def test_every_row_of_the_map_is_the_docstring_of_its_folder() -> None:

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from events.process import logs
+from events.process.settings import load
 from events.schema import TYPES, DriftKind, ErrorClass, LeakKind
 from nodeworker.errors import CNI_CODES
 from nodeworker.host.adopt.settings import AdoptSettings
@@ -68,7 +69,9 @@ def keys_of(struct: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[st
             yield from keys_of(each, f"{key}.")
 
 
-KEYS = {key: default for kind in (WorkerSettings, ReconcilerSettings, AdoptSettings) for key, default in keys_of(kind)}
+FILE = (WorkerSettings, ReconcilerSettings, AdoptSettings)
+"""What the processes read from the one configuration file."""
+KEYS = {key: default for kind in FILE for key, default in keys_of(kind)}
 
 
 @pytest.mark.parametrize("key", sorted(KEYS))
@@ -122,7 +125,8 @@ def test_complete_example_has_every_key_and_is_valid(tmp_path: Path) -> None:
     path.write_text(json.dumps(example()))
     done = subprocess.run([PLUMBLINE, "check-config", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    msgspec.json.decode(path.read_bytes(), type=AdoptSettings)
+    for kind in FILE:
+        load(path, kind)
 
 
 def test_log_format_variable_is_documented() -> None:
