@@ -37,7 +37,7 @@ def test_binary_and_configuration_are_installed(host: Host) -> None:
 
 def test_the_runtime_is_told_of_nothing_while_no_worker_answers(host: Host) -> None:
     host.write("10-pods.conflist", BRIDGE)
-    with pytest.raises(NotYetError, match=r"not told of it yet.*could not be reached"):
+    with pytest.raises(NotYetError, match=r"not configured yet.*could not be reached"):
         install(host.installer(), 0, threading.Event())
     assert host.names() == {"10-pods.conflist"}
     assert (host.bin / "plumbline").exists()
@@ -120,7 +120,7 @@ def test_a_default_network_that_comes_before_the_other_is_taken_at_once(host: Ho
 
 def test_a_configuration_that_the_runtime_would_read_first_is_said(host: Host) -> None:
     host.write("00-calico.conflist", BRIDGE)
-    with pytest.raises(InstallError, match=r"00-calico.conflist goes before 00-plumbline.conflist.*rename it"):
+    with pytest.raises(InstallError, match=r"00-calico.conflist sorts before 00-plumbline.conflist.*rename it"):
         configure(host)
     assert host.names() == {"00-calico.conflist"}
 
@@ -222,7 +222,7 @@ def test_a_watching_installer_waits_and_says_so_once(host: Host, monkeypatch: py
             lambda: host.write("10-pods.conflist", {**BRIDGE, "name": "renamed"}),
         )
     assert len(watching.said) == 2
-    assert "holds no configuration" in watching.said[0]
+    assert "has no configuration" in watching.said[0]
     assert "is not JSON" in watching.said[1]
     assert host.installed()["name"] == "renamed"
 

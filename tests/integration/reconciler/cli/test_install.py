@@ -84,7 +84,7 @@ def host(tmp_path: Path) -> Host:
 def test_without_worker_the_binary_is_installed_and_the_reason_is_said(host: Host) -> None:
     done = host.run("install", "--wait", "0")
     assert done.returncode == 1
-    assert "the runtime is not told of it yet" in done.stderr
+    assert "the runtime is not configured yet" in done.stderr
     assert "Traceback" not in done.stderr
     assert (host.bin / "plumbline").exists()
     assert not host.ours.exists()

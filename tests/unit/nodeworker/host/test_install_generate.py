@@ -80,8 +80,8 @@ def test_a_default_network_that_is_given_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"type": "multus"}, "type can't be among"),
-        ({"plugins": []}, "plugins can't be among"),
+        ({"type": "multus"}, "type can't be one of the configured keys"),
+        ({"plugins": []}, "plugins can't be one of the configured keys"),
         ({"namespaceIsolation": "yes"}, "namespaceIsolation"),
         ({"capabilities": ["mac"]}, "not a JSON object"),
         ({"delegates": []}, "names no default network"),

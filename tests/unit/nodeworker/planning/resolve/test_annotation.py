@@ -216,9 +216,9 @@ def test_json_form_is_refused_with_element_and_field(fields: str, why: str) -> N
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("[adsfasdfasdfasf]", "no valid JSON"),
-        ('{"name": "net1"}', "no list"),
-        ('"net1"', "no list"),
+        ("[adsfasdfasdfasf]", "not valid JSON"),
+        ('{"name": "net1"}', "not a list"),
+        ('"net1"', "not a list"),
         ('["net1"]', "element 1: is not a JSON object"),
         ('[{"namespace": "default"}]', "element 1: field name is missing"),
         ('[{"name": ""}]', "element 1: field name is missing"),
