@@ -15,9 +15,9 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -45,7 +45,7 @@ from events.schema import (
     RequestId,
     WorkerStarted,
 )
-from nodeworker.intake.recovery import Retention
+from nodeworker.intake.retention import Retention
 from nodeworker.journal.journal import Journal
 from nodeworker.leaks import reporter, scanner
 from nodeworker.leaks.evidence.container_runtime import RuntimeUnknownError, SharedRuntime
@@ -59,20 +59,18 @@ from nodeworker.metrics import WorkerMetrics
 from nodeworker.plugins import chain
 from nodeworker.plugins.exec import PluginExecutor
 from nodeworker.plugins.native.pool import NativePool
-from nodeworker.plugins.runners import WayRunners
+from nodeworker.plugins.runners import PluginRunners
 from nodeworker.sandboxes.answers import OK, Answers, Reply
 from nodeworker.sandboxes.attach import Attacher
-from nodeworker.sandboxes.commands import Orders
+from nodeworker.sandboxes.commands import CommandHandler
 from nodeworker.sandboxes.detach import Detacher, target_of
 from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.gc import GarbageCollector
+from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.sandboxes.status_wait import StatusWait
-from nodeworker.settings import WorkerSection
 from reconciler.decisions import leaks as decisions
 from reconciler.decisions.leaks import LastReclaim, LeakKey
 from reconciler.decisions.reclaim_sender import command
-
-T = TypeVar("T")
 
 NODE, ETH0 = NodeName("node"), IfName("eth0")
 
@@ -124,7 +122,7 @@ class Runtime:
 class _Attacher:
     """Attaches what the lives say; the worker's own would look into the namespaces."""
 
-    def __init__(self, journal: Journal, runners: WayRunners, pods: dict[str, Pod]) -> None:
+    def __init__(self, journal: Journal, runners: PluginRunners, pods: dict[str, Pod]) -> None:
         self._journal = journal
         self._runners = runners
         self._pods = pods
@@ -166,34 +164,31 @@ class Worker:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run meanwhile, and die at the end, whatever is under way."""
-        journal, section, answers = self.journal, WorkerSection(), Answers()
+        journal, answers = self.journal, Answers()
         places = Footprint(str(self._world.folder / "devinfo"))
         async for stored in journal.load():
             places.learn(stored.event)
         await journal.open_epoch(WorkerStarted(version="0", pid=1))
-        journal.on_recorded(lambda event, _: places.learn(event))
-        journal.on_recorded(self._heard)
+        journal.subscribe(lambda event, _: places.learn(event))
+        journal.subscribe(self._heard)
         executor = PluginExecutor(marker="bench")
         processes = NativePool()
-        runners = WayRunners(executor, "auto", processes)
-        detacher = Detacher(journal, runners, section, self.metrics)
+        runners = PluginRunners(executor, "auto", processes)
+        detacher = Detacher(journal, runners, 20.0, self.metrics)
         shared, results = SharedRuntime(self._world.runtime), str(self._world.folder / "results")
         scanner = LeakScanner(journal.state, journal.boot_id, shared, places, results)
         leaks = LeakReporter(journal, scanner, self.metrics, 0.1)
         forced_release = ForcedRelease(detacher, runners, executor, 10.0)
-
-        async def take_turn(container_id: str, work: Callable[[], Awaitable[T]]) -> T:
-            return await dispatcher.take_turn(container_id, work)
-
-        reclaimer = Reclaimer(journal, answers, scanner, forced_release, self.metrics, take_turn)
-        orders = Orders(journal, {ReclaimRequested: reclaimer.reclaim})
         attacher = cast("Attacher", _Attacher(journal, runners, self._world.pods))
         statuses = cast("StatusWait", _NoStatuses())
         tasks = asyncio.TaskGroup()
         with contextlib.suppress(asyncio.CancelledError):
             async with tasks:
                 collector = cast("GarbageCollector", None)
-                dispatcher = Dispatcher(attacher, detacher, collector, orders, answers, statuses, tasks, 16)
+                scheduler = Scheduler(tasks, 16)
+                reclaimer = Reclaimer(journal, answers, scanner, forced_release, self.metrics, scheduler.take_turn)
+                handler = CommandHandler(journal, {ReclaimRequested: reclaimer.reclaim})
+                dispatcher = Dispatcher(scheduler, attacher, detacher, collector, handler, answers, statuses, tasks)
                 for pending in sorted(journal.state.pending.values(), key=lambda each: each.sequence):
                     dispatcher.dispatch(pending, resumed=True)
 
@@ -201,12 +196,12 @@ class Worker:
                     async for intent in journal.intents():
                         dispatcher.dispatch(intent)
 
-                parts = [consume(), leaks.run(), orders.run(self._commands), self._decide()]
+                parts = [consume(), leaks.run(), handler.run(self._commands), self._decide()]
                 background = [tasks.create_task(part) for part in parts]
                 try:
                     yield
                 finally:
-                    for task in [*background, *dispatcher._at_work]:  # as hard as a kill gets
+                    for task in [*background, *scheduler._workers]:  # as hard as a kill gets
                         task.cancel()
         await journal.close()
         processes.close()
@@ -354,7 +349,7 @@ async def soak(folder: Path, seed: int, lives: int, at_once: int = 60) -> World:
         worker = Worker(ledger, commands, world)
         async with worker.running():
             came += await world.live(worker, lives - came, at_once)
-            await Retention(ledger, worker.journal, hours=0).forget(time.time_ns())
+            await Retention(ledger, worker.journal, hours=0).purge(time.time_ns())
             if came >= lives:
                 world.left = await world.settle(worker)
         world.kills += 1

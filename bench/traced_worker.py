@@ -25,6 +25,7 @@ from events.process.settings import load
 from nodeworker import __main__ as worker
 from nodeworker.intake.requests import Requests
 from nodeworker.planning.planner import Planner
+from nodeworker.plugins import chain
 from nodeworker.plugins.native.jobs import Clearing, Done, Work
 from nodeworker.plugins.native.pool import NativePool
 from nodeworker.sandboxes.attach import Attacher
@@ -33,8 +34,8 @@ from nodeworker.settings import WorkerSettings
 _PARTS: tuple[tuple[Any, str, str], ...] = (
     (Requests, "answer", "answer"),
     (Attacher, "attach", "attach"),
-    (Planner, "_make", "plan"),
-    (Attacher, "_add", "attachment"),
+    (Planner, "plan", "plan"),
+    (chain, "add", "attachment"),
 )
 
 

@@ -1,13 +1,17 @@
-"""How long somebody waits for a request."""
+"""The time by which a request must be answered."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from types import TracebackType
+from typing import TypeVar
 
 from events.schema import ErrorClass, Failure, Phase, rfc3339, unix_ns
-from nodeworker.errors import failed
+from nodeworker.errors import RequestFailedError, failed
+
+T = TypeVar("T")
 
 
 def deadline_in(seconds: float) -> str:
@@ -16,7 +20,7 @@ def deadline_in(seconds: float) -> str:
 
 
 def seconds_until(deadline: str) -> float:
-    """Return the seconds until *deadline*; 0 when it has passed, or when there is none."""
+    """Return the seconds until *deadline*; 0 if it has passed, or if the text is empty."""
     return max(0.0, (unix_ns(deadline) - time.time_ns()) / 1e9) if deadline else 0.0
 
 
@@ -26,10 +30,10 @@ def seconds_since(at: str) -> float:
 
 
 class Deadline:
-    """Lasts until a deadline, or until ``end`` says that nobody waits any more.
+    """Ends after some seconds, or when ``end`` is called because the runtime no longer waits.
 
-    As a context manager it cancels its block when it ends and raises TimeoutError, as ``asyncio.timeout`` does. What
-    must come to its end, such as an append to the ledger or a rollback, stands outside such a block.
+    As a context manager it cancels its block when it ends and raises TimeoutError, as ``asyncio.timeout`` does. Work
+    that must not be cancelled, such as an append to the ledger or a rollback, stands outside such a block.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -39,21 +43,29 @@ class Deadline:
         self.failure: Failure = failed(
             ErrorClass.ABANDONED, Phase.ADD, "the time that the runtime gave for it has passed"
         ).failure
-        """Why it ended."""
+        """Why it ended, or will end."""
 
     @property
     def left(self) -> float:
-        """Seconds; not below 0."""
+        """Seconds that are left, not below 0."""
         return max(0.0, self._until - self._loop.time())
 
     def end(self, failure: Failure) -> None:
-        """End it now, because of *failure*."""
+        """End the deadline now, because of *failure*."""
         if not self.left:
             return
         self.failure = failure
         self._until = self._loop.time()
         if self._scope is not None:
             self._scope.reschedule(self._until)
+
+    async def within(self, work: Awaitable[T]) -> T:
+        """Return what *work* returns. Raises RequestFailedError with ``failure`` if the deadline ends first."""
+        try:
+            async with self:
+                return await work
+        except TimeoutError as error:
+            raise RequestFailedError(self.failure) from error
 
     async def __aenter__(self) -> None:
         self._scope = asyncio.timeout_at(self._until)

@@ -16,7 +16,7 @@ from events.fold import Attachment, Sandbox
 from events.process import decoding
 from events.schema import IfName, NetworkName
 from nodeworker.drift.expected_rules import Address, ExpectedRules, rules_of
-from nodeworker.planning.resolve.default_route import adjusted
+from nodeworker.planning.resolve.route_claims import adjusted_result
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.kinds.bridge.vlan_membership import Membership, Trunk, membership
 from nodeworker.plugins.spec import results
@@ -121,7 +121,7 @@ def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
     if not attachment.result:
         return None
     try:
-        result = results.decode(adjusted(sandbox.attachments, attachment), plan.cni_version)
+        result = results.decode(adjusted_result(sandbox.attachments, attachment), plan.cni_version)
     except results.ResultError:
         return None
     recorded = next((each for each in result.interfaces if each.sandbox and each.name == plan.ifname), None)

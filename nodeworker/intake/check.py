@@ -15,23 +15,19 @@ from nodeworker.drift.inspector import Inspector
 from nodeworker.errors import RequestFailedError, failed
 from nodeworker.journal.journal import Journal
 from nodeworker.kernel.namespaces import interfaces_present
-from nodeworker.planning.cluster.gather import gather_default
-from nodeworker.planning.cluster.source import Source
+from nodeworker.planning.planner import Planner
 from nodeworker.planning.readiness import absence, not_ready
-from nodeworker.planning.resolve.default_route import adjusted, wanted
 from nodeworker.planning.resolve.netconf import NetConf, parse_netconf
-from nodeworker.planning.resolve.plan import definition
+from nodeworker.planning.resolve.route_claims import adjusted_result, claimed_routes
 from nodeworker.plugins import chain
-from nodeworker.plugins.exec import PluginError, Runners
+from nodeworker.plugins.exec import Runners
 from nodeworker.plugins.native import registry
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.ipam import host_local
-from nodeworker.plugins.spec import conflist
 from nodeworker.plugins.spec.versions import at_least
 from nodeworker.sandboxes import default_route
 from nodeworker.sandboxes.answers import OK, Reply, refusal
 from nodeworker.sandboxes.detach import target_of
-from nodeworker.settings import WorkerSection
 
 _UNKNOWN_CONTAINER = 3
 _NOT_AVAILABLE = 50
@@ -45,22 +41,22 @@ class Checker:
         self,
         journal: Journal,
         runners: Runners,
-        section: WorkerSection,
-        source: Source | None,
+        planner: Planner,
+        delegate_timeout: float,
         ledger_connected: Callable[[], bool],
         inspector: Inspector,
     ) -> None:
         self._journal = journal
         self._runners = runners
-        self._section = section
-        self._source = source
+        self._planner = planner
+        self._delegate_timeout = delegate_timeout
         self._ledger_connected = ledger_connected
         self._inspector = inspector
 
     async def check(self, container_id: ContainerId, ifname: IfName, pod: Pod, config: str) -> Reply:
         """Compare every attachment of a sandbox with what ADD returned (CNI specification 1.1, section 2, "CHECK")."""
         try:
-            version = parse_netconf(config, self._section.network).cni_version
+            version = parse_netconf(config, self._planner.node_defaults).cni_version
             if not at_least(version, "0.4.0"):
                 raise failed(
                     ErrorClass.UNSUPPORTED_VERSION,
@@ -75,7 +71,7 @@ class Checker:
     async def status(self, config: str, path: str) -> Reply:
         """Say whether an ADD would work now (CNI specification 1.1, section 2, "STATUS")."""
         try:
-            conf = parse_netconf(config, self._section.network)
+            conf = parse_netconf(config, self._planner.node_defaults)
             if not at_least(conf.cni_version, "1.1.0"):
                 raise failed(
                     ErrorClass.UNSUPPORTED_VERSION,
@@ -118,7 +114,7 @@ class Checker:
                     network=network,
                     ifname=ifname,
                 )
-        for route in wanted(sandbox.attachments):
+        for route in claimed_routes(sandbox.attachments):
             await asyncio.to_thread(default_route.check, sandbox.plan.netns, route, sandbox.pod)
         for attachment in sandbox.attachments:
             if not attachment.result:
@@ -127,8 +123,8 @@ class Checker:
                 self._runners,
                 attachment.plan,
                 target_of(sandbox),
-                adjusted(sandbox.attachments, attachment),
-                self._section.delegate_timeout,
+                adjusted_result(sandbox.attachments, attachment),
+                self._delegate_timeout,
             )
         await self._compare(sandbox)
 
@@ -158,7 +154,7 @@ class Checker:
         """Ask the plugins of the default network, which every pod needs, if an ADD would get as far as to them."""
         try:
             async with asyncio.timeout(_STATUS_SECONDS):
-                attachment = await self.default_attachment(conf, folders)
+                attachment = await self._planner.default_attachment(conf, folders)
         except TimeoutError as error:
             message = "the default network could not be looked up in time; is the API server slow to answer?"
             raise failed(ErrorClass.SOURCE_UNAVAILABLE, Phase.STATUS, message, code=_NOT_AVAILABLE) from error
@@ -168,29 +164,6 @@ class Checker:
         target = chain.Target(container_id="", netns="", path=folders)
         await chain.status(self._runners, attachment, target, _STATUS_SECONDS)
         await asyncio.to_thread(_addresses_left, attachment)
-
-    async def default_attachment(self, conf: NetConf, folders: tuple[str, ...]) -> PlannedAttachment:
-        """Return the default network as if it were to be attached. Raises RequestFailedError."""
-        who = "the default network"
-        found = await gather_default(conf, self._source)
-        network, config = definition(found.entry, found.networks, who)
-        plugins = conflist.render(config)
-        ways = registry.choose(plugins, self._section.native)
-        try:
-            for plugin, native in zip(plugins, ways, strict=True):
-                self._runners.require(plugin, native, folders)
-        except PluginError as error:
-            raise failed(
-                error.error_class, Phase.STATUS, f"{who} {network} can't be attached: {error}", network=network
-            ) from error
-        return PlannedAttachment(
-            network=network,
-            ifname=IfName(""),
-            cni_name=config.name,
-            cni_version=config.cni_version,
-            plugins=plugins,
-            native=ways,
-        )
 
 
 def _addresses_left(attachment: PlannedAttachment) -> None:

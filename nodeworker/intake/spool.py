@@ -7,6 +7,7 @@ ledger.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,12 @@ from typing import NamedTuple
 
 import structlog
 
+from events.schema import RequestId
+from nodeworker.errors import RequestFailedError
+from nodeworker.intake.intents import intent_of
+from nodeworker.journal.journal import Journal
+from nodeworker.metrics import WorkerMetrics
+from nodeworker.sandboxes.answers import Answers
 from nodeworker.shim.frame import Frame, FrameError, decode_frame, encode_request
 
 log = structlog.get_logger(__name__)
@@ -31,8 +38,12 @@ class Spooled(NamedTuple):
 class Spool:
     """The folder, shared with the entry point."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, journal: Journal, answers: Answers, metrics: WorkerMetrics) -> None:
         self._folder = folder
+        self._journal = journal
+        self._answers = answers
+        self._metrics = metrics
+        self._draining = asyncio.Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def __len__(self) -> int:
@@ -69,10 +80,33 @@ class Spool:
             draft.unlink(missing_ok=True)
             raise
 
+    async def drain(self) -> list[RequestId]:
+        """Make intents of the requests on disk and remove them; return the requests. Raises LedgerError, OSError."""
+        async with self._draining:  # two drains at once would make each intent twice
+            drained: list[RequestId] = []
+            for spooled in self.requests():
+                drained += await self._make_intent(spooled)
+                self.remove(spooled)
+        self._metrics.spooled.set(len(self))
+        return drained
+
     def remove(self, spooled: Spooled) -> None:
         """Remove a request whose intent is in the ledger."""
         spooled.path.unlink(missing_ok=True)
         self._sync()
+
+    async def _make_intent(self, spooled: Spooled) -> list[RequestId]:
+        """Append the intent of one request and return the request; none if it asks for nothing known."""
+        frame = spooled.frame
+        try:
+            intent, sandbox = intent_of(frame.env.get("CNI_COMMAND", ""), frame, spooled=True)
+        except RequestFailedError as error:
+            log.warning("spooled_request_refused", file=spooled.path.name, error=error.failure.message)
+            return []
+        # If the ledger does not confirm the intent, the next drain appends it again: DEL is idempotent.
+        await self._journal.request(self._journal.event(intent, sandbox))
+        self._answers.open(frame.request)
+        return [frame.request]
 
     def _sync(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)

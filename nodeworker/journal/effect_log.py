@@ -1,4 +1,4 @@
-"""Record what was done for an intent, one event or several behind each other."""
+"""Record the effects and the outcome of one intent, in order."""
 
 from __future__ import annotations
 
@@ -11,52 +11,48 @@ from msgspec.structs import replace
 from events.ledger.ledger import LedgerError
 from events.schema import AttachCompleted, Data, DetachCompleted, Event, InterfaceAttached, InterfaceDetached, Phase
 from nodeworker.errors import RequestFailedError, class_of, failed
-from nodeworker.journal.journal import Journal
+from nodeworker.journal.journal import Journal, Recording
 
 T = TypeVar("T", bound=Data)
 
 
-async def record(journal: Journal, data: Data, intent: Event) -> None:
-    """Record what was done for *intent*. Raises RequestFailedError when the ledger does not take it."""
-    await confirmed(journal.begin(data, intent.sandbox, intent.id))
-
-
-async def confirmed(recording: asyncio.Task[None]) -> None:
-    """Return once *recording* (``Journal.begin``) is done. Raises RequestFailedError as ``record`` does."""
+async def confirm(recording: Recording) -> None:
+    """Return once *recording* is done. Raises RequestFailedError if the ledger did not take the event."""
     try:
-        await asyncio.shield(recording)
+        await recording
     except LedgerError as error:
         raise _refused(error) from error
 
 
 class EffectLog:
-    """Events of effects, each appended while the next effect is made, or with the outcome.
+    """The events of one intent's effects, each appended while the next effect is made, or carried by the outcome.
 
-    As a context manager it ends when all are durable, whether its block succeeded or not, because what follows, good or
-    bad, builds on their being there; then it raises what the ledger did not take, as ``record`` does.
+    As a context manager it exits once all its events are durable, whether its block succeeded or not: what follows
+    builds on them. It then raises RequestFailedError for the first event that the ledger did not take.
     """
 
     def __init__(self, journal: Journal, intent: Event) -> None:
         self._journal = journal
         self._intent = intent
-        self._tasks: list[asyncio.Task[None]] = []
-        self._held: list[InterfaceAttached | InterfaceDetached] = []
+        self._recordings: list[Recording] = []
+        self._carried: list[InterfaceAttached | InterfaceDetached] = []
 
-    def put(self, data: Data) -> None:
-        """Have *data* recorded behind those before."""
-        self._release()
-        self._begin(data)
+    def append(self, data: Data) -> None:
+        """Append *data* as an event of its own, behind the effects so far."""
+        carried, self._carried = self._carried, []
+        for effect in (*carried, data):
+            self._recordings.append(self._journal.record(effect, self._intent.sandbox, self._intent.id))
 
-    def hold(self, effect: InterfaceAttached | InterfaceDetached) -> None:
-        """Have *effect* recorded with the outcome, or before whatever else comes behind it."""
-        self._held.append(effect)
+    def carry(self, effect: InterfaceAttached | InterfaceDetached) -> None:
+        """Put *effect* into the event of the outcome; if another event comes before that, append it first."""
+        self._carried.append(effect)
 
-    def end(self, outcome: T) -> T:
-        """Have *outcome* recorded behind all that was put, and return it as it is recorded."""
+    def finish(self, outcome: T) -> T:
+        """Append *outcome*, with the carried effects if it succeeded, and return it as it is recorded."""
         if isinstance(outcome, AttachCompleted | DetachCompleted):
-            outcome = replace(outcome, effects=tuple(self._held))
-            self._held.clear()
-        self.put(outcome)
+            outcome = replace(outcome, effects=tuple(self._carried))
+            self._carried.clear()
+        self.append(outcome)
         return outcome
 
     async def __aenter__(self) -> EffectLog:
@@ -65,20 +61,14 @@ class EffectLog:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        problem = next((problem for task in self._tasks if (problem := task.exception()) is not None), None)
+        carried, self._carried = self._carried, []
+        for effect in carried:
+            self.append(effect)
+        if self._recordings:
+            await asyncio.wait(self._recordings)
+        problem = next((problem for each in self._recordings if (problem := each.exception()) is not None), None)
         if problem is not None and error is None:
             raise (_refused(problem) if isinstance(problem, LedgerError) else problem) from problem
-
-    def _release(self) -> None:
-        held, self._held = self._held, []
-        for effect in held:
-            self._begin(effect)
-
-    def _begin(self, data: Data) -> None:
-        self._tasks.append(self._journal.begin(data, self._intent.sandbox, self._intent.id))
 
 
 def _refused(error: LedgerError) -> RequestFailedError:

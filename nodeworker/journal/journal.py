@@ -1,8 +1,11 @@
-"""Write the node's events, and know at once what they make true.
+"""Write the node's events to its ledger, and keep the state that follows from them.
 
 The worker is the only writer of its node's events, so the acknowledgements of its own appends are the whole truth:
-``state`` is the fold of the node's ledger without reading it back. Intents are the exception: they are applied where
-the worker consumes them, so that there is one way in for them, also for those that an earlier worker wrote.
+``state`` is the fold of the node's ledger without reading it back. Intents are the exception: ``state`` gets them where
+the worker consumes them. So there is one way in for all intents, also for those that an earlier worker wrote.
+
+There is one way to write each kind of event: ``request`` appends an intent, ``record`` everything else, and
+``nodeworker.journal.effect_log`` the effects and the outcome of one intent in their order.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import structlog
 
@@ -36,19 +40,26 @@ from events.schema import (
 
 log = structlog.get_logger(__name__)
 
+Recording: TypeAlias = asyncio.Future[None]
+"""Done once an event is durable and applied to ``Journal.state``; it fails with LedgerError.
+
+The append goes on if the future is cancelled, or if nothing awaits it.
+"""
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _RETRY = 1.0
+"""Seconds between two attempts to append what the ledger did not take."""
 
 
-class _Coming:
-    """An intent on its way: it is being appended, or is in the ledger and has yet to be consumed."""
+class _OpenIntent:
+    """An intent that is being appended, or is in the ledger and was not consumed yet."""
 
     def __init__(self, sandbox: ContainerId) -> None:
         self.sandbox = sandbox
-        self.over = asyncio.Event()
-        """Set once the intent is applied to ``state``, or lost."""
-        self.lost = False
-        """The ledger did not confirm it."""
+        self.settled = asyncio.Event()
+        """Set once the intent is applied to ``state``, or unconfirmed."""
+        self.unconfirmed = False
+        """The ledger did not acknowledge it."""
 
 
 class Journal:
@@ -60,17 +71,17 @@ class Journal:
         self._boot_id = _BOOT_ID.read_text().strip()
         self._epoch = 0
         self._ledger = ledger
-        self._appending: set[asyncio.Task[None]] = set()
+        self._appends: set[asyncio.Task[None]] = set()
         self._postponed: deque[Event] = deque()
-        self._coming: dict[EventId, _Coming] = {}
+        self._open_intents: dict[EventId, _OpenIntent] = {}
         self._loaded = 0
         self._fence: Expect | None = None
         self.replaced = asyncio.Event()
-        """Set once another worker has taken the node over: the ledger takes nothing from this one any more."""
+        """Set once another worker has taken the node over: the ledger takes nothing more from this one."""
         self._listeners: list[Callable[[Event, Sandbox | None], None]] = []
 
-    def on_recorded(self, listener: Callable[[Event, Sandbox | None], None]) -> None:
-        """Have *listener* told of every event from here on, with its sandbox as it is then, as ``state`` has it."""
+    def subscribe(self, listener: Callable[[Event, Sandbox | None], None]) -> None:
+        """Call *listener* with every later event, and with its sandbox as ``state`` has it then."""
         self._listeners.append(listener)
 
     async def load(self) -> AsyncIterator[Stored]:
@@ -81,9 +92,9 @@ class Journal:
             yield stored
 
     async def open_epoch(self, started: WorkerStarted) -> None:
-        """Take the node over from the worker before, from which the ledger takes nothing from here on.
+        """Take the node over from the worker before: from here on the ledger takes nothing from that one.
 
-        Raises ConflictError when another worker takes it at the same time.
+        Raises ConflictError if another worker takes the node over at the same time.
         """
         subject = subjects.pattern(self.node, NO_SANDBOX, "WorkerStarted")
         last = await self._ledger.last(subject)
@@ -111,87 +122,88 @@ class Journal:
     async def request(self, intent: Event, *, last: int | None = None) -> None:
         """Append *intent*; with *last*, only if that is the sequence of the newest event of its sandbox.
 
-        Raises LedgerUnavailableError (it may still come), LedgerFullError, ConflictError (see also ``replaced``).
+        The ledger sends every intent back to ``intents``. The worker (``nodeworker.__main__``) consumes them there and
+        calls ``Dispatcher.dispatch``, which starts the work.
+
+        Raises LedgerUnavailableError (the intent may still arrive), LedgerFullError, ConflictError (see ``replaced``).
         """
-        coming = self._coming[intent.id] = _Coming(intent.sandbox)
+        opened = self._open_intents[intent.id] = _OpenIntent(intent.sandbox)
         try:
             if last is None:
                 await self._put(intent)
             else:
                 await self._ledger.append(intent, Expect(subjects.pattern(self.node, intent.sandbox), last))
         except BaseException:
-            coming.lost = True
-            self._arrived(intent.id)
+            opened.unconfirmed = True
+            self._settle(intent.id)
             raise
 
     async def intents(self) -> AsyncIterator[Stored]:
-        """Yield the intents that come after those loaded, each applied to ``state``, without end."""
+        """Yield, without end, each intent behind those that were loaded, once it is applied to ``state``."""
         patterns = tuple(subjects.pattern(self.node, event_type=name) for name in sorted(INTENTS))
         async for stored in self._ledger.follow(patterns, self._loaded):
             self._apply(stored)
-            self._arrived(stored.event.id)
+            self._settle(stored.event.id)
             yield stored
 
-    def expects(self, sandbox: ContainerId) -> bool:
-        """Return whether an intent for *sandbox* is on its way."""
-        return any(coming.sandbox == sandbox for coming in self._coming.values())
+    def has_open_intent(self, sandbox: ContainerId) -> bool:
+        """Return whether an intent for *sandbox* is being appended, or was not consumed yet."""
+        return any(intent.sandbox == sandbox for intent in self._open_intents.values())
 
-    async def record(self, data: Data, sandbox: ContainerId = NO_SANDBOX, cause: EventId = NO_CAUSE) -> None:
-        """Append an event that is no intent; return once it is durable and applied to ``state``.
+    def record(self, data: Data, sandbox: ContainerId = NO_SANDBOX, cause: EventId = NO_CAUSE) -> Recording:
+        """Start to append an event that is no intent, and return the future that is done once it is recorded.
 
-        Raises LedgerUnavailableError, LedgerFullError; the event is then appended as soon as the ledger takes it,
-        because nobody knows whether the ledger has it, and state and ledger must not part. The same holds for a caller
-        that is cancelled. What follows for the same sandbox waits for it, and is refused until then: events stay in
-        order. Raises LedgerError for an event that the ledger will never take.
+        The future fails with LedgerUnavailableError or LedgerFullError if the ledger did not acknowledge the event. It
+        is then appended as soon as the ledger takes it: the ledger may have it, and state and ledger must not differ.
+        Later events of the same sandbox wait for that and fail until then, so the order stays. The future fails with
+        another LedgerError for an event that the ledger will never take.
 
-        The intent that is its cause may still be on its way: it is appended behind that, and applied after it.
+        The intent *cause* may not be consumed yet: the event is appended behind it and applied after it.
         """
-        await asyncio.shield(self.begin(data, sandbox, cause))
-
-    def begin(self, data: Data, sandbox: ContainerId, cause: EventId) -> asyncio.Task[None]:
-        """Begin to do what ``record`` does, and return the task that it is done by; it is not to be cancelled."""
-        task = asyncio.create_task(self._append(self.event(data, sandbox, cause), self._coming.get(cause)))
+        task = asyncio.create_task(self._append(self.event(data, sandbox, cause), self._open_intents.get(cause)))
         self._keep(task)
-        return task
+        recording = asyncio.shield(task)
+        recording.add_done_callback(_retrieve)
+        return recording
 
     @property
     def boot_id(self) -> str:
-        """Which boot of the machine this is."""
+        """The ID of this boot of the machine."""
         return self._boot_id
 
     @property
     def settled(self) -> bool:
-        """Whether the ledger has taken everything that it was slow to take."""
+        """Whether the ledger has taken every event, also those that it refused at first."""
         return not self._postponed
 
     async def close(self) -> None:
-        """Wait for the appends under way; those that the ledger does not take are given up."""
-        if self._appending:
-            await asyncio.wait(self._appending, timeout=_RETRY)
-        for task in self._appending:
+        """Wait for the appends in progress, then cancel those that the ledger does not take."""
+        if self._appends:
+            await asyncio.wait(self._appends, timeout=_RETRY)
+        for task in self._appends:
             task.cancel()
 
-    async def _append(self, event: Event, intent: _Coming | None) -> None:
-        """Append *event*; *intent* is its cause, where that is on its way."""
+    async def _append(self, event: Event, intent: _OpenIntent | None) -> None:
+        """Append *event*. *intent* is its cause, where that is open."""
         if any(earlier.sandbox == event.sandbox for earlier in self._postponed):
             self._postpone(event)
             raise LedgerUnavailableError("the ledger has not yet taken what came before; it will be recorded later")
         try:
             sequence = await self._put(event)
         except (LedgerUnavailableError, LedgerFullError):
-            if intent is None or not intent.lost:  # else nothing is going to come of it
+            if intent is None or not intent.unconfirmed:  # an unconfirmed intent needs no record
                 self._postpone(event)
             raise
         if intent is not None:
-            await intent.over.wait()
+            await intent.settled.wait()
         self._apply(Stored(sequence, event))
 
-    def _arrived(self, intent: EventId) -> None:
-        if (coming := self._coming.pop(intent, None)) is not None:
-            coming.over.set()
+    def _settle(self, intent: EventId) -> None:
+        if (opened := self._open_intents.pop(intent, None)) is not None:
+            opened.settled.set()
 
     async def _put(self, event: Event) -> int:
-        """Append *event* unless another worker took the node over: two would undo each other's work."""
+        """Append *event* unless another worker took the node over: two workers would undo each other's work."""
         try:
             return await self._ledger.append(event, self._fence)
         except ConflictError as error:
@@ -212,7 +224,7 @@ class Journal:
             self._keep(asyncio.create_task(self._catch_up()))
 
     async def _catch_up(self) -> None:
-        """Append what was postponed, until nothing is left."""
+        """Append the postponed events, until none is left."""
         while self._postponed:
             await asyncio.sleep(_RETRY)
             try:
@@ -227,17 +239,18 @@ class Journal:
                 log.error("event_lost", type=lost.type, sandbox=lost.sandbox[:12], error=str(error))  # noqa: TRY400
 
     async def _append_once(self, event: Event) -> int:
-        """Append *event* unless it is there: the server tells duplicates only for two minutes."""
+        """Append *event* unless the ledger has it: the server detects duplicates for two minutes only."""
         last = await self._ledger.last(subjects.subject(event.node, event.sandbox, event.type))
         if last is not None and last.event.id == event.id:
             return last.sequence
         return await self._put(event)
 
     def _keep(self, task: asyncio.Task[None]) -> None:
-        self._appending.add(task)
-        task.add_done_callback(self._done)
+        self._appends.add(task)
+        task.add_done_callback(self._appends.discard)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._appending.discard(task)
-        if not task.cancelled():
-            task.exception()  # its caller was told, or was cancelled; the append goes on in a task of its own
+
+def _retrieve(recording: Recording) -> None:
+    """Mark an error as seen: the caller may have been cancelled, and the append goes on in a task of its own."""
+    if not recording.cancelled():
+        recording.exception()

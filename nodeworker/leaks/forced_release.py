@@ -16,7 +16,7 @@ from events.fold import Attachment, Sandbox
 from events.schema import ContainerId, Failure, InterfaceDetached, InterfaceDetachFailed, PluginRun
 from nodeworker.leaks.evidence.footprint import AddressFolder, folder_of, node_ends, type_of
 from nodeworker.leaks.release import free_addresses_of, free_link
-from nodeworker.planning.resolve.default_route import adjusted
+from nodeworker.planning.resolve.route_claims import adjusted_result
 from nodeworker.plugins import chain, device_info
 from nodeworker.plugins.exec import PluginError, Runner, Runners
 from nodeworker.plugins.native.api import Call, NativeError
@@ -55,7 +55,7 @@ class ForcedRelease:
         started = loop.time()
         plan = attachment.plan
         target = self._detacher.target(sandbox)
-        result = adjusted(sandbox.attachments, attachment) or None
+        result = adjusted_result(sandbox.attachments, attachment) or None
         runs, refused = await chain.sweep(self._runners, plan, target, result, self._seconds)
         notes: list[str] = []
         unreleased: Failure | None = None

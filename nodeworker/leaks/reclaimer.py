@@ -31,7 +31,7 @@ from events.schema import (
 )
 from nodeworker.deadline import seconds_since
 from nodeworker.errors import RequestFailedError, class_of, failed
-from nodeworker.journal.effect_log import EffectLog, record
+from nodeworker.journal.effect_log import EffectLog, confirm
 from nodeworker.journal.journal import Journal
 from nodeworker.leaks import release
 from nodeworker.leaks.forced_release import ForcedRelease
@@ -40,7 +40,7 @@ from nodeworker.leaks.scanner import LeakScanner
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.plugins.native.ipam import reservations
 from nodeworker.sandboxes.answers import Answers
-from nodeworker.sandboxes.ask_detach import ask_detach
+from nodeworker.sandboxes.detach import request_detach
 
 log = structlog.get_logger(__name__)
 
@@ -158,7 +158,7 @@ class Reclaimer:
             raise _changed(leak, "there is a newer event of it")
         intent = self._journal.state.pending.get(event.id)
         try:
-            await ask_detach(
+            await request_detach(
                 self._journal, self._answers, sandbox, event.id, last=intent.sequence if intent else finding.judged
             )
         except ConflictError as error:
@@ -188,11 +188,12 @@ class Reclaimer:
                     continue
                 released = await self._forced_release.release(left, attachment, final=final)
                 notes += released.notes
-                effects.put(released.outcome)
+                effects.append(released.outcome)
                 if isinstance(released.outcome, InterfaceDetachFailed):
                     failure = released.outcome.failure
         if failure is None:
-            await record(self._journal, DetachCompleted(request=RequestId(""), ifname=key.ifname), event)
+            done = DetachCompleted(request=RequestId(""), ifname=key.ifname)
+            await confirm(self._journal.record(done, event.sandbox, event.id))
         return tuple(notes), failure
 
     def _left(self, key: SandboxKey, sandbox: Sandbox) -> Sandbox | None:

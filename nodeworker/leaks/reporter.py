@@ -59,7 +59,7 @@ class LeakReporter:
         """When this worker first found a leak, by the loop's clock."""
         self._reclaimed: dict[str, float] = {}
         """Container IDs of reclaimed sandboxes, and when, by the loop's clock."""
-        journal.on_recorded(self._recorded)
+        journal.subscribe(self._recorded)
         self._scan_lock = asyncio.Lock()
         self._namespace_removed = asyncio.Event()
 

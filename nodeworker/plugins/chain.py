@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 import msgspec
 from msgspec.structs import replace
 
-from events.schema import ErrorClass, Failure, Phase, PlannedAttachment, PluginRun
+from events.schema import AttachPlanned, ContainerId, ErrorClass, Failure, Phase, PlannedAttachment, PluginRun
 from nodeworker.errors import CNI_CODES, RequestFailedError
 from nodeworker.kernel.namespaces import mtu_of
 from nodeworker.plugins.exec import PluginError, Runners, type_of
@@ -42,6 +42,12 @@ class Target(msgspec.Struct, frozen=True):
     """Empty in a DEL after the namespace is gone."""
     path: tuple[str, ...]
     """Folders with plugin binaries: the runtime's CNI_PATH and the configured ones."""
+
+
+def planned_target(container_id: ContainerId, plan: AttachPlanned) -> Target:
+    """Return the target of the sandbox that *plan* is for."""
+    folders = tuple(folder for folder in plan.path.split(os.pathsep) if folder)
+    return Target(container_id=container_id, netns=plan.netns, path=folders)
 
 
 class DelegateError(RequestFailedError):

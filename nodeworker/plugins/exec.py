@@ -87,14 +87,14 @@ class Runners(Protocol):
         """Raise PluginError (plugin_missing) unless all that *plugin* needs is there."""
         ...
 
-    def begins_at_once(self, attachment: PlannedAttachment) -> bool:
+    def runs_in_pool(self, attachment: PlannedAttachment) -> bool:
         """Return whether all of its ADD is done in its turn behind the ADDs that were begun before.
 
         Then there is no need to wait for those before it is begun.
         """
         ...
 
-    async def clear(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
+    async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
         """Do of the DELs of *attachments*, in their order, what takes less time for all than one by one.
 
         Each DEL is still to come. Nothing is raised: what can't be done is theirs to say.
@@ -120,11 +120,11 @@ class PluginExecutor:
         """See ``Runners``."""
         find(type_of(plugin), search)
 
-    def begins_at_once(self, attachment: PlannedAttachment) -> bool:
+    def runs_in_pool(self, attachment: PlannedAttachment) -> bool:
         """See ``Runners``: each is executed for itself."""
         return False
 
-    async def clear(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
+    async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
         """See ``Runners``."""
 
     async def run(

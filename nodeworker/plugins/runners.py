@@ -18,7 +18,7 @@ from nodeworker.plugins.native.registry import AUTO, Switch, interface_plugin, i
 from nodeworker.plugins.native.runner import NativeRunner, way_of
 
 
-class WayRunners:
+class PluginRunners:
     """Runs each plugin the way that was planned, whatever *switch* says by now, or the other where that one is closed.
 
     Both ways leave and find the same on the node, so a binary that was removed since its ADD strands nobody.
@@ -46,7 +46,7 @@ class WayRunners:
         elif way.ipam and not way.native_ipam:
             find(way.ipam, search)
 
-    def begins_at_once(self, attachment: PlannedAttachment) -> bool:
+    def runs_in_pool(self, attachment: PlannedAttachment) -> bool:
         """See ``Runners``."""
         if attachment.native != (True,) or attachment.device_info:
             return False
@@ -54,7 +54,7 @@ class WayRunners:
         way = way_of(plugin.encode(), self._switch)
         return interface_plugin(type_of(plugin)) is not None and (way.native_ipam or not way.ipam)
 
-    async def clear(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
+    async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
         """See ``Runners``: the kernel takes interfaces away together in the time of one.
 
         Of a chain, other plugins' DEL comes before that of the one with the interface, so chains and all that is

@@ -1,16 +1,16 @@
-"""Make and unmake the interfaces of a sandbox, one event after another.
+"""Attach: make the interfaces of a sandbox as its plan says, one event after another.
 
-Every step is idempotent by (container ID, network, interface name), and what has been done is read from the ledger's
-fold, never remembered here. So a request that an earlier worker left half done is continued by the same code that does
-a new one. Calls for one container come one after another (``nodeworker.sandboxes.dispatcher`` sees to it).
+Every step is idempotent by (container ID, network, interface name), and what was done is read from the ledger's fold,
+never from memory. So the code that serves a new request also continues one that an earlier worker left half done. The
+scheduler runs the requests of one container one after another.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import TypeVar
+from typing import TypeAlias
 
 import structlog
 
@@ -31,156 +31,165 @@ from events.schema import (
 )
 from nodeworker.deadline import Deadline, seconds_since
 from nodeworker.errors import RequestFailedError, failed, internal, naming, unusable_container_id
-from nodeworker.journal.effect_log import EffectLog, confirmed, record
+from nodeworker.journal.effect_log import EffectLog, confirm
 from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.planning.planner import Planner
-from nodeworker.planning.resolve.default_route import wanted
+from nodeworker.planning.resolve.route_claims import claimed_routes
 from nodeworker.plugins import chain, device_info
 from nodeworker.plugins.exec import Runners
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.names import ifname_problem, shown
 from nodeworker.sandboxes import default_route
 from nodeworker.sandboxes.answers import Reply, refusal, reply_of
-from nodeworker.sandboxes.collections_under_way import CollectionsUnderWay
 from nodeworker.sandboxes.detach import Detacher, target_of
+from nodeworker.sandboxes.plan_ahead import PlanAhead
+from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.sandboxes.status_wait import StatusWait
-from nodeworker.settings import WorkerSection
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
+_Add: TypeAlias = asyncio.Task[tuple[str, tuple[PluginRun, ...]]]
+"""``chain.add`` of one attachment."""
 
 
 class Attacher:
-    """Fulfils the intents of attaching and detaching."""
+    """Fulfils the intent of attaching. *delegate_timeout*: seconds that the ADD of one attachment may take."""
 
     def __init__(
         self,
         journal: Journal,
+        scheduler: Scheduler,
+        plans: PlanAhead,
         detacher: Detacher,
-        planner: Planner,
         runners: Runners,
-        section: WorkerSection,
+        delegate_timeout: float,
         metrics: WorkerMetrics,
         statuses: StatusWait,
-        collections: CollectionsUnderWay,
     ) -> None:
         self._journal = journal
+        self._scheduler = scheduler
+        self._plans = plans
         self._detacher = detacher
-        self._planner = planner
         self._runners = runners
-        self._section = section
+        self._delegate_timeout = delegate_timeout
         self._metrics = metrics
         self._statuses = statuses
-        self._collections = collections
 
-    async def attach(self, event: Event, request: AttachRequested, patience: Deadline, *, resumed: bool) -> Reply:
+    async def attach(self, event: Event, request: AttachRequested, deadline: Deadline, *, resumed: bool) -> Reply:
         """Fulfil the intent *event* and return the answer for the runtime.
 
-        *resumed*: an earlier attempt may have made what the ledger does not tell of. Nothing of a failed attach stays
-        behind but what the answer's event names as ``left``.
+        *resumed*: an earlier attempt may have made interfaces that the ledger does not have. A failed attach leaves
+        nothing behind but what its event lists as ``left``.
         """
-        key = SandboxKey(event.sandbox, request.ifname)
-        sandbox = self._journal.state.sandboxes.get(key)
+        sandbox = self._journal.state.sandboxes.get(SandboxKey(event.sandbox, request.ifname))
         try:
             if sandbox is not None and sandbox.intent != event.id:
                 outcome = _outcome(event, request, _recorded_result(sandbox, request))
-                await record(self._journal, outcome, event)
+                await confirm(self._journal.record(outcome, event.sandbox, event.id))
             else:
-                outcome = await self._make(key, event, request, patience, resumed=resumed)
+                _check(event, request)
+                readiness_wait = 0.0 if resumed else deadline.left  # a worker that starts waits for what it resumes
+                resumed = resumed and sandbox is not None and sandbox.plan is not None  # nothing is made without a plan
+                planned = await self._planned(event, request, deadline, readiness_wait)
+                outcome = await self._make(event, request, planned, deadline, resumed=resumed)
         except RequestFailedError as error:
-            return await self._give_up(event, request, naming(request.pod, error.failure))
-        except Exception as error:  # what nobody foresaw must not leave half an attach behind
+            return await self._roll_back(event, request, naming(request.pod, error.failure))
+        except Exception as error:  # an unexpected error must not leave half an attach behind
             log.exception("attach_broke", sandbox=event.sandbox[:12])
-            return await self._give_up(event, request, internal(Phase.ADD, error))
-        finally:
-            self._planner.forget(event)
+            return await self._roll_back(event, request, internal(Phase.ADD, error))
         return reply_of(outcome, request.config)
 
-    async def _make(
-        self, key: SandboxKey, event: Event, request: AttachRequested, patience: Deadline, *, resumed: bool
-    ) -> AttachCompleted:
-        """Make every attachment of the sandbox and return the outcome, both recorded.
+    async def _planned(
+        self, event: Event, request: AttachRequested, deadline: Deadline, readiness_wait: float
+    ) -> Sandbox:
+        """Return the sandbox with its plan, planned now if the ledger has no plan of it."""
+        key = SandboxKey(event.sandbox, request.ifname)
+        for _ in range(2):  # a plan that reached the ledger before its request counts for nothing
+            sandbox = self._journal.state.sandboxes[key]
+            if sandbox.plan is not None:
+                break
+            await self._plans.plan(event, request, deadline, readiness_wait)
+        return self._journal.state.sandboxes[key]
 
-        The outcome is sent behind the last interface, or with all of them; it is awaited, and what it tells of with it.
-        """
-        _check(event, request)
-        if self._sandbox(key).plan is None:
-            wait = 0.0 if resumed else patience.left  # a worker that starts waits for what it resumes
-            resumed = False  # without a plan in the ledger nothing was begun
-            await self._plan(event, request, patience, wait)
-            if self._sandbox(key).plan is None:  # the ledger had it before the request, where it counts for nothing
-                await self._plan(event, request, patience, wait)
-        sandbox = self._sandbox(key)
+    async def _make(
+        self, event: Event, request: AttachRequested, sandbox: Sandbox, deadline: Deadline, *, resumed: bool
+    ) -> AttachCompleted:
+        """Make every attachment of *sandbox* that is planned only, and return the outcome; all of it is recorded."""
         if any(a.phase not in (AttachmentPhase.PLANNED, AttachmentPhase.ATTACHED) for a in sandbox.attachments):
-            raise RequestFailedError(patience.failure)  # an earlier worker was undoing it already
+            raise RequestFailedError(deadline.failure)  # an earlier worker was undoing it already
         if resumed and not self._detacher.target(sandbox).netns:
-            raise _gone(sandbox)  # what is at its path by now may be somebody else's
-        async with EffectLog(self._journal, event) as records:
+            raise _gone(sandbox)  # what is at its path now may be another pod's
+        async with EffectLog(self._journal, event) as effects:
             missing = [each for each in sandbox.attachments if each.phase is AttachmentPhase.PLANNED]
-            for attachment in missing if resumed else ():  # which may have been begun all the same
-                await self._within(patience, self._detacher.delete(sandbox, attachment))
+            for attachment in missing if resumed else ():  # the earlier attempt may have begun it
+                await deadline.within(self._detacher.delete(sandbox, attachment))
             for batch in self._batches(missing):
-                for effect in await self._add_all(sandbox, batch, records, patience):
+                await self._prepare(batch, deadline)
+                loop, target = asyncio.get_running_loop(), target_of(sandbox)
+                started, timeout = loop.time(), min(self._delegate_timeout, deadline.left)
+                adds = [loop.create_task(chain.add(self._runners, each.plan, target, timeout)) for each in batch]
+                try:
+                    await deadline.within(asyncio.gather(*adds, return_exceptions=True))
+                except (RequestFailedError, asyncio.CancelledError) as error:
+                    await self._log_adds(batch, adds, effects, loop.time() - started, error)
+                    raise
+                for effect in await self._log_adds(batch, adds, effects, loop.time() - started):
                     sandbox = sandbox.with_attached(effect)
             await self._move_default_route(sandbox)
-            if not patience.left:
-                raise RequestFailedError(patience.failure)
+            if not deadline.left:
+                raise RequestFailedError(deadline.failure)
             outcome = _outcome(event, request, _result(sandbox))
             self._statuses.expect(sandbox)
-            return records.end(outcome)
-
-    async def _plan(self, event: Event, request: AttachRequested, patience: Deadline, wait: float) -> None:
-        await confirmed(await self._within(patience, self._planner.plan(event, request, wait)))
+            return effects.finish(outcome)
 
     def _batches(self, attachments: list[Attachment]) -> Iterator[list[Attachment]]:
-        """Yield *attachments*, in order, in batches whose ADDs are asked for together."""
-        for together, group in groupby(attachments, lambda each: self._runners.begins_at_once(each.plan)):
-            if together:
+        """Yield *attachments*, in order, in batches whose ADDs the native pool gets together."""
+        for in_pool, group in groupby(attachments, lambda each: self._runners.runs_in_pool(each.plan)):
+            if in_pool:
                 yield list(group)
             else:
                 yield from ([attachment] for attachment in group)
 
-    async def _add_all(
-        self, sandbox: Sandbox, batch: list[Attachment], records: EffectLog, patience: Deadline
-    ) -> list[InterfaceAttached]:
-        """Make the attachments of *batch* in order, and return what has been put into *records* of each.
-
-        Raises RequestFailedError for the first that failed; the others were made, or failed, all the same.
-        """
-        await self._within(patience, self._collections.ended({each.plan.cni_name for each in batch}))
+    async def _prepare(self, batch: list[Attachment], deadline: Deadline) -> None:
+        await deadline.within(self._scheduler.collections_finished({each.plan.cni_name for each in batch}))
         for attachment in batch:
             await device_info.provide(attachment.plan)
-        told: set[IfName] = set()
-        seconds = min(self._section.delegate_timeout, patience.left)
-        adds = (self._add(sandbox, each.plan, records, told, seconds) for each in batch)
-        started = asyncio.get_running_loop().time()
-        try:
-            outcomes = await self._within(patience, asyncio.gather(*adds, return_exceptions=True))
-        except RequestFailedError as error:
-            for attachment in batch:
-                if attachment.plan.ifname not in told:
-                    records.put(_failed(attachment.plan, error, asyncio.get_running_loop().time() - started))
-            raise
-        effects: list[InterfaceAttached] = []
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-            effects.append(outcome)
-        return effects
 
-    async def _add(
-        self, sandbox: Sandbox, plan: PlannedAttachment, records: EffectLog, told: set[IfName], seconds: float
+    async def _log_adds(
+        self,
+        batch: list[Attachment],
+        adds: list[_Add],
+        effects: EffectLog,
+        seconds: float,
+        interrupted: BaseException | None = None,
+    ) -> list[InterfaceAttached]:
+        """Record what came of *adds*, which have ended after *seconds*, and return what they made.
+
+        Those that were cancelled failed with *interrupted*. Raises the first failure, after all are recorded.
+        """
+        made: list[InterfaceAttached] = []
+        failures: list[BaseException] = []
+        for plan, add in zip((attachment.plan for attachment in batch), adds, strict=True):
+            error = (interrupted or asyncio.CancelledError()) if add.cancelled() else add.exception()
+            if error is None:
+                made.append(await self._log_effect(plan, *add.result(), effects))
+                continue
+            if isinstance(error, RequestFailedError):
+                runs = error.runs if isinstance(error, chain.DelegateError) else ()
+                self._metrics.runs_done("ADD", runs)
+                effects.append(_failed(plan, error, seconds, runs))
+            failures.append(error)
+        if failures:
+            raise failures[0]
+        return made
+
+    async def _log_effect(
+        self, plan: PlannedAttachment, result: str, runs: tuple[PluginRun, ...], effects: EffectLog
     ) -> InterfaceAttached:
-        started = asyncio.get_running_loop().time()
-        try:
-            result, runs = await chain.add(self._runners, plan, target_of(sandbox), seconds)
-        except chain.DelegateError as error:
-            self._metrics.runs_done("ADD", error.runs)
-            records.put(_failed(plan, error, asyncio.get_running_loop().time() - started, error.runs))
-            told.add(plan.ifname)
-            raise
+        """Record the attachment of *plan*: with the outcome if the native pool made it, else at once.
+
+        An executed plugin may take long, and may be unable to repeat its ADD.
+        """
         self._metrics.runs_done("ADD", runs)
         effect = InterfaceAttached(
             network=plan.network,
@@ -190,21 +199,22 @@ class Attacher:
             runs=runs,
             device_info=await device_info.recorded(plan),
         )
-        # An executed plugin may take long, and may not be able to do it a second time.
-        (records.hold if self._runners.begins_at_once(plan) else records.put)(effect)
-        told.add(plan.ifname)
+        if self._runners.runs_in_pool(plan):
+            effects.carry(effect)
+        else:
+            effects.append(effect)
         return effect
 
     async def _move_default_route(self, sandbox: Sandbox) -> None:
         """Give the pod's default routes to the attachments that claim them, if any does."""
         assert sandbox.plan is not None
-        for route in wanted(sandbox.attachments):
+        for route in claimed_routes(sandbox.attachments):
             await asyncio.to_thread(default_route.move, sandbox.plan.netns, route, sandbox.pod)
 
-    async def _give_up(self, event: Event, request: AttachRequested, failure: Failure) -> Reply:
+    async def _roll_back(self, event: Event, request: AttachRequested, failure: Failure) -> Reply:
         """Undo what the attach has made, record that it failed, and return the answer for the runtime."""
         sandbox = self._journal.state.sandboxes.get(SandboxKey(event.sandbox, request.ifname))
-        mine = sandbox if sandbox is not None and sandbox.intent == event.id else None
+        own = sandbox if sandbox is not None and sandbox.intent == event.id else None
 
         def outcome(left: Mapping[IfName, Failure]) -> AttachFailed:
             return AttachFailed(
@@ -216,21 +226,10 @@ class Attacher:
             )
 
         try:
-            await self._detacher.undo(mine, event, Phase.ROLLBACK, outcome)
+            await self._detacher.undo(own, event, Phase.ROLLBACK, outcome)
         except RequestFailedError as error:
             log.warning("attach_outcome_not_recorded", sandbox=event.sandbox[:12], error=error.failure.message)
         return refusal(failure, request.config)
-
-    def _sandbox(self, key: SandboxKey) -> Sandbox:
-        return self._journal.state.sandboxes[key]
-
-    async def _within(self, patience: Deadline, work: Awaitable[T]) -> T:
-        """Return what *work* returns. Raises RequestFailedError when nobody waits for it any more."""
-        try:
-            async with patience:
-                return await work
-        except TimeoutError as error:
-            raise RequestFailedError(patience.failure) from error
 
 
 def _failed(

@@ -1,7 +1,7 @@
-"""Take commands from above, and see that each has an outcome.
+"""Take the commands of the reconciler, and give each an outcome.
 
 A command becomes an intent in the node's own ledger before anything is done for it, like a runtime's request, and comes
-back through the same consumer. What it rests on may be out of date when its turn comes: whoever fulfils it looks again.
+back through the same consumer. It may be out of date when its turn comes: its handler checks that again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from events.schema import (
 )
 from nodeworker.deadline import seconds_since
 from nodeworker.errors import RequestFailedError, failed, internal
-from nodeworker.journal.effect_log import record
+from nodeworker.journal.effect_log import confirm
 from nodeworker.journal.journal import Journal
 from nodeworker.sandboxes.answers import OK, Reply, refusal
 
@@ -43,35 +43,34 @@ log = structlog.get_logger(__name__)
 
 _RETRY = 1.0
 
-Order: TypeAlias = RepairRequested | ReclaimRequested | ComparisonRequested
+Command: TypeAlias = RepairRequested | ReclaimRequested | ComparisonRequested
 Outcome: TypeAlias = DriftRepaired | DriftRepairFailed | LeakReclaimed | LeakReclaimFailed | NodeCompared
 
-
 Handler: TypeAlias = Callable[[Event, Any], Awaitable[Outcome]]
-"""Fulfils one type of order, given the intent and its data. Raises RequestFailedError where it can't."""
+"""Fulfils one type of command, given the intent and its data. Raises RequestFailedError if it can't."""
 
 
-class Orders:
-    """Takes commands in, and has them fulfilled."""
+class CommandHandler:
+    """Makes intents of commands, and fulfils them with one handler for each type."""
 
-    def __init__(self, journal: Journal, handlers: Mapping[type[Order], Handler]) -> None:
+    def __init__(self, journal: Journal, handlers: Mapping[type[Command], Handler]) -> None:
         self._journal = journal
         self._handlers = handlers
 
     async def run(self, commands: Commands) -> None:
-        """Make intents of the *commands* that come, without end."""
+        """Make intents of *commands*, without end."""
         after = self._journal.state.commands.get(self._journal.node, 0)
         async with aclosing(commands.receive(self._journal.node, after)) as received:
             async for command in received:
                 await self._take(command)
 
-    async def _take(self, command: Stored) -> None:
-        """Append the intent that *command* asks for, for as long as it takes."""
-        event, order = command.event, command.event.data
-        if not isinstance(order, Order):
-            log.warning("command_unknown", type=event.type, sequence=command.sequence)
+    async def _take(self, stored: Stored) -> None:
+        """Append the intent of the command *stored*, however often the ledger must be asked."""
+        event, command = stored.event, stored.event.data
+        if not isinstance(command, Command):
+            log.warning("command_unknown", type=event.type, sequence=stored.sequence)
             return
-        intent = replace(order, request=RequestId(event.id), command=command.sequence)
+        intent = replace(command, request=RequestId(event.id), command=stored.sequence)
         while True:
             try:
                 await self._journal.request(self._journal.event(intent, event.sandbox, event.cause))
@@ -81,36 +80,36 @@ class Orders:
             else:
                 return
 
-    async def fulfil(self, event: Event, order: Order) -> Reply:
-        """Fulfil the intent *event* and record its outcome. What nobody foresaw is an outcome too."""
+    async def fulfil(self, event: Event, command: Command) -> Reply:
+        """Fulfil the intent *event* and record its outcome, also after an unexpected error."""
         try:
-            outcome = await self._outcome(event, order)
+            outcome = await self._outcome(event, command)
         except RequestFailedError as error:
-            outcome = self._failed(event, order, error.failure)
-        except Exception as error:  # rule: one bad order never stops the others
+            outcome = self._failed(event, command, error.failure)
+        except Exception as error:  # rule: one bad command never stops the others
             log.exception("order_broke", type=event.type, sandbox=event.sandbox[:12])
-            outcome = self._failed(event, order, internal(_phase(order), error))
+            outcome = self._failed(event, command, internal(_phase(command), error))
         try:
-            await record(self._journal, outcome, event)
+            await confirm(self._journal.record(outcome, event.sandbox, event.id))
         except RequestFailedError as error:
             log.warning("order_outcome_not_recorded", type=event.type, error=error.failure.message)
             return refusal(error.failure, "")
         return OK
 
-    async def _outcome(self, event: Event, order: Order) -> Outcome:
-        handler = self._handlers.get(type(order))
+    async def _outcome(self, event: Event, command: Command) -> Outcome:
+        handler = self._handlers.get(type(command))
         if handler is None:
             message = f"the worker of node {event.node} was told not to: see drift and leaks in its configuration"
-            raise failed(ErrorClass.NOT_REPAIRABLE, _phase(order), message)
-        return await handler(event, order)
+            raise failed(ErrorClass.NOT_REPAIRABLE, _phase(command), message)
+        return await handler(event, command)
 
-    def _failed(self, event: Event, order: Order, failure: Failure) -> Outcome:
+    def _failed(self, event: Event, command: Command, failure: Failure) -> Outcome:
         seconds = seconds_since(event.at)
-        match order:
+        match command:
             case RepairRequested(request=request, ifname=ifname):
-                # Nobody has looked since: what was seen last may be more than was ordered, or something else by now.
+                # The last observation counts: it may be more than the command asks for, or something else by now.
                 sandbox = self._journal.state.sandboxes.get(SandboxKey(event.sandbox, ifname))
-                left = order.drifts if sandbox is None else sandbox.drifts
+                left = command.drifts if sandbox is None else sandbox.drifts
                 return DriftRepairFailed(request=request, ifname=ifname, failure=failure, left=left, seconds=seconds)
             case ReclaimRequested(request=request, leak=leak):
                 return LeakReclaimFailed(request=request, leak=leak, failure=failure, seconds=seconds)
@@ -118,8 +117,8 @@ class Orders:
                 return NodeCompared(request=request, unseen=(failure.message,), seconds=seconds)
 
 
-def _phase(order: Order) -> Phase:
-    match order:
+def _phase(command: Command) -> Phase:
+    match command:
         case RepairRequested():
             return Phase.REPAIR
         case ReclaimRequested():

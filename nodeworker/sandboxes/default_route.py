@@ -20,7 +20,7 @@ from nodeworker.errors import failed
 from nodeworker.kernel.rtnetlink import addresses, links, routes
 from nodeworker.kernel.rtnetlink.routes import Route
 from nodeworker.kernel.rtnetlink.socket import Netlink, NetlinkError
-from nodeworker.planning.resolve.default_route import DefaultRoute
+from nodeworker.planning.resolve.route_claims import ClaimedRoute
 
 _FROM_ROUTERS = 9
 """RTPROT_RA in the kernel's ``include/uapi/linux/rtnetlink.h``."""
@@ -33,7 +33,7 @@ class _RouteError(Exception):
     """A default route is not where it is wanted; the text is the end of a sentence."""
 
 
-def move(netns: str, wanted: DefaultRoute, pod: Pod) -> None:
+def move(netns: str, wanted: ClaimedRoute, pod: Pod) -> None:
     """Bring the default routes in the namespace at *netns* to where they are *wanted*; they may be there already.
 
     What the attachments have in the main table goes, whatever its metric. Raises RequestFailedError: ROUTE_FAILED (some
@@ -55,14 +55,14 @@ def move(netns: str, wanted: DefaultRoute, pod: Pod) -> None:
         _verify(netlink, wanted, "find out what makes routes beside the plugins of the pod's networks")
 
 
-def check(netns: str, wanted: DefaultRoute, pod: Pod) -> None:
+def check(netns: str, wanted: ClaimedRoute, pod: Pod) -> None:
     """Look whether the default routes are where ``move`` puts them. Raises RequestFailedError as it does if not."""
     with _complaining(wanted, pod, Phase.CHECK), Netlink.in_namespace(netns, Phase.CHECK) as netlink:
         _verify(netlink, wanted, "delete the pod to have it made anew")
 
 
 @contextmanager
-def _complaining(wanted: DefaultRoute, pod: Pod, phase: Phase) -> Generator[None]:
+def _complaining(wanted: ClaimedRoute, pod: Pod, phase: Phase) -> Generator[None]:
     """Turn what is wrong with the routes into the failure of the request."""
     try:
         yield
@@ -78,7 +78,7 @@ def _complaining(wanted: DefaultRoute, pod: Pod, phase: Phase) -> Generator[None
         ) from error
 
 
-def _add(netlink: Netlink, wanted: DefaultRoute, family: int, index: int) -> None:
+def _add(netlink: Netlink, wanted: ClaimedRoute, family: int, index: int) -> None:
     gateway = wanted.gateways[family]
     route = Route(destination=_EVERYWHERE[family], index=index, gateway=ipaddress.ip_address(gateway))
     try:
@@ -91,7 +91,7 @@ def _add(netlink: Netlink, wanted: DefaultRoute, family: int, index: int) -> Non
         ) from error
 
 
-def _verify(netlink: Netlink, wanted: DefaultRoute, remedy: str) -> None:
+def _verify(netlink: Netlink, wanted: ClaimedRoute, remedy: str) -> None:
     """Raise _RouteError unless every family has exactly one default route, the wanted one."""
     names = _names(netlink)
     for family, gateway in wanted.gateways.items():
@@ -102,7 +102,7 @@ def _verify(netlink: Netlink, wanted: DefaultRoute, remedy: str) -> None:
             raise _RouteError(f"of IPv{family} there has to be one, {should}, and there is: {there}; {remedy}")
 
 
-def _is_wanted(route: Route, wanted: DefaultRoute, gateway: str, names: Mapping[int, str]) -> bool:
+def _is_wanted(route: Route, wanted: ClaimedRoute, gateway: str, names: Mapping[int, str]) -> bool:
     if not gateway:
         return names.get(route.index) in wanted.own
     return names.get(route.index) == wanted.ifname and route.gateway == ipaddress.ip_address(gateway)

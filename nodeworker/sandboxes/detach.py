@@ -1,33 +1,34 @@
-"""Unmake the interfaces of a sandbox: for a DEL, and for an ADD that failed.
+"""Detach: remove the interfaces of a sandbox, for a DEL and for an ADD that failed.
 
-Everything comes from the ledger's fold: which attachments may have left something, with which bytes they were made.
+Everything comes from the ledger's fold: which attachments may have left something, and with which bytes they were made.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import secrets
 from collections.abc import Callable, Mapping
 
 import structlog
 from msgspec.structs import replace
 
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey
+from events.ledger.ledger import ConflictError
 from events.schema import (
-    AttachPlanned,
-    ContainerId,
     Data,
     DetachCompleted,
     DetachFailed,
     DetachRequested,
     ErrorClass,
     Event,
+    EventId,
     Failure,
     IfName,
     InterfaceDetached,
     InterfaceDetachFailed,
     Phase,
     PluginRun,
+    RequestId,
 )
 from nodeworker.deadline import seconds_since
 from nodeworker.errors import RequestFailedError, failed, naming, unusable_container_id
@@ -35,32 +36,30 @@ from nodeworker.journal.effect_log import EffectLog
 from nodeworker.journal.journal import Journal
 from nodeworker.kernel.namespaces import is_namespace, loss
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.planning.resolve.default_route import adjusted
+from nodeworker.planning.resolve.route_claims import adjusted_result
 from nodeworker.plugins import chain, device_info
 from nodeworker.plugins.exec import Runners
 from nodeworker.plugins.spec.names import ifname_problem, shown
-from nodeworker.sandboxes.answers import OK, Reply, refusal, reply_of
-from nodeworker.settings import WorkerSection
+from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal, reply_of
 
 log = structlog.get_logger(__name__)
 
 
 class Detacher:
-    """Fulfils the intents of detaching, and undoes attaches."""
+    """Fulfils the intent of detaching, and undoes attaches. *delegate_timeout*: seconds for one attachment's DEL."""
 
-    def __init__(self, journal: Journal, runners: Runners, section: WorkerSection, metrics: WorkerMetrics) -> None:
+    def __init__(self, journal: Journal, runners: Runners, delegate_timeout: float, metrics: WorkerMetrics) -> None:
         self._journal = journal
         self._runners = runners
-        self._section = section
+        self._delegate_timeout = delegate_timeout
         self._metrics = metrics
 
     async def detach(self, event: Event, request: DetachRequested) -> Reply:
         """Fulfil the intent *event* and return the answer for the runtime.
 
-        Where the worker will see to the rest by itself, the runtime is told of success. So when the ledger can't take
-        the last event: the intent is in it, and is repeated until it has an outcome. And for a sandbox whose ADD
-        failed: a plugin that could not add may be as unable to delete, and a pod that never ran must not hang in its
-        deletion.
+        The answer is success where the worker itself does the rest later: if the ledger can't take the last event, the
+        intent is repeated until it has an outcome. The same holds for a sandbox whose ADD failed: a plugin that could
+        not add may be unable to delete, and the deletion of a pod that never ran must not hang.
         """
         key = SandboxKey(event.sandbox, request.ifname)
         before = self._journal.state.sandboxes.get(key)
@@ -90,29 +89,29 @@ class Detacher:
     async def undo(
         self, sandbox: Sandbox | None, event: Event, phase: Phase, outcome: Callable[[Mapping[IfName, Failure]], Data]
     ) -> Data:
-        """Detach, last first, whatever may be there of *sandbox*; return its outcome, which is recorded behind that.
+        """Detach, last first, what *sandbox* may still have, and return its outcome, which is recorded behind that.
 
-        *outcome* says it, and is told what could not be detached, and why. Raises RequestFailedError when the ledger
-        did not take an event, after all has been tried; it is offered all of them again.
+        *outcome* makes it from the attachments that could not be detached, and why. Raises RequestFailedError if the
+        ledger did not take an event, after everything was tried; the journal offers it all events again.
         """
-        async with EffectLog(self._journal, event) as records:
-            left = {} if sandbox is None else await self._detach_all(sandbox, phase, records)
-            return records.end(outcome(left))
+        async with EffectLog(self._journal, event) as effects:
+            left = {} if sandbox is None else await self._detach_all(sandbox, phase, effects)
+            return effects.finish(outcome(left))
 
-    async def _detach_all(self, sandbox: Sandbox, phase: Phase, records: EffectLog) -> dict[IfName, Failure]:
-        """Detach what may be there, and put what came of it into *records*; return what could not be, and why."""
+    async def _detach_all(self, sandbox: Sandbox, phase: Phase, effects: EffectLog) -> dict[IfName, Failure]:
+        """Detach what may be there, and record it; return what could not be detached, and why."""
         left: dict[IfName, Failure] = {}
-        there = [each for each in reversed(sandbox.attempted()) if each.phase is not AttachmentPhase.DETACHED]
+        attempted = [each for each in reversed(sandbox.attempted()) if each.phase is not AttachmentPhase.DETACHED]
         if sandbox.plan is not None:
-            await self._runners.clear([each.plan for each in there], self.target(sandbox).netns)
-        for attachment in there:
+            await self._runners.remove_links([each.plan for each in attempted], self.target(sandbox).netns)
+        for attachment in attempted:
             done = await self._detach_one(sandbox, attachment, phase)
             if isinstance(done, InterfaceDetachFailed):
                 left[done.ifname] = done.failure
-            if isinstance(done, InterfaceDetached) and self._runners.begins_at_once(attachment.plan):
-                records.hold(done)
+            if isinstance(done, InterfaceDetached) and self._runners.runs_in_pool(attachment.plan):
+                effects.carry(done)
             else:
-                records.put(done)  # an executed plugin may take long, and a failure is not to wait
+                effects.append(done)  # an executed plugin may take long, and a failure is recorded at once
         return left
 
     async def _detach_one(
@@ -133,24 +132,24 @@ class Detacher:
         return InterfaceDetached(network=network, ifname=ifname, seconds=loop.time() - started, runs=runs)
 
     async def delete(self, sandbox: Sandbox, attachment: Attachment) -> tuple[PluginRun, ...]:
-        """Run DEL of one attachment with what was recorded of it; return the runs. Raises DelegateError.
+        """Run DEL of one attachment with its recorded configuration; return the runs. Raises DelegateError.
 
-        The plugins are not given a namespace that is gone (CNI specification 1.1, section 2, "DEL"): there is nothing
-        in it to delete, and some refuse a path that is none. What is at its path by now may be somebody else's.
+        The plugins get no path of a namespace that is gone (CNI specification 1.1, section 2, "DEL"): it has nothing to
+        delete, some plugins refuse such a path, and another pod's namespace may be there now.
         """
         target = self.target(sandbox)
         runs = await chain.delete(
             self._runners,
             attachment.plan,
             target,
-            adjusted(sandbox.attachments, attachment) or None,
-            self._section.delegate_timeout,
+            adjusted_result(sandbox.attachments, attachment) or None,
+            self._delegate_timeout,
         )
         await device_info.withdraw(attachment.plan)
         return runs
 
     def target(self, sandbox: Sandbox) -> chain.Target:
-        """Return *sandbox*, which has a plan, as the plugins of a DEL are told of it."""
+        """Return the target of a DEL of *sandbox*, which has a plan; without namespace if that is gone."""
         target = target_of(sandbox)
         assert sandbox.plan is not None
         rebooted = sandbox.boot_id not in ("", self._journal.boot_id)
@@ -160,15 +159,28 @@ class Detacher:
 
 
 def target_of(sandbox: Sandbox) -> chain.Target:
-    """Return *sandbox*, which has a plan, as its plugins are told of it."""
+    """Return the target of *sandbox*, which has a plan, for its plugins."""
     assert sandbox.plan is not None
-    return planned_target(sandbox.key.container_id, sandbox.plan)
+    return chain.planned_target(sandbox.key.container_id, sandbox.plan)
 
 
-def planned_target(container_id: ContainerId, plan: AttachPlanned) -> chain.Target:
-    """Return the sandbox that *plan* is for, as its plugins will be told of it."""
-    folders = tuple(folder for folder in plan.path.split(os.pathsep) if folder)
-    return chain.Target(container_id=container_id, netns=plan.netns, path=folders)
+async def request_detach(
+    journal: Journal, answers: Answers, sandbox: Sandbox, cause: EventId, *, last: int | None = None
+) -> Reply:
+    """Append a DEL of *sandbox* that no runtime sent, as an intent like a runtime's, and return its answer.
+
+    With *last*, the DEL is appended only if that is the sequence of the newest event of the container. Raises
+    LedgerError, ConflictError among them.
+    """
+    request = RequestId(secrets.token_hex(16))
+    answers.open(request)
+    intent = DetachRequested(request=request, ifname=sandbox.key.ifname, netns=sandbox.netns, pod=sandbox.pod)
+    try:
+        await journal.request(journal.event(intent, sandbox.key.container_id, cause), last=last)
+    except ConflictError:
+        answers.cancel(request)
+        raise
+    return await answers.wait(request)
 
 
 def _detach_problem(event: Event, request: DetachRequested) -> Failure | None:

@@ -1,14 +1,13 @@
-"""GC: detach what the runtime no longer knows, then let every plugin free what belongs to nobody.
+"""GC: detach the sandboxes that the runtime no longer knows, then run GC of every plugin in use.
 
-The list of what is valid comes from the runtime alone; without one nothing is freed (CNI specification 1.1, section 2,
-"GC"). The runtime names sandboxes by the interface it attached; for a plugin of a secondary network the list is
-expanded to the interfaces of that network.
+Only the runtime says what is valid; without its list nothing is freed (CNI specification 1.1, section 2, "GC"). The
+runtime names a sandbox by the interface that it attached; for a plugin of a secondary network the list is expanded to
+the interfaces of that network.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TypeAlias
+from collections.abc import AsyncIterator, Iterator
 
 import structlog
 
@@ -27,42 +26,39 @@ from events.schema import (
 from nodeworker.deadline import seconds_since, seconds_until
 from nodeworker.errors import RequestFailedError, class_of, failed
 from nodeworker.journal.journal import Journal
+from nodeworker.planning.planner import Planner
 from nodeworker.planning.readiness import Readiness
 from nodeworker.planning.resolve.netconf import NetConf, parse_netconf
 from nodeworker.plugins import chain
 from nodeworker.plugins.exec import Runners
 from nodeworker.plugins.spec.versions import at_least
 from nodeworker.sandboxes.answers import Answers, Reply, refusal, reply_of
-from nodeworker.sandboxes.ask_detach import ask_detach
-from nodeworker.sandboxes.collections_under_way import CollectionsUnderWay
-from nodeworker.settings import WorkerSection
+from nodeworker.sandboxes.detach import request_detach
+from nodeworker.sandboxes.scheduler import Scheduler
 
 log = structlog.get_logger(__name__)
 
-DefaultNetwork: TypeAlias = Callable[[NetConf, tuple[str, ...]], Awaitable[PlannedAttachment]]
-"""Looks up the default network of a configuration. Raises RequestFailedError."""
-
 
 class GarbageCollector:
-    """Fulfils the intent of collecting garbage."""
+    """Fulfils the intent of collecting garbage. *delegate_timeout*: seconds that the GC of one network may take."""
 
     def __init__(
         self,
         journal: Journal,
+        scheduler: Scheduler,
         answers: Answers,
         runners: Runners,
-        section: WorkerSection,
+        planner: Planner,
         readiness: Readiness,
-        default_network: DefaultNetwork,
-        collections: CollectionsUnderWay,
+        delegate_timeout: float,
     ) -> None:
         self._journal = journal
+        self._scheduler = scheduler
         self._answers = answers
         self._runners = runners
-        self._section = section
+        self._planner = planner
         self._readiness = readiness
-        self._default_network = default_network
-        self._collections = collections
+        self._delegate_timeout = delegate_timeout
 
     async def collect(self, event: Event, request: GcRequested) -> Reply:
         """Fulfil the intent *event* and return the answer for the runtime."""
@@ -92,7 +88,7 @@ class GarbageCollector:
         return reply_of(outcome, request.config)
 
     def _configuration(self, request: GcRequested) -> NetConf:
-        conf = parse_netconf(request.config, self._section.network)
+        conf = parse_netconf(request.config, self._planner.node_defaults)
         if not at_least(conf.cni_version, "1.1.0"):
             raise failed(
                 ErrorClass.UNSUPPORTED_VERSION,
@@ -102,9 +98,9 @@ class GarbageCollector:
         return conf
 
     def _stale(self, name: str, valid: frozenset[tuple[str, str]]) -> Iterator[Sandbox]:
-        """Yield the sandboxes of the runtime's network *name* that it no longer holds valid.
+        """Yield the sandboxes of the runtime's network *name* that are not on its list.
 
-        One whose ADD is under way is not stale: the runtime made its list before.
+        A sandbox whose ADD is in progress is not stale: the runtime made its list before.
         """
         for key, sandbox in self._journal.state.sandboxes.items():
             settled = sandbox.phase not in (SandboxPhase.REQUESTED, SandboxPhase.PLANNED)
@@ -115,18 +111,18 @@ class GarbageCollector:
         if sandbox.request is None:
             return False
         try:
-            return parse_netconf(sandbox.request.config, self._section.network).name == name
+            return parse_netconf(sandbox.request.config, self._planner.node_defaults).name == name
         except RequestFailedError:
             return False
 
     async def _detach(self, sandbox: Sandbox, event: Event) -> Failure | None:
-        """Detach one sandbox the way a DEL does; return why that failed, if it did."""
+        """Detach one sandbox as a DEL does; return why that failed, if it did."""
         key = sandbox.key
         now = self._journal.state.sandboxes.get(key)
         if now is None or now.intent != sandbox.intent:
             return None  # a DEL came meanwhile
         try:
-            reply = await ask_detach(self._journal, self._answers, sandbox, event.id)
+            reply = await request_detach(self._journal, self._answers, sandbox, event.id)
         except LedgerError as error:
             return failed(class_of(error), Phase.GC, str(error)).failure
         return reply.failure
@@ -134,27 +130,27 @@ class GarbageCollector:
     async def _collect(
         self, conf: NetConf, folders: tuple[str, ...], runtime_valid: tuple[tuple[str, str], ...]
     ) -> AsyncIterator[Failure]:
-        """Run GC of every delegate in use, and of the default network, each network once; yield what failed."""
+        """Run GC of the default network and of every network in use, once each; yield the failures."""
         default = await self._default(conf, folders)
         names = {attachment.plan.cni_name for attachment in self._attachments()}
         for name in sorted(names | ({default.cni_name} if default is not None else set())):
-            async with self._collections.of(name):
-                valid = self._valid(name, runtime_valid)  # right before it is used: what is planned by now is kept
+            async with self._scheduler.collection(name):
+                valid = self._valid(name, runtime_valid)  # right before it is used: it has all that is planned by now
                 plans = (each.plan for each in self._attachments() if each.plan.cni_name == name)
                 attachment = next(plans, default)
                 if attachment is None:
                     continue  # its last sandbox was detached meanwhile
                 target = chain.Target(container_id="", netns="", path=folders)
                 try:
-                    await chain.gc(self._runners, attachment, target, valid, self._section.delegate_timeout)
+                    await chain.gc(self._runners, attachment, target, valid, self._delegate_timeout)
                 except chain.DelegateError as error:
                     log.warning("gc_failed", network=attachment.network, error=error.failure.message)
                     yield error.failure
 
     async def _default(self, conf: NetConf, folders: tuple[str, ...]) -> PlannedAttachment | None:
-        """Return the default network, which may have garbage also when no sandbox is left; None if nobody knows it."""
+        """Return the default network, which may have garbage even if no sandbox is left; None if it is unknown."""
         try:
-            return await self._default_network(conf, folders)
+            return await self._planner.default_attachment(conf, folders)
         except RequestFailedError as error:
             log.info("gc_without_default_network", error=error.failure.message)
             return None
@@ -164,11 +160,11 @@ class GarbageCollector:
             yield from sandbox.attachments
 
     def _valid(self, name: str, runtime_valid: tuple[tuple[str, str], ...]) -> list[tuple[str, str]]:
-        """Return what is to be kept in the network *name*: (container ID, interface name).
+        """Return what plugins must keep in the network *name*: (container ID, interface name).
 
-        A container that the runtime holds valid and the ledger does not know was attached before Plumbline came. Nobody
-        knows its interfaces, so all names that occur in a network are taken for its own: what is kept for nothing is
-        freed with the container, what is freed wrongly is a live pod's.
+        A container that is valid for the runtime and unknown to the ledger was attached before Plumbline was installed.
+        Its interfaces are unknown, so it gets all names that occur in the network: an entry too many is freed with the
+        container, an entry too few would free what a live pod uses.
         """
         valid: list[tuple[str, str]] = []
         known: set[str] = set()
@@ -177,5 +173,5 @@ class GarbageCollector:
             valid += [(key.container_id, a.plan.ifname) for a in sandbox.attachments if a.plan.cni_name == name]
         names = {ifname for _, ifname in valid}
         foreign = [(container_id, ifname) for container_id, ifname in runtime_valid if container_id not in known]
-        kept = {(container_id, each) for container_id, ifname in foreign for each in (ifname, *names)}
-        return [*valid, *sorted(kept)]
+        assumed = {(container_id, each) for container_id, ifname in foreign for each in (ifname, *names)}
+        return [*valid, *sorted(assumed)]

@@ -31,7 +31,7 @@ from nodeworker.drift.repair.reattach import obstacle, plan_as_recorded
 from nodeworker.errors import RequestFailedError, failed
 from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.planning.resolve.default_route import adjusted, wanted
+from nodeworker.planning.resolve.route_claims import adjusted_result, claimed_routes
 from nodeworker.plugins import chain, device_info
 from nodeworker.plugins.exec import Runners, type_of
 from nodeworker.plugins.spec import results
@@ -130,7 +130,7 @@ class Repairer:
     async def _reattach_one(self, sandbox: Sandbox, attachment: Attachment) -> None:
         """Run DEL of the plugins, for what is left of the interface, then ADD. Raises RequestFailedError."""
         target, seconds = target_of(sandbox), self._delegate_timeout
-        recorded = adjusted(sandbox.attachments, attachment)
+        recorded = adjusted_result(sandbox.attachments, attachment)
         try:
             plan = plan_as_recorded(attachment.plan, recorded)
         except results.ResultError as error:
@@ -165,7 +165,7 @@ class Repairer:
         assert sandbox.plan is not None
         netns = sandbox.plan.netns
         try:
-            for route in wanted(sandbox.attachments):
+            for route in claimed_routes(sandbox.attachments):
                 await self._inspector.on_thread(lambda route=route: default_route.move(netns, route, sandbox.pod))
         except RequestFailedError as error:
             return [_of_failure(drift, error)]

@@ -64,7 +64,7 @@ class Watcher:
         self._timers: dict[SandboxKey, asyncio.TimerHandle] = {}
         self._queue: asyncio.Queue[SandboxKey] = asyncio.Queue()
         self._events_lost = asyncio.Event()
-        journal.on_recorded(self._recorded)
+        journal.subscribe(self._recorded)
 
     @property
     def watched(self) -> int:

@@ -24,7 +24,7 @@ from nodeworker.host.adopt.records import Entry
 from nodeworker.kernel.namespaces import Namespace
 from nodeworker.kernel.rtnetlink import addresses, links
 from nodeworker.kernel.rtnetlink.socket import Netlink
-from nodeworker.planning.resolve.default_route import wanted
+from nodeworker.planning.resolve.route_claims import claimed_routes
 from nodeworker.sandboxes import default_route
 
 NETNS_DIR = Path("/run/netns")
@@ -105,7 +105,7 @@ def without_false_claims(adoption: Adoption, namespace: FoundNamespace) -> Adopt
     if namespace.links is None:
         return adoption
     try:
-        for route in wanted(attachments):
+        for route in claimed_routes(attachments):
             default_route.check(namespace.netns, route, plan.pod)
     except RequestFailedError as error:
         unclaimed = tuple(replace(each, default_route=None) for each in plan.attachments)

@@ -17,10 +17,10 @@ from events.schema import AttachPlanned, AttachRequested, ErrorClass, IfName, Ne
 from nodeworker.errors import failed
 from nodeworker.planning.resolve import device_assignment
 from nodeworker.planning.resolve.annotation import PortMapping, Selection
-from nodeworker.planning.resolve.default_route import claimed
 from nodeworker.planning.resolve.netconf import NetConf
 from nodeworker.planning.resolve.networks import NetworkEntry, networks_of
 from nodeworker.planning.resolve.objects import Nad, NetworkRef, PodObject
+from nodeworker.planning.resolve.route_claims import claimed_gateways
 from nodeworker.plugins.spec import conflist
 from nodeworker.plugins.spec.cni_args import delegate_args, parse_args
 from nodeworker.plugins.spec.conflist import ConfigError, NetworkConfig
@@ -58,7 +58,7 @@ def plan(
     entries = [entry for entry in networks_of(conf, pod) if not entry.auxiliary or entry.ref in networks]
     subject = f"pod {request.pod}" if request.pod.name else f"sandbox {container_id[:12]}"
     ifnames = _ifnames(request.ifname, entries, subject)
-    default_routes = claimed(entries, subject)
+    default_routes = claimed_gateways(entries, subject)
     assigned = device_assignment.assign(entries, networks, devices, subject)
     attachments: list[PlannedAttachment] = []
     for index, (ifname, entry) in enumerate(zip(ifnames, entries, strict=True)):

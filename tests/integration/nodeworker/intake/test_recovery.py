@@ -48,12 +48,15 @@ from events.schema import (
     rfc3339,
 )
 from nodeworker.intake import recovery as module
-from nodeworker.intake.recovery import Recovery, Retention
+from nodeworker.intake import retention as retention_module
+from nodeworker.intake.recovery import Recovery
+from nodeworker.intake.retention import Retention
 from nodeworker.intake.spool import Spool
 from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.sandboxes.answers import OK, Answers
 from nodeworker.sandboxes.dispatcher import Dispatcher
+from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.shim.frame import Frame
 from tests.support.worker_harness import (
     BOX,
@@ -81,12 +84,12 @@ REFUSED = InterfaceDetachFailed(network=NetworkName("default"), ifname=ETH0, fai
 
 
 class Desk:
-    """Stands for the dispatcher: it keeps what it is given."""
+    """Stands for the scheduler and the dispatcher: it keeps what it is given."""
 
     def __init__(self) -> None:
         self.given: dict[EventId, bool] = {}
 
-    def under_way(self, intent: EventId) -> bool:
+    def has(self, intent: EventId) -> bool:
         return intent in self.given
 
     def dispatch(self, intent: Stored | Pending, *, resumed: bool = False) -> None:
@@ -100,9 +103,10 @@ class Worker:
         self.journal = Journal(ledger, NODE)
         self.desk = Desk()
         self.answers = Answers()
-        self.spool = Spool(folder)
-        dispatcher = cast("Dispatcher", self.desk)
-        self.upkeep = Recovery(self.journal, dispatcher, self.answers, self.spool, WorkerMetrics())
+        metrics = WorkerMetrics()
+        self.spool = Spool(folder, self.journal, self.answers, metrics)
+        scheduler, dispatcher = cast("Scheduler", self.desk), cast("Dispatcher", self.desk)
+        self.upkeep = Recovery(self.journal, scheduler, dispatcher, self.spool, metrics)
 
     async def consume(self) -> None:
         async for stored in self.journal.intents():
@@ -178,7 +182,7 @@ async def test_nothing_is_taken_up_before_the_ledger_has_all(worker: Worker, led
 
 async def test_a_spooled_request_becomes_an_intent_and_is_removed(worker: Worker) -> None:
     worker.spool.put(DEL)
-    assert await worker.upkeep.drain_spool() == [DEL.request]
+    assert await worker.spool.drain() == [DEL.request]
     assert len(worker.spool) == 0
     await until(lambda: worker.desk.given)
     (pending,) = worker.journal.state.pending.values()
@@ -196,10 +200,10 @@ async def test_a_spooled_request_stays_for_as_long_as_the_ledger_does_not_take_i
     ledger.available = False
     for _ in range(3):
         with pytest.raises(LedgerUnavailableError):
-            await worker.upkeep.drain_spool()
+            await worker.spool.drain()
         assert len(worker.spool) == 1
     ledger.available = True
-    assert await worker.upkeep.drain_spool() == [DEL.request]
+    assert await worker.spool.drain() == [DEL.request]
     assert len(worker.spool) == 0
     await until(lambda: worker.desk.given)
 
@@ -207,7 +211,7 @@ async def test_a_spooled_request_stays_for_as_long_as_the_ledger_does_not_take_i
 async def test_a_spooled_request_that_asks_for_nothing_known_is_dropped(worker: Worker) -> None:
     worker.spool.put(Frame(request=RequestId("00" * 16), remaining=0.0, env={"CNI_COMMAND": "UPDATE"}, stdin=b""))
     worker.spool.put(DEL)
-    assert await worker.upkeep.drain_spool() == [DEL.request]
+    assert await worker.spool.drain() == [DEL.request]
     assert len(worker.spool) == 0
 
 
@@ -333,9 +337,9 @@ async def test_retention_forgets_sandboxes_that_were_closed_before(lasting: tupl
     await worker.detached(recent)
 
     retention = Retention(ledger, worker.journal, hours=1)
-    assert await retention.forget(now - int(3600e9)) == 0
+    assert await retention.purge(now - int(3600e9)) == 0
     assert len(await of(ledger, closed)) == 8
-    assert await retention.forget(now) == 3
+    assert await retention.purge(now) == 3
     assert await of(ledger, closed) == await of(ledger, failure) == []
     assert [event.type for event in await of(ledger, live)][-2:] == ["AttachCompleted", "StatusPublished"]
     assert len(await of(ledger, back)) == 18  # it lives: nothing of it goes
@@ -373,9 +377,9 @@ async def test_retention_forgets_what_is_over_of_the_node_itself(lasting: tuple[
     await worker.intent(GcRequested(request=RequestId("open"), config="{}"), "")
     state = worker.journal.state
 
-    assert await Retention(ledger, worker.journal, hours=1, copied=lambda: 1).forget(time.time_ns()) == 0
+    assert await Retention(ledger, worker.journal, hours=1, copied=lambda: 1).purge(time.time_ns()) == 0
     assert len(await of(ledger, box)) == 10  # the hub has not got it
-    assert await Retention(ledger, worker.journal, hours=1).forget(time.time_ns()) >= 1
+    assert await Retention(ledger, worker.journal, hours=1).purge(time.time_ns()) >= 1
     assert await of(ledger, box) == []
     left = [event.type for event in await of(ledger, "")]
     kept = ["ComparisonRequested", "NodeCompared", "LeakObserved", "LeakObserved", "GcRequested"]  # the newest command
@@ -395,7 +399,7 @@ async def test_retention_forgets_what_is_over_of_the_node_itself(lasting: tuple[
 async def test_a_ledger_that_goes_away_while_it_forgets_is_asked_again(
     worker: Worker, ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_RETENTION_INTERVAL", 0.001)
+    monkeypatch.setattr(retention_module, "_INTERVAL", 0.001)
     await worker.attached()
     await worker.detached()
     ledger.available = False

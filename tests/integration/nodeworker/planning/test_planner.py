@@ -13,12 +13,15 @@ import pytest
 from events.fold import SandboxKey
 from events.ledger.memory import MemoryLedger
 from events.schema import AttachRequested, ErrorClass, Event, Pod, RequestId, WorkerStarted
+from nodeworker.deadline import Deadline
 from nodeworker.errors import RequestFailedError
 from nodeworker.journal.journal import Journal
 from nodeworker.planning.planner import Planner
 from nodeworker.planning.readiness import Readiness
 from nodeworker.planning.resolve.objects import Nad, PodObject
 from nodeworker.plugins.exec import PluginExecutor
+from nodeworker.sandboxes.plan_ahead import PlanAhead
+from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.settings import WorkerSection
 from tests.support.worker_harness import BOX, ETH0, NODE
 
@@ -82,9 +85,12 @@ async def journal() -> AsyncIterator[Journal]:
 
 
 @pytest.fixture
-async def planner(journal: Journal, cluster: Cluster) -> Planner:
-    section = WorkerSection(native=("loopback",))
-    return Planner(journal, cluster, PluginExecutor(marker="test"), section, Readiness(seats=1), [])
+async def plans(journal: Journal, cluster: Cluster) -> AsyncIterator[PlanAhead]:
+    defaults = WorkerSection().network
+    executor, native = PluginExecutor(marker="test"), ("loopback",)
+    planner = Planner(cluster, [], executor, Readiness(seats=1), node_defaults=defaults, native=native, info_folder="/")
+    async with asyncio.TaskGroup() as tasks:
+        yield PlanAhead(journal, Scheduler(tasks, 2), planner)
 
 
 def request(netns: str, name: str = "pod") -> AttachRequested:
@@ -106,14 +112,14 @@ async def taken_in(journal: Journal, intent: Event) -> None:
 
 
 async def test_what_was_begun_is_looked_up_once_and_recorded_behind_its_request(
-    netns: str, journal: Journal, planner: Planner, cluster: Cluster
+    netns: str, journal: Journal, plans: PlanAhead, cluster: Cluster
 ) -> None:
     asked = request(netns)
     intent = journal.event(asked, BOX)
-    planner.begin(intent, asked, 5.0)
-    cluster.may_answer.set()
-    await taken_in(journal, intent)
-    await (await planner.plan(intent, asked, 5.0))
+    with plans.ahead(intent, asked, 5.0):
+        cluster.may_answer.set()
+        await taken_in(journal, intent)
+        await plans.plan(intent, asked, Deadline(5.0), 5.0)
     assert cluster.asked == 1
     plan = journal.state.sandboxes[KEY].plan
     assert plan is not None
@@ -122,73 +128,70 @@ async def test_what_was_begun_is_looked_up_once_and_recorded_behind_its_request(
 
 
 async def test_what_was_not_begun_is_planned_when_it_is_asked_for(
-    netns: str, journal: Journal, planner: Planner, cluster: Cluster
+    netns: str, journal: Journal, plans: PlanAhead, cluster: Cluster
 ) -> None:
     asked = request(netns)
     intent = journal.event(asked, BOX)
     cluster.may_answer.set()
     await taken_in(journal, intent)
     assert journal.state.sandboxes[KEY].plan is None
-    await (await planner.plan(intent, asked, 5.0))
+    await plans.plan(intent, asked, Deadline(5.0), 5.0)
     assert journal.state.sandboxes[KEY].plan is not None
 
 
 async def test_nothing_is_begun_for_a_container_that_something_is_known_of(
-    netns: str, journal: Journal, planner: Planner, cluster: Cluster
+    netns: str, journal: Journal, plans: PlanAhead, cluster: Cluster
 ) -> None:
     asked = request(netns)
     first, second, third = (journal.event(asked, BOX) for _ in range(3))
     coming = asyncio.create_task(journal.request(first))
     await asyncio.sleep(0)
-    planner.begin(second, asked, 5.0)  # while another request of it is on its way
-    await coming
-    async for _ in journal.intents():
-        break
-    planner.begin(third, asked, 5.0)
-    await asyncio.sleep(0.01)
+    with plans.ahead(second, asked, 5.0):  # while another request of it is on its way
+        await coming
+        async for _ in journal.intents():
+            break
+        with plans.ahead(third, asked, 5.0):
+            await asyncio.sleep(0.01)
     assert cluster.asked == 0
 
 
 async def test_what_goes_wrong_early_is_told_to_who_asks(
-    netns: str, journal: Journal, planner: Planner, cluster: Cluster
+    netns: str, journal: Journal, plans: PlanAhead, cluster: Cluster
 ) -> None:
     cluster.may_answer.set()
     asked = request(netns, "absent")
     intent = journal.event(asked, BOX)
-    planner.begin(intent, asked, 5.0)
-    await asyncio.sleep(0.01)
-    with pytest.raises(RequestFailedError) as raised:
-        await planner.plan(intent, asked, 5.0)
+    with plans.ahead(intent, asked, 5.0):
+        await asyncio.sleep(0.01)
+        with pytest.raises(RequestFailedError) as raised:
+            await plans.plan(intent, asked, Deadline(5.0), 5.0)
     assert raised.value.failure.error_class is ErrorClass.POD_NOT_FOUND
 
 
 async def test_what_nobody_asks_for_is_given_up_in_silence(
-    netns: str, journal: Journal, planner: Planner, cluster: Cluster, caplog: pytest.LogCaptureFixture
+    netns: str, journal: Journal, plans: PlanAhead, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked, absent = request(netns), request(netns, "absent")
     first, second = journal.event(asked, BOX), journal.event(absent, BOX)
-    planner.begin(first, asked, 5.0)
-    await asyncio.sleep(0.01)
-    planner.forget(first)
+    with plans.ahead(first, asked, 5.0):
+        await asyncio.sleep(0.01)
     await asyncio.sleep(0.01)
     assert cluster.given_up == 1
     cluster.may_answer.set()
-    planner.begin(second, absent, 5.0)
-    await asyncio.sleep(0.01)
-    planner.forget(second)
-    planner.forget(second)
+    with plans.ahead(second, absent, 5.0):
+        await asyncio.sleep(0.01)
     await asyncio.sleep(0)
     assert "never retrieved" not in caplog.text
 
 
 async def test_who_stops_waiting_stops_the_look_up(
-    netns: str, journal: Journal, planner: Planner, cluster: Cluster
+    netns: str, journal: Journal, plans: PlanAhead, cluster: Cluster
 ) -> None:
     asked = request(netns)
     intent = journal.event(asked, BOX)
-    planner.begin(intent, asked, 5.0)
-    waiting = asyncio.create_task(planner.plan(intent, asked, 5.0))
-    await asyncio.sleep(0.01)
-    waiting.cancel()
-    await asyncio.wait([waiting])
+    with plans.ahead(intent, asked, 5.0):
+        waiting = asyncio.create_task(plans.plan(intent, asked, Deadline(5.0), 5.0))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.wait([waiting])
     assert cluster.given_up == 1

@@ -12,7 +12,7 @@ import pytest
 
 from events.schema import ErrorClass, Failure, IfName, NetworkName, Phase, Pod
 from nodeworker.errors import RequestFailedError
-from nodeworker.planning.resolve.default_route import DefaultRoute
+from nodeworker.planning.resolve.route_claims import ClaimedRoute
 from nodeworker.sandboxes import default_route
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -69,8 +69,8 @@ def pod() -> Iterator[Namespace]:
         subprocess.run(["ip", "netns", "del", made.name], check=True)
 
 
-def over_net1(gateways: dict[int, str], own: tuple[str, ...] = ("net1",)) -> DefaultRoute:
-    return DefaultRoute(
+def over_net1(gateways: dict[int, str], own: tuple[str, ...] = ("net1",)) -> ClaimedRoute:
+    return ClaimedRoute(
         network=NetworkName("d/n1"),
         ifname=IfName("net1"),
         gateways=gateways,
@@ -79,12 +79,12 @@ def over_net1(gateways: dict[int, str], own: tuple[str, ...] = ("net1",)) -> Def
     )
 
 
-def move(pod: Namespace, wanted: DefaultRoute) -> None:
+def move(pod: Namespace, wanted: ClaimedRoute) -> None:
     default_route.move(pod.path, wanted, POD)
     default_route.check(pod.path, wanted, POD)
 
 
-def refused(pod: Namespace, wanted: DefaultRoute, phase: Phase = Phase.ADD) -> Failure:
+def refused(pod: Namespace, wanted: ClaimedRoute, phase: Phase = Phase.ADD) -> Failure:
     verb = default_route.move if phase is Phase.ADD else default_route.check
     with pytest.raises(RequestFailedError) as caught:
         verb(pod.path, wanted, POD)
@@ -198,7 +198,7 @@ def test_what_a_predecessor_had_half_done_is_finished(pod: Namespace) -> None:
 
 
 def test_the_chosen_interface_may_have_been_the_default_before(pod: Namespace) -> None:
-    wanted = DefaultRoute(
+    wanted = ClaimedRoute(
         network=NetworkName("d/n0"),
         ifname=IfName("eth0"),
         gateways={4: "10.1.0.254"},

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from events.ledger.memory import MemoryLedger
 from events.schema import RequestId
 from nodeworker.intake.spool import Spool
+from nodeworker.journal.journal import Journal
+from nodeworker.metrics import WorkerMetrics
+from nodeworker.sandboxes.answers import Answers
 from nodeworker.shim.frame import Frame, encode_request
+from tests.support.worker_harness import NODE
 
 
 def frame(number: int) -> Frame:
@@ -20,8 +25,12 @@ def frame(number: int) -> Frame:
     )
 
 
+def spool_in(folder: Path) -> Spool:
+    return Spool(folder, Journal(MemoryLedger(), NODE), Answers(), WorkerMetrics())
+
+
 def test_requests_come_oldest_first_and_stay_until_they_are_removed(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "state" / "spool")
+    spool = spool_in(tmp_path / "state" / "spool")
     for number in (3, 1, 2):
         spool.put(frame(number))
     for age, number in enumerate((3, 1, 2)):
@@ -35,14 +44,14 @@ def test_requests_come_oldest_first_and_stay_until_they_are_removed(tmp_path: Pa
 
 
 def test_it_is_nobody_elses_to_read(tmp_path: Path) -> None:
-    Spool(tmp_path / "spool").put(frame(1))
+    spool_in(tmp_path / "spool").put(frame(1))
     assert stat.S_IMODE((tmp_path / "spool").stat().st_mode) == 0o700
     (file,) = (tmp_path / "spool").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_what_is_no_request_is_set_aside_once(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    spool = spool_in(tmp_path)
     good = encode_request(frame(1))
     for number, content in enumerate((b"", good[:-1], good + b"x", b"\0" * 100)):
         (tmp_path / f"{number:032x}.req").write_bytes(content)
@@ -54,13 +63,13 @@ def test_what_is_no_request_is_set_aside_once(tmp_path: Path) -> None:
 
 def test_drafts_are_no_requests(tmp_path: Path) -> None:
     (tmp_path / f".{1:032x}.tmp").write_bytes(b"PLB1")
-    spool = Spool(tmp_path)
+    spool = spool_in(tmp_path)
     assert len(spool) == 0
     assert list(spool.requests()) == []
 
 
 def test_a_request_that_can_not_be_kept_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool = Spool(tmp_path)
+    spool = spool_in(tmp_path)
 
     def no_room(fd: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -122,8 +122,8 @@ async def test_what_is_recorded_for_an_intent_on_its_way_is_applied_behind_it(
     ledger.hold.clear()
     request = asyncio.create_task(journal.request(intent))
     await asyncio.sleep(0)
-    assert journal.expects(BOX)
-    recording = journal.begin(PLANNED, BOX, intent.id)
+    assert journal.has_open_intent(BOX)
+    recording = journal.record(PLANNED, BOX, intent.id)
     await asyncio.sleep(0)
     ledger.hold.set()
     await request
@@ -133,7 +133,7 @@ async def test_what_is_recorded_for_an_intent_on_its_way_is_applied_behind_it(
     async for _ in journal.intents():
         break
     await recording
-    assert not journal.expects(BOX)
+    assert not journal.has_open_intent(BOX)
     assert journal.state.sandboxes[KEY].plan == PLANNED
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
 
@@ -146,14 +146,14 @@ async def test_what_was_begun_for_an_intent_that_the_ledger_refused_is_not_told_
     intent = journal.event(attach(), BOX)
     request = asyncio.create_task(journal.request(intent))
     await asyncio.sleep(0)
-    recording = journal.begin(PLANNED, BOX, intent.id)
+    recording = journal.record(PLANNED, BOX, intent.id)
     await asyncio.sleep(0)
     ledger.hold.set()
     for refused in (request, recording):
         with pytest.raises(LedgerFullError):
             await refused
     assert journal.settled
-    assert not journal.expects(BOX)
+    assert not journal.has_open_intent(BOX)
     assert await ledger.types() == ["WorkerStarted"]
 
 
@@ -264,7 +264,7 @@ async def test_an_append_goes_on_without_its_caller(ledger: UnreliableLedger, jo
     intent = await taken_in(journal, attach())
     ledger.hold.clear()
     before = ledger.appends
-    caller = asyncio.create_task(journal.record(PLANNED, BOX, intent.id))
+    caller = asyncio.ensure_future(journal.record(PLANNED, BOX, intent.id))
     await until(lambda: ledger.appends > before)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -277,7 +277,7 @@ async def test_an_append_goes_on_without_its_caller(ledger: UnreliableLedger, jo
 async def test_closing_gives_up_what_the_ledger_does_not_take(ledger: UnreliableLedger, journal: Journal) -> None:
     intent = await taken_in(journal, attach())
     ledger.hold.clear()
-    caller = asyncio.create_task(journal.record(PLANNED, BOX, intent.id))
+    caller = asyncio.ensure_future(journal.record(PLANNED, BOX, intent.id))
     await asyncio.sleep(0)
     await journal.close()
     with pytest.raises(asyncio.CancelledError):

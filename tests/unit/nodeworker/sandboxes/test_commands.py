@@ -44,7 +44,7 @@ from events.schema import (
 from nodeworker.errors import failed
 from nodeworker.journal.journal import Journal
 from nodeworker.sandboxes import commands as module
-from nodeworker.sandboxes.commands import Order, Orders
+from nodeworker.sandboxes.commands import Command, CommandHandler
 from tests.support.worker_harness import BOX, ETH0, NODE, PLANNED
 
 DRIFT = Drift(kind=DriftKind.LINK_DOWN, network=NetworkName("n"), ifname=ETH0)
@@ -115,7 +115,7 @@ class Bench:
         self._number = 0
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[Orders]:
+    async def running(self) -> AsyncIterator[CommandHandler]:
         journal = Journal(self.ledger, NODE)
         async for _ in journal.load():
             pass
@@ -125,7 +125,7 @@ class Bench:
             ReclaimRequested: self.hands.reclaim,
             ComparisonRequested: self.hands.compare,
         }
-        orders = Orders(journal, {kind: each for kind, each in handlers.items() if kind is not self.missing})
+        orders = CommandHandler(journal, {kind: each for kind, each in handlers.items() if kind is not self.missing})
         tasks = [asyncio.create_task(orders.run(self.commands)), asyncio.create_task(self._serve(journal, orders))]
         try:
             yield orders
@@ -134,9 +134,9 @@ class Bench:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _serve(self, journal: Journal, orders: Orders) -> None:
+    async def _serve(self, journal: Journal, orders: CommandHandler) -> None:
         async for stored in journal.intents():
-            assert isinstance(stored.event.data, Order)
+            assert isinstance(stored.event.data, Command)
             await orders.fulfil(stored.event, stored.event.data)
 
     async def send(self, data: Data, node: NodeName = NODE) -> Event:
@@ -176,12 +176,12 @@ def bench() -> Bench:
     ("order", "outcome"), [(REPAIR, DriftRepaired), (RECLAIM, LeakReclaimed), (COMPARISON, NodeCompared)]
 )
 async def test_a_command_becomes_an_intent_and_the_intent_has_an_outcome(
-    bench: Bench, order: Order, outcome: type[object]
+    bench: Bench, order: Command, outcome: type[object]
 ) -> None:
     async with bench.running():
         command = await bench.send(order)
         intent, closing = await bench.told(2)
-    assert isinstance(intent.data, Order)
+    assert isinstance(intent.data, Command)
     assert (intent.data.request, intent.data.command) == (command.id, 1)
     assert (intent.sandbox, intent.cause) == (BOX, "observed")
     assert isinstance(closing.data, outcome)
@@ -195,7 +195,7 @@ async def test_a_command_becomes_an_intent_and_the_intent_has_an_outcome(
     "error", [failed(ErrorClass.NOT_REPAIRABLE, Phase.REPAIR, "the parent is gone"), RuntimeError("the parent is gone")]
 )
 async def test_what_goes_wrong_is_an_outcome_too(
-    bench: Bench, order: Order, outcome: type[object], error: Exception
+    bench: Bench, order: Command, outcome: type[object], error: Exception
 ) -> None:
     bench.hands.error = error
     async with bench.running():

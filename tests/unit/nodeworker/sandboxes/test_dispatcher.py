@@ -30,10 +30,11 @@ from nodeworker.deadline import Deadline, deadline_in
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal
 from nodeworker.sandboxes.attach import Attacher
-from nodeworker.sandboxes.commands import Orders
+from nodeworker.sandboxes.commands import CommandHandler
 from nodeworker.sandboxes.detach import Detacher
 from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.gc import GarbageCollector
+from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.sandboxes.status_wait import StatusWait
 from tests.support.worker_harness import BOX, ETH0, NODE, attach, detach, until
 
@@ -115,36 +116,40 @@ def answers() -> Answers:
 @asynccontextmanager
 async def dispatching(
     work: Work, answers: Answers, concurrency: int = 10, statuses: StatusWait | None = None
-) -> AsyncIterator[Dispatcher]:
+) -> AsyncIterator[tuple[Scheduler, Dispatcher]]:
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        yield Dispatcher(
-            cast("Attacher", work),
-            cast("Detacher", work),
-            cast("GarbageCollector", work),
-            cast("Orders", work),
-            answers,
-            statuses or StatusWait(MemoryLedger(), NodeName("node-1"), 0.0, WorkerMetrics()),
-            tasks,
-            concurrency,
+        scheduler = Scheduler(tasks, concurrency)
+        yield (
+            scheduler,
+            Dispatcher(
+                scheduler,
+                cast("Attacher", work),
+                cast("Detacher", work),
+                cast("GarbageCollector", work),
+                cast("CommandHandler", work),
+                answers,
+                statuses or StatusWait(MemoryLedger(), NodeName("node-1"), 0.0, WorkerMetrics()),
+                tasks,
+            ),
         )
 
 
 async def test_requests_of_one_container_come_one_after_another(work: Work, answers: Answers) -> None:
-    async with dispatching(work, answers) as dispatcher:
+    async with dispatching(work, answers) as (scheduler, dispatcher):
         for name in ("d1", "d2", "d3"):
             dispatcher.dispatch(deleting(name))
         for number, name in enumerate(("d1", "d2", "d3"), 1):
             await until(lambda number=number: len(work.begun) == number)
             assert work.under_way == {name}
-            assert dispatcher.queue_depth == 3 - number
+            assert scheduler.queue_depth == 3 - number
             work.go(name)
             assert await answers.wait(RequestId(name)) == OK
     assert work.begun == ["d1", "d2", "d3"]
-    assert (dispatcher.queue_depth, dispatcher.in_progress) == (0, 0)
+    assert (scheduler.queue_depth, scheduler.in_progress) == (0, 0)
 
 
 async def test_containers_do_not_wait_for_each_other(work: Work, answers: Answers) -> None:
-    async with dispatching(work, answers) as dispatcher:
+    async with dispatching(work, answers) as (_, dispatcher):
         for name in ("d1", "d2", "d3"):
             dispatcher.dispatch(deleting(name, sandbox=name))
         await until(lambda: work.under_way == {"d1", "d2", "d3"})
@@ -153,31 +158,31 @@ async def test_containers_do_not_wait_for_each_other(work: Work, answers: Answer
 
 async def test_there_is_a_bound_over_all(work: Work, answers: Answers) -> None:
     names = [f"d{number}" for number in range(20)]
-    async with dispatching(work, answers, concurrency=3) as dispatcher:
+    async with dispatching(work, answers, concurrency=3) as (scheduler, dispatcher):
         for name in names:
             dispatcher.dispatch(deleting(name, sandbox=name))
         for done in range(18):
             await until(lambda done=done: len(work.begun) == done + 3)
-            assert len(work.under_way) == dispatcher.in_progress == 3
-            assert dispatcher.queue_depth == 17 - done
+            assert len(work.under_way) == scheduler.in_progress == 3
+            assert scheduler.queue_depth == 17 - done
             work.go(work.begun[done])
         work.go(*names)
     assert work.begun == names
 
 
 async def test_an_intent_that_is_under_way_is_not_begun_again(work: Work, answers: Answers) -> None:
-    async with dispatching(work, answers) as dispatcher:
+    async with dispatching(work, answers) as (scheduler, dispatcher):
         dispatcher.dispatch(deleting("d1"))
         dispatcher.dispatch(deleting("d1"), resumed=True)
-        assert dispatcher.under_way(EventId("d1"))
+        assert scheduler.has(EventId("d1"))
         work.go("d1")
         await answers.wait(RequestId("d1"))
-        assert not dispatcher.under_way(EventId("d1"))
+        assert not scheduler.has(EventId("d1"))
     assert work.begun == ["d1"]
 
 
 async def test_one_bad_request_stops_no_other(work: Work, answers: Answers) -> None:
-    async with dispatching(work, answers) as dispatcher:
+    async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(deleting("bad"))
         dispatcher.dispatch(deleting("d2"))
         work.go("bad", "d2")
@@ -188,7 +193,7 @@ async def test_one_bad_request_stops_no_other(work: Work, answers: Answers) -> N
 
 
 async def test_a_del_ends_the_patience_of_its_add_and_of_no_other(work: Work, answers: Answers) -> None:
-    async with dispatching(work, answers) as dispatcher:
+    async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(adding("a1"))
         dispatcher.dispatch(adding("a2", sandbox="other"))
         await until(lambda: work.under_way == {"a1", "a2"})
@@ -202,7 +207,7 @@ async def test_a_del_ends_the_patience_of_its_add_and_of_no_other(work: Work, an
 
 
 async def test_an_add_that_still_waits_for_its_turn_is_overtaken_too(work: Work, answers: Answers) -> None:
-    async with dispatching(work, answers) as dispatcher:
+    async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(deleting("d1"))
         dispatcher.dispatch(adding("a1"))
         dispatcher.dispatch(deleting("d2"))
@@ -214,7 +219,7 @@ async def test_an_add_that_still_waits_for_its_turn_is_overtaken_too(work: Work,
 
 
 async def test_an_abandoned_add_ends_and_an_abandoned_del_goes_on(work: Work, answers: Answers) -> None:
-    async with dispatching(work, answers) as dispatcher:
+    async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(adding("a1"))
         dispatcher.dispatch(deleting("d1", sandbox="other"))
         await until(lambda: work.under_way == {"a1", "d1"})
@@ -233,7 +238,7 @@ async def test_nobody_waits_for_an_add_that_was_answered_or_whose_time_has_passe
 ) -> None:
     if case == "answered":  # with an error, while the ledger did not confirm the intent
         answers.give(RequestId("a1"), OK)
-    async with dispatching(work, answers) as dispatcher:
+    async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(adding("a1", seconds=60 if case == "answered" else -1))
         await until(lambda: "a1" in work.patience)
         assert not work.patience["a1"].left
@@ -247,11 +252,11 @@ async def test_a_question_takes_its_turn_among_the_requests(work: Work, answers:
         asked.extend(work.begun)
         return OK
 
-    async with dispatching(work, answers) as dispatcher:
+    async with dispatching(work, answers) as (scheduler, dispatcher):
         dispatcher.dispatch(deleting("d1"))
         await until(lambda: work.under_way == {"d1"})
-        turn = asyncio.create_task(dispatcher.take_turn(BOX, question))
-        await until(lambda: dispatcher.queue_depth == 1)
+        turn = asyncio.create_task(scheduler.take_turn(BOX, question))
+        await until(lambda: scheduler.queue_depth == 1)
         dispatcher.dispatch(deleting("d2"))
         work.go("d1", "d2")
         assert await turn == OK
@@ -262,16 +267,16 @@ async def test_a_question_that_goes_wrong_is_the_askers_matter(work: Work, answe
     async def question() -> Reply:
         raise LookupError("what?")
 
-    async with dispatching(work, answers) as dispatcher:
+    async with dispatching(work, answers) as (scheduler, dispatcher):
         with pytest.raises(LookupError):
-            await dispatcher.take_turn(BOX, question)
+            await scheduler.take_turn(BOX, question)
         dispatcher.dispatch(deleting("d1"))
         work.go("d1")
         assert await answers.wait(RequestId("d1")) == OK
 
 
 async def test_gc_has_a_queue_of_its_own(work: Work, answers: Answers) -> None:
-    async with dispatching(work, answers) as dispatcher:
+    async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(stored("g1", GcRequested(request=RequestId("g1"), config="{}"), ""))
         dispatcher.dispatch(deleting("d1"))
         await until(lambda: work.under_way == {"g1", "d1"})
@@ -279,7 +284,7 @@ async def test_gc_has_a_queue_of_its_own(work: Work, answers: Answers) -> None:
 
 
 async def test_what_does_not_end_in_time_is_left_to_the_next_worker(work: Work, answers: Answers) -> None:
-    async with dispatching(work, answers) as dispatcher:
+    async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(deleting("d1"))
         dispatcher.dispatch(deleting("d2", sandbox="other"))
         await until(lambda: work.under_way == {"d1", "d2"})
@@ -293,7 +298,7 @@ async def test_a_repair_takes_its_turn_and_a_reclaim_does_not_wait_for_what_it_m
     work: Work, answers: Answers
 ) -> None:
     leak = Leak(id=LeakId("sandbox/box/eth0"), kind=LeakKind.SANDBOX_GONE, what="box")
-    async with dispatching(work, answers, concurrency=1) as dispatcher:
+    async with dispatching(work, answers, concurrency=1) as (scheduler, dispatcher):
         dispatcher.dispatch(deleting("d1"))
         dispatcher.dispatch(stored("repair", RepairRequested(request=RequestId("repair"), ifname=ETH0, drifts=())))
         dispatcher.dispatch(stored("reclaim", ReclaimRequested(request=RequestId("reclaim"), leak=leak)))
@@ -302,4 +307,4 @@ async def test_a_repair_takes_its_turn_and_a_reclaim_does_not_wait_for_what_it_m
         await until(lambda: work.under_way == {"repair", "reclaim"})
         work.go("repair", "reclaim")
         await asyncio.gather(*(answers.wait(RequestId(name)) for name in ("d1", "repair", "reclaim")))
-    assert (dispatcher.queue_depth, dispatcher.in_progress) == (0, 0)
+    assert (scheduler.queue_depth, scheduler.in_progress) == (0, 0)

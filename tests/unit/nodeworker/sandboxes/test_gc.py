@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from events.ledger.ledger import Expect, LedgerError, LedgerFullError, LedgerUnavailableError
 from events.ledger.memory import MemoryLedger
-from events.process.settings import DriftSettings
 from events.schema import (
     DetachRequested,
     ErrorClass,
@@ -25,15 +24,14 @@ from events.schema import (
     WorkerStarted,
 )
 from nodeworker.deadline import deadline_in
-from nodeworker.drift.inspector import Inspector
-from nodeworker.intake.check import Checker
 from nodeworker.journal.journal import Journal
 from nodeworker.planning import readiness
+from nodeworker.planning.planner import Planner
 from nodeworker.planning.readiness import Readiness
 from nodeworker.plugins.exec import PluginExecutor
 from nodeworker.sandboxes.answers import Answers
-from nodeworker.sandboxes.collections_under_way import CollectionsUnderWay
 from nodeworker.sandboxes.gc import GarbageCollector
+from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.settings import WorkerSection
 from tests.support.worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed
 
@@ -73,12 +71,13 @@ async def collected(ledger: RefusingLedger, refused: tuple[str, ...], **keys: An
     await journal.request(journal.event(gc))
     event = (await anext(intents)).event
     ledger.refused = refused
-    runners, section = PluginExecutor(marker="gc-test"), WorkerSection()
-    checker = Checker(journal, runners, section, None, lambda: True, Inspector(DriftSettings()))
-    collector = GarbageCollector(
-        journal, Answers(), runners, section, Readiness(seats=1), checker.default_attachment, CollectionsUnderWay()
-    )
-    reply = await collector.collect(event, gc)
+    runners, readiness = PluginExecutor(marker="gc-test"), Readiness(seats=1)
+    defaults = WorkerSection().network
+    planner = Planner(None, [], runners, readiness, node_defaults=defaults, native="auto", info_folder="/")
+    async with asyncio.TaskGroup() as tasks:
+        scheduler = Scheduler(tasks, 2)
+        collector = GarbageCollector(journal, scheduler, Answers(), runners, planner, readiness, 20.0)
+        reply = await collector.collect(event, gc)
     await journal.close()
     return reply.failure
 
@@ -113,11 +112,11 @@ async def test_nothing_is_collected_before_the_default_network_is_there(
 
 
 async def test_an_add_waits_for_the_collection_of_its_network_and_of_no_other() -> None:
-    collections = CollectionsUnderWay()
-    async with collections.of("default"):
-        await collections.ended({"other"})
-        waits = asyncio.create_task(collections.ended({"default"}))
+    collections = Scheduler(asyncio.TaskGroup(), 2)
+    async with collections.collection("default"):
+        await collections.collections_finished({"other"})
+        waits = asyncio.create_task(collections.collections_finished({"default"}))
         await asyncio.sleep(0)
         assert not waits.done()
     await waits
-    await collections.ended({"default"})
+    await collections.collections_finished({"default"})

@@ -190,7 +190,7 @@ def answers() -> Answers:
 async def test_the_answer_waits_while_its_container_and_its_place_are_free(stage: Stage, answers: Answers) -> None:
     await stage.be_present()
     work = Attaching(stage.statuses)
-    async with dispatching(work, answers, concurrency=1, statuses=stage.statuses) as dispatcher:
+    async with dispatching(work, answers, concurrency=1, statuses=stage.statuses) as (_, dispatcher):
         dispatcher.dispatch(adding("a1"))
         dispatcher.dispatch(deleting("d1"))
         dispatcher.dispatch(adding("a2", sandbox=ContainerId("other")))
@@ -206,7 +206,7 @@ async def test_the_answer_waits_while_its_container_and_its_place_are_free(stage
 async def test_a_failure_is_answered_at_once(stage: Stage, answers: Answers) -> None:
     await stage.be_present()
     work = Attaching(stage.statuses, fails=True)
-    async with dispatching(work, answers, statuses=stage.statuses) as dispatcher:
+    async with dispatching(work, answers, statuses=stage.statuses) as (_, dispatcher):
         dispatcher.dispatch(adding("a1"))
         assert (await answers.wait(RequestId("a1"))).failure == FAILURE
         assert not stage.statuses.expects(EventId("a1"))
@@ -215,8 +215,8 @@ async def test_a_failure_is_answered_at_once(stage: Stage, answers: Answers) -> 
 async def test_a_worker_that_stops_gives_the_answers_that_wait(stage: Stage, answers: Answers) -> None:
     await stage.be_present()
     work = Attaching(stage.statuses)
-    async with dispatching(work, answers, statuses=stage.statuses) as dispatcher:
+    async with dispatching(work, answers, statuses=stage.statuses) as (scheduler, dispatcher):
         dispatcher.dispatch(adding("a1"))
-        await until(lambda: work.begun == ["a1"] and not dispatcher.in_progress)
+        await until(lambda: work.begun == ["a1"] and not scheduler.in_progress)
         await dispatcher.finish(FOREVER)
         assert await answers.wait(RequestId("a1")) == OK

@@ -12,7 +12,7 @@ from events.schema import IfName, NetworkName, PlannedAttachment
 from nodeworker.plugins.exec import PluginExecutor
 from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.native.registry import AUTO
-from nodeworker.plugins.runners import WayRunners
+from nodeworker.plugins.runners import PluginRunners
 from tests.support.plugins.kernel_view import container, node
 from tests.support.plugins.native_harness import ip, names
 
@@ -28,9 +28,9 @@ def netns() -> Iterator[str]:
 
 
 @pytest.fixture
-async def runners(netns: str) -> AsyncIterator[WayRunners]:
+async def runners(netns: str) -> AsyncIterator[PluginRunners]:
     with contextlib.closing(NativePool()) as processes:
-        yield WayRunners(PluginExecutor(marker="unused"), AUTO, processes)
+        yield PluginRunners(PluginExecutor(marker="unused"), AUTO, processes)
 
 
 def attachment(name: str, *plugins: str, native: bool = True) -> PlannedAttachment:
@@ -44,8 +44,8 @@ def attachment(name: str, *plugins: str, native: bool = True) -> PlannedAttachme
     )
 
 
-async def test_interfaces_are_taken_away_together(netns: str, runners: WayRunners) -> None:
-    await runners.clear([attachment(name, "bridge") for name in ("net3", "net2", "net1", "gone")], netns)
+async def test_interfaces_are_taken_away_together(netns: str, runners: PluginRunners) -> None:
+    await runners.remove_links([attachment(name, "bridge") for name in ("net3", "net2", "net1", "gone")], netns)
     assert names(netns) == {"lo", "net0"}
 
 
@@ -60,17 +60,17 @@ async def test_interfaces_are_taken_away_together(netns: str, runners: WayRunner
     ids=["chain", "executed", "host-device", "no interface of its own"],
 )
 async def test_what_is_deleted_before_by_other_means_comes_first(
-    netns: str, runners: WayRunners, first: PlannedAttachment
+    netns: str, runners: PluginRunners, first: PlannedAttachment
 ) -> None:
     others = [attachment(name, "macvlan") for name in ("net2", "net1", "net0")]
-    await runners.clear([first, *others], netns)
+    await runners.remove_links([first, *others], netns)
     assert names(netns) == {"lo", "net0", "net1", "net2", "net3"}
-    await runners.clear([*others[:2], first, others[2]], netns)
+    await runners.remove_links([*others[:2], first, others[2]], netns)
     assert names(netns) == {"lo", "net0", "net3"}
 
 
-async def test_what_can_not_be_done_is_left_to_the_del(netns: str, runners: WayRunners) -> None:
-    await runners.clear([attachment("lo", "bridge"), attachment("net1", "bridge")], netns)
-    await runners.clear([attachment("net2", "bridge"), attachment("net3", "bridge")], "/proc/self/ns/net")
-    await runners.clear([attachment("net2", "bridge"), attachment("net3", "bridge")], "")
+async def test_what_can_not_be_done_is_left_to_the_del(netns: str, runners: PluginRunners) -> None:
+    await runners.remove_links([attachment("lo", "bridge"), attachment("net1", "bridge")], netns)
+    await runners.remove_links([attachment("net2", "bridge"), attachment("net3", "bridge")], "/proc/self/ns/net")
+    await runners.remove_links([attachment("net2", "bridge"), attachment("net3", "bridge")], "")
     assert names(netns) >= {"lo", "net0", "net2", "net3"}

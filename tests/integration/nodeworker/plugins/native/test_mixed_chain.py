@@ -20,7 +20,7 @@ from nodeworker.plugins.chain import DelegateError, Target
 from nodeworker.plugins.exec import PluginExecutor
 from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.native.registry import AUTO
-from nodeworker.plugins.runners import WayRunners
+from nodeworker.plugins.runners import PluginRunners
 from nodeworker.plugins.spec import conflist
 from tests.support.plugins.kernel_view import REFERENCE, container, node
 from tests.support.plugins.native_harness import names, shown
@@ -43,9 +43,9 @@ def netns() -> Iterator[str]:
 
 
 @pytest.fixture
-async def runners(netns: str) -> AsyncIterator[WayRunners]:
+async def runners(netns: str) -> AsyncIterator[PluginRunners]:
     with contextlib.closing(NativePool()) as processes:
-        yield WayRunners(PluginExecutor(marker=f"test-{os.urandom(8).hex()}"), AUTO, processes)
+        yield PluginRunners(PluginExecutor(marker=f"test-{os.urandom(8).hex()}"), AUTO, processes)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def planned(folder: Path, *native: bool, version: str = "1.0.0") -> PlannedAttac
 
 
 async def check(
-    runners: WayRunners, attachment: PlannedAttachment, there: Target, result: str
+    runners: PluginRunners, attachment: PlannedAttachment, there: Target, result: str
 ) -> list[tuple[str, str, int]]:
     """Check without portmap, which in version 1.1.1 does not get through its own CHECK."""
     plugins, native = attachment.plugins[::2], attachment.native[::2]
@@ -125,7 +125,7 @@ def assert_gone(netns: str, folder: Path) -> None:
 
 
 async def test_what_one_plugin_returns_is_handed_to_the_next_whoever_runs_it(
-    netns: str, tmp_path: Path, binaries: Path, runners: WayRunners
+    netns: str, tmp_path: Path, binaries: Path, runners: PluginRunners
 ) -> None:
     attachment = planned(tmp_path, True, False, True)
     chain.require(runners, attachment, target(netns, binaries))
@@ -150,7 +150,7 @@ async def test_each_way_checks_and_undoes_what_another_has_made(
     netns: str,
     tmp_path: Path,
     binaries: Path,
-    runners: WayRunners,
+    runners: PluginRunners,
     made: tuple[bool, ...],
     undone: tuple[bool, ...],
 ) -> None:
@@ -165,7 +165,7 @@ async def test_each_way_checks_and_undoes_what_another_has_made(
 
 
 async def test_binaries_of_what_is_planned_natively_need_not_be_there(
-    netns: str, tmp_path: Path, binaries: Path, runners: WayRunners
+    netns: str, tmp_path: Path, binaries: Path, runners: PluginRunners
 ) -> None:
     for name in ("bridge", "tuning", "host-local"):
         (binaries / name).unlink()
@@ -183,7 +183,7 @@ async def test_binaries_of_what_is_planned_natively_need_not_be_there(
 
 
 async def test_what_was_executed_and_whose_binary_was_removed_since_is_undone_natively(
-    netns: str, tmp_path: Path, binaries: Path, runners: WayRunners
+    netns: str, tmp_path: Path, binaries: Path, runners: PluginRunners
 ) -> None:
     attachment = planned(tmp_path)
     printed, _ = await chain.add(runners, attachment, target(netns, binaries), 30)
@@ -196,7 +196,7 @@ async def test_what_was_executed_and_whose_binary_was_removed_since_is_undone_na
 
 
 async def test_an_error_in_the_middle_names_the_plugin_and_a_del_undoes_the_rest(
-    netns: str, tmp_path: Path, binaries: Path, runners: WayRunners
+    netns: str, tmp_path: Path, binaries: Path, runners: PluginRunners
 ) -> None:
     attachment = planned(tmp_path, True, False, True)
     config = json.loads(attachment.plugins[2]) | {"mtu": 7}
@@ -242,7 +242,7 @@ def newer(tmp_path: Path) -> PlannedAttachment:
 
 
 async def test_gc_and_status_reach_every_plugin_of_the_chain(
-    netns: str, tmp_path: Path, binaries: Path, runners: WayRunners
+    netns: str, tmp_path: Path, binaries: Path, runners: PluginRunners
 ) -> None:
     script = binaries / "log"
     script.write_text(

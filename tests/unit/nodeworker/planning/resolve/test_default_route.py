@@ -14,10 +14,10 @@ from events.fold import Attachment, AttachmentPhase
 from events.schema import ErrorClass, Failure, IfName, NetworkName, PlannedAttachment
 from nodeworker.errors import RequestFailedError
 from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
-from nodeworker.planning.resolve.default_route import adjusted, claimed, wanted
 from nodeworker.planning.resolve.netconf import NodeDefaults, parse_netconf
 from nodeworker.planning.resolve.networks import networks_of as networks_wanted
 from nodeworker.planning.resolve.objects import PodObject
+from nodeworker.planning.resolve.route_claims import adjusted_result, claimed_gateways, claimed_routes
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.results import ResultError
 from nodeworker.plugins.spec.versions import SUPPORTED
@@ -36,7 +36,7 @@ def claims(*default_routes: list[str] | None, default_network: list[str] | None 
     if default_network is not None:
         annotations[DEFAULT_NETWORK] = json.dumps([{"name": "fast", "default-route": default_network}])
     conf = parse_netconf(json.dumps({"name": "plumbline", "clusterNetwork": "podnet"}), NodeDefaults())
-    return claimed(networks_wanted(conf, PodObject("d", "p", "u", annotations)), "pod d/p")
+    return claimed_gateways(networks_wanted(conf, PodObject("d", "p", "u", annotations)), "pod d/p")
 
 
 def refused(*default_routes: list[str] | None, default_network: list[str] | None = None) -> Failure:
@@ -98,7 +98,7 @@ def attachment(
 def routes(attachments: list[Attachment], index: int) -> list[tuple[str, str]]:
     """Return the routes in the adjusted result of the attachment *index*, by destination."""
     one = attachments[index]
-    result = results.decode(adjusted(attachments, one), one.plan.cni_version)
+    result = results.decode(adjusted_result(attachments, one), one.plan.cni_version)
     return sorted((route.dst, route.gw) for route in result.routes)
 
 
@@ -132,7 +132,7 @@ def test_two_claims_to_one_family_are_refused(gateways: tuple[list[str], list[st
 def test_each_family_may_go_to_another_network() -> None:
     assert claims(["10.1.1.1"], ["fd00::1"]) == [None, ("10.1.1.1",), ("fd00::1",)]
     attachments = [made(0), made(1, claim=("10.1.0.254",)), made(2, claim=("fd00:2::9",))]
-    v4, v6 = wanted(attachments)
+    v4, v6 = claimed_routes(attachments)
     assert (v4.ifname, v4.gateways, v4.others) == ("net1", {4: "10.1.0.254"}, {"eth0", "net2"})
     assert (v6.ifname, v6.gateways, v6.others) == ("net2", {6: "fd00:2::9"}, {"eth0", "net1"})
     assert not {"0.0.0.0/0", "::/0"} & {to for to, _ in routes(attachments, 0)}
@@ -173,13 +173,13 @@ def test_what_is_recorded_is_one_gateway_for_each_family(
 
 def test_without_a_claim_nothing_is_wanted_and_every_result_stays_to_the_byte() -> None:
     attachments = [made(0), made(1)]
-    assert wanted(attachments) == ()
-    assert [adjusted(attachments, each) for each in attachments] == [each.result for each in attachments]
+    assert claimed_routes(attachments) == ()
+    assert [adjusted_result(attachments, each) for each in attachments] == [each.result for each in attachments]
 
 
 def test_gateways_say_which_families_move() -> None:
     attachments = [made(0), made(1, claim=("10.1.0.254",)), made(2)]
-    (route,) = wanted(attachments)
+    (route,) = claimed_routes(attachments)
     assert (route.network, route.ifname, route.gateways) == ("d/n1", "net1", {4: "10.1.0.254"})
     assert (route.own, route.others) == ({"net1"}, {"eth0", "net2"})
     for index in (0, 2):
@@ -198,18 +198,18 @@ def test_gateways_say_which_families_move() -> None:
 
 def test_an_empty_list_is_about_the_families_that_the_network_brings_itself() -> None:
     attachments = [made(0), made(1, defaults=(6,), claim=())]
-    (route,) = wanted(attachments)
+    (route,) = claimed_routes(attachments)
     assert route.gateways == {6: ""}
-    assert adjusted(attachments, attachments[1]) == attachments[1].result
+    assert adjusted_result(attachments, attachments[1]) == attachments[1].result
     assert ("::/0", "fd00:0::1") not in routes(attachments, 0)
     assert ("0.0.0.0/0", "10.0.0.1") in routes(attachments, 0)
 
 
 def test_an_empty_list_on_a_network_that_brings_nothing_is_about_no_family() -> None:
     attachments = [made(0), made(1, defaults=(), claim=())]
-    (route,) = wanted(attachments)
+    (route,) = claimed_routes(attachments)
     assert route.gateways == {}
-    assert [adjusted(attachments, each) for each in attachments] == [each.result for each in attachments]
+    assert [adjusted_result(attachments, each) for each in attachments] == [each.result for each in attachments]
 
 
 @pytest.mark.parametrize("version", SUPPORTED)
@@ -222,16 +222,16 @@ def test_results_of_every_version_lose_and_gain_the_route(version: str, family: 
     destinations = [destination for destination, _ in routes(attachments, 0)]
     assert sorted(destinations) == sorted([EVERYWHERE[other], ELSEWHERE[4], ELSEWHERE[6]])
     for each in attachments:
-        assert json.loads(adjusted(attachments, each))["cniVersion"] == version
+        assert json.loads(adjusted_result(attachments, each))["cniVersion"] == version
     if version == "0.2.0":
-        ip4 = json.loads(adjusted(attachments, attachments[0]))[f"ip{family}"]
+        ip4 = json.loads(adjusted_result(attachments, attachments[0]))[f"ip{family}"]
         assert [route["dst"] for route in ip4["routes"]] == [ELSEWHERE[family]]
 
 
 def test_a_result_that_is_left_without_routes_has_no_such_key() -> None:
     only = {"cniVersion": "1.0.0", "routes": [{"dst": "0.0.0.0/0"}]}
     attachments = [attachment(0, only), made(1, claim=("10.1.0.1",))]
-    assert json.loads(adjusted(attachments, attachments[0])) == {"cniVersion": "1.0.0"}
+    assert json.loads(adjusted_result(attachments, attachments[0])) == {"cniVersion": "1.0.0"}
 
 
 def test_a_default_route_in_a_table_of_its_own_is_nobodys_business() -> None:
@@ -241,11 +241,11 @@ def test_a_default_route_in_a_table_of_its_own_is_nobodys_business() -> None:
         "routes": [{"dst": "0.0.0.0/0", "gw": "10.0.0.1", "table": 100}, {"dst": "0.0.0.0/0", "table": 254}],
     }
     attachments = [attachment(0, in_table), made(1, claim=("10.1.0.1",))]
-    assert json.loads(adjusted(attachments, attachments[0]))["routes"] == in_table["routes"][:1]
+    assert json.loads(adjusted_result(attachments, attachments[0]))["routes"] == in_table["routes"][:1]
     attachments = [attachment(0, in_table, claim=()), made(1)]
     in_table["routes"].pop()
     without = [attachment(0, in_table, claim=()), made(1)]
-    routes_of = [*wanted(attachments), *wanted(without)]
+    routes_of = [*claimed_routes(attachments), *claimed_routes(without)]
     assert [route.gateways for route in routes_of] == [{4: ""}, {}]
 
 
@@ -259,25 +259,25 @@ def test_interfaces_are_those_in_the_container_and_belong_to_whom_they_are_named
         attachment(1, with_interfaces("net1", "extra1", "eth0"), claim=("10.1.0.1",)),
         attachment(2, with_interfaces("net2", "net1")),
     ]
-    (route,) = wanted(attachments)
+    (route,) = claimed_routes(attachments)
     assert route.own == {"net1", "extra1"}
     assert route.others == {"eth0", "extra0", "net2"}
 
 
 def test_until_all_attachments_are_made_no_result_is_adjusted() -> None:
     attachments = [made(0), made(1, claim=("10.1.0.1",)), attachment(2, "")]
-    assert [adjusted(attachments, each) for each in attachments] == [each.result for each in attachments]
+    assert [adjusted_result(attachments, each) for each in attachments] == [each.result for each in attachments]
 
 
 def test_a_result_that_cannot_be_read_is_handed_on_as_it_is_and_the_others_are_adjusted() -> None:
     attachments = [made(0), attachment(1, "torn {", claim=("10.1.0.1",))]
-    assert adjusted(attachments, attachments[1]) == "torn {"
+    assert adjusted_result(attachments, attachments[1]) == "torn {"
     assert ("0.0.0.0/0", "10.0.0.1") not in routes(attachments, 0)
 
 
 def test_a_version_that_has_no_words_for_a_route_without_address_is_left_as_it_is() -> None:
     attachments = [made(0), attachment(1, {"cniVersion": "0.2.0"}, claim=("10.1.0.1",), version="0.2.0")]
-    assert adjusted(attachments, attachments[1]) == attachments[1].result
+    assert adjusted_result(attachments, attachments[1]) == attachments[1].result
 
 
 families = st.sampled_from([(), (4,), (6,), (4, 6)])
@@ -298,7 +298,7 @@ def test_afterwards_every_claimed_family_has_one_default_route_and_every_other_w
         brings = tuple(family for family in brings if family in has)  # noqa: PLW2901
         one = made(index, has, defaults=brings, version=version, claim=claim if index == chosen else None)
         attachments.append(one)
-    (route,) = wanted(attachments)
+    (route,) = claimed_routes(attachments)
     moved = set(asked or [f for f in EVERYWHERE if EVERYWHERE[f] in dict(decoded(attachments[chosen].result))])
     assert set(route.gateways) == moved
     for family, everywhere in EVERYWHERE.items():
@@ -310,12 +310,14 @@ def test_afterwards_every_claimed_family_has_one_default_route_and_every_other_w
             assert after == [(chosen, route.gateways[family] or GATEWAY[family].format(chosen))]
     for index, one in enumerate(attachments):  # nothing else has changed
         assert others_of(decoded(one.result)) == others_of(routes(attachments, index))
-        assert adjusted(readjusted(attachments), readjusted(attachments)[index]) == adjusted(attachments, one)
+        assert adjusted_result(readjusted(attachments), readjusted(attachments)[index]) == adjusted_result(
+            attachments, one
+        )
 
 
 def readjusted(attachments: list[Attachment]) -> list[Attachment]:
     return [
-        Attachment(plan=each.plan, phase=each.phase, result=adjusted(attachments, each), device_info="")
+        Attachment(plan=each.plan, phase=each.phase, result=adjusted_result(attachments, each), device_info="")
         for each in attachments
     ]
 

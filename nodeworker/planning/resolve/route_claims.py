@@ -27,7 +27,7 @@ _IN_MAIN = frozenset({None, 0, 254})
 """What a result says of the table of a route in the main one (CNI specification 1.1, section 5, "ADD Success")."""
 
 
-class DefaultRoute(msgspec.Struct, frozen=True, kw_only=True):
+class ClaimedRoute(msgspec.Struct, frozen=True, kw_only=True):
     """Where the default routes of a pod have to go."""
 
     network: NetworkName
@@ -41,7 +41,7 @@ class DefaultRoute(msgspec.Struct, frozen=True, kw_only=True):
     """The interfaces of the other attachments."""
 
 
-def claimed(wants: Sequence[NetworkEntry], who: str) -> list[tuple[str, ...] | None]:
+def claimed_gateways(wants: Sequence[NetworkEntry], who: str) -> list[tuple[str, ...] | None]:
     """Return for each of *wants* the gateways of the default routes that it claims, in canonical form; None: no claim.
 
     Each selection by itself names one gateway for a family at most. Several may claim, as in Multus, if they name
@@ -69,18 +69,18 @@ def claimed(wants: Sequence[NetworkEntry], who: str) -> list[tuple[str, ...] | N
     return [gateways.get(index) for index in range(len(wants))]
 
 
-def wanted(attachments: Sequence[Attachment]) -> tuple[DefaultRoute, ...]:
+def claimed_routes(attachments: Sequence[Attachment]) -> tuple[ClaimedRoute, ...]:
     """Return where the default routes of the pod with *attachments*, all made, have to go; empty: where they are."""
-    return tuple(_wanted(attachments, claim) for claim in _claims(attachments))
+    return tuple(_claimed_route(attachments, claim) for claim in _claims(attachments))
 
 
-def _wanted(attachments: Sequence[Attachment], claim: Claim) -> DefaultRoute:
+def _claimed_route(attachments: Sequence[Attachment], claim: Claim) -> ClaimedRoute:
     plan = attachments[claim.index].plan
     planned = {attachment.plan.ifname for attachment in attachments}
     made = [_interfaces(attachment) for attachment in attachments]
     # A plugin may name an interface that it only worked on: it belongs to the attachment it is named after.
     own = {plan.ifname} | (made[claim.index] - planned)
-    return DefaultRoute(
+    return ClaimedRoute(
         network=plan.network,
         ifname=plan.ifname,
         gateways={family: claim.gateways.get(family, "") for family in sorted(claim.families)},
@@ -89,7 +89,7 @@ def _wanted(attachments: Sequence[Attachment], claim: Claim) -> DefaultRoute:
     )
 
 
-def adjusted(attachments: Sequence[Attachment], attachment: Attachment) -> str:
+def adjusted_result(attachments: Sequence[Attachment], attachment: Attachment) -> str:
     """Return the result of *attachment*, one of *attachments*, with the default routes that it is left with.
 
     That is what CHECK and DEL hand to plugins: a plugin would object to the loss of a route. Until all attachments are

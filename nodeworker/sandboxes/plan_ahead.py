@@ -1,0 +1,69 @@
+"""Plan an attach while the ledger takes its request, and record the plan behind the request.
+
+Planning only looks things up, so it may start before the request is durable. It starts and ends in ``PlanAhead.ahead``;
+an attach whose plan was not started early is planned in ``PlanAhead.plan``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from events.fold import SandboxKey
+from events.schema import AttachRequested, Data, Event, EventId
+from nodeworker.deadline import Deadline
+from nodeworker.journal.effect_log import confirm
+from nodeworker.journal.journal import Journal, Recording
+from nodeworker.planning.planner import Planner
+from nodeworker.sandboxes.scheduler import Scheduler
+
+
+class PlanAhead:
+    """The plans of the attaches that were not started yet."""
+
+    def __init__(self, journal: Journal, scheduler: Scheduler, planner: Planner) -> None:
+        self._journal = journal
+        self._scheduler = scheduler
+        self._planner = planner
+        self._started: dict[EventId, asyncio.Task[Recording]] = {}
+
+    @contextlib.contextmanager
+    def ahead(self, intent: Event, request: Data, seconds: float) -> Iterator[None]:
+        """Plan for *intent* during the block, if it is an attach that would start at once.
+
+        The block appends the intent and waits for its answer; at its end, planning that no attach took is cancelled.
+        *seconds*: until the request's deadline. Only a new container is planned for early: the state of another may
+        still change.
+        """
+        if isinstance(request, AttachRequested) and self._may_start(intent, request):
+            self._started[intent.id] = asyncio.create_task(self._plan_after_request(intent, request, seconds))
+        try:
+            yield
+        finally:
+            if (planning := self._started.pop(intent.id, None)) is not None:
+                planning.cancel()
+                planning.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def plan(self, intent: Event, request: AttachRequested, deadline: Deadline, readiness_wait: float) -> None:
+        """Return once the plan for *intent* is in the ledger. Raises RequestFailedError.
+
+        *readiness_wait*: seconds to wait for a default network that is not ready.
+        """
+        planning = self._started.pop(intent.id, None) or self._plan(intent, request, readiness_wait)
+        await confirm(await deadline.within(planning))
+
+    def _may_start(self, intent: Event, request: AttachRequested) -> bool:
+        return (
+            self._scheduler.would_start(intent.sandbox)
+            and SandboxKey(intent.sandbox, request.ifname) not in self._journal.state.sandboxes
+            and not self._journal.has_open_intent(intent.sandbox)
+        )
+
+    async def _plan_after_request(self, intent: Event, request: AttachRequested, seconds: float) -> Recording:
+        await asyncio.sleep(0)  # the request is sent first
+        return await self._plan(intent, request, seconds)
+
+    async def _plan(self, intent: Event, request: AttachRequested, seconds: float) -> Recording:
+        planned = await self._planner.plan(request, intent.sandbox, seconds)
+        return self._journal.record(planned, intent.sandbox, intent.id)
