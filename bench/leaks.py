@@ -186,7 +186,7 @@ class Worker:
             async with tasks:
                 collector = cast("GarbageCollector", None)
                 scheduler = Scheduler(tasks, 16)
-                reclaimer = Reclaimer(journal, answers, scanner, forced_release, self.metrics, scheduler.take_turn)
+                reclaimer = Reclaimer(journal, answers, scanner, forced_release, self.metrics, scheduler)
                 handler = CommandHandler(journal, {ReclaimRequested: reclaimer.reclaim})
                 dispatcher = Dispatcher(scheduler, attacher, detacher, collector, handler, answers, statuses, tasks)
                 for pending in sorted(journal.state.pending.values(), key=lambda each: each.sequence):

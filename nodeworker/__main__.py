@@ -263,7 +263,7 @@ class _Parts:
         self._detacher = Detacher(base.journal, self._runners, section.delegate_timeout, base.metrics)
         self._plans = PlanAhead(base.journal, self.scheduler, self._planner)
         self.inspector = Inspector(settings.drift, base.journal.boot_id)
-        self._watcher = Watcher(base.journal, self.inspector, self.scheduler.take_turn, lambda: self.scheduler.busy)
+        self._watcher = Watcher(base.journal, self.inspector, self.scheduler)
         self._leaks, reclaimer = self._make_leak_parts()
         leak_scan = None if settings.leaks.policy == "off" else self._leaks.scan_now
         self._comparison = NodeComparison(base.journal, self._watcher, settings.drift.interval, leak_scan)
@@ -306,7 +306,7 @@ class _Parts:
         forced_release = ForcedRelease(self._detacher, self._runners, self._executor, timeout)
         return (
             LeakReporter(base.journal, scanner, base.metrics, settings.interval),
-            Reclaimer(base.journal, base.answers, scanner, forced_release, base.metrics, self.scheduler.take_turn),
+            Reclaimer(base.journal, base.answers, scanner, forced_release, base.metrics, self.scheduler),
         )
 
     def _command_handlers(self, reclaimer: Reclaimer) -> Mapping[type[Command], Handler]:

@@ -7,9 +7,8 @@ has no newer event than the reclaim. If a plugin refuses the DEL, ``forced_relea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeVar
 
 import structlog
 
@@ -41,21 +40,12 @@ from nodeworker.metrics import WorkerMetrics
 from nodeworker.plugins.native.ipam import reservations
 from nodeworker.sandboxes.answers import Answers
 from nodeworker.sandboxes.detach import request_detach
+from nodeworker.sandboxes.scheduler import Scheduler
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
 _SIGHTINGS = 2
 """Scans that must have found the leak before."""
-
-
-class TakeTurn(Protocol):
-    """Runs work in the queue of a container, behind its earlier requests."""
-
-    async def __call__(self, container_id: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of *work*."""
-        ...
 
 
 class Reclaimer:
@@ -68,13 +58,13 @@ class Reclaimer:
         scanner: LeakScanner,
         forced_release: ForcedRelease,
         metrics: WorkerMetrics,
-        take_turn: TakeTurn,
+        scheduler: Scheduler,
     ) -> None:
         self._journal = journal
         self._answers = answers
         self._scanner = scanner
         self._forced_release = forced_release
-        self._take_turn = take_turn
+        self._scheduler = scheduler
         self._metrics = metrics
 
     async def reclaim(self, event: Event, command: ReclaimRequested) -> LeakReclaimed:
@@ -168,7 +158,9 @@ class Reclaimer:
         if self._left(key, sandbox) is None:
             return ("its own DEL freed it",)
         final = leak.kind is LeakKind.DETACH_UNFINISHED
-        notes, failure = await self._take_turn(key.container_id, lambda: self._force(event, key, sandbox, final=final))
+        notes, failure = await self._scheduler.take_turn(
+            key.container_id, lambda: self._force(event, key, sandbox, final=final)
+        )
         if failure is not None:
             raise RequestFailedError(failure)
         return notes

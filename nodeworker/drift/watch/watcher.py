@@ -8,8 +8,6 @@ without an event are found by the comparison of the whole node, at the start and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
 
 import structlog
 
@@ -24,10 +22,9 @@ from nodeworker.drift.watch.kernel_events import KernelEvents, Listener, NodeLin
 from nodeworker.drift.watch.subscriptions import Subscriptions
 from nodeworker.errors import RequestFailedError
 from nodeworker.journal.journal import Journal
+from nodeworker.sandboxes.scheduler import Scheduler
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 _CONCURRENCY = 2
 """Inspections that wait for their turn at the same time: each takes a slot from the runtime's requests."""
@@ -38,25 +35,13 @@ _POSTPONED, _RETRY = 2.0, 0.4
 after the second value, and waits no longer than the first value in all."""
 
 
-class TakeTurn(Protocol):
-    """Runs work in the queue of a container, behind its earlier requests."""
-
-    async def __call__(self, container_id: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of *work*."""
-        ...
-
-
 class Watcher:
     """Watches the sandboxes of the node, and records their drift."""
 
-    def __init__(
-        self, journal: Journal, inspector: Inspector, take_turn: TakeTurn, busy: Callable[[], bool] = lambda: False
-    ) -> None:
-        """*busy* returns whether requests are in progress, for which a first inspection waits."""
+    def __init__(self, journal: Journal, inspector: Inspector, scheduler: Scheduler) -> None:
         self._journal = journal
         self._inspector = inspector
-        self._take_turn = take_turn
-        self._busy = busy
+        self._scheduler = scheduler
         self._subscriptions = Subscriptions()
         self._rules_removed = asyncio.Event()
         self._filter_events = FilterEvents(self._rules_removed.set)
@@ -170,7 +155,7 @@ class Watcher:
 
     def _first_inspection(self, key: SandboxKey, until: float) -> None:
         loop = asyncio.get_running_loop()
-        if self._busy() and loop.time() < until:
+        if self._scheduler.busy and loop.time() < until:
             self._timers[key] = loop.call_later(_RETRY, self._first_inspection, key, until)
         else:
             self._enqueue(key)
@@ -211,7 +196,7 @@ class Watcher:
     async def _inspect_in_turn(self, key: SandboxKey) -> str:
         """Inspect the sandbox in its queue; return why that failed, or an empty text."""
         try:
-            await self._take_turn(key.container_id, lambda: self._inspect(key))
+            await self._scheduler.take_turn(key.container_id, lambda: self._inspect(key))
         except (LedgerError, RequestFailedError, OSError) as error:
             log.warning("sandbox_not_compared", sandbox=key.container_id[:12], error=str(error))
             return f"sandbox {key.container_id[:12]}: {error}"
