@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
-import subprocess
-import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
@@ -21,9 +22,10 @@ from events.process.settings import load
 from events.schema import TYPES, DriftKind, ErrorClass, LeakKind
 from nodeworker.errors import CNI_CODES
 from nodeworker.host.adopt.settings import AdoptSettings
+from nodeworker.host.install.__main__ import main as installer
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.settings import WorkerSettings
-from reconciler.cli.main import COMMANDS
+from reconciler.cli.main import COMMANDS, main
 from reconciler.metrics import Metrics
 from reconciler.settings import ReconcilerSettings
 from tests.support.repository import REPOSITORY
@@ -31,7 +33,6 @@ from tests.support.repository import REPOSITORY
 DOCS = REPOSITORY / "docs"
 CONFIGURATION = (DOCS / "reference/configuration.md").read_text()
 CLI = (DOCS / "reference/cli.md").read_text()
-PLUMBLINE = Path(sys.executable).with_name("plumbline")
 COMPUTED = {"worker.concurrency": "twice the cores, at least 8"}
 """Keys whose default differs from machine to machine, and what the page says of them."""
 
@@ -123,8 +124,8 @@ def test_complete_example_has_every_key_and_is_valid(tmp_path: Path) -> None:
     assert sorted(leaves(example())) == sorted(KEYS)
     path = tmp_path / "plumbline.json"
     path.write_text(json.dumps(example()))
-    done = subprocess.run([PLUMBLINE, "check-config", path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, ["check-config", str(path)])
+    assert done.exit_code == 0, done.output
     for kind in FILE:
         load(path, kind)
 
@@ -138,9 +139,19 @@ def test_log_format_variable_is_documented() -> None:
 # --- command line ---
 
 
+def help_of(*command: str) -> str:
+    """Return what ``plumbline COMMAND --help`` prints, in this process: the installer has a parser of its own."""
+    if command in (("install",), ("uninstall",)):
+        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+            installer([*command, "--help"])
+        return printed.getvalue()
+    done = CliRunner().invoke(main, [*command, "--help"])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
 def options_in_help(*command: str) -> set[str]:
-    done = subprocess.run([PLUMBLINE, *command, "--help"], capture_output=True, text=True, check=True)
-    said = done.stdout.partition("ptions:\n")[2]
+    said = help_of(*command).partition("ptions:\n")[2]
     return set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", said, re.MULTILINE)) - {"--help"}
 
 
