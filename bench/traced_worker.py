@@ -13,7 +13,7 @@ import inspect
 import os
 import time
 from asyncio import events as loop_events
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from nodeworker import __main__ as worker
 from nodeworker.intake.requests import Requests
 from nodeworker.planning.planner import Planner
 from nodeworker.plugins import chain
-from nodeworker.plugins.native.jobs import Clearing, Done, Work
+from nodeworker.plugins.native.jobs import Job, JobResult
 from nodeworker.plugins.native.pool import NativePool
 from nodeworker.sandboxes.attach import Attacher
 from nodeworker.settings import WorkerSettings
@@ -73,17 +73,22 @@ def traced(work: Callable[..., Any], name: Callable[..., str]) -> Callable[..., 
     return wait if inspect.iscoroutinefunction(work) else call
 
 
-def with_noted_work(do: Callable[..., Awaitable[Done]]) -> Callable[..., Awaitable[Done]]:
-    """Return *do*, which notes what the process says of its time: as if the answer had taken none to come back."""
+def with_noted_work(submit: Callable[..., asyncio.Future[JobResult]]) -> Callable[..., asyncio.Future[JobResult]]:
+    """Return *submit*, which notes the time that the native process reports, as if the answer came at once."""
 
-    @functools.wraps(do)
-    async def noting(self: NativePool, asked: Work | Clearing, place: str) -> Done:
-        done = await do(self, asked, place)
-        end = time.perf_counter()
-        begin = end - done.seconds
-        assigned = begin + done.ipam_seconds
+    @functools.wraps(submit)
+    def noting(self: NativePool, job: Job, queue: str) -> asyncio.Future[JobResult]:
+        reply = submit(self, job, queue)
+        reply.add_done_callback(note)
+        return reply
+
+    def note(reply: asyncio.Future[JobResult]) -> None:
+        if reply.cancelled():
+            return
+        result, end = reply.result(), time.perf_counter()
+        begin = end - result.seconds
+        assigned = begin + result.ipam_seconds
         trace.spans += [("ipam", begin, assigned), ("plugin", assigned, end)]
-        return done
 
     return noting
 
@@ -125,7 +130,7 @@ def main() -> None:
     logs.configure(settings.log_level, "worker")
     for owner, attribute, name in _PARTS:
         setattr(owner, attribute, traced(getattr(owner, attribute), lambda *_, name=name: name))
-    NativePool.do = with_noted_work(NativePool.do)  # type: ignore[method-assign]
+    NativePool.submit = with_noted_work(NativePool.submit)  # type: ignore[method-assign]
     watch_steps()
     asyncio.run(worker.run(settings, wrap=with_traced_appends))
     options.config.with_suffix(".trace").write_bytes(msgspec.json.encode(trace))

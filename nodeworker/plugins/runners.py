@@ -1,8 +1,7 @@
-"""Run each plugin the way that was planned, natively or by executing it."""
+"""Run each plugin as it was planned: natively, or by executing its binary."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, cast
@@ -11,24 +10,23 @@ import msgspec
 
 from events.schema import PlannedAttachment
 from nodeworker.plugins.exec import PluginError, PluginExecutor, Runner, find, type_of
-from nodeworker.plugins.native.api import NativeError
-from nodeworker.plugins.native.jobs import Clearing
+from nodeworker.plugins.native.jobs import LinkRemoval
 from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.native.registry import AUTO, Switch, interface_plugin, is_gone_with_its_link, obstacle
-from nodeworker.plugins.native.runner import NativeRunner, way_of
+from nodeworker.plugins.native.runner import NativeRunner, summary_of
 
 
 class PluginRunners:
-    """Runs each plugin the way that was planned, whatever *switch* says by now, or the other where that one is closed.
+    """Runs each plugin as it was planned, whatever *switch* says now, or the other way if the planned one is closed.
 
-    Both ways leave and find the same on the node, so a binary that was removed since its ADD strands nobody.
+    Both ways leave and find the same on the node, so an attachment whose binary was removed can still be detached.
     """
 
-    def __init__(self, executor: PluginExecutor, switch: Switch, processes: NativePool) -> None:
+    def __init__(self, executor: PluginExecutor, switch: Switch, pool: NativePool) -> None:
         self._executor = executor
         self._switch = switch
-        self._processes = processes
-        self._native = NativeRunner(executor, switch, processes)
+        self._pool = pool
+        self._native = NativeRunner(executor, switch, pool)
 
     def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
         """See ``Runners``."""
@@ -40,31 +38,30 @@ class PluginRunners:
 
     def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
         """See ``Runners``."""
-        way = way_of(plugin.encode(), self._switch)
+        summary = summary_of(plugin.encode(), self._switch)
         if not native:
             find(type_of(plugin), search)
-        elif way.ipam and not way.native_ipam:
-            find(way.ipam, search)
+        elif summary.ipam and not summary.native_ipam:
+            find(summary.ipam, search)
 
     def runs_in_pool(self, attachment: PlannedAttachment) -> bool:
         """See ``Runners``."""
         if attachment.native != (True,) or attachment.device_info:
             return False
         (plugin,) = attachment.plugins
-        way = way_of(plugin.encode(), self._switch)
-        return interface_plugin(type_of(plugin)) is not None and (way.native_ipam or not way.ipam)
+        summary = summary_of(plugin.encode(), self._switch)
+        return interface_plugin(type_of(plugin)) is not None and (summary.native_ipam or not summary.ipam)
 
     async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
-        """See ``Runners``: the kernel takes interfaces away together in the time of one.
+        """See ``Runners``: the kernel removes several interfaces in the time of one.
 
-        Of a chain, other plugins' DEL comes before that of the one with the interface, so chains and all that is
-        deleted after them have to wait for their turn.
+        In a chain the DEL of other plugins comes before that of the plugin with the interface, so chains are left out,
+        and all that is deleted after them.
         """
         together = list(takewhile(_is_gone_with_its_link, attachments))
         if netns and len(together) > 1:
-            clearing = Clearing(netns=netns, ifnames=tuple(each.ifname for each in together))
-            with contextlib.suppress(NativeError):  # where that did not do, each plugin's DEL says why
-                await self._processes.do(clearing, netns)
+            removal = LinkRemoval(netns=netns, ifnames=tuple(each.ifname for each in together))
+            await self._pool.submit(removal, netns)  # if that failed, the DEL of each plugin says why
 
 
 def _is_gone_with_its_link(attachment: PlannedAttachment) -> bool:

@@ -1,9 +1,9 @@
-"""Have native work done by processes that do nothing else, one piece after another.
+"""Send native work to processes of its own, each of which does one job after another.
 
 rtnetlink works in its sender's context, host-local waits for a lock, and each of the hundred system calls of an attach
-lets go of the interpreter's lock: on threads of the worker a quarter of its time went into passing that to and fro. The
-processes are forked of the worker, which costs little memory, and die with it. One that dies takes the worker with it,
-which starts anew with all of them.
+releases the interpreter's lock: on threads of the worker a quarter of the time went into passing that lock around. The
+processes are forked from the worker, which costs little memory, and end with it. If one process dies, the worker
+restarts.
 """
 
 from __future__ import annotations
@@ -17,44 +17,45 @@ import signal
 import struct
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator
-from typing import NoReturn
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn
 
 import msgspec
 import structlog
 
 from events.process.child_process import die_with_parent
 from nodeworker.plugins.native.api import PATIENCE, TRY_AGAIN
-from nodeworker.plugins.native.jobs import Clearing, Done, Work, perform_all
+from nodeworker.plugins.native.jobs import Job, JobResult, perform
+from nodeworker.plugins.native.kit.endpoints import kept_open
 
 log = structlog.get_logger(__name__)
 
 PROCESSES = 2
-"""The kernel has one lock for all links, behind which more of them would only queue."""
+"""The kernel has one lock for all links, behind which more processes would only queue."""
 
-_AT_ONCE = 16
-"""Works that a process is handed together at most: none of them can be called off any more."""
-_PAUSE = 0.05
-"""Seconds in which a process does other work, before it tries again what somebody holds up."""
+_BATCH = 16
+"""Jobs that a process gets together at most: a job that it has can't be cancelled any more."""
+_RETRY_DELAY = 0.05
+"""Seconds until a job that was blocked is retried; the process does other jobs meanwhile."""
 _LENGTH = struct.Struct("=I")
 _READ_BYTES = 256 * 1024
 _STANDARD_FILES = 3
 
-_asked = msgspec.msgpack.Decoder(list[Work | Clearing])
-_done = msgspec.msgpack.Decoder(Done)
+_jobs = msgspec.msgpack.Decoder(list[Job])
+_results = msgspec.msgpack.Decoder(JobResult)
 
 
 class NativePool:
-    """The processes. Make them while the worker has no other threads: a fork takes along what those hold.
+    """The processes. Make them while the worker has no other threads: a fork copies the locks that those hold.
 
-    They keep the descriptors *keep* open, and with them a lock that must not be free before they are gone.
+    The processes keep the descriptors *keep* open, and with them a lock that must not be free before they are gone.
     """
 
     def __init__(self, keep: Collection[int] = ()) -> None:
         gc.collect()
-        gc.freeze()  # or the first collection would make copies of all that is shared
+        gc.freeze()  # otherwise the first collection would copy all shared memory
         self.died = asyncio.Event()
-        """Set once one of them has ended unasked."""
+        """Set once a process has ended by itself."""
         self._processes = [_Process(keep, self.died.set) for _ in range(PROCESSES)]
 
     @property
@@ -62,130 +63,102 @@ class NativePool:
         """The processes' IDs."""
         return [process.pid for process in self._processes]
 
-    async def do(self, asked: Work | Clearing, place: str) -> Done:
-        """Return what came of *asked*; of one *place*, one comes after the other, in the order of the calls.
+    def submit(self, job: Job, queue: str) -> asyncio.Future[JobResult]:
+        """Queue *job* and return the future of its result. The jobs of one *queue* run in the order of the calls.
 
-        What others hold up is tried again until it can be done, or for so long that it is an error; what comes behind
-        it for the same place waits for that.
+        A job that is blocked by others (``TRY_AGAIN``) is retried, up to ``PATIENCE`` seconds; later jobs of its queue
+        wait for that.
 
-        A cancellation is raised at once where it has not begun, else when it has ended: nothing goes on behind its
-        back. Where the process has ended, the caller is cancelled: the worker ends too, and the next goes on with it.
+        If the task that awaits the future is cancelled, a job that has not started is dropped at once. For one that has
+        started, the cancellation is raised when the job has ended: nothing goes on in the background. If the process
+        has died, the future is cancelled: the worker ends too, and the next one resumes the work.
         """
-        process = self._process_for(place)
-        with process.at_work(place):
-            reply = process.ask(asked, place)
-            try:
-                return await asyncio.shield(reply.done)
-            except asyncio.CancelledError:
-                reply.called_off = True
-                if not reply.begun:
-                    reply.done.cancel()
-                while not reply.done.done():
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await asyncio.wait([reply.done])
-                raise
+        return self._process_for(queue).submit(job, queue)
 
-    def _process_for(self, place: str) -> _Process:
-        """Return the one that is at work for *place*, else the one with the least work.
+    def _process_for(self, queue: str) -> _Process:
+        """Return the process that has jobs of *queue*, else the one with the fewest jobs.
 
-        On a node with little to do that is always the first: what it knows of host-local's folders stays true.
+        On a node with little to do that is always the first one: its cache of host-local's folders stays valid.
         """
         for process in self._processes:
-            if place in process.works:
+            if queue in process.open_jobs:
                 return process
-        return min(self._processes, key=lambda process: process.works.total())
+        return min(self._processes, key=lambda process: process.open_jobs.total())
 
     def close(self) -> None:
-        """Have them end, when what they do is done, and wait for that."""
+        """End the processes once they have done their jobs, and wait for that."""
         for process in self._processes:
             process.close()
 
 
-class _Reply:
-    """What is to come of a work."""
+class _Reply(asyncio.Future[JobResult]):
+    """The future of one job's result; its own ``cancel`` does what ``NativePool.submit`` promises."""
 
-    def __init__(self, asked: Work | Clearing, place: str) -> None:
+    def __init__(self, job: Job, queue: str) -> None:
         loop = asyncio.get_running_loop()
-        self.asked = asked
-        self.place = place
-        self.until = loop.time() + PATIENCE
-        """When it is an error that others hold it up."""
-        self.begun = False
-        self.called_off = False
-        self.done: asyncio.Future[Done] = loop.create_future()
+        super().__init__(loop=loop)
+        self.job = job
+        self.queue = queue
+        self.deadline = loop.time() + PATIENCE
+        """When being blocked becomes an error."""
+        self.sent = False
+        """The process has the job."""
+        self.unwanted = False
+        """The awaiting task was cancelled."""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel, unless the process has the job: then the task gets its cancellation when the result is there."""
+        self.unwanted = True
+        return False if self.sent else super().cancel(msg)
+
+    def drop(self) -> None:
+        """Cancel in any case."""
+        super().cancel()
 
 
 class _Process:
     """One process, with a pipe for each direction.
 
-    What is asked of it at the same time, or while it is busy, it is handed together: to wake it for each would take a
+    It gets all jobs together that are submitted at the same time, or while it is busy: waking it for each would take a
     tenth of the time of an attach.
     """
 
     def __init__(self, keep: Collection[int], on_death: Callable[[], None]) -> None:
         self._on_death = on_death
         self._waiting: deque[_Reply] = deque()
-        self._begun: deque[_Reply] = deque()
-        self._held: dict[str, list[_Reply]] = {}
-        """By place: what is to be tried again, and all that came behind it, in order."""
+        self._sent: deque[_Reply] = deque()
+        self._blocked: dict[str, list[_Reply]] = {}
+        """By queue: the jobs to retry, and all that came behind them, in order."""
         self._received = bytearray()
         self._dead = False
-        self.works: Counter[str] = Counter()
-        """How many there are for each place, waiting or begun."""
+        self.open_jobs: Counter[str] = Counter()
+        """The number of jobs of each queue that have no result yet."""
         theirs, self._requests = os.pipe()
         self._replies, answers = os.pipe()
         tie = die_with_parent()
         self.pid = os.fork()
         if not self.pid:
-            _become_one(tie, {theirs, answers, *keep}, theirs, answers)
+            _run_child(tie, {theirs, answers, *keep}, theirs, answers)
         os.close(theirs)
         os.close(answers)
         os.set_blocking(self._replies, False)
         asyncio.get_running_loop().add_reader(self._replies, self._read)
 
-    @contextlib.contextmanager
-    def at_work(self, place: str) -> Iterator[None]:
-        """Count a work for *place* meanwhile."""
-        self.works[place] += 1
-        try:
-            yield
-        finally:
-            self.works[place] -= 1
-            if not self.works[place]:
-                del self.works[place]
-
-    def ask(self, asked: Work | Clearing, place: str) -> _Reply:
-        """Have it done behind what was asked before; what comes of it is cancelled when the process ends."""
-        reply = _Reply(asked, place)
+    def submit(self, job: Job, queue: str) -> _Reply:
+        """Queue *job* behind the earlier ones."""
+        reply = _Reply(job, queue)
         if self._dead:
-            reply.done.cancel()
+            reply.drop()
             return reply
+        self.open_jobs[queue] += 1
+        reply.add_done_callback(self._forget)
         self._waiting.append(reply)
-        if len(self._waiting) == 1 and not self._begun:
-            asyncio.get_running_loop().call_soon(self._hand_over)
+        if len(self._waiting) == 1 and not self._sent:
+            asyncio.get_running_loop().call_soon(self._send_batch)
         return reply
 
-    def _hand_over(self) -> None:
-        """Hand over what waits, if the process does."""
-        if self._begun or self._dead:
-            return
-        while self._waiting and len(self._begun) < _AT_ONCE:
-            reply = self._waiting.popleft()
-            if reply.place in self._held:
-                self._held[reply.place].append(reply)
-            elif not reply.done.cancelled():
-                reply.begun = True
-                self._begun.append(reply)
-        if not self._begun:
-            return
-        try:
-            # It is waiting for this, so that also what does not fit the pipe is taken at once.
-            _write(self._requests, msgspec.msgpack.encode([reply.asked for reply in self._begun]))
-        except OSError:
-            self._die()
-
     def close(self) -> None:
-        """Let it end, and wait until it has."""
+        """End the process, and wait until it has ended."""
         if not self._dead:
             asyncio.get_running_loop().remove_reader(self._replies)
         self._dead = True
@@ -193,6 +166,31 @@ class _Process:
         os.close(self._replies)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
+
+    def _forget(self, reply: asyncio.Future[JobResult]) -> None:
+        assert isinstance(reply, _Reply)
+        self.open_jobs[reply.queue] -= 1
+        if not self.open_jobs[reply.queue]:
+            del self.open_jobs[reply.queue]
+
+    def _send_batch(self) -> None:
+        """Send what waits, if the process is idle."""
+        if self._sent or self._dead:
+            return
+        while self._waiting and len(self._sent) < _BATCH:
+            reply = self._waiting.popleft()
+            if reply.queue in self._blocked:
+                self._blocked[reply.queue].append(reply)
+            elif not reply.cancelled():
+                reply.sent = True
+                self._sent.append(reply)
+        if not self._sent:
+            return
+        try:
+            # The idle process reads at once, so that a message that does not fit the pipe does not block for long.
+            _write(self._requests, msgspec.msgpack.encode([reply.job for reply in self._sent]))
+        except OSError:
+            self._die()
 
     def _read(self) -> None:
         try:
@@ -208,33 +206,33 @@ class _Process:
             end = start + size + _LENGTH.unpack_from(self._received, start)[0]
             if end > len(self._received):
                 break
-            self._take(self._begun.popleft(), _done.decode(self._received[start + size : end]))
+            self._take(self._sent.popleft(), _results.decode(self._received[start + size : end]))
             start = end
         del self._received[:start]
-        self._hand_over()
+        self._send_batch()
 
-    def _take(self, reply: _Reply, done: Done) -> None:
-        """Pass on what came of it, or have it tried again after a pause, with all that comes behind it."""
+    def _take(self, reply: _Reply, result: JobResult) -> None:
+        """Pass *result* on, or retry the job later, with all jobs of its queue behind it."""
         loop = asyncio.get_running_loop()
-        if done.code != TRY_AGAIN or (done.begun and loop.time() > reply.until):
-            reply.done.set_result(done)
-        elif reply.called_off:
-            reply.done.cancel()
+        reply.sent = False
+        if result.code != TRY_AGAIN or (result.attempted and loop.time() > reply.deadline):
+            reply.set_result(result)
+        elif reply.unwanted:
+            reply.drop()
         else:
-            reply.begun = False
-            if reply.place not in self._held:
-                self._held[reply.place] = []
-                loop.call_later(_PAUSE, self._try_again, reply.place)
-            self._held[reply.place].append(reply)
+            if reply.queue not in self._blocked:
+                self._blocked[reply.queue] = []
+                loop.call_later(_RETRY_DELAY, self._retry, reply.queue)
+            self._blocked[reply.queue].append(reply)
 
-    def _try_again(self, place: str) -> None:
-        if any(reply.place == place for reply in self._begun):  # of that some may be told to wait, too
-            asyncio.get_running_loop().call_later(_PAUSE, self._try_again, place)
+    def _retry(self, queue: str) -> None:
+        if any(reply.queue == queue for reply in self._sent):  # one of them may be blocked, too
+            asyncio.get_running_loop().call_later(_RETRY_DELAY, self._retry, queue)
             return
-        behind = [reply for reply in self._waiting if reply.place == place]
-        self._waiting = deque(reply for reply in self._waiting if reply.place != place)
-        self._waiting.extend([*self._held.pop(place), *behind])
-        self._hand_over()
+        behind = [reply for reply in self._waiting if reply.queue == queue]
+        self._waiting = deque(reply for reply in self._waiting if reply.queue != queue)
+        self._waiting.extend([*self._blocked.pop(queue), *behind])
+        self._send_batch()
 
     def _die(self) -> None:
         if self._dead:
@@ -242,23 +240,25 @@ class _Process:
         self._dead = True
         asyncio.get_running_loop().remove_reader(self._replies)
         log.error("native_process_ended", pid=self.pid)
-        for reply in (*self._begun, *self._waiting, *itertools.chain(*self._held.values())):
-            reply.done.cancel()
+        for reply in (*self._sent, *self._waiting, *itertools.chain(*self._blocked.values())):
+            reply.drop()
         self._on_death()
 
 
-def _become_one(tie: Callable[[], None], keep: Collection[int], requests: int, replies: int) -> NoReturn:
-    """Do what comes, in the child, until nobody is left who could ask."""
+def _run_child(tie: Callable[[], None], keep: Collection[int], requests: int, replies: int) -> NoReturn:
+    """Be a native process: do jobs until the worker closes its pipe."""
     code = 1
     try:
         tie()
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM):
-            # A terminal or a service manager may send it to all, and it is the worker that sees to the end. To ignore
-            # it would be inherited by programs that are executed.
+            # A terminal or a service manager may signal all processes; this one ends when the worker ends it. The
+            # signals are handled, not ignored: executed programs would inherit that they are ignored.
             signal.signal(number, lambda *_: None)
         _close_all_but(keep)
-        sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))  # they may have been others
+        sys.stdout, sys.stderr = (
+            os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2)
+        )  # the worker may have replaced them
         _serve(requests, replies)
         code = 0
     except Exception:
@@ -276,13 +276,23 @@ def _close_all_but(keep: Collection[int]) -> None:
 
 
 def _serve(requests: int, replies: int) -> None:
-    while (request := _frame(requests)) is not None:
-        for done in perform_all(_asked.decode(request)):
-            _write(replies, msgspec.msgpack.encode(done))
+    """Do the jobs that come, in batches, and send each result at once.
+
+    Behind a job that must be retried no other job of its container is attempted, so that their order stays.
+    """
+    while (batch := _frame(requests)) is not None:
+        blocked: set[str] = set()
+        with kept_open():
+            for job in _jobs.decode(batch):
+                retry_first = job.container_id in blocked
+                result = JobResult(code=TRY_AGAIN, attempted=False) if retry_first else perform(job)
+                if job.container_id and result.code == TRY_AGAIN:
+                    blocked.add(job.container_id)
+                _write(replies, msgspec.msgpack.encode(result))
 
 
 def _frame(fd: int) -> bytes | None:
-    """Return what came in one piece; None at the end."""
+    """Return the next message; None at the end."""
     head = os.read(fd, _LENGTH.size)
     if not head:
         return None

@@ -88,7 +88,7 @@ def add(call: Call, ipam: Result | None) -> Result:
     if ipam is not None and config.is_default_gateway:
         ipam = with_default_routes(ipam, given)
     with opened(call, Phase.ADD) as ends:
-        bridge = _bridge(ends.node, config, vlans)
+        bridge = _usable(ends.node, config, vlans, present(ends.node, config.bridge))
         wire = pair(ends, call, mtu=config.mtu, mac=mac)
         if config.macspoofchk:
             mac_filter.confine(call, wire.outside.name, wire.inside.mac)
@@ -187,9 +187,8 @@ def _with_gateways(ipam: Result, given: list[Assignment]) -> Result:
     return replace(ipam, ips=tuple(replace(ip, gateway=str(each.gateway)) for ip, each in ips))
 
 
-def _bridge(node: Netlink, config: Bridge, vlans: Membership) -> Link:
-    """Return the bridge, which is up; an existing one is left as it is in all else but *promisc_mode*."""
-    bridge = present(node, config.bridge)
+def _usable(node: Netlink, config: Bridge, vlans: Membership, bridge: Link | None) -> Link:
+    """Return the bridge, made if there was none, and set up; of an existing one only *promisc_mode* is changed."""
     if bridge is None:
         data = links.vlan_filtering() if vlans.filtering else b""
         create = links.create(config.bridge, "bridge", data=data, mtu=config.mtu)

@@ -287,7 +287,7 @@ async def test_what_an_executed_ipam_plugin_prints_has_to_be_a_result(executed: 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the processes wait for locks for as long as it takes."""
-    monkeypatch.setattr(jobs, "BRIEFLY", PATIENCE)
+    monkeypatch.setattr(jobs, "LOCK_TIMEOUT", PATIENCE)
 
 
 @contextlib.asynccontextmanager
