@@ -12,6 +12,7 @@ from bench import (
     fold,
     kubernetes,
     leaks,
+    ledger_client,
     memory,
     projection,
 )
@@ -26,4 +27,5 @@ cluster.main([])
 cluster_memory.main([])
 kubernetes.main([])
 leaks.main([])
+ledger_client.main([])
 drift.main([])

@@ -16,9 +16,9 @@ import structlog
 
 from events import subjects
 from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableError
-from events.nats.client.client import Msg
 from events.nats.client.connection import RETRY, Connection
 from events.nats.client.consumer import Subscription
+from events.nats.client.nats_py import Msg
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import Stream, StreamConfig, command_stream, no_expiry
 from events.schema import (

@@ -18,7 +18,8 @@ import structlog
 
 from events import subjects
 from events.ledger.ledger import LedgerError, LedgerUnavailableError
-from events.nats.client.client import Client, Msg, errors
+from events.nats.client.client import Client
+from events.nats.client.nats_py import Msg, errors
 from events.nats.client.tls import Access, RefusedError
 from events.process.backoff import LOCAL_PAUSE, Backoff
 from events.process.settings import LedgerAddress
@@ -61,7 +62,7 @@ class Connection:
         self._url = address.url
         self._user = user = address.user
         self._access = Access(address)
-        self._pace = Backoff(address.max_pause)
+        self._backoff = Backoff(address.max_pause)
         self._name = name
         self._patience = patience
         self._client = Client()
@@ -104,7 +105,7 @@ class Connection:
                 raise LedgerError("the ledger was closed")
             if self._made and not self._client.is_closed:
                 return
-            client = Client(self._access, self._pace)
+            client = Client(self._access, self._backoff)
             self._refusals = 0
             try:
                 await client.connect(

@@ -16,8 +16,8 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from events.ledger.ledger import LedgerUnavailableError
-from events.nats.client.client import Msg
 from events.nats.client.connection import ApiError, MessageCallback
+from events.nats.client.nats_py import Msg
 
 BATCH = 500
 """Messages of one request; two requests may be outstanding."""

@@ -15,9 +15,9 @@ import structlog
 
 from events.ledger.ledger import LedgerUnavailableError
 from events.ledger.notices import PENDING_LIMIT, Notice
-from events.nats.client.client import Msg
 from events.nats.client.connection import RETRY
 from events.nats.client.consumer import Link, Subscription
+from events.nats.client.nats_py import Msg
 
 log = structlog.get_logger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from events.nats.client.client import errors
+from events.nats.client.nats_py import errors
 from events.process.settings import LedgerAddress, TlsSettings
 
 log = structlog.get_logger(__name__)

@@ -1,4 +1,4 @@
-"""What nats-py is relieved of must come to the same as what it does by itself."""
+"""What Plumbline overrides of nats-py must give the same results as nats-py itself."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nats.protocol.parser import Parser
 
-from events.nats.client.client import Client, _Parser, errors
+from events.nats.client.client import Client, _Parser
+from events.nats.client.nats_py import Parser, errors
 
 bodies = st.one_of(
     st.binary(max_size=40), st.just(b"MSG a 1 2\r\nhi\r\n"), st.just(b"\r\n"), st.binary(min_size=3000, max_size=3001)
@@ -45,7 +45,7 @@ class Queue:
 
 
 class Recording(Client):
-    """Notes what the parser comes to."""
+    """Records what the parser delivers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def parsed(kind: type[Any], pieces: Sequence[bytes]) -> list[Handed | str]:
 
 
 @given(st.lists(frames(), max_size=8), st.lists(st.integers(0, 400), max_size=8))
-def test_whatever_comes_in_whatever_pieces_is_parsed_alike(sent: list[bytes], cuts: list[int]) -> None:
+def test_parser_delivers_as_upstream_in_any_pieces(sent: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(sent)
     ends = sorted({min(cut, len(stream)) for cut in cuts} | {len(stream)})
     pieces = [stream[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
@@ -94,12 +94,12 @@ def test_whatever_comes_in_whatever_pieces_is_parsed_alike(sent: list[bytes], cu
 
 
 @pytest.mark.parametrize("frame", [b"MSG a 1 x\r\n", b"MSG a one 2\r\nhi\r\n", b"WHAT\r\n"])
-def test_what_is_no_frame_is_an_error(frame: bytes) -> None:
+def test_parser_refuses_bytes_that_are_no_frame(frame: bytes) -> None:
     with pytest.raises(errors.ProtocolError):
         parsed(_Parser, [frame])
 
 
-async def test_headers_hold_no_more_lines_than_there_are_headers() -> None:
+async def test_publish_refuses_a_header_with_a_line_break() -> None:
     class Connected(Recording):
         is_connected = True  # type: ignore[assignment, override]
 
