@@ -84,7 +84,7 @@ class Stage:
     def start(self) -> None:
         """Start ``plumbline up`` and return when the worker accepts requests."""
         argv = [str(_COMMAND), "--config", str(self._config), "up"]
-        print_command(f"{' '.join(argv)} 2> {self.log} &")
+        print_command(f"plumbline --config {self._config} up 2> {self.log} &")
         with self.log.open("ab") as log:
             self._up = subprocess.Popen(
                 argv,
@@ -140,7 +140,7 @@ class Stage:
             "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};"
             f"K8S_POD_INFRA_CONTAINER_ID={container}",
         }
-        print_command(f"CNI_COMMAND={command} CNI_CONTAINERID={container} … {self._entry_point} < network.json")
+        print_command(f"CNI_COMMAND={command} CNI_CONTAINERID={container} … plumbline < network.json")
         process = subprocess.Popen(
             [self._entry_point],
             stdin=subprocess.PIPE,
@@ -158,7 +158,7 @@ class Stage:
     def answer(self, process: subprocess.Popen[str]) -> None:
         """Print the answer of the entry point. Raises DemoFailedError when it reports an error."""
         stdout, _ = process.communicate(timeout=60)
-        print_indented(stdout)
+        print_indented(json.dumps(json.loads(stdout)) if stdout else "(nothing, as the CNI specification says)")
         expect(process.returncode == 0, f"the entry point ended with exit code {process.returncode}")
 
     def _network(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class Stage:
 
     def verify(self) -> None:
         """Compare database, ledger and node. Raises DemoFailedError where they differ."""
-        run(str(_COMMAND), "--config", str(self._config), "verify")
+        self._run("verify")
 
     def status(self, pod: str) -> str:
         """Return the pod's network-status annotation once the reconciler has published it."""
@@ -220,7 +220,10 @@ class Stage:
 
     def timeline(self, pod: str) -> None:
         """Print what the ledger knows of a pod."""
-        run(str(_COMMAND), "--config", str(self._config), "timeline", pod)
+        self._run("timeline", pod)
+
+    def _run(self, *arguments: str) -> None:
+        run(str(_COMMAND), "--config", str(self._config), *arguments, shown=" ".join(("plumbline", *arguments)))
 
     def prove_nothing_left(self) -> None:
         """Print what the pods left on the node. Raises DemoFailedError if they left anything."""
