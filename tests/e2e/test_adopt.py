@@ -75,7 +75,7 @@ def assert_check_and_delete(node: Node, pods: Sequence[PodSandbox]) -> None:
     assert not node.reserved()
 
 
-def test_adopted_pods_are_checked_and_deleted_as_our_own(adopted: Adopted) -> None:
+def test_adopted_pods_pass_check_and_del(adopted: Adopted) -> None:
     pods = [adopted.pod(name)[0] for name in ("left", "right")]
     assert all(set(pod.links()) == {"eth0", "net1"} for pod in pods)
     assert len(adopted.node.reserved()) == 4
@@ -89,7 +89,7 @@ def test_adopted_pods_are_checked_and_deleted_as_our_own(adopted: Adopted) -> No
     assert "0 sandboxes adopted, 0 not; 2 in the ledger already" in adopted.run().stdout
 
 
-def test_check_finds_what_an_adopted_pod_has_lost(adopted: Adopted) -> None:
+def test_check_finds_drift_of_an_adopted_pod(adopted: Adopted) -> None:
     pod, _ = adopted.pod("damaged")
     assert adopted.run().returncode == 0
     adopted.node.start()
@@ -100,7 +100,7 @@ def test_check_finds_what_an_adopted_pod_has_lost(adopted: Adopted) -> None:
     adopted.node.assert_detached(pod)
 
 
-def test_a_pod_that_did_not_survive_gives_its_addresses_back_on_del(adopted: Adopted) -> None:
+def test_removed_pod_frees_its_addresses_on_del(adopted: Adopted) -> None:
     pod, _ = adopted.pod("rebooted")
     pod.end()
     assert len(adopted.node.reserved()) == 2
@@ -110,7 +110,7 @@ def test_a_pod_that_did_not_survive_gives_its_addresses_back_on_del(adopted: Ado
     assert not adopted.node.reserved()
 
 
-def test_a_del_that_came_while_nobody_served_is_done_after_the_adoption(adopted: Adopted) -> None:
+def test_spooled_del_is_done_after_the_adoption(adopted: Adopted) -> None:
     pod, _ = adopted.pod("spooled")
     call = pod.call("DEL", PLUMBLINE_DEADLINE="1")
     assert call.answer() == (0, "", "")
@@ -139,7 +139,7 @@ def test_a_running_worker_refuses_an_adoption_and_not_a_dry_run(adopted: Adopted
     assert_check_and_delete(adopted.node, [pod])
 
 
-def test_a_dry_run_tells_it_in_the_words_of_the_timeline_and_writes_nothing(adopted: Adopted) -> None:
+def test_dry_run_reports_and_writes_nothing(adopted: Adopted) -> None:
     pod, sandbox = adopted.pod("told")
     first, second = (result["ips"][0] for result in (network.result for network in sandbox.networks))
     words = (
@@ -159,7 +159,7 @@ def test_a_dry_run_tells_it_in_the_words_of_the_timeline_and_writes_nothing(adop
     adopted.node.start()
 
 
-def test_what_cannot_be_adopted_has_a_sentence_and_the_exit_code_says_so(adopted: Adopted) -> None:
+def test_refused_sandbox_has_a_reason_and_exit_code_1(adopted: Adopted) -> None:
     good, _ = adopted.pod("good")
     bad, sandbox = adopted.pod("bad")
     adopted.multus.scratch(sandbox).write_text('[{"Name"')
@@ -177,7 +177,7 @@ def test_what_cannot_be_adopted_has_a_sentence_and_the_exit_code_says_so(adopted
     assert_check_and_delete(adopted.node, [good, bad])
 
 
-def test_adoption_runs_a_ledger_where_none_runs(adopted: Adopted) -> None:
+def test_adoption_starts_a_ledger_if_none_runs(adopted: Adopted) -> None:
     pod, _ = adopted.pod("early")
     adopted.node.server.stop()
     done = adopted.run()
@@ -188,7 +188,7 @@ def test_adoption_runs_a_ledger_where_none_runs(adopted: Adopted) -> None:
     assert_check_and_delete(adopted.node, [pod])
 
 
-def test_up_takes_the_pods_over_before_it_serves(adopted: Adopted) -> None:
+def test_up_adopts_pods_before_serving(adopted: Adopted) -> None:
     pod, _ = adopted.pod("upped")
     adopted.node.server.stop()
     with adopted.node.log.open("ab") as said:

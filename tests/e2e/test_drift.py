@@ -142,7 +142,7 @@ CHANGES: dict[str, tuple[Change, DriftKind]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_was_changed_is_put_right(held: Node, name: str) -> None:
+def test_each_drift_is_repaired(held: Node, name: str) -> None:
     change, kind = CHANGES[name]
     pod = attached(held)
     before, reserved = picture(pod), held.reserved()
@@ -175,7 +175,7 @@ def tagged(held: Node) -> Iterator[PodSandbox]:
     "change",
     ["bridge vlan del vid 100 dev", "bridge vlan add vid 1 pvid untagged dev", "ip link set nomaster dev"],
 )
-def test_a_port_is_put_back_into_its_vlan(held: Node, tagged: PodSandbox, change: str) -> None:
+def test_port_vlan_is_repaired(held: Node, tagged: PodSandbox, change: str) -> None:
     def vlans() -> str:
         shown = subprocess.run(["bridge", "vlan", "show", "dev", port], check=True, capture_output=True, text=True)
         return shown.stdout
@@ -188,7 +188,7 @@ def test_a_port_is_put_back_into_its_vlan(held: Node, tagged: PodSandbox, change
     assert vlans() == before
 
 
-def test_all_at_once_is_put_right(held: Node) -> None:
+def test_several_drifts_are_repaired_at_once(held: Node) -> None:
     pod = attached(held)
     before = picture(pod)
     for args in (
@@ -212,7 +212,7 @@ BOUNCED = "left down"
 
 @pytest.mark.parametrize("ifname", ["eth0", "net1"])
 @pytest.mark.parametrize("change", [FLUSHED, BOUNCED])
-def test_neighbours_hear_where_a_repaired_address_is(held: Node, ifname: str, change: str) -> None:
+def test_repaired_ipv4_address_is_announced(held: Node, ifname: str, change: str) -> None:
     pod, neighbour = attached(held), attached(held, "neighbour")
     own = next(iter(pod.links()[ifname].addresses)).partition("/")[0]
     mac = pod.links()[ifname].mac
@@ -232,7 +232,7 @@ def lladdr(pod: PodSandbox, address: str) -> str:
     return entry["lladdr"]
 
 
-def test_a_deleted_bridge_is_made_again_with_its_ports(make_node: MakeNode) -> None:
+def test_deleted_bridge_is_restored_with_its_ports(make_node: MakeNode) -> None:
     node = make_node()
     node.start()
     with reconciler(node):
@@ -246,7 +246,7 @@ def test_a_deleted_bridge_is_made_again_with_its_ports(make_node: MakeNode) -> N
         eventually(lambda: len(picture(pods[0])["ports"]) == len(pods), "all are ports of it")
 
 
-def test_what_is_the_nodes_is_reported_with_the_reason(held: Node) -> None:
+def test_missing_parent_is_reported_not_repaired(held: Node) -> None:
     pod = attached(held)
     ip("link", "set", PARENT, "down")
     failure = eventually(lambda: told(held, pod, DriftRepairFailed), "it is said that it can't be repaired")[0].failure
@@ -258,7 +258,7 @@ def test_what_is_the_nodes_is_reported_with_the_reason(held: Node) -> None:
     assert pod.delete().exit_code == 0
 
 
-def test_a_parent_that_was_renamed_is_missing_until_it_has_its_name_again(held: Node) -> None:
+def test_renamed_parent_is_missing_until_renamed_back(held: Node) -> None:
     pod = attached(held)
     time.sleep(_SETTLED)
     try:
@@ -279,7 +279,7 @@ def is_missing_parent(drift: Drift) -> bool:
     return drift.kind is DriftKind.PARENT_MISSING
 
 
-def test_an_mtu_for_which_the_nodes_card_has_no_room_is_put_right_once_it_has(held: Node) -> None:
+def test_mtu_is_repaired_once_the_parent_has_room(held: Node) -> None:
     held.nad("large", held.macvlan(mtu=1500))
     pod = held.pod("large-pod", "large")
     assert pod.add().exit_code == 0
@@ -305,7 +305,7 @@ def configured(make_node: MakeNode) -> Callable[[dict[str, Any]], Node]:
     return make
 
 
-def test_what_is_only_to_be_observed_is_left(configured: Callable[[dict[str, Any]], Node]) -> None:
+def test_observed_network_is_not_repaired(configured: Callable[[dict[str, Any]], Node]) -> None:
     node = configured({"networks": {"default": "observe", "default/macvlan-conf": "off"}})
     with reconciler(node):
         pod = attached(node)
@@ -318,7 +318,7 @@ def test_what_is_only_to_be_observed_is_left(configured: Callable[[dict[str, Any
         assert not told(node, pod, DriftRepaired)
 
 
-def test_a_status_is_kept_as_the_networks_that_it_is_about_want_it(
+def test_status_follows_the_policies_of_its_networks(
     configured: Callable[[dict[str, Any]], Node],
 ) -> None:
     node = configured({"policy": "off", "networks": {"default": "repair"}})
@@ -342,7 +342,7 @@ def edit(path: Path, text: str) -> None:
     draft.rename(path)
 
 
-def test_what_is_off_is_not_even_looked_at(configured: Callable[[dict[str, Any]], Node]) -> None:
+def test_network_with_policy_off_is_not_observed(configured: Callable[[dict[str, Any]], Node]) -> None:
     node = configured({"policy": "off"})
     with reconciler(node):
         pod, other = attached(node), node.samplepod("other")
@@ -352,7 +352,7 @@ def test_what_is_off_is_not_even_looked_at(configured: Callable[[dict[str, Any]]
         assert "NodeCompared" not in {stored.event.type for stored in node.events()}
 
 
-def test_check_finds_what_no_plugin_looks_at(configured: Callable[[dict[str, Any]], Node]) -> None:
+def test_check_finds_drift_that_no_plugin_checks(configured: Callable[[dict[str, Any]], Node]) -> None:
     node = configured({"policy": "off"})
     pod = attached(node)
     assert pod.check().exit_code == 0
@@ -361,7 +361,7 @@ def test_check_finds_what_no_plugin_looks_at(configured: Callable[[dict[str, Any
     assert (answer.code, "mtu changed" in answer.msg, "default/samplepod" in answer.msg) == (100, True, True), answer
 
 
-def test_status_tells_of_ranges_that_are_used_up(node: Node) -> None:
+def test_status_reports_exhausted_ranges(node: Node) -> None:
     default = node.bridge(ipam=node.host_local("10.87.0.0/30"))  # one address beside the gateway's, of an old version
     pod = node.pod("only", config=node.conf(default, version="1.1.0"))
     status = {"CNI_PATH": "/usr/lib/cni"}
@@ -371,7 +371,7 @@ def test_status_tells_of_ranges_that_are_used_up(node: Node) -> None:
     assert (answer.code, "all addresses of 10.87.0.1-10.87.0.2 are taken" in answer.msg) == (50, True), answer
 
 
-def test_what_changed_while_no_worker_was_there_is_found_and_repaired(node: Node) -> None:
+def test_drift_without_a_worker_is_repaired_later(node: Node) -> None:
     pod = attached(node)
     eventually(lambda: picture(pod), "it is there")
     before = picture(pod)
@@ -385,7 +385,7 @@ def test_what_changed_while_no_worker_was_there_is_found_and_repaired(node: Node
 
 
 @pytest.mark.parametrize("native", ["auto", "never"])
-def test_an_mtu_that_nobody_configured_is_known_to_a_worker_that_never_saw_it(make_node: MakeNode, native: str) -> None:
+def test_first_seen_mtu_survives_a_worker_restart(make_node: MakeNode, native: str) -> None:
     node = make_node(native=native)
     node.start()
     pod = attached(node)
@@ -398,7 +398,7 @@ def test_an_mtu_that_nobody_configured_is_known_to_a_worker_that_never_saw_it(ma
         assert picture(pod) == before
 
 
-def test_a_namespace_that_came_to_the_path_of_another_is_left_alone(node: Node) -> None:
+def test_new_namespace_at_an_old_path_is_not_changed(node: Node) -> None:
     """As with ``/proc/PID/ns/net``, when another pod's process got the number."""
     pod = attached(node)
     node.kill()
@@ -423,7 +423,7 @@ def test_a_namespace_that_came_to_the_path_of_another_is_left_alone(node: Node) 
         os.close(held)
 
 
-def test_what_was_attached_before_a_reboot_is_not_looked_for(node: Node) -> None:
+def test_sandbox_of_an_earlier_boot_is_not_compared(node: Node) -> None:
     """Its path and even its inode may be somebody else's: both are counted from the same number in each boot."""
     pod = attached(node)
     node.kill()
@@ -438,7 +438,7 @@ def test_what_was_attached_before_a_reboot_is_not_looked_for(node: Node) -> None
     pod.end()
 
 
-def test_what_had_drifted_before_a_reboot_is_given_up_once(node: Node) -> None:
+def test_drift_of_an_earlier_boot_is_void(node: Node) -> None:
     pod = attached(node)
     ip("-n", pod.namespace, "link", "set", "net1", "mtu", "1400")
     eventually(lambda: told(node, pod, DriftObserved), "the drift is observed")
@@ -453,7 +453,7 @@ def test_what_had_drifted_before_a_reboot_is_given_up_once(node: Node) -> None:
     pod.end()
 
 
-def test_a_container_that_ends_is_not_held(node: Node) -> None:
+def test_watching_does_not_keep_a_namespace_alive(node: Node) -> None:
     """The kernel must be able to take a namespace down while the worker watches what happens in it."""
     pod = attached(node)
     ports = picture(pod)["ports"]
@@ -468,7 +468,7 @@ STORY = ("DriftObserved", "RepairRequested", "DriftRepaired")
 
 @pytest.mark.parametrize("way", ["auto", "never"], ids=["native", "executed"])
 @pytest.mark.parametrize("fault", [f"{moment}:{name}:1" for name in STORY for moment in ("before", "after")])
-def test_a_repair_survives_the_worker(make_node: MakeNode, fault: str, way: str) -> None:
+def test_next_worker_finishes_an_interrupted_repair(make_node: MakeNode, fault: str, way: str) -> None:
     node = make_node(native=way)
     node.start(fault)
     with reconciler(node):

@@ -165,7 +165,7 @@ _HERE = {
 
 
 @pytest.mark.parametrize(("network", "change"), [(on, each) for on in NETWORKS for each in (*_EVERYWHERE, *_HERE[on])])
-def test_what_was_changed_is_put_right(held: Node, network: str, change: str) -> None:
+def test_each_drift_is_repaired(held: Node, network: str, change: str) -> None:
     alter, kind = CHANGES[change]
     more = NETWORKS[network].more
     pod = attached(held, NETWORKS[network])
@@ -180,7 +180,7 @@ def test_what_was_changed_is_put_right(held: Node, network: str, change: str) ->
     assert pod.delete().exit_code == 0
 
 
-def test_neighbours_hear_where_a_repaired_ipv6_address_is(held: Node) -> None:
+def test_repaired_ipv6_address_is_announced(held: Node) -> None:
     pod, neighbour = (attached(held, NETWORKS["dual-stack"], name) for name in ("pod", "neighbour"))
     for ifname in ("eth0", "net1"):
         own = next(each for each in pod.links()[ifname].addresses if ":" in each).partition("/")[0]
@@ -203,7 +203,7 @@ ADOPTED: dict[str, tuple[Change, DriftKind]] = {
 }
 
 
-def test_what_was_changed_of_a_pod_that_multus_attached_is_put_right(adopted: Adopted) -> None:
+def test_drift_of_an_adopted_pod_is_repaired(adopted: Adopted) -> None:
     node, (pod, _) = adopted.node, adopted.pod("adopted")
     before, reserved, port = picture(pod), node.reserved(), port_of(pod)
     assert adopted.run().returncode == 0
@@ -222,7 +222,7 @@ def test_what_was_changed_of_a_pod_that_multus_attached_is_put_right(adopted: Ad
     assert not node.reserved()
 
 
-def test_what_changed_before_the_pod_was_taken_over_from_multus_is_put_right(adopted: Adopted) -> None:
+def test_drift_before_an_adoption_is_repaired(adopted: Adopted) -> None:
     node, (pod, _) = adopted.node, adopted.pod("adopted")
     before = picture(pod)
     ip("-n", pod.namespace, "link", "del", "net1")

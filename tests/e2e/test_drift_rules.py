@@ -66,7 +66,7 @@ def nft(words: str) -> None:
         ("delete table bridge nat", {DriftKind.FILTER_MISSING}),
     ],
 )
-def test_rules_that_were_flushed_come_back(held: Node, words: str, lost: set[DriftKind]) -> None:
+def test_flushed_rules_are_restored(held: Node, words: str, lost: set[DriftKind]) -> None:
     if words == "flush table ip nat" and not shutil.which("iptables-restore"):
         pytest.skip("iptables is not installed")
     pods = [attached(held, f"pod-{number}") for number in range(3)]
@@ -85,7 +85,7 @@ def test_rules_that_were_flushed_come_back(held: Node, words: str, lost: set[Dri
         assert pod.delete().exit_code == 0
 
 
-def test_rules_of_two_interfaces_on_one_network_come_back_and_go_together(held: Node) -> None:
+def test_rules_of_two_interfaces_are_restored_and_removed(held: Node) -> None:
     if not shutil.which("iptables-restore"):
         pytest.skip("iptables is not installed")
     held.nad("twice", held.bridge(name="twice", ipMasq=True))

@@ -129,7 +129,7 @@ def test_no_request_is_lost_while_binary_and_worker_are_replaced(
     assert {path.name for path in installation.bin.iterdir()} == {"plumbline", "bridge", "host-local", "macvlan"}
 
 
-def test_uninstalling_waits_for_pods_and_names_them(node: Node, installation: Installation) -> None:
+def test_uninstall_names_remaining_pods(node: Node, installation: Installation) -> None:
     installation.write("10-default.conf", node.bridge())
     assert installation.run("install").returncode == 0
     plain, two = installation.pod("plain"), installation.pod("two-networks", "macvlan-conf")
@@ -175,9 +175,7 @@ def test_multus_is_replaced_and_comes_back(node: Node, installation: Installatio
     assert installation.effective()["type"] == "multus"
 
 
-def test_a_default_network_whose_plugin_is_missing_is_not_offered_to_pods(
-    node: Node, installation: Installation
-) -> None:
+def test_default_network_without_plugin_is_not_installed(node: Node, installation: Installation) -> None:
     installation.write("10-default.conf", {**node.bridge(), "type": "calico"})
     done = installation.run("install", "--wait", "0")
     assert done.returncode == 1
@@ -185,9 +183,7 @@ def test_a_default_network_whose_plugin_is_missing_is_not_offered_to_pods(
     assert installation.names() == {"10-default.conf"}
 
 
-def test_the_probes_tell_a_worker_that_is_not_ready_from_one_that_is_not_there(
-    node: Node, installation: Installation
-) -> None:
+def test_probes_distinguish_not_ready_from_absent(node: Node, installation: Installation) -> None:
     base = REPOSITORY / "deploy" / "kubernetes" / "base"
     manifest = yaml.safe_load((base / "daemonset.yaml").read_text())
     (container,) = manifest["spec"]["template"]["spec"]["containers"]

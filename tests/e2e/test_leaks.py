@@ -144,7 +144,7 @@ def append(node: Node, *events: Event) -> None:
 # --- sandboxes -------------------------------------------------------------------------------------------------------
 
 
-def test_a_missed_del_is_made_up_for_within_ten_seconds(leaky: Leaky) -> None:
+def test_missed_del_is_reclaimed_within_ten_seconds(leaky: Leaky) -> None:
     lost, kept = leaky.attached("lost"), leaky.attached("kept")
     leaky.runtime.knows(kept.container_id)
     started = time.monotonic()
@@ -161,7 +161,7 @@ def test_a_missed_del_is_made_up_for_within_ten_seconds(leaky: Leaky) -> None:
     assert leaky.node.story(lost)[-1] == "LeakReclaimed"
 
 
-def test_what_the_runtime_still_has_is_left_alone_until_it_has_not(leaky: Leaky) -> None:
+def test_sandbox_in_the_runtime_is_not_reclaimed(leaky: Leaky) -> None:
     lost = leaky.attached()
     leaky.runtime.knows(ended=(lost.container_id,))
     leaky.abandon(lost)
@@ -175,7 +175,7 @@ def test_what_the_runtime_still_has_is_left_alone_until_it_has_not(leaky: Leaky)
     leaky.node.assert_detached(lost)
 
 
-def test_what_has_its_namespace_is_left_alone_whatever_the_runtime_says(leaky: Leaky) -> None:
+def test_sandbox_with_a_namespace_is_not_reclaimed(leaky: Leaky) -> None:
     alive = leaky.attached()
     leaky.runtime.knows()
     leaky.looked_at()
@@ -195,7 +195,7 @@ def test_nothing_is_freed_while_the_runtime_does_not_answer(leaky: Leaky) -> Non
     leaky.wait_reclaimed(LeakKind.SANDBOX_GONE)
 
 
-def test_observe_tells_and_frees_nothing(make_leaky: Callable[..., Leaky]) -> None:
+def test_policy_observe_reports_and_frees_nothing(make_leaky: Callable[..., Leaky]) -> None:
     leaky = make_leaky(leaks={"policy": "observe"})
     lost = leaky.attached()
     leaky.abandon(lost)
@@ -206,7 +206,7 @@ def test_observe_tells_and_frees_nothing(make_leaky: Callable[..., Leaky]) -> No
     assert lost.key in leaky.node.state().sandboxes
 
 
-def test_what_a_reboot_has_ended_is_free_soon_after_the_worker_starts(leaky: Leaky) -> None:
+def test_leaks_of_a_reboot_are_freed_at_the_start(leaky: Leaky) -> None:
     """The ledger of a node that was rebooted is the one of this boot, but for what it says of the boot."""
     node = leaky.node
     sandboxes = [leaky.attached(f"pod-{number}") for number in range(5)]
@@ -221,7 +221,7 @@ def test_what_a_reboot_has_ended_is_free_soon_after_the_worker_starts(leaky: Lea
     node.assert_detached(*sandboxes)
 
 
-def test_after_a_reboot_no_runtime_is_needed_where_there_is_none(make_leaky: Callable[..., Leaky]) -> None:
+def test_reboot_without_a_runtime_frees_leaks(make_leaky: Callable[..., Leaky]) -> None:
     leaky = make_leaky()
     node = leaky.node
     settings = json.loads(node.config.read_text())
@@ -260,7 +260,7 @@ def forge_boot(node: Node) -> None:
     asyncio.run(rewrite())
 
 
-def test_a_del_that_a_plugin_refuses_comes_to_an_end_when_the_namespace_is_gone(leaky: Leaky) -> None:
+def test_refused_del_ends_once_the_namespace_is_gone(leaky: Leaky) -> None:
     node = leaky.node
     node.plugin("stubborn", 'if [ "$CNI_COMMAND" = DEL ]; then echo \'{"code": 99, "msg": "no"}\'; exit 1; fi; cat')
     stubborn = {"type": "stubborn"}
@@ -281,7 +281,7 @@ def test_a_del_that_a_plugin_refuses_comes_to_an_end_when_the_namespace_is_gone(
     node.assert_detached(pod)
 
 
-def test_a_network_that_is_gone_does_not_keep_what_was_attached_to_it(leaky: Leaky) -> None:
+def test_removed_network_does_not_block_a_reclaim(leaky: Leaky) -> None:
     lost = leaky.attached()
     leaky.node.no_nad("macvlan-conf")
     leaky.abandon(lost)
@@ -289,7 +289,7 @@ def test_a_network_that_is_gone_does_not_keep_what_was_attached_to_it(leaky: Lea
     leaky.node.assert_detached(lost)
 
 
-def test_a_missing_plugin_does_not_keep_the_address(make_leaky: Callable[..., Leaky]) -> None:
+def test_missing_plugin_does_not_block_the_address(make_leaky: Callable[..., Leaky]) -> None:
     leaky = make_leaky(native="never")
     node = leaky.node
     copy = node.bin / "copied-macvlan"
@@ -316,7 +316,7 @@ def reserve(node: Node, name: str, content: str, *, age: float = _LONG_AGO, netw
     return path
 
 
-def test_addresses_that_nobody_has_are_free_and_others_are_not(leaky: Leaky) -> None:
+def test_only_unowned_addresses_are_freed(leaky: Leaky) -> None:
     node = leaky.node
     alive = leaky.attached()
     stranger, ended = "a" * 64, "b" * 64
@@ -349,7 +349,7 @@ def test_addresses_that_nobody_has_are_free_and_others_are_not(leaky: Leaky) -> 
     (node.addresses / "default" / "10.87.77.11").rmdir()
 
 
-def test_without_a_runtime_to_ask_only_torn_files_are_freed(leaky: Leaky) -> None:
+def test_only_torn_files_are_freed_without_a_runtime(leaky: Leaky) -> None:
     leaky.attached()
     leaky.runtime.stop()
     dead = reserve(leaky.node, "10.87.77.1", f"{'d' * 64}\r\neth0")
@@ -360,7 +360,7 @@ def test_without_a_runtime_to_ask_only_torn_files_are_freed(leaky: Leaky) -> Non
     dead.unlink()
 
 
-def test_an_address_that_finds_an_owner_is_not_freed(leaky: Leaky) -> None:
+def test_address_with_a_new_owner_is_not_freed(leaky: Leaky) -> None:
     """Its owner comes between the looks and the reclaim: the last look finds it."""
     node = leaky.node
     leaky.attached()
@@ -373,7 +373,7 @@ def test_an_address_that_finds_an_owner_is_not_freed(leaky: Leaky) -> None:
     path.unlink()
 
 
-def test_the_node_s_end_of_a_wire_that_nobody_has_is_taken_away(leaky: Leaky) -> None:
+def test_unowned_node_end_is_deleted(leaky: Leaky) -> None:
     node = leaky.node
     pod = leaky.attached()
     result = json.loads(node.state().sandboxes[pod.key].attachments[0].result)
@@ -390,7 +390,7 @@ def test_the_node_s_end_of_a_wire_that_nobody_has_is_taken_away(leaky: Leaky) ->
     ip("link", "del", "vethforeign0")
 
 
-def test_a_link_with_the_name_of_one_that_was_ours_is_left_alone(leaky: Leaky) -> None:
+def test_foreign_link_with_a_recorded_name_stays(leaky: Leaky) -> None:
     node = leaky.node
     pod = leaky.attached()
     result = json.loads(node.state().sandboxes[pod.key].attachments[0].result)
@@ -403,7 +403,7 @@ def test_a_link_with_the_name_of_one_that_was_ours_is_left_alone(leaky: Leaky) -
     ip("link", "del", end["name"])
 
 
-def test_files_about_devices_and_results_of_containers_that_are_no_more(leaky: Leaky, tmp_path: Path) -> None:
+def test_device_files_and_results_of_gone_containers_are_freed(leaky: Leaky, tmp_path: Path) -> None:
     alive = leaky.attached()
     known, dead = "a" * 64, "d" * 64
     leaky.runtime.knows(alive.container_id, known)
@@ -443,7 +443,7 @@ def written(path: Path, text: str, age: float = _LONG_AGO) -> Path:
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-def test_a_command_that_rests_on_an_older_look_frees_nothing(make_leaky: Callable[..., Leaky]) -> None:
+def test_command_on_an_older_observation_frees_nothing(make_leaky: Callable[..., Leaky]) -> None:
     leaky = make_leaky(reconciles=False)
     lost = leaky.attached()
     leaky.abandon(lost)
@@ -473,7 +473,7 @@ def test_a_command_that_rests_on_an_older_look_frees_nothing(make_leaky: Callabl
     assert NodeName(leaky.node.name) == again.node
 
 
-def test_gc_frees_the_default_network_s_addresses_where_no_sandbox_is_left(make_leaky: Callable[..., Leaky]) -> None:
+def test_gc_without_sandboxes_frees_default_addresses(make_leaky: Callable[..., Leaky]) -> None:
     leaky = make_leaky(leaks={"policy": "off"}, reconciles=False)
     node = leaky.node
     stale, kept = reserve(node, "10.87.77.1", f"{'d' * 64}\r\neth0"), reserve(node, "10.87.77.2", f"{'e' * 64}\r\neth0")

@@ -75,26 +75,26 @@ def kinds(links: tuple[ExpectedLink, ...], seen: Snapshot) -> list[DriftKind]:
         ({"type": "bridge", "bridge": "br0", "vlan": "x"}, False, {}, False),
     ],
 )
-def test_a_port_is_compared_with_the_vlans_of_its_network(
+def test_port_vlans_are_compared_with_the_network(
     config: dict[str, Any], native: bool, vlans: dict[int, int], drifts: bool
 ) -> None:
     found = kinds(wanted(config, native=native), seen(vlans))
     assert found == ([DriftKind.VLANS_CHANGED] if drifts else [])
 
 
-def test_what_differs_is_said() -> None:
+def test_vlan_drift_names_expected_and_found() -> None:
     (drift,) = differences(wanted(IN_VLAN), seen({1: PVID_UNTAGGED, 7: 0, 8: 0}), {})
     assert (drift.expected, drift.found) == ("VLAN 100 untagged, and not the bridge's own", "VLAN 1 untagged, 7-8")
     (drift,) = differences(wanted(IN_TRUNK), seen({}), {})
     assert (drift.expected, drift.found) == ("VLAN 5-6", "no VLAN")
 
 
-def test_a_port_that_is_detached_is_in_no_vlan_and_that_is_said_once() -> None:
+def test_detached_port_is_one_drift_without_vlan_drift() -> None:
     detached = replace(seen({}), ports={"net1": replace(PORT, master=0)})
     assert kinds(wanted(IN_VLAN), detached) == [DriftKind.PORT_DETACHED]
 
 
-def test_whoever_has_a_port_in_vlans_is_woken_when_its_bridge_tells_of_it() -> None:
+def test_bridge_event_of_a_port_concerns_its_sandbox() -> None:
     interest = Subscriptions()
     one, other = (SandboxKey(ContainerId(name), IfName("eth0")) for name in ("one", "other"))
     interest.watch(one, 1, {}, {"veth1": PORT}, frozenset({10}))
@@ -107,7 +107,7 @@ def test_whoever_has_a_port_in_vlans_is_woken_when_its_bridge_tells_of_it() -> N
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
-async def test_a_bridge_is_heard_when_it_tells_of_a_port() -> None:
+async def test_bridge_port_event_is_received() -> None:
     heard: asyncio.Queue[int] = asyncio.Queue()
     with node():
         for words in ("add br0 type bridge", "add a0 type veth peer name a1", "set a0 master br0", "set a0 up"):
@@ -130,7 +130,7 @@ async def test_a_bridge_is_heard_when_it_tells_of_a_port() -> None:
 @needs_vlans
 @pytest.mark.parametrize("config", [IN_VLAN, IN_TRUNK | {"preserveDefaultVlan": False}])
 @pytest.mark.parametrize("change", ["vlan del vid 100", "vlan del vid 5", "vlan add vid 1 pvid untagged", "nomaster"])
-def test_a_port_is_put_back_into_its_vlans(config: dict[str, Any], change: str) -> None:
+def test_port_vlans_are_repaired(config: dict[str, Any], change: str) -> None:
     with node(), container() as netns:
         made = bridge.add(call(config, netns), answer("10.77.0.5/24"))
         port = made.interfaces[1].name
@@ -149,7 +149,7 @@ def test_a_port_is_put_back_into_its_vlans(config: dict[str, Any], change: str) 
 
 
 @needs_vlans
-def test_a_dump_of_vlans_is_what_bridge_shows() -> None:
+def test_vlan_dump_equals_output_of_bridge() -> None:
     with node(), container() as netns:
         made = bridge.add(call(IN_VLAN, netns), answer("10.77.0.5/24"))
         (link,) = wanted(IN_VLAN, made)

@@ -134,7 +134,7 @@ def comes_back(config: dict[str, Any], damages: Sequence[str], way: Way) -> None
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=[*WAYS])
 @pytest.mark.parametrize("kind", SHARES)
-def test_what_was_damaged_in_any_way_comes_back_as_it_was(kind: str, way: Way) -> None:
+def test_any_damage_is_repaired_to_the_recorded_state(kind: str, way: Way) -> None:
     @settings(generated, max_examples=EXAMPLES or SHARES[kind])
     @given(KINDS[kind][0], DAMAGES)
     def repair(config: dict[str, Any], damages: list[str]) -> None:
@@ -145,5 +145,5 @@ def test_what_was_damaged_in_any_way_comes_back_as_it_was(kind: str, way: Way) -
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=[*WAYS])
 @pytest.mark.parametrize(("config", "damages"), CASES.values(), ids=[*CASES])
-def test_what_comes_back_has_all_that_it_had(config: dict[str, Any], damages: Sequence[str], way: Way) -> None:
+def test_reattached_interface_equals_the_original(config: dict[str, Any], damages: Sequence[str], way: Way) -> None:
     comes_back({"cniVersion": "1.0.0", "name": "net"} | config, damages, way)

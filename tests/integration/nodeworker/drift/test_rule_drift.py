@@ -97,7 +97,7 @@ def passing() -> list[str]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_rules_that_were_flushed_are_seen_and_made_again(netns: str, name: str) -> None:
+def test_flushed_rules_are_detected_and_restored(netns: str, name: str) -> None:
     config, kinds = KINDS[name]
     link = attached(config, netns)
     assert drifts(netns, link) == ()
@@ -128,7 +128,7 @@ def test_rules_that_were_flushed_are_seen_and_made_again(netns: str, name: str) 
         ("confined", "flush chain bridge nat cni-br-iface-box-net1-mac", "2 of 4 rules"),
     ],
 )
-def test_a_part_that_was_flushed_is_told_and_made_again(netns: str, name: str, words: str, found: str) -> None:
+def test_partly_flushed_rules_are_detected_and_restored(netns: str, name: str, words: str, found: str) -> None:
     config, _ = KINDS[name]
     link = attached(config, netns)
     made = rules(netns)
@@ -139,9 +139,7 @@ def test_a_part_that_was_flushed_is_told_and_made_again(netns: str, name: str, w
     assert changes(made, rules(netns)) == []
 
 
-def test_rules_in_the_older_of_the_kernels_filters_are_found_there(
-    netns: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_rules_in_xtables_are_found(netns: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use_older_iptables(monkeypatch, tmp_path)
     link = attached(WIRED, netns)
     assert drifts(netns, link) == ()
@@ -151,7 +149,7 @@ def test_rules_in_the_older_of_the_kernels_filters_are_found_there(
     assert drifts(netns, link) == ()
 
 
-def test_which_way_was_taken_is_not_recorded_and_either_will_do(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_of_either_backend_suffice(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("PATH", "/var/empty")
         link = attached(WIRED, netns)
@@ -159,9 +157,7 @@ def test_which_way_was_taken_is_not_recorded_and_either_will_do(netns: str, monk
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
-def test_a_filter_is_on_the_address_before_a_later_plugin_changed_it_and_made_again_on_the_recorded_one(
-    netns: str, tmp_path: Path, native: bool
-) -> None:
+def test_restored_mac_filter_uses_the_recorded_address(netns: str, tmp_path: Path, native: bool) -> None:
     if not (native or (REFERENCE / "tuning").exists()):
         pytest.skip("the reference plugins are not installed")
     config = CONFINED | NAMED
@@ -185,12 +181,12 @@ def test_a_filter_is_on_the_address_before_a_later_plugin_changed_it_and_made_ag
     assert (drifts(netns, link), passing()) == ((), [SOME.mac])
 
 
-def test_only_rules_of_native_plugins_are_known() -> None:
+def test_executed_plugins_have_no_expected_rules() -> None:
     (link,) = wanted(BOTH | NAMED, native=False)
     assert link.rules is None
 
 
-def test_one_reading_does_for_all_until_rules_change(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ruleset_is_read_once_until_it_changes(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     link, book, read = attached(BY_NFTABLES, netns), RulesetCache(), Counter[str]()
 
     def counted(nft: Nftables, chain: Chain, original: Callable[..., list[Rule]] = Nftables.rules) -> list[Rule]:
@@ -231,7 +227,7 @@ FLUSHES = {
 
 
 @pytest.mark.parametrize(("name", "words"), [(name, words) for name in FLUSHES for words in FLUSHES[name]])
-async def test_that_rules_went_is_heard_while_they_are_watched(netns: str, name: str, words: str) -> None:
+async def test_removal_of_watched_rules_is_reported(netns: str, name: str, words: str) -> None:
     config, _ = KINDS[name]
     went = asyncio.Event()
     with FilterEvents(went.set) as monitor:
@@ -251,7 +247,7 @@ async def test_that_rules_went_is_heard_while_they_are_watched(netns: str, name:
 
 
 @pytest.mark.parametrize("name", FLUSHES)
-async def test_what_comes_and_goes_of_others_is_not_heard(netns: str, name: str) -> None:
+async def test_other_rules_are_not_reported(netns: str, name: str) -> None:
     config, _ = KINDS[name]
     link, went = attached(config, netns), asyncio.Event()
     assert link.rules
@@ -270,7 +266,7 @@ async def test_what_comes_and_goes_of_others_is_not_heard(netns: str, name: str)
 
 
 @pytest.mark.skipif(not known, reason="this machine's system calls are not known to the tests")
-def test_where_the_kernel_has_no_netfilter_that_is_said_once() -> None:
+def test_missing_netfilter_is_logged_once() -> None:
     (link,) = wanted(CONFINED | NAMED, Result(cni_version="1.0.0", interfaces=(SOME,)))
     rules = link.rules
     assert rules

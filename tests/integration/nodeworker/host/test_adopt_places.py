@@ -58,13 +58,13 @@ def files(multus: MultusNode, netns: str, *, stated: bool = True) -> SandboxFile
     return found
 
 
-def test_a_sandbox_is_where_its_files_say(multus: MultusNode, make_namespace: MakeNamespace) -> None:
+def test_namespace_is_found_by_the_recorded_path(multus: MultusNode, make_namespace: MakeNamespace) -> None:
     netns = make_namespace()
     place = FoundNamespace(netns=netns, links=frozenset({"lo", "eth0", "peer0"}), inode=os.stat(netns).st_ino)
     assert NamespaceFinder().find(files(multus, netns)) == place
 
 
-def test_old_files_say_it_in_their_results_only(multus: MultusNode, make_namespace: MakeNamespace) -> None:
+def test_namespace_is_found_by_results_of_old_files(multus: MultusNode, make_namespace: MakeNamespace) -> None:
     netns = make_namespace()
     files(multus, netns)
     multus.write_entry(replace(POD, networks=(replace(DEFAULT, result=result("eth0", ADDRESS, MAC, netns)),)), 0)
@@ -74,20 +74,18 @@ def test_old_files_say_it_in_their_results_only(multus: MultusNode, make_namespa
     assert NamespaceFinder().find(found).links
 
 
-def test_a_namespace_that_is_gone_is_named_still(multus: MultusNode) -> None:
+def test_removed_namespace_keeps_its_path(multus: MultusNode) -> None:
     assert NamespaceFinder().find(files(multus, "/run/netns/plumbline-gone")) == FoundNamespace(
         netns="/run/netns/plumbline-gone"
     )
 
 
-def test_a_plain_file_is_no_namespace(multus: MultusNode, tmp_path: Path) -> None:
+def test_plain_file_is_not_a_namespace(multus: MultusNode, tmp_path: Path) -> None:
     (tmp_path / "netns").touch()
     assert NamespaceFinder().find(files(multus, str(tmp_path / "netns"))).links is None
 
 
-def test_a_process_id_that_another_process_has_now_is_not_believed(
-    multus: MultusNode, make_namespace: MakeNamespace
-) -> None:
+def test_reused_process_id_is_not_accepted(multus: MultusNode, make_namespace: MakeNamespace) -> None:
     other = Path(make_namespace("10.244.9.9/24", "02:00:00:00:00:99")).name
     with subprocess.Popen(
         ["ip", "netns", "exec", other, "sh", "-c", "echo; exec sleep 60"], stdout=subprocess.PIPE
@@ -107,13 +105,11 @@ def test_a_process_id_that_another_process_has_now_is_not_believed(
             process.kill()
 
 
-def test_the_nodes_own_namespace_is_never_a_sandboxs(multus: MultusNode) -> None:
+def test_node_namespace_is_never_a_sandbox(multus: MultusNode) -> None:
     assert NamespaceFinder().find(files(multus, "/proc/self/ns/net")).links is None
 
 
-def test_a_sandbox_of_which_nothing_says_where_is_found_by_its_addresses(
-    multus: MultusNode, make_namespace: MakeNamespace
-) -> None:
+def test_namespace_without_path_is_found_by_addresses(multus: MultusNode, make_namespace: MakeNamespace) -> None:
     make_namespace("10.244.1.8/24", "02:00:00:00:00:08")
     netns = make_namespace()
     found = files(multus, "", stated=False)
@@ -137,7 +133,7 @@ def claiming(multus: MultusNode, netns: str, gateway: str) -> Adoption:
     return without_false_claims(verdict, place)
 
 
-def test_a_default_route_that_is_there_stays_claimed(multus: MultusNode, make_namespace: MakeNamespace) -> None:
+def test_existing_default_route_stays_claimed(multus: MultusNode, make_namespace: MakeNamespace) -> None:
     netns = make_namespace()
     ip("-n", os.path.basename(netns), "route", "add", "default", "via", "10.244.1.1")
     adoption = claiming(multus, netns, "10.244.1.1")
@@ -145,9 +141,7 @@ def test_a_default_route_that_is_there_stays_claimed(multus: MultusNode, make_na
     assert not adoption.notes
 
 
-def test_a_default_route_that_multus_did_not_move_is_not_claimed(
-    multus: MultusNode, make_namespace: MakeNamespace
-) -> None:
+def test_unmoved_default_route_is_not_claimed(multus: MultusNode, make_namespace: MakeNamespace) -> None:
     adoption = claiming(multus, make_namespace(), "10.244.1.1")
     assert [each.default_route for each in adoption.data.plan.attachments] == [None, None]
     assert "stay as they are" in adoption.notes[0]

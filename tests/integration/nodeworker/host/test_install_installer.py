@@ -35,7 +35,7 @@ def test_binary_and_configuration_are_installed(host: Host) -> None:
     assert (host.conf / "00-plumbline.conflist").stat().st_mode & 0o777 == 0o600
 
 
-def test_the_runtime_is_told_of_nothing_while_no_worker_answers(host: Host) -> None:
+def test_no_configuration_is_written_without_a_worker(host: Host) -> None:
     host.write("10-pods.conflist", BRIDGE)
     with pytest.raises(NotYetError, match=r"not configured yet.*could not be reached"):
         install(host.installer(), 0, threading.Event())
@@ -43,7 +43,7 @@ def test_the_runtime_is_told_of_nothing_while_no_worker_answers(host: Host) -> N
     assert (host.bin / "plumbline").exists()
 
 
-def test_a_worker_that_is_not_ready_is_no_worker(host: Host) -> None:
+def test_no_configuration_is_written_if_status_fails(host: Host) -> None:
     host.write("10-pods.conflist", BRIDGE)
     with (
         host.worker(1, b'{"cniVersion":"1.1.0","code":50,"msg":"the node ledger does not answer"}'),
@@ -53,7 +53,7 @@ def test_a_worker_that_is_not_ready_is_no_worker(host: Host) -> None:
     assert host.names() == {"10-pods.conflist"}
 
 
-def test_what_is_right_is_left_alone_and_nobody_is_asked(host: Host) -> None:
+def test_current_configuration_is_not_changed_or_checked(host: Host) -> None:
     host.write("10-pods.conflist", BRIDGE)
     configure(host)
     before = (host.conf / "00-plumbline.conflist").stat()
@@ -69,7 +69,7 @@ def test_a_changed_default_network_is_followed(host: Host) -> None:
     assert host.installed()["name"] == "renamed"
 
 
-def test_another_version_changes_the_file_and_leaves_one(host: Host) -> None:
+def test_new_version_leaves_one_configuration_file(host: Host) -> None:
     host.write("10-pods.conf", SINGLE)
     configure(host)
     assert host.names() == {"10-pods.conf", "00-plumbline.conf"}
@@ -79,7 +79,7 @@ def test_another_version_changes_the_file_and_leaves_one(host: Host) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", json.dumps({**BRIDGE, "cniVersion": "9.9.9"})])
-def test_the_last_good_configuration_stays(host: Host, text: str) -> None:
+def test_invalid_network_keeps_the_last_configuration(host: Host, text: str) -> None:
     host.write("10-pods.conflist", BRIDGE)
     configure(host)
     host.write("10-pods.conflist", text)
@@ -88,7 +88,7 @@ def test_the_last_good_configuration_stays(host: Host, text: str) -> None:
     assert host.installed()["plugins"][0]["delegates"] == [BRIDGE]
 
 
-def test_a_default_network_that_vanishes_for_a_moment_is_waited_for(host: Host) -> None:
+def test_briefly_missing_default_network_is_awaited(host: Host) -> None:
     path = host.write("10-pods.conflist", BRIDGE)
     host.write("20-flat.conf", SINGLE)
     with host.worker():
@@ -108,7 +108,7 @@ def test_a_default_network_that_vanishes_for_a_moment_is_waited_for(host: Host) 
     assert host.installed("00-plumbline.conf")["name"] == "flat"
 
 
-def test_a_default_network_that_comes_before_the_other_is_taken_at_once(host: Host) -> None:
+def test_new_first_default_network_is_used_at_once(host: Host) -> None:
     host.write("20-flat.conf", SINGLE)
     with host.worker():
         one = host.installer()
@@ -118,14 +118,14 @@ def test_a_default_network_that_comes_before_the_other_is_taken_at_once(host: Ho
     assert host.installed()["name"] == "pods"
 
 
-def test_a_configuration_that_the_runtime_would_read_first_is_said(host: Host) -> None:
+def test_configuration_that_sorts_first_is_refused(host: Host) -> None:
     host.write("00-calico.conflist", BRIDGE)
     with pytest.raises(InstallError, match=r"00-calico.conflist sorts before 00-plumbline.conflist.*rename it"):
         configure(host)
     assert host.names() == {"00-calico.conflist"}
 
 
-def test_the_default_network_may_lie_elsewhere(host: Host, tmp_path: Path) -> None:
+def test_default_network_can_be_in_another_folder(host: Host, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "00-first.conf").write_text(json.dumps(SINGLE))
@@ -133,7 +133,7 @@ def test_the_default_network_may_lie_elsewhere(host: Host, tmp_path: Path) -> No
     assert host.installed("00-plumbline.conf")["name"] == "flat"
 
 
-def test_beside_multus_nothing_is_installed_unless_it_is_to_be_replaced(host: Host) -> None:
+def test_multus_is_replaced_only_on_request(host: Host) -> None:
     host.write("00-multus.conf", MULTUS)
     host.write("10-pods.conflist", BRIDGE)
     with pytest.raises(InstallError, match="--replace-multus"):
@@ -141,7 +141,7 @@ def test_beside_multus_nothing_is_installed_unless_it_is_to_be_replaced(host: Ho
     assert host.names() == {"00-multus.conf", "10-pods.conflist"}
 
 
-def test_multus_is_set_aside_and_its_configuration_taken_over(host: Host) -> None:
+def test_multus_configuration_is_renamed_and_taken_over(host: Host) -> None:
     host.write("00-multus.conf", MULTUS)
     host.write("10-pods.conflist", BRIDGE)
     configure(host, replace_multus=True)
@@ -159,7 +159,7 @@ def test_multus_stays_while_no_worker_answers(host: Host) -> None:
     assert host.names() == {"00-multus.conf"}
 
 
-def test_a_multus_that_writes_its_file_again_is_set_aside_again(host: Host) -> None:
+def test_rewritten_multus_configuration_is_renamed_again(host: Host) -> None:
     host.write("00-multus.conf", MULTUS)
     configure(host, replace_multus=True)
     host.write("00-multus.conf", {**MULTUS, "name": "newer"})
@@ -168,7 +168,7 @@ def test_a_multus_that_writes_its_file_again_is_set_aside_again(host: Host) -> N
     assert host.installed("00-plumbline.conf")["name"] == "newer"
 
 
-def test_after_an_uninstallation_only_a_new_installation_goes_on(host: Host) -> None:
+def test_uninstalled_node_needs_an_explicit_install(host: Host) -> None:
     host.write("10-pods.conflist", BRIDGE)
     uninstalled_marker(host.settings).touch()
     with host.worker():
@@ -181,7 +181,7 @@ def test_after_an_uninstallation_only_a_new_installation_goes_on(host: Host) -> 
     assert "00-plumbline.conflist" in host.names()
 
 
-def test_a_folder_that_is_not_there_is_said(host: Host) -> None:
+def test_missing_folder_is_named_in_the_error(host: Host) -> None:
     host.bin.rmdir()
     with pytest.raises(InstallError, match=r"bin can't be changed \(No such file.*folder of CNI plugins"):
         host.installer()
@@ -211,7 +211,7 @@ class Watching:
             self._stopped = True
 
 
-def test_a_watching_installer_waits_and_says_so_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_installer_logs_a_failure_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     watching = Watching(monkeypatch)
     with host.worker():
         watching.run(
@@ -227,7 +227,7 @@ def test_a_watching_installer_waits_and_says_so_once(host: Host, monkeypatch: py
     assert host.installed()["name"] == "renamed"
 
 
-def test_a_watching_installer_restores_what_others_remove(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_installer_restores_removed_files(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.write("10-pods.conflist", BRIDGE)
     with host.worker():
         Watching(monkeypatch).run(
@@ -238,7 +238,7 @@ def test_a_watching_installer_restores_what_others_remove(host: Host, monkeypatc
     assert b"1.1.0" in asked.stdout
 
 
-def test_a_watching_installer_leaves_an_uninstalled_node_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_installer_respects_an_uninstallation(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.write("10-pods.conflist", BRIDGE)
     uninstalled_marker(host.settings).touch()
     with host.worker():

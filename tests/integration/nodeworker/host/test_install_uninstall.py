@@ -51,15 +51,13 @@ async def uninstall(host: Host, *, force: bool = False) -> None:
     await Uninstaller(host.settings, host.section(), force=force).run()
 
 
-async def test_a_node_without_pods_is_left_as_it_was(installed: Host, ledger: JetStreamLedger) -> None:
+async def test_uninstall_without_pods_restores_the_node(installed: Host, ledger: JetStreamLedger) -> None:
     await uninstall(installed)
     assert installed.names() == {"10-pods.conflist"}
     assert not list(installed.bin.iterdir())
 
 
-async def test_pods_with_more_networks_are_named_and_nothing_is_changed(
-    installed: Host, ledger: JetStreamLedger
-) -> None:
+async def test_uninstall_with_additional_networks_changes_nothing(installed: Host, ledger: JetStreamLedger) -> None:
     await attach(ledger, "a" * 64, *NETWORKS[:2])
     with pytest.raises(StillAttachedError, match=r"shop/web-0 \(aaaaaaaaaaaa\); delete or drain"):
         await uninstall(installed)
@@ -68,14 +66,14 @@ async def test_pods_with_more_networks_are_named_and_nothing_is_changed(
     assert not installer.uninstalled_marker(installed.settings).exists()
 
 
-async def test_an_attach_under_way_counts(installed: Host, ledger: JetStreamLedger) -> None:
+async def test_attach_in_progress_blocks_uninstall(installed: Host, ledger: JetStreamLedger) -> None:
     for event, _ in zip(Node().attach("a" * 64, WEB, NETWORKS[:2]), range(2), strict=False):
         await ledger.append(event)
     with pytest.raises(StillAttachedError):
         await uninstall(installed)
 
 
-async def test_many_pods_are_not_all_named(installed: Host, ledger: JetStreamLedger) -> None:
+async def test_error_names_ten_pods_at_most(installed: Host, ledger: JetStreamLedger) -> None:
     node = Node()
     for number in range(12):
         for event in node.attach(f"{number:064}", WEB, NETWORKS[:2]):
@@ -91,7 +89,7 @@ async def test_pods_of_another_node_do_not_count(installed: Host, ledger: JetStr
     assert not list(installed.bin.iterdir())
 
 
-async def test_the_binary_stays_while_a_pod_may_need_it_for_its_del(
+async def test_binary_stays_while_a_pod_may_need_del(
     installed: Host, ledger: JetStreamLedger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     await attach(ledger, "a" * 64, NETWORKS[0])
@@ -107,13 +105,13 @@ async def test_the_binary_stays_while_a_pod_may_need_it_for_its_del(
     assert not list(installed.bin.iterdir())
 
 
-async def test_force_asks_nobody(installed: Host) -> None:
+async def test_force_does_not_read_the_ledger(installed: Host) -> None:
     await uninstall(installed, force=True)
     assert installed.names() == {"10-pods.conflist"}
     assert not list(installed.bin.iterdir())
 
 
-async def test_without_ledger_nobody_knows_and_nothing_is_changed(installed: Host) -> None:
+async def test_uninstall_without_ledger_changes_nothing(installed: Host) -> None:
     with pytest.raises(SettingsError, match="no ledger"):
         await uninstall(installed)
     server = EmbeddedServer(installed.state / "ledger", installed.run)
@@ -125,7 +123,7 @@ async def test_without_ledger_nobody_knows_and_nothing_is_changed(installed: Hos
     assert "00-plumbline.conflist" in installed.names()
 
 
-async def test_multus_is_restored_before_our_configuration_goes(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_multus_is_restored_before_our_file_is_removed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.write("00-multus.conf", MULTUS)
     host.write("10-flat.conf", SINGLE)
     with host.worker():
@@ -139,7 +137,7 @@ async def test_multus_is_restored_before_our_configuration_goes(host: Host, monk
     assert all("00-multus.conf" in names for names in seen)
 
 
-async def test_uninstalling_twice_is_no_failure(installed: Host) -> None:
+async def test_second_uninstall_succeeds(installed: Host) -> None:
     await uninstall(installed, force=True)
     await uninstall(installed, force=True)
     assert installed.names() == {"10-pods.conflist"}

@@ -99,9 +99,7 @@ async def test_pod_is_found_with_its_annotations(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(("origin", "static"), [("file", True), ("http", True), ("api", False)])
-async def test_static_pod_is_known_by_where_the_kubelet_has_it_from(
-    cluster: Cluster, origin: str, static: bool
-) -> None:
+async def test_static_pod_is_known_by_its_config_source(cluster: Cluster, origin: str, static: bool) -> None:
     name = unique("pod")
     cluster.apply(pod(name, {"kubernetes.io/config.source": origin}))
     seen: PodObject = await found(lambda: cluster.source.pod("default", name))
@@ -147,7 +145,7 @@ async def test_object_that_was_deleted_is_none(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "A b"])
-async def test_name_that_nothing_can_have_is_none(cluster: Cluster, name: str) -> None:
+async def test_impossible_name_is_none(cluster: Cluster, name: str) -> None:
     assert await cluster.source.pod("default", name) is None
     assert await cluster.source.nad("default", name) is None
     assert await cluster.source.nad(name, "a") is None

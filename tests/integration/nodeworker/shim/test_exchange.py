@@ -19,7 +19,7 @@ ANSWER = frame.encode_reply(0, b'{"cniVersion":"1.1.0"}')
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK", "GC", "STATUS", "SURPRISE"])
-def test_the_worker_answers_and_the_runtime_reads_it(runtime: Runtime, command: str):
+def test_answer_of_the_worker_reaches_the_runtime(runtime: Runtime, command: str):
     with runtime.worker(reply(ANSWER)) as worker:
         done = runtime.call(command, b'{"name":"n"}', {"CNI_ARGS": "A=1;B=2", "OTHER": "x", "CNI": "y"})
     assert (done.returncode, done.stdout) == (0, b'{"cniVersion":"1.1.0"}')
@@ -94,7 +94,7 @@ def test_a_restarted_worker_gets_the_request_again(runtime: Runtime, command: st
     assert first.requests[0].request == second.requests[0].request
 
 
-def test_a_worker_that_answers_before_it_has_read_everything_is_heard(runtime: Runtime):
+def test_answer_before_the_whole_request_is_read(runtime: Runtime):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(runtime.socket))
         listener.listen()
@@ -113,7 +113,7 @@ def test_a_worker_that_answers_before_it_has_read_everything_is_heard(runtime: R
 
 
 @pytest.mark.parametrize("command", ["ADD", "CHECK", "GC", "STATUS", "SURPRISE"])
-def test_no_worker_by_the_deadline_is_try_again(runtime: Runtime, command: str):
+def test_no_worker_by_the_deadline_is_error_11(runtime: Runtime, command: str):
     error = error_of(runtime.call(command, b'{"cniVersion":"0.4.0"}', {"PLUMBLINE_DEADLINE": "0.1"}))
     assert (error["code"], error["cniVersion"]) == (11, "0.4.0")
     assert command in error["msg"]
@@ -122,7 +122,7 @@ def test_no_worker_by_the_deadline_is_try_again(runtime: Runtime, command: str):
 
 
 @pytest.mark.parametrize(("behaviour", "words"), [(hang, "gave no answer"), (vanish, "closed the connection")])
-def test_no_answer_by_the_deadline_is_try_again(runtime: Runtime, behaviour, words: str):
+def test_no_answer_by_the_deadline_is_error_11(runtime: Runtime, behaviour, words: str):
     with runtime.worker(behaviour):
         error = error_of(runtime.call("ADD", env={"PLUMBLINE_DEADLINE": "0.5"}))
     assert error["code"] == 11
@@ -135,7 +135,7 @@ def test_a_torn_reply_prints_nothing_of_it(runtime: Runtime):
     assert error["code"] == 11
 
 
-def test_a_worker_whose_backlog_is_full_is_busy_not_absent(runtime: Runtime):
+def test_full_backlog_is_busy_not_absent(runtime: Runtime):
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
         listener.bind(str(runtime.socket))
         listener.listen(0)
@@ -182,7 +182,7 @@ def test_version_needs_no_worker_and_no_input(runtime: Runtime):
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL", "VERSION"])
-def test_as_a_delegate_of_plumbline_it_refuses_at_once(runtime: Runtime, command: str):
+def test_call_as_own_delegate_is_refused(runtime: Runtime, command: str):
     with runtime.worker(reply(ANSWER)) as worker:
         error = error_of(runtime.call(command, env={"PLUMBLINE_DELEGATE": ""}))
     assert error["code"] == 7
@@ -240,17 +240,17 @@ def test_sixty_four_variables_pass_and_one_more_is_an_error(runtime: Runtime):
 
 
 @pytest.mark.parametrize("deadline", ["soon", "0", "-1", "nan", "inf", "3601", "1s"])
-def test_a_deadline_that_is_none_is_an_error(runtime: Runtime, deadline: str):
+def test_invalid_deadline_is_an_error(runtime: Runtime, deadline: str):
     error = error_of(runtime.call("ADD", env={"PLUMBLINE_DEADLINE": deadline}))
     assert error["code"] == 4
     assert deadline in error["msg"]
 
 
-def test_a_socket_path_that_no_socket_can_have_is_an_error(runtime: Runtime):
+def test_too_long_socket_path_is_an_error(runtime: Runtime):
     assert error_of(runtime.call("DEL", env={"PLUMBLINE_SOCKET": "/" + "x" * 107}))["code"] == 4
 
 
-def test_without_a_command_it_says_what_it_is(runtime: Runtime):
+def test_missing_command_is_explained(runtime: Runtime):
     error = error_of(runtime.call("ADD", env={"CNI_COMMAND": None}))
     assert error["code"] == 4
     assert "CNI_COMMAND" in error["msg"]
@@ -281,7 +281,7 @@ def test_configuration_that_cannot_be_read_is_an_input_error(runtime: Runtime, t
     assert error_of(done)["code"] == 5
 
 
-def test_a_runtime_that_closed_its_ear_does_not_kill_it_by_signal(runtime: Runtime):
+def test_closed_standard_output_raises_no_signal(runtime: Runtime):
     read, write = os.pipe()
     os.close(read)
     try:
@@ -323,7 +323,7 @@ def test_errors_are_in_the_version_that_was_asked_for(runtime: Runtime, stdin: b
         assert error_of(runtime.call("ADD", stdin))["cniVersion"] == version
 
 
-def test_a_del_that_nobody_takes_returns_long_before_the_deadline(runtime: Runtime):
+def test_del_without_worker_returns_before_the_deadline(runtime: Runtime):
     start = time.monotonic()
     assert runtime.call("DEL").returncode == 0
     assert 1 <= time.monotonic() - start < 10

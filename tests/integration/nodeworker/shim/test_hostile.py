@@ -45,7 +45,7 @@ def meaning(raw: bytes) -> tuple[int, bytes] | Literal["torn", "foreign"]:
 
 @given(raw=replies, command=st.sampled_from(["ADD", "DEL", "STATUS"]), send=st.sampled_from([reply, reply_bytewise]))
 @settings(max_examples=120)
-def test_any_reply_is_understood_or_refused_and_never_half_printed(
+def test_any_reply_is_printed_whole_or_refused(
     sanitized_binary: Path, raw: bytes, command: str, send: Callable[[bytes], Behaviour]
 ):
     expected = meaning(raw)
@@ -84,7 +84,7 @@ def test_the_largest_request_and_reply(sanitized: Runtime):
 
 @pytest.mark.parametrize("behaviour", [hang, vanish, reply_bytewise(frame.encode_reply(1, b'{"code":11}'))])
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
-def test_lasting_trouble_is_an_error_or_spooled(sanitized: Runtime, behaviour, command: str):
+def test_lasting_failure_is_an_error_or_spooled(sanitized: Runtime, behaviour, command: str):
     with sanitized.worker(behaviour):
         done = sanitized.call(command, env={"PLUMBLINE_DEADLINE": "0.2"})
     assert (done.returncode == 1 and done.stdout) or (command == "DEL" and len(sanitized.spooled()) == 1)

@@ -52,7 +52,7 @@ def test_a_missing_binary_says_how_to_build_it(tmp_path: Path, monkeypatch: pyte
 
 @needs_zig
 @needs_hatchling
-def test_the_wheel_carries_the_program_and_names_its_platform(tmp_path: Path):
+def test_wheel_has_the_binary_and_a_platform_tag(tmp_path: Path):
     tree = tmp_path / "tree"
     shutil.copytree(
         ROOT / "nodeworker", tree / "nodeworker", ignore=shutil.ignore_patterns("plumbline-*", "__pycache__")

@@ -29,7 +29,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_del_without_worker_is_spooled_as_it_would_have_been_sent(runtime: Runtime):
+def test_del_without_worker_is_spooled_as_sent(runtime: Runtime):
     done = runtime.call("DEL", b'{"name":"n"}', {**SOON, "CNI_ARGS": b"\xff"})
     assert (done.returncode, done.stdout) == (0, b"")
     (file,) = runtime.spooled()
@@ -53,7 +53,7 @@ def test_a_del_without_answer_is_spooled_as_it_was_sent(runtime: Runtime):
     assert [file.read_bytes() for file in runtime.spooled()] == worker.frames
 
 
-def test_a_del_that_was_cut_off_again_and_again_is_spooled_under_its_one_id(runtime: Runtime):
+def test_interrupted_del_is_spooled_under_one_id(runtime: Runtime):
     with runtime.worker(vanish) as worker:
         done = runtime.call("DEL", env={"PLUMBLINE_DEADLINE": "0.3"})
     assert (done.returncode, done.stdout) == (0, b"")
@@ -88,13 +88,13 @@ def test_the_largest_request_is_spooled_whole(runtime: Runtime):
     assert len(frame.decode_frame(file.read_bytes()).stdin) == frame.STDIN_MAX
 
 
-def test_the_spool_keeps_what_it_has(runtime: Runtime):
+def test_spooling_keeps_earlier_requests(runtime: Runtime):
     runtime.call("DEL", env=SOON)
     runtime.call("DEL", env=SOON)
     assert len(runtime.spooled()) == 2
 
 
-def test_a_spool_whose_parent_is_missing_is_an_error_that_go_cni_does_not_take_for_success(runtime: Runtime):
+def test_missing_spool_parent_is_an_error_for_go_cni(runtime: Runtime):
     error = error_of(runtime.call("DEL", env={**SOON, "PLUMBLINE_SPOOL": "/nowhere/plumbline/spool"}))
     assert error["code"] == 11
     assert "/nowhere/plumbline/spool" in error["msg"]
@@ -103,7 +103,7 @@ def test_a_spool_whose_parent_is_missing_is_an_error_that_go_cni_does_not_take_f
     assert "not found" not in error["msg"].lower()
 
 
-def test_a_spool_that_is_no_folder_is_an_error(runtime: Runtime):
+def test_spool_that_is_a_file_is_an_error(runtime: Runtime):
     runtime.spool.write_text("")
     error = error_of(runtime.call("DEL", b'{"cniVersion":"0.4.0"}', SOON))
     assert (error["code"], error["cniVersion"]) == (11, "0.4.0")

@@ -94,7 +94,7 @@ def kinds(links: tuple[ExpectedLink, ...], seen: Snapshot, mtu: int = 1500) -> l
     return [drift.kind for drift in differences(links, seen, {"net1": mtu})]
 
 
-def test_what_is_as_recorded_does_not_differ() -> None:
+def test_recorded_state_has_no_drift() -> None:
     assert kinds(wanted(), SOUND) == []
 
 
@@ -123,22 +123,22 @@ def test_each_change_is_one_drift(changes: dict[str, Any], drift: DriftKind) -> 
 @pytest.mark.parametrize(
     "extra", [assigned("fe80::1/64", scope=253), assigned("2001:db8::1/64", flags=0)], ids=["link-local", "advertised"]
 )
-def test_what_the_kernel_makes_by_itself_is_no_drift(extra: Assigned) -> None:
+def test_state_made_by_the_kernel_is_no_drift(extra: Assigned) -> None:
     assert kinds(wanted(), replace(SOUND, addresses=(*SOUND.addresses, extra))) == []
 
 
-def test_where_nobody_assigned_addresses_the_pod_may_have_any() -> None:
+def test_any_address_is_allowed_without_recorded_ones() -> None:
     links = wanted(result={**RESULT, "ips": [], "routes": []})
     assert kinds(links, replace(SOUND, routes=())) == []
 
 
-def test_what_is_not_known_is_not_compared() -> None:
+def test_unrecorded_state_is_not_compared() -> None:
     assert wanted(result=None) == ()
     assert kinds(wanted({"type": "macvlan"}), replace(SOUND, parents={})) == []
     assert kinds(wanted(), SOUND, mtu=0) == []
 
 
-def test_an_interface_that_the_result_does_not_tell_of_is_not_missed() -> None:
+def test_interface_missing_in_the_result_is_no_drift() -> None:
     """A plugin need not make one; results before 0.3.0 can't tell of it, and are of plugins that did."""
     silent = {key: value for key, value in RESULT.items() if key != "interfaces"}
     assert wanted(result=silent) == ()
@@ -146,11 +146,11 @@ def test_an_interface_that_the_result_does_not_tell_of_is_not_missed() -> None:
     assert [str(address) for address in old.addresses] == ["10.0.0.2/24"]
 
 
-def test_a_network_that_is_off_is_not_looked_at() -> None:
+def test_network_with_policy_off_is_not_compared() -> None:
     assert wanted(policy="off") == ()
 
 
-def test_the_configured_mtu_goes_before_the_one_first_seen() -> None:
+def test_configured_mtu_wins_over_the_first_seen() -> None:
     assert kinds(wanted({**MACVLAN, "mtu": 1400}), SOUND, mtu=1500) == [DriftKind.MTU_CHANGED]
 
 
@@ -168,14 +168,14 @@ def test_the_configured_mtu_goes_before_the_one_first_seen() -> None:
         ((), (), 0),
     ],
 )
-def test_the_mtu_is_what_the_last_plugin_with_a_say_in_it_left(
+def test_mtu_is_that_of_the_last_plugin_that_sets_one(
     mtus: tuple[int, ...], chained: tuple[Mapping[str, Any], ...], known: int
 ) -> None:
     (link,) = wanted(mtus=mtus, chained=chained)
     assert link.mtu == known
 
 
-def test_an_mtu_for_which_the_parent_has_no_room_is_another_drift_when_it_has() -> None:
+def test_mtu_drift_changes_when_the_parent_has_room() -> None:
     small = replace(SOUND, links={"net1": replace(LINK, mtu=1400)})
     (drift,) = differences(wanted(mtus=(1500,)), replace(small, parents={"uplink0": replace(UPLINK, mtu=1400)}), {})
     assert (drift.expected, drift.found) == ("1500", "1400, as uplink0 has 1400")
@@ -183,13 +183,13 @@ def test_an_mtu_for_which_the_parent_has_no_room_is_another_drift_when_it_has() 
     assert (drift.expected, drift.found) == ("1500", "1400")
 
 
-def test_an_mtu_that_the_result_tells_goes_before_all_else() -> None:
+def test_mtu_of_the_result_wins() -> None:
     told = {**RESULT, "cniVersion": "1.1.0", "interfaces": [RESULT["interfaces"][0] | {"mtu": 1234}]}
     (link,) = wanted({**MACVLAN, "mtu": 1400}, told, cni_version="1.1.0", mtus=(1300,))
     assert link.mtu == 1234
 
 
-def test_a_device_without_network_driver_is_not_missed() -> None:
+def test_absent_device_without_driver_is_no_drift() -> None:
     result = {**RESULT, "interfaces": [{"name": "net1", "sandbox": "/run/netns/box"}]}
     assert kinds(wanted({"type": "sriov"}, result, device="0000:01:00.1"), replace(SOUND, links={})) == []
 
@@ -204,7 +204,7 @@ def test_a_port_is_compared_at_both_ends() -> None:
     assert kinds(links, replace(seen, ports={})) == [DriftKind.PORT_DETACHED]
 
 
-def test_a_point_to_point_link_has_its_gateway_in_the_place_of_its_network() -> None:
+def test_ptp_route_to_the_gateway_replaces_the_network() -> None:
     links = wanted({"type": "ptp"})
     ways = (
         route("10.0.0.1/32", source="10.0.0.2"),

@@ -49,7 +49,7 @@ def notes(multus: MultusNode, place: FoundNamespace = ALIVE) -> str:
     return "; ".join(found.notes)
 
 
-def test_the_namespace_is_told_from_another_that_comes_to_its_path(multus: MultusNode) -> None:
+def test_plan_records_the_inode_of_the_namespace(multus: MultusNode) -> None:
     multus.write(POD)
     assert adopted(multus, replace(ALIVE, inode=4026532001)).plan.netns_inode == 4026532001
 
@@ -70,7 +70,7 @@ def args(sandbox: Sandbox, index: int) -> str:
 # --- all is there ---
 
 
-def test_each_plugin_is_given_what_libcni_gave_it(multus: MultusNode) -> None:
+def test_plugins_get_the_arguments_of_libcni(multus: MultusNode) -> None:
     multus.write(POD)
     data = adopted(multus)
     assert handed(data) == expected()
@@ -78,7 +78,7 @@ def test_each_plugin_is_given_what_libcni_gave_it(multus: MultusNode) -> None:
     assert handed(data)[0][1]["runtimeConfig"] == {"portMappings": POD.capability_args["portMappings"]}
 
 
-def test_the_plan_names_what_multus_named(multus: MultusNode) -> None:
+def test_plan_uses_the_names_of_multus(multus: MultusNode) -> None:
     multus.write(POD)
     data = adopted(multus)
     names = [(each.network, each.cni_name, each.ifname, each.default) for each in data.plan.attachments]
@@ -91,7 +91,7 @@ def test_the_plan_names_what_multus_named(multus: MultusNode) -> None:
     assert (data.ifname, data.plan.netns, data.plan.path) == ("eth0", NETNS, "/usr/lib/cni:/opt/cni/bin")
 
 
-def test_results_and_the_runtimes_answer_are_kept_as_they_are(multus: MultusNode) -> None:
+def test_results_are_recorded_unchanged(multus: MultusNode) -> None:
     multus.write(POD)
     data = adopted(multus)
     assert [json.loads(text) for text in data.results] == [network.result for network in POD.networks]
@@ -100,20 +100,20 @@ def test_results_and_the_runtimes_answer_are_kept_as_they_are(multus: MultusNode
     assert data.args == ";".join(f"{key}={value}" for key, value in POD.args)
 
 
-def test_a_device_keeps_its_id_resource_and_file(multus: MultusNode) -> None:
+def test_device_id_resource_and_file_are_recorded(multus: MultusNode) -> None:
     multus.write(POD)
     vf = adopted(multus).plan.attachments[2]
     assert (vf.device, vf.resource) == (SRIOV.device, SRIOV.resource)
     assert vf.device_info == f"/var/run/k8s.cni.cncf.io/devinfo/cni/sriov-vf-{BOX}_net2"
 
 
-def test_every_file_is_named_as_evidence(multus: MultusNode) -> None:
+def test_evidence_lists_every_file(multus: MultusNode) -> None:
     multus.write(POD)
     files = {path for folder in (multus.cni_dir, multus.cache_dir) for path in folder.rglob("*") if path.is_file()}
     assert {Path(path) for path in adopted(multus).evidence} == files
 
 
-def test_a_pod_may_have_asked_for_names_of_its_own(multus: MultusNode) -> None:
+def test_requested_interface_names_are_used(multus: MultusNode) -> None:
     named = replace(POD, networks=(replace(DEFAULT, ifname="uplink"), replace(MACVLAN, ifname="left"), SRIOV))
     multus.write(named)
     data = adopted(multus, FoundNamespace(netns=NETNS, links=frozenset({"uplink", "left", "net2"})))
@@ -122,12 +122,12 @@ def test_a_pod_may_have_asked_for_names_of_its_own(multus: MultusNode) -> None:
     assert handed(data) == expected(named)
 
 
-def test_a_pods_claim_to_the_default_route_is_kept(multus: MultusNode) -> None:
+def test_default_route_claim_is_recorded(multus: MultusNode) -> None:
     multus.write(replace(POD, networks=(DEFAULT, replace(MACVLAN, default_route=("10.1.1.1",)))))
     assert [each.default_route for each in adopted(multus).plan.attachments] == [None, ("10.1.1.1",)]
 
 
-def test_the_runtimes_file_of_a_pod_of_our_own_is_no_work_of_multus(multus: MultusNode) -> None:
+def test_request_to_plumbline_is_ignored(multus: MultusNode) -> None:
     multus.write_request(POD, {**MULTUS, "type": "plumbline"})
     assert state(multus).sandboxes == ()
 
@@ -143,7 +143,7 @@ def chained(multus: MultusNode, last: dict[str, Any], first: dict[str, Any] | No
     multus.write_scratch(replace(POD, networks=(longer,)))
 
 
-def test_plugins_from_a_folder_are_in_the_scratch_file_only(multus: MultusNode) -> None:
+def test_plugins_from_a_folder_come_from_the_scratch_file(multus: MultusNode) -> None:
     tuning = {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}}
     chained(multus, tuning)
     assert [each["type"] for each in handed(adopted(multus))[0]] == ["bridge", "portmap", "tuning"]
@@ -155,7 +155,7 @@ def test_plugins_from_a_folder_that_lost_their_keys_are_refused(multus: MultusNo
     assert "may have lost their own keys" in refused(multus)
 
 
-def test_a_stripped_scratch_file_does_not_matter_beside_libcnis_entry(multus: MultusNode) -> None:
+def test_stripped_scratch_file_with_an_entry_is_accepted(multus: MultusNode) -> None:
     stripped = [{"type": "bridge", "ipam": {"type": "host-local"}}, {"type": "portmap"}]
     multus.write(POD)
     lossy = replace(DEFAULT, config={**DEFAULT.config, "plugins": stripped})
@@ -189,7 +189,7 @@ def test_an_interface_on_another_network_is_refused(multus: MultusNode) -> None:
 
 
 @pytest.mark.parametrize("entries", [True, False], ids=["with libcni's entries", "alone"])
-def test_a_scratch_file_torn_anywhere_never_makes_a_wrong_plan(multus: MultusNode, entries: bool) -> None:
+def test_torn_scratch_file_never_makes_a_wrong_plan(multus: MultusNode, entries: bool) -> None:
     multus.write(POD)
     if not entries:
         shutil.rmtree(multus.cni_dir / "results")
@@ -210,7 +210,7 @@ def test_a_scratch_file_torn_anywhere_never_makes_a_wrong_plan(multus: MultusNod
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_an_entry_torn_anywhere_costs_the_result_and_nothing_else(multus: MultusNode, index: int) -> None:
+def test_torn_entry_loses_only_the_result(multus: MultusNode, index: int) -> None:
     multus.write(POD)
     whole = multus.entry(POD, index).read_bytes()
     for length in range(len(whole)):
@@ -224,7 +224,7 @@ def test_an_entry_torn_anywhere_costs_the_result_and_nothing_else(multus: Multus
 
 @given(cut=st.integers(min_value=0, max_value=4000), byte=st.integers(min_value=0, max_value=255))
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-def test_a_changed_byte_never_ends_the_run(multus: MultusNode, cut: int, byte: int) -> None:
+def test_changed_byte_never_aborts_the_run(multus: MultusNode, cut: int, byte: int) -> None:
     multus.write(POD)
     for path in (multus.scratch(POD), multus.entry(POD, 1), multus.request(POD)):
         whole = path.read_bytes()
@@ -235,7 +235,7 @@ def test_a_changed_byte_never_ends_the_run(multus: MultusNode, cut: int, byte: i
         path.write_bytes(whole)
 
 
-def test_without_the_scratch_file_the_interfaces_stand_in_the_order_of_their_numbers(multus: MultusNode) -> None:
+def test_interfaces_without_scratch_file_are_sorted_by_number(multus: MultusNode) -> None:
     more = tuple(
         Network(config={**MACVLAN.config, "name": f"n{index}"}, result=result(f"net{index}", "10.3.0.9/24", ""))
         for index in range(1, 12)
@@ -246,7 +246,7 @@ def test_without_the_scratch_file_the_interfaces_stand_in_the_order_of_their_num
     assert names == ["eth0", *(f"net{index}" for index in range(1, 12))]
 
 
-def test_an_add_that_is_under_way_is_left_to_multus(multus: MultusNode) -> None:
+def test_add_in_progress_is_refused(multus: MultusNode) -> None:
     multus.write_scratch(POD)
     multus.write_entry(POD, 0)
     assert "may be in progress" in refused(multus, FoundNamespace(netns=NETNS, links=frozenset({"lo", "eth0"})))
@@ -270,7 +270,7 @@ def test_lost_entries_are_rebuilt_from_the_scratch_file(multus: MultusNode) -> N
     assert "the result of its ADD is lost" in notes(multus)
 
 
-def test_without_the_runtimes_file_the_answer_is_the_default_networks_result(multus: MultusNode) -> None:
+def test_missing_request_uses_the_default_result(multus: MultusNode) -> None:
     multus.write(POD)
     multus.request(POD).unlink()
     data = adopted(multus)
@@ -278,7 +278,7 @@ def test_without_the_runtimes_file_the_answer_is_the_default_networks_result(mul
     assert (data.ifname, json.loads(data.result)) == ("eth0", DEFAULT.result)
 
 
-def test_without_two_files_nothing_tells_the_default_network(multus: MultusNode) -> None:
+def test_unknown_default_network_is_refused(multus: MultusNode) -> None:
     multus.write(POD)
     multus.request(POD).unlink()
     multus.scratch(POD).unlink()
@@ -294,14 +294,14 @@ def test_a_torn_entry_that_no_other_file_replaces_is_refused(multus: MultusNode)
     assert str(torn) in refused(multus)
 
 
-def test_a_torn_entry_of_nobody_is_told_of(multus: MultusNode) -> None:
+def test_torn_entry_of_no_sandbox_is_an_orphan(multus: MultusNode) -> None:
     multus.write(POD)
     torn = multus.cni_dir / "results" / "cbr0-feedbeef-eth0"
     torn.touch()
     assert [str(each) for each in state(multus).orphans] == [f"{torn} is empty"]
 
 
-def test_an_entry_under_the_name_of_another_is_not_believed(multus: MultusNode) -> None:
+def test_entry_under_another_name_is_rejected(multus: MultusNode) -> None:
     multus.write(POD)
     multus.entry(POD, 2).write_bytes(multus.entry(POD, 1).read_bytes())
     data = adopted(multus)
@@ -319,14 +319,14 @@ def plugged(multus: MultusNode) -> None:
     multus.write_entry(replace(POD, networks=(later,)), 0)
 
 
-def test_what_was_plugged_into_the_running_pod_is_adopted_too(multus: MultusNode) -> None:
+def test_interface_added_to_a_running_pod_is_adopted(multus: MultusNode) -> None:
     plugged(multus)
     data = adopted(multus, FoundNamespace(netns=NETNS, links=LINKS | {"net9"}))
     assert [each.ifname for each in data.plan.attachments] == ["eth0", "net1", "net2", "net9"]
     assert not data.plan.attachments[3].default
 
 
-def test_what_was_unplugged_is_left_out(multus: MultusNode) -> None:
+def test_removed_interface_is_left_out(multus: MultusNode) -> None:
     plugged(multus)
     assert [each.ifname for each in adopted(multus).plan.attachments] == ["eth0", "net1", "net2"]
     assert "left out" in notes(multus)
@@ -335,18 +335,18 @@ def test_what_was_unplugged_is_left_out(multus: MultusNode) -> None:
 # --- sandboxes that are gone ---
 
 
-def test_a_sandbox_that_is_gone_is_adopted_for_its_del(multus: MultusNode) -> None:
+def test_removed_sandbox_is_adopted_for_its_del(multus: MultusNode) -> None:
     multus.write(POD)
     assert handed(adopted(multus, GONE)) == expected()
 
 
-def test_what_a_del_of_multus_left_over_is_passed_over(multus: MultusNode) -> None:
+def test_remains_of_a_del_are_leftovers(multus: MultusNode) -> None:
     multus.write(POD)
     multus.scratch(POD).unlink()
     assert verdict(multus, GONE) == Leftover(container_id=POD.container_id)  # type: ignore[arg-type]
 
 
-def test_a_sandbox_that_is_gone_and_holds_an_address_is_adopted(multus: MultusNode) -> None:
+def test_removed_sandbox_with_an_address_is_adopted(multus: MultusNode) -> None:
     ipam = {"type": "host-local", "dataDir": str(multus.host_local_dir), "ranges": [[{"subnet": "10.5.0.0/24"}]]}
     stdin = {"cniVersion": "0.4.0", "name": "cbr0", "type": "host-local", "ipam": ipam}
     address = run("ADD", POD, "eth0", stdin, [])["ips"][0]["address"].split("/")[0]
@@ -357,7 +357,7 @@ def test_a_sandbox_that_is_gone_and_holds_an_address_is_adopted(multus: MultusNo
     assert isinstance(verdict(multus, GONE), Leftover)
 
 
-def test_files_older_than_the_last_adoption_are_leftovers_once_the_sandbox_is_gone(multus: MultusNode) -> None:
+def test_old_files_of_a_removed_sandbox_are_leftovers(multus: MultusNode) -> None:
     multus.write(POD)
     (files,) = state(multus).sandboxes
     assert isinstance(verdict(multus, GONE, files.written - 1), Adoption)

@@ -87,9 +87,7 @@ def told(report: Report) -> Any:
     return msgspec.to_builtins(report)
 
 
-async def test_each_sandbox_becomes_one_event_of_an_epoch_of_its_own(
-    multus: MultusNode, settings: AdoptSettings
-) -> None:
+async def test_each_sandbox_is_one_event_in_one_epoch(multus: MultusNode, settings: AdoptSettings) -> None:
     multus.write(gone(1))
     multus.write(gone(2))
     ledger = MemoryLedger()
@@ -125,7 +123,7 @@ async def test_a_node_without_multus_has_nothing_to_adopt(settings: AdoptSetting
     assert await events(ledger) == []
 
 
-async def test_a_dry_run_says_the_same_twice_and_appends_nothing(multus: MultusNode, settings: AdoptSettings) -> None:
+async def test_dry_run_is_repeatable_and_appends_nothing(multus: MultusNode, settings: AdoptSettings) -> None:
     multus.write(gone(1))
     multus.write(gone(2))
     multus.scratch(gone(2)).write_text("[")
@@ -146,7 +144,7 @@ async def test_a_dry_run_needs_no_ledger(multus: MultusNode, settings: AdoptSett
     assert (len(report.adoptions), report.ledger_read) == (1, False)
 
 
-async def test_a_run_that_was_cut_is_continued_by_the_next(multus: MultusNode, settings: AdoptSettings) -> None:
+async def test_next_run_continues_an_interrupted_one(multus: MultusNode, settings: AdoptSettings) -> None:
     for number in range(1, 6):
         multus.write(gone(number))
     ledger = FailingLedger(adoptions=2)
@@ -159,7 +157,7 @@ async def test_a_run_that_was_cut_is_continued_by_the_next(multus: MultusNode, s
     assert adopted == [gone(number).container_id for number in range(1, 6)]
 
 
-async def test_what_one_bad_sandbox_lacks_does_not_keep_the_others(multus: MultusNode, settings: AdoptSettings) -> None:
+async def test_bad_sandbox_does_not_stop_the_others(multus: MultusNode, settings: AdoptSettings) -> None:
     multus.write(gone(1))
     multus.write(gone(2))
     multus.scratch(gone(1)).write_bytes(b"\xff\x00")
@@ -170,9 +168,7 @@ async def test_what_one_bad_sandbox_lacks_does_not_keep_the_others(multus: Multu
     assert str(multus.scratch(gone(1))) in report.refusals[0].problem
 
 
-async def test_a_detached_sandbox_is_not_adopted_again_though_its_files_are_there(
-    multus: MultusNode, settings: AdoptSettings
-) -> None:
+async def test_detached_sandbox_with_files_is_not_adopted_again(multus: MultusNode, settings: AdoptSettings) -> None:
     multus.write(gone(1))
     ledger = MemoryLedger()
     await adopt(ledger, settings, dry_run=False)
@@ -186,9 +182,7 @@ async def test_a_detached_sandbox_is_not_adopted_again_though_its_files_are_ther
     assert not (await state(ledger)).sandboxes
 
 
-async def test_what_multus_attached_after_the_adoption_is_adopted_by_the_next(
-    multus: MultusNode, settings: AdoptSettings
-) -> None:
+async def test_later_pods_of_multus_are_adopted_by_the_next_run(multus: MultusNode, settings: AdoptSettings) -> None:
     multus.write(gone(1))
     ledger = MemoryLedger()
     await adopt(ledger, settings, dry_run=False)

@@ -20,7 +20,7 @@ def test_a_file_is_written_with_its_mode(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
+def test_current_file_is_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_file(path, b"content", 0o600)
     before = path.stat()
@@ -29,7 +29,7 @@ def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
     assert write_file(path, b"content", 0o755)
 
 
-def test_a_program_that_runs_is_replaced_and_runs_on(tmp_path: Path) -> None:
+def test_running_program_is_replaced_and_continues(tmp_path: Path) -> None:
     program = tmp_path / "cat"
     shutil.copy2(shutil.which("cat") or "", program)
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
@@ -43,7 +43,7 @@ def test_a_program_that_runs_is_replaced_and_runs_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"old", b"new"])
-def test_what_a_killed_installer_left_is_removed(tmp_path: Path, content: bytes) -> None:
+def test_draft_of_a_killed_installer_is_removed(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"old")
     path.chmod(0o600)
@@ -61,7 +61,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
+def test_reader_never_sees_a_partial_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     versions = [b"a" * 100_000, b"b" * 200_000]
     write_file(path, versions[0], 0o600)
@@ -84,7 +84,7 @@ def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     assert seen == set(versions)
 
 
-def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+def test_folder_lock_is_exclusive(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def second() -> None:
@@ -99,7 +99,7 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
     other.join()
 
 
-def test_what_is_gone_is_removed(tmp_path: Path) -> None:
+def test_remove_reports_whether_the_file_existed(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.touch()
     move(path, tmp_path / "y")

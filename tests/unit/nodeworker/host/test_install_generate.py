@@ -56,7 +56,7 @@ def test_an_old_version_becomes_a_single_configuration(tmp_path: Path) -> None:
     }
 
 
-def test_keys_and_name_that_are_given_go_along(tmp_path: Path) -> None:
+def test_configured_keys_and_name_are_included(tmp_path: Path) -> None:
     given = {"namespaceIsolation": True, "globalNamespaces": "default,shared", "capabilities": {"ips": True}}
     conf = json.loads(wrapped(tmp_path, SINGLE, network=given, network_name="ours").content)
     assert conf["name"] == "ours"
@@ -65,13 +65,13 @@ def test_keys_and_name_that_are_given_go_along(tmp_path: Path) -> None:
     assert conf["delegates"] == [SINGLE]
 
 
-def test_keys_that_need_a_cluster_network_get_the_path_of_the_default_network(tmp_path: Path) -> None:
+def test_keys_that_need_cluster_network_get_a_path(tmp_path: Path) -> None:
     conf = json.loads(wrapped(tmp_path, SINGLE, network={"defaultNetworks": ["storage"]}).content)
     assert conf["clusterNetwork"] == str(tmp_path / "10-primary.conf")
     assert "delegates" not in conf
 
 
-def test_a_default_network_that_is_given_stands(tmp_path: Path) -> None:
+def test_configured_default_network_is_kept(tmp_path: Path) -> None:
     conf = json.loads(wrapped(tmp_path, SINGLE, network={"clusterNetwork": "from-nad"}).content)
     assert conf["clusterNetwork"] == "from-nad"
     assert "delegates" not in conf
@@ -131,6 +131,6 @@ def test_a_path_of_multus_container_is_found_on_the_host(tmp_path: Path) -> None
         taken_over(tmp_path, {**MULTUS, "clusterNetwork": "/host/etc/cni/net.d/20-pods.conflist"})
 
 
-def test_a_file_of_multus_name_that_runs_something_else_is_refused(tmp_path: Path) -> None:
+def test_multus_file_without_multus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InstallError, match="does not run Multus"):
         taken_over(tmp_path, {**MULTUS, "type": "plumbline"})

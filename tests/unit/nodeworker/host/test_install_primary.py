@@ -19,7 +19,7 @@ def write(folder: Path, **files: Any) -> None:
         path.write_text(config if isinstance(config, str) else json.dumps(config))
 
 
-def test_the_first_by_name_is_taken(tmp_path: Path) -> None:
+def test_first_file_by_name_is_used(tmp_path: Path) -> None:
     write(tmp_path, b_conf=SINGLE, a_conflist=BRIDGE, c_json=SINGLE, a_txt="no configuration")
     found = find(tmp_path)
     assert found.path == tmp_path / "a.conflist"
@@ -43,12 +43,12 @@ def test_a_json_file_is_a_configuration_too(tmp_path: Path) -> None:
         {"cniVersion": "0.3.1", "type": "loopback"},
     ],
 )
-def test_what_would_wrap_us_or_is_no_network_is_passed_over(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_meta_plugins_and_loopback_are_skipped(tmp_path: Path, config: dict[str, Any]) -> None:
     write(tmp_path, a_conf=config, b_conf=SINGLE)
     assert find(tmp_path).path.name == "b.conf"
 
 
-def test_our_and_multus_files_are_passed_over_unread(tmp_path: Path) -> None:
+def test_own_and_multus_files_are_skipped_unread(tmp_path: Path) -> None:
     write(
         tmp_path,
         **{"00__plumbline_conf": "{", "00__plumbline_conflist": "{", "00__multus_conf": "", "00__multus_conflist": "{"},
@@ -58,14 +58,14 @@ def test_our_and_multus_files_are_passed_over_unread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", ["", '{"cniVersion": "1.0', "[]", "\udcff"])
-def test_a_file_that_is_half_written_is_no_reason_to_take_another(tmp_path: Path, torn: str) -> None:
+def test_half_written_file_is_not_skipped(tmp_path: Path, torn: str) -> None:
     (tmp_path / "a.conf").write_bytes(torn.encode(errors="surrogateescape"))
     write(tmp_path, b_conf=SINGLE)
     with pytest.raises(NotYetError, match=r"a\.conf"):
         find(tmp_path)
 
 
-def test_a_folder_without_a_network_is_said(tmp_path: Path) -> None:
+def test_folder_without_a_network_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, a_conf=MULTUS)
     with pytest.raises(NotYetError, match="has no configuration of a default network"):
         find(tmp_path)
@@ -73,7 +73,7 @@ def test_a_folder_without_a_network_is_said(tmp_path: Path) -> None:
         find(tmp_path / "nowhere")
 
 
-def test_a_named_file_is_taken_and_no_other(tmp_path: Path) -> None:
+def test_named_file_is_used(tmp_path: Path) -> None:
     write(tmp_path, a_conf=SINGLE, b_conflist=BRIDGE, c_conf=MULTUS)
     assert find(tmp_path, "b.conflist").parsed.name == "pods"
     with pytest.raises(NotYetError, match=r"d\.conf"):
@@ -92,13 +92,13 @@ def test_a_named_file_is_taken_and_no_other(tmp_path: Path) -> None:
         {"cniVersion": "1.0.0", "name": "../x", "plugins": [{"type": "bridge"}]},
     ],
 )
-def test_what_no_plugin_could_be_run_with_is_refused(tmp_path: Path, broken: dict[str, Any]) -> None:
+def test_unusable_configuration_is_refused(tmp_path: Path, broken: dict[str, Any]) -> None:
     write(tmp_path, a_conf=broken, b_conf=SINGLE)
     with pytest.raises(InstallError, match="not a usable configuration"):
         find(tmp_path)
 
 
-def test_plugins_in_files_of_their_own_are_a_part_of_the_list(tmp_path: Path) -> None:
+def test_plugins_in_separate_files_join_the_list(tmp_path: Path) -> None:
     write(tmp_path, a_conflist=BRIDGE)
     (tmp_path / "pods").mkdir()
     write(
@@ -112,7 +112,7 @@ def test_plugins_in_files_of_their_own_are_a_part_of_the_list(tmp_path: Path) ->
     assert len(find(tmp_path).parsed.plugins) == 3
 
 
-def test_a_list_may_be_made_of_such_files_only(tmp_path: Path) -> None:
+def test_list_can_have_only_separate_files(tmp_path: Path) -> None:
     write(tmp_path, a_conflist={"cniVersion": "1.1.0", "name": "pods"})
     (tmp_path / "pods").mkdir()
     write(tmp_path / "pods", a_conf={"type": "bridge"})

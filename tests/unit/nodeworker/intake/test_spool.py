@@ -29,7 +29,7 @@ def spool_in(folder: Path) -> Spool:
     return Spool(folder, Journal(MemoryLedger(), NODE), Answers(), WorkerMetrics())
 
 
-def test_requests_come_oldest_first_and_stay_until_they_are_removed(tmp_path: Path) -> None:
+def test_requests_are_oldest_first_and_stay_until_removed(tmp_path: Path) -> None:
     spool = spool_in(tmp_path / "state" / "spool")
     for number in (3, 1, 2):
         spool.put(frame(number))
@@ -43,14 +43,14 @@ def test_requests_come_oldest_first_and_stay_until_they_are_removed(tmp_path: Pa
     assert len(spool) == 0
 
 
-def test_it_is_nobody_elses_to_read(tmp_path: Path) -> None:
+def test_spool_is_private(tmp_path: Path) -> None:
     spool_in(tmp_path / "spool").put(frame(1))
     assert stat.S_IMODE((tmp_path / "spool").stat().st_mode) == 0o700
     (file,) = (tmp_path / "spool").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_what_is_no_request_is_set_aside_once(tmp_path: Path) -> None:
+def test_invalid_request_is_renamed_once(tmp_path: Path) -> None:
     spool = spool_in(tmp_path)
     good = encode_request(frame(1))
     for number, content in enumerate((b"", good[:-1], good + b"x", b"\0" * 100)):
@@ -68,7 +68,7 @@ def test_drafts_are_no_requests(tmp_path: Path) -> None:
     assert list(spool.requests()) == []
 
 
-def test_a_request_that_can_not_be_kept_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_put_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = spool_in(tmp_path)
 
     def no_room(fd: int) -> None:

@@ -42,7 +42,7 @@ CARRIED = AttachCompleted(request=RequestId("r"), ifname=IfName("eth0"), result=
 
 
 @pytest.mark.parametrize("data", [EFFECT, CARRIED], ids=["by itself", "carried"])
-def test_the_node_s_ends_of_an_interface_are_known_wherever_it_is_recorded(data: Data) -> None:
+def test_node_ends_are_learned_from_every_event(data: Data) -> None:
     places = Footprint("")
     places.learn(_event(data))
     ends = places.ends(frozenset())
@@ -50,7 +50,7 @@ def test_the_node_s_ends_of_an_interface_are_known_wherever_it_is_recorded(data:
     assert {held.holder for held in ends.values()} == {BOX}
 
 
-def test_of_a_ledger_that_is_read_only_what_is_there_is_learnt() -> None:
+def test_only_existing_links_are_learned_from_the_ledger() -> None:
     places = Footprint("")
     places.learn(_event(CARRIED), frozenset({"veth1"}))
     assert [end.name for end in places.ends(frozenset())] == ["veth1"]

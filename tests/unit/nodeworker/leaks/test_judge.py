@@ -67,7 +67,7 @@ def test_a_sandbox_is_abandoned_when_neither_runtime_nor_kernel_has_it() -> None
     assert not judge(facts(replace(box, waiting=(box,)), runtime=known(), lost=lost)).findings
 
 
-def test_what_nobody_can_tell_is_unsure_and_said() -> None:
+def test_undecidable_leak_is_reported_as_such() -> None:
     box = sandbox(NAMES[0])
     judged = judge(facts(box, reason="it does not answer", lost={box.key: "gone"}))
     assert not judged.findings
@@ -75,7 +75,7 @@ def test_what_nobody_can_tell_is_unsure_and_said() -> None:
     assert "it does not answer" in judged.unseen[0]
 
 
-def test_another_boot_ended_everything_but_what_the_runtime_runs() -> None:
+def test_reboot_ends_all_but_running_sandboxes() -> None:
     box = sandbox(NAMES[0], boot="boot-0")
     assert kinds(judge(facts(box, runtime=known(ended=(NAMES[0],))))) == [LeakKind.REBOOTED]
     assert not judge(facts(box, runtime=known(NAMES[0]))).findings
@@ -99,7 +99,7 @@ def held(holder: str, changed: float, kind: LeakKind = LeakKind.ADDRESS_UNOWNED)
     return HeldFile(kind=kind, path="/n/10.0.0.1", what="10.0.0.1", holder=ContainerId(holder), changed=changed)
 
 
-def test_an_address_without_owner_is_old_unknown_and_nowhere_in_use() -> None:
+def test_address_leak_is_old_unknown_and_unused() -> None:
     old, young, before_boot = 10_000.0 - LONGEST_ADD - 1, 9_999.0, 0.5
     for changed, found in ((old, 1), (young, 0), (before_boot, 1)):
         assert len(judge(facts(runtime=known(), files=(held(NAMES[0], changed),))).findings) == found
@@ -278,7 +278,7 @@ TestNode = Node.TestCase
 TestNode.settings = settings(max_examples=150, stateful_step_count=40)
 
 
-def test_so_many_reclaims_are_under_way_on_a_node_and_no_more() -> None:
+def test_reclaims_per_node_are_bounded() -> None:
     leaks: dict[LeakKey, Leaked] = {}
     for number in range(100):
         leak_id = f"file/{number}"
@@ -296,7 +296,7 @@ def test_so_many_reclaims_are_under_way_on_a_node_and_no_more() -> None:
     assert len(later) == decisions.AT_ONCE
 
 
-def test_what_was_refused_is_tried_again_after_a_growing_pause_or_a_new_look() -> None:
+def test_refused_reclaim_is_retried_with_backoff() -> None:
     finding = next(iter(judge(facts(runtime=known(), files=(held("", 0.0, LeakKind.ADDRESS_TORN),))).findings.values()))
     key = LeakKey(NODE, finding.leak.id)
     leaked = Leaked(LeakObserved(leak=finding.leak, sightings=2), EventId("e1"), "t", "t", 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.leaks import quickened, soak
 
 
-async def test_what_dies_is_freed_and_what_lives_is_not(tmp_path: Path) -> None:
+async def test_leaks_are_freed_and_live_sandboxes_are_not(tmp_path: Path) -> None:
     with quickened():
         world = await soak(tmp_path, seed=7, lives=300)
     assert world.missed > 20

@@ -103,7 +103,7 @@ def test_what_the_entry_point_never_sends_is_not_encoded(change: dict[str, objec
         frame.encode_request(msgspec.structs.replace(SAMPLE, **change))
 
 
-def test_of_a_variable_that_is_there_twice_the_first_counts():
+def test_first_of_two_equal_variables_counts():
     entries = [b"CNI_COMMAND=DEL", b"CNI_COMMAND=ADD"]
     body = bytes(24) + b"\x02\0\0\0" + b"".join(b"\x0f\0\0\0" + entry for entry in entries) + bytes(4)
     assert frame.decode_request(body).env == {"CNI_COMMAND": "DEL"}
@@ -115,7 +115,7 @@ def test_a_body_longer_than_the_limit_is_refused_before_it_is_read(length: int):
         frame.body_length(frame.MAGIC + length.to_bytes(4, "little"))
 
 
-def test_another_magic_is_said_to_be_another_release():
+def test_wrong_magic_error_names_the_release():
     with pytest.raises(frame.FrameError, match="different releases"):
         frame.body_length(b"PLB2\0\0\0\0")
 

@@ -33,7 +33,7 @@ def data(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-async def test_token_in_the_file_is_taken(kube: KubeServer, tmp_path: Path) -> None:
+async def test_token_in_the_kubeconfig_is_used(kube: KubeServer, tmp_path: Path) -> None:
     assert await works(from_kubeconfig(kube.kubeconfig(tmp_path / "config", token=WORKER)), tmp_path)
 
 
@@ -48,7 +48,7 @@ async def test_client_certificate_in_files_is_presented(kube: KubeServer, tmp_pa
     assert await works(from_kubeconfig(config), tmp_path)
 
 
-async def test_certificates_in_the_kubeconfig_are_taken_without_a_file(kube: KubeServer, tmp_path: Path) -> None:
+async def test_embedded_certificates_are_used_without_a_file(kube: KubeServer, tmp_path: Path) -> None:
     config = write_kubeconfig(
         tmp_path / "config",
         {"server": kube.url, "certificate-authority-data": data(kube.ca)},
@@ -86,7 +86,7 @@ def test_ipv6_service_is_addressed_in_brackets(kube: KubeServer, tmp_path: Path)
     assert access.server_name == "fd00::1"
 
 
-async def test_server_with_a_foreign_certificate_is_not_spoken_to(kube: KubeServer, tmp_path: Path) -> None:
+async def test_server_with_an_untrusted_certificate_is_refused(kube: KubeServer, tmp_path: Path) -> None:
     foreign = kube.folder / "client.crt"
     config = write_kubeconfig(
         tmp_path / "config", {"server": kube.url, "certificate-authority": str(foreign)}, {"token": WORKER}
@@ -95,7 +95,7 @@ async def test_server_with_a_foreign_certificate_is_not_spoken_to(kube: KubeServ
         await works(from_kubeconfig(config), tmp_path)
 
 
-async def test_server_may_be_known_under_another_name(kube: KubeServer, tmp_path: Path) -> None:
+async def test_server_name_can_differ_from_the_host(kube: KubeServer, tmp_path: Path) -> None:
     cluster = {"server": kube.url, "certificate-authority": str(kube.ca)}
     for name, right in (("localhost", True), ("example.org", False)):
         config = write_kubeconfig(tmp_path / name, {**cluster, "tls-server-name": name}, {"token": WORKER})
@@ -113,7 +113,7 @@ async def test_verification_can_be_switched_off(kube: KubeServer, tmp_path: Path
     assert await works(from_kubeconfig(config), tmp_path)
 
 
-async def test_path_of_the_server_comes_before_the_apis(tmp_path: Path) -> None:
+async def test_server_path_prefixes_the_api_path(tmp_path: Path) -> None:
     async def found(request: Request, reply: Reply) -> None:
         assert request.path.startswith("/clusters/one/apis/")
         assert request.headers["authorization"] == "Bearer token"
@@ -126,7 +126,7 @@ async def test_path_of_the_server_comes_before_the_apis(tmp_path: Path) -> None:
         source.close()
 
 
-async def test_401_counts_only_once_the_files_have_been_read_again(tmp_path: Path) -> None:
+async def test_401_is_retried_after_reading_the_files_again(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("old")
     times = os.stat(token)
@@ -149,7 +149,7 @@ async def test_401_counts_only_once_the_files_have_been_read_again(tmp_path: Pat
         source.close()
 
 
-def test_access_stays_the_same_object_until_the_content_of_a_file_changes(tmp_path: Path) -> None:
+def test_access_is_rebuilt_only_when_a_file_changes(tmp_path: Path) -> None:
     config = write_kubeconfig(tmp_path / "config", {"server": "http://localhost"}, {"tokenFile": "token"})
     token = tmp_path / "token"
     token.write_text("one")
@@ -162,7 +162,7 @@ def test_access_stays_the_same_object_until_the_content_of_a_file_changes(tmp_pa
     assert credentials.current().token == "three"
 
 
-async def test_access_that_can_not_be_read_any_more_is_told(tmp_path: Path) -> None:
+async def test_unreadable_credentials_are_reported(tmp_path: Path) -> None:
     config = write_kubeconfig(tmp_path / "config", {"server": "http://localhost:1"}, {"tokenFile": "token"})
     (tmp_path / "token").write_text("one")
     source = Kubernetes(from_kubeconfig(config), "any", tmp_path)
@@ -201,7 +201,7 @@ USER = {"name": "a", "user": {}}
         ({"clusters": [{"name": "a", "cluster": {"server": 5}}]}, "Expected `str`, got `int`"),
     ],
 )
-def test_kubeconfig_that_is_wrong_says_what(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+def test_invalid_kubeconfig_error_names_the_problem(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
     (tmp_path / "empty").write_text("\n")
     path = tmp_path / "config"
     content = {"current-context": "a", "contexts": [CONTEXT], "clusters": [CLUSTER], "users": [USER]}
@@ -212,14 +212,14 @@ def test_kubeconfig_that_is_wrong_says_what(tmp_path: Path, change: dict[str, An
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "\0"])
-def test_kubeconfig_that_is_none_says_so(tmp_path: Path, text: str) -> None:
+def test_file_that_is_not_a_kubeconfig_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config"
     path.write_text(text)
     with pytest.raises(SettingsError, match=f"kubeconfig {path}"):
         from_kubeconfig(path)
 
 
-def test_encrypted_key_is_refused_and_not_asked_about(kube: KubeServer, tmp_path: Path) -> None:
+def test_encrypted_key_is_refused_without_a_prompt(kube: KubeServer, tmp_path: Path) -> None:
     text = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIBAA==\n-----END ENCRYPTED PRIVATE KEY-----\n"
     (tmp_path / "key").write_text(text)
     config = kube.kubeconfig(
@@ -229,14 +229,14 @@ def test_encrypted_key_is_refused_and_not_asked_about(kube: KubeServer, tmp_path
         from_kubeconfig(config)
 
 
-def test_outside_a_cluster_it_is_said_what_is_missing(tmp_path: Path) -> None:
+def test_error_outside_a_cluster_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="KUBERNETES_SERVICE_HOST is not set"):
         in_cluster({}, tmp_path)
     with pytest.raises(SettingsError, match="token: No such file"):
         in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path)
 
 
-async def test_secrets_are_in_no_log_and_no_error(tmp_path: Path) -> None:
+async def test_secrets_are_not_in_logs_or_errors(tmp_path: Path) -> None:
     config = write_kubeconfig(tmp_path / "config", {"server": "http://localhost:1"}, {"token": "s3cret\ninjected: x"})
     source = Kubernetes(from_kubeconfig(config), "any", tmp_path)
     with capture_logs() as logs, pytest.raises(SourceUnavailableError) as failure:

@@ -31,7 +31,7 @@ def nowhere(folder: Path) -> Credentials:
     )
 
 
-async def test_without_api_server_nothing_is_known_and_nothing_is_made_up(tmp_path: Path) -> None:
+async def test_source_without_api_server_is_unavailable(tmp_path: Path) -> None:
     with capture_logs() as logs:
         async with running(nowhere(tmp_path), "any", tmp_path, synced=False) as source:
             assert not await source.ready(0.1)
@@ -48,9 +48,7 @@ async def test_without_api_server_nothing_is_known_and_nothing_is_made_up(tmp_pa
     assert sorted(told) == ["network-attachment-definitions", "pods"]
 
 
-async def test_restarted_worker_serves_from_its_copy_while_the_api_server_is_away(
-    kube: KubeServer, tmp_path: Path
-) -> None:
+async def test_restarted_worker_serves_from_the_disk_copy(kube: KubeServer, tmp_path: Path) -> None:
     node, name = unique("node"), unique("nad")
     uid = kube.create_pod("default", node, node, selecting("a"))
     kube.create_nad("default", name, '{"type": "macvlan"}')
@@ -64,7 +62,7 @@ async def test_restarted_worker_serves_from_its_copy_while_the_api_server_is_awa
         assert not source.synced
 
 
-async def test_copy_is_brought_up_to_date_when_the_api_server_answers(kube: KubeServer, tmp_path: Path) -> None:
+async def test_disk_copy_is_updated_when_the_api_server_is_back(kube: KubeServer, tmp_path: Path) -> None:
     node = unique("node")
     kube.create_pod("default", node, node)
     async with running(worker(kube, tmp_path), node, tmp_path):
@@ -74,9 +72,7 @@ async def test_copy_is_brought_up_to_date_when_the_api_server_answers(kube: Kube
         assert await source.pod("default", node) is None
 
 
-async def test_killed_api_server_leaves_what_is_known_and_its_return_brings_what_was_missed(
-    kube: KubeServer, tmp_path: Path
-) -> None:
+async def test_cache_survives_an_api_server_outage_and_catches_up(kube: KubeServer, tmp_path: Path) -> None:
     node, old, new = unique("node"), unique("nad"), unique("missed")
     kube.create_namespace(old)
     kube.create_nad(old, old, "{}")
@@ -122,7 +118,7 @@ async def test_copy_is_written_while_the_worker_runs(
         await eventually(lambda: [pod.name for pod in copy.load()] == [node])
 
 
-async def test_copy_that_can_not_be_written_is_told_once_and_stops_nothing(
+async def test_failed_copy_is_logged_once_and_stops_nothing(
     kube: KubeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apiserver_source, "_COPY_EVERY", 0.01)
@@ -138,9 +134,7 @@ async def test_copy_that_can_not_be_written_is_told_once_and_stops_nothing(
     assert len(failures) == len(set(failures)) >= 1
 
 
-async def test_token_that_is_no_longer_accepted_is_told_and_its_renewal_is_noticed(
-    kube: KubeServer, tmp_path: Path
-) -> None:
+async def test_expired_token_is_reported_and_its_renewal_used(kube: KubeServer, tmp_path: Path) -> None:
     node = unique("node")
     kube.kill_api()
     kube.start_api({**TOKENS, EXPIRING: ("worker", "")})
@@ -165,9 +159,7 @@ async def test_token_that_is_no_longer_accepted_is_told_and_its_renewal_is_notic
             await eventually(lambda: source.connected)
 
 
-async def test_token_of_the_right_form_but_for_somebody_else_is_noticed_as_well(
-    kube: KubeServer, tmp_path: Path
-) -> None:
+async def test_token_of_another_identity_is_reported(kube: KubeServer, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text(NOBODY)
     credentials = worker(kube, tmp_path, tokenFile=str(token))
@@ -178,7 +170,7 @@ async def test_token_of_the_right_form_but_for_somebody_else_is_noticed_as_well(
         assert await source.ready(10)
 
 
-async def test_crd_that_is_installed_later_is_followed(kube: KubeServer, tmp_path: Path) -> None:
+async def test_crd_that_is_installed_later_is_watched(kube: KubeServer, tmp_path: Path) -> None:
     name = unique("nad")
     kube.uninstall_crd()
     try:

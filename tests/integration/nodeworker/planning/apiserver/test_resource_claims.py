@@ -107,7 +107,7 @@ async def test_a_pod_without_claims_has_no_devices_and_costs_one_request(tmp_pat
         assert [request.path for request in fake.requests] == ["/api/v1/namespaces/shop/pods/web"]
 
 
-async def test_devices_follow_in_the_order_of_claims_and_of_the_devices_in_each(tmp_path: Path) -> None:
+async def test_devices_are_ordered_by_claim_and_allocation(tmp_path: Path) -> None:
     cluster = Cluster()
     made = [{"name": "templated", "resourceClaimName": "web-templated-x7"}, {"name": "none", "resourceClaimName": None}]
     cluster.pod(
@@ -126,7 +126,7 @@ async def test_devices_follow_in_the_order_of_claims_and_of_the_devices_in_each(
         assert len(fake.asked("get")) == 3  # two claims, and one list for the one driver
 
 
-async def test_devices_that_networks_can_not_know_are_passed_over(tmp_path: Path) -> None:
+async def test_devices_without_attributes_are_skipped(tmp_path: Path) -> None:
     cluster = Cluster()
     cluster.pod({"name": "c", "resourceClaimName": "c"})
     gpu = {"request": "gpus", "driver": "gpu.example", "pool": "p1", "device": "gpu0"}
@@ -138,7 +138,7 @@ async def test_devices_that_networks_can_not_know_are_passed_over(tmp_path: Path
     assert await found(cluster, tmp_path) == {SRIOV: ("y",)}
 
 
-async def test_the_slices_of_other_nodes_and_of_times_gone_are_not_looked_at(tmp_path: Path) -> None:
+async def test_other_nodes_and_old_slices_are_ignored(tmp_path: Path) -> None:
     cluster = Cluster()
     cluster.pod({"name": "c", "resourceClaimName": "c"})
     cluster.claim("c", "p1/a", "p2/a")
@@ -154,7 +154,7 @@ def extended(cluster: Cluster, *mappings: tuple[str, str]) -> None:
     cluster.pod(extendedResourceClaimStatus={"resourceClaimName": "ext", "requestMappings": requests})
 
 
-async def test_resources_that_containers_request_by_name_are_those_of_their_mapping(tmp_path: Path) -> None:
+async def test_extended_resources_are_mapped_to_devices(tmp_path: Path) -> None:
     cluster = Cluster()
     extended(cluster, (RDMA, "container-0-request-1"), (SRIOV, "container-0-request-0"))
     results = [("container-0-request-0", "a"), ("container-0-request-0", "b"), ("container-0-request-1", "r")]
@@ -163,7 +163,7 @@ async def test_resources_that_containers_request_by_name_are_those_of_their_mapp
     assert await found(cluster, tmp_path) == {SRIOV: ("v0", "v1"), RDMA: ("r0",)}
 
 
-async def test_a_mapping_that_the_driver_contradicts_is_told(tmp_path: Path) -> None:
+async def test_mapping_that_contradicts_the_driver_is_an_error(tmp_path: Path) -> None:
     cluster = Cluster()
     extended(cluster, (RDMA, "nics"))
     cluster.claim("ext", "p1/a")
@@ -172,21 +172,21 @@ async def test_a_mapping_that_the_driver_contradicts_is_told(tmp_path: Path) -> 
     assert text.startswith(f"resource claim ext holds device a for resource {RDMA}, whose attribute {RESOURCE} is")
 
 
-async def test_a_mapping_without_device_is_told(tmp_path: Path) -> None:
+async def test_mapping_without_device_is_an_error(tmp_path: Path) -> None:
     cluster = Cluster()
     extended(cluster, (SRIOV, "other"))
     cluster.claim("ext", "p1/a")
     assert await refused(cluster, tmp_path) == "resource claim ext has no device for the request other"
 
 
-async def test_a_claim_that_has_not_been_allocated_is_told(tmp_path: Path) -> None:
+async def test_unallocated_claim_is_an_error(tmp_path: Path) -> None:
     cluster = Cluster()
     cluster.pod({"name": "c", "resourceClaimName": "c"})
     cluster.objects["/apis/resource.k8s.io/v1/namespaces/shop/resourceclaims/c"] = {"status": {}}
     assert await refused(cluster, tmp_path) == "resource claim shop/c has not been allocated"
 
 
-async def test_a_claim_that_does_not_exist_is_told(tmp_path: Path) -> None:
+async def test_missing_claim_is_an_error(tmp_path: Path) -> None:
     cluster = Cluster()
     cluster.pod({"name": "c", "resourceClaimName": "c"})
     text = await refused(cluster, tmp_path)
@@ -194,7 +194,7 @@ async def test_a_claim_that_does_not_exist_is_told(tmp_path: Path) -> None:
     assert text.endswith("(/apis/resource.k8s.io/v1/namespaces/shop/resourceclaims/c)")
 
 
-async def test_a_pod_that_was_replaced_has_none_of_its_successors_devices(tmp_path: Path) -> None:
+async def test_replaced_pod_gets_no_devices_of_its_successor(tmp_path: Path) -> None:
     cluster = Cluster()
     cluster.pod(uid="uid-2")
     assert await refused(cluster, tmp_path) == "the API server has pod shop/web under UID uid-2 instead of uid-1"
@@ -207,13 +207,13 @@ async def test_a_static_pod_has_no_claims(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("body", [[], {}, {"metadata": {"uid": 3}, "spec": {}}])
-async def test_an_answer_that_is_none_is_told(tmp_path: Path, body: object) -> None:
+async def test_unreadable_answer_is_an_error(tmp_path: Path, body: object) -> None:
     cluster = Cluster()
     cluster.objects["/api/v1/namespaces/shop/pods/web"] = body
     assert "pods/web can't be read" in await refused(cluster, tmp_path)
 
 
-async def test_a_real_api_server_tells_of_a_pod_without_claims(kube: KubeServer, tmp_path: Path) -> None:
+async def test_pod_without_claims_on_a_real_api_server_has_no_devices(kube: KubeServer, tmp_path: Path) -> None:
     kube.create_namespace("devices")
     uid = kube.create_pod("devices", "plain", "n1", {"example.org/any": "thing"})
     api = Api(from_kubeconfig(kube.kubeconfig(tmp_path / "kubeconfig", token=WORKER)), "test")

@@ -20,7 +20,7 @@ from tests.support.kube.server import NOBODY, KubeServer
 from tests.support.kube.source_harness import BRISK, eventually, running, selecting, unique, worker
 
 
-async def test_only_this_nodes_pods_and_only_what_is_read_of_them_is_kept(kube: KubeServer, tmp_path: Path) -> None:
+async def test_only_needed_fields_of_this_nodes_pods_are_cached(kube: KubeServer, tmp_path: Path) -> None:
     node = unique("node")
     annotations = {NETWORKS: "a", DEFAULT_NETWORK: "b"}
     uid = kube.create_pod("default", f"{node}-mine", node, {**annotations, "example.org/other": "x" * 10_000})
@@ -33,7 +33,7 @@ async def test_only_this_nodes_pods_and_only_what_is_read_of_them_is_kept(kube: 
         assert await source.pod("default", f"{node}-mine") is found
 
 
-async def test_nads_of_all_namespaces_are_known(kube: KubeServer, tmp_path: Path) -> None:
+async def test_nads_of_all_namespaces_are_cached(kube: KubeServer, tmp_path: Path) -> None:
     name = unique("nad")
     kube.create_namespace(name)
     kube.create_nad(name, name, '{"type": "macvlan"}', {RESOURCE_NAME: "vendor/device", "example.org/other": "x"})
@@ -43,7 +43,7 @@ async def test_nads_of_all_namespaces_are_known(kube: KubeServer, tmp_path: Path
         assert await source.nad(name, name) is found
 
 
-async def test_changes_come_in(kube: KubeServer, tmp_path: Path) -> None:
+async def test_changes_reach_the_cache(kube: KubeServer, tmp_path: Path) -> None:
     node, name = unique("node"), unique("nad")
     async with running(worker(kube, tmp_path), node, tmp_path) as source:
         pods, nads = source.watches
@@ -67,7 +67,7 @@ async def test_changes_come_in(kube: KubeServer, tmp_path: Path) -> None:
         assert (pods.relists, pods.errors, nads.relists, nads.errors) == (0, 0, 0, 0)
 
 
-async def test_pod_that_the_watch_tells_of_later_is_waited_for(kube: KubeServer, tmp_path: Path) -> None:
+async def test_late_pod_is_awaited(kube: KubeServer, tmp_path: Path) -> None:
     node = unique("node")
     # So long that asking the API server, which comes after it, can't be how the pod is found.
     async with running(worker(kube, tmp_path), node, tmp_path, pod_wait=60.0) as source:
@@ -79,7 +79,7 @@ async def test_pod_that_the_watch_tells_of_later_is_waited_for(kube: KubeServer,
             assert {pod.uid for pod in await asyncio.gather(*asked) if pod} == {uid}
 
 
-async def test_later_incarnation_of_a_pod_is_waited_for(kube: KubeServer, tmp_path: Path) -> None:
+async def test_late_incarnation_of_a_pod_is_awaited(kube: KubeServer, tmp_path: Path) -> None:
     node = unique("node")
     old = kube.create_pod("default", node, node, selecting("old"))
     async with running(worker(kube, tmp_path), node, tmp_path, pod_wait=60.0) as source:
@@ -101,7 +101,7 @@ async def test_static_pod_is_found_under_any_uid(kube: KubeServer, tmp_path: Pat
         assert found.static
 
 
-async def test_what_does_not_exist_is_asked_for_and_is_none(kube: KubeServer, tmp_path: Path) -> None:
+async def test_missing_object_is_requested_and_none(kube: KubeServer, tmp_path: Path) -> None:
     async with running(worker(kube, tmp_path), "any", tmp_path, pod_wait=0.2) as source:
         began = time.monotonic()
         assert await source.pod("default", "absent") is None
@@ -110,7 +110,7 @@ async def test_what_does_not_exist_is_asked_for_and_is_none(kube: KubeServer, tm
         assert await source.nad("absent", "absent") is None
 
 
-async def test_live_object_is_found_without_a_watch(kube: KubeServer, tmp_path: Path) -> None:
+async def test_uncached_object_is_requested(kube: KubeServer, tmp_path: Path) -> None:
     node, name = unique("node"), unique("nad")
     uid = kube.create_pod("default", node, node, selecting("a"))
     kube.create_nad("default", name, "{}")
@@ -145,7 +145,7 @@ async def test_list_of_several_pages_is_complete(kube: KubeServer, tmp_path: Pat
             assert await source.nad(namespace, f"n{index}") == Nad(namespace, f"n{index}", f"{index}")
 
 
-async def test_ten_thousand_nads_are_followed(kube: KubeServer, tmp_path: Path) -> None:
+async def test_ten_thousand_nads_are_watched(kube: KubeServer, tmp_path: Path) -> None:
     namespace = unique("many")
     config = '{"type": "macvlan", "master": "eth0", "ipam": {"type": "host-local"}}'
     kube.etcd.store_nads(nad(namespace, f"n{index}", config) for index in range(10_000))
@@ -162,7 +162,7 @@ async def test_ten_thousand_nads_are_followed(kube: KubeServer, tmp_path: Path) 
         kube.etcd.forget_nads(namespace)
 
 
-async def test_nad_of_a_mebibyte_comes_by_list_and_by_watch(kube: KubeServer, tmp_path: Path) -> None:
+async def test_nad_of_one_mebibyte_is_listed_and_watched(kube: KubeServer, tmp_path: Path) -> None:
     first, second = unique("large"), unique("large")
     config = "x" * 1024 * 1024
     kube.create_nad("default", first, config)
@@ -182,7 +182,7 @@ async def test_nad_of_a_mebibyte_comes_by_list_and_by_watch(kube: KubeServer, tm
         kube.delete_nad("default", second)
 
 
-async def test_watch_that_the_server_ends_is_begun_again_where_it_was(kube: KubeServer, tmp_path: Path) -> None:
+async def test_ended_watch_continues_at_its_version(kube: KubeServer, tmp_path: Path) -> None:
     node = unique("node")
     timings = WatchTimings(first=0.05, most=0.05, watch=1.0)
     async with running(worker(kube, tmp_path), node, tmp_path, timings=timings) as source:
@@ -194,7 +194,7 @@ async def test_watch_that_the_server_ends_is_begun_again_where_it_was(kube: Kube
         assert (pods.relists, pods.errors) == (0, 0)
 
 
-async def test_denied_access_says_what_to_grant(kube: KubeServer, tmp_path: Path) -> None:
+async def test_denied_access_names_the_missing_permission(kube: KubeServer, tmp_path: Path) -> None:
     with capture_logs() as logs:
         async with running(worker(kube, tmp_path, token=NOBODY), "any", tmp_path, synced=False) as source:
             with pytest.raises(

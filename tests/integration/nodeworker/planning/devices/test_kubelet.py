@@ -25,16 +25,14 @@ SRIOV, RDMA = "vendor.example/sriov", "vendor.example/rdma"
 
 
 @pytest.mark.parametrize(("get", "calls"), [("works", ["Get"]), ("disabled", ["Get", "List"]), ("unknown", ["List"])])
-async def test_a_pods_devices_are_told_by_whatever_the_kubelet_offers(
-    tmp_path: Path, get: str, calls: list[str]
-) -> None:
+async def test_devices_are_read_from_either_kubelet_method(tmp_path: Path, get: str, calls: list[str]) -> None:
     others = [pod("plain", [(SRIOV, ["9"])], namespace="other"), pod("other", [(SRIOV, ["8"])])]
     with kubelet(tmp_path, *others, pod("plain", [(SRIOV, ["0000:03:02.1"])]), get=get) as running:
         assert await asked(running.socket) == {SRIOV: ("0000:03:02.1",)}
         assert running.calls == calls
 
 
-async def test_devices_follow_container_by_container_sorted_within_each(tmp_path: Path) -> None:
+async def test_devices_are_ordered_by_container_then_sorted(tmp_path: Path) -> None:
     containers = [(SRIOV, ["c", "d"]), (RDMA, ["r1"]), (SRIOV, ["b"])], [], [(RDMA, ["r0"]), (SRIOV, ["e", "a"])]
     with kubelet(tmp_path, pod("plain", *containers)) as running:
         assert await asked(running.socket) == {SRIOV: ("b", "c", "d", "a", "e"), RDMA: ("r1", "r0")}
@@ -51,7 +49,7 @@ async def test_a_pod_that_the_kubelet_does_not_know_has_none(tmp_path: Path) -> 
         assert running.calls == ["Get", "List"]
 
 
-async def test_a_kubelet_that_has_too_many_requests_is_asked_again(tmp_path: Path) -> None:
+async def test_overloaded_kubelet_is_asked_again(tmp_path: Path) -> None:
     with kubelet(tmp_path, pod("plain", [(SRIOV, ["a"])]), busy=2) as running:
         assert await asked(running.socket) == {SRIOV: ("a",)}
         assert running.calls == ["Get"] * 3
@@ -106,21 +104,21 @@ async def hang_up(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
 
 
 @pytest.mark.parametrize("speech", [garbage, hang_up])
-async def test_what_is_no_kubelet_is_told_so(tmp_path: Path, speech: Speech) -> None:
+async def test_server_that_is_not_a_kubelet_is_an_error(tmp_path: Path, speech: Speech) -> None:
     socket = tmp_path / "s"
     async with listening(socket, speech):
         with pytest.raises(DevicesUnknownError, match=f"{socket} is no kubelet, or stopped"):
             await asked(socket)
 
 
-async def test_a_kubelet_that_does_not_answer_is_not_waited_for_longer_than_its_time(tmp_path: Path) -> None:
+async def test_silent_kubelet_times_out(tmp_path: Path) -> None:
     socket = tmp_path / "s"
     async with listening(socket, silence):
         with pytest.raises(DevicesUnknownError, match=r"did not answer within 0\.1 s"):
             await podresources.devices(socket, PLAIN, 0.1)
 
 
-async def test_a_socket_that_nobody_listens_at_is_told(tmp_path: Path) -> None:
+async def test_socket_without_listener_is_an_error(tmp_path: Path) -> None:
     socket = tmp_path / "s"
     socket.touch()
     with pytest.raises(DevicesUnknownError, match=f"the kubelet at {socket} can't be reached"):
@@ -136,7 +134,7 @@ def checkpoint(path: Path, *entries: tuple[str, str, str, Any]) -> Path:
     return path
 
 
-async def test_without_a_socket_the_kubelets_file_is_read(tmp_path: Path) -> None:
+async def test_checkpoint_is_read_without_a_socket(tmp_path: Path) -> None:
     file = checkpoint(
         tmp_path / "checkpoint",
         ("uid-1", "b", SRIOV, {"1": ["d", "c"], "0": ["e"]}),
@@ -149,24 +147,24 @@ async def test_without_a_socket_the_kubelets_file_is_read(tmp_path: Path) -> Non
     assert await Kubelet(tmp_path / "missing.sock", file).devices(Pod("default", "new", "uid-9")) == {}
 
 
-async def test_a_file_without_entries_knows_no_devices(tmp_path: Path) -> None:
+async def test_checkpoint_without_entries_has_no_devices(tmp_path: Path) -> None:
     (tmp_path / "c").write_text('{"Data":{"PodDeviceEntries":null,"RegisteredDevices":{}},"Checksum":1}')
     assert await Kubelet(tmp_path / "missing.sock", tmp_path / "c").devices(PLAIN) == {}
 
 
-async def test_without_a_uid_the_kubelets_file_tells_nothing(tmp_path: Path) -> None:
+async def test_checkpoint_needs_the_pods_uid(tmp_path: Path) -> None:
     with pytest.raises(DevicesUnknownError, match="knows pods by UID only"):
         await Kubelet(tmp_path / "missing.sock", checkpoint(tmp_path / "c")).devices(Pod("default", "plain"))
 
 
-async def test_without_socket_and_file_both_are_named(tmp_path: Path) -> None:
+async def test_error_without_socket_and_checkpoint_names_both(tmp_path: Path) -> None:
     socket, file = tmp_path / "missing.sock", tmp_path / "missing"
     with pytest.raises(DevicesUnknownError, match=f"no kubelet at {socket}, and its file {file} can't be read"):
         await Kubelet(socket, file).devices(PLAIN)
 
 
 @pytest.mark.parametrize("text", ["", '{"Data":{"PodDeviceEnt', "[]", '{"Data":{"PodDeviceEntries":[{}]}}', "\ud800"])
-async def test_a_torn_file_is_told_so(tmp_path: Path, text: str) -> None:
+async def test_torn_checkpoint_is_an_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "checkpoint"
     file.write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(DevicesUnknownError, match=f"{file} is torn, or of an unknown format"):

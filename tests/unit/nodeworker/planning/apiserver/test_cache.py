@@ -18,7 +18,7 @@ async def waiting(cache: Cache[Nad], count: int) -> list[asyncio.Task[None]]:
     return tasks
 
 
-async def test_all_who_wait_are_woken_by_what_they_wait_for_and_by_nothing_else() -> None:
+async def test_waiters_wake_only_for_their_object() -> None:
     cache: Cache[Nad] = Cache()
     tasks = await waiting(cache, 3)
     cache.put(Nad("default", "b"))
@@ -29,7 +29,7 @@ async def test_all_who_wait_are_woken_by_what_they_wait_for_and_by_nothing_else(
     await asyncio.gather(*tasks)
 
 
-async def test_list_and_end_of_the_watch_wake_as_well() -> None:
+async def test_list_and_end_of_watch_wake_waiters() -> None:
     cache: Cache[Nad] = Cache()
     tasks = await waiting(cache, 2)
     cache.replace({KEY: A})
@@ -39,7 +39,7 @@ async def test_list_and_end_of_the_watch_wake_as_well() -> None:
     await asyncio.gather(*tasks)
 
 
-async def test_who_gave_up_is_forgotten() -> None:
+async def test_cancelled_waiter_is_removed() -> None:
     cache: Cache[Nad] = Cache()
     first, second = await waiting(cache, 2)
     first.cancel()
@@ -49,7 +49,7 @@ async def test_who_gave_up_is_forgotten() -> None:
     assert cache._waiting == {}  # pyright: ignore[reportPrivateUsage]
 
 
-def test_only_what_makes_a_difference_is_a_change() -> None:
+def test_unchanged_object_is_no_change() -> None:
     cache = Cache([A])
     cache.put(Nad("default", "a", "{}"))
     cache.replace({KEY: Nad("default", "a", "{}")})

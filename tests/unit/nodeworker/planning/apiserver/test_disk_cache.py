@@ -24,7 +24,7 @@ def saved(copy: DiskCache[Nad], tmp_path: Path) -> Path:
     return tmp_path / "state" / "networks.json"
 
 
-def test_what_was_saved_is_loaded(copy: DiskCache[Nad], tmp_path: Path) -> None:
+def test_saved_objects_are_loaded(copy: DiskCache[Nad], tmp_path: Path) -> None:
     assert copy.load() == []
     path = saved(copy, tmp_path)
     assert copy.load() == list(OBJECTS)
@@ -36,7 +36,7 @@ def test_what_was_saved_is_loaded(copy: DiskCache[Nad], tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_copy_torn_at_any_byte_is_left_and_told(copy: DiskCache[Nad], tmp_path: Path) -> None:
+def test_torn_copy_is_ignored_and_logged(copy: DiskCache[Nad], tmp_path: Path) -> None:
     path = saved(copy, tmp_path)
     whole = path.read_bytes()
     # Only without the last line's end is it still whole.
@@ -47,7 +47,7 @@ def test_copy_torn_at_any_byte_is_left_and_told(copy: DiskCache[Nad], tmp_path: 
         assert [(log["event"], log["file"]) for log in logs] == [("cluster_copy_unusable", str(path))]
 
 
-def test_copy_with_any_flipped_bit_is_left(copy: DiskCache[Nad], tmp_path: Path) -> None:
+def test_corrupt_copy_is_ignored(copy: DiskCache[Nad], tmp_path: Path) -> None:
     path = saved(copy, tmp_path)
     whole = path.read_bytes()
     for place in range(len(whole)):
@@ -56,7 +56,7 @@ def test_copy_with_any_flipped_bit_is_left(copy: DiskCache[Nad], tmp_path: Path)
             assert copy.load() in ([], list(OBJECTS))
 
 
-def test_copy_of_something_else_or_in_another_format_is_left(copy: DiskCache[Nad], tmp_path: Path) -> None:
+def test_copy_of_another_scope_or_format_is_ignored(copy: DiskCache[Nad], tmp_path: Path) -> None:
     path = saved(copy, tmp_path)
     with capture_logs() as logs:
         assert DiskCache(path, NADS, "pods of node a").load() == []
@@ -68,7 +68,7 @@ def test_copy_of_something_else_or_in_another_format_is_left(copy: DiskCache[Nad
     ]
 
 
-def test_draft_of_a_killed_worker_is_in_nobodys_way(copy: DiskCache[Nad], tmp_path: Path) -> None:
+def test_draft_of_a_killed_worker_is_replaced(copy: DiskCache[Nad], tmp_path: Path) -> None:
     path = saved(copy, tmp_path)
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text("half")
@@ -78,7 +78,7 @@ def test_draft_of_a_killed_worker_is_in_nobodys_way(copy: DiskCache[Nad], tmp_pa
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_copy_that_can_not_be_written_leaves_the_last_one(copy: DiskCache[Nad], tmp_path: Path) -> None:
+def test_failed_save_keeps_the_last_copy(copy: DiskCache[Nad], tmp_path: Path) -> None:
     path = saved(copy, tmp_path)
     path.with_name(f".{path.name}.tmp").mkdir()
     with pytest.raises(OSError, match="directory"):
@@ -87,14 +87,14 @@ def test_copy_that_can_not_be_written_leaves_the_last_one(copy: DiskCache[Nad], 
     assert copy.load() == list(OBJECTS)
 
 
-def test_closed_copy_takes_nothing_older(copy: DiskCache[Nad], tmp_path: Path) -> None:
+def test_closed_copy_ignores_older_objects(copy: DiskCache[Nad], tmp_path: Path) -> None:
     saved(copy, tmp_path)
     copy.close()
     copy.save(())
     assert copy.load() == list(OBJECTS)
 
 
-def test_pods_are_kept_with_all_that_planning_reads(tmp_path: Path) -> None:
+def test_cached_pods_have_all_fields_of_planning(tmp_path: Path) -> None:
     copy = DiskCache(tmp_path / "pods.json", PODS, "pods")
     pods = [PodObject("default", "a", "uid", {"k8s.v1.cni.cncf.io/networks": "a"}, static=True)]
     copy.save(pods)

@@ -74,7 +74,7 @@ async def test_watches_that_end_at_once_never_become_a_hot_loop(tmp_path: Path, 
     assert len(fake.asked("list")) == 1
 
 
-async def test_ended_watch_goes_on_from_the_last_version_heard_of(tmp_path: Path) -> None:
+async def test_ended_watch_continues_at_the_last_version(tmp_path: Path) -> None:
     watch = in_turn(
         telling(event("ADDED", network("a", version="5"))),
         telling(bookmark("9")),
@@ -87,7 +87,7 @@ async def test_ended_watch_goes_on_from_the_last_version_heard_of(tmp_path: Path
     assert all(150 <= int(request.query["timeoutSeconds"]) <= 300 for request in asked)
 
 
-async def test_connection_lost_in_the_middle_of_a_line_costs_that_watch_only(tmp_path: Path) -> None:
+async def test_broken_line_ends_one_watch_only(tmp_path: Path) -> None:
     async def torn(_: Request, reply: Reply) -> None:
         await reply.begin()
         await reply.events(event("ADDED", network("a", version="5")))
@@ -120,7 +120,7 @@ async def test_connection_lost_in_the_middle_of_a_line_costs_that_watch_only(tmp
     ],
     ids=["torn", "garbage", "list", "metadata", "latin", "deep", "error", "odd-error"],
 )
-async def test_after_garbage_all_is_listed_anew(tmp_path: Path, content: bytes) -> None:
+async def test_garbage_causes_a_relist(tmp_path: Path, content: bytes) -> None:
     with capture_logs() as logs:
         async with (
             fake_api(
@@ -148,7 +148,7 @@ GONE = event("ERROR", {"kind": "Status", "code": 410, "reason": "Expired", "mess
 
 
 @pytest.mark.parametrize("expired", [telling(GONE), gone], ids=["event", "status"])
-async def test_expired_version_is_a_relist_and_no_error(tmp_path: Path, expired: Any) -> None:
+async def test_expired_version_causes_a_relist(tmp_path: Path, expired: Any) -> None:
     async with (
         fake_api(
             on_list=in_turn(listing("old"), listing("new", version="8")), on_watch=in_turn(expired, silence)
@@ -172,7 +172,7 @@ async def test_storm_of_expired_versions_is_bounded(tmp_path: Path) -> None:
     assert all(gap >= bound for gap, bound in zip(gaps(asked), least, strict=False))
 
 
-async def test_page_token_that_expired_begins_the_list_again(tmp_path: Path) -> None:
+async def test_expired_page_token_restarts_the_list(tmp_path: Path) -> None:
     async def first_page(_: Request, reply: Reply) -> None:
         await reply.json(listed(network("a"), following="token"))
 
@@ -187,9 +187,7 @@ async def test_page_token_that_expired_begins_the_list_again(tmp_path: Path) -> 
         assert await source.nad("default", "a") is None
 
 
-async def test_page_that_is_too_large_is_asked_for_in_smaller_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_too_large_page_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_module, "MAX_BODY", 2000)
 
     async def of_three(request: Request, reply: Reply) -> None:
@@ -202,7 +200,7 @@ async def test_page_that_is_too_large_is_asked_for_in_smaller_ones(
         assert [int(request.query["limit"]) for request in fake.asked("list")] == [100, 12, 1, 1, 1]
 
 
-async def test_object_that_can_not_be_read_stops_no_other(tmp_path: Path) -> None:
+async def test_unreadable_object_stops_no_other(tmp_path: Path) -> None:
     async def with_bad(_: Request, reply: Reply) -> None:
         await reply.json(listed(network("a"), network("bad", 5), network("c")))
 
@@ -232,7 +230,7 @@ async def test_object_that_can_not_be_read_stops_no_other(tmp_path: Path) -> Non
     assert [(log["namespace"], log["name"]) for log in unusable] == [("default", "bad"), ("default", "a")]
 
 
-async def test_events_not_known_yet_are_passed_over(tmp_path: Path) -> None:
+async def test_unknown_events_are_skipped(tmp_path: Path) -> None:
     watch = in_turn(telling(event("RENAMED", network("a", version="5"))), silence)
     async with fake_api(on_watch=watch) as fake, running(visitor(fake, tmp_path), "any", tmp_path) as source:
         asked = await fake.until_asked("watch", 2)
@@ -240,7 +238,7 @@ async def test_events_not_known_yet_are_passed_over(tmp_path: Path) -> None:
         assert source.watches[1].errors == 0
 
 
-async def test_busy_server_is_left_alone_for_as_long_as_it_asks(tmp_path: Path) -> None:
+async def test_busy_server_gets_the_requested_delay(tmp_path: Path) -> None:
     async def busy(_: Request, reply: Reply) -> None:
         await reply.json({"kind": "Status", "code": 429, "message": "later"}, 429, "retry-after: 1\r\n")
 
@@ -253,7 +251,7 @@ async def test_busy_server_is_left_alone_for_as_long_as_it_asks(tmp_path: Path) 
     assert gaps(asked)[0] >= 1.0
 
 
-async def test_connection_is_used_again_and_replaced_when_the_server_has_closed_it(tmp_path: Path) -> None:
+async def test_closed_idle_connection_is_replaced(tmp_path: Path) -> None:
     async def once(_: Request, reply: Reply) -> None:
         await reply.json(network("a"))
         reply.hang_up()
@@ -269,7 +267,7 @@ async def test_connection_is_used_again_and_replaced_when_the_server_has_closed_
         client.close()
 
 
-async def test_connection_that_the_server_means_to_close_is_not_used_again(tmp_path: Path) -> None:
+async def test_connection_close_is_respected(tmp_path: Path) -> None:
     async def last(_: Request, reply: Reply) -> None:
         await reply.json(network("a"), headers="connection: close\r\n")
 
@@ -307,7 +305,7 @@ async def nothing(_: Request, reply: Reply) -> None:
 
 
 @pytest.mark.parametrize("behaviour", [drip, half, no_http, endless_head, nothing, silence])
-async def test_answer_that_is_none_is_an_error_in_time(tmp_path: Path, behaviour: Any) -> None:
+async def test_invalid_answer_is_an_error_in_time(tmp_path: Path, behaviour: Any) -> None:
     async with fake_api(on_list=behaviour) as fake:
         client = Api(visitor(fake, tmp_path), "test")
         with pytest.raises(UnreachableError, match=f"{fake.url} can't be reached: "):
@@ -329,7 +327,7 @@ async def test_line_without_end_is_an_error(tmp_path: Path, monkeypatch: pytest.
             await drain(client, 5.0)
 
 
-async def test_watch_that_outlives_its_time_is_ended(tmp_path: Path) -> None:
+async def test_watch_past_its_timeout_is_ended(tmp_path: Path) -> None:
     async with fake_api(on_list=silence) as fake:
         client = Api(visitor(fake, tmp_path), "test")
         with pytest.raises(UnreachableError, match="timeout while reading an answer"):
@@ -337,7 +335,7 @@ async def test_watch_that_outlives_its_time_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [404, 500, 301, 200])
-async def test_page_of_a_proxy_proves_nothing(tmp_path: Path, status: int) -> None:
+async def test_proxy_404_is_not_a_missing_object(tmp_path: Path, status: int) -> None:
     async def proxy(_: Request, reply: Reply) -> None:
         await reply.text("<html>not here</html>", status)
 
@@ -346,7 +344,7 @@ async def test_page_of_a_proxy_proves_nothing(tmp_path: Path, status: int) -> No
             await source.nad("default", "a")
 
 
-async def test_answer_about_another_object_is_not_taken(tmp_path: Path) -> None:
+async def test_answer_for_another_object_is_an_error(tmp_path: Path) -> None:
     async def another(_: Request, reply: Reply) -> None:
         await reply.json(network("b"))
 

@@ -96,7 +96,7 @@ async def test_cluster_network_is_a_nad_before_it_is_a_file(node: Node) -> None:
     ]
 
 
-async def test_cluster_network_may_be_a_file_or_a_folder(node: Node) -> None:
+async def test_cluster_network_can_be_a_file_or_folder(node: Node) -> None:
     node.pod("")
     path = node.conf("20.conf", name="by-file")
     node.conf("10.conflist", name="by-folder")
@@ -105,7 +105,7 @@ async def test_cluster_network_may_be_a_file_or_a_folder(node: Node) -> None:
         assert networks(result) == [(name, name)]
 
 
-async def test_lists_named_by_path_go_on_in_the_folder_of_their_name(node: Node) -> None:
+async def test_list_by_path_continues_in_its_folder(node: Node) -> None:
     node.pod("")
     cluster = node.conf("10.conflist", name="podnet", type=None, plugins=[{"type": "ptp"}])
     further = node.conf("20.conflist", name="sidecar", type=None, plugins=[{"type": "bridge"}])
@@ -119,7 +119,7 @@ async def test_lists_named_by_path_go_on_in_the_folder_of_their_name(node: Node)
     ]
 
 
-async def test_auxiliary_chain_is_attached_where_its_folder_has_plugins(node: Node) -> None:
+async def test_auxiliary_chain_is_attached_if_it_has_plugins(node: Node) -> None:
     node.pod("a")
     node.nad("a", config='{"type": "macvlan"}')
     path = node.conf("10.conf", name="podnet")
@@ -174,7 +174,7 @@ async def test_nad_without_configuration_is_found_on_disk_under_its_own_name(nod
     assert '"ipvlan"' in result.attachments[1].plugins[0]
 
 
-async def test_nad_without_configuration_anywhere_is_refused_with_what_was_passed_over(node: Node) -> None:
+async def test_nad_without_configuration_is_refused_with_details(node: Node) -> None:
     node.pod("a")
     node.nad("a")
     (node.conf_dir / "broken.conf").write_text("{")
@@ -185,7 +185,7 @@ async def test_nad_without_configuration_anywhere_is_refused_with_what_was_passe
 
 
 @pytest.mark.parametrize("name", ["unknown", "/no/such/path.conf"])
-async def test_network_of_the_node_that_does_not_exist_is_refused(node: Node, name: str) -> None:
+async def test_missing_node_network_is_refused(node: Node, name: str) -> None:
     node.pod("")
     failure = await node.refused(source=node.source, clusterNetwork=name)
     assert (failure.error_class, failure.network) == (ErrorClass.NETWORK_NOT_FOUND, name)
@@ -199,13 +199,13 @@ async def test_annotation_never_reaches_files_without_a_nad(node: Node) -> None:
     assert (failure.error_class, failure.network) == (ErrorClass.NETWORK_NOT_FOUND, "shop/secret")
 
 
-async def test_unknown_pod_is_tried_again_and_nothing_is_made_up(node: Node) -> None:
+async def test_unknown_pod_is_error_11(node: Node) -> None:
     failure = await node.refused(source=node.source, delegates=DELEGATES)
     assert (failure.error_class, failure.code) == (ErrorClass.POD_NOT_FOUND, 11)
     assert "shop/samplepod" in failure.message
 
 
-async def test_source_that_is_away_is_tried_again(node: Node, tmp_path: Path) -> None:
+async def test_unavailable_source_is_error_11(node: Node, tmp_path: Path) -> None:
     source = Manifests(tmp_path / "missing")
     failure = await node.refused(source=source, delegates=DELEGATES)
     source.close()
@@ -222,7 +222,7 @@ async def test_runtime_without_pods_gets_the_networks_of_the_node(node: Node, tm
     absent.close()
 
 
-async def test_without_a_source_the_pod_is_what_the_runtime_says(node: Node) -> None:
+async def test_pod_without_source_is_as_the_runtime_names_it(node: Node) -> None:
     conf = parse_netconf(json.dumps({"name": "n", "delegates": DELEGATES}), NodeDefaults())
     pod, found = await gather(conf, Pod("shop", "samplepod", "u1"), None)
     assert pod == PodObject("shop", "samplepod", "u1")

@@ -79,9 +79,7 @@ async def test_nad_may_be_without_configuration(manifests: Manifests, tmp_path: 
     assert await manifests.nad("shop", "macvlan-conf") == Nad("shop", "macvlan-conf")
 
 
-async def test_other_groups_hidden_files_and_the_status_folder_are_passed_over(
-    manifests: Manifests, tmp_path: Path
-) -> None:
+async def test_other_groups_hidden_and_status_files_are_skipped(manifests: Manifests, tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", NAD.replace("k8s.cni.cncf.io/v1", "example.org/v1"))
     for name in (".a.yaml", "status/a.yaml", "..data/a.yaml", "a.yaml.orig", "README.md"):
         write(tmp_path / name, NAD)
@@ -98,7 +96,7 @@ async def test_last_file_by_path_wins(manifests: Manifests, tmp_path: Path) -> N
     assert found.config == '{"type": "c/a.yaml"}'
 
 
-async def test_change_is_seen_at_the_next_look_up(manifests: Manifests, tmp_path: Path) -> None:
+async def test_next_look_up_sees_a_change(manifests: Manifests, tmp_path: Path) -> None:
     assert await manifests.pod("default", "samplepod") is None
     write(tmp_path / "a.yaml", POD)
     assert await manifests.pod("default", "samplepod") is not None
@@ -153,7 +151,7 @@ async def test_broken_file_is_logged_once_per_change_and_stops_no_other(
     assert logs == []
 
 
-async def test_a_network_that_changes_is_seen_with_the_next_pod_or_soon(manifests: Manifests, tmp_path: Path) -> None:
+async def test_changed_network_is_seen_soon(manifests: Manifests, tmp_path: Path) -> None:
     write(tmp_path / "pod.yaml", POD)
     assert await manifests.pod("default", "samplepod") is not None
     write(tmp_path / "nad.yaml", NAD)
@@ -175,7 +173,7 @@ async def test_broken_object_stops_no_other_of_its_file(manifests: Manifests, tm
 
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
-async def test_folder_that_is_none_makes_the_source_unavailable(tmp_path: Path, kind: str) -> None:
+async def test_missing_folder_makes_the_source_unavailable(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / kind
     if kind == "file":
         folder.write_text("")
@@ -185,7 +183,7 @@ async def test_folder_that_is_none_makes_the_source_unavailable(tmp_path: Path, 
     source.close()
 
 
-async def test_folder_that_comes_later_is_served(tmp_path: Path) -> None:
+async def test_folder_created_later_is_read(tmp_path: Path) -> None:
     source = Manifests(tmp_path / "later")
     with pytest.raises(SourceUnavailableError):
         await source.nad("shop", "macvlan-conf")

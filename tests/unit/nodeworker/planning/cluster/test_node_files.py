@@ -13,7 +13,7 @@ CONF = '{"name": "wanted", "type": "macvlan"}'
 
 
 @pytest.mark.parametrize("suffix", [".conf", ".json", ".conflist"])
-def test_configuration_is_found_by_its_name_not_the_files(tmp_path: Path, suffix: str) -> None:
+def test_configuration_is_found_by_its_own_name(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "wanted.conf").write_text('{"name": "other", "type": "bridge"}')
     (tmp_path / f"zzz{suffix}").write_text(CONF)
     assert find_config(tmp_path, "wanted").config == CONF
@@ -36,7 +36,7 @@ def test_malformed_file_does_not_hide_another_network(tmp_path: Path) -> None:
     assert find_config(tmp_path, "wanted") == (CONF, ())
 
 
-def test_files_that_were_passed_over_are_named_when_nothing_matches(tmp_path: Path) -> None:
+def test_error_names_skipped_files(tmp_path: Path) -> None:
     (tmp_path / "00.conf").write_text("{")
     (tmp_path / "02.conf").write_bytes(b"\xff")
     (tmp_path / "99.conf").write_text(CONF)
@@ -60,7 +60,7 @@ def test_path_is_a_file_or_the_first_file_of_a_folder(tmp_path: Path) -> None:
     assert read_config(tmp_path).config == "first"
 
 
-def test_path_without_configuration_is_nothing(tmp_path: Path) -> None:
+def test_path_without_configuration_is_none(tmp_path: Path) -> None:
     assert read_config(tmp_path) == (None, ())
     assert read_config(tmp_path / "none.conf").skipped == (f"{tmp_path}/none.conf: No such file or directory",)
 
@@ -86,33 +86,33 @@ def types(text: str | None) -> list[str]:
     return [plugin["type"] for plugin in json.loads(text or "")["plugins"]]
 
 
-def test_list_goes_on_in_the_folder_of_its_name(chained: Path) -> None:
+def test_list_continues_in_the_folder_of_its_name(chained: Path) -> None:
     assert types(read_config(chained).config) == ["ptp", "a", "b"]
 
 
-def test_what_a_plugin_owns_stays_to_the_digit(chained: Path) -> None:
+def test_numbers_of_plugins_are_preserved(chained: Path) -> None:
     text = read_config(chained).config or ""
     for digits in ("1.5e3", "12345678901234567890123", "1.50", "2.50", "98765432109876543210987"):
         assert digits in text
 
 
-def test_list_may_have_all_its_plugins_in_the_folder(chained: Path) -> None:
+def test_list_can_have_all_plugins_in_its_folder(chained: Path) -> None:
     chained.write_text('{"cniVersion": "1.0.0", "name": "podnet"}')
     assert types(read_config(chained).config) == ["a", "b"]
 
 
-def test_list_that_loads_inlined_plugins_only_stays_as_it_is(chained: Path) -> None:
+def test_list_with_only_inlined_plugins_is_unchanged(chained: Path) -> None:
     text = LIST % ', "loadOnlyInlinedPlugins": true'
     chained.write_text(text)
     assert read_config(chained).config == text
 
 
-def test_whether_a_list_goes_on_is_not_guessed(chained: Path) -> None:
+def test_invalid_load_only_inlined_is_refused(chained: Path) -> None:
     chained.write_text(LIST % ', "loadOnlyInlinedPlugins": "false"')
     assert read_config(chained) == (None, (f"{chained}: loadOnlyInlinedPlugins is neither true nor false",))
 
 
-def test_without_a_folder_the_text_stays_as_it_is(tmp_path: Path) -> None:
+def test_list_without_folder_is_unchanged(tmp_path: Path) -> None:
     (tmp_path / "10.conflist").write_text(LIST % "")
     (tmp_path / "podnet").mkdir()
     assert read_config(tmp_path / "10.conflist").config == LIST % ""
@@ -122,12 +122,12 @@ def test_without_a_folder_the_text_stays_as_it_is(tmp_path: Path) -> None:
     "text",
     ["{", "[]", '{"plugins": []}', '{"name": 5}', '{"name": "../podnet"}', '{"name": "podnet", "type": "single"}'],
 )
-def test_what_is_no_list_with_a_usable_name_is_left_to_others(chained: Path, text: str) -> None:
+def test_unusable_list_is_left_to_the_parser(chained: Path, text: str) -> None:
     chained.write_text(text)
     assert read_config(chained).config == text
 
 
-def test_only_a_path_to_a_list_goes_on(chained: Path) -> None:
+def test_only_a_list_by_path_continues(chained: Path) -> None:
     assert types(find_config(chained.parent, "podnet").config) == ["ptp"]
     assert types(read_config(chained.parent).config) == ["ptp"]
     other = chained.rename(chained.with_suffix(".conf"))
@@ -135,7 +135,7 @@ def test_only_a_path_to_a_list_goes_on(chained: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"name": "no type"}', '{"type": ""}'])
-def test_plugin_that_can_not_be_read_is_never_left_out_in_silence(chained: Path, text: str) -> None:
+def test_unreadable_plugin_fails_the_network(chained: Path, text: str) -> None:
     broken = chained.parent / "podnet" / "20-b.conf"
     broken.write_text(text)
     for found in (read_config(chained), auxiliary_chain(chained, "podnet", "1.0.0")):

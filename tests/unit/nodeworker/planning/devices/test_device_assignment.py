@@ -66,23 +66,23 @@ def confs(attachment: PlannedAttachment) -> list[dict[str, Any]]:
     return [json.loads(plugin) for plugin in attachment.plugins]
 
 
-def test_each_use_of_a_resource_takes_the_next_device() -> None:
+def test_each_use_gets_the_next_device() -> None:
     given = Given("a,b,plain,a,c", nad("a"), nad("b", RDMA), nad("c"), nad("plain", "", {"type": "macvlan"}))
     planned = given.planned({SRIOV: ("v9", "v0", "v5"), RDMA: ("r0",)})
     assert devices_of(planned) == [("", ""), (SRIOV, "v9"), (RDMA, "r0"), ("", ""), (SRIOV, "v0"), (SRIOV, "v5")]
 
 
-def test_a_default_network_in_its_place_draws_from_the_same_devices() -> None:
+def test_default_network_override_uses_the_same_devices() -> None:
     given = Given("a", nad("a"), nad("fast", namespace="kube-system"), default="fast")
     assert devices_of(given.planned({SRIOV: ("v0", "v1")})) == [(SRIOV, "v0"), (SRIOV, "v1")]
 
 
-def test_networks_of_the_node_draw_devices_too() -> None:
+def test_node_networks_use_devices_too() -> None:
     given = Given("a", nad("a"), nad("pods", namespace="kube-system"), cluster="pods")
     assert devices_of(given.planned({SRIOV: ("v0", "v1")})) == [(SRIOV, "v0"), (SRIOV, "v1")]
 
 
-def test_too_few_devices_are_refused_with_who_what_and_how_many() -> None:
+def test_too_few_devices_error_names_pod_and_counts() -> None:
     given = Given("a,a,a", nad("a"))
     failure = given.refused({SRIOV: ("v0", "v1")})
     assert (failure.error_class, failure.code, failure.network) == (ErrorClass.DEVICE_UNAVAILABLE, 11, "shop/a")
@@ -93,7 +93,7 @@ def test_too_few_devices_are_refused_with_who_what_and_how_many() -> None:
     assert "has 0 while its networks use 3" in given.refused({RDMA: ("r0",)}).message
 
 
-def test_a_device_reaches_every_plugin_of_the_chain_and_those_that_declare_it() -> None:
+def test_device_reaches_plugins_by_key_and_capability() -> None:
     chain = (
         {"type": "sriov", "capabilities": {"deviceID": True}},
         {"type": "tuning"},
@@ -110,7 +110,7 @@ def test_a_device_reaches_every_plugin_of_the_chain_and_those_that_declare_it() 
     assert last["runtimeConfig"] == {"deviceID": "0000:03:02.1", "CNIDeviceInfoFile": path}
 
 
-def test_a_plugin_that_tells_of_devices_by_itself_is_told_where() -> None:
+def test_device_info_path_reaches_plugins_that_declare_it() -> None:
     given = Given("a,b", nad("a", "", {"type": "user", "capabilities": CAPABLE}), nad("b", "", {"type": "macvlan"}))
     (_, user, plain) = given.planned({}, info_folder="/devinfo").attachments
     assert user.device_info == "/devinfo/cni/shop-a-c1_net1"
@@ -118,7 +118,7 @@ def test_a_plugin_that_tells_of_devices_by_itself_is_told_where() -> None:
     assert (plain.device, plain.device_info) == ("", "")
 
 
-def test_the_annotations_device_serves_where_the_pod_was_given_none() -> None:
+def test_annotation_device_is_used_without_allocation() -> None:
     given = Given([{"name": "a", "deviceID": "mine"}], nad("a"))
     (_, attachment) = given.planned({}).attachments
     (conf,) = confs(attachment)
@@ -128,7 +128,7 @@ def test_the_annotations_device_serves_where_the_pod_was_given_none() -> None:
     assert "pciBusID" not in conf
 
 
-def test_a_device_that_was_given_wins_over_what_annotation_and_runtime_name() -> None:
+def test_allocated_device_wins() -> None:
     given = Given([{"name": "a", "deviceID": "mine"}], nad("a"))
     (_, attachment) = given.planned({SRIOV: ("v0",)}).attachments
     assert attachment.device == "v0"
@@ -139,14 +139,14 @@ def test_a_device_that_was_given_wins_over_what_annotation_and_runtime_name() ->
     assert confs(first)[0]["runtimeConfig"] == {"deviceID": "v0", "CNIDeviceInfoFile": first.device_info}
 
 
-def test_a_device_that_leaves_the_folder_is_refused() -> None:
+def test_device_id_with_a_path_is_refused() -> None:
     failure = Given([{"name": "a", "deviceID": "../../x"}], nad("a")).refused({})
     assert failure.error_class is ErrorClass.INVALID_ANNOTATION
     assert '"../../x"' in failure.message
 
 
 @pytest.mark.parametrize("resource", ["a/b/c", "../x", "vendor.example/", "/x", "Vendor/x", "a b", "x" * 64])
-def test_what_is_no_name_of_a_resource_is_a_matter_of_the_network(resource: str) -> None:
+def test_invalid_resource_name_is_an_error_of_the_network(resource: str) -> None:
     failure = Given("a", nad("a", resource)).refused({})
     assert (failure.error_class, failure.network) == (ErrorClass.INVALID_CONFIG, "shop/a")
 
@@ -201,25 +201,25 @@ async def found(given: Given, *sources: Known, asked: Pod = POD) -> Devices:
     return await find_devices(given.conf, asked, given.pod, given.networks, sources)
 
 
-async def test_nobody_is_asked_for_a_pod_that_draws_no_devices() -> None:
+async def test_no_source_is_asked_without_resources() -> None:
     kubelet = Known({SRIOV: ("v0",)})
     assert await found(Given("plain", nad("plain", "")), kubelet) == {}
     assert not kubelet.asked
 
 
-async def test_only_what_is_drawn_is_kept_and_the_second_is_not_asked_when_that_is_enough() -> None:
+async def test_second_source_is_asked_only_if_needed() -> None:
     kubelet, claims = Known({SRIOV: ("v0", "v1"), RDMA: ("a strange/ID",)}), Known({})
     assert await found(Given("a,a", nad("a")), kubelet, claims) == {SRIOV: ("v0", "v1")}
     assert (kubelet.asked, claims.asked) == ([POD], [])
 
 
-async def test_the_second_adds_to_what_the_first_knows_too_few_of() -> None:
+async def test_second_source_supplies_the_rest() -> None:
     given = Given("a,a,b", nad("a"), nad("b", RDMA))
     kubelet, claims = Known({SRIOV: ("v1", "v1")}), Known({SRIOV: ("v0", "v1"), RDMA: ("r0",)})
     assert await found(given, kubelet, claims) == {SRIOV: ("v1", "v0"), RDMA: ("r0",)}
 
 
-async def test_the_kubelet_is_asked_by_the_uid_that_the_runtime_has() -> None:
+async def test_sources_get_the_runtimes_uid() -> None:
     kubelet = Known({SRIOV: ("v0",)})
     given = Given("a", nad("a"))
     given.pod = PodObject("shop", "web", "of-the-mirror", given.pod.annotations, static=True)
@@ -228,7 +228,7 @@ async def test_the_kubelet_is_asked_by_the_uid_that_the_runtime_has() -> None:
     assert [pod.uid for pod in kubelet.asked] == ["of-the-file", "of-the-mirror"]
 
 
-async def test_a_source_that_can_not_say_fails_the_request_for_now() -> None:
+async def test_failed_source_fails_the_request() -> None:
     with pytest.raises(RequestFailedError) as caught:
         await found(Given("a,b", nad("a"), nad("b", RDMA)), Known())
     failure = caught.value.failure
@@ -240,11 +240,11 @@ async def test_a_source_that_can_not_say_fails_the_request_for_now() -> None:
 
 
 @pytest.mark.parametrize("device", ["../../etc/passwd", "", "a\nb", "x" * 1000])
-async def test_a_device_that_is_none_is_not_used(device: str) -> None:
+async def test_invalid_device_id_is_refused(device: str) -> None:
     with pytest.raises(RequestFailedError, match="is not a usable device ID"):
         await found(Given("a", nad("a")), Known({SRIOV: (device,)}))
 
 
-def test_the_folder_for_plugins_has_to_be_one_that_they_find() -> None:
+def test_info_folder_must_be_absolute() -> None:
     with pytest.raises(ValueError, match="infoFolder is 'devinfo', not an absolute path"):
         DeviceSettings(info_folder="devinfo")

@@ -121,7 +121,7 @@ def test_json_form_carries_every_field() -> None:
     )
 
 
-def test_json_form_keeps_order_over_namespaces() -> None:
+def test_json_form_keeps_the_order() -> None:
     text = '[{"name":"net1"},{"name":"net2","ips":["1.2.3.4"]},{"name":"net3","namespace":"other"}]'
     assert [str(s) for s in parse_networks(text, "test")] == ["test/net1", "test/net2", "other/net3"]
 
@@ -138,7 +138,7 @@ def test_json_form_keeps_order_over_namespaces() -> None:
         '"bandwidth": null',
     ],
 )
-def test_field_that_is_null_or_empty_asks_for_nothing(field: str) -> None:
+def test_null_or_empty_field_requests_nothing(field: str) -> None:
     assert parse_networks(f'[{{"name": "net1", {field}}}]', "test") == (Selection("test", "net1"),)
 
 
@@ -154,7 +154,7 @@ def test_deprecated_interface_request_counts_where_interface_is_empty(fields: st
     assert parse_networks(f'[{{"name": "net1", {fields}}}]', "test")[0].ifname == expected
 
 
-def test_fields_count_whatever_the_case_of_their_names() -> None:
+def test_field_names_ignore_case() -> None:
     element = {"Name": "net1", "NameSpace": "other", "Interface": "x0", "default-Route": [], "interfacerequest": "y0"}
     (selection,) = parse_networks(json.dumps([element]), "test")
     assert (str(selection), selection.ifname, selection.default_route) == ("other/net1", "x0", ())
@@ -162,7 +162,7 @@ def test_fields_count_whatever_the_case_of_their_names() -> None:
     assert exact.ifname == "x0"
 
 
-def test_ipam_claim_reference_is_taken_and_left_to_whoever_implements_it() -> None:
+def test_ipam_claim_reference_is_accepted_and_ignored() -> None:
     (selection,) = parse_networks('[{"name": "net1", "ipam-claim-reference": "vm-a.net1"}]', "test")
     assert selection == Selection("test", "net1", ipam_claim_reference="vm-a.net1")
 
@@ -231,7 +231,7 @@ def test_json_text_is_refused_with_reason(text: str, why: str) -> None:
     assert why in refused(text)
 
 
-def test_message_stays_short_and_on_one_line_whatever_the_pod_says() -> None:
+def test_error_is_one_short_line_for_any_annotation() -> None:
     message = refused("net1@" + "x\x1b[2J\n" * 50_000)
     assert len(message) < 500
     assert message.isprintable()

@@ -42,6 +42,6 @@ def test_known_key_is_known_in_any_case(key: str) -> None:
     assert unknown_keys((key,), KEYS) == ()
 
 
-def test_null_and_empty_are_not_given_and_zero_is() -> None:
+def test_null_and_empty_are_absent_and_zero_is_not() -> None:
     given = {"a": None, "b": "", "c": 0, "d": False, "e": [], "BINDIR": "/x"}
     assert given_keys(given, KEYS) == {"c": 0, "d": False, "e": [], "binDir": "/x"}

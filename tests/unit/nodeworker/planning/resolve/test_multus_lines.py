@@ -39,7 +39,7 @@ def attached(result: AttachPlanned) -> list[tuple[str, str, str]]:
     return [(each.network, each.ifname, json.loads(each.plugins[0])["type"]) for each in result.attachments]
 
 
-def test_selected_networks_are_attached_and_no_other_of_the_namespace() -> None:
+def test_only_selected_networks_are_attached() -> None:
     nads = nad("net1", "mynet"), nad("net2", "mynet2"), nad("net3", "mynet3")
     result = planned({NETWORKS: "net1,net2"}, *nads)
     assert attached(result) == [
@@ -50,7 +50,7 @@ def test_selected_networks_are_attached_and_no_other_of_the_namespace() -> None:
     assert [each.default for each in result.attachments] == [True, False, False]
 
 
-def test_json_list_over_namespaces_is_attached_in_its_order_with_what_each_element_asks() -> None:
+def test_json_list_is_attached_in_order_with_its_requests() -> None:
     asked = [
         {"name": "net3", "namespace": "other", "ips": ["1.2.3.4"]},
         {"name": "net1", "mac": "02:00:00:00:00:07"},
@@ -68,14 +68,14 @@ def test_json_list_over_namespaces_is_attached_in_its_order_with_what_each_eleme
 
 
 @pytest.mark.parametrize("node", [{"clusterNetwork": "net2"}, {"delegates": [WEAVE]}])
-def test_default_network_annotation_replaces_whichever_default_the_node_has(node: dict[str, Any]) -> None:
+def test_default_network_annotation_replaces_any_default(node: dict[str, Any]) -> None:
     nads = nad("net1", "mynet", "kube-system"), nad("net2", "mynet2", "kube-system")
     result = planned({DEFAULT_NETWORK: "kube-system/net1"}, *nads, **node)
     assert attached(result) == [("kube-system/net1", "eth0", "mynet")]
     assert result.attachments[0].default
 
 
-def test_network_is_called_by_its_configuration_or_by_its_definition_where_the_pod_selects_it() -> None:
+def test_network_name_is_that_of_its_nad_if_selected() -> None:
     chain = {"cniVersion": "1.0.0", "name": "chain", "plugins": [{"type": "bridge"}, {"type": "tuning"}]}
     result = planned({NETWORKS: "net1"}, nad("net1", "mynet", name="mynet-name"), delegates=[WEAVE, chain])
     assert [(each.network, each.cni_name) for each in result.attachments] == [
@@ -94,13 +94,13 @@ def test_network_is_called_by_its_configuration_or_by_its_definition_where_the_p
         (', "default-route": ["10.1.1.1", "fc00::1"]', ("10.1.1.1", "fc00::1")),
     ],
 )
-def test_default_route_that_is_empty_is_told_from_none(field: str, expected: tuple[str, ...] | None) -> None:
+def test_empty_default_route_differs_from_none(field: str, expected: tuple[str, ...] | None) -> None:
     text = f'[{{"name": "net1"{field}}}]'
     assert parse_networks(text, "test")[0].default_route == expected
     assert planned({NETWORKS: text}, nad("net1", "mynet")).attachments[1].default_route == expected
 
 
-def test_no_file_is_waited_for_unless_the_configuration_names_one() -> None:
+def test_no_readiness_file_by_default() -> None:
     named = {"clusterNetwork": "c", "name": "n", "readinessindicatorfile": "/run/ready"}
     assert parse_netconf(json.dumps(named), NodeDefaults()).readiness_file == "/run/ready"
     del named["readinessindicatorfile"]

@@ -73,7 +73,7 @@ def test_every_key_of_the_runtime_wins() -> None:
     assert conf.runtime_config == {"portMappings": []}
 
 
-def test_keys_count_whatever_the_case_of_their_letters() -> None:
+def test_keys_ignore_case() -> None:
     conf = parse_netconf(text(CLUSTERNETWORK="podnet", readinessIndicatorFile="/run/ready"), NO_DEFAULTS)
     assert (conf.cluster_network, conf.readiness_file) == ("podnet", "/run/ready")
     both = parse_netconf(text(clusterNetwork="exact", clusternetwork="other"), NO_DEFAULTS)
@@ -88,7 +88,7 @@ def test_the_workers_own_keys_are_read_like_a_runtimes() -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
-def test_key_that_is_null_or_empty_leaves_the_worker_its_own(nothing: str | None) -> None:
+def test_null_or_empty_key_keeps_the_workers_value(nothing: str | None) -> None:
     conf = parse_netconf(text(clusterNetwork=nothing, globalNamespaces=nothing), NodeDefaults(cluster_network="podnet"))
     assert (conf.cluster_network, conf.global_namespaces) == ("podnet", "default")
 
@@ -103,7 +103,7 @@ def test_cluster_network_of_the_runtime_replaces_delegates_of_the_worker() -> No
     assert (conf.cluster_network, conf.delegates) == ("podnet", ())
 
 
-def test_empty_delegates_leave_the_worker_its_own() -> None:
+def test_empty_delegates_keep_the_workers() -> None:
     assert parse_netconf(text(delegates=[]), NodeDefaults(delegates=(BRIDGE,))).delegates == (BRIDGE,)
 
 
@@ -182,7 +182,7 @@ def test_previous_result_that_does_not_fit_is_refused(version: str, prev_result:
     assert why in caught.value.failure.message
 
 
-def test_plugins_are_searched_in_the_nodes_folder_first_unless_the_runtime_placed_it() -> None:
+def test_bin_dir_is_first_unless_in_cni_path() -> None:
     conf = parse_netconf(text(clusterNetwork="c", binDir="/node/bin"), NO_DEFAULTS)
     assert conf.plugin_folders("/a::/b:") == ("/node/bin", "/a", "/b")
     assert conf.plugin_folders("/a:/node/bin") == ("/a", "/node/bin")
@@ -196,7 +196,7 @@ def test_unknown_keys_are_named_and_no_others() -> None:
     assert unknown_netconf_keys("no json") == ()
 
 
-def test_logging_is_read_from_a_configuration_that_is_unusable_otherwise() -> None:
+def test_logging_of_an_invalid_configuration_is_read() -> None:
     defaults = NodeDefaults(log_file="/var/log/worker", log_level="error")
     wishes = logging_of('{"delegates": 5, "logFile": "/var/log/x", "logOptions": {"maxSize": 7}}', defaults)
     assert (wishes.log_file, wishes.log_level) == ("/var/log/x", "error")
@@ -204,7 +204,7 @@ def test_logging_is_read_from_a_configuration_that_is_unusable_otherwise() -> No
 
 
 @pytest.mark.parametrize("config", ["no json", '{"logFile": 5}', '{"logFile": "/x", "logOptions": []}', "{}"])
-def test_logging_that_is_unusable_or_not_given_leaves_the_workers_own(config: str) -> None:
+def test_invalid_logging_keeps_the_workers(config: str) -> None:
     defaults = NodeDefaults(log_file="/var/log/worker")
     assert logging_of(config, defaults) == defaults
 
@@ -228,7 +228,7 @@ def test_errors_are_reported_in_the_version_asked_for(config: str, version: str)
     st.text()
     | st.dictionaries(st.sampled_from(["cniVersion", "name", "delegates", "clusterNetwork"]), st.text()).map(json.dumps)
 )
-def test_any_text_is_read_or_refused(config: str) -> None:
+def test_any_text_is_parsed_or_refused(config: str) -> None:
     code = 0
     try:
         parse_netconf(config, NO_DEFAULTS)

@@ -115,7 +115,7 @@ def plugin(plan: AttachPlanned, attachment: int, index: int = 0) -> dict[str, An
 
 
 @pytest.mark.parametrize(("selected", "size"), [(8, 1_000_000), (30_000, 100)])
-def test_plan_that_no_ledger_could_take_is_refused(selected: int, size: int) -> None:
+def test_too_large_plan_is_refused(selected: int, size: int) -> None:
     large = nad("large", {"remark": "x" * size})
     assert len(planned("large", (large,)).attachments) == 2
     failure = refused(",".join(["large"] * selected), (large,))
@@ -128,7 +128,7 @@ def test_samplepod_with_macvlan_twice_is_planned_as_recorded() -> None:
     assert msgspec.json.format(msgspec.json.encode(result)).decode() + "\n" == (GOLDEN / "samplepod.json").read_text()
 
 
-def test_delegates_are_attached_in_order_under_the_names_of_their_positions() -> None:
+def test_delegates_are_attached_in_order_and_named_by_position() -> None:
     result = planned(stdin={"delegates": [FLANNEL, {"name": "storage", "type": "macvlan"}]})
     assert names(result) == [("cbr0", "eth0"), ("storage", "net1")]
     assert [a.default for a in result.attachments] == [True, False]
@@ -217,7 +217,7 @@ def test_two_attachments_of_one_name_are_refused(networks: str, ifname: str, pai
     assert all(each in failure.message for each in pair)
 
 
-def test_name_of_the_runtime_that_collides_with_the_nodes_own_networks_is_a_matter_of_configuration() -> None:
+def test_name_collision_of_node_networks_is_a_config_error() -> None:
     failure = refused(stdin={"delegates": [FLANNEL, {"name": "b", "type": "bridge"}]}, ifname="net1")
     assert failure.error_class is ErrorClass.INVALID_CONFIG
 
@@ -247,7 +247,7 @@ def test_pod_is_the_same_by_uid(asked: str, found: str, static: bool) -> None:
     ("args", "published"),
     [(ARGS, True), (ARGS.replace("NAMESPACE=default", "NAMESPACE=kube-system"), False), ("IgnoreUnknown=1", False)],
 )
-def test_the_status_of_pods_outside_of_system_namespaces_is_to_be_published(args: str, published: bool) -> None:
+def test_status_is_published_outside_system_namespaces(args: str, published: bool) -> None:
     assert planned(args=args).publish is published
 
 
@@ -264,7 +264,7 @@ def test_missing_nad_is_named() -> None:
     assert "pod default/samplepod: network elsewhere/b does not exist" in failure.message
 
 
-def test_configuration_on_disk_does_not_stand_in_for_a_nad_of_that_name() -> None:
+def test_configuration_file_does_not_replace_a_nad() -> None:
     on_disk = nad("podnet", {"name": "podnet"}, namespace="")
     failure = refused("kube-system/podnet", (on_disk,), stdin={"clusterNetwork": "podnet"})
     assert (failure.error_class, failure.network) == (ErrorClass.NETWORK_NOT_FOUND, "kube-system/podnet")
@@ -328,7 +328,7 @@ def test_isolation_holds_on_every_path(annotations: dict[str, str], extra: dict[
     assert "pods of namespace shop may not use namespace " + failure.network.split("/")[0] in failure.message
 
 
-def test_isolation_says_nothing_about_networks_of_the_node() -> None:
+def test_isolation_ignores_node_networks() -> None:
     found = (nad("podnet", namespace="kube-system"),)
     stdin = {"clusterNetwork": "podnet", "defaultNetworks": ["podnet"], "namespaceIsolation": True}
     assert len(planned("", found, stdin=stdin).attachments) == 2
@@ -367,7 +367,7 @@ def test_request_reaches_the_plugin_that_declares_the_capability(field: str) -> 
 
 
 @pytest.mark.parametrize("field", ["infiniband-guid", "portMappings", "bandwidth", "deviceID"])
-def test_request_that_no_plugin_could_see_is_refused(field: str) -> None:
+def test_request_without_capable_plugin_is_refused(field: str) -> None:
     failure = refused(json.dumps([{"name": "a", field: REQUESTS[field][0]}]), (nad("a"),))
     assert failure.error_class is ErrorClass.INVALID_ANNOTATION
     assert "declares the capability" in failure.message
@@ -383,7 +383,7 @@ def test_mac_and_ips_reach_plugins_without_capabilities_in_cni_args() -> None:
     assert "runtimeConfig" not in plugin(result, 1)
 
 
-def test_runtime_config_of_the_runtime_goes_to_the_default_network_only() -> None:
+def test_runtime_config_is_for_the_default_network_only() -> None:
     mappings = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}]
     stdin = {"delegates": [FLANNEL], "runtimeConfig": {"portMappings": mappings, "dns": {"servers": []}}}
     result = planned("a", (nad("a", CAPABLE),), stdin=stdin)
@@ -400,7 +400,7 @@ def test_requests_of_the_default_network_annotation_win_over_the_runtimes() -> N
     assert result.attachments[0].cni_args.endswith(";IP=10.0.0.9")
 
 
-def test_cni_args_of_the_pod_win_over_those_of_the_network_in_every_plugin() -> None:
+def test_cni_args_of_the_pod_win_in_every_plugin() -> None:
     chain = {
         "name": "chain",
         "cniVersion": "1.0.0",
