@@ -1,4 +1,4 @@
-"""Pods that Multus attached, on a node that goes on with Plumbline."""
+"""Pods that Multus attached, on a node that continues with Plumbline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
 
 
 class Adopted:
-    """A node that Multus serves, and that Plumbline is going to."""
+    """A node with Multus, which Plumbline takes over."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -36,7 +36,7 @@ class Adopted:
         node.config.write_text(json.dumps({**json.loads(node.config.read_text()), "adopt": section}))
 
     def pod(self, name: str) -> tuple[PodSandbox, Sandbox]:
-        """Return a pod with two interfaces, attached the way Multus does it."""
+        """Return a pod with two interfaces, attached as by Multus."""
         pod = self.node.pod(name)
         default = self.node.bridge()
         chain = {"cniVersion": default.pop("cniVersion"), "name": default.pop("name")}
@@ -64,7 +64,7 @@ def adopted(make_node: MakeNode) -> Adopted:
 
 
 def assert_check_and_delete(node: Node, pods: Sequence[PodSandbox]) -> None:
-    """Let the runtime ask for *pods* and remove them, through the entry point; nothing is left."""
+    """Run CHECK and DEL of *pods* through the entry point; nothing is left."""
     for pod in pods:
         node.assert_attached(pod)
         assert pod.check() == (0, "", "")

@@ -1,6 +1,6 @@
-"""What leaves the recorded state on the node comes back to it: seen by the worker, judged by the reconciler, repaired.
+"""Changed state on the node is repaired: the worker observes it, the reconciler decides, the worker repairs.
 
-Each test compares the pod before and after in all that matters of it: what was repaired is exactly what was there.
+Each test compares the pod's relevant state before and after the repair: they are equal.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tests.support.node.runtime import PodSandbox
 Change = Callable[[PodSandbox], None]
 
 _SETTLED = 3.0
-"""Seconds after an attach in which the kernel has told all of it, IPv6 addresses that are usable included."""
+"""Seconds after an attach until the kernel has sent all events, including those of usable IPv6 addresses."""
 
 
 @pytest.fixture(scope="module", params=["auto", "never"], ids=["native", "executed"])
 def held_node(request: pytest.FixtureRequest, shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The node behind ``held``: worker and reconciler hold it to its ledger."""
+    """The node of the fixture ``held``: worker and reconciler repair it."""
     with Node(tmp_path_factory.mktemp("n"), shim, native=request.param).entered() as node:
         node.start()
         with reconciler(node):
@@ -56,7 +56,7 @@ def routed(node: Node, subnet: str, destination: str) -> dict[str, Any]:
 
 
 def picture(pod: PodSandbox) -> dict[str, Any]:
-    """Return what matters of *pod*: its interfaces with their addresses, its routes, and its ports on the node."""
+    """Return the relevant state of *pod*: interfaces with addresses, routes, and its ports on the node."""
     shown: list[dict[str, Any]] = json.loads(ip("-n", pod.namespace, "-json", "addr", "show"))
     routes: list[dict[str, Any]] = [
         route
@@ -158,7 +158,7 @@ def test_each_drift_is_repaired(held: Node, name: str) -> None:
 
 @pytest.fixture
 def tagged(held: Node) -> Iterator[PodSandbox]:
-    """A pod whose second interface is the port of a bridge that keeps VLANs apart."""
+    """A pod whose second interface is a port of a bridge with VLAN filtering."""
     try:
         ip("link", "add", "brv", "type", "bridge", "vlan_filtering", "1")
     except AssertionError:
@@ -227,7 +227,7 @@ def test_repaired_ipv4_address_is_announced(held: Node, ifname: str, change: str
 
 
 def lladdr(pod: PodSandbox, address: str) -> str:
-    """Return where *pod* takes *address* to be."""
+    """Return the MAC address at which *pod* reaches *address*."""
     (entry,) = json.loads(ip("-n", pod.namespace, "-json", "neigh", "show", address))
     return entry["lladdr"]
 
@@ -284,7 +284,7 @@ def test_mtu_is_repaired_once_the_parent_has_room(held: Node) -> None:
     pod = held.pod("large-pod", "large")
     assert pod.add().exit_code == 0
     before = picture(pod)
-    ip("link", "set", PARENT, "mtu", "1400")  # and the kernel takes along what rests on it
+    ip("link", "set", PARENT, "mtu", "1400")  # the kernel changes the links that rest on it too
     failure = eventually(lambda: told(held, pod, DriftRepairFailed), "it is said that it can't be repaired")[0].failure
     assert failure.error_class is ErrorClass.NOT_REPAIRABLE
     assert f"its parent {PARENT} is the node's and has MTU 1400: give it 1500 or more" in failure.message
@@ -336,7 +336,7 @@ def test_status_follows_the_policies_of_its_networks(
 
 
 def edit(path: Path, text: str) -> None:
-    """Replace the file, so that nobody reads a half of it."""
+    """Replace the file, so that no process reads half of it."""
     draft = path.with_suffix(".draft")
     draft.write_text(text)
     draft.rename(path)
@@ -399,10 +399,10 @@ def test_first_seen_mtu_survives_a_worker_restart(make_node: MakeNode, native: s
 
 
 def test_new_namespace_at_an_old_path_is_not_changed(node: Node) -> None:
-    """As with ``/proc/PID/ns/net``, when another pod's process got the number."""
+    """As with ``/proc/PID/ns/net`` when another pod's process gets the process ID."""
     pod = attached(node)
     node.kill()
-    held = os.open(pod.netns, os.O_RDONLY)  # or the new one could have the number of the old one, which would be free
+    held = os.open(pod.netns, os.O_RDONLY)  # otherwise the new namespace could get the same inode
     ip("netns", "del", pod.namespace)
     ip("netns", "add", pod.namespace)
     try:
@@ -424,7 +424,7 @@ def test_new_namespace_at_an_old_path_is_not_changed(node: Node) -> None:
 
 
 def test_sandbox_of_an_earlier_boot_is_not_compared(node: Node) -> None:
-    """Its path and even its inode may be somebody else's: both are counted from the same number in each boot."""
+    """Path and inode may belong to another namespace: both are counted from the same number in each boot."""
     pod = attached(node)
     node.kill()
     ip("-n", pod.namespace, "link", "set", "net1", "mtu", "1400")
@@ -454,7 +454,7 @@ def test_drift_of_an_earlier_boot_is_void(node: Node) -> None:
 
 
 def test_watching_does_not_keep_a_namespace_alive(node: Node) -> None:
-    """The kernel must be able to take a namespace down while the worker watches what happens in it."""
+    """The kernel must be able to remove a namespace while the worker watches it."""
     pod = attached(node)
     ports = picture(pod)["ports"]
     eventually(lambda: "DriftObserved" not in node.story(pod), "nothing differs")

@@ -1,4 +1,4 @@
-"""Drift is put right on the networks that people have: two families, point to point, chains, what Multus attached."""
+"""Drift is repaired on the networks that people use: two families, point to point, chains, adopted from Multus."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["adopted", "held_node"]
 
 
 class Network(NamedTuple):
-    """What the pod's second interface is on, and beside the kernel's picture of it, what it has to have."""
+    """The network of the pod's second interface, and what must be there beside the kernel's state."""
 
     config: Callable[[Node], dict[str, Any]]
     more: Callable[[PodSandbox], str] = lambda pod: ""
@@ -74,7 +74,7 @@ def routed_by_source(node: Node) -> dict[str, Any]:
 
 
 def tuning(pod: PodSandbox) -> str:
-    """Return what the plugin ``tuning`` has set beside MAC address and MTU."""
+    """Return what the plugin ``tuning`` has set besides MAC address and MTU."""
     names = [f"net.ipv4.conf.net1.{name}" for name in ("arp_filter", "rp_filter")]
     words = ["ip", "netns", "exec", pod.namespace, "sysctl", *names]
     shown = subprocess.run(words, capture_output=True, text=True, check=False).stdout
@@ -83,9 +83,9 @@ def tuning(pod: PodSandbox) -> str:
 
 
 def rules(pod: PodSandbox) -> str:
-    """Return which tables are looked at for whom, with what they lead to; their numbers are the plugin's to choose.
+    """Return the routing rules with the contents of their tables; the plugin chooses the table numbers.
 
-    The reference plugin leaves rules behind, of addresses that went before its DEL: their tables are empty.
+    The reference plugin leaves rules of addresses that were removed before its DEL: their tables are empty.
     """
     told: list[str] = []
     for family in ("-4", "-6"):
@@ -107,13 +107,13 @@ NETWORKS = {
 
 
 _SEEN = 0.7
-"""Seconds after an attach in which the worker has had its first look."""
+"""Seconds after an attach until the worker's first inspection has ended."""
 
 
 def attached(node: Node, network: Network, name: str = "samplepod") -> PodSandbox:
     """Return a pod with addresses of both families on a bridge, and with a second interface on *network*.
 
-    The worker has looked at it: what nobody configured, such as an MTU, is as it should be when it is first seen.
+    The worker has inspected it: an MTU that is not configured must stay as first seen.
     """
     node.nad("second", network.config(node))
     pod = node.pod(name, "second", config=node.conf(dual_bridge(node)))
@@ -176,7 +176,7 @@ def test_each_drift_is_repaired(held: Node, network: str, change: str) -> None:
     assert (picture(pod), more(pod)) == before
     assert kind in {each for data in told(held, pod, DriftObserved) for each in kinds(data.drifts)}
     assert held.reserved() == reserved
-    assert pod.check() == checked  # the reference plugins refuse some of what they have made themselves
+    assert pod.check() == checked  # the reference plugins refuse some of their own results
     assert pod.delete().exit_code == 0
 
 

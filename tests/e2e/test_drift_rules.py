@@ -1,4 +1,4 @@
-"""Rules of the packet filter that somebody flushed come back, by themselves and soon, without a look at anything else.
+"""Flushed rules of the packet filter are restored, soon and without another change that triggers an inspection.
 
 Each node here is in a network namespace of its own, and so are its rules.
 """
@@ -24,7 +24,7 @@ from tests.support.node.runtime import PodSandbox
 pytestmark = pytest.mark.skipif(not shutil.which("nft"), reason="nft is not installed")
 
 _SETTLED = 3.0
-"""Seconds after an attach in which the kernel has told all of it, IPv6 addresses that are usable included."""
+"""Seconds after an attach until the kernel has sent all events, including those of usable IPv6 addresses."""
 _COUNTERS = re.compile(r"packets \d+ bytes \d+|handle \d+")
 
 
@@ -37,7 +37,7 @@ def held_node(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def attached(node: Node, name: str) -> PodSandbox:
-    """Return a pod that is masqueraded on two networks, by either kind of rules, and whose sender is filtered."""
+    """Return a pod that is masqueraded on two networks, by both backends, and whose source MAC is filtered."""
     ipam = node.host_local("10.88.0.0/16")
     wire = {"cniVersion": "1.0.0", "name": "wire", "type": "ptp", "ipMasq": True, "ipMasqBackend": "nftables"}
     node.nad("wire", {**wire, "ipam": ipam})
@@ -48,7 +48,7 @@ def attached(node: Node, name: str) -> PodSandbox:
 
 
 def rules() -> list[str]:
-    """Return the rules of the node's packet filter, each once, but for what it counts."""
+    """Return the rules of the node's packet filter, each once, without counters."""
     shown = subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
     return sorted({_COUNTERS.sub("", line).strip() for line in shown.splitlines()})
 

@@ -1,4 +1,4 @@
-"""What a runtime meets on a node that ``plumbline install`` and ``plumbline uninstall`` work on."""
+"""What a runtime reads on a node while ``plumbline install`` and ``plumbline uninstall`` change it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PODS = 4
 
 
 class Installation:
-    """The runtime's folders, and the runtime that goes by them."""
+    """The runtime's folders, and a runtime that uses them."""
 
     def __init__(self, node: Node, shim: Path) -> None:
         self._node = node
@@ -57,7 +57,7 @@ class Installation:
         return {path.name for path in self.conf.iterdir()}
 
     def effective(self) -> dict[str, Any]:
-        """Return what a runtime hands to the first plugin of the first configuration, which it goes by."""
+        """Return the input of the first plugin of the first configuration, as a runtime passes it."""
         first = min(path for path in self.conf.iterdir() if path.suffix in {".conf", ".conflist", ".json"})
         config = json.loads(first.read_text())
         head = {key: config[key] for key in ("name", "cniVersion")}
@@ -68,7 +68,7 @@ class Installation:
 
     @contextlib.contextmanager
     def replaced(self, *builds: Path) -> Iterator[None]:
-        """Have the binary replaced by the next of *builds*, again and again, meanwhile."""
+        """Replace the binary by the next of *builds*, again and again, during the block."""
         argv = [sys.executable, "-c", REPLACE, *self.folders, *map(str, builds)]
         replacing = subprocess.Popen(
             argv,

@@ -1,4 +1,4 @@
-"""What nobody owns is freed, within its time, and nothing else: worker, reconciler and a container runtime's socket."""
+"""Leaks are freed in time, and nothing else: with worker, reconciler and a container runtime's socket."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from tests.support.node.node import BRIDGE, MakeNode, Node
 from tests.support.node.runtime import PodSandbox
 
 MISSED = 10.0
-"""Seconds in which what a missed DEL has left is to be free."""
+"""Seconds until the leaks of a missed DEL must be freed."""
 REBOOTED = 15.0
-"""Seconds of a worker's start in which what a reboot has left is to be free."""
+"""Seconds from a worker's start until the leaks of a reboot must be freed."""
 _LONG_AGO = 3600.0
 
 
@@ -55,7 +55,7 @@ class Leaky:
         return sandbox
 
     def abandon(self, *sandboxes: PodSandbox) -> None:
-        """Have *sandboxes* gone without a DEL; the runtime has forgotten them."""
+        """Remove *sandboxes* without a DEL; the runtime has forgotten them."""
         for sandbox in sandboxes:
             ip("netns", "del", sandbox.namespace)
 
@@ -76,13 +76,13 @@ class Leaky:
         )
 
     def looked_at(self, times: int = 2) -> None:
-        """Wait until the worker has looked at everything so often: that is what a leak has to be seen."""
+        """Wait until the worker has scanned everything that often: a leak needs as many sightings."""
         marks = [self.mark() for _ in range(times)]
         for mark in marks:
             eventually(lambda mark=mark: not mark.exists(), "the worker looks")
 
     def mark(self) -> Path:
-        """Leave a file that is certainly a leak, to see that looks go on."""
+        """Create a certain leak, to see that scans continue."""
         path = (
             self.node.addresses / "default" / f"10.87.255.{len(list(self.node.addresses.glob('default/10.87.255.*')))}"
         )
@@ -200,14 +200,14 @@ def test_policy_observe_reports_and_frees_nothing(make_leaky: Callable[..., Leak
     lost = leaky.attached()
     leaky.abandon(lost)
     eventually(lambda: len(leaky.observed(LeakKind.SANDBOX_GONE)) == 2, "it is told of twice")
-    time.sleep(2 * 3)  # two more looks: there is nothing new to tell
+    time.sleep(2 * 3)  # two more scans: there is nothing new to record
     assert len(leaky.observed(LeakKind.SANDBOX_GONE)) == 2
     assert not leaky.datas(ReclaimRequested)
     assert lost.key in leaky.node.state().sandboxes
 
 
 def test_leaks_of_a_reboot_are_freed_at_the_start(leaky: Leaky) -> None:
-    """The ledger of a node that was rebooted is the one of this boot, but for what it says of the boot."""
+    """The ledger of a rebooted node is the one of this boot with another boot id."""
     node = leaky.node
     sandboxes = [leaky.attached(f"pod-{number}") for number in range(5)]
     node.kill()
@@ -243,7 +243,7 @@ def test_reboot_without_a_runtime_frees_leaks(make_leaky: Callable[..., Leaky]) 
 
 
 def forge_boot(node: Node) -> None:
-    """Have the ledger say that all it tells was in another boot."""
+    """Change the boot id of all events in the ledger."""
 
     async def rewrite() -> None:
         ledger = await JetStreamLedger.connect(node.server.address, name="e2e")
@@ -304,7 +304,7 @@ def test_missing_plugin_does_not_block_the_address(make_leaky: Callable[..., Lea
     node.assert_detached(lost)
 
 
-# --- what is left in files and links ---------------------------------------------------------------------------------
+# --- files and links -------------------------------------------------------------------------------------------------
 
 
 def reserve(node: Node, name: str, content: str, *, age: float = _LONG_AGO, network: str = "default") -> Path:
@@ -329,7 +329,7 @@ def test_only_unowned_addresses_are_freed(leaky: Leaky) -> None:
         reserve(node, "10.87.77.5", f"{stranger}\r\neth0"),  # the runtime has it
         reserve(node, "10.87.77.6", f"{ended}\r\neth0"),  # the runtime has it still
         reserve(node, "10.87.77.7", f"{alive.container_id}\r\neth7"),  # the ledger has it
-        reserve(node, "10.87.77.8", f"{'f' * 64}\r\neth0", age=5.0),  # somebody else's ADD may be under way
+        reserve(node, "10.87.77.8", f"{'f' * 64}\r\neth0", age=5.0),  # another plugin's ADD may be in progress
         reserve(node, "not-an-address", ""),
         reserve(node, "last_reserved_ip.0", "10.87.77.200"),
     ]
@@ -361,12 +361,12 @@ def test_only_torn_files_are_freed_without_a_runtime(leaky: Leaky) -> None:
 
 
 def test_address_with_a_new_owner_is_not_freed(leaky: Leaky) -> None:
-    """Its owner comes between the looks and the reclaim: the last look finds it."""
+    """Its owner appears between the scans and the reclaim: the last scan finds it."""
     node = leaky.node
     leaky.attached()
     path = reserve(node, "10.87.77.1", f"{'d' * 64}\r\neth0")
     eventually(lambda: leaky.observed(LeakKind.ADDRESS_UNOWNED), "it is seen once")
-    path.write_text(f"{'e' * 64}\r\neth0")  # and so it is young
+    path.write_text(f"{'e' * 64}\r\neth0")  # so the file is young
     leaky.looked_at(3)
     assert path.read_text().startswith("e" * 64)
     assert not leaky.reclaimed(LeakKind.ADDRESS_UNOWNED)

@@ -1,4 +1,4 @@
-"""A port that is not in the VLANs of its network is seen, and put back."""
+"""A bridge port that lost a VLAN of its network is detected and repaired."""
 
 from __future__ import annotations
 

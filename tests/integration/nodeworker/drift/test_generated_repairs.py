@@ -1,6 +1,6 @@
-"""Whatever is done to a pod's interface, it comes back exactly as it was, whoever made it.
+"""Any damage to a pod's interface is repaired exactly, whichever plugin created it.
 
-As many examples as ``test_generated_like_reference`` says; they use its networks.
+It runs as many examples as ``test_generated_like_reference``, on the same networks.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ CASES: dict[str, tuple[dict[str, Any], Sequence[str]]] = {
 
 
 def recorded(config: dict[str, Any], result: Any, *, native: bool) -> tuple[ExpectedLink, ...]:
-    """Return what has to be there after an ADD that returned *result*."""
+    """Return the expected interfaces after an ADD with *result*."""
     plan = PlannedAttachment(
         network=NetworkName("ns/net"),
         ifname=IfName("net1"),
@@ -92,7 +92,7 @@ def recorded(config: dict[str, Any], result: Any, *, native: bool) -> tuple[Expe
 
 
 def spoil(netns: str, config: dict[str, Any], damages: Sequence[str], seen: Snapshot) -> None:
-    """Do *damages*, but for those that make no difference to such a network."""
+    """Do *damages*, except those without an effect on such a network."""
     for words in damages:
         if words in ON_NODE:
             if config["type"] == "bridge":
@@ -103,7 +103,7 @@ def spoil(netns: str, config: dict[str, Any], damages: Sequence[str], seen: Snap
 
 
 def picture(netns: str) -> dict[str, Any]:
-    """Return what is to be seen, but for what an interface that was down finds reset, or gets from the kernel late."""
+    """Return the visible state, without what a link that was down resets, or the kernel adds late."""
     seen = view(netns)
     for side in ("container", "node"):
         del seen[side]["parameters"]
@@ -113,7 +113,7 @@ def picture(netns: str) -> dict[str, Any]:
 
 def comes_back(config: dict[str, Any], damages: Sequence[str], way: Way) -> None:
     with node(), container() as netns, tempfile.TemporaryDirectory() as folder:
-        for words in (*FURNITURE, "link set brx up"):  # nobody is to set a card's master up but its owner
+        for words in (*FURNITURE, "link set brx up"):  # only the administrator may set a card's master up
             ip(words)
         if config.get("ipam", {}).get("type") == "host-local":
             config = config | {"ipam": config["ipam"] | {"dataDir": folder}}
@@ -125,7 +125,7 @@ def comes_back(config: dict[str, Any], damages: Sequence[str], way: Way) -> None
         mtus = {name: link.mtu for name, link in whole.links.items()}
         assert drift.differences(wanted, whole, mtus) == ()
         spoil(netns, config, damages, whole)
-        for _ in range(2):  # what is missing may hide what else is
+        for _ in range(2):  # one missing part may hide another
             seen = take_snapshot(netns, wanted, Phase.CHECK).snapshot
             repair_in_place(netns, wanted, seen, drift.differences(wanted, seen, mtus))
         assert drift.differences(wanted, take_snapshot(netns, wanted, Phase.CHECK).snapshot, mtus) == ()

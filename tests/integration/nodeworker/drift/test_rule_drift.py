@@ -1,4 +1,4 @@
-"""Rules of the packet filter that somebody flushed are heard of, seen by the next look, and made again as they were."""
+"""Flushed rules of the packet filter are reported, detected by an inspection, and restored as they were."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def netns() -> Iterator[str]:
 
 
 def attached(config: dict[str, Any], netns: str) -> ExpectedLink:
-    """Make the interface, and return what the ledger says that there must be of it."""
+    """Create the interface; return its expected state by the ledger."""
     given = IPAM if "ipam" in config else None
     made = PLUGINS[config["type"]].add(call(config | NAMED, netns, container_id="box"), given)
     (link,) = wanted(config | NAMED, made)
@@ -91,7 +91,7 @@ def nft(words: str) -> None:
 
 
 def passing() -> list[str]:
-    """Return the senders that filters let through."""
+    """Return the senders that the filters accept."""
     shown = subprocess.run(["nft", "list", "table", "bridge", "nat"], check=True, capture_output=True, text=True)
     return re.findall(r"ether saddr (\S+) return", shown.stdout)
 
@@ -210,7 +210,7 @@ def key(name: str) -> SandboxKey:
 
 
 async def is_heard(went: asyncio.Event) -> bool:
-    """Return whether it is heard that rules went, in a second."""
+    """Return whether a removal of rules is reported within a second."""
     try:
         await asyncio.wait_for(went.wait(), 1)
     except TimeoutError:

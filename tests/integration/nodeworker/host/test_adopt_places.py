@@ -1,4 +1,4 @@
-"""Where sandboxes are found, with real namespaces."""
+"""The search for sandboxes' namespaces, with real namespaces."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ip(*args: str) -> None:
 
 @pytest.fixture
 def make_namespace() -> Iterator[MakeNamespace]:
-    """Make namespaces with an interface eth0 that has the address and the MAC of the pod's."""
+    """Create namespaces with an interface eth0 that has the pod's address and MAC."""
     made: list[str] = []
 
     def make(address: str = ADDRESS, mac: str = MAC) -> str:
@@ -49,7 +49,7 @@ def make_namespace() -> Iterator[MakeNamespace]:
 
 
 def files(multus: MultusNode, netns: str, *, stated: bool = True) -> SandboxFiles:
-    """Return the files of a pod with one interface in *netns*, which they name only if it is to be *stated*."""
+    """Return the files of a pod with one interface in *netns*, whose path is in them only if *stated*."""
     sandbox = {"sandbox": netns} if stated else {}
     outcome = {**result("eth0", ADDRESS, MAC), "interfaces": [{"name": "eth0", "mac": MAC, **sandbox}]}
     pod = replace(POD, networks=(replace(DEFAULT, result=outcome),), netns=netns if stated else "")
@@ -114,7 +114,7 @@ def test_namespace_without_path_is_found_by_addresses(multus: MultusNode, make_n
     netns = make_namespace()
     found = files(multus, "", stated=False)
     assert NamespaceFinder().find(found).netns == netns
-    make_namespace()  # a second one that has the same
+    make_namespace()  # a second one with the same addresses
     assert NamespaceFinder().find(found) == FoundNamespace()
 
 

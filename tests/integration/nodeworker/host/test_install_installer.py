@@ -1,4 +1,4 @@
-"""A node is brought to its installation, and held to it."""
+"""A node is installed, and stays installed."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_missing_folder_is_named_in_the_error(host: Host) -> None:
 
 
 class Watching:
-    """A watching installer whose pauses the test makes."""
+    """A watching installer whose pauses the test controls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []

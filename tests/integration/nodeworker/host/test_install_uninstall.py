@@ -1,4 +1,4 @@
-"""A node is left as it was, and not before its pods can do without us."""
+"""A node is restored, and not before its pods can do without Plumbline."""
 
 from __future__ import annotations
 

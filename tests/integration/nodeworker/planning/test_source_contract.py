@@ -1,4 +1,4 @@
-"""What every ``Source`` does, whatever tells it of the cluster."""
+"""The contract of every ``Source``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NODE = "contract-node"
 
 
 class Folder:
-    """A cluster that a test changes, and a source that is told of it: here as manifests."""
+    """A cluster that a test changes, and a source of it: here from manifests."""
 
     def __init__(self, folder: Path, source: Manifests) -> None:
         self._folder = folder
@@ -77,7 +77,7 @@ def pod(name: str, annotations: dict[str, str]) -> dict[str, Any]:
 
 
 async def found(ask: Callable[[], Awaitable[Any]]) -> Any:
-    """Return what *ask* finds once it finds something."""
+    """Return the first result of *ask* that is not None."""
 
     async def is_there() -> bool:
         return await ask() is not None

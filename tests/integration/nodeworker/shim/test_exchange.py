@@ -1,4 +1,4 @@
-"""The entry point as it is shipped, between a runtime and a worker."""
+"""The shipped entry point, between a runtime and a worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entry point with sanitizers, against what no worker would send."""
+"""The entry point with sanitizers, against bytes that no worker sends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sanitized(sanitized_binary: Path, tmp_path: Path) -> Runtime:
 
 
 def meaning(raw: bytes) -> tuple[int, bytes] | Literal["torn", "foreign"]:
-    """Return exit code and output that *raw* stands for by the protocol's definition, or why it stands for none."""
+    """Return exit code and output of the reply *raw* by the protocol's definition, or why it is invalid."""
     if not raw.startswith(frame.MAGIC[: len(raw)]):
         return "foreign"
     if len(raw) < 12:

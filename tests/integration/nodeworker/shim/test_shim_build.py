@@ -1,4 +1,4 @@
-"""What is shipped: one static file for each architecture, inside a wheel for that architecture."""
+"""The shipped files: one static binary for each architecture, in a wheel for that architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A DEL that no worker takes is durable before the runtime is told that all is well."""
+"""A DEL that no worker accepts is durable before the runtime gets success."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_del_whose_worker_died_does_not_wait_for_the_deadline(runtime: Runtime
 
 def test_a_del_that_breaks_after_long_work_is_sent_again_first(runtime: Runtime):
     def work_and_vanish(connection: socket.socket) -> None:
-        connection.settimeout(1.2)  # longer than a DEL waits for somebody to listen
+        connection.settimeout(1.2)  # longer than a DEL waits for a listening worker
         with pytest.raises(TimeoutError):
             connection.recv(1)
 

@@ -1,4 +1,4 @@
-"""What differs between the recorded sandbox and the kernel's, told of values alone."""
+"""Differences between the recorded state and the kernel's, as values."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_unrecorded_state_is_not_compared() -> None:
 
 
 def test_interface_missing_in_the_result_is_no_drift() -> None:
-    """A plugin need not make one; results before 0.3.0 can't tell of it, and are of plugins that did."""
+    """A plugin need not create an interface. Results before 0.3.0 list none, though their plugins created one."""
     silent = {key: value for key, value in RESULT.items() if key != "interfaces"}
     assert wanted(result=silent) == ()
     (old,) = wanted(result={"ip4": {"ip": "10.0.0.2/24"}}, cni_version="0.2.0")

@@ -1,4 +1,4 @@
-"""What is decided about a sandbox from what is on disk."""
+"""The verdict on a sandbox, from its files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_plan_records_the_inode_of_the_namespace(multus: MultusNode) -> None:
 
 
 def handed(data: SandboxAdopted) -> list[list[dict[str, Any]]]:
-    """Return what the plugins are given, as values."""
+    """Return the plugins' arguments, as values."""
     return [[json.loads(plugin) for plugin in each.plugins] for each in data.plan.attachments]
 
 
@@ -67,7 +67,7 @@ def args(sandbox: Sandbox, index: int) -> str:
     return ";".join(f"{key}={value}" for key, value in sandbox.args_of(index))
 
 
-# --- all is there ---
+# --- complete files ---
 
 
 def test_plugins_get_the_arguments_of_libcni(multus: MultusNode) -> None:
@@ -118,7 +118,7 @@ def test_requested_interface_names_are_used(multus: MultusNode) -> None:
     multus.write(named)
     data = adopted(multus, FoundNamespace(netns=NETNS, links=frozenset({"uplink", "left", "net2"})))
     assert [each.ifname for each in data.plan.attachments] == ["uplink", "left", "net2"]
-    assert data.ifname == "eth0"  # what the runtime will say in its DEL
+    assert data.ifname == "eth0"  # the interface in the runtime's DEL
     assert handed(data) == expected(named)
 
 
@@ -132,11 +132,11 @@ def test_request_to_plumbline_is_ignored(multus: MultusNode) -> None:
     assert state(multus).sandboxes == ()
 
 
-# --- a plugin list that the two files tell differently ---
+# --- the two files have different plugin lists ---
 
 
 def chained(multus: MultusNode, last: dict[str, Any], first: dict[str, Any] | None = None) -> None:
-    """Have one plugin more in the scratch file than in libcni's entry, and the *first* one different."""
+    """Give the scratch file one more plugin than libcni's entry has, and change the *first* one."""
     plugins = [first or DEFAULT.plugins[0], DEFAULT.plugins[1], last]
     longer = replace(DEFAULT, config={**DEFAULT.config, "plugins": plugins})
     multus.write(replace(POD, networks=(DEFAULT,)))
@@ -185,7 +185,7 @@ def test_an_interface_on_another_network_is_refused(multus: MultusNode) -> None:
     assert "has net1 on vf" in refused(multus)
 
 
-# --- files that are torn or gone ---
+# --- torn and missing files ---
 
 
 @pytest.mark.parametrize("entries", [True, False], ids=["with libcni's entries", "alone"])
@@ -218,7 +218,7 @@ def test_torn_entry_loses_only_the_result(multus: MultusNode, index: int) -> Non
         data = adopted(multus)
         assert handed(data) == expected()
         assert data.plan.attachments[index].cni_args == args(POD, index)
-        # Multus hands the default network's result on as it is, so the runtime has it too.
+        # Multus returns the default network's result unchanged, so the runtime has it too.
         assert (json.loads(data.results[0]), bool(data.results[1])) == (DEFAULT.result, index == 0)
 
 
@@ -309,11 +309,11 @@ def test_entry_under_another_name_is_rejected(multus: MultusNode) -> None:
     assert data.results[2] == ""
 
 
-# --- what came and went after the ADD ---
+# --- interfaces added or removed after the ADD ---
 
 
 def plugged(multus: MultusNode) -> None:
-    """Have an attachment that the scratch file does not know, as of the controller for running pods."""
+    """Add an attachment that is not in the scratch file, as the controller for running pods does."""
     multus.write(POD)
     later = Network(config={**MACVLAN.config, "name": "later"}, ifname="net9", result=result("net9", "10.9.0.9/24", ""))
     multus.write_entry(replace(POD, networks=(later,)), 0)
@@ -332,7 +332,7 @@ def test_removed_interface_is_left_out(multus: MultusNode) -> None:
     assert "left out" in notes(multus)
 
 
-# --- sandboxes that are gone ---
+# --- removed sandboxes ---
 
 
 def test_removed_sandbox_is_adopted_for_its_del(multus: MultusNode) -> None:

@@ -1,4 +1,4 @@
-"""What an adoption appends to the ledger, and what it does not append a second time."""
+"""The events that an adoption appends, and does not append twice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NODE = "node-1"
 
 
 class FailingLedger(MemoryLedger):
-    """A ledger that is away from its nth event of an adoption on."""
+    """A ledger that fails from its nth event of an adoption on."""
 
     def __init__(self, adoptions: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def settings(multus: MultusNode) -> AdoptSettings:
 
 
 def gone(number: int) -> Sandbox:
-    """Return a pod whose namespace is not there."""
+    """Return a pod whose namespace does not exist."""
     return another(number, netns=f"/run/netns/plumbline-gone-{number}")
 
 
@@ -69,7 +69,7 @@ async def state(ledger: MemoryLedger) -> State:
 
 
 async def detach(ledger: MemoryLedger, sandbox: str) -> None:
-    """Have a worker fulfil a DEL."""
+    """Record a DEL as a worker does."""
     journal = Journal(ledger, NodeName(NODE))
     request, eth0 = RequestId("del"), IfName("eth0")
     async for _ in journal.load():
@@ -175,7 +175,7 @@ async def test_detached_sandbox_with_files_is_not_adopted_again(multus: MultusNo
     await detach(ledger, gone(1).container_id)
     assert not (await state(ledger)).sandboxes
     assert (await adopt(ledger, settings, dry_run=False)).known == 1
-    # The ledger forgets a closed sandbox after a while; it keeps what happened to the node.
+    # The ledger forgets a detached sandbox after a while, but keeps the events of the node.
     await ledger.purge(f"plumbline.ev.{NODE}.{gone(1).container_id}.*", await ledger.last_sequence())
     report = await adopt(ledger, settings, dry_run=False)
     assert (report.adoptions, report.leftovers) == ((), 1)

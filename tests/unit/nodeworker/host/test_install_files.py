@@ -1,4 +1,4 @@
-"""Files that others read at any moment."""
+"""Files that other processes may read at any moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runtime is given to read."""
+"""The generated configuration for the runtime."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_multus_in_a_list_keeps_its_neighbours(tmp_path: Path) -> None:
 
 
 def test_the_single_configuration_of_a_new_version_becomes_a_list(tmp_path: Path) -> None:
-    """Multus' daemon writes a single one for every version; CNI 1.0 and later know lists only."""
+    """Multus' daemon writes a single configuration for every version; CNI 1.0 and later accept only lists."""
     generated = taken_over(tmp_path, {**MULTUS, "cniVersion": "1.0.0"})
     assert generated.file_name == "00-plumbline.conflist"
     conf = json.loads(generated.content)

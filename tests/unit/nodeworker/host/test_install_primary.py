@@ -1,4 +1,4 @@
-"""Which configuration is the default network's."""
+"""The choice of the default network's configuration."""
 
 from __future__ import annotations
 

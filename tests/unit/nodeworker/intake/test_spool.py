@@ -1,4 +1,4 @@
-"""The spool: what was accepted is there until it is removed."""
+"""The spool: an accepted request stays until it is removed."""
 
 from __future__ import annotations
 

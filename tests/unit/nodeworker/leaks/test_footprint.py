@@ -1,4 +1,4 @@
-"""What may be left of sandboxes, as events tell of it."""
+"""The folders and links that the footprint learns from events."""
 
 from __future__ import annotations
 

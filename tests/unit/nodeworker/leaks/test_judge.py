@@ -1,4 +1,4 @@
-"""No live address is freed, and every dead one is: whatever happens, in whatever order, whoever can be asked."""
+"""No address in use is freed, and every leaked one is: for any events in any order, with any source unavailable."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_address_leak_is_old_unknown_and_unused() -> None:
 
 
 class _Pod:
-    """What is so, whoever knows it."""
+    """The true state, whether or not any component knows it."""
 
     def __init__(self, boot: int) -> None:
         self.boot = boot
@@ -127,7 +127,7 @@ class _Pod:
 
 
 class Node(RuleBasedStateMachine):
-    """A node, its worker's looks, and the reconciler's decisions, with everything that may come between them."""
+    """A node, its worker's scans and the reconciler's decisions, with every event that may come in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class Node(RuleBasedStateMachine):
         assert not self.freed_alive
 
     def teardown(self) -> None:
-        """Let it settle: every dead one is freed, and nothing else."""
+        """Run until nothing changes: every leak is freed, and nothing else."""
         self.answers = True
         for pod in self.pods.values():
             pod.busy = False

@@ -1,4 +1,4 @@
-"""Some hundred lives of pods, from a fixed seed, while worker and runtime fail: the soak of ``bench.leaks``."""
+"""Hundreds of pod lifecycles, from a fixed seed, while worker and runtime fail: the soak of ``bench.leaks``."""
 
 from __future__ import annotations
 

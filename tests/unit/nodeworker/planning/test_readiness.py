@@ -1,4 +1,4 @@
-"""Requests that wait for the default network's file, and those that may not."""
+"""Requests that wait for the default network's file, and requests that may not wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nodeworker.planning.readiness import Readiness, absence
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let time go faster."""
+    """Make time pass faster."""
     monkeypatch.setattr(readiness, "_POLL", 0.001)
     monkeypatch.setattr(readiness, "_MARGIN", 0.0)
 

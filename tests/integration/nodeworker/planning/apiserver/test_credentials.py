@@ -1,4 +1,4 @@
-"""Who the worker is to the API server: every way that a kubeconfig or a cluster has of saying so."""
+"""The worker's credentials for the API server: every form that a kubeconfig or a cluster has."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.kube.server import WORKER, KubeServer
 
 
 async def works(credentials: Credentials, folder: Path) -> bool:
-    """Return whether the API server lets these credentials look up networks. Raises SourceUnavailableError."""
+    """Return whether the API server accepts these credentials for networks. Raises SourceUnavailableError."""
     source = Kubernetes(credentials, "any", folder / "copies")
     try:
         return await source.nad("default", "absent") is None
@@ -135,7 +135,7 @@ async def test_401_is_retried_after_reading_the_files_again(tmp_path: Path) -> N
         if request.headers["authorization"] == "Bearer new":
             await reply.json(network("a"))
             return
-        # Renewed at this very moment, and so that its times and size do not tell.
+        # Renewed at this moment, with the same times and size.
         with token.open("r+") as file:
             file.write("new")
         os.utime(token, ns=(times.st_atime_ns, times.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""The API server goes away, comes back, forgets, refuses a token: what the Kubernetes source serves meanwhile."""
+"""The API server stops, restarts, loses its history, refuses a token: what the source serves meanwhile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPIRING = "expiring-token"
 
 
 def nowhere(folder: Path) -> Credentials:
-    """Return credentials for an address that nobody answers at."""
+    """Return credentials for an address without a server."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     return from_kubeconfig(
@@ -83,7 +83,7 @@ async def test_cache_survives_an_api_server_outage_and_catches_up(kube: KubeServ
             waiting = asyncio.create_task(source.pod("default", "on-its-way"))
             await asyncio.sleep(0)
             kube.kill_api()
-            # Nobody would tell of that pod now: its wait is over.
+            # The watch is gone, so the wait for that pod has ended.
             async with asyncio.timeout(10):
                 with pytest.raises(SourceUnavailableError, match="can't be reached"):
                     await waiting
@@ -92,7 +92,7 @@ async def test_cache_survives_an_api_server_outage_and_catches_up(kube: KubeServ
             assert await source.nad(old, old) == Nad(old, old, "{}")
             with pytest.raises(SourceUnavailableError, match="can't be reached"):
                 await source.pod("default", "unknown")
-            # What happens meanwhile is not in the memory of the API server that starts: it answers 410.
+            # Changes meanwhile are not in the cache of the restarted API server: it answers 410.
             kube.etcd.forget_nads(old)
             kube.etcd.store_nads([nad("default", new, '{"type": "bridge"}')])
             kube.start_api()
@@ -151,7 +151,7 @@ async def test_expired_token_is_reported_and_its_renewal_used(kube: KubeServer, 
             with pytest.raises(SourceUnavailableError, match=rf"credentials of {token} .*renew them"):
                 await source.nad("default", "unknown")
             assert await source.pod("default", node) is not None
-            # As the kubelet does it: another file takes the name.
+            # As the kubelet does it: rename another file to the path.
             renewed = tmp_path / "renewed"
             renewed.write_text(WORKER)
             renewed.replace(token)

@@ -1,7 +1,7 @@
-"""What resource claims say of a pod's devices.
+"""The devices of a pod from its resource claims.
 
-The API ``resource.k8s.io/v1`` is that of Kubernetes 1.34: where the kube-apiserver at hand is older, only what it can
-tell is asked of it, and the rest of a server that answers as the newer one does.
+The API ``resource.k8s.io/v1`` is that of Kubernetes 1.34. If the available kube-apiserver is older, a fake server
+answers instead, except for requests that the older one supports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DRIVER = "nic.vendor.example"
 
 
 class Cluster:
-    """The objects that the API server has, by path; lists by field selector."""
+    """The objects of the API server by path; lists by field selector."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Any] = {}
@@ -149,7 +149,7 @@ async def test_other_nodes_and_old_slices_are_ignored(tmp_path: Path) -> None:
 
 
 def extended(cluster: Cluster, *mappings: tuple[str, str]) -> None:
-    """Have the scheduler make a claim for resources that the containers request by name."""
+    """Create a claim for extended resources, as the scheduler does."""
     requests = [{"containerName": "c", "resourceName": res, "requestName": name} for res, name in mappings]
     cluster.pod(extendedResourceClaimStatus={"resourceClaimName": "ext", "requestMappings": requests})
 

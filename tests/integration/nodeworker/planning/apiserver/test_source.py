@@ -1,4 +1,4 @@
-"""The Kubernetes source and a real API server: what is known without asking, what is waited for, what is asked for."""
+"""The Kubernetes source with a real API server: cached, awaited and requested objects."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_changes_reach_the_cache(kube: KubeServer, tmp_path: Path) -> None
 
 async def test_late_pod_is_awaited(kube: KubeServer, tmp_path: Path) -> None:
     node = unique("node")
-    # So long that asking the API server, which comes after it, can't be how the pod is found.
+    # So long that the pod can't have been found by the request to the API server, which comes after the wait.
     async with running(worker(kube, tmp_path), node, tmp_path, pod_wait=60.0) as source:
         asked = [asyncio.create_task(source.pod("default", node)) for _ in range(3)]
         await asyncio.sleep(0.5)

@@ -1,4 +1,4 @@
-"""What a kubelet says of a pod's devices: by a real gRPC server, and in its own file."""
+"""A pod's devices from the kubelet: from a real gRPC server, and from the checkpoint file."""
 
 from __future__ import annotations
 

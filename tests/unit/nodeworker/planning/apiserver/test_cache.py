@@ -1,4 +1,4 @@
-"""Those who wait for an object: each is woken, none is forgotten."""
+"""Callers that wait for an object: each is woken, none is forgotten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The copy on disk: what is written is read, and what was damaged is left."""
+"""The copy on disk: a written copy is read, a damaged one is ignored."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_saved_objects_are_loaded(copy: DiskCache[Nad], tmp_path: Path) -> None:
 def test_torn_copy_is_ignored_and_logged(copy: DiskCache[Nad], tmp_path: Path) -> None:
     path = saved(copy, tmp_path)
     whole = path.read_bytes()
-    # Only without the last line's end is it still whole.
+    # Without the last newline it is still complete.
     for length in range(len(whole) - 1):
         path.write_bytes(whole[:length])
         with capture_logs() as logs:

@@ -1,4 +1,4 @@
-"""What a watch does about answers that a real API server can't be made to give."""
+"""A watch with answers that a real API server can't be made to give."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gaps(requests: list[Request]) -> list[float]:
 
 
 def in_turn(*behaviours: Any) -> Any:
-    """Return the behaviour that is each of *behaviours* once, and the last one ever after."""
+    """Return a behaviour that uses each of *behaviours* once, then the last one for ever."""
     left = list(behaviours)
 
     async def behave(request: Request, reply: Reply) -> None:

@@ -1,4 +1,4 @@
-"""From a request to its plan, with a folder of manifests as the cluster and real files on the node."""
+"""From a request to its plan, with a folder of manifests as the cluster, and real files of the node."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAMPLEPOD = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=samplepod;K8S_POD_UID=u1"
 
 
 class Node:
-    """A node with its configuration folder and the manifests it looks pods and networks up in."""
+    """A node with its configuration folder, and manifests with its pods and networks."""
 
     def __init__(self, root: Path) -> None:
         self.conf_dir = root / "net.d"

@@ -1,4 +1,4 @@
-"""A folder of manifests as the cluster: what is found, what is passed over, and what a change does."""
+"""A folder of manifests as the cluster: which objects are found, which files are skipped, and how changes are seen."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def manifests(tmp_path: Path) -> Iterator[Manifests]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write *text* as a careful administrator does: whole, under another name, then renamed."""
+    """Write *text* as a careful administrator does: whole, to another name, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".tmp").write_text(text)
     path.with_suffix(".tmp").replace(path)

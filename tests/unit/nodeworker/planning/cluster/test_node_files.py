@@ -71,7 +71,7 @@ LIST = """{"cniVersion": "1.0.0", "name": "podnet", "unheard-of": {"n": 1.5e3, "
 
 @pytest.fixture
 def chained(tmp_path: Path) -> Path:
-    """A list that goes on in a folder."""
+    """A list that continues in a folder."""
     (tmp_path / "podnet").mkdir()
     (tmp_path / "podnet" / "20-b.conf").write_text('{"type": "b", "weight": 2.50, "id": 98765432109876543210987}')
     (tmp_path / "podnet" / "10-a.conf").write_text('{"type": "a"}')

@@ -1,4 +1,4 @@
-"""Which attachment takes which device, from what the pod was given to what plugins are told."""
+"""The assignment of devices to attachments, from the pod's devices to the plugins' configuration."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def nad(name: str, resource: str = SRIOV, *plugins: dict[str, Any], namespace: s
 
 
 class Given:
-    """A pod, its networks, and what the node's configuration and the runtime say."""
+    """A pod, its networks, and the configurations of node and runtime."""
 
     def __init__(
         self, networks: Any, *nads: Nad, default: str = "", cluster: str = "", runtime: dict[str, str] | None = None
@@ -124,7 +124,7 @@ def test_annotation_device_is_used_without_allocation() -> None:
     (conf,) = confs(attachment)
     assert (attachment.resource, attachment.device) == (SRIOV, "mine")
     assert conf["runtimeConfig"] == {"deviceID": "mine", "CNIDeviceInfoFile": attachment.device_info}
-    assert "deviceID" not in conf  # the administrator's key tells of devices that were given
+    assert "deviceID" not in conf  # the administrator's key is for allocated devices
     assert "pciBusID" not in conf
 
 
@@ -184,7 +184,7 @@ def test_the_name_of_a_file_never_leaves_its_folder_nor_grows_too_long() -> None
 
 
 class Known:
-    """A source that knows the devices of one pod."""
+    """A source with the devices of one pod."""
 
     def __init__(self, devices: Devices | None = None) -> None:
         self.asked: list[Pod] = []

@@ -1,4 +1,4 @@
-"""The annotations' grammar: what can be attached is accepted, anything else is refused by element and field."""
+"""The annotations' grammar: a valid selection is accepted; an error names element and field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every key of Multus has its place: in the code, and in the page that people read."""
+"""Every key of Multus is known to the code and documented."""
 
 from __future__ import annotations
 

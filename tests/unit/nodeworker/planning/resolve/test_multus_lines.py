@@ -1,4 +1,4 @@
-"""Planning as Multus' own tests require it; ``multus-behaviour.md`` names the line that each test holds."""
+"""Planning as Multus' own tests require it; ``multus-behaviour.md`` names the line that each test proves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runtime's configuration over the worker's: which key wins, and what is refused with which CNI code."""
+"""The runtime's configuration over the worker's: which value wins, and which error has which CNI code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans from what runtimes, nodes, pods and networks really say."""
+"""Plans from real requests, node configurations, pods and networks."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def planned(
     static: bool = False,
     path: str = "/opt/cni/bin",
 ) -> AttachPlanned:
-    """Plan an ADD of pod default/samplepod, whose cluster default is flannel unless *stdin* says otherwise."""
+    """Plan an ADD of pod default/samplepod; the default network is flannel unless *stdin* has another one."""
     annotations = {NETWORKS: annotations} if isinstance(annotations, str) else annotations
     given = stdin or {"delegates": [FLANNEL]}
     config = json.dumps({"cniVersion": "1.0.0", "name": "plumbline", "type": "plumbline", **given})
@@ -239,7 +239,7 @@ def test_malformed_cni_args_are_refused_with_code_4() -> None:
 )
 def test_pod_is_the_same_by_uid(asked: str, found: str, static: bool) -> None:
     result = planned(args=ARGS.replace(UID, asked), uid=found, static=static)
-    assert result.pod.uid == (found or asked)  # by the cluster's its status can be published
+    assert result.pod.uid == (found or asked)  # its status is published under the cluster's UID
     assert result.attachments[0].cni_args.endswith(f";K8S_POD_UID={asked}")
 
 
