@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from events import upcast
 from events.schema import effects, observations, requests
 from events.schema.kinds import Command, Data, Intent
-from events.schema.parts import NO_CAUSE, NO_NODE, NO_SANDBOX, ContainerId, EventId, NodeName
+from events.schema.parts import NO_CAUSE, NO_NODE, NO_SANDBOX, ContainerId, EventId, Failure, NodeName
 
 
 class Unknown(Data, frozen=True, kw_only=True):
@@ -63,6 +63,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     def type(self) -> str:
         """The stable name of the event's type."""
         return self.data.type if isinstance(self.data, Unknown) else type(self.data).__name__
+
+    @property
+    def failure(self) -> Failure | None:
+        """The failure that the event reports, if its type has one (``failure``)."""
+        return getattr(self.data, "failure", None)
 
     @property
     def named_node(self) -> NodeName:

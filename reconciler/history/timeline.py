@@ -8,43 +8,8 @@ from __future__ import annotations
 import msgspec
 
 from events.fold import request_of
-from events.schema import (
-    AttachFailed,
-    AttachRequested,
-    ComparisonRequested,
-    DetachFailed,
-    DetachRequested,
-    DriftObserved,
-    DriftRepairFailed,
-    Event,
-    EventId,
-    GcFailed,
-    GcRequested,
-    InterfaceAttachFailed,
-    InterfaceDetachFailed,
-    LeakReclaimFailed,
-    NodeName,
-    ReclaimRequested,
-    RepairRequested,
-    StatusPublished,
-    StatusPublishFailed,
-    Stored,
-    expand_effects,
-    unix_ns,
-)
+from events.schema import Event, EventId, Intent, NodeName, Stored, expand_effects, unix_ns
 from reconciler.history.words import SANDBOX_LETTERS, words
-
-_FAILURES = (
-    InterfaceAttachFailed,
-    InterfaceDetachFailed,
-    AttachFailed,
-    DetachFailed,
-    GcFailed,
-    StatusPublishFailed,
-    DriftRepairFailed,
-    LeakReclaimFailed,
-)
-_REQUESTS = (AttachRequested, DetachRequested, GcRequested, RepairRequested, ReclaimRequested, ComparisonRequested)
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +40,7 @@ class Timeline:
         """Return the lines for the next event: one for each effect that an outcome carries, and one for itself."""
         sequence, event = stored
         request = self._opened.get(event.cause)
-        if isinstance(event.data, _REQUESTS):
+        if isinstance(event.data, Intent):
             self._opened[event.id] = event
         elif request_of(event) is not None:
             self._opened.pop(event.cause, None)
@@ -92,23 +57,16 @@ def _line(sequence: int, event: Event, request: Event | None) -> Line:
         sequence=sequence,
         at=_shown_time(event.at),
         since_request=since,
-        node=NodeName(printable(_node_of(event))),
+        node=NodeName(printable(event.named_node or event.node)),
         sandbox=printable(event.sandbox[:SANDBOX_LETTERS]),
         words=printable(told),
-        failed=isinstance(event.data, _FAILURES),
+        failed=event.failure is not None,
     )
 
 
 def printable(text: str) -> str:
     """Return *text* on one line, without anything that a terminal would obey."""
     return "".join(c if c.isprintable() else " " if c in "\r\n\t" else f"\\x{ord(c):02x}" for c in text)
-
-
-def _node_of(event: Event) -> NodeName:
-    """Return the node that *event* is about: the reconciler writes of every node, in nobody's name."""
-    if isinstance(event.data, StatusPublished | StatusPublishFailed | DriftObserved) and event.data.node:
-        return event.data.node
-    return event.node
 
 
 def _milliseconds(start: str, end: str) -> float | None:

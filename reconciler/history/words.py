@@ -6,7 +6,8 @@ input or output of a plugin.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -17,6 +18,7 @@ from events.schema import (
     AttachPlanned,
     AttachRequested,
     ComparisonRequested,
+    Data,
     DetachCompleted,
     DetachFailed,
     DetachRequested,
@@ -59,101 +61,147 @@ SANDBOX_LETTERS = 12
 
 
 def words(event: Event) -> str:
-    """Return what happened, without when and where."""
-    match event.data:
-        case AttachRequested() as data:
-            return f"attach{_of(data.pod)} requested, interface {data.ifname}"
-        case DetachRequested() as data:
-            return f"detach{_of(data.pod)} requested, interface {data.ifname}{_origin(data)}"
-        case GcRequested(valid=valid):
-            known = "no list of valid attachments" if valid is None else f"{_count(len(valid), 'valid attachment')}"
-            return f"garbage collection requested with {known}"
-        case AttachPlanned(attachments=attachments):
-            return f"planned: {', '.join(_planned(attachment) for attachment in attachments)}"
-        case InterfaceAttached() as data:
-            return f"{data.ifname} attached to {data.network}{_addresses(data.result)}{_took(data.runs, data.seconds)}"
-        case InterfaceDetached() as data:
-            return f"{data.ifname} detached from {data.network}{_took(data.runs, data.seconds)}"
-        case InterfaceAttachFailed() as data:
-            took = _took(data.runs, data.seconds)
-            return f"{data.ifname} NOT attached to {data.network}{took}: {_why(data.failure)}"
-        case InterfaceDetachFailed() as data:
-            took = _took(data.runs, data.seconds)
-            return f"{data.ifname} NOT detached from {data.network}{took}: {_why(data.failure)}"
-        case WorkerStarted() as data:
-            return (
-                f"worker {data.version} started as epoch {event.epoch}, process {data.pid}: "
-                f"{_count(data.pending, 'open request')}, {_count(data.spooled, 'spooled detach', 'es')}"
-            )
-        case WorkerStopped(reason=reason):
-            return f"worker stopped: {reason}"
-        case Unknown(type=name, version=version):
-            return f"{name} version {version}, which this version of Plumbline does not know"
-        case _:
-            return _observation(event) or _outcome(event)
+    """Return what happened, without time and place. A type without a function in ``_WORDS`` gives its name."""
+    data = event.data
+    of_type = _WORDS.get(type(data))
+    if of_type is not None:
+        return of_type(data)
+    if isinstance(data, Unknown):
+        return f"{data.type} version {data.version}, which this version of Plumbline does not know"
+    if isinstance(data, WorkerStarted):  # its epoch is in the envelope
+        return (
+            f"worker {data.version} started as epoch {event.epoch}, process {data.pid}: "
+            f"{_count(data.pending, 'open request')}, {_count(data.spooled, 'spooled detach', 'es')}"
+        )
+    return event.type if event.failure is None else f"{event.type}: {_why(event.failure)}"
 
 
-def _observation(event: Event) -> str:
-    """Return what is said of the node's keeping to the ledger; nothing for any other event."""
-    match event.data:
-        case DriftObserved(drifts=drifts) as data:
-            return f"drift{_of(data.pod)}: {_drifts(drifts)}" if drifts else f"no drift{_of(data.pod)} any more"
-        case RepairRequested(drifts=drifts, by=by):
-            return f"repair requested by {by}: {_drifts(drifts)}"
-        case DriftRepaired() as data:
-            left = f"; left: {_drifts(data.left)}" if data.left else ""
-            return f"repaired in {_ms(data.seconds)}: {_drifts(data.drifts)}{left}"
-        case DriftRepairFailed() as data:
-            left = f"; left: {_drifts(data.left)}" if data.left else ""
-            return f"repair FAILED after {_ms(data.seconds)}: {_why(data.failure)}{left}"
-        case LeakObserved(gone=True, leak=leak):
-            return f"no leak any more: {_leak(leak)}"
-        case LeakObserved() as data:
-            return f"leak: {_leak(data.leak)}, seen {_count(data.sightings, 'time')}: {'; '.join(data.evidence)}"
-        case ReclaimRequested(leak=leak, by=by):
-            return f"reclaim requested by {by}: {_leak(leak)}"
-        case LeakReclaimed() as data:
-            return f"reclaimed in {_ms(data.seconds)}: {_leak(data.leak)}"
-        case LeakReclaimFailed() as data:
-            return f"reclaim of {_leak(data.leak)} FAILED after {_ms(data.seconds)}: {_why(data.failure)}"
-        case ComparisonRequested(by=by):
-            return f"comparison of the node with the ledger requested by {by}"
-        case NodeCompared() as data:
-            unseen = f"; not seen: {'; '.join(data.unseen)}" if data.unseen else ""
-            return (
-                f"compared with the ledger in {_ms(data.seconds)}: {_count(data.sandboxes, 'sandbox', 'es')}, "
-                f"{data.drifted} with drift, {_count(data.leaks, 'leak')}{unseen}"
-            )
-        case _:
-            return ""
+def _attach_requested(data: AttachRequested) -> str:
+    return f"attach{_of(data.pod)} requested, interface {data.ifname}"
 
 
-def _outcome(event: Event) -> str:
-    match event.data:
-        case AttachCompleted() as data:
-            return f"attached: {data.ifname} and all that was planned with it, in {_ms(data.seconds)}"
-        case AttachFailed() as data:
-            return f"attach FAILED after {_ms(data.seconds)}: {_why(data.failure)}{_left(data.left)}"
-        case DetachCompleted() as data:
-            return f"detached: {data.ifname} and all that was planned with it, in {_ms(data.seconds)}"
-        case DetachFailed() as data:
-            return f"detach FAILED after {_ms(data.seconds)}: {_why(data.failure)}{_left(data.left)}"
-        case GcCompleted() as data:
-            detached = _count(len(data.detached), "attachment")
-            return f"garbage collection done in {_ms(data.seconds)}: {detached} detached"
-        case GcFailed() as data:
-            return f"garbage collection FAILED after {_ms(data.seconds)}: {_why(data.failure)}"
-        case StatusPublished() as data:
-            return f"network-status{_of(data.pod)} published, {_ms(data.seconds)} after it was due"
-        case StatusPublishFailed() as data:
-            again = "" if data.final else "; it is tried again"
-            return f"network-status{_of(data.pod)} NOT published: {_why(data.failure)}{again}"
-        case ReconcilerElected(replica=replica):
-            return f"reconciler {replica} took over"
-        case SandboxAdopted() as data:
-            return f"adopted from {data.source}{_of(data.plan.pod)}: {'; '.join(_adopted(data))}"
-        case _:
-            return event.type
+def _detach_requested(data: DetachRequested) -> str:
+    return f"detach{_of(data.pod)} requested, interface {data.ifname}{_origin(data)}"
+
+
+def _gc_requested(data: GcRequested) -> str:
+    valid = data.valid
+    known = "no list of valid attachments" if valid is None else f"{_count(len(valid), 'valid attachment')}"
+    return f"garbage collection requested with {known}"
+
+
+def _attach_planned(data: AttachPlanned) -> str:
+    return f"planned: {', '.join(_planned(attachment) for attachment in data.attachments)}"
+
+
+def _interface_attached(data: InterfaceAttached) -> str:
+    return f"{data.ifname} attached to {data.network}{_addresses(data.result)}{_took(data.runs, data.seconds)}"
+
+
+def _interface_detached(data: InterfaceDetached) -> str:
+    return f"{data.ifname} detached from {data.network}{_took(data.runs, data.seconds)}"
+
+
+def _interface_attach_failed(data: InterfaceAttachFailed) -> str:
+    return f"{data.ifname} NOT attached to {data.network}{_took(data.runs, data.seconds)}: {_why(data.failure)}"
+
+
+def _interface_detach_failed(data: InterfaceDetachFailed) -> str:
+    return f"{data.ifname} NOT detached from {data.network}{_took(data.runs, data.seconds)}: {_why(data.failure)}"
+
+
+def _attach_completed(data: AttachCompleted) -> str:
+    return f"attached: {data.ifname} and all that was planned with it, in {_ms(data.seconds)}"
+
+
+def _attach_failed(data: AttachFailed) -> str:
+    return f"attach FAILED after {_ms(data.seconds)}: {_why(data.failure)}{_left(data.left)}"
+
+
+def _detach_completed(data: DetachCompleted) -> str:
+    return f"detached: {data.ifname} and all that was planned with it, in {_ms(data.seconds)}"
+
+
+def _detach_failed(data: DetachFailed) -> str:
+    return f"detach FAILED after {_ms(data.seconds)}: {_why(data.failure)}{_left(data.left)}"
+
+
+def _gc_completed(data: GcCompleted) -> str:
+    detached = _count(len(data.detached), "attachment")
+    return f"garbage collection done in {_ms(data.seconds)}: {detached} detached"
+
+
+def _gc_failed(data: GcFailed) -> str:
+    return f"garbage collection FAILED after {_ms(data.seconds)}: {_why(data.failure)}"
+
+
+def _drift_observed(data: DriftObserved) -> str:
+    return f"drift{_of(data.pod)}: {_drifts(data.drifts)}" if data.drifts else f"no drift{_of(data.pod)} any more"
+
+
+def _repair_requested(data: RepairRequested) -> str:
+    return f"repair requested by {data.by}: {_drifts(data.drifts)}"
+
+
+def _drift_repaired(data: DriftRepaired) -> str:
+    left = f"; left: {_drifts(data.left)}" if data.left else ""
+    return f"repaired in {_ms(data.seconds)}: {_drifts(data.drifts)}{left}"
+
+
+def _drift_repair_failed(data: DriftRepairFailed) -> str:
+    left = f"; left: {_drifts(data.left)}" if data.left else ""
+    return f"repair FAILED after {_ms(data.seconds)}: {_why(data.failure)}{left}"
+
+
+def _leak_observed(data: LeakObserved) -> str:
+    if data.gone:
+        return f"no leak any more: {_leak(data.leak)}"
+    return f"leak: {_leak(data.leak)}, seen {_count(data.sightings, 'time')}: {'; '.join(data.evidence)}"
+
+
+def _reclaim_requested(data: ReclaimRequested) -> str:
+    return f"reclaim requested by {data.by}: {_leak(data.leak)}"
+
+
+def _leak_reclaimed(data: LeakReclaimed) -> str:
+    return f"reclaimed in {_ms(data.seconds)}: {_leak(data.leak)}"
+
+
+def _leak_reclaim_failed(data: LeakReclaimFailed) -> str:
+    return f"reclaim of {_leak(data.leak)} FAILED after {_ms(data.seconds)}: {_why(data.failure)}"
+
+
+def _comparison_requested(data: ComparisonRequested) -> str:
+    return f"comparison of the node with the ledger requested by {data.by}"
+
+
+def _node_compared(data: NodeCompared) -> str:
+    unseen = f"; not seen: {'; '.join(data.unseen)}" if data.unseen else ""
+    return (
+        f"compared with the ledger in {_ms(data.seconds)}: {_count(data.sandboxes, 'sandbox', 'es')}, "
+        f"{data.drifted} with drift, {_count(data.leaks, 'leak')}{unseen}"
+    )
+
+
+def _status_published(data: StatusPublished) -> str:
+    return f"network-status{_of(data.pod)} published, {_ms(data.seconds)} after it was due"
+
+
+def _status_publish_failed(data: StatusPublishFailed) -> str:
+    again = "" if data.final else "; it is tried again"
+    return f"network-status{_of(data.pod)} NOT published: {_why(data.failure)}{again}"
+
+
+def _sandbox_adopted(data: SandboxAdopted) -> str:
+    return f"adopted from {data.source}{_of(data.plan.pod)}: {'; '.join(_adopted(data))}"
+
+
+def _reconciler_elected(data: ReconcilerElected) -> str:
+    return f"reconciler {data.replica} took over"
+
+
+def _worker_stopped(data: WorkerStopped) -> str:
+    return f"worker stopped: {data.reason}"
 
 
 def _of(pod: Pod) -> str:
@@ -243,3 +291,36 @@ def _ms(seconds: float) -> str:
 
 def _count(number: int, what: str, plural: str = "s") -> str:
     return f"{number} {what}{'' if number == 1 else plural}"
+
+
+_WORDS: Mapping[type[Data], Callable[[Any], str]] = {
+    AttachRequested: _attach_requested,
+    DetachRequested: _detach_requested,
+    GcRequested: _gc_requested,
+    AttachPlanned: _attach_planned,
+    InterfaceAttached: _interface_attached,
+    InterfaceDetached: _interface_detached,
+    InterfaceAttachFailed: _interface_attach_failed,
+    InterfaceDetachFailed: _interface_detach_failed,
+    AttachCompleted: _attach_completed,
+    AttachFailed: _attach_failed,
+    DetachCompleted: _detach_completed,
+    DetachFailed: _detach_failed,
+    GcCompleted: _gc_completed,
+    GcFailed: _gc_failed,
+    DriftObserved: _drift_observed,
+    RepairRequested: _repair_requested,
+    DriftRepaired: _drift_repaired,
+    DriftRepairFailed: _drift_repair_failed,
+    LeakObserved: _leak_observed,
+    ReclaimRequested: _reclaim_requested,
+    LeakReclaimed: _leak_reclaimed,
+    LeakReclaimFailed: _leak_reclaim_failed,
+    ComparisonRequested: _comparison_requested,
+    NodeCompared: _node_compared,
+    StatusPublished: _status_published,
+    StatusPublishFailed: _status_publish_failed,
+    SandboxAdopted: _sandbox_adopted,
+    ReconcilerElected: _reconciler_elected,
+    WorkerStopped: _worker_stopped,
+}
