@@ -1,4 +1,4 @@
-"""One exception for everything that makes a CNI request fail, and the CNI code that each class of failure has."""
+"""The exception of a CNI request that fails, and the CNI code of each class of failure."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ CNI_CODES: Mapping[ErrorClass, int] = {
     ErrorClass.INTERNAL: 103,
     ErrorClass.UNKNOWN: 103,
 }
-"""CNI specification 1.1, section 2, "Error": below 100 the specification's own; from 100 ours."""
+"""CNI specification 1.1, section 2, "Error": codes below 100 are the specification's, from 100 Plumbline's."""
 
 _LONGEST = 4096
-"""Characters of a sentence. What it quotes, a plugin's output or somebody's network, may have a mebibyte."""
+"""Characters of a message. The text that it quotes, such as a plugin's output, may have a mebibyte."""
 
 _CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
 class RequestFailedError(Exception):
-    """A request can't be fulfilled; ``failure`` says it to people, tools and the runtime."""
+    """A request can't be fulfilled; ``failure`` has the reason for people, tools and the runtime."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -67,7 +67,7 @@ def failed(
     details: str = "",
     code: int | None = None,
 ) -> RequestFailedError:
-    """Return the exception for one failure; *code* is a plugin's own, where there is one."""
+    """Return the exception for one failure; *code* is a plugin's own, if it gave one."""
     return RequestFailedError(
         Failure(
             error_class=error_class,
@@ -83,7 +83,7 @@ def failed(
 
 
 def class_of(error: LedgerError) -> ErrorClass:
-    """Return the class of failure that *error* makes of a request."""
+    """Return the class of the failure that *error* causes."""
     return ErrorClass.LEDGER_FULL if isinstance(error, LedgerFullError) else ErrorClass.LEDGER_UNAVAILABLE
 
 
@@ -96,14 +96,14 @@ def error_json(failure: Failure, cni_version: str) -> bytes:
 
 
 def naming(pod: Pod, failure: Failure) -> Failure:
-    """Return *failure* with the pod in its sentence; a plugin does not know whom it works for."""
+    """Return *failure* with the pod in its message: a plugin does not know the pod."""
     if not pod.name or str(pod) in failure.message:
         return failure
     return replace(failure, message=f"pod {pod}: {failure.message}")
 
 
 def internal(phase: Phase, error: Exception) -> Failure:
-    """Return the failure for an error that is a mistake in Plumbline."""
+    """Return the failure for an error that is a bug in Plumbline."""
     return failed(
         ErrorClass.INTERNAL,
         phase,

@@ -1,4 +1,4 @@
-"""What the worker tells Prometheus."""
+"""The worker's Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _CLUSTER: tuple[tuple[str, str, Callable[[ClusterWatch], float]], ...] = (
 
 
 class WorkerMetrics:
-    """The worker's series, on a registry of their own."""
+    """The worker's series, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -145,7 +145,7 @@ class WorkerMetrics:
         self._leaks_observed.labels(kind.value).inc()
 
     def leak_reclaimed(self, kind: LeakKind, seconds: float) -> None:
-        """Count one leak that is free *seconds* after it was seen first."""
+        """Count one leak that is freed *seconds* after it was seen first."""
         self._leaks_reclaimed.labels(kind.value).inc()
         self._reclaim_seconds.observe(seconds)
 
@@ -154,7 +154,7 @@ class WorkerMetrics:
         self._reclaims_refused.labels(error_class.value).inc()
 
     def freed_falsely(self) -> None:
-        """Count one sandbox that was reclaimed alive."""
+        """Count one sandbox that was reclaimed although it was alive."""
         self._false_frees.inc()
 
     def ledger_acked(self, seconds: float) -> None:

@@ -21,18 +21,18 @@ class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, rename="came
     kubeconfig: str = ""
     """Empty: the service account of the worker's own pod."""
     pod_wait: float = 2.0
-    """Seconds to wait for the watch to tell of a pod before it is asked for."""
+    """Seconds to wait until the watch has a pod, before the API server is asked for it."""
 
 
 class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """Where the kubelet and device plugins tell of devices; a worker in a pod needs the folders of all three."""
+    """Where the kubelet and device plugins publish devices; a worker in a pod needs the folders of all three."""
 
     pod_resources: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
     """Socket of the kubelet's PodResources API."""
     checkpoint: str = "/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint"
-    """File of the kubelet's that is read where there is no such socket."""
+    """The kubelet's file that is read if there is no such socket."""
     info_folder: str = INFO_FOLDER
-    """The files with device information are in its folders ``dp`` and ``cni``."""
+    """Its folders ``dp`` and ``cni`` have the files with device information."""
 
     def __post_init__(self) -> None:
         if not self.info_folder.startswith("/"):
@@ -40,14 +40,14 @@ class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
 
 
 class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True, dict=True):
-    """Limits of the worker, and what it assumes where the CNI configuration is silent."""
+    """Limits of the worker, and defaults for the CNI configuration."""
 
     delegate_timeout: float = 20.0
     """Seconds that one delegate's ADD, CHECK or DEL may take."""
     concurrency: int = max(8, 2 * (os.cpu_count() or 1))
-    """Sandboxes that are worked on at the same time; the others wait in their queues."""
+    """Sandboxes that are worked on in parallel; the others wait in their queues."""
     native: str | tuple[str, ...] = AUTO
-    """Plugins whose work the worker does itself: ``auto`` for all it can, ``never``, or a list of their types."""
+    """Plugins that run natively: ``auto`` (all that can), ``never``, or a list of their types."""
     status_wait: float = 2.0
     """Seconds that the answer to an ADD waits at most for the pod's network-status to be published; 0: not at all."""
     metrics: MetricsSettings = MetricsSettings()
@@ -55,14 +55,14 @@ class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
     """Where pods and networks come from; None: the folder ``manifests``, or nowhere."""
     devices: DeviceSettings = DeviceSettings()
     network_keys: dict[str, Any] = msgspec.field(default_factory=dict, name="network")
-    """Multus' configuration keys, for whatever the CNI configuration on standard input leaves out."""
+    """Multus' configuration keys: defaults for what the CNI configuration on standard input leaves out."""
 
     def __post_init__(self) -> None:
         if self.delegate_timeout <= 0:
             raise ValueError(f"delegateTimeout is {self.delegate_timeout}, not a positive number of seconds")
         if self.status_wait < 0:
             raise ValueError(f"statusWait is {self.status_wait}, a negative number of seconds")
-        if self.concurrency < 2:  # GC waits for the detaches that it asks for
+        if self.concurrency < 2:  # a GC waits for the detaches that it requests
             raise ValueError(f"concurrency is {self.concurrency}, not at least 2")
         _check_native(self.native)
         try:
@@ -72,12 +72,12 @@ class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
 
     @cached_property
     def network(self) -> NodeDefaults:
-        """What ``network_keys`` say."""
+        """``network_keys``, decoded."""
         return parse_defaults(self.network_keys)
 
     @property
     def unknown_network_keys(self) -> tuple[str, ...]:
-        """Those of ``network_keys`` that mean nothing to anybody."""
+        """The keys of ``network_keys`` that are unknown."""
         return unknown_keys(self.network_keys, KEYS)
 
 
@@ -90,7 +90,7 @@ def _check_native(switch: str | tuple[str, ...]) -> None:
 
 
 class WorkerSettings(Settings, frozen=True, kw_only=True, rename="camel"):
-    """All that the worker reads from the file."""
+    """What the worker reads from the configuration file."""
 
     worker: WorkerSection = WorkerSection()
 

@@ -1,4 +1,4 @@
-"""CHECK and STATUS: questions. They change nothing, so they are answered and not recorded."""
+"""CHECK and STATUS: they change nothing, so they are answered and not recorded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _STATUS_SECONDS = 1.5
 
 
 class Checker:
-    """Answers the runtime's questions."""
+    """Answers CHECK and STATUS."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Checker:
         return OK
 
     async def status(self, config: str, path: str) -> Reply:
-        """Say whether an ADD would work now (CNI specification 1.1, section 2, "STATUS")."""
+        """Answer whether an ADD would work now (CNI specification 1.1, section 2, "STATUS")."""
         try:
             conf = parse_netconf(config, self._planner.node_defaults)
             if not at_least(conf.cni_version, "1.1.0"):

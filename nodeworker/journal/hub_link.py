@@ -1,7 +1,6 @@
-"""The worker's end of the cluster's ledger: what goes up and what comes down over one connection.
+"""The worker's link to the hub: the uplink of its events, and the commands and notices that come down.
 
-Nothing on the way of an attach waits for it. It is made in the background, for as long as that takes, and whatever
-fails here is tried again and never ends the worker.
+No attach waits for it. It connects in the background; every failure is retried and none ends the worker.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ log = structlog.get_logger(__name__)
 _FIRST_PAUSE = 1.0
 _LAST_PAUSE = 60.0
 _PATIENCE = 10.0
-"""Seconds that a call is repeated: a cluster that lost its leader takes some to have another."""
+"""Seconds that a call is retried: a cluster that lost its leader needs some to elect another."""
 
 
 class HubLink:
-    """Keeps the connection, and copies the node's *ledger* over it. ``Notices`` of the cluster are heard here."""
+    """Keeps the connection, copies the node's *ledger* over it, and gives access to the hub's commands and notices."""
 
     def __init__(self, address: LedgerAddress, replicas: int, ledger: JetStreamLedger, node: NodeName) -> None:
         self._address = address
@@ -39,7 +38,7 @@ class HubLink:
         self._ledger = ledger
         self._node = node
         self._started = time.time()
-        self._there = asyncio.Event()
+        self._connected_once = asyncio.Event()
         self._hub: JetStreamLedger | None = None
         self._uplink: Uplink | None = None
 
@@ -50,17 +49,17 @@ class HubLink:
 
     @property
     def done(self) -> int:
-        """The hub has the node's events up to this sequence; 0 while nobody knows."""
+        """The sequence up to which the hub has the node's events; 0 while that is unknown."""
         return 0 if self._uplink is None else self._uplink.done
 
     @property
     def lag_events(self) -> float:
-        """How many events the hub is behind, at most; not a number while nobody knows."""
+        """The events that the hub is behind, at most; not a number while that is unknown."""
         return float("nan") if self._uplink is None else self._uplink.lag.events
 
     @property
     def lag_seconds(self) -> float:
-        """How old the first event is that the hub has not got. While nobody knows: how long that has been so."""
+        """The age of the first event that the hub does not have; while that is unknown, the time since the start."""
         if self._uplink is None:
             return time.time() - self._started
         since = self._uplink.lag.since
@@ -83,27 +82,27 @@ class HubLink:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)
         self._uplink = Uplink(self._ledger, self._hub, self._node)
-        self._there.set()
+        self._connected_once.set()
         while True:
             try:
                 await self._uplink.run()
-            except Exception:  # rule: what goes wrong with the copy is no reason to attach nothing
+            except Exception:  # rule: an error of the copy must not stop attaching
                 log.exception("uplink_broke", retry_in=_LAST_PAUSE)
                 await asyncio.sleep(_LAST_PAUSE)
 
-    async def settle(self, patience: float) -> None:
-        """Return when the hub has all that the node's ledger has, or after *patience* seconds."""
+    async def settle(self, limit: float) -> None:
+        """Return once the hub has all events of the node's ledger, or after *limit* seconds."""
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(limit):
                 end = await self._ledger.last_sequence()
-                while self.connected and self.done < end:  # noqa: ASYNC110  # only a worker that stops asks
+                while self.connected and self.done < end:  # noqa: ASYNC110  # only a worker that stops polls
                     await asyncio.sleep(0.05)
         except (LedgerError, TimeoutError) as error:
-            log.info("hub_not_settled", error=str(error) or f"it took more than {patience:g} s", done=self.done)
+            log.info("hub_not_settled", error=str(error) or f"it took more than {limit:g} s", done=self.done)
 
     async def commands(self) -> JetStreamCommands:
-        """Return what comes down, once there is a connection."""
-        await self._there.wait()
+        """Return the hub's commands, once there is a connection."""
+        await self._connected_once.wait()
         assert self._hub is not None
         return JetStreamCommands(self._hub)
 

@@ -1,4 +1,4 @@
-"""A node's events have one writer at a time: whoever holds the lock in the run folder."""
+"""The lock in the run folder: a node's events have one writer at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class WorkerRunningError(OSError):
 
 @contextlib.contextmanager
 def only_worker(run_dir: Path) -> Iterator[int]:
-    """Hold the lock of *run_dir* meanwhile: as long as any process has the descriptor open that this yields.
+    """Hold the lock of *run_dir* during the block, and as long as any process has the yielded descriptor open.
 
     Raises WorkerRunningError.
     """

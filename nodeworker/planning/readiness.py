@@ -1,7 +1,7 @@
-"""Hold requests back until the default network says that it works, by the file that ``readinessindicatorfile`` names.
+"""Delay requests until the default network has made the file that ``readinessindicatorfile`` names.
 
-The file is looked at instead of watched: a look costs microseconds, there is one only while somebody waits, and the
-folder that the file will be in may not be there yet either.
+The file is polled, not watched: a poll costs microseconds, happens only while a request waits, and works although the
+file's folder may not exist yet.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ LONGEST = 45.0
 """Seconds that a request waits at most; Multus' own limit."""
 _POLL = 0.25
 _MARGIN = 1.0
-"""Seconds before the deadline at which waiting ends, so that the runtime is still there to be told why."""
+"""Seconds before the deadline at which waiting ends, so that the runtime still gets the reason."""
 
 
 class Readiness:
-    """Lets requests wait for the file; a few at a time, for each keeps a place that a DEL may need."""
+    """The requests that wait for the file: a few, because each takes a slot that a DEL may need."""
 
     def __init__(self, seats: int) -> None:
-        """*seats*: how many requests may wait. The others fail at once, and their runtime tries again."""
+        """*seats*: how many requests may wait. The others fail at once, and their runtime retries."""
         self._seats = seats
         self._waiting = 0
 
     async def wait(self, file: str, left: float, phase: Phase) -> None:
-        """Return once *file* exists, or at once where none is named.
+        """Return once *file* exists, or at once if none is named.
 
         *left* are the seconds until the request's deadline. Raises RequestFailedError (NODE_NOT_READY, CNI code 11)
         shortly before that, or after ``LONGEST``.
@@ -45,7 +45,7 @@ class Readiness:
         until = loop.time() + seconds
         self._waiting += 1
         try:
-            while (reason := absence(file)) and (left := until - loop.time()) > 0:  # noqa: ASYNC110  # see above
+            while (reason := absence(file)) and (left := until - loop.time()) > 0:  # noqa: ASYNC110  # polled, see above
                 await asyncio.sleep(min(_POLL, left))
         finally:
             self._waiting -= 1
@@ -53,7 +53,7 @@ class Readiness:
 
 
 def absence(file: str) -> str:
-    """Return why *file* can't be seen, or nothing: it is there, or no file is named."""
+    """Return why *file* can't be seen; empty if it exists, or if none is named."""
     if not file:
         return ""
     try:

@@ -1,7 +1,7 @@
-"""The operations of the specification on one attachment, because a delegate is a chain and each verb has its own rules.
+"""The verbs of the specification for one attachment: a delegate is a chain, and each verb has rules of its own.
 
-The order of the chain, what is handed from plugin to plugin, and what an error means are those of the CNI specification
-1.1, section 3; everything comes from the recorded plan, nothing from today's configuration.
+The order of the chain, what one plugin gets of another, and what an error means follow the CNI specification 1.1,
+section 3. Everything comes from the recorded plan, nothing from today's configuration.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ATTACHMENT_PHASES: Final = frozenset({Phase.ADD, Phase.DEL, Phase.CHECK})
 
 
 class Target(msgspec.Struct, frozen=True):
-    """The sandbox, as plugins are told of it."""
+    """What plugins get to know of the sandbox."""
 
     container_id: str
     netns: str
@@ -61,7 +61,7 @@ class DelegateError(RequestFailedError):
 def require(runners: Runners, attachment: PlannedAttachment, target: Target) -> None:
     """Raise DelegateError (plugin_missing) unless every plugin of the attachment is installed.
 
-    Ask before the first plugin runs: what a chain has made can't be deleted through a plugin that is not there.
+    Call it before the first plugin runs: a plugin that is not installed can't delete what the chain has made.
     """
     operation = _Operation(runners, attachment, target, Phase.ADD, 0)
     for plugin, native in _chain(attachment):
@@ -79,7 +79,7 @@ async def add(
 ) -> tuple[str, tuple[PluginRun, ...]]:
     """Add the attachment; return the last plugin's result as it was printed, with its ``cniVersion``, and the runs.
 
-    *timeout* is in seconds, for the whole chain. What a failed chain left behind is for the caller to delete. Raises
+    *timeout* is in seconds, for the whole chain. The caller deletes what a failed chain left behind. Raises
     DelegateError. Section 3, "Adding an attachment".
     """
     operation = _Operation(runners, attachment, target, Phase.ADD, timeout)
@@ -93,12 +93,12 @@ async def add(
             raise operation.failure(ErrorClass.PLUGIN_OUTPUT, plugin, str(error)) from error
     *before, last = operation.runs
     mtu = last.mtu if native else await asyncio.to_thread(_mtu, target, attachment)
-    # What it printed is in the result, and would be in the ledger twice.
+    # The result has what it printed: the ledger need not have it twice.
     return printed, (*before, replace(last, stdout="", mtu=mtu))
 
 
 def _mtu(target: Target, attachment: PlannedAttachment) -> int:
-    """Return the interface's MTU, which hardly any plugin that is executed tells; 0: there is no such interface."""
+    """Return the interface's MTU, which few executed plugins report; 0 if there is no such interface."""
     try:
         return mtu_of(target.netns, attachment.ifname, Phase.ADD)
     except (OSError, RequestFailedError):
@@ -114,7 +114,7 @@ async def delete(
 ) -> tuple[PluginRun, ...]:
     """Delete the attachment, last plugin first; return the runs.
 
-    *result* is what ``add`` returned, None if it never did; *timeout* is in seconds, for the whole chain. Raises
+    *result* is what ``add`` returned, None if it did not; *timeout* is in seconds, for the whole chain. Raises
     DelegateError at the first plugin that fails. Section 3, "Deleting an attachment".
     """
     operation = _Operation(runners, attachment, target, Phase.DEL, timeout)
@@ -131,9 +131,9 @@ async def sweep(
     result: str | None,
     timeout: float,  # noqa: ASYNC109
 ) -> tuple[tuple[PluginRun, ...], dict[str, Failure]]:
-    """Do what ``delete`` does, and go on where a plugin fails; return the runs, and the plugins that failed with why.
+    """Do what ``delete`` does, but continue after a failure; return the runs, and the failures by plugin.
 
-    For an attachment whose sandbox is gone for good: nobody comes back for what the plugins after that one hold.
+    For an attachment whose sandbox is gone for good: no other DEL would free what the later plugins hold.
     """
     operation = _Operation(runners, attachment, target, Phase.DEL, timeout)
     previous = _previous(attachment, result)
@@ -155,8 +155,8 @@ async def check(
 ) -> tuple[PluginRun, ...]:
     """Check the attachment against *result*, which is what ``add`` returned; return the runs.
 
-    Nothing runs below version 0.4.0 or where the configuration disables it. *timeout* is in seconds, for the whole
-    chain. Raises DelegateError at the first plugin that objects. Section 3, "Checking an attachment".
+    No plugin runs below version 0.4.0, or if the configuration disables CHECK. *timeout* is in seconds, for the whole
+    chain. Raises DelegateError at the first plugin that fails. Section 3, "Checking an attachment".
     """
     if attachment.disable_check or not at_least(attachment.cni_version, "0.4.0"):
         return ()
@@ -178,9 +178,9 @@ async def gc(
     valid: Sequence[tuple[str, str]],
     timeout: float,  # noqa: ASYNC109
 ) -> tuple[PluginRun, ...]:
-    """Have every plugin free what belongs to none of *valid*, (container ID, interface name); return the runs.
+    """Run GC of every plugin with the *valid* (container ID, interface name); return the runs.
 
-    Nothing runs below version 1.1.0 or where the configuration disables it. An empty *valid* means that nothing is.
+    No plugin runs below version 1.1.0, or if the configuration disables GC. With an empty *valid*, all is garbage.
     *timeout* is in seconds, for the whole chain. Raises DelegateError when all plugins have run and some failed.
     Section 3, "Garbage-collecting a network".
     """
@@ -188,7 +188,7 @@ async def gc(
         return ()
     operation = _Operation(runners, attachment, target, Phase.GC, timeout)
     attachments = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in valid]
-    # The second key is what the Go library called it before 1.1.0 was final; plugins built with that read no other.
+    # The Go library used the second key before 1.1.0 was final; plugins built with it read only that one.
     keys = {"cni.dev/valid-attachments": attachments, "cni.dev/attachments": attachments}
     failures: list[Failure] = []
     for plugin, native in _chain(attachment):
@@ -210,7 +210,7 @@ async def status(
 ) -> tuple[PluginRun, ...]:
     """Ask every plugin whether an ADD would work now; return the runs.
 
-    Nothing runs below version 1.1.0. *timeout* is in seconds, for the whole chain. Raises DelegateError at the first
+    No plugin runs below version 1.1.0. *timeout* is in seconds, for the whole chain. Raises DelegateError at the first
     plugin that is not ready. Section 2, "STATUS".
     """
     if not at_least(attachment.cni_version, "1.1.0"):
@@ -222,7 +222,7 @@ async def status(
 
 
 class _Operation:
-    """One verb on one attachment: its environment, the time that is left, the runs so far."""
+    """One verb on one attachment: its environment, its deadline, the runs so far."""
 
     def __init__(
         self, runners: Runners, attachment: PlannedAttachment, target: Target, phase: Phase, seconds: float
@@ -243,7 +243,7 @@ class _Operation:
         self._deadline = time.monotonic() + seconds
 
     async def run(self, plugin: str, native: bool, stdin: bytes) -> bytes:
-        """Return what *plugin* printed; *native* is the way that was planned. Raises DelegateError."""
+        """Return what *plugin* printed; *native*: it was planned to run natively. Raises DelegateError."""
         try:
             run, stdout = await self._runners.runner(plugin, native, self._search).run(
                 type_of(plugin),
@@ -266,7 +266,7 @@ class _Operation:
     def failure(
         self, error_class: ErrorClass, plugin: str, message: str, *, code: int = 0, details: str = ""
     ) -> DelegateError:
-        """Return the error for *plugin*; *message* is the part that says why, *code* the plugin's own."""
+        """Return the error for *plugin*; *message* is the reason, *code* the plugin's own code."""
         plugin_type, network, ifname = type_of(plugin), self._attachment.network, self._attachment.ifname
         sentence = f"{plugin_type} {_TASKS[self._phase].format(ifname=ifname, network=network)}: {message}"
         if self._phase is Phase.DEL:
@@ -285,23 +285,23 @@ class _Operation:
 
 
 def _previous(attachment: PlannedAttachment, result: str | None) -> Any:
-    """Return what DEL is handed of *result*; None where there is nothing that it can be handed."""
+    """Return the ``prevResult`` of a DEL, from *result*; None if there is none or the version has none."""
     if result is None or not at_least(attachment.cni_version, "0.4.0"):
         return None
     try:
         return results.convert(result, attachment.cni_version, attachment.cni_version)
     except results.ResultError:
-        return None  # plugins must cope without it, and an unreadable record must not hold up a DEL for ever
+        return None  # plugins must cope without it, and an unreadable record must not block a DEL for ever
 
 
 def _chain(attachment: PlannedAttachment) -> list[tuple[str, bool]]:
     """Return the plugins of *attachment* in order, each with whether it was planned to run natively."""
-    ways = attachment.native or (False,) * len(attachment.plugins)
-    return list(zip(attachment.plugins, ways, strict=True))
+    native = attachment.native or (False,) * len(attachment.plugins)
+    return list(zip(attachment.plugins, native, strict=True))
 
 
 def _of_network(plugin: str, keys: Mapping[str, Any]) -> bytes:
-    """Return the configuration for a verb that is about the network: the runtime offers nothing for an attachment."""
+    """Return the configuration for a verb about the network: without what a runtime offers for an attachment."""
     config = cast("dict[str, Any]", msgspec.json.decode(plugin))
     config.pop("runtimeConfig", None)
     return msgspec.json.encode({**config, **keys})

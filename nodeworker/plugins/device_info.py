@@ -1,7 +1,7 @@
-"""The files that say what a device is: the device plugin's is handed to the plugins, and what they make of it recorded.
+"""Device information files: pass the device plugin's to the CNI plugins, and record what they make of it.
 
-Nothing here makes an attach or a detach fail: the file is information for programs in the pod, and a pod that runs
-without it is better than one that does not (Device Information 1.1.0, a part of the NPWG specification).
+No error here fails an attach or a detach: the file only informs programs in the pod, and a pod without it is better
+than no pod (Device Information 1.1.0, a part of the NPWG specification).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import structlog
 from events.schema import PlannedAttachment
 
 MAX_BYTES = 16 * 1024
-"""Of one file. All annotations of a pod together have 256 KiB."""
+"""Size of one file. All annotations of a pod together may have 256 KiB."""
 
 log = structlog.get_logger(__name__)
 
@@ -31,13 +31,13 @@ _DECODER = msgspec.json.Decoder(_Info)
 
 
 async def provide(plan: PlannedAttachment) -> None:
-    """Copy what the device plugin says of the device to where the plugins of *plan* look for it."""
+    """Copy the device plugin's file to where the plugins of *plan* look for it."""
     if plan.resource and plan.device and plan.device_info:
         await asyncio.to_thread(_provide, plan)
 
 
 async def recorded(plan: PlannedAttachment) -> str:
-    """Return the JSON text that the plugins of *plan* have left; nothing where there is none that can be used."""
+    """Return the JSON text that the plugins of *plan* wrote; empty if there is no usable one."""
     return await asyncio.to_thread(_recorded, plan) if plan.device_info else ""
 
 
@@ -48,7 +48,7 @@ async def withdraw(plan: PlannedAttachment) -> None:
 
 
 def of_device_plugin(plan: PlannedAttachment) -> Path:
-    """Return the path of the file in which the device plugin says what the device of *plan* is."""
+    """Return the path of the device plugin's file about the device of *plan*."""
     name = f"{plan.resource}-{plan.device}-device.json".replace("/", "-")
     return Path(plan.device_info).parents[1] / "dp" / name
 
@@ -85,7 +85,7 @@ def _withdraw(plan: PlannedAttachment) -> None:
 
 
 def _read(plan: PlannedAttachment, path: Path) -> str:
-    """Return the text of the file; nothing, and a line in the log unless it is missing, for one that can't be used."""
+    """Return the text of the file; empty for one that is missing or, with a line in the log, unusable."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

@@ -1,9 +1,9 @@
-"""The one way to run a plugin, because a plugin that hangs, floods or dies must cost its own request and no other.
+"""Execute a plugin, so that one that hangs, floods or dies fails its own request and no other.
 
-A child costs 0.1 to 0.2 ms over a blocking spawn and wait, and 0.2 ms less than one of ``asyncio``'s own, which take a
-thread each: ``Popen`` uses vfork, a pidfd reports the end, and standard input is a file in memory that nobody has to
-feed. Starting it on a thread instead of the loop was measured: it is no faster, and opens a gap in which a cancelled
-caller leaves a child behind; where the processors are full it would halve the loop's delay, from 4 to 2 ms.
+A child costs 0.1 to 0.2 ms more than a blocking spawn and wait, and 0.2 ms less than a child of ``asyncio``, which
+takes a thread: ``Popen`` uses vfork, a pidfd reports the end, and standard input is a file in memory. A start on a
+thread was measured: it is no faster, and a caller cancelled meanwhile would leave a child behind. With full processors
+it would halve the loop's delay, from 4 to 2 ms.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ STDERR_RECORDED: Final = 8 * 1024
 
 _BUSY_RETRIES: Final = 5
 _BUSY_PAUSE: Final = 0.2
-"""Seconds between attempts to execute a binary that somebody is writing."""
+"""Seconds between attempts to execute a binary that is being written."""
 _GROUP_CHECKS: Final = 100
 _GROUP_PAUSE: Final = 0.02
-"""Seconds between looks whether a killed group has ended, and how often to look."""
+"""Seconds between checks whether a killed group has ended, and the number of checks."""
 _CHUNK: Final = 64 * 1024
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _UNUSABLE_FILE: Final = frozenset(
@@ -57,7 +57,7 @@ class PluginError(Exception):
 
 
 class Runner(Protocol):
-    """Runs a plugin, one way or another."""
+    """Runs a plugin, natively or by executing it."""
 
     async def run(
         self,
@@ -77,27 +77,28 @@ class Runner(Protocol):
 
 
 class Runners(Protocol):
-    """Knows who runs a plugin. *plugin* is its rendered configuration, *native* the way that was planned for it."""
+    """Chooses the runner of a plugin. *plugin* is its rendered configuration, *native* what was planned for it."""
 
     def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
-        """Return who runs *plugin*."""
+        """Return the runner of *plugin*."""
         ...
 
     def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
-        """Raise PluginError (plugin_missing) unless all that *plugin* needs is there."""
+        """Raise PluginError (plugin_missing) unless everything that *plugin* needs is installed."""
         ...
 
     def runs_in_pool(self, attachment: PlannedAttachment) -> bool:
-        """Return whether all of its ADD is done in its turn behind the ADDs that were begun before.
+        """Return whether the native pool does the whole ADD and the whole DEL of *attachment*.
 
-        Then there is no need to wait for those before it is begun.
+        Two things follow. Several such ADDs are submitted together: the pool does them in order. And their effects are
+        recorded with the outcome: they take little time, and a repeated ADD or DEL finds what is there.
         """
         ...
 
     async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
-        """Do of the DELs of *attachments*, in their order, what takes less time for all than one by one.
+        """Remove the links of the first *attachments* together, where that is all that their DEL does.
 
-        Each DEL is still to come. Nothing is raised: what can't be done is theirs to say.
+        It saves time; each DEL still follows, and reports what could not be removed.
         """
         ...
 
@@ -105,7 +106,7 @@ class Runners(Protocol):
 class PluginExecutor:
     """Runs plugins, each in a session of its own and with nothing of the worker's environment but PATH.
 
-    Alone it is ``Runners`` too, of a worker that executes everything.
+    It is also the ``Runners`` of a worker that executes every plugin.
     """
 
     def __init__(self, *, marker: str) -> None:
@@ -121,7 +122,7 @@ class PluginExecutor:
         find(type_of(plugin), search)
 
     def runs_in_pool(self, attachment: PlannedAttachment) -> bool:
-        """See ``Runners``: each is executed for itself."""
+        """See ``Runners``."""
         return False
 
     async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
@@ -173,9 +174,9 @@ class PluginExecutor:
 
 
 class _Child:
-    """A plugin that was started: it keeps the pipes empty and knows when the process has ended.
+    """A started plugin: reads its pipes and notes when its process has ended.
 
-    Raises OSError when there is nothing to execute or no room for another process.
+    Raises OSError when the binary can't be executed or the node has no room for a process.
     """
 
     def __init__(self, binary: str, env: Mapping[str, str], stdin: bytes) -> None:
@@ -220,7 +221,7 @@ class _Child:
         if self._process.returncode is not None:
             return
         self.killed_for = self.killed_for or reason
-        # Until it is reaped the plugin's process ID, which is also the group's, is nobody else's.
+        # Until the plugin is reaped, its process ID, which is also the group's, is not reused.
         os.killpg(self._process.pid, signal.SIGKILL)
 
     async def wait(self) -> None:
@@ -257,7 +258,7 @@ class _Child:
         del self.stderr[:-STDERR_RECORDED]
 
     def _on_end(self) -> None:
-        """Take what the pipes hold and no more: a grandchild may keep them open, and write, for as long as it lives."""
+        """Read what the pipes hold and no more: a grandchild may keep them open and write for as long as it lives."""
         if len(self.stdout) <= STDOUT_LIMIT:
             self._take_stdout(os.read(self._out.fileno(), _waiting(self._out.fileno())))
         self._take_stderr(os.read(self._err.fileno(), _waiting(self._err.fileno())))
@@ -270,9 +271,9 @@ class _Child:
         self._settle(_GROUP_CHECKS if was_killed else 0)
 
     def _end_group_of_the_killed(self) -> bool:
-        """Kill what a plugin that was killed, by whomever, had started: it would reserve addresses after the DEL.
+        """If a signal ended the plugin, kill what it had started: that would reserve addresses after the DEL.
 
-        Return whether it was killed. It is not reaped yet, so that the group's ID is still its own.
+        Return whether a signal ended it. It is not reaped yet, so the group's ID is still its own.
         """
         end = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
         if end is None or end.si_code == os.CLD_EXITED:
@@ -281,9 +282,9 @@ class _Child:
         return True
 
     def _settle(self, checks: int) -> None:
-        """Wait for the rest of a killed group too: what it had asked of the kernel must not happen after a later DEL.
+        """Wait for the rest of a killed group too: its pending kernel requests must not happen after a later DEL.
 
-        Nothing but a look tells when a group has ended. Whoever is stuck in the kernel is given up after two seconds.
+        The end of a group can only be polled. A process stuck in the kernel is given up after two seconds.
         """
         if checks and _group_lives(self._process.pid):
             self._loop.call_later(_GROUP_PAUSE, self._settle, checks - 1)

@@ -1,7 +1,7 @@
-"""Plugins that outlived their worker, because one that is killed halfway may tear the files of host-local.
+"""Let plugins finish that outlived their worker: one that is killed halfway may leave a torn file of host-local.
 
-Every plugin, and whatever it starts, carries a marker in its environment. A worker that starts looks for the marker of
-the one before, and lets those plugins finish before it touches their attachments.
+Every plugin, and every process that it starts, has a marker in its environment. A new worker looks for the marker of
+the previous one, and waits for those processes before it touches their attachments.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from collections.abc import Iterator
 from typing import Final
 
 MARKER: Final = "PLUMBLINE_DELEGATE"
-"""Environment variable of every plugin. An entry point that finds it was called by a plugin of ours: a loop."""
+"""Environment variable of every plugin. An entry point that finds it was called by a delegate of Plumbline: a loop."""
 
 
 def process_ids() -> Iterator[int]:
-    """Yield the IDs of all processes, zombies too."""
+    """Yield the IDs of all processes, also of zombies."""
     return (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
 
 
 def orphans(marker: str) -> list[int]:
-    """Return the IDs of the living processes that carry *marker*, but for the caller's own."""
+    """Return the IDs of the living processes that carry *marker*, without the caller's own."""
     return [pid for pid in process_ids() if pid != os.getpid() and _carries(pid, marker)]
 
 
-async def end_orphans(marker: str, patience: float) -> int:
+async def end_orphans(marker: str, grace: float) -> int:
     """Return how many processes that carry *marker* had to be killed, once none is left.
 
-    They get *patience* seconds to finish by themselves. Call it before the first plugin runs under *marker*.
+    They get *grace* seconds to finish. Call it before the first plugin runs under *marker*.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + patience
+    deadline = loop.time() + grace
     killed: set[int] = set()
-    while found := orphans(marker):  # again and again: what was found may have started something since
+    while found := orphans(marker):  # repeatedly: what was found may have started another process
         async with contextlib.AsyncExitStack() as stack:
             pidfds = {pid: pidfd for pid in found if (pidfd := _open(stack, pid, marker)) is not None}
             left = await _ended(pidfds, max(0.0, deadline - loop.time()))
@@ -48,7 +48,7 @@ async def end_orphans(marker: str, patience: float) -> int:
 
 
 def _carries(pid: int, marker: str) -> bool:
-    """Zombies have no environment, so they carry nothing."""
+    """Return whether the process has *marker* in its environment; a zombie has no environment."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             return f"{MARKER}={marker}".encode() in file.read().split(b"\0")
@@ -57,7 +57,7 @@ def _carries(pid: int, marker: str) -> bool:
 
 
 def _open(stack: contextlib.AsyncExitStack, pid: int, marker: str) -> int | None:
-    """Return a pidfd of *pid*, or None if it has ended. Looking again after opening rules out a reused ID."""
+    """Return a pidfd of *pid*, or None if it has ended. The second check, after opening, rules out a reused ID."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What a plugin says when it fails, made into the one sentence that people and runtimes read.
+"""Make one sentence of what a failed plugin printed, for people and runtimes.
 
 Pure.
 """
@@ -15,7 +15,7 @@ from events.schema import PluginRun
 
 MESSAGE_LIMIT: Final = 1024
 DETAILS_LIMIT: Final = 4096
-"""Characters of a plugin's own words that are passed on."""
+"""Characters of a plugin's own text that are passed on."""
 
 _READ_AS_SUCCESS: Final = (
     (re.compile("not found", re.IGNORECASE), "missing"),
@@ -24,7 +24,7 @@ _READ_AS_SUCCESS: Final = (
 
 
 class Complaint(NamedTuple):
-    """Why a plugin failed, in its own words as far as it had any."""
+    """Why a plugin failed, in its own words if it gave any."""
 
     code: int
     """0 when it gave none."""
@@ -50,7 +50,7 @@ def complaint(run: PluginRun, stdout: bytes) -> Complaint:
 
 
 def not_read_as_success(text: str) -> str:
-    """Return *text* without the words by which containerd takes a failed DEL for one that had nothing left to do."""
+    """Return *text* without the words that make containerd take a failed DEL for a success."""
     for words, others in _READ_AS_SUCCESS:
         text = words.sub(others, text)
     return text

@@ -1,7 +1,7 @@
 """The answers that entry points wait for, by request ID.
 
-An entry point that lost its connection comes back with the ID it chose at first. It is given the answer, or waits for
-it with whoever asked before: that is how a restart of the worker loses no request.
+An entry point that lost its connection comes back with the same ID, and gets the answer or waits for it: so a restart
+of the worker loses no request.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from nodeworker.errors import error_json
 from nodeworker.planning.resolve.netconf import requested_version
 
 KEEP = 60.0
-"""Seconds that an answer nobody has taken is kept."""
+"""Seconds until an answer that was not fetched is dropped."""
 
 
 class Reply(NamedTuple):
-    """What the runtime is given: exit code and standard output; and the failure, for the metrics."""
+    """Exit code and standard output for the runtime, and the failure for the metrics."""
 
     exit_code: int
     stdout: bytes
@@ -37,12 +37,12 @@ OK = Reply(0, b"")
 
 
 def refusal(failure: Failure, config: str) -> Reply:
-    """Return the reply that reports *failure* in the version that *config* asks for."""
+    """Return the reply that reports *failure*, in the version of *config*."""
     return Reply(1, error_json(failure, requested_version(config)), failure)
 
 
 def reply_of(outcome: Data, config: str) -> Reply:
-    """Return the reply that an outcome stands for."""
+    """Return the reply that an outcome gives."""
     match outcome:
         case AttachCompleted(result=result):
             return Reply(0, result.encode())
@@ -53,14 +53,14 @@ def reply_of(outcome: Data, config: str) -> Reply:
 
 
 class Answers:
-    """Answers that were given just now, and those to come."""
+    """The answers of the last ``KEEP`` seconds, and the requests that wait for one."""
 
     def __init__(self) -> None:
         self._answers: dict[RequestId, asyncio.Future[Reply]] = {}
         self._ends: dict[RequestId, asyncio.TimerHandle] = {}
 
     def open(self, request: RequestId) -> bool:
-        """Expect an answer to *request*; return False when it was expected, or given, before."""
+        """Expect an answer to *request*; return False if it is expected, or given, already."""
         if request in self._answers:
             return False
         self._answers[request] = asyncio.get_running_loop().create_future()
@@ -84,13 +84,13 @@ class Answers:
             self._ends[request] = asyncio.get_running_loop().call_later(KEEP, self._forget, request)
 
     def cancel(self, request: RequestId) -> None:
-        """Expect no answer to *request* any more: it was not made."""
+        """Expect no answer to *request* any more: its intent was not appended."""
         self._answers.pop(request, None)
 
     def taken(self, request: RequestId) -> None:
-        """Forget *request*: its entry point has the answer and won't ask again.
+        """Forget *request*: its entry point has the answer and will not ask again.
 
-        A failure is kept: where the ledger did not confirm an intent that it has, the intent still comes, and must find
+        A failure stays for ``KEEP`` seconds: an intent that the ledger did not confirm may still arrive, and must find
         that its ADD was answered.
         """
         answer = self._answers.get(request)
@@ -100,4 +100,4 @@ class Answers:
     def _forget(self, request: RequestId) -> None:
         self._answers.pop(request, None)
         if (end := self._ends.pop(request, None)) is not None:
-            end.cancel()  # or the loop would hold thousands of them, each for minutes
+            end.cancel()  # otherwise thousands of timers would stay in the loop

@@ -1,11 +1,10 @@
-"""Give the pod's default routes to the attachment that claims them: a plugin knows nothing of the other networks.
+"""Move the pod's default routes to the attachment that claims them: a plugin does not know the other networks.
 
-Each family by itself, and only those that are claimed. What counts is what the kernel has in the end, so it is read
-back. Default routes that the kernel learned from IPv6 router advertisements (RFC 4861, section 6.3.4) are left alone
-and not counted: the next advertisement would bring them again. A network that must not have them turns ``accept_ra``
-off.
+Each claimed family is moved by itself, and the kernel's routes are read back to verify it. Default routes from IPv6
+router advertisements (RFC 4861, section 6.3.4) stay and do not count: the next advertisement would bring them again. A
+network that must not have them turns ``accept_ra`` off.
 
-Everything here blocks, for about a millisecond: call it on a thread.
+The functions block for about a millisecond: call them on a thread.
 """
 
 from __future__ import annotations
@@ -30,40 +29,40 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class _RouteError(Exception):
-    """A default route is not where it is wanted; the text is the end of a sentence."""
+    """A default route is not where it was claimed; the text is the end of a sentence."""
 
 
-def move(netns: str, wanted: ClaimedRoute, pod: Pod) -> None:
-    """Bring the default routes in the namespace at *netns* to where they are *wanted*; they may be there already.
+def move(netns: str, claimed: ClaimedRoute, pod: Pod) -> None:
+    """Move the default routes in the namespace at *netns* as *claimed*; they may be there already.
 
-    What the attachments have in the main table goes, whatever its metric. Raises RequestFailedError: ROUTE_FAILED (some
-    may have been moved by then), NAMESPACE_INVALID.
+    Those of the attachments in the main table are removed, whatever their metric. Raises RequestFailedError:
+    ROUTE_FAILED (some may have been moved by then), NAMESPACE_INVALID.
     """
-    with _complaining(wanted, pod, Phase.ADD), Netlink.in_namespace(netns, Phase.ADD) as netlink:
-        if not wanted.gateways:
+    with _explaining(claimed, pod, Phase.ADD), Netlink.in_namespace(netns, Phase.ADD) as netlink:
+        if not claimed.gateways:
             raise _RouteError("its plugins made none, and default-route names no gateway; name one, or remove the key")
         names = _names(netlink)
-        index = next((index for index, name in names.items() if name == wanted.ifname), None)
+        index = next((index for index, name in names.items() if name == claimed.ifname), None)
         if index is None:
             raise _RouteError("the interface is gone; find out what removed it")
-        for family, gateway in wanted.gateways.items():
-            losing = wanted.others | wanted.own if gateway else wanted.others
+        for family, gateway in claimed.gateways.items():
+            losing = claimed.others | claimed.own if gateway else claimed.others
             found = _defaults(netlink, family)
             netlink.do(*(routes.delete(route) for route in found if names.get(route.index) in losing))
             if gateway:
-                _add(netlink, wanted, family, index)
-        _verify(netlink, wanted, "find out what makes routes beside the plugins of the pod's networks")
+                _add(netlink, claimed, family, index)
+        _verify(netlink, claimed, "find out what makes routes beside the plugins of the pod's networks")
 
 
-def check(netns: str, wanted: ClaimedRoute, pod: Pod) -> None:
-    """Look whether the default routes are where ``move`` puts them. Raises RequestFailedError as it does if not."""
-    with _complaining(wanted, pod, Phase.CHECK), Netlink.in_namespace(netns, Phase.CHECK) as netlink:
-        _verify(netlink, wanted, "delete the pod to have it made anew")
+def check(netns: str, claimed: ClaimedRoute, pod: Pod) -> None:
+    """Check that the default routes are where ``move`` puts them. Raises RequestFailedError."""
+    with _explaining(claimed, pod, Phase.CHECK), Netlink.in_namespace(netns, Phase.CHECK) as netlink:
+        _verify(netlink, claimed, "delete the pod to have it made anew")
 
 
 @contextmanager
-def _complaining(wanted: ClaimedRoute, pod: Pod, phase: Phase) -> Generator[None]:
-    """Turn what is wrong with the routes into the failure of the request."""
+def _explaining(claimed: ClaimedRoute, pod: Pod, phase: Phase) -> Generator[None]:
+    """Turn an error of the routes into the failure of the request."""
     try:
         yield
     except (_RouteError, NetlinkError) as error:
@@ -72,43 +71,43 @@ def _complaining(wanted: ClaimedRoute, pod: Pod, phase: Phase) -> Generator[None
         raise failed(
             ErrorClass.ROUTE_FAILED,
             phase,
-            f"pod {pod}: {wanted.ifname} of network {wanted.network} {verb} the pod's default route: {problem}",
-            network=wanted.network,
-            ifname=wanted.ifname,
+            f"pod {pod}: {claimed.ifname} of network {claimed.network} {verb} the pod's default route: {problem}",
+            network=claimed.network,
+            ifname=claimed.ifname,
         ) from error
 
 
-def _add(netlink: Netlink, wanted: ClaimedRoute, family: int, index: int) -> None:
-    gateway = wanted.gateways[family]
+def _add(netlink: Netlink, claimed: ClaimedRoute, family: int, index: int) -> None:
+    gateway = claimed.gateways[family]
     route = Route(destination=_EVERYWHERE[family], index=index, gateway=ipaddress.ip_address(gateway))
     try:
         netlink.do(routes.add(route))
     except NetlinkError as error:
         assigned = [str(each.address) for each in addresses.of(netlink, index) if each.address.version == family]
         raise _RouteError(
-            f"the kernel refused IPv{family} via {gateway} ({error.strerror}), and {wanted.ifname} has "
+            f"the kernel refused IPv{family} via {gateway} ({error.strerror}), and {claimed.ifname} has "
             f"{', '.join(assigned) or 'no address'}; name a gateway in default-route that is reached over it directly"
         ) from error
 
 
-def _verify(netlink: Netlink, wanted: ClaimedRoute, remedy: str) -> None:
-    """Raise _RouteError unless every family has exactly one default route, the wanted one."""
+def _verify(netlink: Netlink, claimed: ClaimedRoute, remedy: str) -> None:
+    """Raise _RouteError unless every claimed family has exactly one default route, the claimed one."""
     names = _names(netlink)
-    for family, gateway in wanted.gateways.items():
+    for family, gateway in claimed.gateways.items():
         found = _defaults(netlink, family)
-        if len(found) != 1 or not _is_wanted(found[0], wanted, gateway, names):
-            should = f"via {gateway} dev {wanted.ifname}" if gateway else f"dev {wanted.ifname}"
-            there = ", ".join(_told(route, names) for route in found) or "none"
+        if len(found) != 1 or not _is_claimed(found[0], claimed, gateway, names):
+            should = f"via {gateway} dev {claimed.ifname}" if gateway else f"dev {claimed.ifname}"
+            there = ", ".join(_described(route, names) for route in found) or "none"
             raise _RouteError(f"of IPv{family} there has to be one, {should}, and there is: {there}; {remedy}")
 
 
-def _is_wanted(route: Route, wanted: ClaimedRoute, gateway: str, names: Mapping[int, str]) -> bool:
+def _is_claimed(route: Route, claimed: ClaimedRoute, gateway: str, names: Mapping[int, str]) -> bool:
     if not gateway:
-        return names.get(route.index) in wanted.own
-    return names.get(route.index) == wanted.ifname and route.gateway == ipaddress.ip_address(gateway)
+        return names.get(route.index) in claimed.own
+    return names.get(route.index) == claimed.ifname and route.gateway == ipaddress.ip_address(gateway)
 
 
-def _told(route: Route, names: Mapping[int, str]) -> str:
+def _described(route: Route, names: Mapping[int, str]) -> str:
     via = f"via {route.gateway} " if route.gateway else ""
     metric = f" metric {route.metric}" if route.metric else ""
     return f"{via}dev {names.get(route.index, route.index)}{metric}"

@@ -1,8 +1,8 @@
-"""Hold the answer to a runtime until the pod's network-status is published: what starts in the pod may read it.
+"""Delay the answer to a runtime until the pod's network-status is published: programs in the pod may read it.
 
-The worker publishes nothing itself. It listens to the reconciler, which tells the node what it has recorded of its
-pods, and every second that it is there: nobody waits for one that is away. An answer that was held long enough is given
-all the same, because the pod is attached, and its status will follow.
+The worker publishes nothing itself. The reconciler notifies the node of each status that it has published, and every
+second of its presence: while it is away no answer waits. The wait is bounded, because the pod is attached and its
+status will follow.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from nodeworker.metrics import WorkerMetrics
 log = structlog.get_logger(__name__)
 
 _MARGIN = 0.1
-"""Seconds that are left for the answer to reach the runtime before its deadline."""
+"""Seconds before the runtime's deadline at which the wait ends, so that the answer still arrives."""
 _RETRY = 1.0
 
 
 class StatusWait:
-    """Knows what is waited for. *seconds* is how long at most; 0: not at all."""
+    """The answers that wait for a status, each for at most *seconds*; 0: none waits."""
 
     def __init__(self, notices: Notices, node: NodeName, seconds: float, metrics: WorkerMetrics) -> None:
         self._notices = notices
-        told = (StatusPublished.__name__, StatusPublishFailed.__name__)
-        self._heard = (PUBLISHER_PRESENT, *(subjects.down(node, event_type) for event_type in told))
+        types = (StatusPublished.__name__, StatusPublishFailed.__name__)
+        self._subjects = (PUBLISHER_PRESENT, *(subjects.down(node, event_type) for event_type in types))
         self._seconds = seconds
         self._metrics = metrics
         self._expected: dict[EventId, asyncio.Future[str]] = {}
-        self._heard_at = float("-inf")
+        self._present_at = float("-inf")
 
     async def run(self) -> None:
-        """Listen, without end where anything is waited for."""
+        """Listen to the reconciler, without end unless *seconds* is 0."""
         while self._seconds:
             try:
-                async with self._notices.subscribe(*self._heard) as heard:
+                async with self._notices.subscribe(*self._subjects) as heard:
                     async for notice in heard:
                         self._take(notice)
             except LedgerUnavailableError as error:
@@ -49,26 +49,25 @@ class StatusWait:
                 await asyncio.sleep(_RETRY)
 
     def expect(self, sandbox: Sandbox) -> None:
-        """Be ready for the word that the status of *sandbox* is published, if that is to be waited for.
+        """Expect the status of *sandbox*, if its answer is to wait for that.
 
-        To be called before it is recorded that the sandbox is attached: the word may follow at once. ``wait`` or
-        ``forget`` is next.
+        Call it before the sandbox's outcome is recorded: the status may follow at once. ``wait`` or ``forget`` is next.
         """
         if sandbox.plan is not None and sandbox.plan.publish and self._seconds and self._publisher_present:
             self._expected[sandbox.intent] = asyncio.get_running_loop().create_future()
 
     def expects(self, intent: EventId) -> bool:
-        """Return whether the answer to *intent* is to be held."""
+        """Return whether the answer to *intent* waits for its status."""
         return intent in self._expected
 
     def forget(self, intent: EventId) -> None:
-        """Expect nothing for *intent* any more."""
+        """Expect no status for *intent* any more."""
         self._expected.pop(intent, None)
 
     async def wait(self, intent: EventId, deadline: float) -> None:
-        """Return when the status is published, can't be for now, or was waited for long enough.
+        """Return once the status is published, its publication failed, or the wait timed out.
 
-        *deadline* is the seconds after which the runtime would not hear the answer any more.
+        *deadline*: seconds until the runtime stops waiting for the answer.
         """
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -84,11 +83,11 @@ class StatusWait:
 
     @property
     def _publisher_present(self) -> bool:
-        return asyncio.get_running_loop().time() - self._heard_at < PRESENCE_LOST
+        return asyncio.get_running_loop().time() - self._present_at < PRESENCE_LOST
 
     def _take(self, notice: Notice) -> None:
         if notice.subject == PUBLISHER_PRESENT:
-            self._heard_at = asyncio.get_running_loop().time()
+            self._present_at = asyncio.get_running_loop().time()
             return
         try:
             event = decode(notice.payload)

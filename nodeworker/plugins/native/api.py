@@ -1,8 +1,8 @@
-"""What a native plugin is: the verbs of the CNI specification as functions, instead of a process.
+"""The interface of native plugins: the verbs of the CNI specification as functions.
 
-A plugin's functions are called in a process of their own and may block. They raise ``NativeError`` where the reference
-plugin would end with an error; whatever they had made until then is taken away by a DEL that follows, as with any
-plugin (CNI specification 1.1, section 2, "DEL").
+The functions run in a native process and may block. They raise ``NativeError`` where the reference plugin would end
+with an error; the DEL that follows removes what they had made until then, as with any plugin (CNI specification 1.1,
+section 2, "DEL").
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import msgspec
 from nodeworker.plugins.spec.results import Result
 
 GENERIC = 999
-"""The CNI error code of the reference plugins for whatever has none of its own."""
+"""The CNI error code of the reference plugins for errors without a code of their own."""
 TRY_AGAIN = 11
-"""That of what is not possible right now (CNI specification 1.1, section 5, "Error"); nothing was done of it."""
+"""The code of what is not possible right now (CNI specification 1.1, section 5, "Error"); it had no effect."""
 PATIENCE = 10.0
-"""Seconds after which what others hold up is an error."""
+"""Seconds that a job may be blocked by others before that is an error."""
 
 
 class NativeError(Exception):
-    """A native plugin can't do what it was asked to; ``code`` is the CNI error code of the reference plugin."""
+    """A native plugin can't do its verb; ``code`` is the CNI error code of the reference plugin."""
 
     def __init__(self, message: str, code: int = GENERIC) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     prev_result: Result | None = None
     """Of the plugin before in the chain; in CHECK and DEL, the attachment's."""
     patience: float = PATIENCE
-    """Seconds to wait for what others hold; ``TRY_AGAIN`` after that."""
+    """Seconds to wait for a lock that another process has; after that, ``TRY_AGAIN``."""
 
     @property
     def network(self) -> str:
@@ -53,20 +53,20 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InterfacePlugin(Protocol):
-    """A main or meta plugin; a module of this package is one."""
+    """A main or meta plugin: a module of ``nodeworker.plugins.native.kinds``."""
 
     TYPE: str
     """``type`` in the configuration, which is the name of the reference plugin's binary."""
 
     def unsupported(self, config: Mapping[str, Any]) -> str:
-        """Return what *config* asks for that only the reference plugin knows, or an empty text. Pure."""
+        """Return the option of *config* that only the reference plugin supports, or an empty text. Pure."""
         ...
 
     def add(self, call: Call, ipam: Result | None) -> Result:
         """Make the interface and return the result; *ipam* is what the IPAM plugin has assigned, None without one.
 
-        The result tells the interface's MTU too, which is recorded and not printed.
-        Repeating it after it was cut at any point gives the same interface. Raises NativeError.
+        The result includes the interface's MTU, which is recorded and not printed. A repeated call, after one that was
+        interrupted anywhere, gives the same interface. Raises NativeError.
         """
         ...
 
@@ -75,15 +75,15 @@ class InterfacePlugin(Protocol):
         ...
 
     def delete(self, call: Call) -> None:
-        """Take away what ``add`` made; what is gone already is fine. Raises NativeError."""
+        """Remove what ``add`` made; it may be gone already. Raises NativeError."""
         ...
 
 
 class CollectingPlugin(InterfacePlugin, Protocol):
-    """An interface plugin that makes what may outlive the interface."""
+    """An interface plugin that makes things that may outlive the interface, such as rules."""
 
     def collect(self, call: Call, valid: Collection[tuple[str, str]]) -> None:
-        """Take away what belongs to the network and none of the *valid* (container ID, interface name).
+        """Remove what belongs to the network and to none of the *valid* (container ID, interface name).
 
         *call* is for no container. Raises NativeError.
         """
@@ -97,7 +97,7 @@ class IpamPlugin(Protocol):
     TYPE: str
 
     def unsupported(self, config: Mapping[str, Any]) -> str:
-        """Return what *config* asks for that only the reference plugin knows, or an empty text. Pure."""
+        """Return the option of *config* that only the reference plugin supports, or an empty text. Pure."""
         ...
 
     def add(self, call: Call) -> Result:

@@ -1,7 +1,6 @@
 """Which plugins are native, and whether one can do what a configuration asks for.
 
-Modules are imported when a configuration first needs them: their memory is paid on every node that uses them, and on
-no other.
+A module is imported when a configuration first needs it, so that only nodes that use a plugin pay for its memory.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def interface_plugin(plugin_type: str) -> InterfacePlugin | None:
 
 
 def collecting_plugin(plugin_type: str) -> CollectingPlugin | None:
-    """Return the same if GC has something to ask of it."""
+    """Return the native plugin of that type if it takes part in GC."""
     return cast("CollectingPlugin", interface_plugin(plugin_type)) if plugin_type in _COLLECTING else None
 
 
@@ -69,7 +68,7 @@ def ipam_plugin(plugin_type: str) -> IpamPlugin | None:
 
 
 def unloaded(plugins: Iterable[str]) -> tuple[str, ...]:
-    """Return the modules that the rendered *plugins* need natively and that nobody has imported yet."""
+    """Return the modules that the rendered *plugins* need natively and that are not imported yet."""
     return tuple(name for plugin in plugins for name in _modules(plugin) if name not in sys.modules)
 
 
@@ -104,12 +103,12 @@ def ipam_type(config: Mapping[str, Any]) -> str:
 
 
 def enabled(plugin_type: str, switch: Switch) -> bool:
-    """Return whether *switch* lets plugins of that type run natively; for some there is no other way."""
+    """Return whether plugins of that type run natively with *switch*; some have no binary, so they always do."""
     return plugin_type in _ALWAYS or (plugin_type in switch if isinstance(switch, tuple) else switch == AUTO)
 
 
 def is_gone_with_its_link(plugin_type: str) -> bool:
-    """Return whether DEL of the plugin of that type takes the container's interface away and does no more."""
+    """Return whether DEL of that plugin type only removes the container's interface."""
     return plugin_type in _LINK_ONLY
 
 
@@ -122,25 +121,25 @@ def obstacle(plugin_type: str, config: Mapping[str, Any], switch: Switch) -> str
 
 
 def choose(plugins: tuple[str, ...], switch: Switch) -> tuple[bool, ...]:
-    """Return for each of a chain's rendered *plugins* whether it is to run natively; say once why one is not."""
+    """Return for each of a chain's rendered *plugins* whether it is to run natively; log once why one is not."""
     return tuple(_is_native(plugin, switch) for plugin in plugins)
 
 
 @functools.lru_cache(128)
 def _is_native(plugin: str, switch: Switch) -> bool:
-    """Return whether the rendered *plugin* is to run natively. Most pods of a network have the same."""
+    """Return whether the rendered *plugin* is to run natively. It is cached: most pods of a network have the same."""
     config = cast("dict[str, Any]", msgspec.json.decode(plugin))
     kind = str(config.get("type", ""))
     if not _INTERFACES.get(kind) or not enabled(kind, switch):
         return False
     reason = obstacle(kind, config, switch)
     if reason:
-        _say_once(kind, reason)
+        _log_once(kind, reason)
     return not reason
 
 
 @functools.lru_cache(1024)
-def _say_once(kind: str, reason: str) -> None:
+def _log_once(kind: str, reason: str) -> None:
     log.info("plugin_executed", plugin=kind, not_native=reason)
 
 
