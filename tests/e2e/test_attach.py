@@ -10,8 +10,9 @@ import subprocess
 import pytest
 
 from events.schema import AttachPlanned, GcCompleted, InterfaceAttached
-from tests.support.node.kernel import eventually, ping
+from tests.support.node.kernel import ping
 from tests.support.node.node import ADD_STORY, DEL_STORY, Node, addresses_of
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

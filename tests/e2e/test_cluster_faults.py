@@ -19,9 +19,9 @@ from tests.support.kube.fake_api import Behaviour, FakeApi, Reply, Request
 from tests.support.kube.manifests import nad
 from tests.support.kube.server import NOBODY
 from tests.support.node.cluster import NETWORK, Cluster
-from tests.support.node.kernel import eventually
 from tests.support.node.node import ADD_STORY, DEL_STORY, Node, prove_clean
 from tests.support.node.runtime import PodSandbox
+from tests.support.waiting import eventually
 
 BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
 MEBIBYTE = 1024 * 1024

@@ -17,8 +17,8 @@ from events.schema import (
     new_event_id,
     rfc3339,
 )
-from tests.support.node.kernel import eventually
 from tests.support.node.node import Node
+from tests.support.waiting import eventually
 
 _NOW = 1_795_000_000_000_000_000
 

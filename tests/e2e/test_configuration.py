@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from events.schema import AttachPlanned, ErrorClass
-from tests.support.node.kernel import eventually
 from tests.support.node.node import MakeNode, Node
 from tests.support.node.runtime import Answer, PodSandbox
+from tests.support.waiting import eventually
 
 RECORDING = r"""
 config=$(tr -d '\n')

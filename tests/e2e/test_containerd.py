@@ -20,10 +20,10 @@ from nodeworker.leaks.evidence import cri
 from nodeworker.leaks.evidence.container_runtime import RuntimeUnknownError
 from tests.support.node.containerd import Containerd, CriSandbox, missing
 from tests.support.node.gate import Gate
-from tests.support.node.kernel import eventually
 from tests.support.node.node import Node, addresses_of, prove_clean
 from tests.support.node.reconciler_process import reconciler
 from tests.support.repository import REPOSITORY
+from tests.support.waiting import eventually
 
 T = TypeVar("T")
 

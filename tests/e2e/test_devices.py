@@ -12,9 +12,9 @@ import pytest
 from events.schema import AttachPlanned, ErrorClass, InterfaceAttached
 from reconciler.status.text import pod_status
 from tests.support.kube.kubelet import kubelet, pod
-from tests.support.node.kernel import eventually
 from tests.support.node.node import Node
 from tests.support.node.runtime import PLUGINS
+from tests.support.waiting import eventually
 
 SRIOV = "vendor.example/sriov"
 CAPABLE = {"deviceID": True, "CNIDeviceInfoFile": True}

@@ -19,10 +19,11 @@ import pytest
 from events.schema import Drift, DriftKind, DriftObserved, DriftRepaired, DriftRepairFailed, ErrorClass
 from reconciler.status.folder_sink import LOOK
 from tests.e2e.test_leaks import forge_boot
-from tests.support.node.kernel import eventually, ip, links
+from tests.support.node.kernel import ip, links
 from tests.support.node.node import BRIDGE, PARENT, MakeNode, Node
 from tests.support.node.reconciler_process import reconciler
 from tests.support.node.runtime import PodSandbox
+from tests.support.waiting import eventually
 
 Change = Callable[[PodSandbox], None]
 

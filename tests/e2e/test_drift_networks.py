@@ -24,10 +24,11 @@ from tests.e2e.test_drift import (
     set_port_down,
     told,
 )
-from tests.support.node.kernel import eventually, ip
+from tests.support.node.kernel import ip
 from tests.support.node.node import Node
 from tests.support.node.reconciler_process import reconciler
 from tests.support.node.runtime import PodSandbox
+from tests.support.waiting import eventually
 
 __all__ = ["adopted", "held_node"]
 

@@ -16,10 +16,10 @@ import pytest
 
 from events.schema import DriftKind, DriftObserved, DriftRepaired
 from tests.e2e.test_drift import kinds, told
-from tests.support.node.kernel import eventually
 from tests.support.node.node import Node
 from tests.support.node.reconciler_process import reconciler
 from tests.support.node.runtime import PodSandbox
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(not shutil.which("nft"), reason="nft is not installed")
 

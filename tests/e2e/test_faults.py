@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from events.schema import AttachFailed, DetachRequested, ErrorClass
-from tests.support.node.kernel import eventually
 from tests.support.node.node import MakeNode, Node, gated_pod
+from tests.support.waiting import eventually
 
 # --- the runtime ---
 

@@ -30,8 +30,9 @@ from events.schema import (
 from tests.e2e.test_commands import comparison
 from tests.support.fork_server import RECONCILER, plumbline
 from tests.support.nats.hub_servers import HubServers, connect_hub
-from tests.support.node.kernel import eventually, ip
+from tests.support.node.kernel import ip
 from tests.support.node.node import ADD_STORY, DEL_STORY, MakeNode, Node, carried
+from tests.support.waiting import eventually
 
 T = TypeVar("T")
 

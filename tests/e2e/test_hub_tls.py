@@ -22,9 +22,9 @@ from tests.e2e.test_hub import Cluster
 from tests.support.fork_server import plumbline
 from tests.support.nats.certificates import Authority, Pair
 from tests.support.nats.hub_servers import HubServers
-from tests.support.node.kernel import eventually
 from tests.support.node.node import MakeNode, Node
 from tests.support.repository import REPOSITORY
+from tests.support.waiting import eventually
 
 RECONCILER = "reconciler"
 

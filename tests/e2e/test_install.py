@@ -16,10 +16,10 @@ import yaml
 
 from events.process.child_process import die_with_parent
 from tests.support.fork_server import plumbline
-from tests.support.node.kernel import eventually
 from tests.support.node.node import MakeNode, Node
 from tests.support.node.runtime import PLUGINS, PodSandbox, Runtime
 from tests.support.repository import REPOSITORY
+from tests.support.waiting import eventually
 
 REPLACE = """
 import itertools, sys

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.node.kernel import eventually
 from tests.support.node.node import MakeNode, Node, gated_pod
+from tests.support.waiting import eventually
 
 
 def kill_server(node: Node) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from events.fold import Sandbox
-from tests.support.node.kernel import eventually
 from tests.support.node.node import Node, addresses_of
+from tests.support.waiting import eventually
 
 _PACKAGES = {"podman": "podman", "runc": "runc", "busybox": "busybox-static"}
 

@@ -18,10 +18,10 @@ import pytest
 from events.process.child_process import die_with_parent
 from events.schema import StatusPublished, StatusPublishFailed
 from tests.support.kube.server import ADMIN, PODS, WORKER, KubeServer
-from tests.support.node.kernel import eventually
 from tests.support.node.node import MakeNode, Node
 from tests.support.node.runtime import PodSandbox
 from tests.support.repository import REPOSITORY
+from tests.support.waiting import eventually
 
 NETWORKS = "k8s.v1.cni.cncf.io/networks"
 STATUS = "k8s.v1.cni.cncf.io/network-status"

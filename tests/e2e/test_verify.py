@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 from tests.support.fork_server import plumbline
-from tests.support.node.kernel import eventually, ip
+from tests.support.node.kernel import ip
 from tests.support.node.node import MakeNode, Node
 from tests.support.node.reconciler_process import reconciler
+from tests.support.waiting import eventually
 
 
 def verify(node: Node) -> tuple[int, dict[str, Any]]:

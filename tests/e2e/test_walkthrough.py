@@ -13,10 +13,11 @@ import pytest
 
 from tests.support.kube.kubectl import Kubectl
 from tests.support.kube.server import DEPLOY, PODS, KubeServer
-from tests.support.node.kernel import eventually, ping
+from tests.support.node.kernel import ping
 from tests.support.node.node import ADD_STORY, DEL_STORY, PARENT, MakeNode, Node
 from tests.support.node.reconciler_process import reconciler
 from tests.support.node.runtime import PodSandbox
+from tests.support.waiting import eventually
 
 STATUS = r"{.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}"
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-
 from events.ledger.ledger import Expect
 from events.ledger.memory import MemoryLedger
 from events.schema import (
@@ -71,10 +68,3 @@ def completed(request: str = "r1") -> AttachCompleted:
 
 def failed(request: str = "r1") -> AttachFailed:
     return AttachFailed(request=RequestId(request), ifname=ETH0, failure=FAILURE)
-
-
-async def until(look: Callable[[], object]) -> None:
-    """Let the loop go round until *look* says so."""
-    async with asyncio.timeout(5):
-        while not look():  # noqa: ASYNC110  # what is looked at has no event to wait for
-            await asyncio.sleep(0)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from nodeworker.plugins.orphans import orphans
-from tests.support.node.kernel import eventually
 from tests.support.node.kill_stories import EXECUTED, NATIVE
 from tests.support.node.node import Node
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nodeworker.plugins.orphans import orphans
-from tests.support.node.kernel import eventually
 from tests.support.node.node import Node
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from nodeworker.planning.resolve.annotation import NETWORKS
 from tests.support.kube.fake_api import FakeApi
 from tests.support.kube.manifests import write_kubeconfig
 from tests.support.kube.server import WORKER, KubeServer
+from tests.support.waiting import BOUND, until
 
-SOON = 20.0
 BRISK = WatchTimings(first=0.05, most=0.5, steady=60.0)
 """Comes back quickly after an outage."""
 
@@ -38,8 +38,8 @@ async def running(
     task = asyncio.create_task(source.run())
     try:
         if synced:
-            assert await source.ready(SOON)
-            await eventually(lambda: source.connected)
+            assert await source.ready(BOUND)
+            await until(lambda: source.connected)
         yield source
     finally:
         task.cancel()
@@ -56,16 +56,6 @@ def worker(kube: KubeServer, folder: Path, **user: str) -> Credentials:
 def visitor(fake: FakeApi, folder: Path) -> Credentials:
     """Return credentials for the fake."""
     return from_kubeconfig(write_kubeconfig(folder / "kubeconfig", {"server": fake.url}, {"token": "token"}))
-
-
-async def eventually(holds: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Return when *holds* does."""
-    async with asyncio.timeout(SOON):
-        while True:
-            outcome = holds()
-            if outcome if isinstance(outcome, bool) else await outcome:
-                return
-            await asyncio.sleep(0.01)
 
 
 def selecting(networks: str) -> dict[str, str]:

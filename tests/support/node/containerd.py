@@ -17,10 +17,10 @@ from grpclib.exceptions import GRPCError
 from nodeworker.plugins.orphans import process_ids
 from tests.support.node.cri_client import Cri, CriCall
 from tests.support.node.image import write_image
-from tests.support.node.kernel import eventually
 from tests.support.node.mounts import own_mounts
 from tests.support.node.node import Node
 from tests.support.node.runtime import PLUGINS, Sandbox
+from tests.support.waiting import eventually
 
 _PROGRAMS = {
     "containerd": "containerd",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.node.kernel import eventually
 from tests.support.node.runtime import PLUGINS
+from tests.support.waiting import eventually
 
 
 class Gate:

@@ -7,17 +7,10 @@ import ctypes
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
-
-T = TypeVar("T")
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 _CLONE_NEWNET = 0x40000000
-_POLL = 0.005
-_PAUSES = 4
-"""How many times as long as a look the pause after it is."""
-_LONGEST_PAUSE = 0.2
 
 
 class Link(NamedTuple):
@@ -26,21 +19,6 @@ class Link(NamedTuple):
     mac: str
     addresses: frozenset[str]
     """With prefix length, without those that the kernel makes by itself."""
-
-
-def eventually(look: Callable[[], T], what: str, seconds: float = 40.0) -> T:
-    """Return what *look* returns once that is true. Raises AssertionError when it does not come to be in time.
-
-    The pause between two looks grows with what a look costs, so that waiting takes a small part of a processor.
-    """
-    until = time.monotonic() + seconds
-    while True:
-        begin = time.monotonic()
-        if seen := look():
-            return seen
-        now = time.monotonic()
-        assert now < until, f"not within {seconds} s: {what}"
-        time.sleep(min(max(_POLL, _PAUSES * (now - begin)), _LONGEST_PAUSE))
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator
 
 from tests.support.fork_server import RECONCILER
-from tests.support.node.kernel import eventually
 from tests.support.node.node import Node
+from tests.support.waiting import eventually
 
 
 @contextlib.contextmanager

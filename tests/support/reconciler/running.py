@@ -17,6 +17,7 @@ from reconciler.status.guard.guard import StatusGuard
 from reconciler.status.kubernetes.pod_events import PodEvent
 from reconciler.status.publishing import StatusPublisher
 from reconciler.status.sink import StatusSink
+from tests.support.waiting import until
 
 
 class Alone:
@@ -42,11 +43,7 @@ class Running:
 
     async def until(self, reached: Callable[[], bool]) -> None:
         """Wait for *reached*, while the reconciler runs."""
-        async with asyncio.timeout(30):
-            while not reached():
-                done, _ = await asyncio.wait({self.task}, timeout=0.005)
-                if done:
-                    self.task.result()
+        await until(reached, self.task)
 
     async def at(self, sequence: int) -> None:
         """Wait until the ledger is projected and published up to *sequence*."""

@@ -7,7 +7,7 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from events.nats.server import free_port
 from events.process.backoff import LOCAL_PAUSE, Backoff
 from events.process.settings import LedgerAddress, Settings, hub_address, ledger_address, load
 from tests.support.nats.hub_servers import HubServers
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -67,16 +68,8 @@ async def connecting(address: LedgerAddress) -> AsyncIterator[Connection]:
         await connection.close()
 
 
-async def until(times: Sequence[float], count: int) -> None:
-    async with asyncio.timeout(30):
-        while len(times) < count:  # noqa: ASYNC110  # a list tells nobody
-            await asyncio.sleep(0.01)
-
-
 async def up(connection: Connection, made: int = 1) -> None:
-    async with asyncio.timeout(30):
-        while not (connection.connected and connection.generation == made):  # noqa: ASYNC110  # nor does a connection
-            await asyncio.sleep(0.01)
+    await until(lambda: connection.connected and connection.generation == made)
 
 
 async def test_a_hub_is_tried_ever_more_rarely_and_the_server_of_the_node_is_not(folder: Path) -> None:
@@ -97,7 +90,7 @@ async def test_no_two_clients_of_a_hub_come_together(folder: Path) -> None:
     async with hanging_up(port) as times, AsyncExitStack() as clients:
         for _ in range(20):
             await clients.enter_async_context(connecting(hub(folder, port)))
-        await until(times, 5 * 20)
+        await until(lambda: len(times) >= 5 * 20)
         fifth = times[4 * 20 : 5 * 20]
     assert max(fifth) - min(fifth) > 0.2
 
@@ -113,7 +106,7 @@ async def test_a_hub_that_is_back_has_its_clients_within_the_longest_pause_and_t
         await up(connection)
         servers.kill()
         async with hanging_up(port) as times:
-            await until(times, 7)
+            await until(lambda: len(times) >= 7)
         assert all(later - earlier < longest + 0.5 for earlier, later in itertools.pairwise(times))
         servers.start()
         back = time.monotonic()
@@ -121,7 +114,7 @@ async def test_a_hub_that_is_back_has_its_clients_within_the_longest_pause_and_t
         assert time.monotonic() - back < longest + 0.5
         servers.kill()
         async with hanging_up(port) as again:
-            await until(again, 2)
+            await until(lambda: len(again) >= 2)
         assert again[1] - again[0] < 0.4
 
 
@@ -130,8 +123,7 @@ async def test_the_servers_of_a_hub_are_tried_together(folder: Path) -> None:
     async with AsyncExitStack() as stack:
         at = [await stack.enter_async_context(hanging_up(port)) for port in ports]
         await stack.enter_async_context(connecting(hub(folder, *ports)))
-        for times in at:
-            await until(times, 5)
+        await until(lambda: all(len(times) >= 5 for times in at))
     for together in list(zip(*at, strict=False))[:5]:  # the last pause is 0.4 s at least
         assert max(together) - min(together) < 0.35
 
@@ -162,7 +154,7 @@ async def test_closing_does_not_wait_for_the_pause(folder: Path) -> None:
         await up(connection)
         servers.kill()
         async with hanging_up(port) as times:
-            await until(times, 6)  # the next pause is 1.6 s at least
+            await until(lambda: len(times) >= 6)  # the next pause is 1.6 s at least
             await asyncio.sleep(0.1)
             started = time.monotonic()
             await connection.close()

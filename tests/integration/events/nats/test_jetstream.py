@@ -35,6 +35,7 @@ from events.schema import (
 )
 from events.subjects import matches
 from tests.support.stories.lives import Teller, container
+from tests.support.waiting import until
 
 ONE = container(1)
 
@@ -62,13 +63,6 @@ async def fill(ledger: JetStreamLedger, count: int, *, size: int = 0, at_once: i
     return sorted(map(Stored, sequences, events))
 
 
-async def eventually(probe: Callable[[], Coroutine[Any, Any, bool]], seconds: float = 10) -> None:
-    """Ask the server until *probe* holds: it tells nobody by itself."""
-    async with asyncio.timeout(seconds):
-        while not await probe():  # noqa: ASYNC110  # it is another process that changes
-            await asyncio.sleep(0.005)
-
-
 def consumers_are(ledger: JetStreamLedger, count: int) -> Callable[[], Coroutine[Any, Any, bool]]:
     async def probe() -> bool:
         return len(await consumers(ledger)) == count
@@ -94,7 +88,7 @@ async def at_rest(ledger: JetStreamLedger) -> dict[str, Any]:
         [watched] = await consumers(ledger)
         return not watched["num_waiting"] or not watched["num_pending"]
 
-    await eventually(probe)
+    await until(probe)
     [watched] = await consumers(ledger)
     return watched
 
@@ -245,7 +239,7 @@ async def test_an_append_is_given_up_after_its_patience_and_does_not_come_later(
             await call
     assert not ledger.connected
     server.start()
-    await eventually(_connected(ledger))
+    await until(_connected(ledger))
     event = Teller("later").note()
     assert await ledger.append(event) == 2
     assert await everything(ledger) == [*stored, Stored(2, event)]
@@ -295,7 +289,7 @@ async def test_what_is_closed_makes_no_attempt_to_connect_after_one_that_lost_it
 
     monkeypatch.setattr(Client, "_connect_to_server", refused)
     kill(server)
-    await eventually(trying)
+    await until(trying)
     reconnecting = jetstream.connection._client._reconnection_task
     assert reconnecting is not None
     await jetstream.close()
@@ -372,7 +366,7 @@ async def test_a_reader_that_is_left_takes_its_consumer_with_it(jetstream: JetSt
             await anext(reading)
             await anext(following)
             assert len(await consumers(jetstream)) == 2
-        await eventually(consumers_are(jetstream, 0))
+        await until(consumers_are(jetstream, 0))
 
 
 async def test_a_reader_that_nobody_holds_any_more_takes_its_consumer_with_it(jetstream: JetStreamLedger) -> None:
@@ -381,14 +375,14 @@ async def test_a_reader_that_nobody_holds_any_more_takes_its_consumer_with_it(je
         break
     async for _ in jetstream.follow():
         break
-    await eventually(consumers_are(jetstream, 0))
+    await until(consumers_are(jetstream, 0))
 
 
 async def test_a_reader_that_came_to_its_end_leaves_no_consumer(jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 600)
     assert len(await everything(jetstream)) == 600
     assert await everything(jetstream, subjects.pattern("nobody")) == []
-    await eventually(consumers_are(jetstream, 0))
+    await until(consumers_are(jetstream, 0))
 
 
 async def test_a_reader_that_disconnects_leaves_no_consumer(jetstream: JetStreamLedger, server: EmbeddedServer) -> None:
@@ -398,7 +392,7 @@ async def test_a_reader_that_disconnects_leaves_no_consumer(jetstream: JetStream
         visitor = await JetStreamLedger.connect(server.address)
         assert len(await everything(visitor)) == 10
         await visitor.close()
-    await eventually(consumers_are(jetstream, 0))
+    await until(consumers_are(jetstream, 0))
 
 
 async def test_a_reader_may_be_cancelled_at_any_moment(jetstream: JetStreamLedger) -> None:
@@ -417,7 +411,7 @@ async def test_a_reader_may_be_cancelled_at_any_moment(jetstream: JetStreamLedge
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
-    await eventually(consumers_are(jetstream, 0))
+    await until(consumers_are(jetstream, 0))
     assert len(await everything(jetstream)) == 300
 
 

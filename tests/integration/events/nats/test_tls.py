@@ -24,6 +24,7 @@ from events.schema import NodeName
 from tests.support.nats.certificates import Authority, Pair
 from tests.support.nats.hub_servers import HubServers
 from tests.support.stories.lives import Teller
+from tests.support.waiting import until
 
 NODE = NodeName("worker-1")
 SECRET = "hunter2"
@@ -107,12 +108,6 @@ async def works(ledger: JetStreamLedger) -> bool:
     event = Teller(NODE).note()
     sequence = await ledger.append(event)
     return [stored.event async for stored in ledger.read(after=sequence - 1)] == [event]
-
-
-async def eventually(probe: Any, seconds: float = 15.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not probe():  # noqa: ASYNC110  # what is waited for tells nobody
-            await asyncio.sleep(0.02)
 
 
 # --- what works ---
@@ -277,7 +272,7 @@ async def test_a_key_that_others_can_read_is_said_once(made: Certificates, hubs:
             ledger = await connect(LedgerAddress(servers.url, tls=tls))
             servers.kill()
             servers.start()
-            await eventually(lambda ledger=ledger: ledger.generation == 2)
+            await until(lambda ledger=ledger: ledger.generation == 2)
             await ledger.close()
         said = [line["path"] for line in logs if line["event"] == "secret_is_readable_by_others"]
         assert said == [str(key)] * times
@@ -323,10 +318,10 @@ async def test_renewed_files_are_taken_at_the_next_connection(made: Certificates
     config.write_text(json.dumps(json.loads(config.read_text()) | renewed))
     with capture_logs() as logs:
         servers.start()
-        await eventually(lambda: any("is not signed by" in str(line.get("error")) for line in logs))
+        await until(lambda: any("is not signed by" in str(line.get("error")) for line in logs))
     assert not ledger.connected
     mount.put(anew.certificate, anew.sign("worker"))
-    await eventually(lambda: ledger.connected)
+    await until(lambda: ledger.connected)
     assert await works(ledger)
     await ledger.close()
 
@@ -343,7 +338,7 @@ async def test_a_renewed_password_is_taken_at_the_next_connection(
     config.write_text(config.read_text().replace("before", "after"))
     servers.start()
     password.write_text("after")
-    await eventually(lambda: ledger.connected)
+    await until(lambda: ledger.connected)
     assert await works(ledger)
     await ledger.close()
 
@@ -367,9 +362,9 @@ async def test_what_is_tried_in_vain_for_long_leaves_nothing_open(made: Certific
     explain = ledger.connection._access.explained
     ledger.connection._access.explained = lambda *told: (count(), explain(*told))[1]  # type: ignore[method-assign]
     servers.start()
-    await eventually(lambda: attempts >= 3)
+    await until(lambda: attempts >= 3)
     before_files = len(os.listdir("/proc/self/fd"))
-    await eventually(lambda: attempts >= 12)
+    await until(lambda: attempts >= 12)
     assert len(os.listdir("/proc/self/fd")) <= before_files + 1
     assert client.is_reconnecting
     started = time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from events.nats.uplink import BATCH, Lag, Uplink
 from events.schema import NO_NODE, Event, NodeName, encode
 from tests.support.nats.hub_servers import HubServers, connect_hub
 from tests.support.stories.lives import Teller, container
+from tests.support.waiting import until
 
 NODE = NodeName("worker-1.example.net")
 OTHER = NodeName("other")
@@ -70,13 +71,6 @@ async def write(ledger: JetStreamLedger, teller: Teller, count: int) -> None:
 
 async def events(ledger: JetStreamLedger) -> list[Event]:
     return [stored.event async for stored in ledger.read(PATTERN)]
-
-
-async def until(look: Callable[[], bool]) -> None:
-    """Return once *look* returns true."""
-    async with asyncio.timeout(20):
-        while not look():  # noqa: ASYNC110  # nobody tells
-            await asyncio.sleep(0.05)
 
 
 async def same(node: JetStreamLedger, above: JetStreamLedger) -> list[Event]:

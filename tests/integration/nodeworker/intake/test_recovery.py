@@ -58,6 +58,7 @@ from nodeworker.sandboxes.answers import OK, Answers
 from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.shim.frame import Frame
+from tests.support.waiting import until
 from tests.support.worker_harness import (
     BOX,
     ETH0,
@@ -69,7 +70,6 @@ from tests.support.worker_harness import (
     completed,
     detach,
     failed,
-    until,
 )
 
 DEL = Frame(

@@ -16,7 +16,8 @@ from nodeworker.planning.resolve.annotation import NETWORKS
 from nodeworker.planning.resolve.objects import RESOURCE_NAME, Nad, PodObject
 from tests.support.kube.manifests import nad
 from tests.support.kube.server import NADS, PODS, KubeServer
-from tests.support.kube.source_harness import eventually, running, unique, worker
+from tests.support.kube.source_harness import running, unique, worker
+from tests.support.waiting import until
 
 NODE = "contract-node"
 
@@ -82,7 +83,7 @@ async def found(ask: Callable[[], Awaitable[Any]]) -> Any:
     async def is_there() -> bool:
         return await ask() is not None
 
-    await eventually(is_there)
+    await until(is_there)
     return await ask()
 
 
@@ -141,7 +142,7 @@ async def test_object_that_was_deleted_is_none(cluster: Cluster) -> None:
     async def gone() -> bool:
         return await cluster.source.pod("default", name) is None and await cluster.source.nad("default", name) is None
 
-    await eventually(gone)
+    await until(gone)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "A b"])

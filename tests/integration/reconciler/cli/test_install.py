@@ -9,14 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from events.process.child_process import die_with_parent
+from tests.support.waiting import eventually
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
 PLUGINS = Path("/usr/lib/cni")
@@ -63,13 +63,6 @@ class Host:
             finally:
                 child.kill()
                 child.wait()
-
-
-def eventually(look: Callable[[], object]) -> None:
-    until = time.monotonic() + 30
-    while not look():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -133,7 +126,7 @@ def test_help_tells_the_exit_codes(host: Host) -> None:
 
 def test_a_watching_installer_ends_with_0_and_leaves_everything(host: Host) -> None:
     with host.running("install", "--watch") as child:
-        eventually((host.bin / "plumbline").exists)
+        eventually((host.bin / "plumbline").exists, "the entry point is installed")
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 0
     assert (host.bin / "plumbline").exists()
@@ -141,10 +134,10 @@ def test_a_watching_installer_ends_with_0_and_leaves_everything(host: Host) -> N
 
 def test_up_installs_follows_and_stays_installed_until_uninstalled(host: Host) -> None:
     with host.running("up") as up:
-        eventually(host.ours.exists)
+        eventually(host.ours.exists, "the configuration is written")
         assert host.socket.exists()
         (host.conf / "10-pods.conflist").write_text(json.dumps({**BRIDGE, "name": "renamed"}))
-        eventually(lambda: json.loads(host.ours.read_text())["name"] == "renamed")
+        eventually(lambda: json.loads(host.ours.read_text())["name"] == "renamed", "the new name is taken over")
         assert host.run("install").returncode == 0
 
         done = host.run("uninstall")

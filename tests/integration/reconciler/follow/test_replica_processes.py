@@ -26,6 +26,7 @@ from reconciler.projection.sql.engine import open_engine
 from tests.support.reconciler.postgres import Postgres
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.stories.node import Node
+from tests.support.waiting import until
 
 BOX, OTHER = "a" * 64, "b" * 64
 
@@ -86,13 +87,11 @@ async def replica(
         await listening
 
 
-async def until(said: list[str], words: str) -> float:
+async def heard(said: list[str], words: str) -> float:
     """Wait for a line that holds *words*; return for how long."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    async with asyncio.timeout(60):
-        while not any(words in line for line in said):  # noqa: ASYNC110  # another process says it
-            await asyncio.sleep(0.02)
+    await until(lambda: any(words in line for line in said))
     return loop.time() - began
 
 
@@ -114,18 +113,18 @@ async def test_the_other_follows_within_seconds_and_nothing_is_published_twice(
     server: EmbeddedServer, hub: JetStreamLedger, tmp_path: Path, number: signal.Signals, database: str
 ) -> None:
     async with replica(server, tmp_path, "r1", database) as (first, first_said):
-        await until(first_said, "reconciler_ready")
+        await heard(first_said, "reconciler_ready")
         async with replica(server, tmp_path, "r2", database) as (_, second_said):
-            await until(second_said, "reconciler_waits")
+            await heard(second_said, "reconciler_waits")
             await publish(hub, "node-1", BOX, "web")
             await asyncio.sleep(1.5)
             assert not any("reconciler_ready" in line for line in second_said)
             first.send_signal(number)
-            assert await until(second_said, "reconciler_ready") < 15
+            assert await heard(second_said, "reconciler_ready") < 15
             await publish(hub, "node-2", OTHER, "next")
             if number is signal.SIGSTOP:
                 first.send_signal(signal.SIGCONT)
-                await until(first_said, "reconciler_replaced")
+                await heard(first_said, "reconciler_replaced")
             await asyncio.sleep(1.5)
             assert await published(hub) == [BOX, OTHER]
             assert len([stored async for stored in hub.read(ELECTION)]) == 2
@@ -151,9 +150,9 @@ async def test_one_that_is_frozen_in_the_middle_of_a_batch_is_followed_and_its_b
 ) -> None:
     engine = open_engine(shared)
     async with replica(server, tmp_path, "r1", shared) as (first, first_said):
-        await until(first_said, "reconciler_ready")
+        await heard(first_said, "reconciler_ready")
         async with replica(server, tmp_path, "r2", shared) as (_, second_said):
-            await until(second_said, "reconciler_waits")
+            await heard(second_said, "reconciler_waits")
             with engine.connect() as connection, connection.begin():
                 connection.execute(sa.text("LOCK TABLE sandboxes IN EXCLUSIVE MODE"))
                 for event in Node("node-1").attach(BOX, Pod("shop", "web", "u-web")):
@@ -162,10 +161,10 @@ async def test_one_that_is_frozen_in_the_middle_of_a_batch_is_followed_and_its_b
                     while not connection.scalar(sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")):  # noqa: ASYNC110
                         await asyncio.sleep(0.02)
                 first.send_signal(signal.SIGSTOP)
-            assert await until(second_said, "reconciler_ready") < 20
+            assert await heard(second_said, "reconciler_ready") < 20
             await publish(hub, "node-2", OTHER, "next")
             first.send_signal(signal.SIGCONT)
-            await until(first_said, "reconciler_replaced")
+            await heard(first_said, "reconciler_replaced")
             await asyncio.sleep(1.5)
             assert await published(hub) == [BOX, OTHER]
             await is_projected(hub, shared)
@@ -176,10 +175,10 @@ async def test_one_that_stops_in_order_is_followed_at_once(
     server: EmbeddedServer, hub: JetStreamLedger, tmp_path: Path
 ) -> None:
     async with replica(server, tmp_path, "r1") as (first, first_said):
-        await until(first_said, "reconciler_ready")
+        await heard(first_said, "reconciler_ready")
         async with replica(server, tmp_path, "r2") as (_, second_said):
-            await until(second_said, "projection_resumed")
+            await heard(second_said, "projection_resumed")
             await asyncio.sleep(2.0)
             first.send_signal(signal.SIGTERM)
-            await until(second_said, "reconciler_ready")
+            await heard(second_said, "reconciler_ready")
             assert first.returncode in (0, None)

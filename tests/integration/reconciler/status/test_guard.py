@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 async def attach(ledger: MemoryLedger, pod: Pod, box: str = BOX) -> None:
     for event in Node().attach(box, pod):
         await ledger.append(event)
-
-
-async def until(run: Running, reached: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not reached():
-            await asyncio.wait({run.task}, timeout=0.02)
-            assert not run.task.done() or run.task.result()
 
 
 async def said(run: Running, ledger: MemoryLedger, *types: str) -> list[Event]:
@@ -274,7 +267,7 @@ async def test_a_status_file_that_somebody_changed_or_removed_is_written_again(
         assert path.read_text() == right
         for event in Node("node-2").detach(BOX, pod):
             await ledger.append(event)
-        await until(run, lambda: not path.exists())
+        await run.until(lambda: not path.exists())
         await asyncio.sleep(0.3)
         await said(run, ledger, "StatusPublished", "DriftObserved", "StatusPublished")
 

@@ -22,7 +22,8 @@ from events.schema import (
 )
 from nodeworker.journal import journal as module
 from nodeworker.journal.journal import Journal
-from tests.support.worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed, failed, until
+from tests.support.waiting import until
+from tests.support.worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed, failed
 
 KEY = SandboxKey(BOX, ETH0)
 ATTACHED = InterfaceAttached(network=NetworkName("default"), ifname=ETH0, result="{}", seconds=0.1)

@@ -10,7 +10,7 @@ import pytest
 from events.schema import AttachCompleted, AttachFailed, DetachCompleted, ErrorClass, Failure, IfName, Phase, RequestId
 from nodeworker.sandboxes import answers as module
 from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal, reply_of
-from tests.support.worker_harness import until
+from tests.support.waiting import until
 
 REQUEST = RequestId("00" * 16)
 FAILURE = Failure(error_class=ErrorClass.PLUGIN_FAILED, phase=Phase.ADD, message="no more uplinks", code=42)

@@ -36,7 +36,8 @@ from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.gc import GarbageCollector
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.sandboxes.status_wait import StatusWait
-from tests.support.worker_harness import BOX, ETH0, NODE, attach, detach, until
+from tests.support.waiting import until
+from tests.support.worker_harness import BOX, ETH0, NODE, attach, detach
 
 
 class Work:

@@ -30,7 +30,8 @@ from nodeworker.metrics import WorkerMetrics
 from nodeworker.sandboxes import status_wait
 from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal
 from nodeworker.sandboxes.status_wait import StatusWait
-from tests.support.worker_harness import BOX, ETH0, FAILURE, NODE, PLANNED, until
+from tests.support.waiting import until
+from tests.support.worker_harness import BOX, ETH0, FAILURE, NODE, PLANNED
 from tests.unit.nodeworker.sandboxes.test_dispatcher import Work, adding, deleting, dispatching
 
 POD = Pod("shop", "web", "u")

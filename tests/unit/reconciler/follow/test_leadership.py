@@ -20,6 +20,7 @@ from reconciler.follow.listeners import Listener
 from reconciler.follow.term import Term
 from reconciler.metrics import Metrics
 from tests.support.stories.node import Node
+from tests.support.waiting import until
 
 
 class Clock:
@@ -72,10 +73,7 @@ class Replica:
             self.serving = False
 
     async def until(self, *, serving: bool) -> None:
-        async with asyncio.timeout(20):
-            while self.serving is not serving:
-                await asyncio.sleep(0.002)
-                assert not self.task.done() or self.task.result()
+        await until(lambda: self.serving is serving, self.task)
 
     async def stop(self) -> None:
         self.task.cancel()

@@ -17,7 +17,8 @@ from nodeworker.planning.cluster.source import SourceUnavailableError
 from nodeworker.planning.resolve.objects import Nad, PodObject
 from tests.support.kube.manifests import nad, write_kubeconfig
 from tests.support.kube.server import NOBODY, TOKENS, WORKER, KubeServer
-from tests.support.kube.source_harness import eventually, running, selecting, unique, worker
+from tests.support.kube.source_harness import running, selecting, unique, worker
+from tests.support.waiting import until
 
 EXPIRING = "expiring-token"
 
@@ -43,7 +44,7 @@ async def test_source_without_api_server_is_unavailable(tmp_path: Path) -> None:
                     await source.pod("default", "a")
             with pytest.raises(SourceUnavailableError):
                 await source.nad("default", "a")
-            await eventually(lambda: all(watch.errors >= 3 for watch in source.watches))
+            await until(lambda: all(watch.errors >= 3 for watch in source.watches))
     told = [log["resource"] for log in logs if log["event"] == "cluster_watch_failed" and log["log_level"] == "warning"]
     assert sorted(told) == ["network-attachment-definitions", "pods"]
 
@@ -87,7 +88,7 @@ async def test_cache_survives_an_api_server_outage_and_catches_up(kube: KubeServ
             async with asyncio.timeout(10):
                 with pytest.raises(SourceUnavailableError, match="can't be reached"):
                     await waiting
-            await eventually(lambda: not pods.connected and not nads.connected)
+            await until(lambda: not pods.connected and not nads.connected)
             assert await source.pod("default", node) == PodObject("default", node, uid, selecting("a"))
             assert await source.nad(old, old) == Nad(old, old, "{}")
             with pytest.raises(SourceUnavailableError, match="can't be reached"):
@@ -97,11 +98,11 @@ async def test_cache_survives_an_api_server_outage_and_catches_up(kube: KubeServ
             kube.etcd.store_nads([nad("default", new, '{"type": "bridge"}')])
             kube.start_api()
             await asyncio.to_thread(kube.await_api)
-            await eventually(lambda: source.connected and nads.relists > 0)
+            await until(lambda: source.connected and nads.relists > 0)
             assert await source.nad("default", new) == Nad("default", new, '{"type": "bridge"}')
             assert await source.nad(old, old) is None
             kube.create_pod("default", f"{node}-later", node)
-            await eventually(lambda: len(pods) == 2)
+            await until(lambda: len(pods) == 2)
     events = [log["event"] for log in logs]
     assert "cluster_watch_expired" in events
     assert "cluster_watch_recovered" in events
@@ -115,7 +116,7 @@ async def test_copy_is_written_while_the_worker_runs(
     async with running(worker(kube, tmp_path), node, tmp_path):
         kube.create_pod("default", node, node)
         copy = DiskCache(tmp_path / "pods.json", PODS, f"pods of node {node}")
-        await eventually(lambda: [pod.name for pod in copy.load()] == [node])
+        await until(lambda: [pod.name for pod in copy.load()] == [node])
 
 
 async def test_failed_copy_is_logged_once_and_stops_nothing(
@@ -128,8 +129,8 @@ async def test_failed_copy_is_logged_once_and_stops_nothing(
         async with running(worker(kube, tmp_path), node, tmp_path / "file") as source:
             for count in range(1, 4):
                 kube.create_pod("default", f"{node}-{count}", node)
-                await eventually(lambda count=count: len(source.watches[0]) == count)
-            await eventually(lambda: any(log["event"] == "cluster_copy_failed" for log in logs))
+                await until(lambda count=count: len(source.watches[0]) == count)
+            await until(lambda: any(log["event"] == "cluster_copy_failed" for log in logs))
     failures = [log["resource"] for log in logs if log["event"] == "cluster_copy_failed"]
     assert len(failures) == len(set(failures)) >= 1
 
@@ -147,7 +148,7 @@ async def test_expired_token_is_reported_and_its_renewal_used(kube: KubeServer, 
             kube.kill_api()
             kube.start_api()
             await asyncio.to_thread(kube.await_api)
-            await eventually(lambda: any("401 Unauthorized" in log.get("error", "") for log in logs))
+            await until(lambda: any("401 Unauthorized" in log.get("error", "") for log in logs))
             with pytest.raises(SourceUnavailableError, match=rf"credentials of {token} .*renew them"):
                 await source.nad("default", "unknown")
             assert await source.pod("default", node) is not None
@@ -156,7 +157,7 @@ async def test_expired_token_is_reported_and_its_renewal_used(kube: KubeServer, 
             renewed.write_text(WORKER)
             renewed.replace(token)
             assert await source.nad("default", "unknown") is None
-            await eventually(lambda: source.connected)
+            await until(lambda: source.connected)
 
 
 async def test_token_of_another_identity_is_reported(kube: KubeServer, tmp_path: Path) -> None:
@@ -177,12 +178,12 @@ async def test_crd_that_is_installed_later_is_watched(kube: KubeServer, tmp_path
         with capture_logs() as logs:
             async with running(worker(kube, tmp_path), "any", tmp_path, synced=False) as source:
                 _, nads = source.watches
-                await eventually(lambda: nads.errors > 0)
+                await until(lambda: nads.errors > 0)
                 assert await source.nad("default", name) is None
                 assert any("CustomResourceDefinition is not installed" in log.get("error", "") for log in logs)
                 kube.install_crd()
                 kube.create_nad("default", name, "{}")
-                await eventually(lambda: nads.connected)
+                await until(lambda: nads.connected)
                 assert await source.nad("default", name) == Nad("default", name, "{}")
     finally:
         if not kube.has_crd():

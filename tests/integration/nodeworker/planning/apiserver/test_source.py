@@ -17,7 +17,8 @@ from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
 from nodeworker.planning.resolve.objects import RESOURCE_NAME, Nad, PodObject
 from tests.support.kube.manifests import nad
 from tests.support.kube.server import NOBODY, KubeServer
-from tests.support.kube.source_harness import BRISK, eventually, running, selecting, unique, worker
+from tests.support.kube.source_harness import BRISK, running, selecting, unique, worker
+from tests.support.waiting import until
 
 
 async def test_only_needed_fields_of_this_nodes_pods_are_cached(kube: KubeServer, tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ async def test_changes_reach_the_cache(kube: KubeServer, tmp_path: Path) -> None
         before = len(nads)
         kube.create_pod("default", node, node, selecting("a"))
         kube.create_nad("default", name, "{}")
-        await eventually(lambda: len(pods) == 1 and len(nads) == before + 1)
+        await until(lambda: len(pods) == 1 and len(nads) == before + 1)
         kube.annotate_pod("default", node, selecting("b"))
         kube.change_nad("default", name, '{"type": "bridge"}')
 
@@ -60,10 +61,10 @@ async def test_changes_reach_the_cache(kube: KubeServer, tmp_path: Path) -> None
             assert network
             return pod.annotations == selecting("b") and network.config == '{"type": "bridge"}'
 
-        await eventually(changed)
+        await until(changed)
         kube.delete_pod("default", node)
         kube.delete_nad("default", name)
-        await eventually(lambda: len(pods) == 0 and len(nads) == before)
+        await until(lambda: len(pods) == 0 and len(nads) == before)
         assert (pods.relists, pods.errors, nads.relists, nads.errors) == (0, 0, 0, 0)
 
 
@@ -156,7 +157,7 @@ async def test_ten_thousand_nads_are_watched(kube: KubeServer, tmp_path: Path) -
             assert before >= 10_000
             assert await source.nad(namespace, "n9999") == Nad(namespace, "n9999", config)
             kube.create_nad("default", namespace, config)
-            await eventually(lambda: len(nads) == before + 1)
+            await until(lambda: len(nads) == before + 1)
             assert (nads.relists, nads.errors) == (0, 0)
     finally:
         kube.etcd.forget_nads(namespace)
@@ -171,7 +172,7 @@ async def test_nad_of_one_mebibyte_is_listed_and_watched(kube: KubeServer, tmp_p
             _, nads = source.watches
             before = len(nads)
             kube.create_nad("default", second, config)
-            await eventually(lambda: len(nads) == before + 1)
+            await until(lambda: len(nads) == before + 1)
             for name in (first, second):
                 found = await source.nad("default", name)
                 assert found
@@ -187,10 +188,10 @@ async def test_ended_watch_continues_at_its_version(kube: KubeServer, tmp_path: 
     timings = WatchTimings(first=0.05, most=0.05, watch=1.0)
     async with running(worker(kube, tmp_path), node, tmp_path, timings=timings) as source:
         pods, _ = source.watches
-        await eventually(lambda: not pods.connected)
-        await eventually(lambda: pods.connected)
+        await until(lambda: not pods.connected)
+        await until(lambda: pods.connected)
         kube.create_pod("default", node, node)
-        await eventually(lambda: len(pods) == 1)
+        await until(lambda: len(pods) == 1)
         assert (pods.relists, pods.errors) == (0, 0)
 
 
@@ -203,7 +204,7 @@ async def test_denied_access_names_the_missing_permission(kube: KubeServer, tmp_
                 await source.pod("default", "a")
             with pytest.raises(SourceUnavailableError, match="get network-attachment-definitions"):
                 await source.nad("default", "a")
-            await eventually(lambda: all(watch.errors >= 3 for watch in source.watches))
+            await until(lambda: all(watch.errors >= 3 for watch in source.watches))
             assert not source.synced
     failures = [log for log in logs if log["event"] == "cluster_watch_failed" and log["log_level"] == "warning"]
     assert sorted(log["resource"] for log in failures) == ["network-attachment-definitions", "pods"]

@@ -16,7 +16,8 @@ from nodeworker.planning.cluster.apiserver.watch import WatchTimings
 from nodeworker.planning.cluster.source import SourceUnavailableError
 from nodeworker.planning.resolve.objects import Nad
 from tests.support.kube.fake_api import Reply, Request, bookmark, event, fake_api, listed, network, silence
-from tests.support.kube.source_harness import eventually, running, visitor
+from tests.support.kube.source_harness import running, visitor
+from tests.support.waiting import until
 
 ASK = ApiRequest("list", "things", "/apis/k8s.cni.cncf.io/v1/network-attachment-definitions", "application/json")
 FIRST, MOST = 0.04, 0.3
@@ -100,7 +101,7 @@ async def test_broken_line_ends_one_watch_only(tmp_path: Path) -> None:
     ):
         asked = await fake.until_asked("watch", 2)
         pods, nads = source.watches
-        await eventually(lambda: source.connected)
+        await until(lambda: source.connected)
         assert (pods.errors, nads.errors, nads.relists) == (0, 1, 0)
         assert await source.nad("default", "a") == Nad("default", "a", "{}")
     assert [request.query["resourceVersion"] for request in asked] == ["1", "5"]
@@ -131,7 +132,7 @@ async def test_garbage_causes_a_relist(tmp_path: Path, content: bytes) -> None:
         ):
             asked = await fake.until_asked("watch", 2)
             pods, nads = source.watches
-            await eventually(lambda: source.connected)
+            await until(lambda: source.connected)
             assert (pods.errors, nads.errors, nads.relists) == (0, 1, 1)
             assert await source.nad("default", "new") is not None
             assert await source.nad("default", "old") is None
@@ -218,7 +219,7 @@ async def test_unreadable_object_stops_no_other(tmp_path: Path) -> None:
             running(visitor(fake, tmp_path), "any", tmp_path) as source,
         ):
             _, nads = source.watches
-            await eventually(lambda: any(log.get("name") == "a" for log in logs))
+            await until(lambda: any(log.get("name") == "a" for log in logs))
             assert await source.nad("default", "c") is not None
             assert await source.nad("default", "d") is not None
             with pytest.raises(
