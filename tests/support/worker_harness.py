@@ -1,4 +1,4 @@
-"""What the tests of the worker's parts share."""
+"""Events, ledgers and helpers for tests of the worker's parts."""
 
 from __future__ import annotations
 

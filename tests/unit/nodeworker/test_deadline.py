@@ -1,4 +1,4 @@
-"""Deadline: how long somebody waits."""
+"""Deadline: the time by which a request must be answered."""
 
 from __future__ import annotations
 
@@ -13,59 +13,59 @@ ENOUGH = Failure(error_class=ErrorClass.OVERTAKEN, phase=Phase.ADD, message="a D
 
 
 async def test_it_ends_at_its_deadline() -> None:
-    patience = Deadline(0.01)
+    deadline = Deadline(0.01)
     with pytest.raises(TimeoutError):
-        async with patience:
+        async with deadline:
             await asyncio.Event().wait()
-    assert not patience.left
-    assert patience.failure.error_class is ErrorClass.ABANDONED
+    assert not deadline.left
+    assert deadline.failure.error_class is ErrorClass.ABANDONED
 
 
-async def test_it_ends_when_told_and_says_why() -> None:
-    patience = Deadline(60)
-    asyncio.get_running_loop().call_soon(patience.end, ENOUGH)
+async def test_it_ends_when_ended_with_the_reason() -> None:
+    deadline = Deadline(60)
+    asyncio.get_running_loop().call_soon(deadline.end, ENOUGH)
     with pytest.raises(TimeoutError):
-        async with patience:
+        async with deadline:
             await asyncio.Event().wait()
-    assert not patience.left
-    assert patience.failure is ENOUGH
+    assert not deadline.left
+    assert deadline.failure is ENOUGH
 
 
-async def test_once_ended_it_lets_nothing_begin_that_waits() -> None:
-    patience = Deadline(60)
-    patience.end(ENOUGH)
+async def test_once_ended_its_block_is_cancelled_at_once() -> None:
+    deadline = Deadline(60)
+    deadline.end(ENOUGH)
     with pytest.raises(TimeoutError):
-        async with patience:
+        async with deadline:
             await asyncio.Event().wait()
 
 
-async def test_the_first_reason_stands() -> None:
-    patience = Deadline(0)
-    patience.end(ENOUGH)
-    assert patience.failure.error_class is ErrorClass.ABANDONED
+async def test_the_first_reason_counts() -> None:
+    deadline = Deadline(0)
+    deadline.end(ENOUGH)
+    assert deadline.failure.error_class is ErrorClass.ABANDONED
 
 
-async def test_it_can_be_told_again_while_its_block_cleans_up() -> None:
-    patience = Deadline(60)
+async def test_it_can_be_ended_again_while_its_block_cleans_up() -> None:
+    deadline = Deadline(60)
 
     async def work() -> None:
         try:
             await asyncio.Event().wait()
         finally:
-            patience.end(ENOUGH)
+            deadline.end(ENOUGH)
 
-    asyncio.get_running_loop().call_soon(patience.end, ENOUGH)
+    asyncio.get_running_loop().call_soon(deadline.end, ENOUGH)
     with pytest.raises(TimeoutError):
-        async with patience:
+        async with deadline:
             await work()
 
 
 async def test_several_blocks_share_it() -> None:
-    patience = Deadline(60)
+    deadline = Deadline(60)
     for _ in range(3):
-        async with patience:
+        async with deadline:
             await asyncio.sleep(0)
-    assert patience.left > 50
+    assert deadline.left > 50
 
 
 async def test_a_deadline_is_a_time_that_others_can_read() -> None:

@@ -1,4 +1,4 @@
-"""The worker's section of the configuration file, as far as it is Multus'."""
+"""The part of the worker's configuration that has Multus' keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_keys_of_multus_are_read_as_multus_reads_them(tmp_path: Path) -> None:
     assert found.unknown_network_keys == ()
 
 
-def test_unknown_key_is_named_and_costs_nothing(tmp_path: Path) -> None:
+def test_an_unknown_key_is_named_and_not_an_error(tmp_path: Path) -> None:
     found = section(tmp_path, {"clusterNetwork": "podnet", "clusterNetworks": ["x"]})
     assert found.unknown_network_keys == ("clusterNetworks",)
     assert found.network.cluster_network == "podnet"
@@ -37,5 +37,5 @@ def test_value_of_the_wrong_kind_is_refused_at_the_start(tmp_path: Path, network
         section(tmp_path, network)
 
 
-def test_nothing_given_is_the_defaults_of_multus() -> None:
+def test_the_defaults_are_those_of_multus() -> None:
     assert WorkerSection().network.bin_dir == "/opt/cni/bin"

@@ -1,4 +1,4 @@
-"""The upkeep: what is open is brought to its end, and what is long over is forgotten."""
+"""Recovery finishes what is open; retention purges what ended long ago."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ REFUSED = InterfaceDetachFailed(network=NetworkName("default"), ifname=ETH0, fai
 
 
 class Desk:
-    """Stands for the scheduler and the dispatcher: it keeps what it is given."""
+    """Stands for scheduler and dispatcher: notes the intents that it gets."""
 
     def __init__(self) -> None:
         self.given: dict[EventId, bool] = {}
@@ -97,7 +97,7 @@ class Desk:
 
 
 class Worker:
-    """A journal that consumes its intents, and the upkeep around it."""
+    """A journal that consumes its intents, with recovery and spool."""
 
     def __init__(self, ledger: Ledger, folder: Path) -> None:
         self.journal = Journal(ledger, NODE)
@@ -106,14 +106,14 @@ class Worker:
         metrics = WorkerMetrics()
         self.spool = Spool(folder, self.journal, self.answers, metrics)
         scheduler, dispatcher = cast("Scheduler", self.desk), cast("Dispatcher", self.desk)
-        self.upkeep = Recovery(self.journal, scheduler, dispatcher, self.spool, metrics)
+        self.recovery = Recovery(self.journal, scheduler, dispatcher, self.spool, metrics)
 
     async def consume(self) -> None:
         async for stored in self.journal.intents():
             self.desk.dispatch(stored)
 
     async def intent(self, data: Data, sandbox: str = BOX) -> EventId:
-        """Have an intent recorded, and return its ID once it is consumed."""
+        """Append an intent, and return its ID once it is consumed."""
         known = set(self.desk.given)
         await self.journal.request(self.journal.event(data, ContainerId(sandbox)))
         await until(lambda: set(self.desk.given) > known)
@@ -121,7 +121,7 @@ class Worker:
         return event_id
 
     async def story(self, *datas: Data, sandbox: str = BOX) -> None:
-        """Have an intent and what followed it recorded."""
+        """Append an intent and what followed it."""
         cause = await self.intent(datas[0], sandbox)
         for data in datas[1:]:
             await self.journal.record(data, ContainerId(sandbox), cause)
@@ -156,28 +156,28 @@ async def retries(ledger: CountingLedger) -> list[int]:
     return [data.retry for data in datas if isinstance(data, DetachRequested) and data.retry]
 
 
-async def test_an_intent_that_nobody_is_at_work_on_is_taken_up_again(worker: Worker) -> None:
+async def test_an_open_intent_that_is_not_queued_is_resumed(worker: Worker) -> None:
     intent = await worker.intent(attach("r7"))
-    assert worker.upkeep.resume() == []
+    assert worker.recovery.resume() == []
     worker.desk.given.clear()
-    assert worker.upkeep.resume() == [RequestId("r7")]
+    assert worker.recovery.resume() == [RequestId("r7")]
     assert worker.desk.given == {intent: True}
 
 
-async def test_intents_are_taken_up_in_their_order(worker: Worker) -> None:
+async def test_intents_are_resumed_in_their_order(worker: Worker) -> None:
     ids = [await worker.intent(attach(f"r{number}"), f"box-{number}") for number in range(5)]
     worker.desk.given.clear()
-    worker.upkeep.resume()
+    worker.recovery.resume()
     assert list(worker.desk.given) == ids
 
 
-async def test_nothing_is_taken_up_before_the_ledger_has_all(worker: Worker, ledger: CountingLedger) -> None:
+async def test_nothing_is_resumed_before_the_ledger_has_all_events(worker: Worker, ledger: CountingLedger) -> None:
     intent = await worker.intent(attach())
     ledger.available = False
     with pytest.raises(LedgerUnavailableError):
         await worker.journal.record(PLANNED, BOX, intent)
     worker.desk.given.clear()
-    assert worker.upkeep.resume() == []
+    assert worker.recovery.resume() == []
 
 
 async def test_a_spooled_request_becomes_an_intent_and_is_removed(worker: Worker) -> None:
@@ -193,9 +193,7 @@ async def test_a_spooled_request_becomes_an_intent_and_is_removed(worker: Worker
     assert await worker.answers.wait(DEL.request) == OK
 
 
-async def test_a_spooled_request_stays_for_as_long_as_the_ledger_does_not_take_it(
-    worker: Worker, ledger: CountingLedger
-) -> None:
+async def test_a_spooled_request_stays_until_the_ledger_takes_it(worker: Worker, ledger: CountingLedger) -> None:
     worker.spool.put(DEL)
     ledger.available = False
     for _ in range(3):
@@ -208,14 +206,14 @@ async def test_a_spooled_request_stays_for_as_long_as_the_ledger_does_not_take_i
     await until(lambda: worker.desk.given)
 
 
-async def test_a_spooled_request_that_asks_for_nothing_known_is_dropped(worker: Worker) -> None:
+async def test_a_spooled_request_with_an_unknown_command_is_dropped(worker: Worker) -> None:
     worker.spool.put(Frame(request=RequestId("00" * 16), remaining=0.0, env={"CNI_COMMAND": "UPDATE"}, stdin=b""))
     worker.spool.put(DEL)
     assert await worker.spool.drain() == [DEL.request]
     assert len(worker.spool) == 0
 
 
-async def test_a_detach_that_failed_is_repeated_with_growing_pauses(
+async def test_a_failed_detach_is_retried_with_backoff(
     worker: Worker, ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_INTERVAL", 0.001)
@@ -224,7 +222,7 @@ async def test_a_detach_that_failed_is_repeated_with_growing_pauses(
     await worker.attached()
     await worker.refused()
     loop = asyncio.get_running_loop()
-    upkeep = asyncio.create_task(worker.upkeep.run())
+    running = asyncio.create_task(worker.recovery.run())
     times = [loop.time()]
     for count in range(1, 7):
         known = len(worker.desk.given)
@@ -237,35 +235,35 @@ async def test_a_detach_that_failed_is_repeated_with_growing_pauses(
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     for pause, wanted in zip(pauses, (0.01, 0.02, 0.04, 0.08, 0.08, 0.08), strict=True):
         assert pause > wanted / 2  # both ends are seen a little late
-    upkeep.cancel()
+    running.cancel()
 
 
-async def test_a_rollback_that_left_something_is_repeated_and_one_that_did_not_is_not(
+async def test_only_a_rollback_that_left_something_is_retried(
     worker: Worker, ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_INTERVAL", 0.001)
     monkeypatch.setattr(module, "_FIRST_RETRY", 0.001)
     await worker.story(attach(), PLANNED, ATTACHED, DETACHED, failed(), sandbox="clean")
     await worker.story(attach(), PLANNED, ATTACHED, REFUSED, failed(), sandbox="dirty")
-    upkeep = asyncio.create_task(worker.upkeep.run())
+    running = asyncio.create_task(worker.recovery.run())
     known = len(worker.desk.given)
     await until(lambda: len(worker.desk.given) > known)
-    upkeep.cancel()
+    running.cancel()
     asked = [s.event.sandbox async for s in ledger.read() if isinstance(s.event.data, DetachRequested)]
     assert asked == ["dirty"]
 
 
-async def test_the_upkeep_outlives_the_ledger(
+async def test_recovery_survives_an_unavailable_ledger(
     worker: Worker, ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_INTERVAL", 0.001)
     worker.spool.put(DEL)
     ledger.available = False
-    upkeep = asyncio.create_task(worker.upkeep.run())
+    running = asyncio.create_task(worker.recovery.run())
     await until(lambda: ledger.appends > 5)
     ledger.available = True
     await until(lambda: worker.desk.given)
-    upkeep.cancel()
+    running.cancel()
 
 
 # --- retention, on the real thing ---
@@ -318,7 +316,7 @@ async def publish(ledger: Ledger, sandbox: str) -> None:
     await ledger.append(event)
 
 
-async def test_retention_forgets_sandboxes_that_were_closed_before(lasting: tuple[JetStreamLedger, Worker]) -> None:
+async def test_retention_purges_sandboxes_that_ended_long_ago(lasting: tuple[JetStreamLedger, Worker]) -> None:
     ledger, worker = lasting
     closed, live, failure, back, recent = (f"{name}-{secrets.token_hex(4)}" for name in ("c", "l", "f", "b", "r"))
     await worker.attached(closed)
@@ -355,7 +353,7 @@ async def test_retention_forgets_sandboxes_that_were_closed_before(lasting: tupl
     assert not successor.state.anomalies
 
 
-async def test_retention_forgets_what_is_over_of_the_node_itself(lasting: tuple[JetStreamLedger, Worker]) -> None:
+async def test_retention_purges_ended_events_of_the_node_itself(lasting: tuple[JetStreamLedger, Worker]) -> None:
     ledger, worker = lasting
     record = worker.journal.record
     box = f"missed-{secrets.token_hex(4)}"
@@ -396,7 +394,7 @@ async def test_retention_forgets_what_is_over_of_the_node_itself(lasting: tuple[
     assert again.epochs[NODE] == state.epochs[NODE] + 1
 
 
-async def test_a_ledger_that_goes_away_while_it_forgets_is_asked_again(
+async def test_retention_retries_when_the_ledger_was_unavailable(
     worker: Worker, ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention_module, "_INTERVAL", 0.001)

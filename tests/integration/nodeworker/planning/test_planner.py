@@ -1,4 +1,4 @@
-"""Plans that are begun before the ledger has their request."""
+"""Plans that are started before the ledger has their request."""
 
 from __future__ import annotations
 
@@ -104,21 +104,21 @@ def request(netns: str, name: str = "pod") -> AttachRequested:
     )
 
 
-async def taken_in(journal: Journal, intent: Event) -> None:
-    """Have *intent* recorded and consumed, as the worker does."""
+async def consumed(journal: Journal, intent: Event) -> None:
+    """Append and consume *intent*, as the worker does."""
     await journal.request(intent)
     async for _ in journal.intents():
         return
 
 
-async def test_what_was_begun_is_looked_up_once_and_recorded_behind_its_request(
+async def test_an_early_plan_is_made_once_and_recorded_behind_its_request(
     netns: str, journal: Journal, plans: PlanAhead, cluster: Cluster
 ) -> None:
     asked = request(netns)
     intent = journal.event(asked, BOX)
     with plans.ahead(intent, asked, 5.0):
         cluster.may_answer.set()
-        await taken_in(journal, intent)
+        await consumed(journal, intent)
         await plans.plan(intent, asked, Deadline(5.0), 5.0)
     assert cluster.asked == 1
     plan = journal.state.sandboxes[KEY].plan
@@ -127,19 +127,19 @@ async def test_what_was_begun_is_looked_up_once_and_recorded_behind_its_request(
     assert not journal.state.anomalies
 
 
-async def test_what_was_not_begun_is_planned_when_it_is_asked_for(
+async def test_an_attach_without_early_plan_is_planned_when_it_starts(
     netns: str, journal: Journal, plans: PlanAhead, cluster: Cluster
 ) -> None:
     asked = request(netns)
     intent = journal.event(asked, BOX)
     cluster.may_answer.set()
-    await taken_in(journal, intent)
+    await consumed(journal, intent)
     assert journal.state.sandboxes[KEY].plan is None
     await plans.plan(intent, asked, Deadline(5.0), 5.0)
     assert journal.state.sandboxes[KEY].plan is not None
 
 
-async def test_nothing_is_begun_for_a_container_that_something_is_known_of(
+async def test_a_known_container_is_not_planned_early(
     netns: str, journal: Journal, plans: PlanAhead, cluster: Cluster
 ) -> None:
     asked = request(netns)
@@ -155,7 +155,7 @@ async def test_nothing_is_begun_for_a_container_that_something_is_known_of(
     assert cluster.asked == 0
 
 
-async def test_what_goes_wrong_early_is_told_to_who_asks(
+async def test_an_error_of_an_early_plan_is_raised_to_the_attach(
     netns: str, journal: Journal, plans: PlanAhead, cluster: Cluster
 ) -> None:
     cluster.may_answer.set()
@@ -168,7 +168,7 @@ async def test_what_goes_wrong_early_is_told_to_who_asks(
     assert raised.value.failure.error_class is ErrorClass.POD_NOT_FOUND
 
 
-async def test_what_nobody_asks_for_is_given_up_in_silence(
+async def test_an_early_plan_without_attach_is_cancelled_silently(
     netns: str, journal: Journal, plans: PlanAhead, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked, absent = request(netns), request(netns, "absent")
@@ -184,7 +184,7 @@ async def test_what_nobody_asks_for_is_given_up_in_silence(
     assert "never retrieved" not in caplog.text
 
 
-async def test_who_stops_waiting_stops_the_look_up(
+async def test_a_cancelled_attach_cancels_its_planning(
     netns: str, journal: Journal, plans: PlanAhead, cluster: Cluster
 ) -> None:
     asked = request(netns)

@@ -41,7 +41,7 @@ def variables(call: dict[str, Any]) -> dict[str, str]:
 # --- ADD -------------------------------------------------------------------------------------------------------------
 
 
-async def test_add_hands_each_result_to_the_next_plugin(
+async def test_add_passes_each_result_to_the_next_plugin(
     executor: PluginExecutor, plugins: Plugins, target: Target, log: Path
 ) -> None:
     first = '{"cniVersion":"1.0.0","interfaces":[{"name":"net1"}],"theirs":1}'
@@ -57,7 +57,7 @@ async def test_add_hands_each_result_to_the_next_plugin(
     assert configs[1]["runtimeConfig"] == {"mac": "m"}
 
 
-async def test_add_tells_the_sandbox_in_the_environment(
+async def test_add_puts_the_sandbox_into_the_environment(
     executor: PluginExecutor, plugins: Plugins, target: Target, log: Path, marker: str
 ) -> None:
     plugins.recorder("plugin", log, "echo '{}'")
@@ -74,7 +74,7 @@ async def test_add_tells_the_sandbox_in_the_environment(
 
 
 @pytest.mark.parametrize("version", ["0.2.0", "0.3.1", "1.1.0"])
-async def test_result_without_version_is_given_the_configurations(
+async def test_a_result_without_version_gets_the_configurations(
     executor: PluginExecutor, plugins: Plugins, target: Target, log: Path, version: str
 ) -> None:
     plugins.recorder("first", log, "echo '{}'")
@@ -84,7 +84,7 @@ async def test_result_without_version_is_given_the_configurations(
     assert calls(log)[1]["config"]["prevResult"] == {"cniVersion": version}
 
 
-async def test_result_in_another_version_is_handed_on_in_the_configurations(
+async def test_a_result_is_passed_on_in_the_configurations_version(
     executor: PluginExecutor, plugins: Plugins, target: Target, log: Path
 ) -> None:
     plugins.recorder("first", log, """echo '{"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.1/8"}}'""")
@@ -137,7 +137,7 @@ async def test_add_stops_at_the_first_error_and_reports_what_ran(
         ("sleep 1000", ErrorClass.PLUGIN_TIMEOUT, 11, "did not finish within"),
     ],
 )
-async def test_misbehaviour_becomes_one_sentence(
+async def test_a_failure_of_a_plugin_becomes_one_sentence(
     executor: PluginExecutor,
     plugins: Plugins,
     target: Target,
@@ -158,7 +158,7 @@ async def test_misbehaviour_becomes_one_sentence(
     assert [run.type for run in raised.value.runs] == ["bad"]
 
 
-async def test_long_words_of_a_plugin_are_cut(executor: PluginExecutor, plugins: Plugins, target: Target) -> None:
+async def test_a_long_message_of_a_plugin_is_cut(executor: PluginExecutor, plugins: Plugins, target: Target) -> None:
     plugins.script("bad", "head -c 8000 /dev/zero | tr '\\0' x >&2; exit 1")
     with pytest.raises(DelegateError) as raised:
         await chain.add(executor, planned(network("1.0.0", "bad")), target, SECONDS)
@@ -172,7 +172,7 @@ async def test_missing_plugin_fails_before_anything_ran(executor: PluginExecutor
     assert raised.value.runs == ()
 
 
-async def test_the_time_is_the_whole_chains(
+async def test_the_timeout_is_for_the_whole_chain(
     executor: PluginExecutor, plugins: Plugins, target: Target, log: Path
 ) -> None:
     plugins.recorder("quick", log, "sleep 0.4; echo '{}'")
@@ -323,7 +323,7 @@ async def test_gc_lists_valid_attachments_under_both_keys(
         }
 
 
-async def test_gc_with_nothing_valid_says_so(
+async def test_gc_with_an_empty_list_passes_it_on(
     executor: PluginExecutor, plugins: Plugins, target: Target, log: Path
 ) -> None:
     plugins.recorder("plugin", log)
@@ -331,7 +331,7 @@ async def test_gc_with_nothing_valid_says_so(
     assert calls(log)[0]["config"]["cni.dev/valid-attachments"] == []
 
 
-async def test_gc_goes_on_after_an_error_and_reports_all(
+async def test_gc_continues_after_an_error_and_reports_all(
     executor: PluginExecutor, plugins: Plugins, target: Target, log: Path
 ) -> None:
     plugins.script("first", """echo '{"code":5,"msg":"disk is full"}'; exit 1""")

@@ -93,7 +93,7 @@ def stand_still_until_ended(gate: Path) -> None:
     os.waitid(os.P_PID, int(gate.read_text()), os.WEXITED | os.WNOWAIT)
 
 
-async def test_first_folder_wins_and_relative_ones_are_passed_over(
+async def test_the_first_folder_counts_and_relative_ones_are_skipped(
     executor: PluginExecutor, plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Plugins(tmp_path / "first")
@@ -186,7 +186,7 @@ async def test_plugin_is_not_started_without_time(executor: PluginExecutor, plug
     assert not (tmp_path / "ran").exists()
 
 
-async def test_grandchild_that_holds_the_pipes_does_not_hold_us(
+async def test_a_grandchild_that_keeps_the_pipes_open_is_not_awaited(
     executor: PluginExecutor, plugins: Plugins, tmp_path: Path
 ) -> None:
     plugins.script("plugin", f"echo '{{}}'; echo bye >&2; sleep 1000 & echo $! > {tmp_path}/child")
@@ -198,7 +198,7 @@ async def test_grandchild_that_holds_the_pipes_does_not_hold_us(
     await gone(child)
 
 
-async def test_grandchild_that_floods_the_pipes_does_not_hold_us(
+async def test_a_grandchild_that_floods_the_pipes_is_not_awaited(
     executor: PluginExecutor, plugins: Plugins, tmp_path: Path
 ) -> None:
     plugins.script("plugin", f"cat /dev/zero >&2 & echo $! > {tmp_path}/child; echo '{{}}'")
@@ -278,7 +278,7 @@ def busy(plugins: Plugins) -> int:
     pytest.skip("this kernel executes files that are open for writing")
 
 
-async def test_busy_binary_is_tried_again(executor: PluginExecutor, plugins: Plugins, busy: int) -> None:
+async def test_a_busy_binary_is_retried(executor: PluginExecutor, plugins: Plugins, busy: int) -> None:
     asyncio.get_running_loop().call_later(0.1, os.close, busy)
     assert (await run(executor, plugins))[0].exit_code == 0
 
@@ -315,7 +315,7 @@ async def test_orphans_are_found_by_their_marker(marker: str) -> None:
         await end_orphans(f"{marker}-other", 0.0)
 
 
-def test_nobody_is_an_orphan_of_itself(marker: str) -> None:
+def test_a_process_is_not_its_own_orphan(marker: str) -> None:
     script = f"from nodeworker.plugins.orphans import orphans; print(orphans({marker!r}))"
     environment = {"PLUMBLINE_DELEGATE": marker, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.check_output([sys.executable, "-c", script], env=environment) == b"[]\n"

@@ -1,4 +1,4 @@
-"""Default routes in real namespaces: where they are wanted, only there, and nobody else's touched."""
+"""Default routes in real namespaces: over the claiming interface only, without touching other routes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NET1 = ("via 10.2.0.1 dev net1", "via fd00:2::1 dev net1 metric 1024")
 
 
 class Namespace:
-    """A pod's namespace, through the inspector of ip(8)."""
+    """A pod's namespace, as ip(8) shows it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -45,7 +45,7 @@ class Namespace:
         self.ip("-6" if ":" in "".join(route) else "-4", "route", "add", "default", *route)
 
     def defaults(self, family: int, *more: str) -> set[str]:
-        """Return the default routes of *family*, told briefly."""
+        """Return the default routes of *family*, in short form."""
         shown: list[dict[str, Any]] = json.loads(self.ip(f"-{family}", "-json", "route", "show", "default", *more))
         return {" ".join(f"{key} {each[short]}" for key, short in _TOLD if short in each) for each in shown}
 
@@ -123,7 +123,7 @@ def test_a_pod_without_default_route_gets_one(pod: Namespace) -> None:
     assert pod.defaults(4) == {NET1[0]}
 
 
-def test_every_attachment_loses_all_that_it_has_whatever_the_metric(pod: Namespace) -> None:
+def test_every_attachment_loses_its_routes_whatever_the_metric(pod: Namespace) -> None:
     pod.default("via", "10.1.0.2", "metric", "10")
     pod.default("dev", "net2", "metric", "20", "mtu", "1400")
     pod.default("via", "10.2.0.9", "metric", "30", "src", "10.2.0.5")
@@ -163,7 +163,7 @@ def everything(pod: Namespace) -> set[str]:
     return {line.strip() for line in pod.ip("route", "show", "table", "all").splitlines()}
 
 
-def test_an_empty_list_keeps_what_the_plugin_made(pod: Namespace) -> None:
+def test_an_empty_list_keeps_the_plugins_route(pod: Namespace) -> None:
     pod.default("via", "10.2.0.9", "metric", "30", "mtu", "1400")
     move(pod, over_net1({4: ""}))
     assert pod.defaults(4) == {"via 10.2.0.9 dev net1 metric 30"}
@@ -171,7 +171,7 @@ def test_an_empty_list_keeps_what_the_plugin_made(pod: Namespace) -> None:
     assert pod.defaults(6) == {ETH0[1]}
 
 
-def test_what_the_plugin_made_may_go_over_a_second_interface_of_its_own(pod: Namespace) -> None:
+def test_the_plugins_route_may_use_its_second_interface(pod: Namespace) -> None:
     pod.default("via", "10.3.0.1", "metric", "30")
     move(pod, over_net1({4: ""}, own=("net1", "net2")))
     assert pod.defaults(4) == {"via 10.3.0.1 dev net2 metric 30"}
@@ -190,7 +190,7 @@ def test_it_may_be_done_again(pod: Namespace) -> None:
         assert (pod.defaults(4), pod.defaults(6)) == ({NET1[0]}, {NET1[1]})
 
 
-def test_what_a_predecessor_had_half_done_is_finished(pod: Namespace) -> None:
+def test_a_move_that_was_interrupted_is_finished(pod: Namespace) -> None:
     pod.ip("route", "del", "default")
     pod.ip("route", "add", "default", "via", "10.2.0.1", "dev", "net1")
     move(pod, over_net1({4: "10.2.0.1", 6: "fd00:2::1"}))
@@ -249,7 +249,7 @@ def test_a_claim_to_nothing_is_refused(pod: Namespace) -> None:
     assert (pod.defaults(4), pod.defaults(6)) == ({ETH0[0]}, {ETH0[1]})
 
 
-def test_an_interface_of_nobody_keeps_its_route_and_the_pod_is_refused(pod: Namespace) -> None:
+def test_an_unknown_interface_keeps_its_route_and_the_add_fails(pod: Namespace) -> None:
     pod.attach(7, "theirs")
     pod.default("via", "10.7.0.1", "metric", "7")
     message = refused(pod, over_net1({4: "10.2.0.1"})).message
@@ -258,19 +258,19 @@ def test_an_interface_of_nobody_keeps_its_route_and_the_pod_is_refused(pod: Name
     assert "via 10.7.0.1 dev theirs metric 7" in pod.defaults(4)
 
 
-def test_a_plugin_that_made_two_routes_leaves_it_open_which_is_meant(pod: Namespace) -> None:
+def test_two_routes_of_one_plugin_are_refused(pod: Namespace) -> None:
     pod.default("via", "10.2.0.9", "metric", "30")
     pod.default("via", "10.2.0.8", "metric", "40")
     message = refused(pod, over_net1({4: ""})).message
     assert "there has to be one, dev net1, and there is: " in message
 
 
-def test_a_plugin_that_did_not_make_what_it_told_of_is_caught(pod: Namespace) -> None:
+def test_a_route_that_a_plugin_reported_but_did_not_make_fails(pod: Namespace) -> None:
     assert "and there is: none" in refused(pod, over_net1({4: ""})).message
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_check_misses_a_route_that_was_taken_away(pod: Namespace, family: int) -> None:
+def test_check_reports_a_removed_route(pod: Namespace, family: int) -> None:
     wanted = over_net1({4: "10.2.0.1", 6: "fd00:2::1"})
     move(pod, wanted)
     pod.ip(f"-{family}", "route", "del", "default")
@@ -281,21 +281,21 @@ def test_check_misses_a_route_that_was_taken_away(pod: Namespace, family: int) -
 
 
 @pytest.mark.parametrize("change", [("via", "10.2.0.2"), ("via", "10.3.0.1"), ("dev", "net1")])
-def test_check_sees_that_a_route_was_changed(pod: Namespace, change: tuple[str, ...]) -> None:
+def test_check_reports_a_changed_route(pod: Namespace, change: tuple[str, ...]) -> None:
     wanted = over_net1({4: "10.2.0.1"})
     move(pod, wanted)
     pod.ip("route", "replace", "default", *change)
     assert f"and there is: {' '.join(change)}" in refused(pod, wanted, Phase.CHECK).message
 
 
-def test_check_sees_a_second_route(pod: Namespace) -> None:
+def test_check_reports_a_second_route(pod: Namespace) -> None:
     wanted = over_net1({4: "10.2.0.1"})
     move(pod, wanted)
     pod.default("via", "10.1.0.1", "metric", "5")
     assert "via 10.2.0.1 dev net1, via 10.1.0.1 dev eth0 metric 5" in refused(pod, wanted, Phase.CHECK).message
 
 
-def test_there_has_to_be_a_namespace(pod: Namespace) -> None:
+def test_a_missing_namespace_is_an_error(pod: Namespace) -> None:
     wanted = over_net1({4: "10.2.0.1"})
     for path in ("/run/netns/plumbline-test-none", "/proc/self/ns/net"):
         for verb, phase in ((default_route.move, Phase.ADD), (default_route.check, Phase.CHECK)):

@@ -1,4 +1,4 @@
-"""The journal: state and ledger never part, whatever the ledger does."""
+"""The journal: its state equals the ledger, whatever the ledger does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DETACHED = InterfaceDetached(network=NetworkName("default"), ifname=ETH0)
 
 
 class UnreliableLedger(MemoryLedger):
-    """A ledger in memory whose next appends go wrong: each error is raised once, after the append where it is late."""
+    """A ledger in memory whose next appends fail: each error is raised once, if ``late`` after the append."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ async def journal(ledger: UnreliableLedger) -> AsyncIterator[Journal]:
 
 @pytest.fixture
 async def back(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Set it to have what was postponed tried again; until then nothing is, however slow the machine."""
+    """Set it to retry postponed events; until then none is retried, however slow the machine is."""
     back = asyncio.Event()
     catch_up = journal._catch_up
 
@@ -87,8 +87,8 @@ async def back(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> asyncio.Eve
     return back
 
 
-async def taken_in(journal: Journal, intent: Data) -> Event:
-    """Have *intent* recorded and consumed, as the worker does."""
+async def consumed(journal: Journal, intent: Data) -> Event:
+    """Append and consume *intent*, as the worker does."""
     await journal.request(journal.event(intent, BOX))
     async for stored in journal.intents():
         return stored.event
@@ -100,7 +100,7 @@ async def settled(journal: Journal) -> None:
 
 
 async def test_state_is_what_the_ledger_has_confirmed(journal: Journal) -> None:
-    intent = await taken_in(journal, attach())
+    intent = await consumed(journal, attach())
     for data in (PLANNED, ATTACHED, completed()):
         await journal.record(data, BOX, intent.id)
     assert journal.state.sandboxes[KEY].phase is SandboxPhase.ATTACHED
@@ -108,7 +108,7 @@ async def test_state_is_what_the_ledger_has_confirmed(journal: Journal) -> None:
     assert not journal.state.anomalies
 
 
-async def test_an_intent_is_applied_where_it_is_consumed(journal: Journal) -> None:
+async def test_an_intent_is_applied_when_it_is_consumed(journal: Journal) -> None:
     await journal.request(journal.event(attach(), BOX))
     assert KEY not in journal.state.sandboxes
     async for _ in journal.intents():
@@ -116,9 +116,7 @@ async def test_an_intent_is_applied_where_it_is_consumed(journal: Journal) -> No
     assert KEY in journal.state.sandboxes
 
 
-async def test_what_is_recorded_for_an_intent_on_its_way_is_applied_behind_it(
-    journal: Journal, ledger: UnreliableLedger
-) -> None:
+async def test_a_record_of_an_open_intent_is_applied_behind_it(journal: Journal, ledger: UnreliableLedger) -> None:
     intent = journal.event(attach(), BOX)
     ledger.hold.clear()
     request = asyncio.create_task(journal.request(intent))
@@ -139,9 +137,7 @@ async def test_what_is_recorded_for_an_intent_on_its_way_is_applied_behind_it(
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
 
 
-async def test_what_was_begun_for_an_intent_that_the_ledger_refused_is_not_told_later(
-    journal: Journal, ledger: UnreliableLedger
-) -> None:
+async def test_a_record_of_a_refused_intent_is_not_retried(journal: Journal, ledger: UnreliableLedger) -> None:
     ledger.errors = [LedgerFullError("full"), LedgerFullError("full")]
     ledger.hold.clear()
     intent = journal.event(attach(), BOX)
@@ -161,20 +157,20 @@ async def test_what_was_begun_for_an_intent_that_the_ledger_refused_is_not_told_
 async def test_a_successor_loads_the_same_state_and_follows_from_there(
     ledger: UnreliableLedger, journal: Journal
 ) -> None:
-    intent = await taken_in(journal, attach())
+    intent = await consumed(journal, attach())
     await journal.record(PLANNED, BOX, intent.id)
     successor = Journal(ledger, NODE)
     assert [stored.event.type async for stored in successor.load()] == await ledger.types()
     assert successor.state.sandboxes == journal.state.sandboxes
     await successor.open_epoch(WorkerStarted(version="1", pid=2))
     assert successor.state.epochs == {NODE: 2}
-    again = await taken_in(successor, attach("r2"))
+    again = await consumed(successor, attach("r2"))
     assert again.epoch == 2
     assert isinstance(again.data, AttachRequested)
     assert again.data.request == "r2"  # not r1, which was loaded
 
 
-async def test_of_two_workers_that_start_at_once_one_gives_up(ledger: UnreliableLedger) -> None:
+async def test_of_two_workers_that_start_at_once_one_fails(ledger: UnreliableLedger) -> None:
     ledger.hold.clear()
     both = [asyncio.create_task(Journal(ledger, NODE).open_epoch(WorkerStarted(version="1", pid=n))) for n in (1, 2)]
     await until(lambda: ledger.appends == 2)
@@ -184,10 +180,10 @@ async def test_of_two_workers_that_start_at_once_one_gives_up(ledger: Unreliable
 
 
 @pytest.mark.parametrize("error", [LedgerUnavailableError("away"), LedgerFullError("full")])
-async def test_what_the_ledger_does_not_take_is_raised_and_recorded_later(
+async def test_a_refused_event_raises_and_is_recorded_later(
     ledger: UnreliableLedger, journal: Journal, back: asyncio.Event, error: LedgerError
 ) -> None:
-    intent = await taken_in(journal, attach())
+    intent = await consumed(journal, attach())
     ledger.errors = [error, LedgerUnavailableError("still away")]
     with pytest.raises(type(error)):
         await journal.record(PLANNED, BOX, intent.id)
@@ -199,8 +195,8 @@ async def test_what_the_ledger_does_not_take_is_raised_and_recorded_later(
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
 
 
-async def test_what_the_ledger_took_without_saying_so_is_in_it_once(ledger: UnreliableLedger, journal: Journal) -> None:
-    intent = await taken_in(journal, attach())
+async def test_an_unacknowledged_event_is_recorded_once(ledger: UnreliableLedger, journal: Journal) -> None:
+    intent = await consumed(journal, attach())
     ledger.errors = [LedgerUnavailableError("no answer")]
     ledger.late = True
     with pytest.raises(LedgerUnavailableError):
@@ -214,7 +210,7 @@ async def test_what_the_ledger_took_without_saying_so_is_in_it_once(ledger: Unre
 async def test_events_of_a_sandbox_stay_in_order_when_the_ledger_comes_back(
     ledger: UnreliableLedger, journal: Journal, back: asyncio.Event
 ) -> None:
-    intent = await taken_in(journal, attach())
+    intent = await consumed(journal, attach())
     await journal.record(PLANNED, BOX, intent.id)
     ledger.errors = [LedgerUnavailableError("away")]
     with pytest.raises(LedgerUnavailableError):
@@ -237,8 +233,8 @@ async def test_events_of_a_sandbox_stay_in_order_when_the_ledger_comes_back(
     assert not journal.state.anomalies
 
 
-async def test_what_can_never_be_recorded_is_not_tried_again(ledger: UnreliableLedger, journal: Journal) -> None:
-    intent = await taken_in(journal, attach())
+async def test_an_impossible_event_is_not_retried(ledger: UnreliableLedger, journal: Journal) -> None:
+    intent = await consumed(journal, attach())
     ledger.errors = [LedgerError("larger than max_payload")]
     with pytest.raises(LedgerError, match="max_payload"):
         await journal.record(PLANNED, BOX, intent.id)
@@ -247,10 +243,10 @@ async def test_what_can_never_be_recorded_is_not_tried_again(ledger: UnreliableL
     assert not journal.state.pending
 
 
-async def test_what_turns_out_to_be_impossible_holds_up_nobody(
+async def test_an_impossible_event_does_not_block_later_ones(
     ledger: UnreliableLedger, journal: Journal, back: asyncio.Event
 ) -> None:
-    intent = await taken_in(journal, attach())
+    intent = await consumed(journal, attach())
     ledger.errors = [LedgerUnavailableError("away"), LedgerError("larger than max_payload")]
     with pytest.raises(LedgerUnavailableError):
         await journal.record(PLANNED, BOX, intent.id)
@@ -261,8 +257,8 @@ async def test_what_turns_out_to_be_impossible_holds_up_nobody(
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachFailed"]
 
 
-async def test_an_append_goes_on_without_its_caller(ledger: UnreliableLedger, journal: Journal) -> None:
-    intent = await taken_in(journal, attach())
+async def test_an_append_continues_when_its_caller_is_cancelled(ledger: UnreliableLedger, journal: Journal) -> None:
+    intent = await consumed(journal, attach())
     ledger.hold.clear()
     before = ledger.appends
     caller = asyncio.ensure_future(journal.record(PLANNED, BOX, intent.id))
@@ -275,8 +271,8 @@ async def test_an_append_goes_on_without_its_caller(ledger: UnreliableLedger, jo
     assert journal.state.sandboxes[KEY].plan == PLANNED
 
 
-async def test_closing_gives_up_what_the_ledger_does_not_take(ledger: UnreliableLedger, journal: Journal) -> None:
-    intent = await taken_in(journal, attach())
+async def test_close_cancels_the_appends_in_progress(ledger: UnreliableLedger, journal: Journal) -> None:
+    intent = await consumed(journal, attach())
     ledger.hold.clear()
     caller = asyncio.ensure_future(journal.record(PLANNED, BOX, intent.id))
     await asyncio.sleep(0)
@@ -285,9 +281,7 @@ async def test_closing_gives_up_what_the_ledger_does_not_take(ledger: Unreliable
         await caller
 
 
-async def test_a_worker_whose_node_another_took_over_records_nothing_more(
-    journal: Journal, ledger: UnreliableLedger
-) -> None:
+async def test_a_replaced_worker_records_nothing_more(journal: Journal, ledger: UnreliableLedger) -> None:
     await journal.record(ATTACHED, BOX)
     assert not journal.replaced.is_set()
     await Journal(ledger, NODE).open_epoch(WorkerStarted(version="1", pid=2))
@@ -300,9 +294,7 @@ async def test_a_worker_whose_node_another_took_over_records_nothing_more(
     assert await ledger.last_sequence() == end
 
 
-async def test_what_was_postponed_is_given_up_when_another_took_the_node_over(
-    journal: Journal, ledger: UnreliableLedger
-) -> None:
+async def test_postponed_events_are_dropped_after_a_takeover(journal: Journal, ledger: UnreliableLedger) -> None:
     ledger.errors = [LedgerUnavailableError("away")]
     with pytest.raises(LedgerUnavailableError):
         await journal.record(ATTACHED, BOX)

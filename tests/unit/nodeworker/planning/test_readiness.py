@@ -26,7 +26,7 @@ async def refusal(gate: Readiness, file: Path, left: float) -> RequestFailedErro
     return caught.value
 
 
-async def test_nobody_waits_where_no_file_is_named_or_it_is_there(tmp_path: Path) -> None:
+async def test_no_request_waits_without_a_file_or_if_it_exists(tmp_path: Path) -> None:
     gate = Readiness(seats=0)
     await gate.wait("", 0, Phase.RESOLVE)
     await gate.wait(str(tmp_path), 0, Phase.RESOLVE)
@@ -60,7 +60,7 @@ async def test_no_request_waits_longer_than_the_limit(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.usefixtures("quick")
-async def test_those_without_a_seat_fail_at_once_and_a_seat_is_free_again(tmp_path: Path) -> None:
+async def test_requests_without_a_seat_fail_and_seats_are_reused(tmp_path: Path) -> None:
     gate = Readiness(seats=1)
     first = asyncio.create_task(gate.wait(str(tmp_path / "absent"), 3600, Phase.RESOLVE))
     await asyncio.sleep(0)
@@ -78,5 +78,5 @@ async def test_those_without_a_seat_fail_at_once_and_a_seat_is_free_again(tmp_pa
 
 
 @pytest.mark.parametrize("file", ["/proc/self/status/x", "a\0b", "x" * 5000])
-def test_file_that_can_not_be_looked_at_is_absent_for_a_reason(file: str) -> None:
+def test_a_file_that_can_not_be_read_is_absent_with_a_reason(file: str) -> None:
     assert absence(file)

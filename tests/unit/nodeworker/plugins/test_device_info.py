@@ -50,7 +50,7 @@ def in_place(folder: Path) -> list[tuple[str, str, int]]:
     return [(p.name, p.read_text(), stat.S_IMODE(p.stat().st_mode)) for p in (folder / "cni").glob("*")]
 
 
-async def test_what_the_device_plugin_says_is_handed_on_for_all_to_read_and_goes_again(tmp_path: Path) -> None:
+async def test_device_information_is_passed_on_readable_and_removed(tmp_path: Path) -> None:
     plan, source = planned(tmp_path), told(tmp_path)
     with capture_logs() as logs:
         await device_info.provide(plan)
@@ -63,7 +63,7 @@ async def test_what_the_device_plugin_says_is_handed_on_for_all_to_read_and_goes
     assert not logs
 
 
-async def test_what_is_there_already_is_replaced(tmp_path: Path) -> None:
+async def test_existing_device_information_is_replaced(tmp_path: Path) -> None:
     plan = planned(tmp_path)
     told(tmp_path)
     place(plan, "from an attempt before")
@@ -71,14 +71,14 @@ async def test_what_is_there_already_is_replaced(tmp_path: Path) -> None:
     assert await device_info.recorded(plan) == INFO
 
 
-async def test_what_a_plugin_writes_itself_is_recorded(tmp_path: Path) -> None:
+async def test_device_information_of_a_cni_plugin_is_recorded(tmp_path: Path) -> None:
     plan = planned(tmp_path, resource="", device="")
     await device_info.provide(plan)
     place(plan, '{"type":"memif"}')
     assert await device_info.recorded(plan) == '{"type":"memif"}'
 
 
-async def test_a_device_of_which_nobody_tells_is_no_complaint(tmp_path: Path) -> None:
+async def test_a_device_without_information_is_no_error(tmp_path: Path) -> None:
     plan = planned(tmp_path / "missing")
     with capture_logs() as logs:
         await device_info.provide(plan)
@@ -103,9 +103,7 @@ async def test_a_device_of_which_nobody_tells_is_no_complaint(tmp_path: Path) ->
     ],
     ids=["empty", "list", "null", "no-type", "other-type", "torn", "no-utf8", "deep", "large"],
 )
-async def test_a_file_that_tells_of_no_device_is_neither_handed_on_nor_recorded(
-    tmp_path: Path, text: str | bytes
-) -> None:
+async def test_a_file_without_device_is_neither_passed_on_nor_recorded(tmp_path: Path, text: str | bytes) -> None:
     plan, source = planned(tmp_path), told(tmp_path, text)
     with capture_logs() as logs:
         await device_info.provide(plan)
@@ -119,7 +117,7 @@ async def test_a_file_that_tells_of_no_device_is_neither_handed_on_nor_recorded(
     assert all((log["network"], log["ifname"], log["device"]) == ("shop/a", "net1", plan.device) for log in logs)
 
 
-async def test_a_folder_that_takes_no_file_is_a_complaint_only(tmp_path: Path) -> None:
+async def test_a_folder_that_can_not_be_written_is_only_logged(tmp_path: Path) -> None:
     plan = planned(tmp_path)
     told(tmp_path)
     (tmp_path / "cni").write_text("not a folder")
@@ -130,7 +128,7 @@ async def test_a_folder_that_takes_no_file_is_a_complaint_only(tmp_path: Path) -
     assert [log["reason"] for log in logs] == ["it can't be written: File exists"]
 
 
-async def test_what_is_no_file_can_not_be_removed_and_is_left_alone(tmp_path: Path) -> None:
+async def test_a_folder_in_place_of_the_file_is_left_alone(tmp_path: Path) -> None:
     plan = planned(tmp_path)
     place(plan, "").unlink()
     os.mkdir(plan.device_info)

@@ -1,4 +1,4 @@
-"""Answers: who asks again is given the same, and nobody is forgotten too early."""
+"""Answers: a repeated request gets the same answer, and no answer is dropped too early."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REQUEST = RequestId("00" * 16)
 FAILURE = Failure(error_class=ErrorClass.PLUGIN_FAILED, phase=Phase.ADD, message="no more uplinks", code=42)
 
 
-async def test_all_who_ask_get_the_one_answer() -> None:
+async def test_every_waiting_request_gets_the_same_answer() -> None:
     answers = Answers()
     assert answers.open(REQUEST)
     assert not answers.open(REQUEST)
@@ -29,14 +29,14 @@ async def test_all_who_ask_get_the_one_answer() -> None:
     assert await answers.wait(REQUEST) == OK
 
 
-async def test_the_first_answer_stands() -> None:
+async def test_the_first_answer_counts() -> None:
     answers = Answers()
     answers.give(REQUEST, OK)
     answers.give(REQUEST, Reply(1, b"{}", FAILURE))
     assert await answers.wait(REQUEST) == OK
 
 
-async def test_a_success_that_was_taken_is_forgotten_and_a_failure_is_kept() -> None:
+async def test_a_fetched_success_is_dropped_and_a_failure_stays() -> None:
     answers = Answers()
     answers.give(REQUEST, OK)
     answers.taken(REQUEST)
@@ -46,14 +46,14 @@ async def test_a_success_that_was_taken_is_forgotten_and_a_failure_is_kept() -> 
     assert answers.given(REQUEST)
 
 
-async def test_an_answer_that_nobody_takes_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_is_not_fetched_is_dropped_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEEP", 0.001)
     answers = Answers()
     answers.give(REQUEST, OK)
     await until(lambda: not answers.given(REQUEST))
 
 
-def test_replies_are_what_the_specification_wants() -> None:
+def test_replies_follow_the_specification() -> None:
     eth0 = IfName("eth0")
     completed = AttachCompleted(request=REQUEST, ifname=eth0, result='{"cniVersion":"1.0.0"}')
     assert reply_of(completed, "") == (0, b'{"cniVersion":"1.0.0"}', None)
@@ -63,7 +63,7 @@ def test_replies_are_what_the_specification_wants() -> None:
     assert refusal(FAILURE, "no JSON").stdout.startswith(b'{"cniVersion":"1.1.0"')
 
 
-async def test_nothing_is_held_of_an_answer_that_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fetched_answer_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     timers: list[asyncio.TimerHandle] = []
     call_later = loop.call_later

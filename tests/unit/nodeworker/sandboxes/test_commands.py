@@ -69,8 +69,8 @@ def event(data: Data, event_id: EventId | None = None, node: NodeName = NODE) ->
     )
 
 
-class Hands:
-    """Fulfils orders, or raises what it was told to."""
+class Handlers:
+    """Handlers that succeed, or raise a given error."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -105,12 +105,12 @@ class Flaky(MemoryLedger):
 
 
 class Bench:
-    """A worker's orders with all that they need, and nothing else of a worker."""
+    """A command handler with what it needs, without the rest of a worker."""
 
     def __init__(self) -> None:
         self.ledger = Flaky()
         self.commands = MemoryCommands()
-        self.hands = Hands()
+        self.handlers = Handlers()
         self.missing: type[object] | None = None
         self._number = 0
 
@@ -121,23 +121,23 @@ class Bench:
             pass
         await journal.open_epoch(WorkerStarted(version="1", pid=1))
         handlers = {
-            RepairRequested: self.hands.repair,
-            ReclaimRequested: self.hands.reclaim,
-            ComparisonRequested: self.hands.compare,
+            RepairRequested: self.handlers.repair,
+            ReclaimRequested: self.handlers.reclaim,
+            ComparisonRequested: self.handlers.compare,
         }
-        orders = CommandHandler(journal, {kind: each for kind, each in handlers.items() if kind is not self.missing})
-        tasks = [asyncio.create_task(orders.run(self.commands)), asyncio.create_task(self._serve(journal, orders))]
+        handler = CommandHandler(journal, {kind: each for kind, each in handlers.items() if kind is not self.missing})
+        tasks = [asyncio.create_task(handler.run(self.commands)), asyncio.create_task(self._serve(journal, handler))]
         try:
-            yield orders
+            yield handler
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _serve(self, journal: Journal, orders: CommandHandler) -> None:
+    async def _serve(self, journal: Journal, handler: CommandHandler) -> None:
         async for stored in journal.intents():
             assert isinstance(stored.event.data, Command)
-            await orders.fulfil(stored.event, stored.event.data)
+            await handler.fulfil(stored.event, stored.event.data)
 
     async def send(self, data: Data, node: NodeName = NODE) -> Event:
         self._number += 1
@@ -194,10 +194,10 @@ async def test_a_command_becomes_an_intent_and_the_intent_has_an_outcome(
 @pytest.mark.parametrize(
     "error", [failed(ErrorClass.NOT_REPAIRABLE, Phase.REPAIR, "the parent is gone"), RuntimeError("the parent is gone")]
 )
-async def test_what_goes_wrong_is_an_outcome_too(
+async def test_an_error_of_a_handler_is_recorded_as_an_outcome(
     bench: Bench, order: Command, outcome: type[object], error: Exception
 ) -> None:
-    bench.hands.error = error
+    bench.handlers.error = error
     async with bench.running():
         await bench.send(order)
         closing = (await bench.told(2))[1]
@@ -205,10 +205,10 @@ async def test_what_goes_wrong_is_an_outcome_too(
     assert "the parent is gone" in said(closing.data)
 
 
-async def test_a_repair_that_was_not_begun_leaves_what_was_seen_last(bench: Bench) -> None:
-    """Not what was ordered: that is what differed before, and only of networks to be repaired."""
+async def test_a_repair_that_did_not_start_leaves_the_last_observation(bench: Bench) -> None:
+    """Not the drift in the command: that is older, and only of networks that are repaired."""
     seen = (DRIFT, replace(DRIFT, kind=DriftKind.MTU_CHANGED))
-    bench.hands.error = failed(ErrorClass.EVIDENCE_CHANGED, Phase.REPAIR, "a newer observation differs")
+    bench.handlers.error = failed(ErrorClass.EVIDENCE_CHANGED, Phase.REPAIR, "a newer observation differs")
     await bench.ledger.append(event(SandboxAdopted(ifname=ETH0, source="multus", plan=PLANNED, results=("{}",))))
     await bench.ledger.append(event(DriftObserved(ifname=ETH0, pod=Pod(), drifts=seen)))
     async with bench.running():
@@ -218,7 +218,7 @@ async def test_a_repair_that_was_not_begun_leaves_what_was_seen_last(bench: Benc
     assert closing.data.left == seen
 
 
-async def test_what_the_worker_may_not_do_is_refused(bench: Bench) -> None:
+async def test_a_command_without_handler_is_refused(bench: Bench) -> None:
     bench.missing = RepairRequested
     async with bench.running():
         await bench.send(REPAIR)
@@ -226,7 +226,7 @@ async def test_what_the_worker_may_not_do_is_refused(bench: Bench) -> None:
     assert "was told not to" in said(closing.data)
 
 
-async def test_the_next_worker_goes_on_behind_the_last_command(bench: Bench) -> None:
+async def test_the_next_worker_continues_behind_the_last_command(bench: Bench) -> None:
     async with bench.running():
         await bench.send(REPAIR)
         await bench.told(2)
@@ -245,7 +245,7 @@ async def test_a_command_waits_for_a_ledger_that_is_away(bench: Bench) -> None:
     assert not bench.ledger.away
 
 
-async def test_commands_that_are_not_ours_or_not_known_are_passed_over(bench: Bench) -> None:
+async def test_commands_of_other_nodes_and_unknown_ones_are_skipped(bench: Bench) -> None:
     async with bench.running():
         await bench.send(REPAIR, NodeName("node-2"))
         await bench.send(Unknown(type="PortOpened", version=1, data=msgspec.Raw(b"{}")))

@@ -1,4 +1,4 @@
-"""The dispatcher: one request of a container at a time, many containers at once, a bound over all."""
+"""Scheduler and dispatcher: one request of a container at a time, containers in parallel, a bound over all."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ from tests.support.worker_harness import BOX, ETH0, NODE, attach, detach
 
 
 class Work:
-    """Stands for whoever fulfils requests: it notes which are under way and holds each until it is let go."""
+    """Stands for attacher, detacher, GC and commands: notes what runs, and blocks each request until ``go``."""
 
     def __init__(self) -> None:
-        self.begun: list[str] = []
-        self.under_way: set[str] = set()
-        self.patience: dict[str, Deadline] = {}
-        self.let: dict[str, asyncio.Event] = {}
+        self.started: list[str] = []
+        self.running: set[str] = set()
+        self.deadlines: dict[str, Deadline] = {}
+        self.released: dict[str, asyncio.Event] = {}
 
-    async def attach(self, event: Event, data: object, patience: Deadline, *, resumed: bool) -> Reply:
-        self.patience[event.id] = patience
+    async def attach(self, event: Event, data: object, deadline: Deadline, *, resumed: bool) -> Reply:
+        self.deadlines[event.id] = deadline
         try:
-            async with patience:
+            async with deadline:
                 return await self.collect(event, data)
         except TimeoutError:
-            return refusal(patience.failure, "")
+            return refusal(deadline.failure, "")
 
     async def detach(self, event: Event, data: object) -> Reply:
         return await self.collect(event, data)
@@ -64,19 +64,19 @@ class Work:
         return await self.collect(event, order)
 
     async def collect(self, event: Event, data: object) -> Reply:
-        self.begun.append(event.id)
-        self.under_way.add(event.id)
+        self.started.append(event.id)
+        self.running.add(event.id)
         try:
-            await self.let.setdefault(event.id, asyncio.Event()).wait()
+            await self.released.setdefault(event.id, asyncio.Event()).wait()
         finally:
-            self.under_way.remove(event.id)
+            self.running.remove(event.id)
         if event.id.startswith("bad"):
-            raise RuntimeError("nobody has foreseen this")
+            raise RuntimeError("an unexpected error")
         return OK
 
     def go(self, *names: str) -> None:
         for name in names:
-            self.let.setdefault(name, asyncio.Event()).set()
+            self.released.setdefault(name, asyncio.Event()).set()
 
 
 def stored(name: str, data: Data, sandbox: str = BOX) -> Stored:
@@ -135,43 +135,43 @@ async def dispatching(
         )
 
 
-async def test_requests_of_one_container_come_one_after_another(work: Work, answers: Answers) -> None:
+async def test_requests_of_one_container_run_one_after_another(work: Work, answers: Answers) -> None:
     async with dispatching(work, answers) as (scheduler, dispatcher):
         for name in ("d1", "d2", "d3"):
             dispatcher.dispatch(deleting(name))
         for number, name in enumerate(("d1", "d2", "d3"), 1):
-            await until(lambda number=number: len(work.begun) == number)
-            assert work.under_way == {name}
+            await until(lambda number=number: len(work.started) == number)
+            assert work.running == {name}
             assert scheduler.queue_depth == 3 - number
             work.go(name)
             assert await answers.wait(RequestId(name)) == OK
-    assert work.begun == ["d1", "d2", "d3"]
+    assert work.started == ["d1", "d2", "d3"]
     assert (scheduler.queue_depth, scheduler.in_progress) == (0, 0)
 
 
-async def test_containers_do_not_wait_for_each_other(work: Work, answers: Answers) -> None:
+async def test_containers_run_in_parallel(work: Work, answers: Answers) -> None:
     async with dispatching(work, answers) as (_, dispatcher):
         for name in ("d1", "d2", "d3"):
             dispatcher.dispatch(deleting(name, sandbox=name))
-        await until(lambda: work.under_way == {"d1", "d2", "d3"})
+        await until(lambda: work.running == {"d1", "d2", "d3"})
         work.go("d1", "d2", "d3")
 
 
-async def test_there_is_a_bound_over_all(work: Work, answers: Answers) -> None:
+async def test_concurrency_is_bounded(work: Work, answers: Answers) -> None:
     names = [f"d{number}" for number in range(20)]
     async with dispatching(work, answers, concurrency=3) as (scheduler, dispatcher):
         for name in names:
             dispatcher.dispatch(deleting(name, sandbox=name))
         for done in range(18):
-            await until(lambda done=done: len(work.begun) == done + 3)
-            assert len(work.under_way) == scheduler.in_progress == 3
+            await until(lambda done=done: len(work.started) == done + 3)
+            assert len(work.running) == scheduler.in_progress == 3
             assert scheduler.queue_depth == 17 - done
-            work.go(work.begun[done])
+            work.go(work.started[done])
         work.go(*names)
-    assert work.begun == names
+    assert work.started == names
 
 
-async def test_an_intent_that_is_under_way_is_not_begun_again(work: Work, answers: Answers) -> None:
+async def test_an_intent_in_progress_is_not_started_again(work: Work, answers: Answers) -> None:
     async with dispatching(work, answers) as (scheduler, dispatcher):
         dispatcher.dispatch(deleting("d1"))
         dispatcher.dispatch(deleting("d1"), resumed=True)
@@ -179,10 +179,10 @@ async def test_an_intent_that_is_under_way_is_not_begun_again(work: Work, answer
         work.go("d1")
         await answers.wait(RequestId("d1"))
         assert not scheduler.has(EventId("d1"))
-    assert work.begun == ["d1"]
+    assert work.started == ["d1"]
 
 
-async def test_one_bad_request_stops_no_other(work: Work, answers: Answers) -> None:
+async def test_an_error_in_one_request_stops_no_other(work: Work, answers: Answers) -> None:
     async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(deleting("bad"))
         dispatcher.dispatch(deleting("d2"))
@@ -193,69 +193,67 @@ async def test_one_bad_request_stops_no_other(work: Work, answers: Answers) -> N
         assert await answers.wait(RequestId("d2")) == OK
 
 
-async def test_a_del_ends_the_patience_of_its_add_and_of_no_other(work: Work, answers: Answers) -> None:
+async def test_a_del_ends_the_add_of_its_container_only(work: Work, answers: Answers) -> None:
     async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(adding("a1"))
         dispatcher.dispatch(adding("a2", sandbox="other"))
-        await until(lambda: work.under_way == {"a1", "a2"})
+        await until(lambda: work.running == {"a1", "a2"})
         dispatcher.dispatch(deleting("d1"))
         reply = await answers.wait(RequestId("a1"))
         assert reply.failure is not None
         assert reply.failure.error_class is ErrorClass.OVERTAKEN
-        await until(lambda: work.under_way == {"a2", "d1"})
+        await until(lambda: work.running == {"a2", "d1"})
         work.go("a2", "d1")
     assert await answers.wait(RequestId("a2")) == OK
 
 
-async def test_an_add_that_still_waits_for_its_turn_is_overtaken_too(work: Work, answers: Answers) -> None:
+async def test_a_del_ends_an_add_that_is_still_queued(work: Work, answers: Answers) -> None:
     async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(deleting("d1"))
         dispatcher.dispatch(adding("a1"))
         dispatcher.dispatch(deleting("d2"))
-        await until(lambda: work.under_way == {"d1"})
+        await until(lambda: work.running == {"d1"})
         work.go("d1", "d2")
         reply = await answers.wait(RequestId("a1"))
         assert reply.failure is not None
         assert reply.failure.error_class is ErrorClass.OVERTAKEN
 
 
-async def test_an_abandoned_add_ends_and_an_abandoned_del_goes_on(work: Work, answers: Answers) -> None:
+async def test_an_abandoned_add_ends_and_an_abandoned_del_continues(work: Work, answers: Answers) -> None:
     async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(adding("a1"))
         dispatcher.dispatch(deleting("d1", sandbox="other"))
-        await until(lambda: work.under_way == {"a1", "d1"})
+        await until(lambda: work.running == {"a1", "d1"})
         for name in ("a1", "d1", "unknown"):
             dispatcher.abandon(RequestId(name))
         reply = await answers.wait(RequestId("a1"))
         assert reply.failure is not None
         assert reply.failure.error_class is ErrorClass.ABANDONED
-        assert work.under_way == {"d1"}
+        assert work.running == {"d1"}
         work.go("d1")
 
 
 @pytest.mark.parametrize("case", ["answered", "too late"])
-async def test_nobody_waits_for_an_add_that_was_answered_or_whose_time_has_passed(
-    work: Work, answers: Answers, case: str
-) -> None:
+async def test_an_add_that_was_answered_or_is_late_has_no_time_left(work: Work, answers: Answers, case: str) -> None:
     if case == "answered":  # with an error, while the ledger did not confirm the intent
         answers.give(RequestId("a1"), OK)
     async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(adding("a1", seconds=60 if case == "answered" else -1))
-        await until(lambda: "a1" in work.patience)
-        assert not work.patience["a1"].left
+        await until(lambda: "a1" in work.deadlines)
+        assert not work.deadlines["a1"].left
         work.go("a1")
 
 
-async def test_a_question_takes_its_turn_among_the_requests(work: Work, answers: Answers) -> None:
+async def test_a_turn_runs_between_the_requests(work: Work, answers: Answers) -> None:
     asked: list[str] = []
 
     async def question() -> Reply:
-        asked.extend(work.begun)
+        asked.extend(work.started)
         return OK
 
     async with dispatching(work, answers) as (scheduler, dispatcher):
         dispatcher.dispatch(deleting("d1"))
-        await until(lambda: work.under_way == {"d1"})
+        await until(lambda: work.running == {"d1"})
         turn = asyncio.create_task(scheduler.take_turn(BOX, question))
         await until(lambda: scheduler.queue_depth == 1)
         dispatcher.dispatch(deleting("d2"))
@@ -264,7 +262,7 @@ async def test_a_question_takes_its_turn_among_the_requests(work: Work, answers:
     assert asked == ["d1"]
 
 
-async def test_a_question_that_goes_wrong_is_the_askers_matter(work: Work, answers: Answers) -> None:
+async def test_an_error_in_a_turn_is_raised_to_its_caller(work: Work, answers: Answers) -> None:
     async def question() -> Reply:
         raise LookupError("what?")
 
@@ -280,32 +278,30 @@ async def test_gc_has_a_queue_of_its_own(work: Work, answers: Answers) -> None:
     async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(stored("g1", GcRequested(request=RequestId("g1"), config="{}"), ""))
         dispatcher.dispatch(deleting("d1"))
-        await until(lambda: work.under_way == {"g1", "d1"})
+        await until(lambda: work.running == {"g1", "d1"})
         work.go("g1", "d1")
 
 
-async def test_what_does_not_end_in_time_is_left_to_the_next_worker(work: Work, answers: Answers) -> None:
+async def test_requests_that_exceed_the_grace_stay_for_the_next_worker(work: Work, answers: Answers) -> None:
     async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(deleting("d1"))
         dispatcher.dispatch(deleting("d2", sandbox="other"))
-        await until(lambda: work.under_way == {"d1", "d2"})
+        await until(lambda: work.running == {"d1", "d2"})
         work.go("d1")
         await dispatcher.finish(0.05)
     assert answers.given(RequestId("d1"))
     assert not answers.given(RequestId("d2"))
 
 
-async def test_a_repair_takes_its_turn_and_a_reclaim_does_not_wait_for_what_it_may_itself_wait_for(
-    work: Work, answers: Answers
-) -> None:
+async def test_a_repair_is_queued_and_a_reclaim_has_its_own_queue(work: Work, answers: Answers) -> None:
     leak = Leak(id=LeakId("sandbox/box/eth0"), kind=LeakKind.SANDBOX_GONE, what="box")
     async with dispatching(work, answers, concurrency=1) as (scheduler, dispatcher):
         dispatcher.dispatch(deleting("d1"))
         dispatcher.dispatch(stored("repair", RepairRequested(request=RequestId("repair"), ifname=ETH0, drifts=())))
         dispatcher.dispatch(stored("reclaim", ReclaimRequested(request=RequestId("reclaim"), leak=leak)))
-        await until(lambda: work.under_way == {"d1", "reclaim"})
+        await until(lambda: work.running == {"d1", "reclaim"})
         work.go("d1")
-        await until(lambda: work.under_way == {"repair", "reclaim"})
+        await until(lambda: work.running == {"repair", "reclaim"})
         work.go("repair", "reclaim")
         await asyncio.gather(*(answers.wait(RequestId(name)) for name in ("d1", "repair", "reclaim")))
     assert (scheduler.queue_depth, scheduler.in_progress) == (0, 0)

@@ -1,4 +1,4 @@
-"""GC without the ledger, and before the default network is there."""
+"""GC without the ledger, and before the default network is ready."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ATTACHED = InterfaceAttached(network=NetworkName("default"), ifname=ETH0, result
 
 
 class RefusingLedger(MemoryLedger):
-    """A ledger in memory that refuses what it is told to."""
+    """A ledger in memory that refuses given event types."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def request(**keys: Any) -> GcRequested:
 
 
 async def collected(ledger: RefusingLedger, refused: tuple[str, ...], **keys: Any) -> Failure | None:
-    """Return why a GC failed for which the sandbox ``BOX`` is stale."""
+    """Return why a GC failed, for which the sandbox ``BOX`` is stale."""
     journal = Journal(ledger, NODE)
     await journal.open_epoch(WorkerStarted(version="1", pid=1))
     gc = request(**keys)
@@ -90,7 +90,7 @@ async def collected(ledger: RefusingLedger, refused: tuple[str, ...], **keys: An
         (LedgerUnavailableError("is nats-server running?"), ErrorClass.LEDGER_UNAVAILABLE),
     ],
 )
-async def test_ledger_that_refuses_is_told_as_what_it_is(
+async def test_a_refusal_of_the_ledger_keeps_its_error_class(
     refused: str, error: LedgerError, error_class: ErrorClass
 ) -> None:
     ledger = RefusingLedger()
@@ -100,9 +100,7 @@ async def test_ledger_that_refuses_is_told_as_what_it_is(
     assert (failure.error_class, failure.code, failure.message) == (error_class, 11, str(error))
 
 
-async def test_nothing_is_collected_before_the_default_network_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_gc_waits_for_the_default_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readiness, "LONGEST", 0.01)
     ledger = RefusingLedger()
     failure = await collected(ledger, (), readinessindicatorfile=str(tmp_path / "absent"))
@@ -111,7 +109,7 @@ async def test_nothing_is_collected_before_the_default_network_is_there(
     assert not [stored async for stored in ledger.read() if isinstance(stored.event.data, DetachRequested)]
 
 
-async def test_an_add_waits_for_the_collection_of_its_network_and_of_no_other() -> None:
+async def test_an_add_waits_for_the_collection_of_its_network_only() -> None:
     collections = Scheduler(asyncio.TaskGroup(), 2)
     async with collections.collection("default"):
         await collections.collections_finished({"other"})

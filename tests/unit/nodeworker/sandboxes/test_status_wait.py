@@ -1,4 +1,4 @@
-"""The wait for the status: it ends with the word, with the time, or never begins; and it is in nobody's way."""
+"""The wait for the status: it ends with the status or a timeout, or does not start; it takes no slot."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FOREVER = 3600.0
 
 
 class Stage:
-    """A wait that listens on a ledger in memory, with a reconciler that says what it is told to say."""
+    """A wait that listens on a ledger in memory, and a scripted reconciler."""
 
     def __init__(self, seconds: float) -> None:
         self.ledger = MemoryLedger()
@@ -49,7 +49,7 @@ class Stage:
         self.statuses = StatusWait(self.ledger, NODE, seconds, self.metrics)
 
     async def be_present(self) -> None:
-        """Say so until it is heard."""
+        """Send the presence until it is received."""
         async with asyncio.timeout(10):
             while not self._would_wait():
                 await self.ledger.publish(PUBLISHER_PRESENT)
@@ -105,7 +105,7 @@ async def stage(seconds: float) -> AsyncIterator[Stage]:
 
 
 @pytest.mark.parametrize(("data", "result"), [(PUBLISHED, "published"), (FAILED, "failed")])
-async def test_the_wait_ends_with_the_word_about_its_own_request(stage: Stage, data: Data, result: str) -> None:
+async def test_the_wait_ends_when_its_status_is_published(stage: Stage, data: Data, result: str) -> None:
     await stage.be_present()
     stage.statuses.expect(sandbox("a1"))
     waiting = asyncio.create_task(stage.statuses.wait(EventId("a1"), FOREVER))
@@ -119,7 +119,7 @@ async def test_the_wait_ends_with_the_word_about_its_own_request(stage: Stage, d
     assert not stage.statuses.expects(EventId("a1"))
 
 
-async def test_a_word_that_comes_before_anybody_waits_is_not_lost(stage: Stage) -> None:
+async def test_a_status_that_comes_before_the_wait_is_not_lost(stage: Stage) -> None:
     await stage.be_present()
     stage.statuses.expect(sandbox("a1"))
     await stage.say(PUBLISHED, "a1")
@@ -129,7 +129,7 @@ async def test_a_word_that_comes_before_anybody_waits_is_not_lost(stage: Stage) 
 
 
 @pytest.mark.parametrize(("seconds", "deadline"), [(0.05, FOREVER), (FOREVER, 0.15)])
-async def test_the_wait_ends_with_its_time_and_with_the_runtimes(stage: Stage, deadline: float) -> None:
+async def test_the_wait_ends_at_its_timeout_and_at_the_runtimes_deadline(stage: Stage, deadline: float) -> None:
     await stage.be_present()
     stage.statuses.expect(sandbox("a1"))
     async with asyncio.timeout(10):
@@ -137,7 +137,7 @@ async def test_the_wait_ends_with_its_time_and_with_the_runtimes(stage: Stage, d
     assert stage.waited("timeout") == 1
 
 
-async def test_nobody_waits_for_what_is_not_to_be_published(stage: Stage) -> None:
+async def test_a_status_that_is_not_published_is_not_expected(stage: Stage) -> None:
     await stage.be_present()
     stage.statuses.expect(sandbox("a1", publish=False))
     stage.statuses.expect(replace(sandbox("a2"), plan=None))
@@ -145,14 +145,12 @@ async def test_nobody_waits_for_what_is_not_to_be_published(stage: Stage) -> Non
     assert not stage.statuses.expects(EventId("a2"))
 
 
-async def test_nobody_waits_for_a_reconciler_that_was_never_heard(stage: Stage) -> None:
+async def test_no_status_is_expected_before_the_reconciler_is_present(stage: Stage) -> None:
     stage.statuses.expect(sandbox("a1"))
     assert not stage.statuses.expects(EventId("a1"))
 
 
-async def test_nobody_waits_for_a_reconciler_that_has_not_been_heard_for_long(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_status_is_expected_once_the_reconciler_is_away(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     await stage.be_present()
     monkeypatch.setattr(status_wait, "PRESENCE_LOST", 0.0)
     stage.statuses.expect(sandbox("a1"))
@@ -160,7 +158,7 @@ async def test_nobody_waits_for_a_reconciler_that_has_not_been_heard_for_long(
     assert notices.PRESENCE_LOST > 2 * notices.PRESENCE_INTERVAL
 
 
-async def test_with_no_seconds_nobody_listens_at_all() -> None:
+async def test_with_zero_seconds_the_wait_does_not_listen() -> None:
     stage = Stage(0.0)
     async with asyncio.timeout(10):
         await stage.statuses.run()
@@ -177,8 +175,8 @@ class Attaching(Work):
         self._statuses = statuses
         self._fails = fails
 
-    async def attach(self, event: Event, data: object, patience: object, *, resumed: bool) -> Reply:
-        self.begun.append(event.id)
+    async def attach(self, event: Event, data: object, deadline: object, *, resumed: bool) -> Reply:
+        self.started.append(event.id)
         self._statuses.expect(sandbox(event.id))
         return refusal(FAILURE, "") if self._fails else OK
 
@@ -188,7 +186,7 @@ def answers() -> Answers:
     return Answers()
 
 
-async def test_the_answer_waits_while_its_container_and_its_place_are_free(stage: Stage, answers: Answers) -> None:
+async def test_an_answer_that_waits_takes_no_queue_and_no_slot(stage: Stage, answers: Answers) -> None:
     await stage.be_present()
     work = Attaching(stage.statuses)
     async with dispatching(work, answers, concurrency=1, statuses=stage.statuses) as (_, dispatcher):
@@ -197,7 +195,7 @@ async def test_the_answer_waits_while_its_container_and_its_place_are_free(stage
         dispatcher.dispatch(adding("a2", sandbox=ContainerId("other")))
         work.go("d1")
         await answers.wait(RequestId("d1"))
-        await until(lambda: work.begun == ["a1", "d1", "a2"] or work.begun == ["a1", "a2", "d1"])
+        await until(lambda: work.started == ["a1", "d1", "a2"] or work.started == ["a1", "a2", "d1"])
         assert not answers.given(RequestId("a1"))
         for name in ("a2", "a1"):
             await stage.say(PUBLISHED, name)
@@ -213,11 +211,11 @@ async def test_a_failure_is_answered_at_once(stage: Stage, answers: Answers) -> 
         assert not stage.statuses.expects(EventId("a1"))
 
 
-async def test_a_worker_that_stops_gives_the_answers_that_wait(stage: Stage, answers: Answers) -> None:
+async def test_a_worker_that_stops_gives_the_waiting_answers(stage: Stage, answers: Answers) -> None:
     await stage.be_present()
     work = Attaching(stage.statuses)
     async with dispatching(work, answers, statuses=stage.statuses) as (scheduler, dispatcher):
         dispatcher.dispatch(adding("a1"))
-        await until(lambda: work.begun == ["a1"] and not scheduler.in_progress)
+        await until(lambda: work.started == ["a1"] and not scheduler.in_progress)
         await dispatcher.finish(FOREVER)
         assert await answers.wait(RequestId("a1")) == OK

@@ -44,7 +44,7 @@ def attachment(name: str, *plugins: str, native: bool = True) -> PlannedAttachme
     )
 
 
-async def test_interfaces_are_taken_away_together(netns: str, runners: PluginRunners) -> None:
+async def test_interfaces_are_removed_together(netns: str, runners: PluginRunners) -> None:
     await runners.remove_links([attachment(name, "bridge") for name in ("net3", "net2", "net1", "gone")], netns)
     assert names(netns) == {"lo", "net0"}
 
@@ -59,7 +59,7 @@ async def test_interfaces_are_taken_away_together(netns: str, runners: PluginRun
     ],
     ids=["chain", "executed", "host-device", "no interface of its own"],
 )
-async def test_what_is_deleted_before_by_other_means_comes_first(
+async def test_links_behind_a_chain_are_not_removed_early(
     netns: str, runners: PluginRunners, first: PlannedAttachment
 ) -> None:
     others = [attachment(name, "macvlan") for name in ("net2", "net1", "net0")]
@@ -69,7 +69,7 @@ async def test_what_is_deleted_before_by_other_means_comes_first(
     assert names(netns) == {"lo", "net0", "net3"}
 
 
-async def test_what_can_not_be_done_is_left_to_the_del(netns: str, runners: PluginRunners) -> None:
+async def test_a_failed_removal_is_left_to_the_del(netns: str, runners: PluginRunners) -> None:
     await runners.remove_links([attachment("lo", "bridge"), attachment("net1", "bridge")], netns)
     await runners.remove_links([attachment("net2", "bridge"), attachment("net3", "bridge")], "/proc/self/ns/net")
     await runners.remove_links([attachment("net2", "bridge"), attachment("net3", "bridge")], "")

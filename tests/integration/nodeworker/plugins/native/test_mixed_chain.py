@@ -124,7 +124,7 @@ def assert_gone(netns: str, folder: Path) -> None:
     assert os.listdir(folder / "tuning") == []
 
 
-async def test_what_one_plugin_returns_is_handed_to_the_next_whoever_runs_it(
+async def test_a_result_is_passed_on_between_native_and_executed(
     netns: str, tmp_path: Path, binaries: Path, runners: PluginRunners
 ) -> None:
     attachment = planned(tmp_path, True, False, True)
@@ -146,7 +146,7 @@ WAYS = [(True, False, True), (False, False, False), (True, False, False), (False
 
 @pytest.mark.parametrize("made", WAYS)
 @pytest.mark.parametrize("undone", WAYS)
-async def test_each_way_checks_and_undoes_what_another_has_made(
+async def test_native_and_executed_check_and_delete_each_others_links(
     netns: str,
     tmp_path: Path,
     binaries: Path,
@@ -164,7 +164,7 @@ async def test_each_way_checks_and_undoes_what_another_has_made(
     assert_gone(netns, tmp_path)
 
 
-async def test_binaries_of_what_is_planned_natively_need_not_be_there(
+async def test_native_plugins_need_no_binary(
     netns: str, tmp_path: Path, binaries: Path, runners: PluginRunners
 ) -> None:
     for name in ("bridge", "tuning", "host-local"):
@@ -182,7 +182,7 @@ async def test_binaries_of_what_is_planned_natively_need_not_be_there(
         chain.require(runners, attachment, target(netns, binaries))
 
 
-async def test_what_was_executed_and_whose_binary_was_removed_since_is_undone_natively(
+async def test_an_executed_plugin_without_binary_is_deleted_natively(
     netns: str, tmp_path: Path, binaries: Path, runners: PluginRunners
 ) -> None:
     attachment = planned(tmp_path)
@@ -195,7 +195,7 @@ async def test_what_was_executed_and_whose_binary_was_removed_since_is_undone_na
     assert_gone(netns, tmp_path)
 
 
-async def test_an_error_in_the_middle_names_the_plugin_and_a_del_undoes_the_rest(
+async def test_an_error_names_its_plugin_and_a_del_removes_the_rest(
     netns: str, tmp_path: Path, binaries: Path, runners: PluginRunners
 ) -> None:
     attachment = planned(tmp_path, True, False, True)

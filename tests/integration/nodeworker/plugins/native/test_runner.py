@@ -131,7 +131,7 @@ async def test_the_mtu_is_recorded_and_not_printed(macvlan: Plugin, version: str
     assert (await macvlan.run("DEL"))[0].mtu == 0
 
 
-async def test_an_mtu_that_was_told_before_in_the_chain_is_told_on(macvlan: Plugin, runner: NativeRunner) -> None:
+async def test_an_mtu_of_an_earlier_plugin_is_passed_on(macvlan: Plugin, runner: NativeRunner) -> None:
     result = await macvlan.done("ADD")
     tuning = Plugin(runner, macvlan.netns, macvlan.folder, {"type": "tuning", "dataDir": str(macvlan.folder)})
     run, printed = await tuning.run("ADD", mtu=1400, prevResult=result)
@@ -176,7 +176,7 @@ async def test_gc_frees_the_addresses_of_what_is_not_valid(bridge: Plugin) -> No
 
 
 @pytest.mark.parametrize("listed", [None, "all", [{"containerID": "c1"}], [{"containerID": 1, "ifname": "net1"}]])
-async def test_gc_without_a_list_to_rely_on_frees_nothing(bridge: Plugin, listed: Any) -> None:
+async def test_gc_without_a_usable_list_frees_nothing(bridge: Plugin, listed: Any) -> None:
     await bridge.done("ADD")
     keys = {} if listed is None else {"cni.dev/valid-attachments": listed}
     code, words = await bridge.refused("GC", **keys)
@@ -185,7 +185,7 @@ async def test_gc_without_a_list_to_rely_on_frees_nothing(bridge: Plugin, listed
     assert reserved(bridge) == {"10.77.0.2": "c1\r\nnet1"}
 
 
-async def test_status_tells_that_no_address_is_left(bridge: Plugin) -> None:
+async def test_status_fails_when_no_address_is_left(bridge: Plugin) -> None:
     for container_id in ("c2", "c3", "c4", "c5"):
         await bridge.done("STATUS")
         await bridge.done("ADD", container_id=container_id)
@@ -215,7 +215,7 @@ async def test_an_error_is_an_object_with_the_code_of_the_reference(bridge: Plug
     assert names(macvlan.netns) == {"lo"}
 
 
-async def test_what_could_not_be_run_at_all_is_told_apart(runner: NativeRunner, bridge: Plugin) -> None:
+async def test_a_plugin_that_could_not_start_has_its_own_error(runner: NativeRunner, bridge: Plugin) -> None:
     how: dict[str, Any] = {"command": "ADD", "env": {}, "stdin": b"{}", "search": ()}
     with pytest.raises(PluginError, match="no time was left") as caught:
         await runner.run("bridge", **how, timeout=0)
@@ -264,7 +264,7 @@ async def test_an_ipam_plugin_that_is_not_native_is_executed_for_every_verb(exec
 
 
 @pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL", "GC", "STATUS"])
-async def test_what_an_executed_ipam_plugin_objects_to_is_the_plugins_error(executed: Executed, command: str) -> None:
+async def test_an_error_of_an_executed_ipam_plugin_is_the_plugins(executed: Executed, command: str) -> None:
     executed.script(ASSIGN)
     result = await executed.done("ADD")
     executed.script("""echo '{"code": 51, "msg": "the server is away"}'; exit 1""")
@@ -276,7 +276,7 @@ async def test_what_an_executed_ipam_plugin_objects_to_is_the_plugins_error(exec
 
 
 @pytest.mark.parametrize("then", ["echo none", "echo '{}'", "echo '{\"ips\": [{}]}'", "true"])
-async def test_what_an_executed_ipam_plugin_prints_has_to_be_a_result(executed: Executed, then: str) -> None:
+async def test_an_executed_ipam_plugin_must_print_a_result(executed: Executed, then: str) -> None:
     executed.script(then)
     code, words = await executed.refused("ADD")
     assert code == 999
@@ -303,7 +303,7 @@ async def held_up(bridge: Plugin, processes: NativePool) -> AsyncIterator[asynci
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_cancellation_is_raised_when_what_was_begun_has_ended(bridge: Plugin, processes: NativePool) -> None:
+async def test_a_cancellation_is_raised_once_a_started_job_has_ended(bridge: Plugin, processes: NativePool) -> None:
     async with held_up(bridge, processes) as adding:
         for _ in range(3):
             adding.cancel()
@@ -318,7 +318,7 @@ async def test_a_cancellation_is_raised_when_what_was_begun_has_ended(bridge: Pl
 
 
 @pytest.mark.usefixtures("patient")
-async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin, processes: NativePool) -> None:
+async def test_a_job_that_has_not_started_is_cancelled_at_once(bridge: Plugin, processes: NativePool) -> None:
     async with held_up(bridge, processes) as adding:
         waiting = asyncio.create_task(bridge.run("ADD", ifname="late"))
         await asyncio.sleep(0)
@@ -331,7 +331,7 @@ async def test_what_has_not_begun_is_cancelled_at_once(bridge: Plugin, processes
 
 
 @pytest.mark.usefixtures("patient")
-async def test_work_goes_to_the_process_that_is_at_work_for_its_container_or_else_to_the_one_with_the_least(
+async def test_a_job_goes_to_its_containers_process_or_the_idlest(
     bridge: Plugin, macvlan: Plugin, processes: NativePool
 ) -> None:
     async with held_up(bridge, processes) as adding:
@@ -343,7 +343,7 @@ async def test_work_goes_to_the_process_that_is_at_work_for_its_container_or_els
     assert [run.exit_code for run, _ in await asyncio.gather(adding, behind)] == [0, 0]
 
 
-async def test_what_is_asked_together_is_done_in_that_order_whatever_fails(bridge: Plugin, macvlan: Plugin) -> None:
+async def test_jobs_of_a_batch_run_in_order_also_after_a_failure(bridge: Plugin, macvlan: Plugin) -> None:
     missing = Plugin(bridge.runner, bridge.netns, bridge.folder, {"type": "macvlan", "master": "nowhere0"})
     asked = [bridge.run("ADD", ifname="b1"), missing.run("ADD", ifname="m1"), macvlan.run("ADD", ifname="m2")]
     asked += [bridge.run("ADD", ifname="b3")]
@@ -353,7 +353,7 @@ async def test_what_is_asked_together_is_done_in_that_order_whatever_fails(bridg
     assert interfaces(bridge.netns) == ["lo", "b1", "m2", "b3"]
 
 
-async def test_what_is_asked_together_may_be_of_several_containers(bridge: Plugin, processes: NativePool) -> None:
+async def test_a_batch_may_have_jobs_of_several_containers(bridge: Plugin, processes: NativePool) -> None:
     with container() as other, container() as gone:
         there = Plugin(bridge.runner, other, bridge.folder, bridge.config)
         nowhere = Plugin(bridge.runner, gone + "-not", bridge.folder, bridge.config)
@@ -383,9 +383,7 @@ def alone(processes: NativePool) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK", "GC"])
-async def test_a_lock_that_is_not_let_go_of_holds_its_own_network_up_and_no_other(
-    bridge: Plugin, runner: NativeRunner, command: str
-) -> None:
+async def test_a_locked_network_blocks_no_other_network(bridge: Plugin, runner: NativeRunner, command: str) -> None:
     result = await bridge.done("ADD", container_id="c9" if command == "ADD" else "c1")
     ip("link del net1", bridge.netns)
     if command == "CHECK":
@@ -404,9 +402,7 @@ async def test_a_lock_that_is_not_let_go_of_holds_its_own_network_up_and_no_othe
         assert (await task)[0].exit_code == 0
 
 
-async def test_a_lock_that_is_never_let_go_of_is_an_error_in_the_end(
-    bridge: Plugin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lock_that_is_never_released_becomes_an_error(bridge: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_processes, "PATIENCE", 0.1)
     await bridge.done("ADD", container_id="c9")
     ip("link del net1", bridge.netns)
@@ -438,7 +434,7 @@ def let_go(holder: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("more", [0, 20], ids=["in-one-piece", "in-several"])
-async def test_interfaces_are_made_in_order_though_somebody_holds_one_up(
+async def test_interfaces_are_made_in_order_although_one_is_blocked(
     bridge: Plugin, macvlan: Plugin, processes: NativePool, more: int
 ) -> None:
     """Whether they are handed over together or, being too many, some after others; and no other container waits."""
@@ -462,7 +458,7 @@ async def test_interfaces_are_made_in_order_though_somebody_holds_one_up(
         assert interfaces(bridge.netns) == ["lo", "a1", "b2", "a3", "b4", *names, "z"]
 
 
-async def test_what_is_never_let_go_of_fails_alone_and_those_behind_are_made_in_order(
+async def test_a_job_blocked_for_ever_fails_alone(
     bridge: Plugin, macvlan: Plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native_processes, "PATIENCE", 0.2)
@@ -473,7 +469,7 @@ async def test_what_is_never_let_go_of_fails_alone_and_those_behind_are_made_in_
     assert interfaces(bridge.netns) == ["lo", "m2", "m3"]
 
 
-async def test_what_is_held_up_and_all_behind_it_is_cancelled_at_once(
+async def test_a_blocked_job_and_those_behind_it_are_cancelled_at_once(
     bridge: Plugin, macvlan: Plugin, processes: NativePool
 ) -> None:
     with alone(processes), locked_by_another(bridge):
@@ -491,7 +487,7 @@ async def test_what_is_held_up_and_all_behind_it_is_cancelled_at_once(
     assert interfaces(bridge.netns) == ["lo", "net1"]
 
 
-async def test_many_containers_at_one_lock_keep_their_orders(
+async def test_containers_at_one_lock_keep_the_order_of_their_jobs(
     bridge: Plugin, macvlan: Plugin, processes: NativePool, tmp_path: Path
 ) -> None:
     """While the lock comes and goes, and more of them wait than are handed over together."""
@@ -513,9 +509,7 @@ async def test_many_containers_at_one_lock_keep_their_orders(
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_process_that_dies_leaves_what_it_was_at_and_all_that_comes_to_the_next_worker(
-    bridge: Plugin, processes: NativePool
-) -> None:
+async def test_jobs_are_cancelled_when_their_process_has_died(bridge: Plugin, processes: NativePool) -> None:
     async with held_up(bridge, processes) as adding:
         assert not processes.died.is_set()
         for pid in processes.pids:
@@ -529,7 +523,7 @@ async def test_a_process_that_dies_leaves_what_it_was_at_and_all_that_comes_to_t
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_signal_to_all_ends_nothing_before_its_end(bridge: Plugin, processes: NativePool) -> None:
+async def test_a_signal_to_the_group_does_not_end_a_job(bridge: Plugin, processes: NativePool) -> None:
     async with held_up(bridge, processes) as adding:
         for number in (signal.SIGTERM, signal.SIGINT):
             for pid in processes.pids:
@@ -540,7 +534,7 @@ async def test_a_signal_to_all_ends_nothing_before_its_end(bridge: Plugin, proce
     assert not processes.died.is_set()
 
 
-def test_the_processes_end_with_whoever_made_them() -> None:
+def test_the_processes_end_with_the_worker() -> None:
     reading, writing = os.pipe()
     maker = os.fork()
     if not maker:
@@ -568,7 +562,7 @@ async def make_and_wait(kept: int) -> None:
     await asyncio.sleep(60)
 
 
-async def test_a_configuration_that_fills_no_pipe_is_taken(bridge: Plugin) -> None:
+async def test_a_configuration_larger_than_a_pipe_is_accepted(bridge: Plugin) -> None:
     await bridge.done("ADD", args={"note": "x" * (1 << 20)})
     await bridge.done("DEL", args={"note": "x" * (1 << 20)})
 
@@ -591,7 +585,7 @@ def pointed_to(descriptor: str) -> str:
         return ""
 
 
-async def test_many_pods_at_once_are_all_made_and_unmade(
+async def test_many_pods_in_parallel_are_attached_and_detached(
     runner: NativeRunner, processes: NativePool, tmp_path: Path
 ) -> None:
     before = descriptors()
