@@ -88,25 +88,25 @@ class WorkerMetrics:
         )
         self._leaks_observed = Counter(
             "plumbline_leaks_observed",
-            "What was seen twice to be held without an owner.",
+            "Leaks that were seen twice.",
             ("kind",),
             registry=self.registry,
         )
         self._leaks_reclaimed = Counter(
             "plumbline_leaks_reclaimed",
-            "What was held without an owner and is free.",
+            "Leaks that were freed.",
             ("kind",),
             registry=self.registry,
         )
         self._reclaim_seconds = Histogram(
             "plumbline_reclaim_seconds",
-            "Seconds from the first sight of what is held without an owner until it was free.",
+            "Seconds from the first sight of a leak until it was freed.",
             buckets=BUCKETS,
             registry=self.registry,
         )
         self._reclaims_refused = Counter(
             "plumbline_reclaim_refused",
-            "Reclaims that did not free anything, by class of failure.",
+            "Reclaims that freed nothing, by class of failure.",
             ("error_class",),
             registry=self.registry,
         )
@@ -116,7 +116,7 @@ class WorkerMetrics:
             registry=self.registry,
         )
         self.leaks_open = Gauge(
-            "plumbline_leaks_open", "What is held without an owner, as of the last look.", registry=self.registry
+            "plumbline_leaks_open", "Leaks that are open, as of the last scan.", registry=self.registry
         )
         self.spooled = Gauge(
             "plumbline_spooled_requests", "DEL requests on disk that wait for the ledger.", registry=self.registry

@@ -129,10 +129,10 @@ class Checker:
         await self._compare(sandbox)
 
     async def _compare(self, sandbox: Sandbox) -> None:
-        """Compare what no plugin may have looked at, of all attachments whose configuration does not forbid CHECK.
+        """Compare what plugins may not have checked, of all attachments whose configuration allows CHECK.
 
-        An address that somebody added is drift, and nothing that CHECK minds: others may have changed the interface
-        since (CNI specification 1.1, section 2, "CHECK").
+        An added address is drift, but CHECK accepts it: others may have changed the interface since (CNI specification
+        1.1, section 2, "CHECK").
         """
         inspection = await self._inspector.inspect_present(sandbox, Phase.CHECK, everything=True)
         silent = {attachment.plan.ifname for attachment in sandbox.attachments if attachment.plan.disable_check}

@@ -73,7 +73,7 @@ class HubLink:
                 self._hub = await JetStreamLedger.connect(
                     self._address,
                     config=self._config,
-                    ensure_stream=False,  # that is the reconciler's: a node may write its own events and nothing else
+                    ensure_stream=False,  # the reconciler makes it: a node may only write its own events
                     name=f"worker-{self._node}",
                     patience=_PATIENCE,
                 )

@@ -99,7 +99,7 @@ class CommandHandler:
     async def _outcome(self, event: Event, command: Command) -> Outcome:
         handler = self._handlers.get(type(command))
         if handler is None:
-            message = f"the worker of node {event.node} was told not to: see drift and leaks in its configuration"
+            message = f"the worker of node {event.node} is configured not to: see drift and leaks in its configuration"
             raise failed(ErrorClass.NOT_REPAIRABLE, _phase(command), message)
         return await handler(event, command)
 

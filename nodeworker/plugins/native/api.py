@@ -18,7 +18,7 @@ GENERIC = 999
 """The CNI error code of the reference plugins for errors without a code of their own."""
 TRY_AGAIN = 11
 """The code of what is not possible right now (CNI specification 1.1, section 5, "Error"); it had no effect."""
-PATIENCE = 10.0
+BLOCKED_TIMEOUT = 10.0
 """Seconds that a job may be blocked by others before that is an error."""
 
 
@@ -43,7 +43,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """CNI_ARGS."""
     prev_result: Result | None = None
     """Of the plugin before in the chain; in CHECK and DEL, the attachment's."""
-    patience: float = PATIENCE
+    lock_timeout: float = BLOCKED_TIMEOUT
     """Seconds to wait for a lock that another process has; after that, ``TRY_AGAIN``."""
 
     @property

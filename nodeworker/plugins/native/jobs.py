@@ -193,7 +193,7 @@ def _call(job: PluginJob, config: dict[str, Any], previous: Any) -> Call:
         config=config,
         args=args,
         prev_result=_previous(previous, version_of(config)),
-        patience=LOCK_TIMEOUT,
+        lock_timeout=LOCK_TIMEOUT,
     )
 
 

@@ -24,7 +24,7 @@ import msgspec
 import structlog
 
 from events.process.child_process import die_with_parent
-from nodeworker.plugins.native.api import PATIENCE, TRY_AGAIN
+from nodeworker.plugins.native.api import BLOCKED_TIMEOUT, TRY_AGAIN
 from nodeworker.plugins.native.jobs import Job, JobResult, perform
 from nodeworker.plugins.native.kit.endpoints import kept_open
 
@@ -66,8 +66,8 @@ class NativePool:
     def submit(self, job: Job, queue: str) -> asyncio.Future[JobResult]:
         """Queue *job* and return the future of its result. The jobs of one *queue* run in the order of the calls.
 
-        A job that is blocked by others (``TRY_AGAIN``) is retried, up to ``PATIENCE`` seconds; later jobs of its queue
-        wait for that.
+        A job that is blocked by others (``TRY_AGAIN``) is retried for up to ``BLOCKED_TIMEOUT`` seconds; later jobs of
+        its queue wait for that.
 
         If the task that awaits the future is cancelled, a job that has not started is dropped at once. For one that has
         started, the cancellation is raised when the job has ended: nothing goes on in the background. If the process
@@ -99,7 +99,7 @@ class _Reply(asyncio.Future[JobResult]):
         super().__init__(loop=loop)
         self.job = job
         self.queue = queue
-        self.deadline = loop.time() + PATIENCE
+        self.deadline = loop.time() + BLOCKED_TIMEOUT
         """When being blocked becomes an error."""
         self.sent = False
         """The process has the job."""

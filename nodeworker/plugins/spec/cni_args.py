@@ -1,6 +1,6 @@
-"""CNI_ARGS: the semicolon-separated text in which runtimes still say whose sandbox this is.
+"""CNI_ARGS: the semicolon-separated text in which runtimes name the pod of a sandbox.
 
-Deprecated by the CNI conventions, and yet the only place where the pod's name is found.
+The CNI conventions deprecate it, but the pod's name is nowhere else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def parse_args(text: str) -> dict[str, str]:
 
 
 def pod_of(args: str) -> Pod:
-    """Return the pod that CNI_ARGS names, without complaint about anything else that is in them.
+    """Return the pod that CNI_ARGS names, whatever else is in them.
 
     podman gives a name and no namespace; a manifest without one is in ``default`` too.
     """

@@ -1,4 +1,4 @@
-"""Network configurations as plugins must see them: what an administrator wrote, plus what a runtime adds.
+"""Network configurations for plugins: what an administrator wrote, and what a runtime adds.
 
 Pure. A plugin's own keys are passed on untouched and in their order, because only the plugin knows what they mean
 (CNI specification 1.1, section 1, "Plugin configuration objects").

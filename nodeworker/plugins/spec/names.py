@@ -1,6 +1,6 @@
-"""What names and addresses look like, said once for annotations, plans and manifests.
+"""The syntax of names and addresses, for annotations, plans and manifests.
 
-People write these by hand, so every rule answers with what is wrong, not only that something is.
+People write them by hand, so a rule says what is wrong.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def is_network_name(text: str) -> bool:
 
 
 def is_label(text: str) -> bool:
-    """Whether *text* is built like a DNS-1123 label; its length is the business of whoever named it."""
+    """Whether *text* is built like a DNS-1123 label; its length is not checked."""
     return _LABEL.fullmatch(text) is not None
 
 

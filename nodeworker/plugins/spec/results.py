@@ -1,6 +1,6 @@
-"""Plugin results in every version of the specification, because a plugin answers in its own and a runtime asks in its.
+"""Plugin results in every version of the specification: plugin and runtime may use different ones.
 
-Pure. Results are held in the shape of version 1.1.0; what an older version can't express is left out on the way down.
+Pure. A result has the shape of version 1.1.0; encoding for an older version omits what that can't express.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The CNI versions this runtime speaks, because a plugin must be called in the highest one that it and we share.
+"""The CNI versions that Plumbline supports; a plugin is called in the highest one that both support.
 
 Pure.
 """

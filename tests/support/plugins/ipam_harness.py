@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from nodeworker.plugins.native.api import PATIENCE, Call, IpamPlugin, NativeError
+from nodeworker.plugins.native.api import BLOCKED_TIMEOUT, Call, IpamPlugin, NativeError
 from nodeworker.plugins.native.ipam import host_local, static
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.cni_args import parse_args
@@ -67,7 +67,7 @@ def native(
     container: str = "c1",
     ifname: str = "net1",
     args: str = "",
-    patience: float = PATIENCE,
+    lock_timeout: float = BLOCKED_TIMEOUT,
 ) -> Outcome:
     """Return what the native plugin does."""
     plugin = NATIVE[config["ipam"]["type"]]
@@ -79,7 +79,7 @@ def native(
         config={key: value for key, value in config.items() if key != "prevResult"},
         args=parse_args(args),
         prev_result=results.decode(json.dumps(previous), config["cniVersion"]) if previous else None,
-        patience=patience,
+        lock_timeout=lock_timeout,
     )
     try:
         match verb:

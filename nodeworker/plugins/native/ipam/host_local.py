@@ -263,7 +263,7 @@ def _folder(call: Call, net: _Net, owner: bytes | None = None) -> Iterator[reser
     """Hold the network's folder. Raises NativeError, and FileNotFoundError where none is made for an *owner*."""
     path = _path(net)
     try:
-        with reservations.locked(path, owner=owner, patience=call.patience) as folder:
+        with reservations.locked(path, owner=owner, patience=call.lock_timeout) as folder:
             yield folder
     except reservations.BusyError as error:
         raise NativeError(f"host-local can't use network {call.network} now: {error}; try again", TRY_AGAIN) from None

@@ -223,7 +223,7 @@ async def test_a_command_without_handler_is_refused(bench: Bench) -> None:
     async with bench.running():
         await bench.send(REPAIR)
         closing = (await bench.told(2))[1]
-    assert "was told not to" in said(closing.data)
+    assert "is configured not to" in said(closing.data)
 
 
 async def test_the_next_worker_continues_behind_the_last_command(bench: Bench) -> None:

@@ -212,7 +212,7 @@ def test_a_lock_that_is_let_go_is_waited_for(tmp_path: Path, held_lock: int, mon
 
 @pytest.mark.usefixtures("held_lock")
 def test_a_lock_that_is_never_let_go_is_an_error_to_try_again(tmp_path: Path) -> None:
-    refused = native("ADD", network(tmp_path, SUBNET), patience=0.01)
+    refused = native("ADD", network(tmp_path, SUBNET), lock_timeout=0.01)
     assert refused.code == 11
     assert "another process" in refused.message
     assert reserved(tmp_path) == {}

@@ -194,7 +194,7 @@ def test_nothing_is_freed_while_another_holds_the_lock(tmp_path: Path) -> None:
     with (tmp_path / "net" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(NativeError, match="can't use network net now") as caught:
-            host_local.collect(replace(about_network(config), patience=0.01), frozenset())
+            host_local.collect(replace(about_network(config), lock_timeout=0.01), frozenset())
     assert caught.value.code == 11
     assert len(reserved(tmp_path)) == 1
 

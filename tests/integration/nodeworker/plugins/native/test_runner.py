@@ -21,7 +21,7 @@ from events.schema import ErrorClass, PluginRun
 from nodeworker.plugins.exec import PluginError, PluginExecutor
 from nodeworker.plugins.native import jobs
 from nodeworker.plugins.native import pool as native_processes
-from nodeworker.plugins.native.api import PATIENCE
+from nodeworker.plugins.native.api import BLOCKED_TIMEOUT
 from nodeworker.plugins.native.pool import PROCESSES, NativePool
 from nodeworker.plugins.native.registry import AUTO
 from nodeworker.plugins.native.runner import NativeRunner
@@ -287,7 +287,7 @@ async def test_an_executed_ipam_plugin_must_print_a_result(executed: Executed, t
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the processes wait for locks for as long as it takes."""
-    monkeypatch.setattr(jobs, "LOCK_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(jobs, "LOCK_TIMEOUT", BLOCKED_TIMEOUT)
 
 
 @contextlib.asynccontextmanager
@@ -403,7 +403,7 @@ async def test_a_locked_network_blocks_no_other_network(bridge: Plugin, runner: 
 
 
 async def test_a_lock_that_is_never_released_becomes_an_error(bridge: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_processes, "PATIENCE", 0.1)
+    monkeypatch.setattr(native_processes, "BLOCKED_TIMEOUT", 0.1)
     await bridge.done("ADD", container_id="c9")
     ip("link del net1", bridge.netns)
     with (bridge.folder / "net" / "lock").open() as lock:
@@ -461,7 +461,7 @@ async def test_interfaces_are_made_in_order_although_one_is_blocked(
 async def test_a_job_blocked_for_ever_fails_alone(
     bridge: Plugin, macvlan: Plugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_processes, "PATIENCE", 0.2)
+    monkeypatch.setattr(native_processes, "BLOCKED_TIMEOUT", 0.2)
     with locked_by_another(bridge):
         asked = [bridge.refused("ADD", ifname="b1"), macvlan.done("ADD", ifname="m2"), macvlan.done("ADD", ifname="m3")]
         outcomes = await asyncio.gather(*asked, bridge.refused("ADD", ifname="b4"))
