@@ -211,7 +211,9 @@ class Worker:
             case LeakReclaimFailed(leak=leak, failure=failure):
                 key = LeakKey(event.node, leak.id)
                 if key in self._asked:
-                    self._asked[key] = decisions.refused(self._asked[key], failure.error_class, time.monotonic() - 5.0)
+                    self._asked[key] = decisions.after_refusal(
+                        self._asked[key], failure.error_class, time.monotonic() - 5.0
+                    )
             case LeakReclaimed(leak=leak):
                 self._world.reclaimed += 1
                 self._asked.pop(LeakKey(event.node, leak.id), None)
@@ -224,7 +226,7 @@ class Worker:
             leaks = {LeakKey(*key): leaked for key, leaked in self.journal.state.leaks.items()}
             for reclaim in decisions.reclaims(leaks, self._asked, time.monotonic()):
                 order = command(reclaim)
-                self._asked[LeakKey(reclaim.node, reclaim.leak.id)] = decisions.sent(
+                self._asked[LeakKey(reclaim.node, reclaim.leak.id)] = decisions.after_sending(
                     self._asked, reclaim, order.id, time.monotonic()
                 )
                 await self._commands.send(order)

@@ -13,7 +13,7 @@ _SQLITE = "sqlite:///"
 
 
 class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """The API server at whose pods the status is published."""
+    """The API server to which statuses are published."""
 
     kubeconfig: str = ""
     """Empty: the service account of the reconciler's own pod."""
@@ -22,12 +22,12 @@ class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, rename="came
 
 
 class SnapshotSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """What is put away of the projection, and where."""
+    """Snapshots of the projection."""
 
     folder: str = ""
     """Empty: ``snapshots`` in ``stateDir``."""
     interval: float = 21600.0
-    """Seconds between two of them; 0: none are written. One that is there is used all the same."""
+    """Seconds between two snapshots; 0: no new ones. Existing ones are still used."""
     keep: int = 3
 
     def __post_init__(self) -> None:
@@ -48,10 +48,10 @@ class ReconcilerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel
     verify_interval: float = 21600.0
     """Seconds between two verifications; 0: none."""
     retention_days: float = 30.0
-    """How long the database remembers what is over, as a hub's ledger does; 0: for ever."""
+    """Days for which the database keeps rows about what ended; 0: forever."""
     snapshots: SnapshotSettings = SnapshotSettings()
     kubernetes: KubernetesSettings | None = None
-    """Where the status of pods is published; None: beside ``manifests``, or nowhere."""
+    """Where statuses are published; None: beside ``manifests`` if that is set, else nowhere."""
 
     def __post_init__(self) -> None:
         if self.verify_interval and self.verify_interval < 1:
@@ -66,7 +66,7 @@ class ReconcilerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel
 
 
 class ReconcilerSettings(Settings, frozen=True, kw_only=True):
-    """What the reconciler reads of the file; the sections of other processes are theirs to judge."""
+    """The reconciler's settings. It ignores the sections of other processes."""
 
     reconciler: ReconcilerSection = ReconcilerSection()
 

@@ -1,1 +1,1 @@
-"""Decides which drift is repaired and which leak is freed, and sends the commands."""
+"""Decides which drift is repaired and which leak is reclaimed, and sends the commands."""

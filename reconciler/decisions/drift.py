@@ -14,21 +14,21 @@ import msgspec
 from events.fold import Sandbox, SandboxKey
 from events.schema import Drift, DriftKind, ErrorClass, EventId, Failure, NodeName
 
-GIVE_UP = 5
-"""Failed repairs of the same drift in a row."""
-_IN_VAIN = frozenset({ErrorClass.NOT_REPAIRABLE, ErrorClass.NAMESPACE_INVALID})
-"""Failures after which no other attempt is made. A namespace that is gone, be it by a reboot, does not come back."""
-FREE = 3
-"""Repairs of one sandbox without a pause between them."""
-FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 300.0
-REST = 60.0
-"""Seconds for which a sandbox must be as it should be, beyond the last pause, to begin anew without pauses."""
-LOST = 120.0
-"""Seconds after which an order that nothing was heard of is given once more: nodes and hubs may be away."""
+MAX_FAILURES = 5
+"""Consecutive failed repairs of the same drift before the schedule gives up."""
+_FINAL_ERRORS = frozenset({ErrorClass.NOT_REPAIRABLE, ErrorClass.NAMESPACE_INVALID})
+"""Errors after which a retry is useless. A namespace that is gone, for example after a reboot, does not come back."""
+FREE_REPAIRS = 3
+"""Repairs of one sandbox without backoff."""
+FIRST_BACKOFF = 1.0
+MAX_BACKOFF = 300.0
+QUIET_TIME = 60.0
+"""Seconds without drift, beyond the last backoff, after which the backoff starts anew."""
+COMMAND_TIMEOUT = 120.0
+"""Seconds until a command without an answer is sent again: the node or the hub may have been away."""
 NODE_BURST = 50
 NODE_RATE = 50.0
-"""Repairs of one node: at once, and in a second."""
+"""Rate limit of one node: repairs at once, and per second."""
 
 _ORDER = (
     DriftKind.PARENT_MISSING,
@@ -45,32 +45,32 @@ _ORDER = (
     DriftKind.FILTER_MISSING,
     DriftKind.MASQUERADE_MISSING,
 )
-"""Each needs those before it: a route its address, an address its link, a link its parent."""
+"""Each kind needs the kinds before it: a route needs its address, an address its link, a link its parent."""
 _RANKS = {kind: rank for rank, kind in enumerate(_ORDER)}
 
 
 def repairs(sandbox: Sandbox, policy: Callable[[str], str]) -> tuple[Drift, ...]:
-    """Return what of the drift of *sandbox* is to be put right, in the order in which it has to be done.
+    """Return the drift of *sandbox* to repair, in the order of the repairs.
 
-    *policy* tells of each network whether it is to be repaired. Interfaces are done in the order of the plan: a later
-    one may rest on one before. What no worker can do is asked for too, once: the refusal says why.
+    *policy* returns the drift policy of a network. Interfaces come in plan order: a later one may depend on an earlier
+    one. Drift that no worker can repair is included once: the worker's refusal gives the reason.
     """
-    places = {attachment.plan.ifname: place for place, attachment in enumerate(sandbox.attachments)}
-    wanted = [
+    positions = {attachment.plan.ifname: position for position, attachment in enumerate(sandbox.attachments)}
+    repairable = [
         drift
         for drift in sandbox.drifts
-        if drift.kind in _RANKS and drift.ifname in places and policy(drift.network) == "repair"
+        if drift.kind in _RANKS and drift.ifname in positions and policy(drift.network) == "repair"
     ]
-    return tuple(sorted(wanted, key=lambda drift: (places[drift.ifname], _RANKS[drift.kind])))
+    return tuple(sorted(repairable, key=lambda drift: (positions[drift.ifname], _RANKS[drift.kind])))
 
 
-def _pause(asked: int) -> float:
-    """Return the seconds after the repair of number *asked* until there may be another."""
-    return 0.0 if asked < FREE else min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(asked - FREE, 30))
+def _backoff(attempts: int) -> float:
+    """Return the seconds from repair number *attempts* to the next one."""
+    return 0.0 if attempts < FREE_REPAIRS else min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempts - FREE_REPAIRS, 30))
 
 
 class RepairOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """A repair that is to be asked for now."""
+    """A repair to request now."""
 
     sandbox: SandboxKey
     node: NodeName
@@ -78,135 +78,135 @@ class RepairOrder(msgspec.Struct, frozen=True, kw_only=True):
     drifts: tuple[Drift, ...]
 
 
-class _Case(msgspec.Struct, kw_only=True):
-    """A sandbox that drifts, or did a while ago."""
+class _State(msgspec.Struct, kw_only=True):
+    """A sandbox that drifts, or drifted recently."""
 
     node: NodeName
     cause: EventId = EventId("")
     drifts: tuple[Drift, ...] = ()
-    """What is to be put right; nothing: it is as it should be, or it is nobody's to repair."""
+    """What to repair; empty: no drift, or the policy excludes it."""
     seen: tuple[Drift, ...] = ()
-    """All that differs, as of the last look."""
+    """All drift of the last observation."""
     since: str = ""
-    """When its drift was first observed, RFC 3339; empty: it has none."""
-    ordered_until: float = 0.0
-    """Until when an order may still be under way."""
-    asked: int = 0
-    """Repairs, since it last was at rest."""
+    """Time of the first observation, RFC 3339; empty: no drift."""
+    in_progress_until: float = 0.0
+    """Time until which a command may be in progress."""
+    attempts: int = 0
+    """Repairs since the backoff started."""
     failures: int = 0
-    """In a row, of the same drift."""
+    """Consecutive failures for the same drift."""
     given_up: bool = False
     due: float = 0.0
-    """When it may next be repaired."""
+    """Earliest time of the next repair."""
 
 
-class _Allowance:
-    """How many repairs a node can still take."""
+class _RateLimit:
+    """The rate limit of one node, a token bucket."""
 
     def __init__(self, now: float) -> None:
-        self._left = float(NODE_BURST)
+        self._tokens = float(NODE_BURST)
         self._at = now
 
     def wait(self, now: float) -> float:
-        """Return the seconds until the node can take another."""
-        self._left = min(NODE_BURST, self._left + (now - self._at) * NODE_RATE)
+        """Return the seconds until the node can take another repair."""
+        self._tokens = min(NODE_BURST, self._tokens + (now - self._at) * NODE_RATE)
         self._at = now
-        return max(0.0, (1 - self._left) / NODE_RATE)
+        return max(0.0, (1 - self._tokens) / NODE_RATE)
 
     def take(self) -> None:
-        """Use one up."""
-        self._left -= 1
+        """Consume a token."""
+        self._tokens -= 1
 
 
 class RepairSchedule:
-    """When to repair which sandbox."""
+    """Decides when to repair which sandbox."""
 
     def __init__(self, policy: Callable[[str], str]) -> None:
         self._policy = policy
-        self._cases: dict[SandboxKey, _Case] = {}
-        self._nodes: dict[NodeName, _Allowance] = {}
+        self._states: dict[SandboxKey, _State] = {}
+        self._nodes: dict[NodeName, _RateLimit] = {}
 
     @property
     def open(self) -> int:
-        """How many sandboxes drift."""
-        return sum(1 for case in self._cases.values() if case.since)
+        """Number of sandboxes with drift."""
+        return sum(1 for state in self._states.values() if state.since)
 
     def observed(self, sandbox: Sandbox, at: str, now: float) -> tuple[Drift, ...]:
-        """Take note of how *sandbox* was observed at *at*, RFC 3339; return what of its drift was not there before.
+        """Record the observation of *sandbox* at *at*, RFC 3339; return its new drift.
 
-        An order under way is void by that, if there was one: it rests on what was seen before.
+        The observation cancels a command in progress: that command rests on an older observation.
         """
-        case = self._case(sandbox, now)
-        wanted = repairs(sandbox, self._policy)
-        if set(wanted) != set(case.drifts):
-            case.failures, case.given_up = 0, False
-        case.drifts, case.cause, case.ordered_until = wanted, sandbox.drift, 0.0
-        case.since = (case.since or at) if sandbox.drifts else ""
-        fresh = tuple(drift for drift in sandbox.drifts if drift not in case.seen)
-        case.seen = sandbox.drifts
+        state = self._state(sandbox, now)
+        repairable = repairs(sandbox, self._policy)
+        if set(repairable) != set(state.drifts):
+            state.failures, state.given_up = 0, False
+        state.drifts, state.cause, state.in_progress_until = repairable, sandbox.drift, 0.0
+        state.since = (state.since or at) if sandbox.drifts else ""
+        fresh = tuple(drift for drift in sandbox.drifts if drift not in state.seen)
+        state.seen = sandbox.drifts
         return fresh
 
     def repaired(self, sandbox: Sandbox, now: float) -> str:
-        """Take note that what was asked for is done; return since when *sandbox* had drifted, empty if unknown."""
-        case = self._case(sandbox, now)
-        case.failures, case.given_up, case.ordered_until = 0, False, 0.0
-        case.drifts, case.cause = repairs(sandbox, self._policy), sandbox.drift
-        since, case.seen = case.since, sandbox.drifts
+        """Record a repair; return the time since which *sandbox* had drifted, empty if unknown."""
+        state = self._state(sandbox, now)
+        state.failures, state.given_up, state.in_progress_until = 0, False, 0.0
+        state.drifts, state.cause = repairs(sandbox, self._policy), sandbox.drift
+        since, state.seen = state.since, sandbox.drifts
         if not sandbox.drifts:
-            case.since = ""
+            state.since = ""
         return since
 
     def failed(self, sandbox: Sandbox, failure: Failure, now: float) -> bool:
-        """Take note that a repair failed; return whether *sandbox* is hereby given up, until something else differs."""
+        """Record a failed repair; return True if the schedule now gives *sandbox* up until its drift changes."""
         if failure.error_class is ErrorClass.EVIDENCE_CHANGED:
-            return False  # what was observed instead came before this, and has an order of its own
-        case = self._case(sandbox, now)
-        case.ordered_until = 0.0
-        case.drifts, case.cause = repairs(sandbox, self._policy), sandbox.drift
-        case.failures += 1
-        if case.given_up or not case.drifts:
+            return False  # a newer observation came first, and has a command of its own
+        state = self._state(sandbox, now)
+        state.in_progress_until = 0.0
+        state.drifts, state.cause = repairs(sandbox, self._policy), sandbox.drift
+        state.failures += 1
+        if state.given_up or not state.drifts:
             return False
-        case.given_up = failure.error_class in _IN_VAIN or case.failures >= GIVE_UP
-        return case.given_up
+        state.given_up = failure.error_class in _FINAL_ERRORS or state.failures >= MAX_FAILURES
+        return state.given_up
 
     def forget(self, key: SandboxKey) -> None:
-        """Take note that the sandbox is on its way out."""
-        self._cases.pop(key, None)
+        """Remove a sandbox that is being detached."""
+        self._states.pop(key, None)
 
     def due(self, now: float) -> tuple[list[RepairOrder], float | None]:
-        """Return the repairs to ask for now, and the seconds until there may be more; None: until something happens."""
+        """Return the repairs to request now, and the seconds until the next ones; None: no time is set."""
         orders: list[RepairOrder] = []
         waits: list[float] = []
-        for key, case in list(self._cases.items()):
-            if not case.since and now > case.due + REST:
-                del self._cases[key]
+        for key, state in list(self._states.items()):
+            if not state.since and now > state.due + QUIET_TIME:
+                del self._states[key]
                 continue
-            if not case.drifts or case.given_up:
+            if not state.drifts or state.given_up:
                 continue
-            allowance = self._nodes[case.node]
-            wait = max(case.due - now, case.ordered_until - now, allowance.wait(now))
+            limit = self._nodes[state.node]
+            wait = max(state.due - now, state.in_progress_until - now, limit.wait(now))
             if wait > 0:
                 waits.append(wait)
                 continue
-            allowance.take()
-            orders.append(self._order(key, case, now))
+            limit.take()
+            orders.append(self._request(key, state, now))
         return orders, min(waits, default=None)
 
     def not_sent(self, order: RepairOrder) -> None:
-        """Take note that *order* could not be sent: it is due again, after the pause that a sent one has."""
-        if (case := self._cases.get(order.sandbox)) is not None and case.cause == order.cause:
-            case.ordered_until = 0.0
+        """Record that *order* could not be sent: the sandbox is due again, after the same backoff."""
+        if (state := self._states.get(order.sandbox)) is not None and state.cause == order.cause:
+            state.in_progress_until = 0.0
 
-    def _order(self, key: SandboxKey, case: _Case, now: float) -> RepairOrder:
-        if now > case.due + REST:
-            case.asked = 0
-        case.asked += 1
-        case.ordered_until = now + LOST
-        case.due = now + _pause(case.asked)
-        return RepairOrder(sandbox=key, node=case.node, cause=case.cause, drifts=case.drifts)
+    def _request(self, key: SandboxKey, state: _State, now: float) -> RepairOrder:
+        if now > state.due + QUIET_TIME:
+            state.attempts = 0
+        state.attempts += 1
+        state.in_progress_until = now + COMMAND_TIMEOUT
+        state.due = now + _backoff(state.attempts)
+        return RepairOrder(sandbox=key, node=state.node, cause=state.cause, drifts=state.drifts)
 
-    def _case(self, sandbox: Sandbox, now: float) -> _Case:
-        self._nodes.setdefault(sandbox.node, _Allowance(now))
-        if (case := self._cases.get(sandbox.key)) is None:
-            case = self._cases[sandbox.key] = _Case(node=sandbox.node, due=now)
-        return case
+    def _state(self, sandbox: Sandbox, now: float) -> _State:
+        self._nodes.setdefault(sandbox.node, _RateLimit(now))
+        if (state := self._states.get(sandbox.key)) is None:
+            state = self._states[sandbox.key] = _State(node=sandbox.node, due=now)
+        return state

@@ -1,8 +1,7 @@
-"""Decide what of that which nobody owns is freed, and when.
+"""Decide which leaks to reclaim, and when.
 
-Pure. A node says what it holds without an owner, with the evidence; here is decided that it is freed, and the node
-looks again before it does. Nothing of what a cluster knows about pods enters: a pod that is missing from an API server
-has often been alive all the same.
+Pure. A node reports what it holds without an owner, with the evidence. This module decides to reclaim it, and the node
+checks again before it acts. The API server's view of pods is ignored: a pod that is missing there is often still alive.
 """
 
 from __future__ import annotations
@@ -14,40 +13,40 @@ from typing import NamedTuple
 from events.fold import Leaked
 from events.schema import ContainerId, ErrorClass, EventId, Leak, LeakId, NodeName
 
-SIGHTINGS = 2
-"""Looks that must have found it so: one may have met a moment."""
-AT_ONCE = 32
-"""Reclaims under way on one node."""
-OVERDUE = 120.0
-"""Seconds after which a command that nobody has answered is sent again: the node may have lost it, or been away."""
-_FIRST_PAUSE = 5.0
-_LAST_PAUSE = 3600.0
+MIN_SIGHTINGS = 2
+"""Observations before a leak is reclaimed: a single one may have met a transient state."""
+MAX_CONCURRENT = 32
+"""Maximum number of reclaims in progress on one node."""
+COMMAND_TIMEOUT = 120.0
+"""Seconds until a command without an answer is sent again: the node may have lost it, or been away."""
+_FIRST_BACKOFF = 5.0
+_MAX_BACKOFF = 3600.0
 
 
 class LeakKey(NamedTuple):
-    """What is held, and where."""
+    """Node and ID of a leak."""
 
     node: NodeName
     leak: LeakId
 
 
 class LastReclaim(NamedTuple):
-    """What was sent last for a leak."""
+    """The last command for a leak."""
 
     cause: EventId
     """The observation that it rests on."""
     at: float
-    """When, in seconds of the asker's clock."""
+    """Time of the command, in seconds of the caller's clock."""
     attempts: int
-    """How many were sent for the same leak, this one included."""
-    answered: bool = False
-    """Whether the node has said that it did not free it."""
-    by: EventId = EventId("")
-    """The command."""
+    """Number of commands for this leak so far."""
+    refused: bool = False
+    """True if the node refused the command."""
+    command: EventId = EventId("")
+    """ID of the command."""
 
 
 class Reclaim(NamedTuple):
-    """A command to be sent."""
+    """A command to send."""
 
     node: NodeName
     cause: EventId
@@ -60,66 +59,70 @@ class Reclaim(NamedTuple):
 
 
 def reclaims(
-    leaks: Mapping[LeakKey, Leaked], asked: Mapping[LeakKey, LastReclaim], now: float, *, at_once: int = AT_ONCE
+    leaks: Mapping[LeakKey, Leaked],
+    sent: Mapping[LeakKey, LastReclaim],
+    now: float,
+    *,
+    max_concurrent: int = MAX_CONCURRENT,
 ) -> list[Reclaim]:
-    """Return what is to be freed now: what was seen twice, oldest first, so much on each node.
+    """Return the leaks to reclaim now: observed twice, oldest first, within the limit of each node.
 
-    One that a node did not free is tried again with growing pauses, at once if the node has looked again since.
+    After a refusal, the leak is retried with a growing backoff, or at once after a new observation.
     """
-    under_way = Counter(key.node for key, last in asked.items() if key in leaks and _under_way(last, now))
-    found: list[Reclaim] = []
+    in_progress = Counter(key.node for key, last in sent.items() if key in leaks and _in_progress(last, now))
+    due: list[Reclaim] = []
     for key, leaked in sorted(leaks.items(), key=lambda item: (item[1].first_at, item[0])):
-        if under_way[key.node] < at_once and _due(leaked, asked.get(key), now):
-            under_way[key.node] += 1
-            found.append(Reclaim(key.node, leaked.event, leaked.observed.leak))
-    return found
+        if in_progress[key.node] < max_concurrent and _due(leaked, sent.get(key), now):
+            in_progress[key.node] += 1
+            due.append(Reclaim(key.node, leaked.event, leaked.observed.leak))
+    return due
 
 
-def next_look(leaks: Mapping[LeakKey, Leaked], asked: Mapping[LeakKey, LastReclaim], now: float) -> float | None:
-    """Return the seconds until something may become due by time alone; None: nothing does."""
-    left = [
-        last.at + (pause(last.attempts) if last.answered else OVERDUE) - now
-        for key, last in asked.items()
+def next_retry(leaks: Mapping[LeakKey, Leaked], sent: Mapping[LeakKey, LastReclaim], now: float) -> float | None:
+    """Return the seconds until a retry may become due; None: no retry is scheduled."""
+    remaining = [
+        last.at + (backoff(last.attempts) if last.refused else COMMAND_TIMEOUT) - now
+        for key, last in sent.items()
         if key in leaks
     ]
-    return max(0.0, min(left)) if left else None
+    return max(0.0, min(remaining)) if remaining else None
 
 
-def pause(attempts: int) -> float:
-    """Return the seconds to wait after so many attempts that freed nothing."""
-    return min(_LAST_PAUSE, _FIRST_PAUSE * 2 ** min(attempts - 1, 16))
+def backoff(attempts: int) -> float:
+    """Return the seconds to wait after *attempts* failed attempts."""
+    return min(_MAX_BACKOFF, _FIRST_BACKOFF * 2 ** min(attempts - 1, 16))
 
 
-def sent(asked: Mapping[LeakKey, LastReclaim], reclaim: Reclaim, command: EventId, now: float) -> LastReclaim:
-    """Return what is to be remembered once *reclaim* was sent as *command*."""
-    before = asked.get(LeakKey(reclaim.node, reclaim.leak.id))
-    return LastReclaim(reclaim.cause, now, 1 + (before.attempts if before is not None else 0), by=command)
+def after_sending(sent: Mapping[LeakKey, LastReclaim], reclaim: Reclaim, command: EventId, now: float) -> LastReclaim:
+    """Return the record of *reclaim* after it was sent as *command*."""
+    before = sent.get(LeakKey(reclaim.node, reclaim.leak.id))
+    return LastReclaim(reclaim.cause, now, 1 + (before.attempts if before is not None else 0), command=command)
 
 
-def refused(last: LastReclaim, error_class: ErrorClass, now: float) -> LastReclaim:
-    """Return *last* once the node has said that it did not free it.
+def after_refusal(last: LastReclaim, error_class: ErrorClass, now: float) -> LastReclaim:
+    """Return *last* after the node refused the command.
 
-    What had changed meanwhile is the node's to look at again, and no failure.
+    Changed evidence is not a failure: the node will observe again.
     """
     attempts = 1 if error_class is ErrorClass.EVIDENCE_CHANGED else last.attempts
-    return last._replace(answered=True, at=now, attempts=attempts)
+    return last._replace(refused=True, at=now, attempts=attempts)
 
 
-def only_known(asked: Mapping[LeakKey, LastReclaim], freed: Iterable[LeakKey]) -> dict[LeakKey, LastReclaim]:
-    """Return *asked* without what is *freed*."""
+def without_freed(sent: Mapping[LeakKey, LastReclaim], freed: Iterable[LeakKey]) -> dict[LeakKey, LastReclaim]:
+    """Return *sent* without the leaks in *freed*."""
     gone = set(freed)
-    return {key: last for key, last in asked.items() if key not in gone}
+    return {key: last for key, last in sent.items() if key not in gone}
 
 
 def _due(leaked: Leaked, last: LastReclaim | None, now: float) -> bool:
-    if leaked.observed.sightings < SIGHTINGS:
+    if leaked.observed.sightings < MIN_SIGHTINGS:
         return False
     if last is None:
         return True
-    if not last.answered:
-        return now - last.at > OVERDUE
-    return last.cause != leaked.event or now - last.at >= pause(last.attempts)
+    if not last.refused:
+        return now - last.at > COMMAND_TIMEOUT
+    return last.cause != leaked.event or now - last.at >= backoff(last.attempts)
 
 
-def _under_way(last: LastReclaim, now: float) -> bool:
-    return not last.answered and now - last.at <= OVERDUE
+def _in_progress(last: LastReclaim, now: float) -> bool:
+    return not last.refused and now - last.at <= COMMAND_TIMEOUT

@@ -1,5 +1,4 @@
-"""Follow what nodes hold without an owner, and send them the commands that ``reconciler.decisions.leaks`` decides
-on."""
+"""Send the reclaim commands that ``reconciler.decisions.leaks`` decides on."""
 
 from __future__ import annotations
 
@@ -31,39 +30,39 @@ log = structlog.get_logger(__name__)
 
 
 class ReclaimSender:
-    """Has leaks reclaimed. A ``reconciler.follow.listeners.Listener``."""
+    """Sends ``ReclaimRequested``. A ``reconciler.follow.listeners.Listener``."""
 
     def __init__(self, commands: Commands, metrics: Metrics) -> None:
         self._commands = commands
         self._metrics = metrics
         self._leaks: dict[LeakKey, Leaked] = {}
-        self._asked: dict[LeakKey, LastReclaim] = {}
+        self._sent: dict[LeakKey, LastReclaim] = {}
         self._changed = asyncio.Event()
         metrics.leaks_open.set_function(lambda: len(self._leaks))
 
     async def caught_up(self, query: Query) -> None:
-        """Take up the leaks that are open."""
-        self._asked.clear()
+        """Take up the open leaks."""
+        self._sent.clear()
         open_leaks = await query(lambda store: store.leaks())
         self._leaks = {LeakKey(node, leaked.observed.leak.id): leaked for node, leaked in open_leaks}
         self._changed.set()
 
     def changed(self, changes: Changes) -> None:
-        """Take note of leaks that are new, were looked at again, or are none any more; and of refusals."""
+        """Record new, observed and closed leaks, and refusals."""
         now = time.monotonic()
         for node, leaked in changes.leaks:
             self._leaks[LeakKey(node, leaked.observed.leak.id)] = leaked
         freed = [LeakKey(*key) for key in changes.freed]
         for key in freed:
             self._leaks.pop(key, None)
-        self._asked = leaks.only_known(self._asked, freed)
+        self._sent = leaks.without_freed(self._sent, freed)
         answered = False
         for event, _ in changes.events:
             match event.data:
                 case LeakReclaimFailed(leak=leak, request=request, failure=failure):
                     key = LeakKey(event.node, leak.id)
-                    if (last := self._asked.get(key)) is not None and last.by == request:
-                        self._asked[key] = leaks.refused(last, failure.error_class, now)
+                    if (last := self._sent.get(key)) is not None and last.command == request:
+                        self._sent[key] = leaks.after_refusal(last, failure.error_class, now)
                     answered = True
                 case LeakReclaimed():
                     answered = True
@@ -73,36 +72,36 @@ class ReclaimSender:
             self._changed.set()
 
     async def run(self) -> None:
-        """Send commands without end. Raises ConflictError when another reconciler was elected."""
+        """Send commands until cancelled. Raises ConflictError when another reconciler was elected."""
         while True:
-            left = leaks.next_look(self._leaks, self._asked, time.monotonic())
+            remaining = leaks.next_retry(self._leaks, self._sent, time.monotonic())
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(remaining):
                     await self._changed.wait()
             except TimeoutError:
                 pass
             self._changed.clear()
-            for reclaim in leaks.reclaims(self._leaks, self._asked, time.monotonic()):
-                await self._order(reclaim)
+            for reclaim in leaks.reclaims(self._leaks, self._sent, time.monotonic()):
+                await self._request(reclaim)
 
-    async def _order(self, reclaim: Reclaim) -> None:
-        """Send the command for *reclaim*, for as long as that takes and it rests on the newest observation."""
-        order, key = command(reclaim), LeakKey(reclaim.node, reclaim.leak.id)
-        before = self._asked.get(key)
-        # Before it is: its answer may be here first.
-        self._asked[key] = asked = leaks.sent(self._asked, reclaim, order.id, time.monotonic())
-        sent = await self._send(order, key)
-        if self._asked.get(key) is not asked:
+    async def _request(self, reclaim: Reclaim) -> None:
+        """Send the command for *reclaim*. Retries while the command still rests on the newest observation."""
+        request, key = command(reclaim), LeakKey(reclaim.node, reclaim.leak.id)
+        before = self._sent.get(key)
+        # Recorded before it is sent: the answer may arrive first.
+        self._sent[key] = record = leaks.after_sending(self._sent, reclaim, request.id, time.monotonic())
+        sent = await self._send(request, key)
+        if self._sent.get(key) is not record:
             return
         if sent:
-            self._asked[key] = asked._replace(at=time.monotonic())
+            self._sent[key] = record._replace(at=time.monotonic())
         elif before is None:
-            del self._asked[key]
+            del self._sent[key]
         else:
-            self._asked[key] = before
+            self._sent[key] = before
 
     async def _send(self, command: Event, key: LeakKey) -> bool:
-        """Return whether *command* was sent, and not become void before that."""
+        """Return True if *command* was sent, False if it became obsolete first."""
         for delay in delays():
             if (leaked := self._leaks.get(key)) is None or leaked.event != command.cause:
                 return False
@@ -121,10 +120,10 @@ class ReclaimSender:
 
 def command(reclaim: Reclaim) -> Event:
     """Return the command for *reclaim*."""
-    said = new_event(
+    event = new_event(
         ReclaimRequested(request=RequestId(""), leak=reclaim.leak),
         node=reclaim.node,
         sandbox=reclaim.sandbox,
         cause=reclaim.cause,
     )
-    return replace(said, data=ReclaimRequested(request=RequestId(said.id), leak=reclaim.leak))
+    return replace(event, data=ReclaimRequested(request=RequestId(event.id), leak=reclaim.leak))

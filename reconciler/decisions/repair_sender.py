@@ -1,7 +1,6 @@
-"""Ask nodes to repair what drifts, and tell of it.
+"""Send the repair commands that ``reconciler.decisions.drift`` decides on.
 
-What is to be done and when is decided in ``reconciler.decisions.drift``; here it is fed with the story of the ledger,
-and what it decides goes down as commands. Nothing is remembered over a restart: what is open is in the projection.
+This module feeds the decisions with events. It keeps no state over a restart: the projection has the open drift.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _RETRY = 1.0
 
 
 class RepairSender:
-    """Sends ``RepairRequested`` where a node drifts. A ``reconciler.follow.listeners.Listener``."""
+    """Sends ``RepairRequested``. A ``reconciler.follow.listeners.Listener``."""
 
     def __init__(self, commands: Commands, policy: Callable[[str], str], metrics: DriftMetrics) -> None:
         self._commands = commands
@@ -49,21 +48,21 @@ class RepairSender:
         metrics.open.set_function(lambda: self._repairs.open)
 
     async def caught_up(self, query: Query) -> None:
-        """Take up what drifts."""
+        """Take up the open drift."""
         now = rfc3339(time.time_ns())
         for sandbox in await query(lambda store: store.drifting()):
             self._repairs.observed(sandbox, now, time.monotonic())
         self._changed.set()
 
     def changed(self, changes: Changes) -> None:
-        """Take note of what was observed, and of what became of orders."""
+        """Record observations and the results of repairs."""
         for event, sandbox in changes.events:
             if event.node != NO_NODE and sandbox is not None:
-                self._heard(event, sandbox)
+                self._process(event, sandbox)
         self._changed.set()
 
     async def run(self) -> None:
-        """Send orders as they become due, without end. Raises ConflictError once another reconciler was elected."""
+        """Send commands when they are due, until cancelled. Raises ConflictError when another reconciler was elected."""
         while True:
             self._changed.clear()
             orders, wait = self._repairs.due(time.monotonic())
@@ -75,7 +74,7 @@ class RepairSender:
             except TimeoutError:
                 continue
 
-    def _heard(self, event: Event, sandbox: Sandbox) -> None:
+    def _process(self, event: Event, sandbox: Sandbox) -> None:
         now = time.monotonic()
         match event.data:
             case DriftObserved():
@@ -100,7 +99,7 @@ class RepairSender:
                 pass
 
     async def _send(self, order: RepairOrder) -> float | None:
-        """Send the command; return the seconds to wait before another attempt, None: it is sent."""
+        """Send the command; return None, or the seconds to wait before a retry."""
         try:
             await self._commands.send(_command(order))
         except ConflictError:

@@ -1,1 +1,1 @@
-"""Tables computed from the ledger, and from nothing else."""
+"""Tables computed from the events of the ledger."""

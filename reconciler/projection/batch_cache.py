@@ -1,7 +1,7 @@
-"""Keep in memory what the last batches touched, because the next one most likely touches it again.
+"""Cache the rows that the last batches touched: the next batch probably touches them again.
 
-It saves reading and decoding, nothing else: only what is committed is kept, and whoever finds the tables at another
-position than this says lets go of all of it. Bounded, by what was touched longest ago.
+The cache only saves reads and decoding. It holds committed rows of one position; if the tables are at another position,
+the store clears it. It is bounded, and evicts the least recently used rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from events.schema import ContainerId, EventId, NodeName
 from reconciler.projection.fold.batch import Changes, Loaded, Needed
 
 CONTAINERS = 4096
-"""With two attachments each, about 40 MB."""
+"""About 40 MB with two attachments per container."""
 INTENTS = 16_384
 
 _K = TypeVar("_K")
@@ -23,29 +23,29 @@ _V = TypeVar("_V")
 
 
 class BatchCache:
-    """A part of the tables, as of ``position``."""
+    """A part of the tables at ``position``."""
 
     def __init__(self) -> None:
         self.position = -1
-        """-1: nothing is kept."""
+        """-1: the cache is empty."""
         self._containers: OrderedDict[ContainerId, dict[SandboxKey, tuple[Sandbox, int]]] = OrderedDict()
         self._intents: OrderedDict[EventId, Pending | None] = OrderedDict()
         self._nodes: dict[NodeName, tuple[int, int]] = {}
 
     def forget(self) -> None:
-        """Let go of everything."""
+        """Remove all entries."""
         self.position = -1
         self._containers.clear()
         self._intents.clear()
         self._nodes.clear()
 
     def drop(self, containers: Iterable[ContainerId]) -> None:
-        """Let go of *containers*, whose rows were changed by somebody else."""
+        """Remove the entries of *containers*, whose rows another writer changed."""
         for container in containers:
             self._containers.pop(container, None)
 
     def load(self, what: Needed, loaded: Loaded) -> Needed:
-        """Put what is kept of *what* into *loaded*, and return what is not."""
+        """Copy the cached part of *what* into *loaded*; return the part to read from the tables."""
         containers = what.containers & self._containers.keys()
         for container in containers:
             for key, (sandbox, created) in self._containers[container].items():
@@ -57,7 +57,7 @@ class BatchCache:
         nodes = what.nodes & self._nodes.keys()
         for node in nodes:
             loaded.epochs[node], loaded.commands[node] = self._nodes[node]
-        return Needed(  # to take all keys from those wanted would be a step for each of the former
+        return Needed(  # a difference with all wanted keys would cost a step per wanted key
             containers=what.containers - containers,
             intents=what.intents - intents,
             nodes=what.nodes - nodes,
@@ -65,7 +65,7 @@ class BatchCache:
         )
 
     def committed(self, what: Needed, changes: Changes) -> None:
-        """Keep what a batch that needed *what* made of it."""
+        """Add the results of a committed batch that needed *what*."""
         self.position = changes.sequence
         fresh: dict[ContainerId, dict[SandboxKey, tuple[Sandbox, int]]] = {c: {} for c in what.containers}
         for key, sandbox in changes.folded.items():

@@ -1,4 +1,7 @@
-"""Ask which pods have something on a node, what that is, and what is published of them."""
+"""Query the live pods, their sandboxes, and the last publication of their status.
+
+A pod is live while one of its sandboxes may hold resources on a node.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from reconciler.projection.sql.tables import sandboxes, statuses
 T = TypeVar("T")
 
 PodFunction: TypeAlias = Callable[[PodName, Sequence[Sandbox], Published | None], T]
-"""Is given a pod, its sandboxes, oldest first, and what is published of it."""
+"""Takes a pod, its sandboxes (oldest first), and the last publication of its status."""
 
-IS_LIVE = sa.text("sandboxes.live")  # in the words of the index
+IS_LIVE = sa.text("sandboxes.live")  # the exact text of the index's condition
 _PAGE = 500
 
-# Statements are made once: SQLAlchemy takes longer to make one than SQLite to execute it.
+# Module constants: SQLAlchemy builds a statement in more time than SQLite executes it.
 
 _WITH_STATUS = sa.outerjoin(
     sandboxes, statuses, sa.and_(sandboxes.c.namespace == statuses.c.namespace, sandboxes.c.pod == statuses.c.pod)
@@ -38,7 +41,7 @@ _LIVE_PODS = (
 _SETTLED = sa.and_(
     statuses.c.intent == sandboxes.c.intent, sa.or_(statuses.c.refused, statuses.c.sequence > sandboxes.c.sequence)
 )
-"""Where the ledger's last word is of this sandbox, and later than all that happened to it, or final."""
+"""True if the ledger's last record is about this sandbox, and is either final or newer than all its other events."""
 _UNSETTLED = (
     sa.select(*_NAMED)
     .distinct()
@@ -59,7 +62,7 @@ _LIVE_POD = _LIVE_PODS.where(sandboxes.c.namespace == sa.bindparam("namespace"),
 
 
 class Pods:
-    """Asks the tables of one kind of database. Raises msgspec.MsgspecError for a fold that can't be read."""
+    """Queries for one database dialect. They raise msgspec.MsgspecError for an unreadable fold."""
 
     def __init__(self, dialect: str) -> None:
         self._dialect = dialect
@@ -72,29 +75,29 @@ class Pods:
         )
 
     def map_all(self, connection: sa.Connection, function: PodFunction[T]) -> list[T]:
-        """Return what *function* says of each."""
+        """Return the results of *function* for all live pods."""
         return _map(_all(connection), function)
 
     def map_some(self, connection: sa.Connection, pods: Collection[PodName], function: PodFunction[T]) -> list[T]:
-        """Return what *function* says of those of *pods* that there are."""
+        """Return the results of *function* for the live pods in *pods*."""
         return _map(connection.execute(self._of_live, key_parameters(self._dialect, pods)), function) if pods else []
 
     def unsettled(self, connection: sa.Connection) -> list[PodName]:
-        """Return those whose status the rows do not call settled, in their order."""
+        """Return the live pods, in order, whose rows do not show a settled status."""
         return [PodName(*row) for row in connection.execute(_UNSETTLED)]
 
     def all(self, connection: sa.Connection) -> list[tuple[PodName, Published | None]]:
-        """Return each, and what is published of it."""
+        """Return each live pod and the last publication of its status."""
         rows = connection.execute(_LIVE_NAMES, execution_options={"yield_per": _PAGE})
         return list({PodName(row.namespace, row.pod): _status_of(row) for row in rows}.items())
 
     def one(self, connection: sa.Connection, pod: PodName) -> tuple[list[Sandbox], Published | None]:
-        """Return the sandboxes of *pod*, oldest first, and what is published of it; nothing if it is not live."""
+        """Return the sandboxes of *pod*, oldest first, and the last publication; nothing if it is not live."""
         rows = connection.execute(_LIVE_POD, {"namespace": pod.namespace, "pod": pod.name}).all()
         return [sandbox_of(row.fold) for row in rows], _status_of(rows[0]) if rows else None
 
     def published(self, connection: sa.Connection, pods: frozenset[PodName]) -> dict[PodName, Published]:
-        """Return what is published of *pods*."""
+        """Return the last publication of each of *pods*."""
         if not pods:
             return {}
         rows = connection.execute(self._published, key_parameters(self._dialect, pods))
@@ -104,7 +107,7 @@ class Pods:
         }
 
     def live(self, connection: sa.Connection, pods: Set[PodName]) -> frozenset[PodName]:
-        """Return which of *pods* have something on a node."""
+        """Return the live pods in *pods*."""
         if not pods:
             return frozenset()
         return frozenset(PodName(*row) for row in connection.execute(self._live, key_parameters(self._dialect, pods)))
@@ -115,7 +118,7 @@ def _all(connection: sa.Connection) -> Iterable[sa.Row[Any]]:
 
 
 def _map(rows: Iterable[sa.Row[Any]], function: PodFunction[T]) -> list[T]:
-    """Return what *function* says of each pod that *rows* of ``_LIVE_PODS`` are of."""
+    """Return the results of *function* for each pod in *rows* of ``_LIVE_PODS``."""
     results: list[T] = []
     for name, group in groupby(rows, lambda row: PodName(row.namespace, row.pod)):
         same = list(group)
@@ -124,6 +127,6 @@ def _map(rows: Iterable[sa.Row[Any]], function: PodFunction[T]) -> list[T]:
 
 
 def _status_of(row: sa.Row[Any]) -> Published | None:
-    """Return what is published of the pod that *row* of ``_LIVE_PODS`` is of."""
+    """Return the last publication in a row of ``_LIVE_PODS``."""
     values = [getattr(row, f"status_{name}") for name in Published._fields]
     return None if values[0] is None else Published(*values)

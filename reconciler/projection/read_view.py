@@ -1,6 +1,6 @@
-"""Look at the projection as it was at one instant, without keeping its writer from going on.
+"""Read the projection as of one instant, without blocking its writer.
 
-For whoever judges the rows; whoever acts on them asks the ``Store``.
+For verification. Code that acts on the rows uses the ``Store``.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _PAGE = 500
 
 
 class SandboxRows(NamedTuple):
-    """One row of ``sandboxes`` and what belongs to it."""
+    """A row of ``sandboxes`` and the rows that belong to it."""
 
     sandbox: Row
     attachments: list[Row]
     """In plan order."""
     holds: list[Row]
-    """Of ``addresses``, those that have no end."""
+    """Rows of ``addresses`` without an end."""
 
 
 class ReadView:
-    """The rows of one instant. Raises DatabaseAwayError from wherever the database is asked."""
+    """The rows of one instant. All methods raise DatabaseAwayError."""
 
     def __init__(self, connection: sa.Connection, ledger: str) -> None:
         self._connection = connection
@@ -48,12 +48,12 @@ class ReadView:
         if found is not None and found.ledger != ledger:
             raise ProjectionError(f"the database is the projection of the ledger {found.ledger}, not of {ledger}")
         self.sequence: int = 0 if found is None else found.sequence
-        """Up to where the ledger is in the rows."""
+        """Sequence of the last event in the rows."""
         self.forgotten: str = "" if found is None else found.forgotten
-        """What was over before this, RFC 3339, may be missing in them."""
+        """Rows about what ended before this RFC 3339 time may have been deleted."""
 
     def sandboxes(self, node: str = "") -> Iterator[SandboxRows]:
-        """Yield all that the tables have of each sandbox, of those of *node* if one is given."""
+        """Yield each sandbox with its rows; only those of *node* if it is not empty."""
         chosen = sa.select(sandboxes)
         if node:
             chosen = chosen.where(sandboxes.c.node == node)
@@ -101,7 +101,7 @@ class ReadView:
 def open_read_view(url: str, ledger: str) -> Iterator[ReadView]:
     """Yield the rows of *ledger* as they are at the beginning of the block.
 
-    Raises ProjectionError where there is no database, or one of another version's or ledger's; DatabaseAwayError.
+    Raises DatabaseAwayError, and ProjectionError if there is no database, or one of another version or ledger.
     """
     engine = _open(url)
     try:

@@ -1,10 +1,10 @@
-"""Keep the projection in a database: a batch and its position in one transaction.
+"""Store the projection in a database: each batch and its position in one transaction.
 
-A database that several reconcilers share has a fence (``Store.take``): in each transaction that writes, the position is
-locked, and it names the election whose winner may write. So one that was frozen for an hour, or whose last batch was on
-its way when it was replaced, finds itself shut out.
+A database that several reconcilers share has a fence (``Store.claim``): each writing transaction locks the position,
+which names the election whose winner may write. So a replaced reconciler can't write, even after an hour's freeze or in
+the middle of its last batch.
 
-Everything here blocks; ``reconciler.follow.loop`` calls it on one thread of its own.
+All methods block; ``reconciler.follow.loop`` calls them on a separate thread.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who held an address, on which network, from when to when."""
+    """The attachment that held an address on a network, and the time."""
 
     network: str
     prefix_length: int
@@ -49,13 +49,13 @@ class Holder(msgspec.Struct, frozen=True):
     ifname: str
     since: str
     until: str | None
-    """None: it is held still."""
+    """None: it is held now."""
 
 
 class Store:
     """The rows of one ledger. *ledger* is the name of its stream.
 
-    *unfinished*: an SQLite file is of no worth before it is finished, so what was committed need not outlive a crash.
+    *unfinished*: an SQLite file that is useless before it is complete, so commits need not survive a crash.
     """
 
     def __init__(self, url: str, ledger: str, *, unfinished: bool = False) -> None:
@@ -70,13 +70,13 @@ class Store:
         self._election = 0
 
     def prepare(self) -> None:
-        """Make the tables what this code works with. Raises DatabaseAwayError, ProjectionError."""
+        """Upgrade the tables to the schema of this version. Raises DatabaseAwayError, ProjectionError."""
         upgrade(self._url)
 
     def claim(self, election: int) -> None:
-        """Shut out whoever was elected before *election*, the sequence of that event in the ledger.
+        """Exclude the winners of earlier elections. *election* is the sequence of the election in the ledger.
 
-        Of whatever was not committed by then nothing will be. Raises as ``apply``.
+        Uncommitted writes of an earlier winner fail. Raises the errors of ``apply``.
         """
         self._election = election
         with self._transaction() as connection:
@@ -98,23 +98,23 @@ class Store:
             engine.dispose()
 
     def drop_reader_indexes(self) -> None:
-        """Let go of what only readers need. Raises as ``apply``."""
+        """Drop the indexes that only readers need. Raises the errors of ``apply``."""
         with self._transaction() as connection:
             indexes.drop(connection)
 
     def position(self) -> int:
-        """Return the sequence up to which the ledger is projected.
+        """Return the sequence of the last projected event.
 
-        Raises DatabaseAwayError, and ProjectionError when the rows are another ledger's.
+        Raises DatabaseAwayError, and ProjectionError if the rows belong to another ledger.
         """
         with self._transaction() as connection:
             return self._position(connection)
 
     def apply(self, batch: Sequence[Stored], *, for_listeners: bool = True) -> Changes | None:
-        """Project *batch*; return what changed, None when all of it was there.
+        """Project *batch*; return the changes, None if the rows have all its events already.
 
-        Unless somebody is *told* of it, ``published`` and ``left`` stay empty. Raises as ``position``, and
-        ReplacedError when another took the database.
+        Without *for_listeners*, ``published`` and ``detached_pods`` stay empty. Raises the errors of ``position``, and
+        ReplacedError after a later election.
         """
         try:
             return self._apply(batch, for_listeners)
@@ -143,13 +143,14 @@ class Store:
         return changes
 
     def skip_to(self, sequence: int) -> None:
-        """Note that there is nothing more to read up to *sequence*. Raises as ``apply``."""
+        """Set the position to *sequence*: the ledger has no events up to it. Raises the errors of ``apply``."""
         with self._transaction() as connection:
             if sequence > self._position_to_write(connection):
                 self._writer.set_position(connection, self._ledger, sequence)
 
     def forget(self, before: str, limit: int) -> Forgotten:
-        """Forget at most *limit* rows of each kind of what was over *before*, RFC 3339. Raises as ``apply``."""
+        """Delete at most *limit* rows of each kind that ended before *before*, RFC 3339. Raises the errors of
+        ``apply``."""
         with self._transaction() as connection:
             self._position_to_write(connection)
             gone = deletion.forget(connection, before, limit)
@@ -157,70 +158,70 @@ class Store:
         return gone
 
     def map_live_pods(self, function: PodFunction[T]) -> list[T]:
-        """Return what *judge* says of each pod that has something on a node. Raises DatabaseAwayError."""
+        """Return the results of *function* for all live pods. Raises DatabaseAwayError."""
         with self._transaction() as connection:
             return self._pods.map_all(connection, function)
 
     def map_some_live_pods(self, pods: Collection[PodName], function: PodFunction[T]) -> list[T]:
-        """Return the same of those of *pods* that have something on a node. Raises DatabaseAwayError."""
+        """Return the results of *function* for the live pods in *pods*. Raises DatabaseAwayError."""
         with self._transaction() as connection:
             return self._pods.map_some(connection, pods, function)
 
     def unsettled_pods(self) -> list[PodName]:
-        """Return the pods whose network-status may have to be published. Raises DatabaseAwayError.
+        """Return the pods that may need a publication of their network-status. Raises DatabaseAwayError.
 
-        That leaves out those of which the rows say without a look at their folds that nothing is ``due``.
+        It omits pods whose rows alone show, without their folds, that nothing is pending.
         """
         with self._transaction() as connection:
             return self._pods.unsettled(connection)
 
     def live(self, pods: Set[PodName]) -> frozenset[PodName]:
-        """Return which of *pods* have something on a node. Raises DatabaseAwayError."""
+        """Return the live pods in *pods*. Raises DatabaseAwayError."""
         with self._transaction() as connection:
             return self._pods.live(connection, pods)
 
     def live_pods(self) -> list[tuple[PodName, Published | None]]:
-        """Return each pod that has something on a node, and what is published of it. Raises DatabaseAwayError.
+        """Return each live pod and the last publication of its status. Raises DatabaseAwayError.
 
-        Whoever needs no more asks this: to read the sandboxes of all pods takes more than twice as long.
+        Reading the sandboxes as well takes more than twice as long.
         """
         with self._transaction() as connection:
             return self._pods.all(connection)
 
     def live_pod(self, pod: PodName) -> tuple[list[Sandbox], Published | None]:
-        """Return the sandboxes of one pod, oldest first, and what is published of it.
+        """Return the sandboxes of one pod, oldest first, and the last publication of its status.
 
-        Nothing if it has nothing on a node. Raises DatabaseAwayError.
+        Nothing if it is not live. Raises DatabaseAwayError.
         """
         with self._transaction() as connection:
             return self._pods.one(connection, pod)
 
     def drifting(self) -> list[Sandbox]:
-        """Return the live sandboxes that their node differs from, oldest first. Raises DatabaseAwayError."""
+        """Return the live sandboxes with drift, oldest first. Raises DatabaseAwayError."""
         with self._transaction() as connection:
             return [sandbox_of(fold) for (fold,) in connection.execute(_DRIFTING)]
 
     def leaks(self) -> list[tuple[NodeName, Leaked]]:
-        """Return what is held without a live attachment, and where, oldest first. Raises DatabaseAwayError."""
+        """Return the open leaks and their nodes, oldest first. Raises DatabaseAwayError."""
         with self._transaction() as connection:
             return [(NodeName(node), leaked_of(fold)) for node, fold in connection.execute(_LEAKS)]
 
     def live_phases(self) -> Counter[str]:
-        """Return how many live sandboxes are in each phase. Raises DatabaseAwayError."""
+        """Return the number of live sandboxes in each phase. Raises DatabaseAwayError."""
         with self._transaction() as connection:
             return Counter({row.phase: row.live for row in connection.execute(_LIVE_PHASES)})
 
     def holders(self, address: str, at: str) -> list[Holder]:
-        """Return who held *address*, in canonical form, at the time *at*, RFC 3339 as events have it.
+        """Return the attachments that held *address* (canonical) at the time *at* (RFC 3339 as in events).
 
-        More than one: the address is used on several networks, or it was given twice. Raises DatabaseAwayError.
+        Several: different networks use the address, or it was assigned twice. Raises DatabaseAwayError.
         """
         with self._transaction() as connection:
             rows = connection.execute(_HOLDERS, {"address": address, "at": at})
             return [Holder(**row._mapping) for row in rows]
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._engine.dispose()
 
     @contextmanager
@@ -239,7 +240,7 @@ class Store:
         return self._own_position(row)
 
     def _position_to_write(self, connection: sa.Connection) -> int:
-        """Return the position, with others kept from it until the transaction is over."""
+        """Return the position, and lock it until the end of the transaction."""
         if self._shareable:
             connection.exec_driver_sql(_LET_GO_OF_FROZEN)
         row = connection.execute(_POSITION_LOCKED).one_or_none()
@@ -258,12 +259,12 @@ class Store:
         return row.sequence
 
 
-# Statements are made once: SQLAlchemy takes longer to make one than SQLite to execute it.
+# Module constants: SQLAlchemy builds a statement in more time than SQLite executes it.
 
 _POSITION = sa.select(position)
 _POSITION_LOCKED = _POSITION.with_for_update()
 _LET_GO_OF_FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '5s'"
-"""One that is frozen in the middle of a batch would keep its successor waiting; a batch pauses for milliseconds."""
+"""A leader that freezes within a batch would block its successor; a normal batch pauses for milliseconds only."""
 _LEAKS = sa.select(leaks.c.node, leaks.c.fold).order_by(leaks.c.first_at, leaks.c.node, leaks.c.leak_id)
 _DRIFTING = (
     sa.select(sandboxes.c.fold).where(sa.text("sandboxes.drifting"), sandboxes.c.live).order_by(sandboxes.c.created)

@@ -1,7 +1,7 @@
-"""Tell who holds which address, and from when to when.
+"""Compute which attachment holds which address, and from when to when.
 
-Pure. An address is held from the event that its attachment was made by to the one that says that it is gone: a DEL that
-failed frees nothing.
+Pure. An address is held from the event that attached its interface to the event that reports its removal. A failed DEL
+releases nothing.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _HARMLESS = frozenset(
         DriftRepairFailed,
     }
 )
-"""Events that come often and change nobody's addresses."""
+"""Frequent events that never change addresses."""
 
 
 class AddressHolding(NamedTuple):
-    """One address on one attachment of a sandbox."""
+    """One address of one attachment of a sandbox."""
 
     network: str
     ifname: str
@@ -42,7 +42,7 @@ class AddressHolding(NamedTuple):
 
 
 def address_holdings(sandbox: Sandbox | None) -> list[AddressHolding]:
-    """Return the addresses that *sandbox* holds, in plan order and each once."""
+    """Return the addresses that *sandbox* holds, in plan order and without repetition."""
     return _of(_holding(sandbox))
 
 
@@ -52,7 +52,7 @@ def _holding(sandbox: Sandbox | None) -> tuple[Attachment, ...]:
     return sandbox.attachments
 
 
-_DETACHED = AttachmentPhase.DETACHED  # to look it up takes longer than to compare it
+_DETACHED = AttachmentPhase.DETACHED  # a lookup of the enum member takes longer than the comparison
 
 
 def _of(attachments: Iterable[Attachment]) -> list[AddressHolding]:
@@ -67,23 +67,23 @@ def _of(attachments: Iterable[Attachment]) -> list[AddressHolding]:
 
 
 class HoldingRows:
-    """Collects what the events of a batch begin and end."""
+    """Collects the address rows that a batch begins and ends."""
 
     def __init__(self) -> None:
         self.opened: list[Row] = []
-        """Rows of addresses that came to be held; those that were let go of again have an end."""
+        """New rows. Rows that the same batch ends have ``until``."""
         self.closed: list[Row] = []
-        """Which rows, of before, have an end now."""
+        """Keys of earlier rows that end in this batch."""
         self._open: dict[tuple[str, str, AddressHolding], Row] = {}
 
     def step(self, stored: Stored, before: Sandbox | None, after: Sandbox) -> None:
-        """Take in *stored*, which made *after* of *before*."""
+        """Process *stored*, which changed *before* to *after*."""
         if before is after or type(stored.event.data) in _HARMLESS:
             return
         one, other = _holding(before), _holding(after)
         if one is other:
             return
-        if len(one) == len(other):  # most events change one of them
+        if len(one) == len(other):  # most events change one attachment
             pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not b]
             one, other = tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
         had, has = _of(one), _of(other)

@@ -1,9 +1,9 @@
 """Fold a batch of events into rows.
 
-Pure. The rows equal the fold of the whole ledger by ``events.fold.State(keep_closed=True)``, because every batch begins
-with exactly the part of that state which its events can touch (``Loaded``), and the part is in the rows. What is kept
-in memory (``reconciler.projection.batch_cache``) only saves reading it back. Closed sandboxes take part too: a runtime
-that repeats DEL after a week must not turn the events of a sandbox into that of an empty one.
+Pure. The rows equal a fold of the whole ledger by ``events.fold.State(keep_closed=True)``: each batch starts from the
+part of that state that its events can touch (``Loaded``), and the rows contain that part.
+``reconciler.projection.batch_cache`` only saves reads. Closed sandboxes are loaded too: a DEL that a runtime repeats
+after a week must not overwrite the sandbox's row with an empty one.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from reconciler.projection.fold.rows import (
 LeakKey: TypeAlias = tuple[NodeName, LeakId]
 
 _OF_LEAKS = (LeakObserved, LeakReclaimed, LeakReclaimFailed)
-"""Made once: every event is asked, and ``|`` would make a type of them each time."""
+"""A constant: ``|`` in ``isinstance`` would build a union type for every event."""
 
 
 class Needed(msgspec.Struct, frozen=True):
-    """What of the state a batch can touch."""
+    """The keys of the state that a batch can touch."""
 
     containers: frozenset[ContainerId]
     intents: frozenset[EventId]
@@ -58,12 +58,12 @@ class Needed(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, kw_only=True):
-    """That part of the state, as the rows have it."""
+    """That part of the state, read from the rows."""
 
     sequence: int = 0
     sandboxes: dict[SandboxKey, Sandbox] = {}
     created: dict[SandboxKey, int] = {}
-    """The sequence of the first event of each."""
+    """Sequence of the first event of each sandbox."""
     pending: dict[EventId, Pending] = {}
     epochs: dict[NodeName, int] = {}
     commands: dict[NodeName, int] = {}
@@ -71,55 +71,55 @@ class Loaded(msgspec.Struct, kw_only=True):
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """What a batch does to the tables, and what whoever acts on it has to know."""
+    """The changes of a batch to the tables, and what the listeners need to know about it."""
 
     sequence: int
     sandboxes: list[Row]
     attachments: list[Row]
-    """Of those that are not as before."""
+    """Only changed ones."""
     unplanned: list[SandboxKey]
-    """Sandboxes that have fewer attachments than before."""
+    """Sandboxes with fewer attachments than before."""
     pending: list[Row]
     closed: list[EventId]
-    """Intents of before the batch that have an outcome now."""
+    """Earlier intents that have an outcome now."""
     nodes: list[Row]
     anomalies: list[Row]
     statuses: list[Row]
     leaks: list[tuple[NodeName, Leaked]]
-    """What came to be known, or was looked at again, and is held still."""
+    """New leaks and leaks with a new observation, if they are still open."""
     freed: list[LeakKey]
-    """Leaks that are none any more."""
+    """Leaks that are closed now."""
     holdings: HoldingRows
     versions: list[Row]
     histories: HistoryRows
     events: list[tuple[Event, Sandbox | None]]
-    """Each event with the sandbox that it belongs to, as it was after it."""
+    """Each event with its sandbox after the event."""
     folded: dict[SandboxKey, Sandbox]
     """The sandboxes of all containers that the batch touches, oldest first."""
     created: dict[SandboxKey, int]
-    """The sequence of the first event of each of those."""
+    """Sequence of the first event of each of those sandboxes."""
     open: dict[EventId, Pending]
-    """Of the intents that the batch touches, those without outcome."""
+    """The intents that the batch touches and that have no outcome."""
     phases: Counter[str]
-    """How many more live sandboxes there are in each phase, or how many fewer."""
+    """Change of the number of live sandboxes in each phase."""
     published: dict[PodName, Published] = {}
-    """What is published of those in ``attached``, as far as the ledger knows; the store's to say."""
+    """The published status of the pods in ``attached_pods``, as far as the ledger knows. Set by the store."""
     detached_pods: frozenset[PodName] = frozenset()
-    """Of those in ``closed_pods``, which have nothing on any node now; the store's to say."""
+    """The pods in ``closed_pods`` without a live sandbox on any node. Set by the store."""
 
     @property
     def attached_pods(self) -> frozenset[PodName]:
-        """Pods whose status may have to be published."""
+        """Pods that may need a new publication of their status."""
         return _pods(box for event, box in self.events if concerns_status(event, box))
 
     @property
     def closed_pods(self) -> frozenset[PodName]:
-        """Pods of which a sandbox came to hold nothing any more."""
+        """Pods with a sandbox that holds no resources any more."""
         return _pods(box for _, box in self.events if box is not None and not box.holds_resources)
 
 
 def needed(batch: Sequence[Stored]) -> Needed:
-    """Return what must be loaded before *batch* can be projected."""
+    """Return the keys to load before *batch* can be projected."""
     return Needed(
         containers=frozenset({event.sandbox for _, event in batch}) - {NO_SANDBOX},
         intents=frozenset({event.cause for _, event in batch}) - {NO_CAUSE},
@@ -129,12 +129,12 @@ def needed(batch: Sequence[Stored]) -> Needed:
 
 
 def _leaks(batch: Sequence[Stored]) -> set[LeakKey]:
-    """Return the leaks that *batch* tells of."""
+    """Return the leaks that the events of *batch* are about."""
     return {(event.node, event.data.leak.id) for _, event in batch if isinstance(event.data, _OF_LEAKS)}
 
 
 def project(loaded: Loaded, batch: Sequence[Stored]) -> Changes:
-    """Return what *batch*, whose sequences all lie behind *loaded*, does to the tables."""
+    """Return the changes of *batch* to the tables. All its sequences are greater than that of *loaded*."""
     state = _state(loaded)
     created = dict(loaded.created)
     now: dict[SandboxKey, Sandbox] = {}
@@ -202,7 +202,7 @@ def _state(loaded: Loaded) -> State:
 
 
 def _attachments(before: Sandbox | None, after: Sandbox) -> list[Row]:
-    """Return the rows of those attachments of *after* that are not as *before*."""
+    """Return the rows of the attachments of *after* that differ from *before*."""
     had = before.attachments if before is not None else ()
     return [
         attachment_row(after, place)
@@ -216,7 +216,7 @@ def _fewer(before: Sandbox | None, after: Sandbox) -> bool:
 
 
 def _phases(before: Mapping[SandboxKey, Sandbox], after: Mapping[SandboxKey, Sandbox]) -> Counter[str]:
-    """Return how many more live sandboxes there are in each phase, or how many fewer."""
+    """Return the change of the number of live sandboxes in each phase."""
     more: Counter[str] = Counter()
     for key, sandbox in after.items():
         had = before.get(key)

@@ -1,6 +1,6 @@
-"""Rows that are only ever added: what was seen of drift and leaks, and which configurations networks had.
+"""Rows that are only inserted: the history of drift and leaks, and the configuration versions of networks.
 
-Pure. Each follows from one event alone, but for the pod's name.
+Pure. Each row follows from one event, except for the pod's name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from events.schema import (
 from reconciler.projection.fold.rows import BIGINT, Row
 
 _OF_ONE_POD = ("runtimeConfig", "args", "deviceID", "pciBusID", "prevResult")
-"""Keys of a rendered configuration that one pod's ADD put there, not the network's author."""
+"""Configuration keys that depend on one pod's ADD, not on the network's author."""
 
 _OF_DRIFT = frozenset({DriftObserved, DriftRepaired, DriftRepairFailed})
 _WITH_PLANS = frozenset({AttachPlanned, SandboxAdopted})
@@ -38,7 +38,7 @@ _OF_LEAKS = frozenset({LeakObserved, LeakReclaimed, LeakReclaimFailed})
 
 
 def drift_rows(stored: Stored, sandbox: Sandbox | None) -> list[Row]:
-    """Return a row for each drift that *stored* tells of, one without a kind when it says that there is none."""
+    """Return a row for each drift in *stored*; one row without a kind if the event reports no drift."""
     event, failure = stored.event, None
     match event.data:
         case DriftObserved(drifts=drifts):
@@ -79,7 +79,7 @@ def _drift(drift: Drift | None) -> Row:
 
 
 def leak_history_row(stored: Stored) -> Row | None:
-    """Return the row of what *stored* says of a leak; None for any other event."""
+    """Return the row for the leak in *stored*; None for any other event."""
     event, failure = stored.event, None
     evidence: tuple[str, ...] = ()
     sightings = 0
@@ -117,14 +117,14 @@ def _failed(failure: Failure | None) -> Row:
 
 
 class HistoryRows:
-    """Collects the rows of a batch."""
+    """Collects the history rows of a batch."""
 
     def __init__(self) -> None:
         self.drift: list[Row] = []
         self.leaks: list[Row] = []
 
     def step(self, stored: Stored, sandbox: Sandbox | None) -> None:
-        """Take in *stored*, which belongs to *sandbox*."""
+        """Process *stored*, an event of *sandbox*."""
         kind = type(stored.event.data)
         if kind in _OF_DRIFT:
             self.drift += drift_rows(stored, sandbox)
@@ -133,18 +133,18 @@ class HistoryRows:
 
 
 class NetworkVersionRows:
-    """Collects the configurations that the plans of a batch use, each network's as its author wrote them."""
+    """Collects the configurations that the plans of a batch use, as the networks' authors wrote them."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], Row] = {}
 
     @property
     def rows(self) -> list[Row]:
-        """One row for each; ``first…`` is for one that is new, ``uses`` is to be added to what there were."""
+        """One row per configuration. ``first_*`` apply only to a new row; ``uses`` is added to the old value."""
         return list(self._rows.values())
 
     def step(self, stored: Stored) -> None:
-        """Take in *stored*."""
+        """Process *stored*."""
         if type(stored.event.data) not in _WITH_PLANS:
             return
         match stored.event.data:

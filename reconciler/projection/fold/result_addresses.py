@@ -1,4 +1,4 @@
-"""Which addresses a plugin's result has, fast: of every attachment they are asked, and of nothing else in it."""
+"""Read the addresses in a plugin's result, and nothing else: this runs for every attachment."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _decoder = msgspec.json.Decoder(_Wire)
 
 
 class PrefixedAddress(NamedTuple):
-    """An IP address in canonical form, and how much of it is its network."""
+    """An IP address in canonical form and its prefix length."""
 
     address: str
     length: int
@@ -39,9 +39,9 @@ class PrefixedAddress(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def addresses_of(result: str, cni_version: str) -> tuple[PrefixedAddress, ...]:
-    """Return the addresses in *result*, the text of a plugin; none where that can't be read.
+    """Return the addresses in *result*, a plugin's JSON text; none if the text can't be read.
 
-    The recorded text itself stays in the fold, and whoever publishes it complains.
+    The fold keeps the original text, and the publication of the status reports the error.
     """
     if not result:
         return ()

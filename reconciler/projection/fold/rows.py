@@ -1,6 +1,6 @@
-"""The rows of what the fold knows.
+"""Convert the values of the fold to rows, and back.
 
-Pure. Whoever asks whether the tables are true makes the rows of a fold from zero with the same functions.
+Pure. ``plumbline verify`` uses the same functions on a fold of the whole ledger.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Row: TypeAlias = dict[str, Any]
 
 BIGINT = 2**63 - 1
 _FAST = 1
-"""zlib's level that a fourth of a fold is left by, in less time than it takes to write the rest."""
+"""The zlib level that shrinks a fold to a quarter in less time than a write of the rest takes."""
 
 _encode = msgspec.json.Encoder().encode
 _sandbox_decoder = msgspec.json.Decoder(Sandbox)
@@ -35,7 +35,7 @@ _leaked_decoder = msgspec.json.Decoder(Leaked)
 
 
 def sandbox_row(sandbox: Sandbox, created: int) -> Row:
-    """Return the row of *sandbox*, whose first event had the sequence *created*."""
+    """Return the row of *sandbox*; *created* is the sequence of its first event."""
     failure = sandbox.failure
     return {
         "container_id": sandbox.key.container_id,
@@ -61,8 +61,8 @@ def sandbox_row(sandbox: Sandbox, created: int) -> Row:
 
 
 def sandbox_of(fold: bytes) -> Sandbox:
-    """Return the sandbox that ``sandbox_row`` put away. Raises msgspec.MsgspecError."""
-    if not fold.startswith(b"{"):  # as earlier versions put it away
+    """Return the sandbox of a ``fold`` column. Raises msgspec.MsgspecError."""
+    if not fold.startswith(b"{"):  # earlier versions did not compress it
         try:
             fold = zlib.decompress(fold)
         except zlib.error as error:
@@ -71,7 +71,7 @@ def sandbox_of(fold: bytes) -> Sandbox:
 
 
 def attachment_row(sandbox: Sandbox, place: int) -> Row:
-    """Return the row of the attachment at *place* in the plan of *sandbox*."""
+    """Return the row of the attachment at index *place* of the plan of *sandbox*."""
     attachment = sandbox.attachments[place]
     plan = attachment.plan
     return {
@@ -101,11 +101,11 @@ def pending_row(event: Event, sequence: int) -> Row:
 
 
 def node_row(last: Stored, epoch: int, command: int) -> Row:
-    """Return the row of the node whose latest event is *last*; *command* is the last that it took."""
+    """Return the row of a node. *last* is its latest event, *command* the last command that it took."""
     event = last.event
     return {
         "node": event.node,
-        "epoch": min(epoch, BIGINT),  # a forged one must not stop everybody's projection
+        "epoch": min(epoch, BIGINT),  # a forged value must not stop the projection
         "command": min(command, BIGINT),
         "boot_id": event.boot_id,
         "changed_at": event.at,
@@ -114,7 +114,7 @@ def node_row(last: Stored, epoch: int, command: int) -> Row:
 
 
 def leak_row(node: NodeName, leaked: Leaked) -> Row:
-    """Return the row of what is held on *node* without a live attachment."""
+    """Return the row of a leak on *node*."""
     observed, refused = leaked.observed, leaked.refused
     leak = observed.leak
     return {
@@ -137,7 +137,7 @@ def leak_row(node: NodeName, leaked: Leaked) -> Row:
 
 
 def leaked_of(fold: bytes) -> Leaked:
-    """Return what ``leak_row`` put away. Raises msgspec.MsgspecError."""
+    """Return the leak of a ``fold`` column. Raises msgspec.MsgspecError."""
     return _leaked_decoder.decode(fold)
 
 
@@ -145,7 +145,7 @@ _OF_STATUS = frozenset({StatusPublished, StatusPublishFailed})
 
 
 def status_row(stored: Stored) -> Row | None:
-    """Return the row of the pod whose status *stored* says the last word of; None for any other event."""
+    """Return the row for the pod whose status *stored* records; None for any other event."""
     if type(stored.event.data) not in _OF_STATUS:
         return None
     match stored.event.data:

@@ -1,4 +1,4 @@
-"""Make the projection anew from the ledger, beside the one in use, and put it in its place."""
+"""Build a new projection from the ledger beside the one in use, then replace that one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from reconciler.projection.sql.engine import ProjectionError
 from reconciler.projection.store import Store
 
 Progress = Callable[[int, int], None]
-"""Is told up to where it is, and how far there is to go."""
+"""Called with the last projected sequence and the last sequence of the ledger."""
 
 
 async def rebuild(url: str, ledger: Readable, name: str, progress: Progress, start_from: Path | None = None) -> int:
-    """Rebuild the projection at *url* from *ledger*, whose stream is called *name*; return the sequence that it is at.
+    """Rebuild the projection at *url* from *ledger*; return its sequence. *name* is the name of the ledger's stream.
 
-    With *start_from* it begins with that snapshot, else with the ledger's first event. A reconciler may run meanwhile.
-    Raises ProjectionError, DatabaseAwayError, LedgerUnavailableError; the projection in use is as before then.
+    With *start_from* it starts from that snapshot, else with the ledger's first event. A reconciler may run meanwhile.
+    Raises ProjectionError, DatabaseAwayError, LedgerUnavailableError; then the projection in use is unchanged.
     """
     shadow = ShadowDatabase(url)
     try:
@@ -33,7 +33,7 @@ async def rebuild(url: str, ledger: Readable, name: str, progress: Progress, sta
                 snapshot.restore(start_from, shadow.draft)
             store.drop_reader_indexes()
             done = await _read(store, ledger, await ledger.last_sequence(), progress)
-        await asyncio.to_thread(shadow.finish)  # the ledger's server wants to be answered meanwhile
+        await asyncio.to_thread(shadow.finish)  # in a thread: the event loop must answer the ledger's server
         with closing(Store(shadow.url, name)) as store, shadow.swapping() as (connection, in_use):
             if in_use > done:
                 done = await _read(store, ledger, in_use, progress)
@@ -49,9 +49,7 @@ async def _read(store: Store, ledger: Readable, end: int, progress: Progress) ->
         raise ProjectionError(f"the snapshot has {done} events of the ledger, which has but {end}: it is of another")
 
     async def apply(batch: Sequence[Stored]) -> None:
-        store.apply(
-            batch, for_listeners=False
-        )  # on a thread it would only take turns at the interpreter, which costs a fifth
+        store.apply(batch, for_listeners=False)  # not in a thread: both would compete for the GIL, which costs 20 %
         progress(min(batch[-1].sequence, end), end)
 
     async with aclosing(ledger.read(after=done)) as events:

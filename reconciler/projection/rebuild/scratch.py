@@ -1,7 +1,7 @@
-"""A folder for what is drawn up in files, which goes with the process that does so.
+"""A temporary folder that disappears with the process that made it.
 
-A process that is killed can't take it away. But the kernel then lets go of the folder's lock, and whoever makes the
-next folder knows by that which ones nobody works in any more.
+A killed process can't remove its folder. But the kernel releases the folder's lock, so the next process recognizes
+abandoned folders by their free locks.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 
 
 class Scratch:
-    """A new folder of this process, in the one for temporary files (``TMPDIR``); its name begins with *prefix*.
+    """A new folder in the one for temporary files (``TMPDIR``); its name begins with *prefix*.
 
-    Those of processes that are gone are taken away first.
+    The constructor first removes the folders of dead processes.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -26,12 +26,12 @@ class Scratch:
         self.path, self._lock = _locked(prefix)
 
     def close(self) -> None:
-        """Take the folder away."""
+        """Remove the folder."""
         _remove(self.path, self._lock)
 
 
 def _left(prefix: str) -> Iterator[tuple[Path, int]]:
-    """Yield the folders of processes that are gone, each with its lock."""
+    """Yield the folders of dead processes, each with its lock."""
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         lock = _lock(folder)
         if lock is not None:
@@ -39,7 +39,7 @@ def _left(prefix: str) -> Iterator[tuple[Path, int]]:
 
 
 def _locked(prefix: str) -> tuple[Path, int]:
-    while True:  # until it has its lock somebody else may take it for one that was left
+    while True:  # before it is locked, another process may take it for an abandoned one
         folder = Path(tempfile.mkdtemp(prefix=prefix))
         lock = _lock(folder)
         if lock is not None:
@@ -47,7 +47,7 @@ def _locked(prefix: str) -> tuple[Path, int]:
 
 
 def _lock(folder: Path) -> int | None:
-    """Return the lock of *folder*, None where another has it, or the folder is another user's or gone."""
+    """Return the lock of *folder*; None if another process has it, or the folder is another user's or gone."""
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -55,7 +55,7 @@ def _lock(folder: Path) -> int | None:
     try:
         if os.fstat(lock).st_uid == os.geteuid():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if folder.is_dir():  # else it was taken away between the two
+            if folder.is_dir():  # else another process removed it between open and lock
                 return lock
     except BlockingIOError:
         pass

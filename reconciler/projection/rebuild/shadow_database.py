@@ -1,9 +1,9 @@
-"""Make a projection anew beside the one that is in use, and put it in its place in one transaction.
+"""Build a projection in a shadow database, and swap it with the one in use in one transaction.
 
-For SQLite *beside* is a second file, whose rows are copied; for PostgreSQL a schema of the same database, whose tables
-are moved. It is drawn up in an SQLite file for both: to give PostgreSQL all rows at the end, once each and without
-keys, takes a tenth of what it takes to have it write those of one batch after another. Whoever writes to the one in use
-is kept waiting meanwhile, and then finds rows that are as far as its own or further.
+For SQLite the shadow is a second file, whose rows are copied. For PostgreSQL it is a schema in the same database, whose
+tables are moved. For both, the draft is an SQLite file: one bulk copy of the final rows without keys costs PostgreSQL a
+tenth of writing every batch. Writers of the database in use wait during the swap; afterwards they find rows at their
+own position or later.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _TABLES = ("alembic_version", *(table.name for table in metadata.sorted_tables))
 
 
 class ShadowDatabase:
-    """The place beside the database at *url*; empty from the start.
+    """The shadow of the database at *url*. It starts empty.
 
-    ``draft`` is the URL of where it is drawn up, without ``indexes`` for readers, until it is told to ``finish``; from
-    then on ``url`` is that of where it is.
+    ``draft`` is the URL of the draft, without the ``indexes`` for readers. After ``finish``, ``url`` is the URL of the
+    finished shadow.
     """
 
     def __init__(self, url: str) -> None:
@@ -50,7 +50,7 @@ class ShadowDatabase:
             self.url = there.render_as_string(hide_password=False)
 
     def finish(self) -> None:
-        """Have all that is drawn up where ``swap`` takes it from, with what readers need."""
+        """Prepare the drafted rows for ``swap``, with the indexes for readers."""
         upgrade(self.url)
         engine = open_engine(self.url, unfinished=True)
         try:
@@ -64,15 +64,15 @@ class ShadowDatabase:
 
     @contextmanager
     def swapping(self) -> Iterator[tuple[sa.Connection, int]]:
-        """Keep others from writing to the database in use; yield how far it is, for ``swap``."""
+        """Lock the database in use against writers; yield a connection for ``swap`` and its position."""
         with self._engine.connect() as connection, connection.begin():
-            if not self._sqlite:  # a row's lock would be waited for by those who lock the table: a deadlock
+            if not self._sqlite:  # a row lock would deadlock with a later lock of the table
                 connection.execute(sa.text("LOCK TABLE position IN ACCESS EXCLUSIVE MODE"))
             done = connection.scalar(sa.select(position.c.sequence))
             yield connection, done or 0
 
     def swap(self, connection: sa.Connection) -> None:
-        """Put what is beside in the place of what is in use; it is there when the transaction is over."""
+        """Replace the rows in use by those of the shadow; visible when the transaction commits."""
         election = connection.scalar(sa.select(position.c.election))
         self._replace(connection)
         if election:
@@ -80,11 +80,12 @@ class ShadowDatabase:
 
     def _replace(self, connection: sa.Connection) -> None:
         if self._sqlite:
-            # Not before: a transaction locks all that is attached when it begins, also for who fills it still.
+            # Only now: a transaction locks all attached databases at its beginning, also against the process that fills
+            # them.
             connection.exec_driver_sql("ATTACH DATABASE ? AS beside", (str(self._path),))
             for name in _TABLES:
-                connection.exec_driver_sql(f"DELETE FROM main.{name}")  # noqa: S608  # our own tables
-                connection.exec_driver_sql(f"INSERT INTO main.{name} SELECT * FROM beside.{name}")  # noqa: S608
+                connection.exec_driver_sql(f"DELETE FROM main.{name}")  # noqa: S608  # only names of our tables
+                connection.exec_driver_sql(f"INSERT INTO main.{name} SELECT * FROM beside.{name}")  # noqa: S608  # only names of our tables
             return
         schema = connection.scalar(sa.text("SELECT current_schema()"))
         for name in _TABLES:
@@ -93,7 +94,7 @@ class ShadowDatabase:
         connection.exec_driver_sql(f"DROP SCHEMA {SCHEMA}")
 
     def close(self) -> None:
-        """Take away what is beside."""
+        """Remove the shadow."""
         self._remove_files()
         if self._scratch:
             self._scratch.close()

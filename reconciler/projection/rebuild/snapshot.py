@@ -1,7 +1,7 @@
-"""Put away what there is of live sandboxes and open matters, so that the ledger may forget how it came to be.
+"""Save live sandboxes, open intents and open leaks, so that the ledger may forget their old events.
 
-A snapshot is a projection itself, in an SQLite file: the migrations of later versions apply to it. Closed sandboxes and
-histories are left out.
+A snapshot is itself a projection in an SQLite file, so the migrations of later versions apply to it. It has no closed
+sandboxes and no histories.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from reconciler.projection.sql.writer import Writer, copy_in
 
 _PAGE = 2000
 _HEAD = 100
-"""Bytes of an SQLite file that tell of it."""
+"""Length of an SQLite file's header, in bytes."""
 
 _OF_LIVE = "(container_id, sandbox_ifname) IN (SELECT container_id, ifname FROM {place}sandboxes WHERE live)"
 _LIVING = {
@@ -51,12 +51,12 @@ _LIVING = {
     attachments: f"WHERE {_OF_LIVE}",
     addresses: "WHERE until_sequence IS NULL",
 }
-"""Which rows of which tables; ``place`` is where they are."""
+"""Condition for the saved rows of each table; ``place`` is the prefix of the source database."""
 _ALL = {table: "" for table in metadata.sorted_tables if table is not position}
 
 
 def save(url: str, path: Path) -> int:
-    """Write a snapshot of the projection at *url* to *path*; return the sequence that it is of.
+    """Write a snapshot of the projection at *url* to *path*; return its sequence.
 
     Raises ProjectionError, DatabaseAwayError, OSError.
     """
@@ -76,7 +76,7 @@ def save(url: str, path: Path) -> int:
 
 
 def restore(path: Path, url: str) -> int:
-    """Fill the empty projection at *url* from the snapshot in *path*; return the sequence that it is of.
+    """Fill the empty projection at *url* from the snapshot at *path*; return its sequence.
 
     Raises ProjectionError, DatabaseAwayError.
     """
@@ -91,19 +91,19 @@ def restore(path: Path, url: str) -> int:
 
 
 class Origin(NamedTuple):
-    """What a snapshot is of."""
+    """The ledger and position of a snapshot."""
 
     ledger: str
     sequence: int
     node: str
-    """Whose is the newest event of a node that is in it; empty: there is none."""
+    """The node with the newest event of any node in the snapshot; empty: no node has events."""
     at: str
     node_sequence: int
-    """Of that event."""
+    """Sequence of that event."""
 
 
 def inspect(path: Path) -> Origin:
-    """Return what the snapshot in *path* is of, and bring it to the present schema. Raises ProjectionError."""
+    """Return the origin of the snapshot at *path*, and upgrade it to the present schema. Raises ProjectionError."""
     if not path.is_file():
         raise ProjectionError(f"there is no snapshot {path}")
     _refuse_torn(path)
@@ -129,9 +129,9 @@ def _origin(path: Path) -> Origin:
 
 
 def fill(path: Path, to: sa.Connection) -> None:
-    """Fill the empty tables that *to* is connected to with all that is in the SQLite file *path*.
+    """Copy all rows of the SQLite file *path* to the empty tables of *to*.
 
-    Of a snapshot, somebody has looked at it.
+    Call ``inspect`` first if the file is a snapshot.
     """
     if to.dialect.name == "sqlite":
         _fill(f"sqlite:///{path}", to, _ALL)
@@ -162,7 +162,7 @@ def _fill(url: str, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> None:
         place = _within_sqlite(Path(sa.make_url(url).database or ""), to, chosen)
     else:
         place = _by_rows(url, to, chosen)
-    if place is not None:  # who may write is the other database's own matter, and may stand there already
+    if place is not None:  # the election belongs to the target database, and may be set already
         values = {"sequence": place.sequence, "forgotten": place.forgotten}
         own = sa.update(position).where(position.c.ledger == place.ledger).values(values)
         if to.execute(own).rowcount == 0:
@@ -170,14 +170,14 @@ def _fill(url: str, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> None:
 
 
 def _within_sqlite(path: Path, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> sa.Row[Any] | None:
-    """Have SQLite copy the rows. What is attached once the transaction has begun is only read, at one instant.
+    """Copy the rows inside SQLite. The source is attached after the transaction began, so its rows are of one instant.
 
-    All of a table's it copies with its indexes as they lie, but only where no column is named (xferOptimization in its
-    insert.c). Their order is the migrations'.
+    SQLite copies whole tables with their indexes in bulk only if the statement names no columns (xferOptimization in
+    its insert.c). The migrations set the column order.
     """
     to.exec_driver_sql("ATTACH DATABASE ? AS source", (str(path),))
     for table, which in chosen.items():
-        rows = f"SELECT * FROM source.{table.name} {which.format(place='source.')}"  # noqa: S608
+        rows = f"SELECT * FROM source.{table.name} {which.format(place='source.')}"  # noqa: S608  # only names of our tables
         to.exec_driver_sql(f"INSERT INTO main.{table.name} {rows}")
     return to.execute(_place(chosen, "source.")).one_or_none()
 
@@ -188,10 +188,10 @@ def _by_rows(url: str, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> sa.
         with source.connect() as from_:
             if source.dialect.name == "postgresql":
                 from_.execution_options(isolation_level="REPEATABLE READ")
-            place = from_.execute(_place(chosen)).one_or_none()  # begins what the rest is of, too
+            place = from_.execute(_place(chosen)).one_or_none()  # starts the read transaction of the rest
             for table, which in chosen.items():
                 columns = ", ".join(column.name for column in table.columns)
-                _put(to, table, from_, f"SELECT {columns} FROM {table.name} {which.format(place='')}")  # noqa: S608
+                _put(to, table, from_, f"SELECT {columns} FROM {table.name} {which.format(place='')}")  # noqa: S608  # only names of our tables
             return place
     finally:
         source.dispose()
@@ -200,7 +200,7 @@ def _by_rows(url: str, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> sa.
 def _put(to: sa.Connection, table: sa.Table, from_: sa.Connection, chosen: str) -> None:
     if to.dialect.name == "postgresql":
         driver: Any = from_.connection.driver_connection
-        copy_in(to, table, driver.execute(chosen))  # SQLAlchemy's rows take a fifth longer
+        copy_in(to, table, driver.execute(chosen))  # SQLAlchemy's rows take 20 % longer
         return
     writer = Writer(to.dialect.name)
     rows = from_.execute(sa.text(chosen), execution_options={"yield_per": _PAGE})
@@ -209,14 +209,14 @@ def _put(to: sa.Connection, table: sa.Table, from_: sa.Connection, chosen: str) 
 
 
 def _place(chosen: Mapping[sa.Table, str], where: str = "") -> sa.TextClause:
-    """Ask for the position; of what is *chosen* in part, all that was over by the newest event is left out."""
-    newest = f"(SELECT coalesce(max(changed_at), '') FROM {where}nodes)"  # noqa: S608
+    """Return the query for the position. For a partial copy, rows that ended before the newest event are missing."""
+    newest = f"(SELECT coalesce(max(changed_at), '') FROM {where}nodes)"  # noqa: S608  # only names of our tables
     forgotten = "forgotten" if chosen is _ALL else newest
-    return sa.text(f"SELECT ledger, sequence, {forgotten} AS forgotten FROM {where}position")  # noqa: S608
+    return sa.text(f"SELECT ledger, sequence, {forgotten} AS forgotten FROM {where}position")  # noqa: S608  # only names of our tables
 
 
 def _refuse_torn(path: Path) -> None:
-    """Raise ProjectionError unless the file is as long as its own head says (SQLite's file format, 1.3)."""
+    """Raise ProjectionError unless the file has the length in its header (SQLite file format, 1.3)."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     page = int.from_bytes(head[16:18], "big")

@@ -1,1 +1,1 @@
-"""The projection in a database: tables, reads, writes, deletion."""
+"""Reads, writes and deletes the projection's rows in a database."""

@@ -1,8 +1,8 @@
-"""Forget what has been over for long, some rows at a time.
+"""Delete rows about what ended long ago, a few at a time.
 
-That is sandboxes that hold nothing any more, addresses that were let go of, what was said of drift, leaks and events
-that did not fit, and what was published of pods that have nothing on a node. Whatever is held, open or awaited stays,
-however old it is. Should an event come for a sandbox that was forgotten, it is as if it were the first of it.
+Deleted are: closed sandboxes, released addresses, the history of drift, leaks and anomalies, and the published statuses
+of pods that are not live. Live sandboxes, open intents and open leaks remain, however old. An event for a deleted
+sandbox is treated as its first event.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from reconciler.projection.sql.tables import (
 
 
 class Forgotten(NamedTuple):
-    """What went."""
+    """The result of one step."""
 
     rows: int
     containers: frozenset[ContainerId]
-    """Those of whose sandboxes one went."""
+    """Containers with a deleted sandbox."""
     more: bool
-    """Whether there may be more that is as old."""
+    """True if older rows may remain."""
 
 
 def forget(connection: sa.Connection, before: str, limit: int) -> Forgotten:
-    """Delete at most *limit* rows of each kind that were over *before*, RFC 3339; return what went."""
+    """Delete at most *limit* rows of each kind that ended before *before*, RFC 3339; return what was deleted."""
     found = connection.execute(_CLOSED, {"before": before, "limit": limit}).all()
     gone = [{"id": row.container_id, "name": row.ifname} for row in found]
     if gone:
@@ -59,9 +59,9 @@ def _before(column: sa.Column[Any]) -> sa.ColumnElement[bool]:
     return column < sa.bindparam("before")
 
 
-# Statements are made once: SQLAlchemy takes longer to make one than SQLite to execute it.
+# Module constants: SQLAlchemy builds a statement in more time than SQLite executes it.
 
-_IS_CLOSED = sa.text("NOT sandboxes.live")  # in the words of the index
+_IS_CLOSED = sa.text("NOT sandboxes.live")  # the exact text of the index's condition
 _CLOSED = (
     sa.select(sandboxes.c.container_id, sandboxes.c.ifname)
     .where(_IS_CLOSED, _before(sandboxes.c.changed_at))

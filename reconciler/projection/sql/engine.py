@@ -1,4 +1,4 @@
-"""Open the projection's database, so that one batch is one transaction of one writer."""
+"""Open the projection's database, so that each batch is one transaction of one writer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sqlalchemy import event, exc
 _BUSY = 2.0
 """Seconds that SQLite waits for another connection's lock."""
 _UNFINISHED_CACHE = 64 * 1024
-"""KiB of pages that SQLite keeps in memory of a database that is being made."""
+"""KiB of page cache for a database that is being built."""
 _PATIENCE = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
@@ -24,15 +24,15 @@ _PATIENCE = {
     "tcp_user_timeout": 15_000,
     "application_name": "plumbline-reconciler",
 }
-"""What libpq is told, in seconds but for the last but one: a server that has gone is noticed, and not waited for."""
+"""libpq parameters, so that a dead server is noticed soon. In seconds, except ``tcp_user_timeout`` in milliseconds."""
 
 
 class ProjectionError(Exception):
-    """The projection can't be kept in this database; the message says what to do."""
+    """This database can't hold the projection; the message gives the remedy."""
 
 
 class DatabaseAwayError(Exception):
-    """The database does not do its work just now. Whatever was asked of it can be asked again."""
+    """The database does not answer now. The caller can retry every operation."""
 
 
 class ReplacedError(Exception):
@@ -41,7 +41,7 @@ class ReplacedError(Exception):
 
 @contextmanager
 def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Commit what is done in the block, or nothing of it. Raises DatabaseAwayError."""
+    """Commit everything in the block, or nothing. Raises DatabaseAwayError, ProjectionError."""
     try:
         with engine.begin() as connection:
             yield connection
@@ -52,7 +52,7 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
         if error.connection_invalidated:
             raise DatabaseAwayError(_first_line(error.orig)) from error
         raise refused(error.orig) from error
-    except _driver(engine).OperationalError as error:  # of rows that the driver was given without SQLAlchemy
+    except _driver(engine).OperationalError as error:  # of statements that bypass SQLAlchemy
         raise DatabaseAwayError(_first_line(error)) from error
     except _driver(engine).Error as error:
         raise refused(error) from error
@@ -63,7 +63,7 @@ def _driver(engine: sa.Engine) -> Any:
 
 
 def refused(error: BaseException | None) -> ProjectionError:
-    """Return what to raise for *error*, which is the driver's."""
+    """Return the ProjectionError for the driver's *error*."""
     return ProjectionError(
         f"the database refused what it was asked ({_first_line(error)}): look at its log, or move it away to have it "
         "made again from the ledger"
@@ -71,20 +71,20 @@ def refused(error: BaseException | None) -> ProjectionError:
 
 
 def _first_line(error: BaseException | None) -> str:
-    return str(error).partition("\n")[0]  # PostgreSQL adds the statement, and values
+    return str(error).partition("\n")[0]  # PostgreSQL appends the statement and its values
 
 
 def require_database(url: sa.URL) -> None:
-    """Raise ProjectionError where *url* names an SQLite file that is not there, and would be made."""
+    """Raise ProjectionError if *url* names a missing SQLite file: opening it would create it."""
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
         raise ProjectionError(f"there is no database at {url.database}: no reconciler has run here yet")
 
 
 def open_engine(url: str, *, unfinished: bool = False, empty: bool = False) -> sa.Engine:
-    """Return an engine for *url*; an SQLite file is made when it is missing. Raises ProjectionError.
+    """Return an engine for *url*; a missing SQLite file is created. Raises ProjectionError.
 
-    *unfinished*: what is written to the file need not outlive a crash, and nobody else looks at it. *empty*: it has no
-    rows, and is given all of them in one transaction.
+    *unfinished*: the file need not survive a crash, and has no other readers. *empty*: the file has no rows, and gets
+    all of them in one transaction.
     """
     try:
         parsed = sa.make_url(url)
@@ -116,7 +116,7 @@ def _open_postgresql(url: sa.URL) -> sa.Engine:
 def _without_nul(
     _connection: sa.Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
 ) -> tuple[str, Any]:
-    """Replace what PostgreSQL's text can't hold: one odd name must not stop everybody's projection."""
+    """Replace characters that PostgreSQL's text can't hold: one odd name must not stop the projection."""
     if not parameters:
         return statement, parameters
     if many:
@@ -125,37 +125,37 @@ def _without_nul(
 
 
 def holdable(value: Any) -> Any:
-    """Return *value* as PostgreSQL can hold it."""
+    """Return *value* in a form that PostgreSQL can hold."""
     if isinstance(value, list) and value and isinstance(value[0], str):
         return [holdable(each) for each in value]
     return value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value
 
 
 def _make_file(path: Path) -> None:
-    """Make the file for its owner alone: rows hold configurations, and those may hold secrets."""
+    """Create the file for its owner only: rows contain configurations, which may contain secrets."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
 
 def _configure(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver begins transactions at times of its own, otherwise
+    connection.isolation_level = None  # otherwise the driver begins transactions by its own rules
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")  # a lost commit is read from the ledger again
 
 
 def _configure_unfinished(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = MEMORY")  # a batch that fails is undone still
+    connection.execute("PRAGMA journal_mode = MEMORY")  # a failed batch is still rolled back
     connection.execute("PRAGMA synchronous = OFF")
-    connection.execute(f"PRAGMA cache_size = -{_UNFINISHED_CACHE}")  # keys come in no order
+    connection.execute(f"PRAGMA cache_size = -{_UNFINISHED_CACHE}")  # keys come in random order
 
 
 def _configure_empty(connection: Any, _record: Any) -> None:
-    """Have pages written once, where a log has them written twice. Whoever opens it next begins with a log again."""
+    """Write pages once; a WAL writes them twice. The next connection turns the WAL on again."""
     connection.isolation_level = None
-    with suppress(sqlite3.OperationalError):  # somebody has it open
+    with suppress(sqlite3.OperationalError):  # another connection is open
         connection.execute("PRAGMA journal_mode = DELETE")
 
 
 def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")  # the position is read before it is written
+    connection.exec_driver_sql("BEGIN IMMEDIATE")  # the transaction reads the position before it writes it

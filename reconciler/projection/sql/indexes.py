@@ -1,6 +1,6 @@
-"""Leave indexes away while very many rows are written.
+"""Drop indexes during a bulk write.
 
-One that is made of all rows at the end takes a sort; one that is there from the start takes a search for each of them.
+Building an index at the end costs one sort; maintaining it costs one search per row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from reconciler.projection.sql.tables import metadata
 
 _USED = frozenset({"addresses_held"})
-"""By these the projection finds what it writes."""
+"""Indexes that the projection itself needs to find rows."""
 
 
 def drop(connection: sa.Connection) -> None:
@@ -22,19 +22,19 @@ def drop(connection: sa.Connection) -> None:
 
 
 def make(connection: sa.Connection) -> None:
-    """Make those that are not there."""
+    """Create the missing indexes."""
     for index in _for_readers():
         index.create(connection, checkfirst=True)
 
 
 def drop_keys(connection: sa.Connection, tables: Iterable[sa.Table]) -> None:
-    """Drop the primary keys of *tables* of PostgreSQL, for who adds rows to them and looks for none."""
+    """Drop the primary keys of PostgreSQL *tables*, for a bulk insert without lookups."""
     for table in tables:
         connection.exec_driver_sql(f"ALTER TABLE {table.name} DROP CONSTRAINT {table.name}_pkey")
 
 
 def make_keys(connection: sa.Connection, tables: Iterable[sa.Table]) -> None:
-    """Make them again."""
+    """Create the primary keys again."""
     for table in tables:
         columns = ", ".join(column.name for column in table.primary_key)
         connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD PRIMARY KEY ({columns})")

@@ -1,8 +1,8 @@
-"""Ask for the rows of many keys in one statement whose text is always the same.
+"""Select the rows of many keys by a statement whose text never changes.
 
-SQLAlchemy would write a parameter for each key. PostgreSQL is given them as arrays instead: a statement of thousands of
-parameters takes the driver and the server longer than to find the rows, and is planned anew each time. SQLite is given
-pairs as one JSON text: of a list of them it would make a compound query, for which it reads the whole table.
+SQLAlchemy would write one parameter per key. PostgreSQL gets arrays instead: a statement with thousands of parameters
+costs driver and server more than the lookup, and is planned anew each time. SQLite gets pairs as one JSON text: for a
+list of pairs it would build a compound query that scans the whole table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql
 
 
 def is_one_of(dialect: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:
-    """Return the condition that the texts in *columns* are one of the keys that ``keys`` gives."""
+    """Return the condition that the texts in *columns* are one of the keys in ``key_parameters``."""
     if dialect == "postgresql":
         arrays = [sa.bindparam(f"keys_{place}", type_=postgresql.ARRAY(sa.Text)) for place in range(len(columns))]
         if len(columns) == 1:
@@ -31,7 +31,7 @@ def is_one_of(dialect: str, *columns: sa.Column[Any]) -> sa.ColumnElement[bool]:
 
 
 def key_parameters(dialect: str, wanted: Iterable[str] | Iterable[Sequence[str]]) -> dict[str, Any]:
-    """Return the parameters of a statement with ``is_one_of``; there must be at least one key."""
+    """Return the parameters for a statement with ``is_one_of``. *wanted* must not be empty."""
     found = list(wanted)
     if isinstance(found[0], str):
         return {"keys_0": found} if dialect == "postgresql" else {"keys": found}

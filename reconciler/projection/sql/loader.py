@@ -1,4 +1,4 @@
-"""Load what a batch can touch."""
+"""Load the rows that a batch can touch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from reconciler.projection.sql.tables import leaks, nodes, pending, sandboxes
 
 
 class Loader:
-    """Reads from the tables of one kind of database. Statements are made once: to make one takes SQLAlchemy longer than
-    SQLite to execute it."""
+    """Reads the tables of one database dialect.
+
+    The constructor builds the statements once: SQLAlchemy builds a statement in more time than SQLite executes it.
+    """
 
     def __init__(self, dialect: str) -> None:
         self._dialect = dialect
@@ -29,7 +31,7 @@ class Loader:
         self._leaks = sa.select(leaks.c.node, leaks.c.fold).where(is_one_of(dialect, leaks.c.node, leaks.c.leak_id))
 
     def load(self, connection: sa.Connection, what: Needed, loaded: Loaded) -> None:
-        """Put *what*, as the tables have it, into *loaded*. Raises msgspec.MsgspecError."""
+        """Read the rows of *what* into *loaded*. Raises msgspec.MsgspecError."""
         for created, fold in self._rows(connection, self._sandboxes, what.containers):
             sandbox = sandbox_of(fold)
             loaded.sandboxes[sandbox.key], loaded.created[sandbox.key] = sandbox, created

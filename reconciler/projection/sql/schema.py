@@ -1,4 +1,4 @@
-"""Bring the database to the schema that this code works with."""
+"""Upgrade the database to the schema of this version."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from reconciler.projection.sql.engine import ProjectionError, open_engine, trans
 
 
 def upgrade(url: str) -> None:
-    """Run the migrations that the database at *url* lacks, in one transaction.
+    """Run the missing migrations on the database at *url*, in one transaction.
 
-    Raises ProjectionError for a database of a newer Plumbline, DatabaseAwayError.
+    Raises DatabaseAwayError, and ProjectionError for a database of a newer Plumbline.
     """
     engine = open_engine(url)
     try:
@@ -30,7 +30,7 @@ def upgrade(url: str) -> None:
 
 
 def require_current(connection: sa.Connection) -> None:
-    """Raise ProjectionError unless the database has the schema that this code works with."""
+    """Raise ProjectionError unless the database has the schema of this version."""
     scripts = ScriptDirectory.from_config(_config(connection))
     _refuse_unknown(connection, scripts)
     if set(MigrationContext.configure(connection).get_current_heads()) != set(scripts.get_heads()):

@@ -1,8 +1,7 @@
 """The projection's tables.
 
-Columns are for people and their queries. ``sandboxes.fold``, ``leaks.fold`` and ``pending.event`` are for the
-projection itself: with them the rows hold all that the fold needs to go on, so nothing has to be kept in memory or
-read again.
+Columns serve people and their queries. ``sandboxes.fold``, ``leaks.fold`` and ``pending.event`` serve the projection
+itself: they contain all that the fold needs to continue, so the process need not keep or re-read anything else.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ position = sa.Table(
     sa.Column("election", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("forgotten", sa.Text, nullable=False, server_default=sa.text("''")),
 )
-"""Up to where the ledger is in the other tables; written in the same transaction as they are. ``election`` is the
-sequence of the election whose winner alone may write; 0: the database is nobody else's. What was over before
-``forgotten``, RFC 3339, may be missing in the other tables."""
+"""Sequence of the last event in the other tables, written in the same transaction. ``election`` is the sequence of the
+election whose winner may write; 0: the database is not shared. Rows about what ended before ``forgotten``, RFC 3339,
+may have been deleted."""
 
 nodes = sa.Table(
     "nodes",
@@ -63,10 +62,10 @@ sandboxes = sa.Table(
     ),
     sa.Index("sandboxes_closed", "changed_at", sqlite_where=sa.text("NOT live"), postgresql_where=sa.text("NOT live")),
 )
-"""One row for each sandbox, until it is forgotten (``reconciler.projection.sql.deletion``). ``live``: it may hold
-something on the node. ``drifting``: the node differs from it, as of the last look. ``created`` is the sequence of its
-first event, ``sequence`` that of its last, ``intent`` the id of the request that it is of, ``silent`` whether its plan
-has no network-status published for it; empty and false in rows of before that was kept."""
+"""One row per sandbox, until retention deletes it (``reconciler.projection.sql.deletion``). ``live``: it may hold
+resources on the node. ``drifting``: the node differed from it at the last observation. ``created`` and ``sequence`` are
+the sequences of its first and last event. ``intent`` is the ID of its request. ``silent``: its plan publishes no
+network-status. Rows of older versions have empty and false in the last two."""
 
 attachments = sa.Table(
     "attachments",
@@ -81,7 +80,7 @@ attachments = sa.Table(
     sa.Column("phase", sa.Text, nullable=False),
     sa.Column("addresses", sa.Text, nullable=False),
 )
-"""``place`` is that in the plan; ``addresses`` are separated by blanks and have their prefix lengths."""
+"""``place`` is the index in the plan. ``addresses`` are separated by blanks and have prefix lengths."""
 
 pending = sa.Table(
     "pending",
@@ -107,7 +106,7 @@ anomalies = sa.Table(
     sa.Column("at", sa.Text, nullable=False, server_default=sa.text("''")),
     sa.Index("anomalies_by_age", "at"),
 )
-"""Events that did not fit what came before them. ``at`` is empty in rows of before it was kept."""
+"""Events that contradict earlier events. ``at`` is empty in rows of older versions."""
 
 leaks = sa.Table(
     "leaks",
@@ -128,8 +127,7 @@ leaks = sa.Table(
     sa.Column("sequence", sa.BigInteger, nullable=False),
     sa.Column("fold", sa.LargeBinary, nullable=False),
 )
-"""What is held without a live attachment, as of the last look at it. ``failure`` says why it was not freed when that
-was last tried."""
+"""Open leaks as of their last observation. ``failure`` is the reason why the last reclaim failed."""
 
 statuses = sa.Table(
     "statuses",
@@ -145,8 +143,7 @@ statuses = sa.Table(
     sa.Column("at", sa.Text, nullable=False),
     sa.Column("sequence", sa.BigInteger, nullable=False),
 )
-"""The last word about each pod's network-status: what was published for which sandbox, or (``refused``) that its status
-can't be."""
+"""The last record about each pod's network-status: the published text, or (``refused``) that it can't be published."""
 
 addresses = sa.Table(
     "addresses",
@@ -179,8 +176,8 @@ addresses = sa.Table(
     ),
     sqlite_with_rowid=False,
 )
-"""Who held which address, canonical and without prefix length, on which network. ``until`` is null while it is held;
-``sequence`` and ``until_sequence`` are of the events that said so."""
+"""The attachment that held an address (canonical, without prefix length) on a network. ``until`` is null while it is
+held. ``sequence`` and ``until_sequence`` are the sequences of the first and last event."""
 
 network_versions = sa.Table(
     "network_versions",
@@ -195,7 +192,7 @@ network_versions = sa.Table(
     sa.Column("last_sequence", sa.BigInteger, nullable=False),
     sa.Column("uses", sa.BigInteger, nullable=False),
 )
-"""The configurations that plans used, each network's without what is of one pod: the network's versions."""
+"""The versions of each network: the configurations that plans used, without the keys of a single pod."""
 
 drift_history = sa.Table(
     "drift_history",
@@ -219,7 +216,7 @@ drift_history = sa.Table(
     sa.Index("drift_history_by_container", "container_id"),
     sa.Index("drift_history_by_age", "at"),
 )
-"""Each drift that was ``observed``, ``repaired``, or whose repair ``failed``. Without ``kind``: nothing differed."""
+"""Each drift that was ``observed`` or ``repaired``, or whose repair ``failed``. An empty ``kind``: nothing differed."""
 
 leak_history = sa.Table(
     "leak_history",
@@ -241,4 +238,4 @@ leak_history = sa.Table(
     sa.Index("leak_history_by_leak", "node", "leak_id"),
     sa.Index("leak_history_by_age", "at"),
 )
-"""Each leak that was ``observed``, ``gone``, ``reclaimed``, or whose reclaim ``failed``."""
+"""Each leak that was ``observed``, ``gone`` or ``reclaimed``, or whose reclaim ``failed``."""

@@ -1,4 +1,4 @@
-"""Write what a batch changes."""
+"""Write the changes of a batch."""
 
 from __future__ import annotations
 
@@ -37,12 +37,11 @@ _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.ins
 
 
 class Writer:
-    """Writes to the tables of one kind of database.
+    """Writes to the tables of one database dialect.
 
-    The driver is given the rows as they are: SQLAlchemy would look at each, which takes longer than to write it.
-    PostgreSQL is given all of a table's in one JSON text: as parameters each of their values would be a step of its own
-    in the driver, and each row one in the server. Bytes are given beside it, as an array for each column: to read them
-    out of JSON would take longer than to write them.
+    The rows bypass SQLAlchemy, which would process each value in more time than a write takes. PostgreSQL gets all rows
+    of a table in one JSON text: parameters would cost a step per value in the driver, and one per row in the server.
+    Bytes are separate arrays, one per column: decoding them from JSON would take longer than writing them.
     """
 
     def __init__(self, dialect: str) -> None:
@@ -59,7 +58,7 @@ class Writer:
         self._begin = _INSERT[dialect](position).on_conflict_do_nothing()
 
     def write(self, connection: sa.Connection, ledger: str, changes: Changes) -> None:
-        """Write *changes*, and up to where the ledger called *ledger* is projected by that."""
+        """Write *changes* and the new position of the stream *ledger*."""
         self.put(connection, sandboxes, changes.sandboxes)
         _each(connection, self._unplan, [{"id": key.container_id, "name": key.ifname} for key in changes.unplanned])
         self.put(connection, attachments, changes.attachments)
@@ -78,19 +77,19 @@ class Writer:
         self.set_position(connection, ledger, changes.sequence)
 
     def set_position(self, connection: sa.Connection, ledger: str, sequence: int) -> None:
-        """Write up to where the ledger called *ledger* is projected."""
+        """Write the position of the stream *ledger*."""
         self.put(connection, position, [_new_position(ledger, sequence)])
 
     def begin(self, connection: sa.Connection, ledger: str) -> None:
-        """Let there be a position of the ledger called *ledger*: a row that is not there yet can't be locked."""
+        """Insert a position for the stream *ledger* if there is none: a missing row can't be locked."""
         connection.execute(self._begin, _new_position(ledger, 0))
 
     def set_election(self, connection: sa.Connection, election: int) -> None:
-        """Write whose election it takes to write."""
+        """Write the election whose winner may write."""
         connection.execute(_ELECT, {"newest": election})
 
     def put(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
-        """Write *rows* of *table*, those that are there anew."""
+        """Insert *rows* into *table*, or update the existing ones."""
         if rows and self._in_one_text:
             connection.exec_driver_sql(self._upserts[table.name], _in_one(rows, self._binary[table.name]))
         else:
@@ -98,7 +97,7 @@ class Writer:
 
 
 def copy_in(connection: sa.Connection, table: sa.Table, rows: Iterable[Sequence[Any]]) -> None:
-    """Write *rows*, each in the order of its columns, to *table* of PostgreSQL, which has none of them yet."""
+    """Copy *rows* to an empty PostgreSQL *table*. Each row has the table's column order."""
     columns = ", ".join(column.name for column in table.columns)
     driver: Any = connection.connection.driver_connection
     with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
@@ -117,13 +116,13 @@ def _each(connection: sa.Connection, statement: str, rows: Sequence[Row]) -> Non
 
 
 def _in_one(rows: Sequence[Row], binary: Sequence[str]) -> dict[str, Any]:
-    """Return the parameters that ``_from_json`` asks for."""
+    """Return the parameters for a statement of ``_from_json``."""
     if binary:
         beside = {name: [row[name] for row in rows] for name in binary}
         rows = [{name: value for name, value in row.items() if name not in beside} for row in rows]
     else:
         beside = {}
-    text = msgspec.json.encode(rows).replace(rb"\u0000", rb"\ufffd").decode()  # PostgreSQL's text can't hold it
+    text = msgspec.json.encode(rows).replace(rb"\u0000", rb"\ufffd").decode()  # PostgreSQL's text can't hold NUL
     return {"rows": text, **beside}
 
 
@@ -136,7 +135,7 @@ def _text(statement: sa.ClauseElement, dialect: str) -> str:
 
 
 def _from_json(table: sa.Table, upsert: str) -> str:
-    """Return *upsert* with the rows of a JSON text in the place of its values, and arrays in that of bytes."""
+    """Return *upsert* with a JSON text instead of its values, and arrays for bytes."""
     insert, _, rest = upsert.partition(" VALUES ")
     _, _, conflict = rest.partition(" ON CONFLICT ")
     dialect = _DIALECTS["postgresql"]
@@ -146,7 +145,7 @@ def _from_json(table: sa.Table, upsert: str) -> str:
     rows = [f"json_to_recordset(%(rows)s::json) AS ({types})", *(f"unnest(%({name})b::bytea[])" for name in binary)]
     given = ", ".join(quote(name) for name in [*(column.name for column in columns), *binary])
     chosen = ", ".join(quote(column.name) for column in table.columns)
-    return f"{insert} SELECT {chosen} FROM ROWS FROM ({', '.join(rows)}) AS given({given}) ON CONFLICT {conflict}"  # noqa: S608  # our own tables' names
+    return f"{insert} SELECT {chosen} FROM ROWS FROM ({', '.join(rows)}) AS given({given}) ON CONFLICT {conflict}"  # noqa: S608  # only names of our tables
 
 
 def _upsert(table: sa.Table, dialect: str) -> sa.ClauseElement:
@@ -154,7 +153,7 @@ def _upsert(table: sa.Table, dialect: str) -> sa.ClauseElement:
     keys = [column.name for column in table.primary_key]
     fresh = {column.name: insert.excluded[column.name] for column in table.columns if column.name not in keys}
     if table is position:
-        del fresh["election"], fresh["forgotten"]  # ``set_election`` and ``forget`` alone write these
+        del fresh["election"], fresh["forgotten"]  # only ``set_election`` and ``forget`` write these
     if table is network_versions:
         del fresh["first_at"], fresh["first_sequence"]
         fresh["uses"] = table.c.uses + insert.excluded.uses

@@ -237,12 +237,12 @@ class Node(RuleBasedStateMachine):
     def decide_and_reclaim(self) -> None:
         for reclaim in decisions.reclaims(self.leaks, self.asked, self.now):
             key = LeakKey(reclaim.node, reclaim.leak.id)
-            last = decisions.sent(self.asked, reclaim, EventId(f"c{self._next()}"), self.now)
+            last = decisions.after_sending(self.asked, reclaim, EventId(f"c{self._next()}"), self.now)
             leaked = self.leaks[key]
             assert leaked.observed.sightings >= 2
             finding = judge(self._facts()).findings.get(reclaim.leak.id)
             if finding is None or (finding.leak, finding.judged) != (reclaim.leak, leaked.observed.judged):
-                self.asked[key] = decisions.refused(last, ErrorClass.EVIDENCE_CHANGED, self.now)
+                self.asked[key] = decisions.after_refusal(last, ErrorClass.EVIDENCE_CHANGED, self.now)
                 continue
             pod = self.pods[reclaim.leak.holder]
             refused = self.ledger[reclaim.leak.holder].phase is SandboxPhase.DETACH_FAILED
@@ -289,11 +289,11 @@ def test_reclaims_per_node_are_bounded() -> None:
         observed = LeakObserved(leak=finding.leak, sightings=2)
         leaks[LeakKey(NODE, finding.leak.id)] = Leaked(observed, EventId(leak_id), f"{number:03}", "t", number)
     first = decisions.reclaims(leaks, {}, 0.0)
-    assert len(first) == decisions.AT_ONCE
+    assert len(first) == decisions.MAX_CONCURRENT
     asked = {LeakKey(r.node, r.leak.id): LastReclaim(r.cause, 0.0, 1) for r in first}
     assert not decisions.reclaims(leaks, asked, 1.0)
-    later = decisions.reclaims(leaks, asked, decisions.OVERDUE + 1)
-    assert len(later) == decisions.AT_ONCE
+    later = decisions.reclaims(leaks, asked, decisions.COMMAND_TIMEOUT + 1)
+    assert len(later) == decisions.MAX_CONCURRENT
 
 
 def test_refused_reclaim_is_retried_with_backoff() -> None:
@@ -301,11 +301,11 @@ def test_refused_reclaim_is_retried_with_backoff() -> None:
     key = LeakKey(NODE, finding.leak.id)
     leaked = Leaked(LeakObserved(leak=finding.leak, sightings=2), EventId("e1"), "t", "t", 1)
     (reclaim,) = decisions.reclaims({key: leaked}, {}, 0.0)
-    last = decisions.sent({}, reclaim, EventId("c1"), 0.0)
-    last = decisions.refused(last, ErrorClass.PLUGIN_MISSING, 1.0)
+    last = decisions.after_sending({}, reclaim, EventId("c1"), 0.0)
+    last = decisions.after_refusal(last, ErrorClass.PLUGIN_MISSING, 1.0)
     assert not decisions.reclaims({key: leaked}, {key: last}, 5.9)
     assert decisions.reclaims({key: leaked}, {key: last}, 6.1)
     assert decisions.reclaims({key: leaked._replace(event=EventId("e2"))}, {key: last}, 1.1)
-    assert decisions.pause(1) < decisions.pause(2) < decisions.pause(30) == 3600.0
-    assert decisions.next_look({key: leaked}, {key: last}, 2.0) == 4.0
-    assert decisions.next_look({}, {key: last}, 2.0) is None
+    assert decisions.backoff(1) < decisions.backoff(2) < decisions.backoff(30) == 3600.0
+    assert decisions.next_retry({key: leaked}, {key: last}, 2.0) == 4.0
+    assert decisions.next_retry({}, {key: last}, 2.0) is None

@@ -25,7 +25,15 @@ from events.schema import (
     PlannedAttachment,
 )
 from reconciler.decisions import drift as module
-from reconciler.decisions.drift import FREE, GIVE_UP, LOST, NODE_BURST, NODE_RATE, RepairSchedule, repairs
+from reconciler.decisions.drift import (
+    COMMAND_TIMEOUT,
+    FREE_REPAIRS,
+    MAX_FAILURES,
+    NODE_BURST,
+    NODE_RATE,
+    RepairSchedule,
+    repairs,
+)
 
 NETWORKS = ("default", "ns/first", "ns/second")
 IFNAMES = ("eth0", "net1", "net2")
@@ -138,7 +146,7 @@ def test_orders_are_bounded_and_rest_on_the_newest_observation(story: list[tuple
         for order in orders:
             assert order.cause == box.drift if order.sandbox == box.key else order.cause
             assert order.drifts
-            assert order.sandbox not in under_way or pause > LOST
+            assert order.sandbox not in under_way or pause > COMMAND_TIMEOUT
             sent.append((now, order.sandbox))
             under_way.add(order.sandbox)
     for start, _ in sent:
@@ -181,10 +189,10 @@ def test_one_who_undoes_each_repair_is_answered_more_and_more_slowly() -> None:
         times.append(now)
         judge.repaired(sandbox(), now)
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert pauses[: FREE - 1] == [0.0] * (FREE - 1)
-    assert pauses[FREE - 1 :] == sorted(pauses[FREE - 1 :])
+    assert pauses[: FREE_REPAIRS - 1] == [0.0] * (FREE_REPAIRS - 1)
+    assert pauses[FREE_REPAIRS - 1 :] == sorted(pauses[FREE_REPAIRS - 1 :])
     assert pauses[-1] > 100
-    assert max(pauses) <= module.LONGEST_PAUSE
+    assert max(pauses) <= module.MAX_BACKOFF
 
 
 def test_after_a_rest_repairs_are_immediate_again() -> None:
@@ -195,7 +203,7 @@ def test_after_a_rest_repairs_are_immediate_again() -> None:
         now += wait or 0.0
         assert orders or judge.due(now)[0]
         judge.repaired(sandbox(), now)
-    now += module.LONGEST_PAUSE + module.REST
+    now += module.MAX_BACKOFF + module.QUIET_TIME
     judge.observed(sandbox(drift(), cause="late"), AT, now)
     assert judge.due(now)[0]
 
@@ -217,7 +225,7 @@ def fail_until_given_up(judge: RepairSchedule, error_class: ErrorClass) -> int:
 def test_what_fails_again_and_again_is_given_up_until_something_else_differs() -> None:
     judge = RepairSchedule(always)
     judge.observed(sandbox(drift()), AT, 0.0)
-    assert fail_until_given_up(judge, ErrorClass.PLUGIN_FAILED) == GIVE_UP
+    assert fail_until_given_up(judge, ErrorClass.PLUGIN_FAILED) == MAX_FAILURES
     assert judge.due(1e9) == ([], None)
     assert judge.open == 1
     judge.observed(sandbox(drift(), cause="again"), AT, 1e9)
@@ -239,8 +247,8 @@ def test_an_order_that_nothing_is_heard_of_is_given_once_more() -> None:
     judge = RepairSchedule(always)
     judge.observed(sandbox(drift()), AT, 0.0)
     assert len(judge.due(0.0)[0]) == 1
-    assert judge.due(1.0) == ([], LOST - 1.0)
-    assert len(judge.due(LOST)[0]) == 1
+    assert judge.due(1.0) == ([], COMMAND_TIMEOUT - 1.0)
+    assert len(judge.due(COMMAND_TIMEOUT)[0]) == 1
 
 
 def test_an_order_that_could_not_be_sent_is_due_at_once() -> None:

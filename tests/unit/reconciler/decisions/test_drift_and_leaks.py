@@ -40,7 +40,7 @@ from events.schema import (
 )
 from nodeworker.leaks.judge import Facts, Inventory, judge
 from reconciler.decisions import leaks
-from reconciler.decisions.drift import LOST, RepairOrder, RepairSchedule
+from reconciler.decisions.drift import COMMAND_TIMEOUT, RepairOrder, RepairSchedule
 from reconciler.decisions.leaks import LastReclaim, LeakKey, Reclaim
 from tests.support.stories.node import ETH0, NETWORKS, Node
 
@@ -98,7 +98,7 @@ class Together(RuleBasedStateMachine):
         """Append *event*, and let the reconciler hear of it, as its keepers do."""
         before = set(self.state.leaks)
         sandbox = self.state.apply(Stored(self.state.sequence + 1, event))
-        self.asked = leaks.only_known(self.asked, (LeakKey(*key) for key in before - set(self.state.leaks)))
+        self.asked = leaks.without_freed(self.asked, (LeakKey(*key) for key in before - set(self.state.leaks)))
         if sandbox is None:
             return
         match event.data:
@@ -281,8 +281,8 @@ class Together(RuleBasedStateMachine):
         data = LeakReclaimFailed(request=RequestId(command), leak=reclaim.leak, failure=failure)
         self.say(data, reclaim.leak.sandbox)
         key = LeakKey(reclaim.node, reclaim.leak.id)
-        if (last := self.asked.get(key)) is not None and last.by == command:
-            self.asked[key] = leaks.refused(last, error_class, self.now)
+        if (last := self.asked.get(key)) is not None and last.command == command:
+            self.asked[key] = leaks.after_refusal(last, error_class, self.now)
 
     # --- the reconciler ---
 
@@ -292,7 +292,9 @@ class Together(RuleBasedStateMachine):
         self.orders += orders
         for reclaim in leaks.reclaims(self.open_leaks(), self.asked, self.now):
             command = EventId(f"c{self.state.sequence}-{len(self.reclaims)}")
-            self.asked[LeakKey(reclaim.node, reclaim.leak.id)] = leaks.sent(self.asked, reclaim, command, self.now)
+            self.asked[LeakKey(reclaim.node, reclaim.leak.id)] = leaks.after_sending(
+                self.asked, reclaim, command, self.now
+            )
             self.reclaims.append((reclaim, command))
 
     # --- what must hold ---
@@ -310,7 +312,7 @@ class Together(RuleBasedStateMachine):
             self.look()
             self.decide()
             self.take_commands()
-            self.now += max(LOST, leaks.OVERDUE) + 400.0
+            self.now += max(COMMAND_TIMEOUT, leaks.COMMAND_TIMEOUT) + 400.0
 
     def teardown(self) -> None:
         """In the end what is dead is free, and what lives is as recorded; what was given up, from the next start on."""

@@ -42,9 +42,9 @@ BOX = "a" * 64
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaks, "_FIRST_PAUSE", FIRST_PAUSE)
-    monkeypatch.setattr(leaks, "_LAST_PAUSE", LAST_PAUSE)
-    monkeypatch.setattr(leaks, "OVERDUE", OVERDUE)
+    monkeypatch.setattr(leaks, "_FIRST_BACKOFF", FIRST_PAUSE)
+    monkeypatch.setattr(leaks, "_MAX_BACKOFF", LAST_PAUSE)
+    monkeypatch.setattr(leaks, "COMMAND_TIMEOUT", OVERDUE)
     monkeypatch.setattr(reclaim_sender, "delays", lambda: itertools.repeat(0.02))
 
 
@@ -211,7 +211,7 @@ async def test_what_is_refused_is_asked_for_ever_more_rarely_and_never_given_up(
 async def test_what_was_looked_at_again_is_asked_for_without_a_pause(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leaks, "_FIRST_PAUSE", 3600.0)
+    monkeypatch.setattr(leaks, "_FIRST_BACKOFF", 3600.0)
     async with world.kept():
         await world.see(leak(), 2)
         ((_, command),) = await world.asked(1)
@@ -255,16 +255,16 @@ async def test_a_keeper_that_starts_takes_up_what_is_open(world: World) -> None:
 async def test_a_node_that_does_not_answer_has_so_many_commands_and_keeps_no_other_waiting(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leaks, "OVERDUE", 3600.0)
+    monkeypatch.setattr(leaks, "COMMAND_TIMEOUT", 3600.0)
     async with world.kept():
-        for number in range(leaks.AT_ONCE + 5):
+        for number in range(leaks.MAX_CONCURRENT + 5):
             await world.see(leak(number), 2)
-        await world.asked(leaks.AT_ONCE)
+        await world.asked(leaks.MAX_CONCURRENT)
         await world.see(leak(1), 2, Node("node-2"))
-        *_, (_, command) = await world.asked(leaks.AT_ONCE + 1)
+        *_, (_, command) = await world.asked(leaks.MAX_CONCURRENT + 1)
         assert command.node == "node-2"
         await world.tell(world.commands.all[0][1], None)
-        await world.asked(leaks.AT_ONCE + 2)
+        await world.asked(leaks.MAX_CONCURRENT + 2)
 
 
 async def test_one_that_was_replaced_asks_for_nothing_more(world: World) -> None:
