@@ -1,1 +1,1 @@
-"""The history of the projection's schema, for Alembic; ``reconciler.projection.sql.schema`` runs it."""
+"""The schema migrations of the projection, for Alembic; ``reconciler.projection.sql.schema`` runs them."""

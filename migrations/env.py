@@ -1,6 +1,6 @@
-"""Run migrations on the connection that the caller hands over.
+"""Run migrations on the connection of the caller.
 
-There is no ``alembic.ini``: the reconciler brings its database up to date by itself, in the transaction it opened.
+There is no ``alembic.ini``: the reconciler upgrades its database by itself, in a transaction that it opened.
 """
 
 from __future__ import annotations

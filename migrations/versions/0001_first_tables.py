@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make all tables."""
+    """Create all tables."""
     op.create_table(
         "position",
         sa.Column("ledger", sa.Text, primary_key=True),
@@ -84,5 +84,5 @@ def _make_sandboxes() -> None:
 
 
 def downgrade() -> None:
-    """Go back: the projection is made again from the ledger instead."""
+    """Fail: there is no downgrade; the reconciler rebuilds the projection from the ledger."""
     raise NotImplementedError("move the database away; it is made again from the ledger")

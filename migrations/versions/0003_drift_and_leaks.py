@@ -1,4 +1,4 @@
-"""What differs on the nodes, what is held without an owner, and which command each node took last."""
+"""Drift, leaks, and the last command that each node took."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the table and the columns."""
+    """Create the table and the columns."""
     op.add_column("nodes", sa.Column("command", sa.BigInteger, nullable=False, server_default="0"))
     op.add_column("sandboxes", sa.Column("drifting", sa.Boolean, nullable=False, server_default=sa.false()))
     where = sa.text("drifting")
@@ -38,5 +38,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go back: the projection is made again from the ledger instead."""
+    """Fail: there is no downgrade; the reconciler rebuilds the projection from the ledger."""
     raise NotImplementedError("move the database away; it is made again from the ledger")

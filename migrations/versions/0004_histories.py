@@ -1,7 +1,7 @@
-"""Who held which address, the versions of networks, the history of drift and leaks.
+"""Held addresses, the versions of networks, the history of drift and leaks.
 
-They follow from events that were projected before there was a place for them. So all rows go, and the reconciler makes
-them again from the ledger.
+They follow from events that were projected before these tables existed. So the migration deletes all rows, and the
+reconciler projects them again from the ledger.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the tables, and have all of them filled anew."""
+    """Create the tables, and delete all rows."""
     for name in ("position", "nodes", "sandboxes", "attachments", "pending", "anomalies", "statuses", "leaks"):
         op.execute(sa.delete(sa.table(name)))
     op.drop_index("sandboxes_by_phase", "sandboxes")
@@ -111,5 +111,5 @@ def _make_leak_history() -> None:
 
 
 def downgrade() -> None:
-    """Go back: the projection is made again from the ledger instead."""
+    """Fail: there is no downgrade; the reconciler rebuilds the projection from the ledger."""
     raise NotImplementedError("move the database away; it is made again from the ledger")

@@ -1,4 +1,4 @@
-"""Who alone may write to a database that several reconcilers share."""
+"""The election whose winner may write to a database that several reconcilers share."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go back: the projection is made again from the ledger instead."""
+    """Fail: there is no downgrade; the reconciler rebuilds the projection from the ledger."""
     raise NotImplementedError("move the database away; it is made again from the ledger")

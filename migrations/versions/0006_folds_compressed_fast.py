@@ -1,4 +1,4 @@
-"""PostgreSQL compresses folds by LZ4 where it can: its own way takes longer than the rest of a row."""
+"""PostgreSQL compresses folds with LZ4 if it can: its default takes longer than the rest of a row."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ branch_labels = None
 depends_on = None
 
 _KNOWS_LZ4 = "SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'"
-"""No row before version 14; false where it was built without."""
+"""No row before version 14; false if the server was built without LZ4."""
 
 
 def upgrade() -> None:
-    """Have folds compressed so; those that are there stay as they are until they are written again."""
+    """Set the compression; existing rows change when they are written again."""
     connection = op.get_bind()
     if connection.dialect.name == "postgresql" and connection.scalar(sa.text(_KNOWS_LZ4)):
         op.execute("ALTER TABLE sandboxes ALTER COLUMN fold SET COMPRESSION lz4")
 
 
 def downgrade() -> None:
-    """Go back: the projection is made again from the ledger instead."""
+    """Fail: there is no downgrade; the reconciler rebuilds the projection from the ledger."""
     raise NotImplementedError("move the database away; it is made again from the ledger")

@@ -1,4 +1,4 @@
-"""What is over is found by its age, so that it can be forgotten."""
+"""Columns and indexes by age, so that retention finds old rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the columns and the indexes."""
+    """Create the columns and the indexes."""
     op.add_column("position", sa.Column("forgotten", sa.Text, nullable=False, server_default=sa.text("''")))
     op.add_column("anomalies", sa.Column("at", sa.Text, nullable=False, server_default=sa.text("''")))
     for name in ("anomalies", "drift_history", "leak_history"):
@@ -25,5 +25,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go back: the projection is made again from the ledger instead."""
+    """Fail: there is no downgrade; the reconciler rebuilds the projection from the ledger."""
     raise NotImplementedError("move the database away; it is made again from the ledger")

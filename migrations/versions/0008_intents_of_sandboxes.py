@@ -1,4 +1,4 @@
-"""Which request a sandbox is of, so that what was published for it is known without reading its fold."""
+"""The request of each sandbox, so that its publication is known without reading its fold."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column; it is empty in rows that are there until they are written again."""
+    """Add the column; it is empty in existing rows until they are written again."""
     op.add_column("sandboxes", sa.Column("intent", sa.Text, nullable=False, server_default=sa.text("''")))
 
 
 def downgrade() -> None:
-    """Go back: the projection is made again from the ledger instead."""
+    """Fail: there is no downgrade; the reconciler rebuilds the projection from the ledger."""
     raise NotImplementedError("move the database away; it is made again from the ledger")

@@ -1,4 +1,4 @@
-"""Whose status nobody publishes, so that these pods are not looked at again and again."""
+"""Sandboxes whose status is not published, so that lookups skip their pods."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column; it is false in rows that are there until they are written again."""
+    """Add the column; it is false in existing rows until they are written again."""
     op.add_column("sandboxes", sa.Column("silent", sa.Boolean, nullable=False, server_default=sa.false()))
 
 
 def downgrade() -> None:
-    """Go back: the projection is made again from the ledger instead."""
+    """Fail: there is no downgrade; the reconciler rebuilds the projection from the ledger."""
     raise NotImplementedError("move the database away; it is made again from the ledger")

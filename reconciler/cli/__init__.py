@@ -1,1 +1,1 @@
-"""The plumbline command."""
+"""The commands of plumbline."""

@@ -1,6 +1,6 @@
-"""``plumbline adopt``: see to it that there is a ledger, let the worker's side take the pods over, tell what it did.
+"""``plumbline adopt``: provide a ledger, run the worker's adoption, print its report.
 
-The worker's side reads the node and writes the ledger, as it alone may; this is the part that people see.
+Only the worker's side reads the node and writes the ledger.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Refusal(msgspec.Struct, frozen=True):
 
 
 class _Report(msgspec.Struct, frozen=True):
-    """What ``nodeworker.host.adopt`` writes."""
+    """The report of ``nodeworker.host.adopt``."""
 
     node: NodeName
     dry_run: bool
@@ -62,14 +62,24 @@ class _Report(msgspec.Struct, frozen=True):
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.pass_obj
 def command(config: Path | None, dry_run: bool, cni_dir: str | None, cache_dir: tuple[str, ...], output: str) -> None:
-    """Take over the pods of this node that Multus attached: they go on running.
+    """Take over the pods that Multus attached on this node. The pods keep running.
 
-    Each becomes one event in the ledger, so that DEL, CHECK and repair know it. The files of Multus stay as they are.
-    No worker may run meanwhile; where no ledger runs either, one does for as long as this takes. What is in the ledger
-    already stays as it is: it can be run again at any time.
+    Each pod becomes one event in the ledger, so that DEL, CHECK and repair know it. The files of Multus do not change.
+    Stop the worker first. If no ledger runs, the command starts one for its duration. You can repeat the command: it
+    skips what is in the ledger.
 
-    Exit codes: 0 all is taken over; 1 not all, and each that is not has its sentence; 2 wrong usage or configuration;
-    3 a worker runs; 4 the ledger is out of reach.
+    \b
+    Examples:
+      plumbline adopt --dry-run
+      plumbline adopt --output json
+
+    \b
+    Exit codes:
+      0  every pod is taken over
+      1  some are not; one sentence for each says why
+      2  wrong usage or configuration
+      3  a worker runs
+      4  the ledger does not answer
     """
     argv = [sys.executable, "-m", "nodeworker.host.adopt", "--output", "json"]
     argv += ["--config", str(config)] if config else []
@@ -92,7 +102,7 @@ def command(config: Path | None, dry_run: bool, cni_dir: str | None, cache_dir: 
 
 @contextlib.contextmanager
 def _ledger(settings: Settings) -> Iterator[None]:
-    """Have a ledger meanwhile: that which runs, or one of our own. Raises ServerError."""
+    """Provide a ledger: the running one, or an embedded one. Raises ServerError."""
     if settings.ledger.url or _runs(settings):
         yield
         return
@@ -159,7 +169,7 @@ def _json(report: _Report) -> str:
 
 
 def _event(report: _Report, adoption: _Adoption) -> Event:
-    """Return the event as it is told; when and under which epoch is the ledger's to say."""
+    """Return the event for output; the ledger sets its time and epoch."""
     return Event(
         id=EventId(""),
         at="",

@@ -1,4 +1,4 @@
-"""``plumbline check-config``: find what is wrong in the configuration before a node does."""
+"""``plumbline check-config``: find errors in the configuration before a node does."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ _SECONDS = 30.0
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @click.pass_obj
 def command(configured: Path | None, path: Path | None) -> None:
-    """Say whether the configuration file PATH can be used, and what it comes to.
+    """Check the configuration file PATH, and print the effective configuration.
 
-    PATH defaults to the file that --config names. Exit codes: 0 valid, 2 not valid.
+    PATH defaults to the file of --config.
+
+    \b
+    Examples:
+      plumbline check-config
+      plumbline check-config ./config.yaml
+
+    Exit codes: 0 valid, 2 invalid.
     """
     chosen = path or configured or DEFAULT_PATH
     try:
@@ -44,14 +51,14 @@ def command(configured: Path | None, path: Path | None) -> None:
 
 
 def effective(settings: ReconcilerSettings) -> str:
-    """Return what *settings* come to, defaults filled in, as JSON text without the database's password."""
+    """Return *settings* with all defaults as JSON text, without the database's password."""
     database = sa.make_url(settings.database).render_as_string(hide_password=True)
     shown = replace(settings, node=settings.node_name, reconciler=replace(settings.reconciler, database=database))
     return msgspec.json.format(msgspec.json.encode(shown), indent=2).decode()
 
 
 def _problems_of_worker(path: Path) -> list[str]:
-    """Ask the worker itself: the two share no code."""
+    """Return the worker's complaints. It runs as a process: the two share no code."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "nodeworker", "--check-config", str(path)],

@@ -1,4 +1,4 @@
-"""``plumbline``: one command line, one module for each command."""
+"""``plumbline``: the command line. Each command is in a module of this package."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class _Commands(click.Group):
         return getattr(importlib.import_module(f"reconciler.cli.{module}"), name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command, and end it in the same way wherever it is interrupted, or a file refuses."""
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal can't show hides nothing else
+        """Run a command. An interrupt or a refused file access ends every command in the same way."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal can't show must not break the output
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
@@ -49,7 +49,7 @@ class _Commands(click.Group):
             raise SystemExit(_INTERRUPTED) from None
         except OSError as error:
             if error.errno == errno.EPIPE:
-                raise  # whoever read has seen enough: click ends without a word
+                raise  # the reader closed the pipe: click ends silently
             raise refusal(error, _WRONG) from error
 
 
@@ -62,8 +62,20 @@ class _Commands(click.Group):
 @click.version_option(package_name="plumbline")
 @click.pass_context
 def main(ctx: click.Context, config: Path | None) -> None:
-    """Tell what the ledger knows, and run what writes it.
+    """Show what the ledger knows, and run the processes that write it.
 
-    Exit codes: 0 done, 1 not found, 2 wrong usage or configuration, 4 the ledger is out of reach, 130 interrupted.
+    \b
+    Examples:
+      plumbline up
+      plumbline timeline default/web
+      plumbline verify
+
+    \b
+    Exit codes:
+      0    done
+      1    not found
+      2    wrong usage or configuration
+      4    the ledger does not answer
+      130  interrupted
     """
     ctx.obj = config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)

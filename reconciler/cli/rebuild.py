@@ -1,4 +1,4 @@
-"""``plumbline rebuild`` and ``plumbline snapshot``: make the projection anew, or put away what it begins with."""
+"""``plumbline rebuild`` and ``plumbline snapshot``: rebuild the projection, and save a starting point for that."""
 
 from __future__ import annotations
 
@@ -33,9 +33,16 @@ from reconciler.settings import ReconcilerSettings
 )
 @click.pass_obj
 def rebuild(config: Path | None, start_from: Path | None) -> None:
-    """Make the reconciler's database anew from the ledger.
+    """Rebuild the reconciler's database from the ledger.
 
-    It is made beside the one in use and takes its place when it has caught up; the reconciler may run meanwhile.
+    The new database replaces the old one when it has caught up. The reconciler can keep running.
+
+    \b
+    Examples:
+      plumbline rebuild
+      plumbline rebuild --snapshot /backup/plumbline.snapshot
+
+    Exit codes: 0 done, 2 wrong configuration or unusable file, 4 ledger or database does not answer.
     """
     done = _run(lambda settings: asyncio.run(_rebuild(settings, start_from)), config)
     click.echo(f"rebuilt up to sequence {done}")
@@ -45,9 +52,15 @@ def rebuild(config: Path | None, start_from: Path | None) -> None:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.pass_obj
 def snapshot(config: Path | None, file: Path) -> None:
-    """Write to FILE what there is of live sandboxes and open matters.
+    """Save live sandboxes, open requests and open leaks to FILE.
 
-    With it, `plumbline rebuild --snapshot FILE` does without the part of the ledger that came before.
+    `plumbline rebuild --snapshot FILE` then needs no older part of the ledger.
+
+    \b
+    Example:
+      plumbline snapshot /backup/plumbline.snapshot
+
+    Exit codes: 0 done, 2 wrong configuration or unusable database, 4 the database does not answer.
     """
     done = _run(lambda settings: save(settings.database, file), config)
     click.echo(f"snapshot of sequence {done}")

@@ -1,4 +1,4 @@
-"""How a command ends that can't do what it was asked: with one sentence, and an exit code."""
+"""End a command that failed: with one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 
 def refusal(error: Exception, code: int) -> SystemExit:
-    """Say what *error* is about; return what to raise."""
+    """Print *error*; return the exception to raise."""
     click.echo(f"plumbline: {_sentence(error)}", err=True)
     return SystemExit(code)
 

@@ -1,4 +1,4 @@
-"""``plumbline timeline``: read a pod's story straight from the ledger, which outlives pods, nodes and databases."""
+"""``plumbline timeline``: read a pod's history from the ledger, which outlives pods, nodes and databases."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from reconciler.history.timeline import Line, Timeline
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _NAMING = ("AttachRequested", "DetachRequested", "SandboxAdopted")
-"""The types of events that name a pod before any other does."""
+"""Event types that name a pod before all others."""
 
 
 class _Since(click.ParamType):
@@ -38,12 +38,12 @@ class _Since(click.ParamType):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
             return rfc3339(_nanoseconds(value))
-        except (ValueError, OverflowError):  # also where no calendar goes back so far
+        except (ValueError, OverflowError):  # also for dates before the calendar's beginning
             self.fail(f"{value!r} is neither a duration like 1h30m nor a time like 2026-08-20T03:14:00Z", param, ctx)
 
 
 def _nanoseconds(value: str) -> int:
-    """Return the time that is meant, since 1970. Raises ValueError, OverflowError."""
+    """Return the time in nanoseconds since 1970. Raises ValueError, OverflowError."""
     match = _DURATION.fullmatch(value)
     if match is not None and value:
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
@@ -60,10 +60,18 @@ def _nanoseconds(value: str) -> int:
 @click.option("--json", "as_json", is_flag=True, help="One event a line, as the ledger has it, without secrets.")
 @click.pass_obj
 def command(config: Path | None, pod: str | None, since: str | None, follow: bool, as_json: bool) -> None:
-    """Tell what happened to POD, or to everything on the node.
+    """Show what happened to POD, or to everything in the ledger.
 
-    POD is namespace/name, a name (in the namespace default, or in the only one that has it), or the beginning of a
-    container ID. Pods that are gone are there too, for as long as the ledger keeps them.
+    POD is namespace/name, a name (in the namespace default, else in the only namespace that has it), or the beginning
+    of a container ID. Deleted pods are included, as long as the ledger keeps their events.
+
+    \b
+    Examples:
+      plumbline timeline default/web
+      plumbline timeline web --since 1h30m --follow
+      plumbline timeline 3f2a91c07d11 --json
+
+    Exit codes: 0 done, 1 no such pod, 2 wrong usage or configuration, 4 the ledger does not answer.
     """
     try:
         settings = load(config, Settings)
@@ -78,7 +86,7 @@ def command(config: Path | None, pod: str | None, since: str | None, follow: boo
 
 
 class _Printer:
-    """Prints lines: coloured for people, plain for programs."""
+    """Prints lines: with colour on a terminal, else plain."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
@@ -109,7 +117,7 @@ async def _run(settings: Settings, wanted: str, since: str, printer: _Printer, *
 
 
 async def story(ledger: Ledger, wanted: str, *, follow: bool) -> AsyncGenerator[Stored, None]:
-    """Yield the events of what is *wanted* (empty: all) in ledger order, then, to *follow*, those that come.
+    """Yield the events of *wanted* (empty: all) in ledger order. *follow*: then yield new ones until closed.
 
     Raises NotFoundError.
     """

@@ -1,6 +1,6 @@
 """``plumbline up``: server, worker and reconciler of one machine, in the foreground.
 
-Each is a process of its own, because each may die alone: it is started again while the others go on.
+Each is a process of its own: if one dies, it is restarted while the others continue.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ROOM = 64 * 1024 * 1024
 
 
 class _Child:
-    """One process that is started again whenever it ends."""
+    """A process that is restarted whenever it ends."""
 
     def __init__(self, name: str, module: str, config: Path | None, *arguments: str) -> None:
         self.name = name
@@ -47,12 +47,12 @@ class _Child:
         self._pause = 0.0
 
     def supervise(self) -> int | None:
-        """Start the process when it is due; return the exit code when it has just ended, else None."""
+        """Start the process when it is due; return its exit code if it has just ended, else None."""
         now = time.monotonic()
         if self._process is None:
             if now >= self._started + self._pause:
-                # SIGTERM when the supervisor dies: the worker gets to answer who waits.
-                self._process = subprocess.Popen(self._argv, preexec_fn=die_with_parent(signal.SIGTERM))  # noqa: PLW1509
+                # SIGTERM when the supervisor dies: the worker can still answer waiting requests.
+                self._process = subprocess.Popen(self._argv, preexec_fn=die_with_parent(signal.SIGTERM))  # noqa: PLW1509  # a single system call, no threads
                 self._started = now
             return None
         exit_code = self._process.poll()
@@ -64,7 +64,7 @@ class _Child:
         return exit_code
 
     def stop(self) -> None:
-        """End the process in order, or, when it does not, without."""
+        """Stop the process; kill it after ``_STOP`` seconds."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -89,14 +89,14 @@ class _Supervisor:
             )
         )
         self._children = [_Child("worker", "nodeworker", config)]
-        if settings.hub is None:  # else it is the cluster's, and not on every node
+        if settings.hub is None:  # with a hub, the reconciler runs once in the cluster
             self._children.append(_Child("reconciler", "reconciler", config))
         if settings.install is not None:
             self._children.append(_Child("install", "nodeworker.host.install", config, "install", "--watch"))
         self._next_health_check = 0.0
 
     def run(self) -> int:
-        """Keep everything running until told to stop; return the exit code. Raises ServerError."""
+        """Keep all processes running until the stop event; return the exit code. Raises ServerError."""
         if self._server is not None:
             self._server.start()
             log.info("ledger_started", url=self._server.url, store=str(self._store))
@@ -120,12 +120,12 @@ class _Supervisor:
         return 0
 
     def _adopt(self) -> int:
-        """Take over what Multus attached; return what to end with, 0 to go on, also when not all could be."""
+        """Run the adoption; return the exit code to end with, 0: continue, also after a partial adoption."""
         while not self._stop.is_set():
             done = subprocess.run(self._adoption, check=False, preexec_fn=die_with_parent(signal.SIGTERM))
             if done.returncode in (0, _NOT_ALL_ADOPTED):
                 break
-            if done.returncode != _WORKER_RUNS:  # that of an earlier supervisor ends in a moment
+            if done.returncode != _WORKER_RUNS:  # the worker of an earlier supervisor ends soon
                 return _CONFIGURATION if done.returncode == _CONFIGURATION else 1
             self._stop.wait(_TICK)
         return 0
@@ -142,7 +142,7 @@ class _Supervisor:
                 self._heal_server()
 
     def _heal_server(self) -> None:
-        """Start the server again once it has room: one that met a full disk stores nothing until then."""
+        """Restart the server when the disk has room: after a full disk it stores nothing until a restart."""
         disk = os.statvfs(self._store)
         if disk.f_bavail * disk.f_frsize < _ROOM:
             log.error("ledger_disk_full", store=str(self._store), needed_bytes=_ROOM)
@@ -171,9 +171,16 @@ def _chosen(config: Path | None) -> list[str]:
 @click.option("--adopt", is_flag=True, help="First take over the pods that Multus attached, as `plumbline adopt` does.")
 @click.pass_obj
 def command(config: Path | None, adopt: bool) -> None:
-    """Run ledger, worker and reconciler of this machine in the foreground; the reconciler only without a hub.
+    """Run ledger, worker and reconciler of this machine in the foreground.
 
-    Ends with exit code 0 on SIGINT or SIGTERM, 1 when it can't start, 2 when the configuration is wrong.
+    With a hub, the reconciler runs in the cluster instead. Processes that end are restarted.
+
+    \b
+    Examples:
+      plumbline up
+      plumbline up --adopt
+
+    Exit codes: 0 after SIGINT or SIGTERM, 1 the start failed, 2 wrong configuration.
     """
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

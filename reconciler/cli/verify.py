@@ -1,4 +1,4 @@
-"""``plumbline verify``: prove that the picture is true, or say where it is not."""
+"""``plumbline verify``: prove that projection, ledger and reality agree, or list the differences."""
 
 from __future__ import annotations
 
@@ -34,12 +34,18 @@ _NOT_SEEN = 2
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 @click.pass_obj
 def command(config: Path | None, node: str, wait: float, as_json: bool) -> None:
-    """Hold projection, ledger and reality against one another.
+    """Compare projection, ledger and reality.
 
-    The ledger is replayed from its beginning and compared with the database; nodes compare themselves with it anew; the
-    network-status of pods is read where they have it. Nothing is changed.
+    The command replays the ledger and compares it with the database, asks every node to compare itself with the ledger,
+    and reads the network-status of all pods. It changes nothing.
 
-    Exit codes: 0 all is as it should be, 1 something differs, 2 not all could be looked at.
+    \b
+    Examples:
+      plumbline verify
+      plumbline verify --node worker-1 --wait 60
+      plumbline verify --json
+
+    Exit codes: 0 no differences, 1 differences, 2 some checks were impossible.
     """
     try:
         settings = load(config, ReconcilerSettings)

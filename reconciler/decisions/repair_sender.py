@@ -62,7 +62,7 @@ class RepairSender:
         self._changed.set()
 
     async def run(self) -> None:
-        """Send commands when they are due, until cancelled. Raises ConflictError when another reconciler was elected."""
+        """Send due commands until cancelled. Raises ConflictError when another reconciler was elected."""
         while True:
             self._changed.clear()
             orders, wait = self._repairs.due(time.monotonic())

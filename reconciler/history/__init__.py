@@ -1,1 +1,1 @@
-"""Tells what happened, from events only."""
+"""Describes what happened, from events only."""

@@ -1,6 +1,6 @@
-"""Find the sandboxes that people mean by a pod's name or by the beginning of a container ID.
+"""Resolve a pod's name, or the beginning of a container ID, to sandboxes.
 
-Pure. A name stands for every pod that ever had it: the one that is gone is the one that is asked about.
+Pure. A name stands for every pod that ever had it: operators often ask about a deleted pod.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ _LISTED = 20
 
 
 class NotFoundError(LookupError):
-    """Nothing, or too much, is called that; the message says what there is."""
+    """No match, or several; the message lists the candidates."""
 
 
 class Catalog:
-    """The sandboxes and pods of the events that were added."""
+    """The pods and sandboxes of the added events."""
 
     def __init__(self) -> None:
         self._pods: dict[str, set[ContainerId]] = {}
         self._sandboxes: set[ContainerId] = set()
 
     def add(self, event: Event) -> None:
-        """Take in one event."""
+        """Add one event."""
         if not event.sandbox:
             return
         self._sandboxes.add(event.sandbox)
@@ -31,9 +31,9 @@ class Catalog:
             self._pods.setdefault(str(pod), set()).add(event.sandbox)
 
     def resolve(self, wanted: str) -> str:
-        """Return ``namespace/name`` or the beginning of container IDs for what was *wanted*. Raises NotFoundError.
+        """Return ``namespace/name``, or the beginning of container IDs, for *wanted*. Raises NotFoundError.
 
-        A name without namespace is looked for in ``default``, then in all namespaces.
+        A name without namespace is searched in ``default``, then in all namespaces.
         """
         if "/" in wanted:
             found = [wanted] if wanted in self._pods else []
@@ -50,7 +50,7 @@ class Catalog:
         raise NotFoundError(f"the ledger knows neither a pod nor a container ID {wanted}; {self._known()}")
 
     def sandboxes(self, resolved: str) -> frozenset[ContainerId]:
-        """Return the sandboxes for what ``resolve`` returned."""
+        """Return the sandboxes for a result of ``resolve``."""
         if resolved in self._pods:
             return frozenset(self._pods[resolved])
         return frozenset(sandbox for sandbox in self._sandboxes if sandbox.startswith(resolved))
@@ -64,7 +64,7 @@ class Catalog:
 
 
 def pod_of(event: Event) -> Pod | None:
-    """Return the pod that *event* names."""
+    """Return the pod that *event* names, if any."""
     match event.data:
         case AttachRequested(pod=pod) | DetachRequested(pod=pod) | AttachPlanned(pod=pod):
             return pod

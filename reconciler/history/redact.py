@@ -1,7 +1,7 @@
-"""Take secrets out of what is shown to people: events hold configurations, and those hold passwords.
+"""Remove secrets from output for people: events contain configurations, and those contain passwords.
 
-Pure. A key that looks like one of a secret loses its value, in the event and in every JSON text inside it,
-however deep. Text that is no JSON loses what follows such a key and ``=`` or ``:``.
+Pure. A key that looks like a secret's name loses its value, in the event and at any depth of every JSON text inside it.
+In other text, what follows such a key and ``=`` or ``:`` is removed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from events.schema import Event, encode
 
 REDACTED = "(redacted)"
 
-_SECRET = r"(?:token|passw|secret|key|credential)"  # noqa: S105  # the opposite of one
+_SECRET = r"(?:token|passw|secret|key|credential)"  # noqa: S105  # a pattern, not a secret
 _KEY = re.compile(_SECRET, re.IGNORECASE)
 _IN_TEXT = re.compile(
     rf"""([\w.-]*{_SECRET}[\w.-]*\\*["']?\s*[=:]\s*)(\\*"(?:[^"\\]|\\.)*"?|'[^']*'?|[^\s;,&]+)""", re.IGNORECASE
@@ -28,7 +28,7 @@ def redacted(event: Event) -> bytes:
 
 
 def without_secrets(text: str) -> str:
-    """Return *text*, which is no JSON, without what follows keys that look like a secret's."""
+    """Return *text*, which is not JSON, without the values of keys that look like a secret's name."""
     return _IN_TEXT.sub(rf"\1{REDACTED}", text)
 
 

@@ -13,13 +13,13 @@ from reconciler.history.words import SANDBOX_LETTERS, words
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """An event in words, or an effect that it carries."""
+    """An event, or an effect inside it, in plain English."""
 
     sequence: int
     at: str
     """RFC 3339 in UTC with milliseconds."""
     since_request: float | None
-    """Milliseconds since the request that it belongs to; None: it belongs to none that was told of."""
+    """Milliseconds since its request; None: the request is unknown."""
     node: NodeName
     sandbox: str
     words: str
@@ -31,13 +31,13 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timeline:
-    """Turns events into lines, in ledger order. It remembers the requests that are open, and nothing else."""
+    """Turns events into lines, in ledger order. It remembers only the open requests."""
 
     def __init__(self) -> None:
         self._opened: dict[EventId, Event] = {}
 
     def tell(self, stored: Stored) -> list[Line]:
-        """Return the lines for the next event: one for each effect that an outcome carries, and one for itself."""
+        """Return the lines for the next event: one for each effect inside it, and one for itself."""
         sequence, event = stored
         request = self._opened.get(event.cause)
         if isinstance(event.data, Intent):
@@ -48,7 +48,7 @@ class Timeline:
 
 
 def _line(sequence: int, event: Event, request: Event | None) -> Line:
-    """Return *event* in words; *request* is what it was done for, where that is known."""
+    """Return the line for *event*; *request* is its request if known."""
     since = None if request is None else _milliseconds(request.at, event.at)
     told = words(event)
     if request is not None and event.epoch > request.epoch:
@@ -65,7 +65,7 @@ def _line(sequence: int, event: Event, request: Event | None) -> Line:
 
 
 def printable(text: str) -> str:
-    """Return *text* on one line, without anything that a terminal would obey."""
+    """Return *text* on one line, without terminal control characters."""
     return "".join(c if c.isprintable() else " " if c in "\r\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 

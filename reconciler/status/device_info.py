@@ -1,6 +1,6 @@
-"""What an attachment's device is, in the words of ``network-status`` (Device Information 1.1.0).
+"""The device of an attachment in the form of ``network-status`` (Device Information 1.1.0).
 
-The order of the fields is the order in the text, as Go prints its struct. What that struct does not have is left out.
+The order of the fields is the order in the text, as Go prints its struct. Fields unknown to that struct are omitted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class _Part(msgspec.Struct, frozen=True, omit_defaults=True, rename="kebab"):
 
 
 class Pci(_Part, frozen=True):
-    """A PCI device, such as the virtual function of a network card."""
+    """A PCI device, such as a virtual function of a network card."""
 
     pci_address: str = ""
     vhost_net: str = ""
@@ -63,7 +63,7 @@ _DECODER = msgspec.json.Decoder(DeviceInfo)
 
 
 def read(text: str) -> DeviceInfo | None:
-    """Return what *text* says; None where it says nothing, or nothing that fits: the status can do without."""
+    """Return the device in *text*; None if there is none or it is invalid: the status is valid without it."""
     try:
         return _DECODER.decode(text) if text else None
     except (msgspec.MsgspecError, UnicodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Put what pods are attached to beside the manifests, on a machine that has no API server."""
+"""Write network-statuses to files beside the manifests, on a machine without an API server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reconciler.status.sink import LISTED, ObservedStatus, PublishError, require
 from reconciler.status.text import ANNOTATION, PodStatus
 
 LOOK = 2.0
-"""Seconds between two looks at who has changed a file: a few hundred on one machine, so nothing has to tell of it."""
+"""Seconds between two scans for foreign changes. A machine has only a few hundred files, so polling suffices."""
 
 
 class _Document(msgspec.Struct):
@@ -27,14 +27,14 @@ class _Document(msgspec.Struct):
 class FolderSink:
     """``StatusSink`` of ``<manifests>/status/<namespace>/<pod>.json``.
 
-    The folder is Plumbline's: what should not be there is removed, and what the ledger says is there is looked for.
+    The folder belongs to Plumbline: the reconciler removes foreign files, and restores missing ones.
     """
 
     def __init__(self, manifests: Path) -> None:
         self._root = manifests / "status"
 
     async def put(self, status: PodStatus, before: PodStatus | None) -> bool:
-        """See ``StatusSink.put``; *before* is what the file says."""
+        """See ``StatusSink.put``; *before* is ignored, the file is read."""
         return await self._write(PodName(status.pod.namespace, status.pod.name), status)
 
     async def withdraw(self, pod: PodName) -> bool:
@@ -46,7 +46,7 @@ class FolderSink:
         return {PodName(path.parent.name, path.stem) for path in self._root.glob("*/*.json")}
 
     async def watch(self) -> AsyncGenerator[ObservedStatus, None]:
-        """See ``StatusSink.watch``; the folder is looked at every ``LOOK`` seconds."""
+        """See ``StatusSink.watch``; scans the folder every ``POLL_INTERVAL`` seconds."""
         known: dict[PodName, tuple[int, ...]] | None = None
         while True:
             now = await asyncio.to_thread(self._marks)
@@ -65,7 +65,7 @@ class FolderSink:
             yield await self.read(pod)
 
     async def read(self, pod: PodName) -> ObservedStatus:
-        """See ``StatusSink.read``; a file that is missing, or not as it was written, says nothing."""
+        """See ``StatusSink.read``; a file that is missing or changed has no status."""
         require_pod_name(pod)
         try:
             content = await asyncio.to_thread(_content, self._path(pod))
@@ -84,17 +84,17 @@ class FolderSink:
         return ObservedStatus(pod, document.uid, text) if whole else ObservedStatus(pod, "", None)
 
     async def ready(self) -> bool:
-        """Return True: whether a file can be written is seen when one is."""
+        """Return True: only a write shows whether the folder is writable."""
         return True
 
     async def close(self) -> None:
-        """Hold nothing, so let go of nothing."""
+        """Do nothing: there are no connections."""
 
     def _path(self, pod: PodName) -> Path:
         return self._root / pod.namespace / f"{pod.name}.json"
 
     def _marks(self) -> dict[PodName, tuple[int, ...]]:
-        """Return for each file what changes when it does."""
+        """Return a fingerprint of each file."""
         found: dict[PodName, tuple[int, ...]] = {}
         for path in self._root.glob("*/*.json"):
             with contextlib.suppress(FileNotFoundError):
@@ -115,7 +115,7 @@ class FolderSink:
 
 
 def _bring_to(path: Path, content: bytes | None) -> bool:
-    """Make the file at *path* hold *content*, or be gone; return whether that changed anything."""
+    """Write *content* to the file at *path*, None: delete it; return True if that changed anything."""
     before = _content(path)
     if before == content:
         return False
@@ -145,7 +145,7 @@ def _document(pod: PodName, status: PodStatus) -> bytes:
 
 def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.stem}")  # one writer for each pod, and a name that no pod has
+    fresh = path.with_name(f".{path.stem}")  # each pod has one writer, and no pod has this name
     with open(os.open(fresh, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o644), "wb") as file:
         os.fchmod(file.fileno(), 0o644)
         file.write(content)

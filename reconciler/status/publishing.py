@@ -1,8 +1,8 @@
-"""Publish what the ledger says pods are attached to, and say in the ledger that it was published.
+"""Publish the network-status of attached pods, and record each publication in the ledger.
 
-A worker may hold the answer to its runtime for that, so the way from a batch of events to the request is short: what
-has to be published comes with the batch, and each pod has a task of its own while there is something to do for it.
-There only the latest counts, and what can't be published now is tried again with growing pauses.
+A worker may delay its answer to the runtime until the publication, so the path from a batch of events to the request is
+short: the batch carries the pending statuses, and each pod with work has its own task. Only the latest status of a pod
+counts. Failed publications are retried with backoff.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ from reconciler.status.sink import PublishError, StatusSink
 log = structlog.get_logger(__name__)
 
 CONCURRENCY = 16
-"""Requests under way at the same time."""
+"""Maximum number of concurrent requests."""
 LOOKUP_BATCH = 200
-"""Pods that are looked up at once: ten to twenty milliseconds, in which nothing is projected."""
+"""Pods per lookup. A lookup blocks the projection for 10 to 20 ms."""
 
 
 class _Wish:
-    """What is wanted for a pod: its status, or None for none at all."""
+    """The target for a pod: a status to publish, or None to withdraw it."""
 
     def __init__(self, due: PendingStatus | None) -> None:
         self.due = due
         self.renewed = asyncio.Event()
 
     async def renewed_within(self, seconds: float) -> bool:
-        """Return whether something else is wanted, at once if so, else after *seconds*."""
+        """Return True as soon as the target changes, False if it did not within *seconds*."""
         try:
             async with asyncio.timeout(seconds):
                 await self.renewed.wait()
@@ -66,7 +66,7 @@ class _Wish:
 
 
 class StatusPublisher:
-    """Brings *publisher* to what the ledger says. A ``reconciler.follow.listeners.Listener``."""
+    """Brings *sink* to the state of the ledger. A ``reconciler.follow.listeners.Listener``."""
 
     def __init__(self, sink: StatusSink, ledger: Ledger, notices: Notices, metrics: Metrics) -> None:
         self._sink = sink
@@ -75,15 +75,15 @@ class StatusPublisher:
         self._metrics = metrics
         self._wishes: dict[PodName, _Wish] = {}
         self._idle: asyncio.Queue[PodName] = asyncio.Queue()
-        """Pods that have a wish and no task."""
+        """Pods with a target and no task."""
         self._open: dict[PodName, None] = {}
-        """Pods of which nobody knows yet whether there is something to do, oldest wish first."""
+        """Pods whose pending work is not looked up yet, oldest first."""
         self._query: Query | None = None
         self._places = asyncio.Semaphore(CONCURRENCY)
         metrics.status_pending.set_function(lambda: len(self._wishes) + len(self._open))
 
     async def caught_up(self, query: Query) -> None:
-        """Find the pods that the ledger does not say are published, and withdraw what nothing is left of."""
+        """Find the pods without a settled publication, and withdraw the statuses of pods that are gone."""
         self._query = query
         self._open = dict.fromkeys(await query(Store.unsettled_pods))
         there = await self._sink.withdrawable()
@@ -91,22 +91,22 @@ class StatusPublisher:
             self._want(pod, None)
 
     def changed(self, changes: Changes) -> None:
-        """Publish what has become due, and withdraw what nothing is left of."""
+        """Publish new statuses, and withdraw those of pods without attachments."""
         for found in newly_pending(changes.events, changes.folded, changes.published):
             self._want(found.pod, found)
         for pod in changes.detached_pods:
             self._want(pod, None)
 
     def busy(self, pod: PodName) -> bool:
-        """Return whether something is to be published for *pod*, or withdrawn, or is being."""
+        """Return True if a publication or withdrawal for *pod* is pending or in progress."""
         return pod in self._wishes or pod in self._open
 
     def restore(self, found: PendingStatus) -> None:
-        """Publish *found*, though the ledger says that it is: somebody changed it."""
+        """Publish *found* again after a foreign change, although the ledger has a record of it."""
         self._want(found.pod, replace(found, before=None, since=rfc3339(time.time_ns())))
 
     async def run(self) -> None:
-        """Publish without end."""
+        """Publish until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._announce(), name="announce")
             tasks.create_task(self._take_up(), name="take-up")
@@ -115,14 +115,14 @@ class StatusPublisher:
                 tasks.create_task(self._serve(pod), name=f"publish-{pod}")
 
     async def _announce(self) -> None:
-        """Tell the workers that it is worth their while to wait, as long as it is."""
+        """Announce to the workers, while the sink is ready, that waiting for a publication is worthwhile."""
         while True:
             if await self._sink.ready():
                 await self._notices.publish(PUBLISHER_PRESENT)
             await asyncio.sleep(PRESENCE_INTERVAL)
 
     async def _take_up(self) -> None:
-        """Want what is to be published for those that are open. Whatever happens to one meanwhile tells it, too."""
+        """Look up the pods of ``caught_up``. A later event of such a pod sets its target first."""
         assert self._query is not None
         while self._open:
             some = tuple(itertools.islice(self._open, LOOKUP_BATCH))
@@ -142,7 +142,7 @@ class StatusPublisher:
             wish.renewed.set()
 
     async def _serve(self, pod: PodName) -> None:
-        """Do what is wanted for *pod*, until nothing is."""
+        """Work on the target of *pod* until it is reached and unchanged."""
         wish = self._wishes[pod]
         while True:
             wish.renewed.clear()
@@ -152,7 +152,7 @@ class StatusPublisher:
         del self._wishes[pod]
 
     async def _fulfil(self, pod: PodName, wish: _Wish) -> None:
-        """Publish or withdraw, for which it is tried until it is done, can't be, or something else is wanted."""
+        """Publish or withdraw. Retries until it succeeds, fails finally, or the target changes."""
         found, told = wish.due, False
         for delay in delays():
             try:
@@ -162,7 +162,7 @@ class StatusPublisher:
                 self._metrics.status_failed.inc()
                 log.warning("status_failed", pod=str(pod), error=error.failure.message, final=error.final)
                 if found is not None and not told:
-                    told = True  # once for all attempts
+                    told = True  # one record for all attempts
                     await self._record(found, _failed(found, error), wish, until_taken=error.final)
                 pause = max(delay * random.uniform(0.5, 1.5), error.retry_after or 0.0)  # noqa: S311
                 if error.final or await wish.renewed_within(pause):
@@ -179,7 +179,7 @@ class StatusPublisher:
             written = await self._sink.put(found.status, found.before)
         except PublishError:
             raise
-        except Exception as error:  # one bad pod never stops the others
+        except Exception as error:  # a defect with one pod must not stop the others
             log.exception("publisher_broke", pod=str(found.pod))
             raise PublishError(
                 ErrorClass.INTERNAL,
@@ -197,7 +197,7 @@ class StatusPublisher:
             log.info("status_withdrawn", pod=str(pod))
 
     async def _record(self, found: PendingStatus, data: Data, wish: _Wish, *, until_taken: bool) -> None:
-        """Append *data*; *until_taken*: try until the ledger takes it, or something else is wanted."""
+        """Append *data*. *until_taken*: retry until the ledger accepts it or the target changes."""
         event = event_of(found, data)
         for delay in delays():
             try:
@@ -233,7 +233,7 @@ def _failed(found: PendingStatus, error: PublishError) -> StatusPublishFailed:
 
 
 def event_of(found: PendingStatus, data: Data) -> Event:
-    """Return the event that says *data* of the sandbox in *found*. It is the reconciler's."""
+    """Return the reconciler's event with *data* about the sandbox in *found*."""
     return new_event(data, sandbox=found.sandbox.container_id, cause=found.intent)
 
 

@@ -1,8 +1,8 @@
-"""Say in a pod's ``network-status`` annotation what it is attached to, in the text that its readers know.
+"""Render a pod's ``network-status`` annotation.
 
-Pure. Programs in pods parse this text, and some compare it, so it is Multus' to the byte: one element for each
-interface, printed as Go's ``json.MarshalIndent`` prints it with four blanks, joined by commas in brackets (Kubernetes
-Network Custom Resource Definition De-facto Standard 1.3, section 5).
+Pure. Programs in pods parse this text, and some compare it, so it equals Multus' text byte for byte: one element per
+interface, printed like Go's ``json.MarshalIndent`` with four blanks, joined by commas in brackets (Kubernetes Network
+Custom Resource Definition De-facto Standard 1.3, section 5).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GO_ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 
 
 class StatusError(ValueError):
-    """A status can't be told; the message says of which pod and network, and why."""
+    """A status can't be rendered; the message names pod and network, and says why."""
 
 
 class Element(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -39,7 +39,7 @@ class Element(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mtu: int = 0
     default: bool = False
     dns: Dns
-    """Always there, if only as ``{}``."""
+    """Always present, if only as ``{}``."""
     device_info: device_info.DeviceInfo | None = msgspec.field(default=None, name="device-info")
     gateway: tuple[str, ...] = ()
 
@@ -52,10 +52,10 @@ class PodStatus(msgspec.Struct, frozen=True):
 
 
 def pod_status(sandboxes: Sequence[Sandbox]) -> PodStatus | None:
-    """Return the annotation for the pod that *sandboxes* are of, oldest first; None while it is attached to nothing.
+    """Return the annotation for the pod with *sandboxes*, oldest first; None without attachments.
 
-    A pod that was made again under its name may still have its old sandbox: the newest attached one is the pod's. The
-    text stays while that one is being detached. Raises StatusError.
+    A pod that was created again under its name may still have its old sandbox: the newest attached one counts. The text
+    remains while that one is being detached. Raises StatusError.
     """
     attached = [sandbox for sandbox in sandboxes if sandbox.phase in _ATTACHED]
     if not attached:
@@ -134,12 +134,12 @@ def _of_sandbox(pod: Pod, sandbox: Sandbox) -> list[Element]:
 
 
 def _with_default_routes(results: Sequence[Result], made: Sequence[Attachment]) -> Sequence[Result]:
-    """Return *results* with the default routes that are there, where one of the attachments claims the pod's.
+    """Return *results* with the actual default routes, if one of the attachments claims the pod's default route.
 
-    Multus repeats here what the plugins said. A reader of ``gateway`` wants to know where the pod's traffic goes, and
-    would be told of routes that the pod has not got, and not of the one that it asked for. Without a claim, plugins
-    are right, and the text is Multus' to the byte. The specification's own key, ``default-route``, is not written: no
-    client library knows it, and ``gateway`` says the same.
+    Multus repeats the plugins' results here. But a reader of ``gateway`` wants to know the path of the pod's traffic:
+    Multus' text would list routes that the pod does not have, and omit the requested one. Without a claim, the plugins
+    are right, and the text equals Multus'. The standard's key ``default-route`` is not written: no client library knows
+    it, and ``gateway`` has the same content.
     """
     found = claims([each.plan for each in made], lambda index: {r.family for r in results[index].default_routes})
     if not found:
@@ -170,5 +170,5 @@ def _unusable(pod: Pod, attachment: Attachment) -> Generator[None]:
 
 
 def _go_json(element: Element) -> str:
-    # Outside of strings none of the escaped characters occurs.
+    # The escaped characters occur only inside strings.
     return msgspec.json.format(msgspec.json.encode(element), indent=4).decode().translate(_GO_ESCAPES)

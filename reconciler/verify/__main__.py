@@ -1,4 +1,4 @@
-"""``python -m reconciler.verify``: one verification in its own process, whose report is JSON on standard output."""
+"""``python -m reconciler.verify``: one verification in a process of its own; the report is JSON on standard output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from reconciler.verify.run import verify_configured
 
 
 def main() -> int:
-    """Print the report; return its exit code, as ``plumbline verify`` does."""
+    """Print the report; return the exit code of ``plumbline verify``."""
     parser = argparse.ArgumentParser(prog="python -m reconciler.verify", description=__doc__)
     parser.add_argument("--config", type=Path, help=f"configuration file (default: {DEFAULT_PATH}, if it is there)")
     path = parser.parse_args().config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
@@ -28,7 +28,7 @@ def main() -> int:
         logs.configure("warning", "verify")
         report = asyncio.run(verify_configured(settings))
     except (SettingsError, LedgerError) as error:
-        print(f"plumbline: {error}", file=sys.stderr)  # noqa: T201
+        print(f"plumbline: {error}", file=sys.stderr)  # noqa: T201  # also without a configured log
         return 2
     sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
     return report.exit_code

@@ -1,7 +1,7 @@
-"""Verify from time to time, and say in metrics and log what came of it.
+"""Verify periodically, and report the result in metrics and log.
 
-In a process of its own, at low priority: a replay of the whole ledger takes a core for as long as it lasts, and must
-delay nobody's network-status, nor may its memory stay.
+Each verification is a separate process at low priority: a replay of the whole ledger uses a core, must not delay
+publications, and must release its memory afterwards.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ from reconciler.verify.report import Report
 log = structlog.get_logger(__name__)
 
 _FIRST = 300.0
-"""Seconds after the start: whoever has just taken over has more urgent things to do."""
+"""Seconds before the first verification: a new leader has more urgent work."""
 _TOLD = 20
 
 
 class PeriodicVerification:
-    """A ``reconciler.follow.listeners.Listener`` that verifies every *interval* seconds, by the configuration at
-    *config*."""
+    """Verifies every *interval* seconds with the configuration *config*. A ``Listener``: only the leader does."""
 
     def __init__(self, config: Path | None, interval: float, metrics: Metrics) -> None:
         self._arguments = [] if config is None else ["--config", str(config)]
@@ -39,13 +38,13 @@ class PeriodicVerification:
         self._metrics = metrics
 
     async def caught_up(self, query: Query) -> None:
-        """Do nothing: a verification looks for itself."""
+        """Do nothing: a verification reads everything itself."""
 
     def changed(self, changes: Changes) -> None:
-        """Do nothing, as before."""
+        """Do nothing: a verification reads everything itself."""
 
     async def run(self) -> None:
-        """Verify without end."""
+        """Verify until cancelled."""
         await asyncio.sleep(min(_FIRST, self._interval))
         while True:
             await self._verify()

@@ -1,4 +1,4 @@
-"""Hold the projection's rows against a fold of the ledger from zero."""
+"""Compare the projection's rows with a fold of the whole ledger."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _REMEDY = (
 
 
 def compare(rows: ReadView, replay: Replay, findings: Findings) -> int:
-    """Add to *findings* what of *rows* is not as *replay*, which is at the same sequence, has it.
+    """Add the differences between *rows* and *replay*, both at the same sequence, to *findings*.
 
-    Return how many sandboxes are live. A ledger forgets, and so does a database, but each of its own: of what has
-    ended either may have nothing, and a row that is older than the ledger's memory of it proves nothing and is counted.
+    Return the number of live sandboxes. Ledger and database delete old data, each by its own rules. So either may lack
+    what has ended. A row that is older than the ledger's data proves nothing, and is counted as unproved.
     """
     live, pods = _sandboxes(rows, replay, findings)
     _pending(rows, replay, findings)
@@ -43,7 +43,7 @@ def compare(rows: ReadView, replay: Replay, findings: Findings) -> int:
 
 
 def _sandboxes(rows: ReadView, replay: Replay, findings: Findings) -> tuple[int, set[PodName]]:
-    """Return also which pods have something on a node."""
+    """Return the number of live sandboxes, and the live pods."""
     live, pods = 0, set[PodName]()
     for found in rows.sandboxes(replay.node):
         row = found.sandbox
@@ -67,12 +67,12 @@ def _sandboxes(rows: ReadView, replay: Replay, findings: Findings) -> tuple[int,
 
 
 def _begun_anew(rows: ReadView, row: Row, kept: Kept) -> bool:
-    """Return whether the database had forgotten the sandbox, and begun with it anew, when more came of it."""
+    """Return True if the database deleted the sandbox and started it anew at a later event."""
     return bool(rows.forgotten) and kept.created < row["created"]
 
 
 def _half_forgotten(rows: ReadView, found: SandboxRows, kept: Kept) -> bool:
-    """Return whether what came then was but another DEL, of which it can't tell what the ledger can."""
+    """Return True if that later event was only another DEL: then the row lacks what the ledger still has."""
     return _begun_anew(rows, found.sandbox, kept) and not found.attachments
 
 
@@ -123,7 +123,7 @@ def _nodes(rows: ReadView, replay: Replay, findings: Findings) -> None:
 
 
 _MAXIMA = frozenset({"epoch", "command"})
-"""The ledger may have forgotten the event that had the greatest."""
+"""The ledger may have deleted the event with the greatest value."""
 
 
 def _leaks(rows: ReadView, replay: Replay, findings: Findings) -> None:
@@ -137,7 +137,7 @@ def _leaks(rows: ReadView, replay: Replay, findings: Findings) -> None:
             if _remembers(replay, row["node"], row["sequence"]):
                 findings.add(_plain(row, f"{what} is open in the database and not in the ledger: {_REMEDY}"))
             continue
-        # The ledger forgets the earlier sightings of what it still knows to be held.
+        # The ledger deletes earlier observations of a leak that is still open.
         wrong = [name for name in _unequal(row, leak_row(NodeName(row["node"]), leaked)) if name != "first_at"]
         if wrong:
             findings.add(_plain(row, f"{what} differs from the ledger in {', '.join(wrong)}: {_REMEDY}"))
@@ -147,7 +147,7 @@ def _leaks(rows: ReadView, replay: Replay, findings: Findings) -> None:
 
 
 def _statuses(rows: ReadView, replay: Replay, pods: set[PodName], findings: Findings) -> None:
-    """*pods* have something on a node: of others the database may have forgotten what was published long ago."""
+    """Compare the published statuses. *pods* are live; the database may have deleted old records of the others."""
     for row in rows.statuses():
         pod = PodName(row["namespace"], row["pod"])
         expected = replay.words.look(pod)
@@ -165,13 +165,13 @@ def _statuses(rows: ReadView, replay: Replay, pods: set[PodName], findings: Find
 
 
 def _remembers(replay: Replay, node: str, sequence: int) -> bool:
-    """Return whether the ledger would have what is open since *sequence*: it forgets by age, and what has ended."""
+    """Return True if the ledger still has an open item of *sequence*: it deletes only old items that have ended."""
     oldest = replay.oldest.get(NodeName(node))
     return oldest is not None and sequence >= oldest
 
 
 def _same_fold(fold: bytes, sandbox: Sandbox) -> bool:
-    """Compare values: the text may be an older version's."""
+    """Compare values, not text: an older version may have written the text."""
     try:
         return sandbox_of(fold) == sandbox
     except msgspec.MsgspecError:
@@ -179,14 +179,14 @@ def _same_fold(fold: bytes, sandbox: Sandbox) -> bool:
 
 
 def _unequal(row: Row, expected: Row) -> list[str]:
-    """Return the columns that differ, but for those that the projection alone reads."""
+    """Return the names of the different columns, without those that only the projection reads."""
     known = [name for name in expected if name not in _OWN and (name not in _LATER or row[name])]
     return [name for name in known if row.get(name) != expected[name]]
 
 
 _OWN = frozenset({"fold", "event"})
 _LATER = frozenset({"intent", "silent"})
-"""Columns that are empty, or false, in rows of before they were kept."""
+"""Columns that are empty or false in rows of older versions."""
 
 
 def _of(sandbox: Sandbox, message: str) -> Difference:

@@ -1,8 +1,8 @@
-"""Hold the ledger against nodes and pods: what is there now, seen anew.
+"""Compare the ledger with the actual state of nodes and pods.
 
-Only a node's worker can see its namespaces and files. It is asked to compare itself with the ledger, and what it says
-is in the ledger before its answer is, so after the answer the fold has all that differs. Nobody is asked to change
-anything.
+Only a node's worker can see its namespaces and files. So the nodes get a command to compare themselves with the ledger.
+They append all differences before their answer, so after the answer the fold has them. No command changes anything on a
+node.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from reconciler.verify.replay import Replay
 from reconciler.verify.report import Difference, Findings, Kind
 
 PATIENCE = 30.0
-"""Seconds that a node has for its answer."""
+"""Seconds within which a node must answer."""
 _TOGETHER = 32
-"""Nodes that compare themselves at the same time."""
+"""Maximum number of concurrent comparisons."""
 
 
 async def nodes(replay: Replay, commands: Commands, findings: Findings, patience: float = PATIENCE) -> int:
-    """Add to *findings* what nodes differ in from the ledger; return how many answered.
+    """Add the differences between nodes and ledger to *findings*; return the number of answers.
 
-    Afterwards *replay* is at the ledger's end. Raises LedgerUnavailableError.
+    Afterwards *replay* is at the end of the ledger. Raises LedgerUnavailableError.
     """
     answered = 0
     for some in _chunks(sorted(_present(replay)), _TOGETHER):
@@ -59,7 +59,7 @@ async def nodes(replay: Replay, commands: Commands, findings: Findings, patience
 
 
 def _present(replay: Replay) -> set[NodeName]:
-    """Return the nodes that somebody should answer for."""
+    """Return the nodes that should answer."""
     left = {node for node, stored in replay.latest.items() if isinstance(stored.event.data, WorkerStopped)}
     return (set(replay.latest) - left) | set(replay.live.values())
 
@@ -141,11 +141,11 @@ class _Wanted(NamedTuple):
     node: str
     sandbox: str
     sequence: int
-    """Of the word that it was published."""
+    """Sequence of the record of the publication."""
 
 
 async def statuses(replay: Replay, sink: StatusSink, findings: Findings) -> None:
-    """Add to *findings* the pods whose network-status is not what the ledger says. Raises LedgerUnavailableError."""
+    """Add the pods whose network-status differs from the ledger to *findings*. Raises LedgerUnavailableError."""
     wanted = _wanted(replay)
     try:
         async with aclosing(sink.read_all()) as listed:
@@ -157,7 +157,7 @@ async def statuses(replay: Replay, sink: StatusSink, findings: Findings) -> None
         for pod, expected in wanted.items():
             row = replay.words.get(pod)
             if row is None or row["sequence"] != expected.sequence:
-                continue  # published anew meanwhile
+                continue  # published again meanwhile
             found = await sink.read(pod)
             if found is not None and found.uid in ("", expected.uid) and found.text != expected.text:
                 findings.add(_status(pod, expected, found.text))
@@ -166,7 +166,7 @@ async def statuses(replay: Replay, sink: StatusSink, findings: Findings) -> None
 
 
 def _wanted(replay: Replay) -> dict[PodName, _Wanted]:
-    """Return what was published, and is to be read, of each pod that is attached."""
+    """Return the published status of each attached pod."""
     found: dict[PodName, _Wanted] = {}
     newest: dict[PodName, int] = {}
     for _, group in groupby(replay.shelf.all(), lambda kept: kept.sandbox.key.container_id):

@@ -1,4 +1,4 @@
-"""Fold the whole ledger again, by nothing but ``events.fold``, in little memory."""
+"""Fold the whole ledger again with ``events.fold`` only, in little memory."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from reconciler.verify.spill_store import SpillStore, StatusRows
 
 
 class Replay:
-    """What follows from the events of a ledger up to ``sequence``; of *node* alone if one is given."""
+    """The fold of a ledger up to ``sequence``; with *node*, only of that node's events."""
 
     def __init__(self, ledger: Ledger, node: NodeName = NO_NODE) -> None:
         self.ledger = ledger
         self.node = node
         self.shelf = SpillStore()
         self.words = StatusRows()
-        """The last word of the ledger about each pod's network-status."""
+        """The last record in the ledger about each pod's network-status."""
         self.state = State(keep_closed=True, sandboxes=self.shelf)
         self.drifting: dict[SandboxKey, None] = {}
-        """Sandboxes that their node differs from, as of the last look; the longest first."""
+        """Sandboxes with drift, as of the last observation; the oldest drift first."""
         self.live: dict[SandboxKey, NodeName] = {}
-        """Sandboxes that hold something, and where."""
+        """Live sandboxes and their nodes."""
         self.latest: dict[NodeName, Stored] = {}
         """The last event of each node."""
         self.oldest: dict[NodeName, int] = {}
-        """The sequence of the first event of each node that the ledger still has."""
+        """Sequence of the first event of each node that the ledger still has."""
         self.sequence = 0
         self.events = 0
 
     async def go_on(self, end: int) -> None:
-        """Apply what the ledger has up to *end*. Raises LedgerUnavailableError."""
+        """Apply the events up to *end*. Raises LedgerUnavailableError."""
         done = self.sequence
         if end <= done:
             return
-        # A node's part and the reconciler's are read one after the other: neither's fold depends on the other's events.
+        # The events of the node and of the reconciler are read one after the other: their folds are independent.
         nodes = (self.node, NO_NODE) if self.node else (None,)
         for node in nodes:
             self.state.sequence = done
@@ -54,7 +54,7 @@ class Replay:
         self.sequence = end
 
     def close(self) -> None:
-        """Let go of what was put away."""
+        """Delete the temporary files."""
         self.shelf.close()
         self.words.close()
 

@@ -1,7 +1,7 @@
-"""What a verification found, for people and for programs.
+"""The result of a verification, for people and programs.
 
-Pure. A difference is one sentence that names the pod, the network where there is one, and what to do; what could not be
-looked at is said beside them, because silence would be taken for truth.
+Pure. A difference is one sentence with the pod, the network if any, and the remedy. The report also lists what could
+not be checked: otherwise silence would look like success.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from collections import Counter
 import msgspec
 
 SHOWN = 1000
-"""Differences of one kind that are kept in words; all are counted."""
+"""Maximum number of listed differences of one kind; all are counted."""
 
 
 class Kind(enum.StrEnum):
-    """Which two of the three differ. A closed list: it is also a metric's label."""
+    """The two sides of a difference. A closed list: it is also a metric's label."""
 
     PROJECTION = "projection"
-    """The tables are not the fold of the ledger."""
+    """The tables differ from the fold of the ledger."""
     DRIFT = "drift"
-    """A node is not what the ledger says of a sandbox."""
+    """A node differs from the ledger's record of a sandbox."""
     LEAK = "leak"
-    """A node holds something that nobody owns."""
+    """A node holds a resource without an owner."""
     STATUS = "status"
-    """A pod's network-status is not what the ledger says."""
+    """A pod's network-status differs from the ledger."""
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that is not as it should be."""
+    """One difference."""
 
     kind: Kind
     message: str
@@ -40,37 +40,37 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What was looked at, and what differs."""
+    """The scope of a verification and its differences."""
 
     ledger: str
     """Name of the stream."""
     sequence: int
-    """Up to where ledger and projection were compared."""
+    """Sequence up to which ledger and projection were compared."""
     events: int
-    """Replayed."""
+    """Number of replayed events."""
     sandboxes: int
-    """Live ones."""
+    """Number of live sandboxes."""
     nodes: int
-    """Those that answered."""
+    """Number of nodes that answered."""
     differences: tuple[Difference, ...]
     counts: dict[Kind, int]
-    """Of all differences, also of those that are not in ``differences``."""
+    """Number of all differences of each kind, also of those not in ``differences``."""
     unseen: tuple[str, ...]
-    """What could not be looked at, and why."""
+    """What could not be checked, and why."""
     unproved: int
-    """Rows whose beginning the ledger has forgotten: there is nothing to hold them against."""
+    """Number of rows that can't be checked: the ledger deleted their first events."""
     seconds: float
 
     @property
     def exit_code(self) -> int:
-        """0: all is as it should be; 1: something differs; 2: nothing was found to differ, but not all was seen."""
+        """0: no differences; 1: differences; 2: no differences, but some checks were impossible."""
         if any(self.counts.values()):
             return 1
         return 2 if self.unseen else 0
 
 
 class Findings:
-    """Collects differences: all are counted, the first of each kind are kept."""
+    """Collects differences: counts all, and keeps the first ones of each kind."""
 
     def __init__(self) -> None:
         self.counts: Counter[Kind] = Counter(dict.fromkeys(Kind, 0))
@@ -79,14 +79,14 @@ class Findings:
         self.unproved = 0
 
     def add(self, difference: Difference) -> None:
-        """Take *difference* down."""
+        """Add *difference*."""
         self.counts[difference.kind] += 1
         if self.counts[difference.kind] <= SHOWN:
             self.differences.append(difference)
 
 
 def lines(report: Report) -> list[str]:
-    """Return *report* as people read it."""
+    """Return *report* as lines for people."""
     told = [f"{each.kind}: {each.message}" for each in report.differences]
     hidden = sum(report.counts.values()) - len(report.differences)
     if hidden:

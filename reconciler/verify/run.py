@@ -1,4 +1,4 @@
-"""Hold projection, ledger and reality against one another, once."""
+"""Compare projection, ledger and reality once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from reconciler.verify.report import Difference, Findings, Kind, Report
 async def verify_configured(
     settings: ReconcilerSettings, node: NodeName = NO_NODE, patience: float = reality.PATIENCE
 ) -> Report:
-    """Return what differs where *settings* say, on *node* or on all; each node has *patience* seconds to answer.
+    """Return the report for the configuration *settings*, of *node* or of all nodes.
 
-    Raises SettingsError, LedgerError.
+    Each node has *patience* seconds to answer. Raises SettingsError, LedgerError.
     """
     async with contextlib.AsyncExitStack() as stack:
         ledger = await connect_soon(*whole_ledger(settings), "plumbline-verify")
@@ -48,10 +48,9 @@ async def verify(
     node: NodeName = NO_NODE,
     patience: float = reality.PATIENCE,
 ) -> Report:
-    """Return what differs, on *node* or on all.
+    """Return the report of *node*, or of all nodes.
 
-    Without *commands* nodes are not asked, without *sink* no network-status is read. Raises
-    LedgerUnavailableError.
+    Without *commands* it skips the nodes, without *sink* the network-statuses. Raises LedgerUnavailableError.
     """
     started = time.monotonic()
     findings, replay = Findings(), Replay(ledger, node)
@@ -83,9 +82,9 @@ async def verify(
 
 
 async def _projection(replay: Replay, stream: str, database: str, findings: Findings) -> int:
-    """Replay up to where the projection is, and compare the two; return how many sandboxes are live.
+    """Replay up to the projection's position, and compare the two; return the number of live sandboxes.
 
-    The long part is done before the database is looked at, so that what is open there is not open for long.
+    Most of the replay happens before the database is opened: its read transaction stays short.
     """
     try:
         with open_read_view(database, stream) as rows:

@@ -1,7 +1,7 @@
-"""Keep more sandboxes than memory should hold, for a fold of a whole ledger.
+"""Hold more sandboxes than memory has room for, during a fold of a whole ledger.
 
-The ones in use stay as they are; those that were not touched for long are put away in a nameless SQLite file, which
-goes with the process. Events of one sandbox stand close together in a ledger, so few are ever fetched back.
+Recently used sandboxes stay in memory. The others spill to an anonymous SQLite file, which disappears with the process.
+Events of one sandbox are close together in a ledger, so few are read back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reconciler.projection.fold.published import PodName
 from reconciler.projection.fold.rows import Row
 
 WARM = 4096
-"""Sandboxes in memory."""
+"""Maximum number of sandboxes in memory."""
 _BATCH = 512
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -28,14 +28,14 @@ _decode = msgspec.msgpack.Decoder(Sandbox).decode
 
 
 class Kept(NamedTuple):
-    """A sandbox with the sequence at which it was first put on the shelf."""
+    """A sandbox and the sequence at which it was added."""
 
     sandbox: Sandbox
     created: int
 
 
 class SpillStore(MutableMapping[SandboxKey, Sandbox]):
-    """Sandboxes by their key; for ``events.fold.State``."""
+    """Sandboxes by key, for ``events.fold.State``."""
 
     def __init__(self, warm: int = WARM) -> None:
         self._warm: dict[SandboxKey, Kept] = {}
@@ -43,21 +43,21 @@ class SpillStore(MutableMapping[SandboxKey, Sandbox]):
         self._limit = warm
         self._count = 0
         self.at = 0
-        """The sequence that is being applied."""
+        """Sequence of the event that is being applied."""
         self._file = _nameless(
             "CREATE TABLE boxes (id TEXT, name TEXT, created INTEGER, fold BLOB, seen INTEGER DEFAULT 0, "
             "PRIMARY KEY (id, name))"
         )
 
     def kept(self, key: SandboxKey) -> Kept | None:
-        """Return the sandbox of *key* and when it came."""
+        """Return the entry of *key*."""
         found = self._warm.pop(key, None) or self._fetch(key)
         if found is not None:
             self._warm[key] = found
         return found
 
     def look(self, key: SandboxKey) -> Kept | None:
-        """Return the same, and remember that somebody asked for it."""
+        """Return the entry of *key*, and mark it as compared."""
         self._put_away(len(self._warm))
         found = self._fetch(key)
         if found is not None:
@@ -65,15 +65,15 @@ class SpillStore(MutableMapping[SandboxKey, Sandbox]):
         return found
 
     def unlooked(self) -> Iterator[Kept]:
-        """Yield those that nobody looked for."""
+        """Yield the entries that are not marked as compared."""
         return self._all("WHERE seen = 0")
 
     def all(self) -> Iterator[Kept]:
-        """Yield all, those of a container beside one another, oldest first."""
+        """Yield all entries: those of a container together, oldest first."""
         return self._all("")
 
     def close(self) -> None:
-        """Let the file go."""
+        """Delete the file."""
         self._file.close()
 
     def __getitem__(self, key: SandboxKey) -> Sandbox:
@@ -127,7 +127,7 @@ class SpillStore(MutableMapping[SandboxKey, Sandbox]):
 
 
 class StatusRows:
-    """The last row about each pod's network-status, as ``reconciler.projection.fold.rows.status_row`` makes it."""
+    """The last ``reconciler.projection.fold.rows.status_row`` of each pod."""
 
     def __init__(self) -> None:
         self._file = _nameless(
@@ -136,7 +136,7 @@ class StatusRows:
         )
 
     def put(self, row: Row) -> None:
-        """Keep *row* in the place of the last one of its pod."""
+        """Replace the row of a pod by *row*."""
         values = (row["namespace"], row["pod"], msgspec.msgpack.encode(row))
         self._file.execute("INSERT OR REPLACE INTO words (namespace, pod, word) VALUES (?, ?, ?)", values)
 
@@ -146,17 +146,17 @@ class StatusRows:
         return None if row is None else msgspec.msgpack.decode(row[0])
 
     def look(self, pod: PodName) -> Row | None:
-        """Return the same, and remember that somebody asked for it."""
+        """Return the row of *pod*, and mark it as compared."""
         self._file.execute("UPDATE words SET seen = 1 WHERE namespace = ? AND pod = ?", pod)
         return self.get(pod)
 
     def unlooked(self) -> Iterator[PodName]:
-        """Yield the pods that nobody looked for."""
+        """Yield the pods whose rows are not marked as compared."""
         for row in self._file.execute("SELECT namespace, pod FROM words WHERE seen = 0 ORDER BY namespace, pod"):
             yield PodName(*row)
 
     def close(self) -> None:
-        """Let the file go."""
+        """Delete the file."""
         self._file.close()
 
 

@@ -1,10 +1,10 @@
-"""Bring a pod's network-status back when somebody edits or removes it.
+"""Restore a pod's network-status after a foreign edit or removal.
 
-Programs in pods believe the annotation, and anybody who may change the pod may change it. What every pod has is heard
-from one watch, and of each only two numbers are kept: a digest of what it has, and one of what was published for it.
-Where they differ for longer than a moment, pod and ledger are read again, what was found is recorded
-(``DriftObserved``), and ``reconciler.status.publishing``, the one writer, publishes it anew. Against another controller
-that writes the same key this is done ever more rarely, and said on the pod.
+Programs in pods trust the annotation, and everything with write access to the pod can change it. The guard watches all
+pods, and keeps two digests per pod: of the observed status and of the published one. If they differ for longer than
+``SETTLE_TIME``, it reads pod and ledger again, records the difference (``DriftObserved``), and asks
+``reconciler.status.publishing``, the only writer, to publish again. If another controller keeps writing the same key,
+restores get rarer, and the pod gets a warning Event.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ from reconciler.status.sink import LISTED, ObservedStatus, PublishError, StatusS
 log = structlog.get_logger(__name__)
 
 MOMENT = 0.5
-"""Seconds that a difference may last: what is published now is heard before the ledger says so, or after."""
+"""Seconds for which a difference is normal: the watch may be ahead of the ledger, or behind it."""
 _AGAIN = 5.0
-"""Seconds until something is tried again that could not be done."""
+"""Seconds until a retry after an error."""
 _FOUND_LIMIT = 4096
 _NOTHING = 0
-"""Digest of no status at all."""
+"""Digest of a missing status."""
 
 
 class StatusGuard:
-    """Watches over what *publication* has published. A ``reconciler.follow.listeners.Listener``.
+    """Guards the statuses of *publisher*. A ``reconciler.follow.listeners.Listener``.
 
-    *policy* tells of each network whether what is said of it is brought back, only said, or nobody's business (see
-    ``reconciler.status.guard.policy``). *warn* says something on a pod.
+    *policy* returns the drift policy of a network: restore, only record, or ignore (see
+    ``reconciler.status.guard.policy``). *warn* writes a Kubernetes Event.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class StatusGuard:
         self._warn = warn
         self._query: Query | None = None
         self._wanted: dict[str, int] = {}
-        """Digest of what was published, by the pod's UID."""
+        """Digest of the published status by the pod's UID."""
         self._seen: dict[str, int] = {}
-        """Digest of what the pod has, by its UID."""
+        """Digest of the observed status by the pod's UID."""
         self._suspects = _Agenda()
         self._contests = RestoreBackoff()
         self._said: dict[str, int] = {}
-        """What was recorded last of the pods that are as somebody left them."""
+        """Digest of the last recorded difference of pods that are not restored, by UID."""
 
     async def caught_up(self, query: Query) -> None:
-        """Learn what was published for the pods that are there."""
+        """Load the published statuses of live pods."""
         self._query = query
         for _, said in await query(Store.live_pods):
             uid, digest = _wanted(said)
@@ -93,7 +93,7 @@ class StatusGuard:
                 self._wanted[uid] = digest
 
     def changed(self, changes: Changes) -> None:
-        """Learn what was published since, and forget pods that have nothing any more."""
+        """Record new publications, and forget pods without attachments."""
         for event, sandbox in changes.events:
             if isinstance(event.data, StatusPublished) and event.data.pod.uid:
                 pod = event.data.pod
@@ -107,7 +107,7 @@ class StatusGuard:
                 self._forget(sandbox.plan.pod.uid if sandbox.plan is not None else sandbox.pod.uid)
 
     async def run(self) -> None:
-        """Watch and bring back, without end."""
+        """Watch and restore until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch(), name="watch-statuses")
             tasks.create_task(self._examine(), name="bring-statuses-back")
@@ -121,7 +121,7 @@ class StatusGuard:
                     self._take(found)
 
     async def _miss(self) -> None:
-        """Suspect those of which nothing was seen: their status, or they, are gone."""
+        """Suspect pods that the sink did not list: their status, or the pod itself, is gone."""
         assert self._query is not None
         known = await self._query(Store.live_pods)
         for pod, published in known:
@@ -135,7 +135,7 @@ class StatusGuard:
             self._seen[found.uid] = _digest(found.text)
             self._compare(found.pod, found.uid)
         else:
-            self._suspects.add(found.pod, MOMENT)  # the place can't tell of which pod of that name it says it
+            self._suspects.add(found.pod, MOMENT)  # the sink does not know which pod of that name the status belongs to
 
     def _compare(self, pod: PodName, uid: str) -> None:
         wanted, seen = self._wanted.get(uid), self._seen.get(uid)
@@ -147,7 +147,7 @@ class StatusGuard:
             kept.pop(uid, None)
 
     async def _examine(self) -> None:
-        """Look at one suspect after the other: those who edit thousands of pods at once wait their turn."""
+        """Examine one suspect at a time: a mass edit of thousands of pods waits in the queue."""
         while True:
             pod = await self._suspects.next()
             try:
@@ -160,7 +160,7 @@ class StatusGuard:
             self._metrics.status_contested.set(self._contests.contested(time.monotonic()))
 
     async def _judge(self, pod: PodName) -> float | None:
-        """Bring the status of *pod* back if it has to be; return in how many seconds to look again, if at all."""
+        """Restore the status of *pod* if necessary; return the seconds until the next check, None: no check."""
         if self._publisher.busy(pod):
             return MOMENT
         found = await self._sink.read(pod)
@@ -168,10 +168,10 @@ class StatusGuard:
         boxes, published = await self._query(lambda store: store.live_pod(pod))
         wanted = current_status(boxes, published)
         if wanted is None or wanted.problem or published is None or published.intent != wanted.intent:
-            return None  # nothing to keep, or nothing published yet
+            return None  # no status, or none published yet
         uid, text = wanted.status.pod.uid, None if found is None else found.text
         if found is None or published.refused or found.uid not in ("", uid):
-            return None  # there is no such pod any more
+            return None  # the pod is gone
         if uid:
             self._wanted[uid], self._seen[uid] = _digest(wanted.status.text), _digest(text)
         if (found.uid, text) == (uid, wanted.status.text):
@@ -197,7 +197,7 @@ class StatusGuard:
         return None
 
     async def _record(self, wanted: PendingStatus, text: str | None) -> None:
-        """Say in the ledger what was found."""
+        """Append the difference to the ledger."""
         data = DriftObserved(
             ifname=wanted.sandbox.ifname,
             pod=wanted.status.pod,
@@ -216,7 +216,7 @@ class StatusGuard:
 
 
 class _Agenda:
-    """Pods to look at, each once and when its time has come."""
+    """A queue of pods with delays. A pod is in it at most once."""
 
     def __init__(self) -> None:
         self._order: list[tuple[float, int, PodName]] = []

@@ -1,8 +1,8 @@
-"""Decide what is done about a network-status that somebody changed, where a pod's networks have different policies.
+"""Decide how to treat a foreign change of a network-status if the pod's networks have different policies.
 
-Pure. The annotation is one text, written as a whole, and each of its elements is about one network. So what counts is
-which elements differ: a change is brought back if one of their networks is to be repaired, else said if one is to be
-observed, else nobody's business. What can't be told apart by network concerns all networks that the pod has.
+Pure. The annotation is one text with one element per network. The changed elements decide: if the policy of one of
+their networks is ``repair``, the status is restored; else if one is ``observe``, the change is recorded; else it is
+ignored. A change that belongs to no single network concerns all networks of the pod.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _STRENGTH = ("off", "observe", "repair")
 
 
 def verdict(wanted: str, found: str | None, policy: Callable[[str], str]) -> str:
-    """Return the policy, as of ``DriftSettings``, for a pod that has the text *found* in the place of *wanted*.
+    """Return the strongest policy (of ``DriftSettings``) for a pod with the text *found* instead of *wanted*.
 
-    *policy* tells that of each network.
+    *policy* returns the policy of a network.
     """
     return max((policy(network) for network in concerned(wanted, found)), key=_STRENGTH.index, default="off")
 
 
 def concerned(wanted: str, found: str | None) -> frozenset[str]:
-    """Return those of the networks in *wanted* that *found* tells something else of: all, if that can't be said.
+    """Return the networks of *wanted* whose elements differ in *found*; all if that is unclear.
 
-    It can't where the text is gone or is no list of elements, and where it differs in its form, its order or in
-    elements of other networks alone.
+    Unclear: the text is missing or not a list of elements, or it differs only in format, order, or elements of other
+    networks.
     """
     right, seen = _by_network(wanted) or {}, _by_network(found)
     if seen is None:
@@ -36,7 +36,7 @@ def concerned(wanted: str, found: str | None) -> frozenset[str]:
 
 
 def _by_network(text: str | None) -> Mapping[str, list[Any]] | None:
-    """Return the elements of *text* by the network that they name; None: it has no such form."""
+    """Return the elements of *text* by network; None if it has another format."""
     try:
         listed = msgspec.json.decode((text or "").encode(errors="replace"))
     except (msgspec.DecodeError, RecursionError):

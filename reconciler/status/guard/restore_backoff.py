@@ -1,4 +1,4 @@
-"""Bring back what somebody keeps changing, but ever more rarely, so that two controllers don't drown the API server.
+"""Restore repeatedly changed statuses ever more rarely, so that two controllers do not flood the API server.
 
 Pure.
 """
@@ -8,29 +8,29 @@ from __future__ import annotations
 from collections import OrderedDict
 
 FIRST, LONGEST = 1.0, 600.0
-"""Seconds before something is brought back for the second time, and at most."""
+"""Seconds before the second restore, and the maximum."""
 QUIET = 900.0
-"""Seconds without a change after which it counts as the first again."""
+"""Seconds without a change after which the backoff starts anew."""
 CONTESTED = 3
-"""From so many times on it is no accident."""
+"""From this number of restores on, another controller is the probable cause."""
 _REMEMBERED = 4096
 
 
 class RestoreBackoff:
-    """How often each thing was brought back lately. The least recently changed are forgotten."""
+    """The recent restores of each pod. Evicts the least recently changed ones."""
 
     def __init__(self) -> None:
         self._times: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def wait(self, thing: str, now: float) -> float:
-        """Return in how many seconds *thing* may be brought back; *now* is of a clock that rises."""
+        """Return the seconds until *thing* may be restored; *now* is of a monotonic clock."""
         times, at = self._times.get(thing, (0, now))
         if times == 0 or now - at >= QUIET:
             return 0.0
         return max(0.0, at + min(LONGEST, FIRST * 2.0 ** min(times - 1, 30)) - now)
 
     def brought_back(self, thing: str, now: float) -> int:
-        """Note that *thing* is brought back now; return how many times it was in a row."""
+        """Record a restore of *thing*; return the number of consecutive restores."""
         times, at = self._times.pop(thing, (0, now))
         times = 1 if now - at >= QUIET else times + 1
         self._times[thing] = times, now
@@ -39,5 +39,5 @@ class RestoreBackoff:
         return times
 
     def contested(self, now: float) -> int:
-        """Return how many things somebody keeps changing."""
+        """Return the number of things that another writer keeps changing."""
         return sum(times >= CONTESTED and now - at < QUIET for times, at in self._times.values())

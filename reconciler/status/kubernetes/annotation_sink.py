@@ -1,8 +1,8 @@
-"""Put what pods are attached to where Kubernetes' clients read it: in the pod's annotation.
+"""Write network-statuses where Kubernetes clients read them: to the pod's annotation.
 
-One merge patch of ``pods/status``, the only subresource of a pod that lets annotations be changed without the right to
-change the pod (RBAC: ``patch`` on ``pods/status``). The UID in the patch makes the API server refuse it for another pod
-of the same name, and no resource version is needed, because the one key that is written is nobody else's.
+The sink sends one merge patch of ``pods/status``: the only subresource with writable annotations that needs no right to
+change the pod itself (RBAC: ``patch`` on ``pods/status``). The UID in the patch makes the API server refuse it for
+another pod of the same name. A resource version is unnecessary: Plumbline is the only owner of the key.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from reconciler.status.text import ANNOTATION, PodStatus
 _TIMEOUT = 10.0
 _PING_TIMEOUT = 2.0
 _IDLE = 5.0
-"""Seconds after which a connection is used only to keep it warm: a new one costs a TLS handshake, and aiohttp drops one
-that was idle for 15 s."""
+"""Seconds of idleness after which the sink pings the server to keep a connection open. A new connection costs a TLS
+handshake, and aiohttp closes one after 15 s."""
 _LONGEST_PAUSE = 60.0
 _LET_ME_TRY_AGAIN = frozenset({401, 403, 408, 409, 425, 429})
 _AWAY = (aiohttp.ClientError, TimeoutError, OSError, config.ConfigException)
 _UNUSABLE = (config.ConfigException, yaml.YAMLError, ValueError, TypeError, AttributeError)
-"""What the library raises for a kubeconfig of the wrong shape."""
+"""Errors of the library for a malformed kubeconfig."""
 _STALE = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
-"""What a connection raises that the server closed while it was idle."""
+"""Errors of an idle connection that the server has closed."""
 
 
 class _Status(msgspec.Struct):
@@ -43,13 +43,13 @@ class _Status(msgspec.Struct):
 
 
 class AnnotationSink:
-    """``StatusSink`` at an API server. Make one with ``connect``."""
+    """``StatusSink`` at an API server. Use ``connect``."""
 
     def __init__(self, configuration: client.Configuration, node: str = "") -> None:
         self._host = configuration.host
         self.api = client.ApiClient(configuration)
-        """For whoever else has something to tell this API server."""
-        # Any: the library's types know of no undecoded answers, nor of content types.
+        """The client, for other writers to the same API server."""
+        # Any: the library has no types for raw responses and content types.
         self._pods: Any = client.CoreV1Api(self.api)
         self._version: Any = client.VersionApi(self.api)
         self._watch = AnnotationWatch(self.api, node)
@@ -58,9 +58,9 @@ class AnnotationSink:
 
     @classmethod
     async def connect(cls, kubeconfig: str, node: str = "") -> AnnotationSink:
-        """Return one for the server in *kubeconfig*; empty: by the service account, whose token is read again.
+        """Return a sink for the server in *kubeconfig*; empty: for the service account, whose token is re-read.
 
-        What pods have is read of those on *node*; empty: of all. Raises SettingsError.
+        It reads the statuses of pods on *node*; empty: of all pods. Raises SettingsError.
         """
         configuration = client.Configuration()
         try:
@@ -77,7 +77,7 @@ class AnnotationSink:
             raise SettingsError(f"reconciler.kubernetes: the {where} can't be used: {reason}") from error
 
     async def put(self, status: PodStatus, before: PodStatus | None) -> bool:
-        """See ``StatusSink.put``. What the ledger says was published for the pod's UID is not written again."""
+        """See ``StatusSink.put``. If *before* equals *status*, no request is sent."""
         if status == before:
             return False
         require_pod_name(PodName(status.pod.namespace, status.pod.name))
@@ -96,11 +96,11 @@ class AnnotationSink:
         return True
 
     async def withdraw(self, pod: PodName) -> bool:
-        """Do nothing: the annotation goes with the pod."""
+        """Do nothing: the annotation is deleted with the pod."""
         return False
 
     async def withdrawable(self) -> set[PodName]:
-        """Return none, because nothing is ever withdrawn."""
+        """Return no pods: nothing is ever withdrawn."""
         return set()
 
     def watch(self) -> AsyncGenerator[ObservedStatus, None]:
@@ -126,14 +126,14 @@ class AnnotationSink:
             raise self._unread(error) from error
 
     async def ready(self) -> bool:
-        """See ``StatusSink.ready``. It is the last answer that tells, and where that is old, another one."""
+        """See ``StatusSink.ready``. Returns the state at the last response; if that is old, pings the server."""
         if asyncio.get_running_loop().time() - self._heard_at > _IDLE:
             try:
                 answer = await self._version.get_code(_preload_content=False, _request_timeout=_PING_TIMEOUT)
                 await answer.read()
                 self._heard(healthy=answer.status < 500)
             except _AWAY:
-                self._healthy = False  # not heard: the next call asks again
+                self._healthy = False  # the time is not updated, so the next call pings again
         return self._healthy
 
     async def close(self) -> None:
@@ -153,13 +153,13 @@ class AnnotationSink:
             answer = await self._send(status, body)
         except _STALE:
             answer = await self._send(status, body)
-        content = await answer.read()  # also what nobody looks at: it makes the connection free
+        content = await answer.read()  # reading the body releases the connection
         self._heard(healthy=answer.status < 500)
         if answer.status >= 300:
             raise _refusal(status, answer, content)
 
     async def _send(self, status: PodStatus, body: object) -> aiohttp.ClientResponse:
-        # Undecoded: to make a pod object of the answer takes longer than the request.
+        # A raw response: decoding a pod object would take longer than the request.
         return await self._pods.patch_namespaced_pod_status(
             status.pod.name,
             status.pod.namespace,
@@ -175,7 +175,7 @@ class AnnotationSink:
 
 
 def _refusal(status: PodStatus, answer: aiohttp.ClientResponse, content: bytes) -> PublishError:
-    """Return the error for an *answer* that is none of success (Kubernetes API conventions, "HTTP Status codes")."""
+    """Return the error for an unsuccessful *answer* (Kubernetes API conventions, "HTTP Status codes")."""
     said = _message(content) or answer.reason or "no reason"
     code = answer.status
     if code == 404:
@@ -209,5 +209,5 @@ def _message(content: bytes) -> str:
 
 
 def _seconds(retry_after: str) -> float | None:
-    """Return what a Retry-After header asks for; None when it gives a date, or nothing (RFC 9110, section 10.2.3)."""
+    """Return the seconds of a Retry-After header; None for a date or no header (RFC 9110, section 10.2.3)."""
     return min(_LONGEST_PAUSE, float(retry_after)) if retry_after.isdecimal() else None

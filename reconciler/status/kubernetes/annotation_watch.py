@@ -1,8 +1,8 @@
-"""Hear which pods have which network-status, from one watch of the API server.
+"""Watch the network-status annotations of all pods by one watch of the API server.
 
-Objects come without spec and status (``PartialObjectMetadata``), and only what is asked for is decoded of them: this is
-paid for every pod of the cluster. Kubernetes API concepts, "Efficient detection of changes": list, then watch from the
-list's version on; ``410 Gone`` is a new list; bookmarks keep the version young.
+The server sends objects without spec and status (``PartialObjectMetadata``), and the decoder skips all unused fields:
+this cost is paid for every pod of the cluster. Kubernetes API concepts, "Efficient detection of changes": list, then
+watch from the list's version. ``410 Gone`` requires a new list; bookmarks keep the version recent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 _PAGE = 500
 _LIST_TIMEOUT = 60.0
 _WATCH = 270
-"""Seconds after which the server ends a watch, and some more: many that began together do not end together."""
+"""Seconds until the server ends a watch, plus a random spread: watches that began together must not end together."""
 _SPREAD = 30
 _GRACE = 15
 _GONE = 410
@@ -55,7 +55,7 @@ class _Object(msgspec.Struct):
 class _List(msgspec.Struct):
     metadata: _Metadata
     items: list[_Object] | None = None
-    """The server writes null for none."""
+    """The server writes null for an empty list."""
 
 
 class _Change(msgspec.Struct):
@@ -69,7 +69,7 @@ _object = msgspec.json.Decoder(_Object)
 
 
 class WatchError(Exception):
-    """The API server does not tell. *retry_after*: seconds that it asked for."""
+    """The API server refused a request. *retry_after*: seconds that it asked for."""
 
     def __init__(self, message: str, *, code: int = 0, retry_after: float = 0.0) -> None:
         super().__init__(message)
@@ -78,14 +78,14 @@ class WatchError(Exception):
 
 
 class AnnotationWatch:
-    """The statuses of the pods on *node*, of all pods if it is empty. RBAC: ``get``, ``list`` and ``watch`` on pods."""
+    """Reads the statuses of pods on *node*; empty: of all pods. RBAC: ``get``, ``list`` and ``watch`` on pods."""
 
     def __init__(self, api: client.ApiClient, node: str = "") -> None:
-        self._api: Any = api  # the library's types know of no undecoded answers
+        self._api: Any = api  # Any: the library has no types for raw responses
         self._scope = [("fieldSelector", f"spec.nodeName={node}")] if node else []
 
     async def watch(self) -> AsyncGenerator[ObservedStatus, None]:
-        """Yield what every pod has, then ``LISTED``, then what changes, without end."""
+        """Yield the status of every pod, then ``LISTED``, then each change. Runs until closed."""
         pauses = delays()
         version = ""
         while True:
@@ -93,14 +93,14 @@ class AnnotationWatch:
                 if not version:
                     fresh = ""
                     async with aclosing(self.read_all()) as listed:
-                        async for found, fresh in listed:  # noqa: B007  # the last one's is the list's
+                        async for found, fresh in listed:  # noqa: B007  # the last version is the list's
                             if found is not None:
                                 yield found
                     version = fresh
                     yield LISTED
                     log.info("annotations_listed", version=version)
                 async with aclosing(self._watched(version)) as watched:
-                    async for found, version in watched:  # noqa: B007  # where the next one goes on
+                    async for found, version in watched:  # noqa: B007  # the next watch continues there
                         pauses = delays()
                         if found is not None:
                             yield found
@@ -113,9 +113,9 @@ class AnnotationWatch:
                 await asyncio.sleep(pause)
 
     async def read_all(self) -> AsyncGenerator[tuple[ObservedStatus | None, str], None]:
-        """Yield what every pod has, each with the list's version; a version alone where there is none.
+        """Yield the status of every pod with the list's version, finally None with the version.
 
-        Raises WatchError, and what aiohttp raises.
+        Raises WatchError and the errors of aiohttp.
         """
         more = ""
         while True:
@@ -130,7 +130,7 @@ class AnnotationWatch:
                 return
 
     async def read(self, pod: PodName) -> ObservedStatus | None:
-        """Return what *pod* has; None: there is no such pod. Raises as ``listed``."""
+        """Return the status of *pod*; None: there is no such pod. Raises the errors of ``read_all``."""
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
         try:
             return _seen(_object.decode(await self._get(path, [], _AS_OBJECT)))

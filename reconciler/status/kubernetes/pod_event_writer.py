@@ -1,8 +1,8 @@
-"""Write what ``reconciler.status.kubernetes.pod_events`` says to the API server, as Events of the pod.
+"""Write the Events of ``reconciler.status.kubernetes.pod_events`` to the API server.
 
-An Event is a notification and the ledger has the history, so nothing is kept for later: one that the API server does
-not take is counted and forgotten, and a reconciler that was away does not tell of yesterday. RBAC: ``create`` and
-``patch`` on ``events``.
+An Event is a notification, and the ledger has the history. So the writer keeps nothing for later: it counts and drops
+an Event that the API server refuses, and a restarted reconciler writes no old Events. RBAC: ``create`` and ``patch`` on
+``events``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 COMPONENT = "plumbline"
 _WAITING = 1000
-"""Events that may wait for the API server."""
+"""Maximum number of Events in the queue."""
 _TIMEOUT = 5.0
 _EXISTS = 409
 _AWAY = (aiohttp.ClientError, TimeoutError, OSError)
@@ -38,10 +38,10 @@ class _Said(NamedTuple):
 
 
 class PodEventWriter:
-    """Tells people of attachments on their pods. A ``reconciler.follow.listeners.Listener``."""
+    """Writes Kubernetes Events about attachments. A ``reconciler.follow.listeners.Listener``."""
 
     def __init__(self, api: client.ApiClient, metrics: Metrics) -> None:
-        # Any: the library's types know of no undecoded answers, nor of content types.
+        # Any: the library has no types for raw responses and content types.
         self._events: Any = client.CoreV1Api(api)
         self._metrics = metrics
         self._throttle = Throttle()
@@ -49,16 +49,16 @@ class PodEventWriter:
         self._trouble = ""
 
     async def caught_up(self, query: Query) -> None:
-        """Do nothing: what was before is no news."""
+        """Do nothing: earlier events are not news."""
 
     def changed(self, changes: Changes) -> None:
-        """Say what there is to say of a batch, unless it was said too often."""
+        """Queue the Events of a batch, within the rate limit."""
         for event, sandbox in changes.events:
             for said in pod_events(event, sandbox):
                 self.write(said)
 
     def write(self, event: PodEvent) -> None:
-        """Say *event*, unless it was said too often."""
+        """Queue *event*, within the rate limit."""
         times, now = self._throttle.say(event, time.monotonic())
         if not now or self._waiting.full():
             self._metrics.pod_events_dropped.inc()
@@ -67,13 +67,13 @@ class PodEventWriter:
             self._waiting.put_nowait(_Said(event, times, at))
 
     async def run(self) -> None:
-        """Write without end."""
+        """Write queued Events until cancelled."""
         while True:
             await self._send(await self._waiting.get())
             self._waiting.task_done()
 
     async def written(self) -> None:
-        """Return when nothing waits to be written."""
+        """Return when the queue is empty."""
         await self._waiting.join()
 
     async def _send(self, said: _Said) -> None:
@@ -90,7 +90,8 @@ class PodEventWriter:
         self._trouble = trouble
 
     async def _create(self, said: _Said) -> str:
-        """Write one; return why it was refused, or nothing. The same words again are the same Event, which counts."""
+        """Write one Event; return the reason of a refusal, else an empty text. A repetition increments the Event's
+        count."""
         namespace = said.event.pod.namespace
         plain = {"_preload_content": False, "_request_timeout": _TIMEOUT}
         if said.times == 1:
@@ -109,13 +110,13 @@ class PodEventWriter:
 
 
 async def _read_answer(answer: aiohttp.ClientResponse) -> tuple[int, str]:
-    """Return the status code, and what the API server said of a refusal."""
+    """Return the status code, and the body of a refusal."""
     content = await answer.read()
     return answer.status, "" if answer.status < 300 else content[:300].decode(errors="replace")
 
 
 def _body(said: _Said) -> dict[str, Any]:
-    """Return the core/v1 Event, the form that ``kubectl describe`` of every release reads."""
+    """Return the core/v1 Event: ``kubectl describe`` of every release reads this form."""
     event = said.event
     return {
         "metadata": {"name": event.name, "namespace": event.pod.namespace},

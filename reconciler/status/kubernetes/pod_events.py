@@ -1,7 +1,7 @@
-"""Say on the pod itself what became of its attachments, because ``kubectl describe`` is where people look first.
+"""Describe the result of attachments in Kubernetes Events of the pod: ``kubectl describe`` shows them first.
 
-Pure. Reasons and the text of ``AddedInterface`` are those of Multus, which people grep for. An Event is a notification:
-the history is the ledger's.
+Pure. The reasons and the text of ``AddedInterface`` are those of Multus, because operators search for them. The history
+is in the ledger.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ATTACH_FAILED = "FailedAddingInterface"
 DETACH_FAILED = "FailedRemovingInterface"
 
 MESSAGE_LIMIT = 1024
-"""Characters that the API server takes (core/v1 Event, events.k8s.io/v1 ``note``)."""
+"""Maximum length in characters (core/v1 Event, events.k8s.io/v1 ``note``)."""
 _REMEMBERED = 4096
 _PERIOD = 300.0
 _BURST = 25
@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 
 class PodEvent(msgspec.Struct, frozen=True):
-    """One thing to say about a pod."""
+    """One Event to write."""
 
     pod: Pod
     node: NodeName
@@ -42,15 +42,15 @@ class PodEvent(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Name of the Event object: the same for the same words about the same pod, so that they are counted."""
+        """Name of the Event object. Equal for the same text about the same pod, so that repetitions are counted."""
         said = "\0".join((self.pod.uid, self.type, self.reason, self.message)).encode()
         return f"{self.pod.name}.{hashlib.sha256(said).hexdigest()[:16]}"
 
 
 def pod_events(event: Event, sandbox: Sandbox | None) -> list[PodEvent]:
-    """Return what *event* means for people who look at the pod; *sandbox* is as the ledger has it after *event*.
+    """Return the Events for *event*; *sandbox* is its sandbox after *event*.
 
-    A pod that is not known by its UID gets none: they would be taken for those of its successor.
+    A pod without a known UID gets none: they would appear at its successor.
     """
     if sandbox is None:
         return []
@@ -76,7 +76,7 @@ def _added(pod: Pod, node: NodeName, attachment: Attachment) -> PodEvent | None:
     try:
         result = read(attachment.result, attachment.plan.cni_version)
     except ResultError:
-        return None  # whoever publishes the status complains of it
+        return None  # the publication of the status reports the error
     if not result.interfaces and not result.ips:
         return None
     addresses = " ".join(ip.address for ip in result.ips)
@@ -93,17 +93,17 @@ def _warning(pod: Pod, node: NodeName, reason: str, failure: Failure) -> PodEven
 
 
 class Said(NamedTuple):
-    """How often something was said, and whether to say it now."""
+    """The number of repetitions, and whether the rate limit admits a write now."""
 
     times: int
     now: bool
 
 
 class Throttle:
-    """Keeps one pod, or one broken network, from flooding the API server.
+    """Limits the rate of Events per pod, so that one pod or one broken network does not flood the API server.
 
-    As client-go's correlator does it: each pod has a burst of 25 Events, and then one every five minutes; the same
-    words are one Event that counts. The least recently used of 4,096 pods is forgotten.
+    Like client-go's correlator: each pod has a burst of 25 Events, then one every five minutes, and repetitions are
+    counted in one Event. It remembers 4,096 pods, and evicts the least recently used.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,8 @@ class Throttle:
         self._counts: OrderedDict[str, int] = OrderedDict()
 
     def say(self, event: PodEvent, at: float) -> Said:
-        """Return how often *event* was said, this time included; *at* is in seconds, of any clock that rises."""
+        """Return the number of occurrences of *event*, this one included, and whether to write it; *at* in monotonic
+        seconds."""
         times = self._counts.get(event.name, 0) + 1
         _remember(self._counts, event.name, times)
         tokens, since = self._tokens.get(event.pod.uid, (float(_BURST), at))
