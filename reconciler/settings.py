@@ -32,11 +32,11 @@ class SnapshotSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
 
     def __post_init__(self) -> None:
         if self.interval and self.interval < 1:
-            raise ValueError(f"snapshots: interval is {self.interval}, neither 0 nor at least 1 second")
+            raise ValueError(f"snapshots: interval is {self.interval}, but must be 0 or at least 1 second")
         if self.keep < 1:
-            raise ValueError(f"snapshots: keep is {self.keep}, not at least 1")
+            raise ValueError(f"snapshots: keep is {self.keep}, but must be at least 1")
         if self.folder and not self.folder.startswith("/"):
-            raise ValueError(f"snapshots: folder is {self.folder!r}, not an absolute path")
+            raise ValueError(f"snapshots: folder is {self.folder!r}, but must be an absolute path")
 
 
 class ReconcilerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -55,12 +55,12 @@ class ReconcilerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel
 
     def __post_init__(self) -> None:
         if self.verify_interval and self.verify_interval < 1:
-            raise ValueError(f"verifyInterval is {self.verify_interval}, neither 0 nor at least 1 second")
+            raise ValueError(f"verifyInterval is {self.verify_interval}, but must be 0 or at least 1 second")
         if not 0 <= self.retention_days < inf:
-            raise ValueError(f"retentionDays is {self.retention_days}, neither 0 nor a number of days")
+            raise ValueError(f"retentionDays is {self.retention_days}, but must be 0 or a number of days")
         dialect = self.database.partition(":")[0].partition("+")[0]
         if self.database and dialect not in ("sqlite", "postgresql"):
-            raise ValueError(f"database begins with {dialect!r}, not with sqlite or postgresql")
+            raise ValueError(f"database begins with {dialect!r}, but must begin with sqlite or postgresql")
         if dialect == "sqlite" and self.database.partition("///")[2] in ("", ":memory:"):
             raise ValueError("database names no file: write sqlite:////absolute/path")
 
@@ -73,7 +73,7 @@ class ReconcilerSettings(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.manifests and self.reconciler.kubernetes is not None:
-            raise ValueError("manifests and reconciler.kubernetes are both set: statuses go to one of them")
+            raise ValueError("manifests and reconciler.kubernetes are both set: choose one place for statuses")
 
     @property
     def database(self) -> str:

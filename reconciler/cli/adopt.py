@@ -54,10 +54,13 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 @click.command("adopt")
-@click.option("--dry-run", is_flag=True, help="Say what would be adopted, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be adopted; write nothing.")
 @click.option("--cni-dir", metavar="DIR", help="Multus' cniDir. Default: /var/lib/cni/multus.")
 @click.option(
-    "--cache-dir", metavar="DIR", multiple=True, help="The runtime's, may be repeated. Default: /var/lib/cni."
+    "--cache-dir",
+    metavar="DIR",
+    multiple=True,
+    help="The runtime's cache directory; can be repeated. Default: /var/lib/cni.",
 )
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.pass_obj
@@ -127,18 +130,18 @@ def _runs(settings: Settings) -> bool:
 
 def _lines(report: _Report) -> Iterator[str]:
     if not report.ledger_read:
-        yield "no ledger runs: what it may hold already is not left out"
+        yield "no ledger runs: sandboxes that it may already contain are listed, too"
     for each in report.adoptions:
         yield _line(each.container_id, words(_event(report, each)))
         yield from (_line("", f"note: {without_secrets(note)}") for note in each.notes)
     for refused in report.refusals:
         yield _line(refused.container_id, without_secrets(refused.problem))
     for orphan in report.orphans:
-        yield _line("-", f"{orphan}, and belongs to no sandbox that is known: remove it")
+        yield _line("-", f"{orphan}, and belongs to no known sandbox: remove it")
     verb = "would be adopted" if report.dry_run else "adopted"
     yield (
         f"{_count(len(report.adoptions))} {verb}, {len(report.refusals)} not; "
-        f"{report.known} in the ledger already, {report.leftovers} gone and holding nothing"
+        f"{report.known} in the ledger already, {report.leftovers} gone without resources"
     )
 
 

@@ -70,7 +70,7 @@ def _problems_of_worker(path: Path) -> list[str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return [f"the worker did not judge {path} within {_SECONDS:.0f} s"]
+        return [f"the worker did not check {path} within {_SECONDS:.0f} s"]
     if done.returncode == 0:
         return []
-    return done.stderr.splitlines() or [f"the worker refused {path} with exit code {done.returncode}, and said nothing"]
+    return done.stderr.splitlines() or [f"the worker refused {path} with exit code {done.returncode} without a message"]

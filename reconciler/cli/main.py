@@ -57,7 +57,7 @@ class _Commands(click.Group):
 @click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
-    help=f"Configuration file. Default: {DEFAULT_PATH}, if it is there.",
+    help=f"Configuration file. Default: {DEFAULT_PATH}, if it exists.",
 )
 @click.version_option(package_name="plumbline")
 @click.pass_context

@@ -29,7 +29,7 @@ from reconciler.settings import ReconcilerSettings
     "--snapshot",
     "start_from",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Begin with this snapshot instead of the ledger's first event.",
+    help="Start from this snapshot instead of the ledger's first event.",
 )
 @click.pass_obj
 def rebuild(config: Path | None, start_from: Path | None) -> None:

@@ -55,9 +55,9 @@ def _nanoseconds(value: str) -> int:
 
 @click.command("timeline")
 @click.argument("pod", required=False)
-@click.option("--since", type=_Since(), help="Leave out what is older: 5m, 1h30m, 2d, or an RFC 3339 time.")
-@click.option("--follow", "-f", is_flag=True, help="Go on with what happens next.")
-@click.option("--json", "as_json", is_flag=True, help="One event a line, as the ledger has it, without secrets.")
+@click.option("--since", type=_Since(), help="Skip older events: 5m, 1h30m, 2d, or an RFC 3339 time.")
+@click.option("--follow", "-f", is_flag=True, help="Continue with new events.")
+@click.option("--json", "as_json", is_flag=True, help="Print one event per line as JSON, without secrets.")
 @click.pass_obj
 def command(config: Path | None, pod: str | None, since: str | None, follow: bool, as_json: bool) -> None:
     """Show what happened to POD, or to everything in the ledger.

@@ -168,7 +168,7 @@ def _chosen(config: Path | None) -> list[str]:
 
 
 @click.command("up")
-@click.option("--adopt", is_flag=True, help="First take over the pods that Multus attached, as `plumbline adopt` does.")
+@click.option("--adopt", is_flag=True, help="First take over the pods of Multus, like `plumbline adopt`.")
 @click.pass_obj
 def command(config: Path | None, adopt: bool) -> None:
     """Run ledger, worker and reconciler of this machine in the foreground.

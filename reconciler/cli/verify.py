@@ -23,15 +23,15 @@ _NOT_SEEN = 2
 
 
 @click.command("verify")
-@click.option("--node", default="", help="Only this node.")
+@click.option("--node", default="", help="Check only this node.")
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
     default=PATIENCE,
     show_default=True,
-    help="Seconds that a node has for its answer.",
+    help="Seconds to wait for the answer of a node.",
 )
-@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.pass_obj
 def command(config: Path | None, node: str, wait: float, as_json: bool) -> None:
     """Compare projection, ledger and reality.

@@ -32,7 +32,7 @@ class BatchCache:
         self._intents: OrderedDict[EventId, Pending | None] = OrderedDict()
         self._nodes: dict[NodeName, tuple[int, int]] = {}
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Remove all entries."""
         self.position = -1
         self._containers.clear()
@@ -70,16 +70,16 @@ class BatchCache:
         fresh: dict[ContainerId, dict[SandboxKey, tuple[Sandbox, int]]] = {c: {} for c in what.containers}
         for key, sandbox in changes.folded.items():
             fresh[key.container_id][key] = sandbox, changes.created[key]
-        _renew(self._containers, fresh, CONTAINERS)
+        _insert(self._containers, fresh, CONTAINERS)
         intents: dict[EventId, Pending | None] = dict.fromkeys(what.intents)
         intents.update(changes.open)
-        _renew(self._intents, intents, INTENTS)
+        _insert(self._intents, intents, INTENTS)
         self._nodes.update({row["node"]: (row["epoch"], row["command"]) for row in changes.nodes})
 
 
-def _renew(kept: OrderedDict[_K, _V], fresh: dict[_K, _V], limit: int) -> None:
+def _insert(cache: OrderedDict[_K, _V], fresh: dict[_K, _V], limit: int) -> None:
     for key, value in fresh.items():
-        kept[key] = value
-        kept.move_to_end(key)
-    while len(kept) > limit:
-        kept.popitem(last=False)
+        cache[key] = value
+        cache.move_to_end(key)
+    while len(cache) > limit:
+        cache.popitem(last=False)

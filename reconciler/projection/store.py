@@ -81,7 +81,7 @@ class Store:
         self._election = election
         with self._transaction() as connection:
             if connection.execute(_POSITION).one_or_none() is None:
-                self._writer.begin(connection, self._ledger)
+                self._writer.insert_position(connection, self._ledger)
             self._position_to_write(connection)
             self._writer.set_election(connection, election)
 
@@ -119,7 +119,7 @@ class Store:
         try:
             return self._apply(batch, for_listeners)
         except BaseException:
-            self._cache.forget()
+            self._cache.clear()
             raise
 
     def _apply(self, batch: Sequence[Stored], for_listeners: bool) -> Changes | None:
@@ -129,7 +129,7 @@ class Store:
             if not fresh:
                 return None
             if done != self._cache.position:
-                self._cache.forget()
+                self._cache.clear()
             what, loaded = needed(fresh), Loaded(sequence=done)
             self._loader.load(connection, self._cache.load(what, loaded), loaded)
             changes = project(loaded, fresh)
@@ -232,7 +232,7 @@ class Store:
         except msgspec.MsgspecError as error:
             raise ProjectionError(
                 f"the database has rows that this version of Plumbline can't read ({error}): "
-                "move it away to have it made again from the ledger"
+                "move it away, and the reconciler rebuilds it from the ledger"
             ) from error
 
     def _position(self, connection: sa.Connection) -> int:
@@ -242,7 +242,7 @@ class Store:
     def _position_to_write(self, connection: sa.Connection) -> int:
         """Return the position, and lock it until the end of the transaction."""
         if self._shareable:
-            connection.exec_driver_sql(_LET_GO_OF_FROZEN)
+            connection.exec_driver_sql(_LIMIT_FROZEN_LEADER)
         row = connection.execute(_POSITION_LOCKED).one_or_none()
         if row is not None and 0 < self._election < row.election:
             raise ReplacedError(f"election {row.election} took the database from election {self._election}")
@@ -263,7 +263,7 @@ class Store:
 
 _POSITION = sa.select(position)
 _POSITION_LOCKED = _POSITION.with_for_update()
-_LET_GO_OF_FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '5s'"
+_LIMIT_FROZEN_LEADER = "SET LOCAL idle_in_transaction_session_timeout = '5s'"
 """A leader that freezes within a batch would block its successor; a normal batch pauses for milliseconds only."""
 _LEAKS = sa.select(leaks.c.node, leaks.c.fold).order_by(leaks.c.first_at, leaks.c.node, leaks.c.leak_id)
 _DRIFTING = (

@@ -15,7 +15,7 @@ from reconciler.projection.fold.published import PodName
 from reconciler.status.sink import LISTED, ObservedStatus, PublishError, require_pod_name
 from reconciler.status.text import ANNOTATION, PodStatus
 
-LOOK = 2.0
+POLL_INTERVAL = 2.0
 """Seconds between two scans for foreign changes. A machine has only a few hundred files, so polling suffices."""
 
 
@@ -49,7 +49,7 @@ class FolderSink:
         """See ``StatusSink.watch``; scans the folder every ``POLL_INTERVAL`` seconds."""
         known: dict[PodName, tuple[int, ...]] | None = None
         while True:
-            now = await asyncio.to_thread(self._marks)
+            now = await asyncio.to_thread(self._fingerprints)
             before = known or {}
             for pod in sorted(now.keys() | before.keys()):
                 if now.get(pod) != before.get(pod):
@@ -57,7 +57,7 @@ class FolderSink:
             if known is None:
                 yield LISTED
             known = now
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_INTERVAL)
 
     async def read_all(self) -> AsyncGenerator[ObservedStatus, None]:
         """See ``StatusSink.read_all``."""
@@ -73,7 +73,7 @@ class FolderSink:
             raise PublishError(
                 ErrorClass.SOURCE_UNAVAILABLE,
                 f"pod {pod}: its network-status can't be read from {self._path(pod)}: {error.strerror}; "
-                "mend the folder",
+                "check the folder",
             ) from error
         try:
             document = msgspec.json.decode(content or b"", type=_Document)
@@ -93,7 +93,7 @@ class FolderSink:
     def _path(self, pod: PodName) -> Path:
         return self._root / pod.namespace / f"{pod.name}.json"
 
-    def _marks(self) -> dict[PodName, tuple[int, ...]]:
+    def _fingerprints(self) -> dict[PodName, tuple[int, ...]]:
         """Return a fingerprint of each file."""
         found: dict[PodName, tuple[int, ...]] = {}
         for path in self._root.glob("*/*.json"):
@@ -106,15 +106,15 @@ class FolderSink:
         require_pod_name(pod)
         path = self._path(pod)
         try:
-            return await asyncio.to_thread(_bring_to, path, None if status is None else _document(pod, status))
+            return await asyncio.to_thread(_write_if_changed, path, None if status is None else _document(pod, status))
         except OSError as error:
             raise PublishError(
                 ErrorClass.SOURCE_UNAVAILABLE,
-                f"pod {pod}: its network-status can't be written to {path}: {error.strerror}; mend the folder",
+                f"pod {pod}: its network-status can't be written to {path}: {error.strerror}; check the folder",
             ) from error
 
 
-def _bring_to(path: Path, content: bytes | None) -> bool:
+def _write_if_changed(path: Path, content: bytes | None) -> bool:
     """Write *content* to the file at *path*, None: delete it; return True if that changed anything."""
     before = _content(path)
     if before == content:

@@ -48,18 +48,18 @@ LOOKUP_BATCH = 200
 """Pods per lookup. A lookup blocks the projection for 10 to 20 ms."""
 
 
-class _Wish:
+class _Target:
     """The target for a pod: a status to publish, or None to withdraw it."""
 
-    def __init__(self, due: PendingStatus | None) -> None:
-        self.due = due
-        self.renewed = asyncio.Event()
+    def __init__(self, status: PendingStatus | None) -> None:
+        self.status = status
+        self.changed = asyncio.Event()
 
-    async def renewed_within(self, seconds: float) -> bool:
+    async def changes_within(self, seconds: float) -> bool:
         """Return True as soon as the target changes, False if it did not within *seconds*."""
         try:
             async with asyncio.timeout(seconds):
-                await self.renewed.wait()
+                await self.changed.wait()
         except TimeoutError:
             return False
         return True
@@ -73,46 +73,46 @@ class StatusPublisher:
         self._ledger = ledger
         self._notices = notices
         self._metrics = metrics
-        self._wishes: dict[PodName, _Wish] = {}
+        self._targets: dict[PodName, _Target] = {}
         self._idle: asyncio.Queue[PodName] = asyncio.Queue()
         """Pods with a target and no task."""
-        self._open: dict[PodName, None] = {}
+        self._undecided: dict[PodName, None] = {}
         """Pods whose pending work is not looked up yet, oldest first."""
         self._query: Query | None = None
-        self._places = asyncio.Semaphore(CONCURRENCY)
-        metrics.status_pending.set_function(lambda: len(self._wishes) + len(self._open))
+        self._slots = asyncio.Semaphore(CONCURRENCY)
+        metrics.status_pending.set_function(lambda: len(self._targets) + len(self._undecided))
 
     async def caught_up(self, query: Query) -> None:
         """Find the pods without a settled publication, and withdraw the statuses of pods that are gone."""
         self._query = query
-        self._open = dict.fromkeys(await query(Store.unsettled_pods))
-        there = await self._sink.withdrawable()
-        for pod in there - await query(lambda store: store.live(there)):
-            self._want(pod, None)
+        self._undecided = dict.fromkeys(await query(Store.unsettled_pods))
+        withdrawable = await self._sink.withdrawable()
+        for pod in withdrawable - await query(lambda store: store.live(withdrawable)):
+            self._set_target(pod, None)
 
     def changed(self, changes: Changes) -> None:
         """Publish new statuses, and withdraw those of pods without attachments."""
         for found in newly_pending(changes.events, changes.folded, changes.published):
-            self._want(found.pod, found)
+            self._set_target(found.pod, found)
         for pod in changes.detached_pods:
-            self._want(pod, None)
+            self._set_target(pod, None)
 
     def busy(self, pod: PodName) -> bool:
         """Return True if a publication or withdrawal for *pod* is pending or in progress."""
-        return pod in self._wishes or pod in self._open
+        return pod in self._targets or pod in self._undecided
 
     def restore(self, found: PendingStatus) -> None:
         """Publish *found* again after a foreign change, although the ledger has a record of it."""
-        self._want(found.pod, replace(found, before=None, since=rfc3339(time.time_ns())))
+        self._set_target(found.pod, replace(found, before=None, since=rfc3339(time.time_ns())))
 
     async def run(self) -> None:
         """Publish until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._announce(), name="announce")
-            tasks.create_task(self._take_up(), name="take-up")
+            tasks.create_task(self._decide(), name="decide")
             while True:
                 pod = await self._idle.get()
-                tasks.create_task(self._serve(pod), name=f"publish-{pod}")
+                tasks.create_task(self._work(pod), name=f"publish-{pod}")
 
     async def _announce(self) -> None:
         """Announce to the workers, while the sink is ready, that waiting for a publication is worthwhile."""
@@ -121,55 +121,57 @@ class StatusPublisher:
                 await self._notices.publish(PUBLISHER_PRESENT)
             await asyncio.sleep(PRESENCE_INTERVAL)
 
-    async def _take_up(self) -> None:
+    async def _decide(self) -> None:
         """Look up the pods of ``caught_up``. A later event of such a pod sets its target first."""
         assert self._query is not None
-        while self._open:
-            some = tuple(itertools.islice(self._open, LOOKUP_BATCH))
-            for pod, found in await self._query(lambda store, some=some: store.map_some_live_pods(some, _named_due)):
-                if found is not None and pod in self._open:
-                    self._want(pod, found)
+        while self._undecided:
+            some = tuple(itertools.islice(self._undecided, LOOKUP_BATCH))
+            for pod, found in await self._query(
+                lambda store, some=some: store.map_some_live_pods(some, _named_pending)
+            ):
+                if found is not None and pod in self._undecided:
+                    self._set_target(pod, found)
             for pod in some:
-                self._open.pop(pod, None)
+                self._undecided.pop(pod, None)
 
-    def _want(self, pod: PodName, found: PendingStatus | None) -> None:
-        self._open.pop(pod, None)
-        if (wish := self._wishes.get(pod)) is None:
-            self._wishes[pod] = _Wish(found)
+    def _set_target(self, pod: PodName, found: PendingStatus | None) -> None:
+        self._undecided.pop(pod, None)
+        if (target := self._targets.get(pod)) is None:
+            self._targets[pod] = _Target(found)
             self._idle.put_nowait(pod)
         else:
-            wish.due = found
-            wish.renewed.set()
+            target.status = found
+            target.changed.set()
 
-    async def _serve(self, pod: PodName) -> None:
+    async def _work(self, pod: PodName) -> None:
         """Work on the target of *pod* until it is reached and unchanged."""
-        wish = self._wishes[pod]
+        target = self._targets[pod]
         while True:
-            wish.renewed.clear()
-            await self._fulfil(pod, wish)
-            if not wish.renewed.is_set():
+            target.changed.clear()
+            await self._reach(pod, target)
+            if not target.changed.is_set():
                 break
-        del self._wishes[pod]
+        del self._targets[pod]
 
-    async def _fulfil(self, pod: PodName, wish: _Wish) -> None:
+    async def _reach(self, pod: PodName, target: _Target) -> None:
         """Publish or withdraw. Retries until it succeeds, fails finally, or the target changes."""
-        found, told = wish.due, False
+        found, recorded = target.status, False
         for delay in delays():
             try:
-                async with self._places:
+                async with self._slots:
                     await (self._withdraw(pod) if found is None else self._put(found))
             except PublishError as error:
                 self._metrics.status_failed.inc()
                 log.warning("status_failed", pod=str(pod), error=error.failure.message, final=error.final)
-                if found is not None and not told:
-                    told = True  # one record for all attempts
-                    await self._record(found, _failed(found, error), wish, until_taken=error.final)
+                if found is not None and not recorded:
+                    recorded = True  # one record for all attempts
+                    await self._record(found, _failed(found, error), target, until_taken=error.final)
                 pause = max(delay * random.uniform(0.5, 1.5), error.retry_after or 0.0)  # noqa: S311
-                if error.final or await wish.renewed_within(pause):
+                if error.final or await target.changes_within(pause):
                     return
             else:
                 if found is not None:
-                    await self._record(found, _published(found), wish, until_taken=True)
+                    await self._record(found, _published(found), target, until_taken=True)
                 return
 
     async def _put(self, found: PendingStatus) -> None:
@@ -183,8 +185,8 @@ class StatusPublisher:
             log.exception("publisher_broke", pod=str(found.pod))
             raise PublishError(
                 ErrorClass.INTERNAL,
-                f"pod {found.pod}: Plumbline made a mistake ({type(error).__name__}: {error}) in publishing its "
-                f"network-status: its log says where; please report it",
+                f"pod {found.pod}: Plumbline has a defect ({type(error).__name__}: {error}) in the publication of its "
+                f"network-status: please report it with the log",
             ) from error
         self._metrics.status_seconds.observe(_seconds_since(found.since))
         if written:
@@ -196,7 +198,7 @@ class StatusPublisher:
             self._metrics.status_published.inc()
             log.info("status_withdrawn", pod=str(pod))
 
-    async def _record(self, found: PendingStatus, data: Data, wish: _Wish, *, until_taken: bool) -> None:
+    async def _record(self, found: PendingStatus, data: Data, target: _Target, *, until_taken: bool) -> None:
         """Append *data*. *until_taken*: retry until the ledger accepts it or the target changes."""
         event = event_of(found, data)
         for delay in delays():
@@ -205,12 +207,12 @@ class StatusPublisher:
                 await self._notices.publish(subjects.down(found.node, event.type), encode(event))
             except LedgerError as error:
                 log.warning("status_not_recorded", pod=str(found.pod), type=event.type, error=str(error))
-                if until_taken and not await wish.renewed_within(delay):
+                if until_taken and not await target.changes_within(delay):
                     continue
             return
 
 
-def _named_due(
+def _named_pending(
     pod: PodName, sandboxes: Sequence[Sandbox], published: Published | None
 ) -> tuple[PodName, PendingStatus | None]:
     return pod, pending_status(sandboxes, published)

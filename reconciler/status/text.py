@@ -81,7 +81,7 @@ def elements(result: Result, network: str, *, default: bool) -> list[Element]:
     Raises ResultError.
     """
     if len(result.interfaces) != 1:
-        return _one_per_sandboxed_interface(result, network, default=default)
+        return _one_per_interface(result, network, default=default)
     (interface,) = result.interfaces
     inside = bool(interface.sandbox)
     return [
@@ -98,7 +98,7 @@ def elements(result: Result, network: str, *, default: bool) -> list[Element]:
     ]
 
 
-def _one_per_sandboxed_interface(result: Result, network: str, *, default: bool) -> list[Element]:
+def _one_per_interface(result: Result, network: str, *, default: bool) -> list[Element]:
     inside = [index for index, interface in enumerate(result.interfaces) if interface.sandbox]
     if not inside:
         return []
@@ -123,17 +123,19 @@ def _one_per_sandboxed_interface(result: Result, network: str, *, default: bool)
 
 
 def _of_sandbox(pod: Pod, sandbox: Sandbox) -> list[Element]:
-    made = [attachment for attachment in sandbox.attachments if attachment.result]
+    attached = [attachment for attachment in sandbox.attachments if attachment.result]
     listed: list[Element] = []
-    for attachment, result in zip(made, _with_default_routes([_read(pod, each) for each in made], made), strict=True):
+    for attachment, result in zip(
+        attached, _with_default_routes([_read(pod, each) for each in attached], attached), strict=True
+    ):
         info = device_info.read(attachment.device_info)
-        with _unusable(pod, attachment):
-            told = elements(result, attachment.plan.network, default=attachment.plan.default)
-        listed += [replace(element, device_info=info) for element in told]
+        with _require_usable(pod, attachment):
+            rendered = elements(result, attachment.plan.network, default=attachment.plan.default)
+        listed += [replace(element, device_info=info) for element in rendered]
     return listed
 
 
-def _with_default_routes(results: Sequence[Result], made: Sequence[Attachment]) -> Sequence[Result]:
+def _with_default_routes(results: Sequence[Result], attached: Sequence[Attachment]) -> Sequence[Result]:
     """Return *results* with the actual default routes, if one of the attachments claims the pod's default route.
 
     Multus repeats the plugins' results here. But a reader of ``gateway`` wants to know the path of the pod's traffic:
@@ -141,25 +143,25 @@ def _with_default_routes(results: Sequence[Result], made: Sequence[Attachment]) 
     are right, and the text equals Multus'. The standard's key ``default-route`` is not written: no client library knows
     it, and ``gateway`` has the same content.
     """
-    found = claims([each.plan for each in made], lambda index: {r.family for r in results[index].default_routes})
+    found = claims([each.plan for each in attached], lambda index: {r.family for r in results[index].default_routes})
     if not found:
         return results
-    kept = [
+    remaining = [
         tuple(route for route in result.default_routes if not is_dropped(found, index, route.family))
         for index, result in enumerate(results)
     ]
     for claim in found:
-        kept[claim.index] += tuple(DefaultRoute(family, gateway) for family, gateway in claim.gateways.items())
-    return [replace(result, default_routes=routes) for result, routes in zip(results, kept, strict=True)]
+        remaining[claim.index] += tuple(DefaultRoute(family, gateway) for family, gateway in claim.gateways.items())
+    return [replace(result, default_routes=routes) for result, routes in zip(results, remaining, strict=True)]
 
 
 def _read(pod: Pod, attachment: Attachment) -> Result:
-    with _unusable(pod, attachment):
+    with _require_usable(pod, attachment):
         return read(attachment.result, attachment.plan.cni_version)
 
 
 @contextmanager
-def _unusable(pod: Pod, attachment: Attachment) -> Generator[None]:
+def _require_usable(pod: Pod, attachment: Attachment) -> Generator[None]:
     plan = attachment.plan
     try:
         yield

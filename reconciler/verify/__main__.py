@@ -20,7 +20,7 @@ from reconciler.verify.run import verify_configured
 def main() -> int:
     """Print the report; return the exit code of ``plumbline verify``."""
     parser = argparse.ArgumentParser(prog="python -m reconciler.verify", description=__doc__)
-    parser.add_argument("--config", type=Path, help=f"configuration file (default: {DEFAULT_PATH}, if it is there)")
+    parser.add_argument("--config", type=Path, help=f"configuration file (default: {DEFAULT_PATH}, if it exists)")
     path = parser.parse_args().config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
     os.nice(10)
     try:

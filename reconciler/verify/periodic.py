@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 _FIRST = 300.0
 """Seconds before the first verification: a new leader has more urgent work."""
-_TOLD = 20
+_MAX_LOGGED = 20
 
 
 class PeriodicVerification:
@@ -73,8 +73,8 @@ class PeriodicVerification:
             return
         counts = {kind.value: count for kind, count in report.counts.items()}
         self._metrics.set_verified(counts, unseen=len(report.unseen), seconds=report.seconds, at=time.time())
-        for difference in report.differences[:_TOLD]:
+        for difference in report.differences[:_MAX_LOGGED]:
             log.warning("verify_differs", kind=difference.kind.value, message=difference.message)
-        for reason in report.unseen[:_TOLD]:
+        for reason in report.unseen[:_MAX_LOGGED]:
             log.warning("verify_not_seen", reason=reason)
         log.info("verified", seconds=round(report.seconds, 1), unseen=len(report.unseen), **counts)

@@ -20,11 +20,11 @@ from reconciler.projection.fold.rows import (
 from reconciler.projection.read_view import ReadView, SandboxRows
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Difference, Findings, Kind
-from reconciler.verify.spill_store import Kept
+from reconciler.verify.spill_store import SpilledSandbox
 
 _REMEDY = (
-    "somebody wrote to the database, or it is a mistake in Plumbline, to be reported: "
-    "`plumbline rebuild` makes it again from the ledger"
+    "another program wrote to the database, or Plumbline has a defect: report it; "
+    "`plumbline rebuild` rebuilds the database from the ledger"
 )
 
 
@@ -50,43 +50,45 @@ def _sandboxes(rows: ReadView, replay: Replay, findings: Findings) -> tuple[int,
         if row["live"]:
             live += 1
             pods.add(PodName(row["namespace"], row["pod"]))
-        kept = replay.shelf.look(SandboxKey(ContainerId(row["container_id"]), IfName(row["ifname"])))
-        if kept is None and row["live"] and _remembers(replay, row["node"], row["created"]):
+        entry = replay.sandboxes.mark_compared(SandboxKey(ContainerId(row["container_id"]), IfName(row["ifname"])))
+        if entry is None and row["live"] and _ledger_has(replay, row["node"], row["created"]):
             what = f"sandbox {row['container_id'][:12]} ({row['ifname']}) on node {row['node']}"
-            findings.add(_plain(row, f"{what} is live in the database and unknown to the ledger: {_REMEDY}"))
-        elif kept is None or kept.created > row["created"] or _half_forgotten(rows, found, kept):
+            findings.add(_row_difference(row, f"{what} is live in the database and unknown to the ledger: {_REMEDY}"))
+        elif entry is None or entry.created > row["created"] or _partly_deleted(rows, found, entry):
             findings.unproved += 1
-        elif wrong := _wrong(found, kept._replace(created=row["created"]) if _begun_anew(rows, row, kept) else kept):
-            findings.add(_of(kept.sandbox, f"the database differs from the ledger in {', '.join(wrong)}: {_REMEDY}"))
-    for kept in replay.shelf.unlooked():
-        if kept.sandbox.holds_resources:
-            findings.add(
-                _of(kept.sandbox, f"the database lacks this sandbox, which is {kept.sandbox.phase}: {_REMEDY}")
-            )
+        else:
+            expected = entry._replace(created=row["created"]) if _started_anew(rows, row, entry) else entry
+            if different := _different_columns(found, expected):
+                message = f"the database differs from the ledger in {', '.join(different)}: {_REMEDY}"
+                findings.add(_sandbox_difference(entry.sandbox, message))
+    for entry in replay.sandboxes.unmarked():
+        if entry.sandbox.holds_resources:
+            message = f"the database lacks this sandbox, which is {entry.sandbox.phase}: {_REMEDY}"
+            findings.add(_sandbox_difference(entry.sandbox, message))
     return live, pods
 
 
-def _begun_anew(rows: ReadView, row: Row, kept: Kept) -> bool:
+def _started_anew(rows: ReadView, row: Row, entry: SpilledSandbox) -> bool:
     """Return True if the database deleted the sandbox and started it anew at a later event."""
-    return bool(rows.forgotten) and kept.created < row["created"]
+    return bool(rows.forgotten) and entry.created < row["created"]
 
 
-def _half_forgotten(rows: ReadView, found: SandboxRows, kept: Kept) -> bool:
+def _partly_deleted(rows: ReadView, found: SandboxRows, entry: SpilledSandbox) -> bool:
     """Return True if that later event was only another DEL: then the row lacks what the ledger still has."""
-    return _begun_anew(rows, found.sandbox, kept) and not found.attachments
+    return _started_anew(rows, found.sandbox, entry) and not found.attachments
 
 
-def _wrong(found: SandboxRows, kept: Kept) -> list[str]:
-    sandbox = kept.sandbox
-    wrong = _unequal(found.sandbox, sandbox_row(sandbox, kept.created))
+def _different_columns(found: SandboxRows, entry: SpilledSandbox) -> list[str]:
+    sandbox = entry.sandbox
+    different = _unequal(found.sandbox, sandbox_row(sandbox, entry.created))
     if not _same_fold(found.sandbox["fold"], sandbox):
-        wrong.append("fold")
+        different.append("fold")
     if found.attachments != [attachment_row(sandbox, place) for place in range(len(sandbox.attachments))]:
-        wrong.append("attachments")
+        different.append("attachments")
     holds = {AddressHolding(row["network"], row["ifname"], row["address"], row["prefix_length"]) for row in found.holds}
     if holds != set(address_holdings(sandbox)):
-        wrong.append("addresses")
-    return wrong
+        different.append("addresses")
+    return different
 
 
 def _pending(rows: ReadView, replay: Replay, findings: Findings) -> None:
@@ -97,14 +99,14 @@ def _pending(rows: ReadView, replay: Replay, findings: Findings) -> None:
         entry = state.pop(row["event_id"], None)
         what = f"request {row['event_id']} ({row['type']}) on node {row['node']}"
         if entry is None:
-            if _remembers(replay, row["node"], row["sequence"]):
-                findings.add(_plain(row, f"{what} is open in the database and not in the ledger: {_REMEDY}"))
-        elif wrong := _unequal(row, pending_row(*entry)):
-            findings.add(_plain(row, f"{what} differs from the ledger in {', '.join(wrong)}: {_REMEDY}"))
+            if _ledger_has(replay, row["node"], row["sequence"]):
+                findings.add(_row_difference(row, f"{what} is open in the database and not in the ledger: {_REMEDY}"))
+        elif different := _unequal(row, pending_row(*entry)):
+            findings.add(_row_difference(row, f"{what} differs from the ledger in {', '.join(different)}: {_REMEDY}"))
     for entry in state.values():
         row = pending_row(*entry)
         what = f"request {row['event_id']} ({row['type']}) on node {row['node']}"
-        findings.add(_plain(row, f"{what} is open in the ledger and not in the database: {_REMEDY}"))
+        findings.add(_row_difference(row, f"{what} is open in the ledger and not in the database: {_REMEDY}"))
 
 
 def _nodes(rows: ReadView, replay: Replay, findings: Findings) -> None:
@@ -113,12 +115,16 @@ def _nodes(rows: ReadView, replay: Replay, findings: Findings) -> None:
         expected = node_row(stored, replay.state.epochs.get(node, 0), replay.state.commands.get(node, 0))
         row = known.get(node)
         if row is None:
-            findings.add(_plain(expected, f"the database lacks node {node}: {_REMEDY}"))
+            findings.add(_row_difference(expected, f"the database lacks node {node}: {_REMEDY}"))
         elif row["sequence"] > expected["sequence"]:
             findings.unproved += 1
-        elif wrong := [name for name in _unequal(row, expected) if name not in _MAXIMA or row[name] < expected[name]]:
+        elif different := [
+            name for name in _unequal(row, expected) if name not in _MAXIMA or row[name] < expected[name]
+        ]:
             findings.add(
-                _plain(row, f"the row of node {node} differs from the ledger in {', '.join(wrong)}: {_REMEDY}")
+                _row_difference(
+                    row, f"the row of node {node} differs from the ledger in {', '.join(different)}: {_REMEDY}"
+                )
             )
 
 
@@ -134,13 +140,13 @@ def _leaks(rows: ReadView, replay: Replay, findings: Findings) -> None:
         leaked = state.pop((NodeName(row["node"]), row["leak_id"]), None)
         what = f"leak {row['leak_id']} on node {row['node']}"
         if leaked is None:
-            if _remembers(replay, row["node"], row["sequence"]):
-                findings.add(_plain(row, f"{what} is open in the database and not in the ledger: {_REMEDY}"))
+            if _ledger_has(replay, row["node"], row["sequence"]):
+                findings.add(_row_difference(row, f"{what} is open in the database and not in the ledger: {_REMEDY}"))
             continue
         # The ledger deletes earlier observations of a leak that is still open.
-        wrong = [name for name in _unequal(row, leak_row(NodeName(row["node"]), leaked)) if name != "first_at"]
-        if wrong:
-            findings.add(_plain(row, f"{what} differs from the ledger in {', '.join(wrong)}: {_REMEDY}"))
+        different = [name for name in _unequal(row, leak_row(NodeName(row["node"]), leaked)) if name != "first_at"]
+        if different:
+            findings.add(_row_difference(row, f"{what} differs from the ledger in {', '.join(different)}: {_REMEDY}"))
     for node, leak in state:
         message = f"leak {leak} on node {node} is open in the ledger and not in the database: {_REMEDY}"
         findings.add(Difference(kind=Kind.PROJECTION, message=message, node=node))
@@ -150,21 +156,23 @@ def _statuses(rows: ReadView, replay: Replay, pods: set[PodName], findings: Find
     """Compare the published statuses. *pods* are live; the database may have deleted old records of the others."""
     for row in rows.statuses():
         pod = PodName(row["namespace"], row["pod"])
-        expected = replay.words.look(pod)
+        expected = replay.status_rows.mark_compared(pod)
         if expected is None or expected["sequence"] < row["sequence"]:
             findings.unproved += 1
-        elif wrong := _unequal(row, expected):
-            message = f"pod {pod}: what was published last differs from the ledger in {', '.join(wrong)}: {_REMEDY}"
+        elif different := _unequal(row, expected):
+            message = (
+                f"pod {pod}: the last published status differs from the ledger in {', '.join(different)}: {_REMEDY}"
+            )
             findings.add(Difference(kind=Kind.PROJECTION, message=message, pod=str(pod)))
-    for pod in replay.words.unlooked():
-        word = replay.words.get(pod)
-        if word is not None and word["at"] < rows.forgotten and pod not in pods:
+    for pod in replay.status_rows.unmarked():
+        record = replay.status_rows.get(pod)
+        if record is not None and record["at"] < rows.forgotten and pod not in pods:
             continue
-        message = f"pod {pod}: the database does not know that its network-status was published: {_REMEDY}"
+        message = f"pod {pod}: the database lacks the record of its published network-status: {_REMEDY}"
         findings.add(Difference(kind=Kind.PROJECTION, message=message, pod=str(pod)))
 
 
-def _remembers(replay: Replay, node: str, sequence: int) -> bool:
+def _ledger_has(replay: Replay, node: str, sequence: int) -> bool:
     """Return True if the ledger still has an open item of *sequence*: it deletes only old items that have ended."""
     oldest = replay.oldest.get(NodeName(node))
     return oldest is not None and sequence >= oldest
@@ -180,16 +188,16 @@ def _same_fold(fold: bytes, sandbox: Sandbox) -> bool:
 
 def _unequal(row: Row, expected: Row) -> list[str]:
     """Return the names of the different columns, without those that only the projection reads."""
-    known = [name for name in expected if name not in _OWN and (name not in _LATER or row[name])]
+    known = [name for name in expected if name not in _INTERNAL and (name not in _ADDED_LATER or row[name])]
     return [name for name in known if row.get(name) != expected[name]]
 
 
-_OWN = frozenset({"fold", "event"})
-_LATER = frozenset({"intent", "silent"})
+_INTERNAL = frozenset({"fold", "event"})
+_ADDED_LATER = frozenset({"intent", "silent"})
 """Columns that are empty or false in rows of older versions."""
 
 
-def _of(sandbox: Sandbox, message: str) -> Difference:
+def _sandbox_difference(sandbox: Sandbox, message: str) -> Difference:
     key = sandbox.key
     return Difference(
         kind=Kind.PROJECTION,
@@ -200,5 +208,5 @@ def _of(sandbox: Sandbox, message: str) -> Difference:
     )
 
 
-def _plain(row: Row, message: str) -> Difference:
+def _row_difference(row: Row, message: str) -> Difference:
     return Difference(kind=Kind.PROJECTION, message=message, node=row["node"], sandbox=row.get("container_id", ""))

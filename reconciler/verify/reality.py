@@ -35,7 +35,7 @@ from reconciler.verify.report import Difference, Findings, Kind
 
 PATIENCE = 30.0
 """Seconds within which a node must answer."""
-_TOGETHER = 32
+_CONCURRENT = 32
 """Maximum number of concurrent comparisons."""
 
 
@@ -45,14 +45,14 @@ async def nodes(replay: Replay, commands: Commands, findings: Findings, patience
     Afterwards *replay* is at the end of the ledger. Raises LedgerUnavailableError.
     """
     answered = 0
-    for some in _chunks(sorted(_present(replay)), _TOGETHER):
-        answered += await _compared(replay.ledger, commands, some, findings, patience)
-    await replay.go_on(await replay.ledger.last_sequence())
+    for names in _chunks(sorted(_present(replay)), _CONCURRENT):
+        answered += await _compared(replay.ledger, commands, names, findings, patience)
+    await replay.advance(await replay.ledger.last_sequence())
     for key in replay.drifting:
-        kept = replay.shelf.kept(key)
-        assert kept is not None
-        for drift in kept.sandbox.drifts:
-            findings.add(_drift(kept.sandbox, drift))
+        entry = replay.sandboxes.entry(key)
+        assert entry is not None
+        for drift in entry.sandbox.drifts:
+            findings.add(_drift(entry.sandbox, drift))
     for (node, _), leaked in replay.state.leaks.items():
         findings.add(_leak(node, leaked))
     return answered
@@ -65,16 +65,16 @@ def _present(replay: Replay) -> set[NodeName]:
 
 
 async def _compared(
-    ledger: Ledger, commands: Commands, some: Sequence[NodeName], findings: Findings, patience: float
+    ledger: Ledger, commands: Commands, names: Sequence[NodeName], findings: Findings, patience: float
 ) -> int:
     begun = await ledger.last_sequence()
     waiting: dict[RequestId, NodeName] = {}
-    for node in some:
+    for node in names:
         command = _command(node)
         try:
             await commands.send(command)
         except LedgerError as error:
-            findings.unseen.append(f"node {node}: it can't be asked to compare itself: {error}")
+            findings.unseen.append(f"node {node}: it can't get the command to compare itself: {error}")
         else:
             waiting[RequestId(command.id)] = node
     asked = len(waiting)
@@ -89,7 +89,7 @@ async def _compared(
                     findings.unseen += [f"node {node}: {reason}" for reason in data.unseen]
     except TimeoutError:
         findings.unseen += [
-            f"node {node}: its worker did not answer within {patience:.0f} s; look whether it runs"
+            f"node {node}: its worker did not answer within {patience:.0f} s; check whether it runs"
             for node in waiting.values()
         ]
     return asked - len(waiting)
@@ -102,13 +102,13 @@ def _command(node: NodeName) -> Event:
 def _drift(sandbox: Sandbox, drift: Drift) -> Difference:
     what = drift.kind.value.replace("_", " ")
     details = [f"recorded {drift.expected}" if drift.expected else "", f"found {drift.found}" if drift.found else ""]
-    told_of = ", ".join(detail for detail in details if detail)
+    comparison = ", ".join(detail for detail in details if detail)
     return Difference(
         kind=Kind.DRIFT,
         message=(
             f"pod {sandbox.pod} on node {sandbox.node}: interface {drift.ifname} of network {drift.network}: {what}"
-            f"{f' ({told_of})' if told_of else ''}; `plumbline timeline {sandbox.key.container_id[:12]}` tells whether "
-            "its repair was tried; where drift.policy is not repair, detach and attach the pod again"
+            f"{f' ({comparison})' if comparison else ''}; `plumbline timeline {sandbox.key.container_id[:12]}` shows "
+            "whether a repair was tried; if drift.policy is not repair, detach and attach the pod again"
         ),
         node=sandbox.node,
         pod=str(sandbox.pod),
@@ -120,14 +120,14 @@ def _drift(sandbox: Sandbox, drift: Drift) -> Difference:
 def _leak(node: NodeName, leaked: Leaked) -> Difference:
     observed = leaked.observed
     leak = observed.leak
-    why = f"; freeing it failed: {leaked.refused.message}" if leaked.refused is not None else ""
+    why = f"; its reclaim failed: {leaked.refused.message}" if leaked.refused is not None else ""
     evidence = f" ({', '.join(observed.evidence)})" if observed.evidence else ""
     return Difference(
         kind=Kind.LEAK,
         message=(
-            f"node {node} holds {leak.what}{f' of network {leak.network}' if leak.network else ''} for nobody since "
-            f"{leaked.first_at}: {leak.kind.value.replace('_', ' ')}{evidence}{why}; it is freed when it is certain, "
-            "unless leaks.policy says otherwise"
+            f"node {node} holds {leak.what}{f' of network {leak.network}' if leak.network else ''} without an owner "
+            f"since {leaked.first_at}: {leak.kind.value.replace('_', ' ')}{evidence}{why}; it is reclaimed when it is "
+            "certain, unless leaks.policy forbids it"
         ),
         node=node,
         sandbox=leak.holder,
@@ -135,7 +135,7 @@ def _leak(node: NodeName, leaked: Leaked) -> Difference:
     )
 
 
-class _Wanted(NamedTuple):
+class _Expected(NamedTuple):
     uid: str
     text: str
     node: str
@@ -146,16 +146,16 @@ class _Wanted(NamedTuple):
 
 async def statuses(replay: Replay, sink: StatusSink, findings: Findings) -> None:
     """Add the pods whose network-status differs from the ledger to *findings*. Raises LedgerUnavailableError."""
-    wanted = _wanted(replay)
+    expected_statuses = _expected_statuses(replay)
     try:
         async with aclosing(sink.read_all()) as listed:
             async for found in listed:
-                expected = wanted.get(found.pod)
+                expected = expected_statuses.get(found.pod)
                 if expected is not None and (found.uid, found.text) == (expected.uid, expected.text):
-                    del wanted[found.pod]
-        await replay.go_on(await replay.ledger.last_sequence())
-        for pod, expected in wanted.items():
-            row = replay.words.get(pod)
+                    del expected_statuses[found.pod]
+        await replay.advance(await replay.ledger.last_sequence())
+        for pod, expected in expected_statuses.items():
+            row = replay.status_rows.get(pod)
             if row is None or row["sequence"] != expected.sequence:
                 continue  # published again meanwhile
             found = await sink.read(pod)
@@ -165,35 +165,35 @@ async def statuses(replay: Replay, sink: StatusSink, findings: Findings) -> None
         findings.unseen.append(f"network-status of pods: {error}")
 
 
-def _wanted(replay: Replay) -> dict[PodName, _Wanted]:
+def _expected_statuses(replay: Replay) -> dict[PodName, _Expected]:
     """Return the published status of each attached pod."""
-    found: dict[PodName, _Wanted] = {}
+    found: dict[PodName, _Expected] = {}
     newest: dict[PodName, int] = {}
-    for _, group in groupby(replay.shelf.all(), lambda kept: kept.sandbox.key.container_id):
+    for _, group in groupby(replay.sandboxes.all(), lambda entry: entry.sandbox.key.container_id):
         same = list(group)
-        boxes = [kept.sandbox for kept in same]
+        boxes = [entry.sandbox for entry in same]
         if replay.node and boxes[-1].node != replay.node:
             continue
         pod = PodName(boxes[-1].pod.namespace, boxes[-1].pod.name)
-        row = replay.words.get(pod)
+        row = replay.status_rows.get(pod)
         if row is None or row["refused"] or newest.get(pod, 0) > same[-1].created:
             continue
-        said = Published(row["uid"], row["intent"], row["text"], row["refused"], row["sequence"])
-        due = current_status(boxes, said)
-        if due is not None and not due.problem and due.intent == said.intent:
+        published = Published(row["uid"], row["intent"], row["text"], row["refused"], row["sequence"])
+        current = current_status(boxes, published)
+        if current is not None and not current.problem and current.intent == published.intent:
             newest[pod] = same[-1].created
-            uid, text = due.status.pod.uid, due.status.text
-            found[pod] = _Wanted(uid, text, boxes[-1].node, boxes[-1].key.container_id, said.sequence)
+            uid, text = current.status.pod.uid, current.status.text
+            found[pod] = _Expected(uid, text, boxes[-1].node, boxes[-1].key.container_id, published.sequence)
     return found
 
 
-def _status(pod: PodName, expected: _Wanted, text: str | None) -> Difference:
+def _status(pod: PodName, expected: _Expected, text: str | None) -> Difference:
     what = "is missing" if text is None else "was changed"
     return Difference(
         kind=Kind.STATUS,
         message=(
-            f"pod {pod} on node {expected.node}: its network-status {what}; the reconciler brings it back unless "
-            "drift.policy says otherwise: look for who else writes it"
+            f"pod {pod} on node {expected.node}: its network-status {what}; the reconciler restores it unless "
+            "drift.policy forbids it: look for another writer"
         ),
         node=expected.node,
         pod=str(pod),

@@ -22,10 +22,10 @@ class Replay:
     def __init__(self, ledger: Ledger, node: NodeName = NO_NODE) -> None:
         self.ledger = ledger
         self.node = node
-        self.shelf = SpillStore()
-        self.words = StatusRows()
+        self.sandboxes = SpillStore()
+        self.status_rows = StatusRows()
         """The last record in the ledger about each pod's network-status."""
-        self.state = State(keep_closed=True, sandboxes=self.shelf)
+        self.state = State(keep_closed=True, sandboxes=self.sandboxes)
         self.drifting: dict[SandboxKey, None] = {}
         """Sandboxes with drift, as of the last observation; the oldest drift first."""
         self.live: dict[SandboxKey, NodeName] = {}
@@ -37,7 +37,7 @@ class Replay:
         self.sequence = 0
         self.events = 0
 
-    async def go_on(self, end: int) -> None:
+    async def advance(self, end: int) -> None:
         """Apply the events up to *end*. Raises LedgerUnavailableError."""
         done = self.sequence
         if end <= done:
@@ -55,12 +55,12 @@ class Replay:
 
     def close(self) -> None:
         """Delete the temporary files."""
-        self.shelf.close()
-        self.words.close()
+        self.sandboxes.close()
+        self.status_rows.close()
 
     def _apply(self, stored: Stored) -> None:
         self.events += 1
-        self.shelf.at = stored.sequence
+        self.sandboxes.sequence = stored.sequence
         sandbox = self.state.apply(stored)
         if sandbox is not None:
             if sandbox.holds_resources:
@@ -75,4 +75,4 @@ class Replay:
             self.latest[stored.event.node] = stored
             self.oldest.setdefault(stored.event.node, stored.sequence)
         if (row := status_row(stored)) is not None:
-            self.words.put(row)
+            self.status_rows.put(row)

@@ -11,7 +11,7 @@ from collections import Counter
 
 import msgspec
 
-SHOWN = 1000
+MAX_LISTED = 1000
 """Maximum number of listed differences of one kind; all are counted."""
 
 
@@ -81,27 +81,27 @@ class Findings:
     def add(self, difference: Difference) -> None:
         """Add *difference*."""
         self.counts[difference.kind] += 1
-        if self.counts[difference.kind] <= SHOWN:
+        if self.counts[difference.kind] <= MAX_LISTED:
             self.differences.append(difference)
 
 
 def lines(report: Report) -> list[str]:
     """Return *report* as lines for people."""
-    told = [f"{each.kind}: {each.message}" for each in report.differences]
+    text = [f"{each.kind}: {each.message}" for each in report.differences]
     hidden = sum(report.counts.values()) - len(report.differences)
     if hidden:
-        told.append(f"… and {hidden} more")
-    told += [f"not seen: {each}" for each in report.unseen]
+        text.append(f"… and {hidden} more")
+    text += [f"not checked: {each}" for each in report.unseen]
     if report.unproved:
-        told.append(f"not proved: {report.unproved} rows, which are older than what the ledger remembers")
+        text.append(f"not proved: {report.unproved} rows, which are older than the events in the ledger")
     found = ", ".join(f"{count} {kind}" for kind, count in report.counts.items() if count)
     nodes = "1 node" if report.nodes == 1 else f"{report.nodes} nodes"
     scope = f"{report.events} events, {report.sandboxes} live sandboxes, {nodes} compared"
     if found:
         verdict = f"differs: {found}"
     elif report.unseen:
-        verdict = "nothing differs in what could be seen"
+        verdict = "no differences in what could be checked"
     else:
         verdict = "true"
-    told.append(f"{verdict} ({scope}, up to sequence {report.sequence} of {report.ledger}, {report.seconds:.1f} s)")
-    return told
+    text.append(f"{verdict} ({scope}, up to sequence {report.sequence} of {report.ledger}, {report.seconds:.1f} s)")
+    return text

@@ -58,13 +58,13 @@ async def verify(
         live = await _projection(replay, stream, database, findings)
         compared, answered = replay.sequence, 0
         if commands is not None:
-            await replay.go_on(await ledger.last_sequence())
+            await replay.advance(await ledger.last_sequence())
             answered = await reality.nodes(replay, commands, findings, patience)
         if sink is not None:
-            await replay.go_on(await ledger.last_sequence())
+            await replay.advance(await ledger.last_sequence())
             await reality.statuses(replay, sink, findings)
         if node and node not in replay.latest:
-            findings.unseen.append(f"node {node}: the ledger tells nothing of it; look whether that is its name")
+            findings.unseen.append(f"node {node}: the ledger has no events of it; check the name")
         return Report(
             ledger=stream,
             sequence=compared,
@@ -92,14 +92,15 @@ async def _projection(replay: Replay, stream: str, database: str, findings: Find
         end = await replay.ledger.last_sequence()
         if end < reached:
             message = (
-                f"the database has {reached} events of the ledger {stream}, which has but {end}: it is another ledger, "
-                "or one that lost its end; restore it, or move the database away to have it made again"
+                f"the database has {reached} events of the ledger {stream}, but the ledger has only {end}: it is "
+                "another ledger, or its end is lost; restore it, or move the database away, and the reconciler "
+                "rebuilds it"
             )
             findings.add(Difference(kind=Kind.PROJECTION, message=message))
             return 0
-        await replay.go_on(reached)
+        await replay.advance(reached)
         with open_read_view(database, stream) as rows:
-            await replay.go_on(rows.sequence)
+            await replay.advance(rows.sequence)
             return projection.compare(rows, replay, findings)
     except (ProjectionError, DatabaseAwayError) as error:
         findings.unseen.append(f"the projection: {error}")

@@ -19,7 +19,7 @@ from events.schema import ContainerId, IfName
 from reconciler.projection.fold.published import PodName
 from reconciler.projection.fold.rows import Row
 
-WARM = 4096
+MAX_IN_MEMORY = 4096
 """Maximum number of sandboxes in memory."""
 _BATCH = 512
 
@@ -27,7 +27,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Sandbox).decode
 
 
-class Kept(NamedTuple):
+class SpilledSandbox(NamedTuple):
     """A sandbox and the sequence at which it was added."""
 
     sandbox: Sandbox
@@ -37,38 +37,38 @@ class Kept(NamedTuple):
 class SpillStore(MutableMapping[SandboxKey, Sandbox]):
     """Sandboxes by key, for ``events.fold.State``."""
 
-    def __init__(self, warm: int = WARM) -> None:
-        self._warm: dict[SandboxKey, Kept] = {}
+    def __init__(self, in_memory: int = MAX_IN_MEMORY) -> None:
+        self._recent: dict[SandboxKey, SpilledSandbox] = {}
         """Least recently used first."""
-        self._limit = warm
+        self._limit = in_memory
         self._count = 0
-        self.at = 0
+        self.sequence = 0
         """Sequence of the event that is being applied."""
-        self._file = _nameless(
-            "CREATE TABLE boxes (id TEXT, name TEXT, created INTEGER, fold BLOB, seen INTEGER DEFAULT 0, "
+        self._file = _anonymous(
+            "CREATE TABLE sandboxes (id TEXT, name TEXT, created INTEGER, fold BLOB, compared INTEGER DEFAULT 0, "
             "PRIMARY KEY (id, name))"
         )
 
-    def kept(self, key: SandboxKey) -> Kept | None:
+    def entry(self, key: SandboxKey) -> SpilledSandbox | None:
         """Return the entry of *key*."""
-        found = self._warm.pop(key, None) or self._fetch(key)
+        found = self._recent.pop(key, None) or self._fetch(key)
         if found is not None:
-            self._warm[key] = found
+            self._recent[key] = found
         return found
 
-    def look(self, key: SandboxKey) -> Kept | None:
+    def mark_compared(self, key: SandboxKey) -> SpilledSandbox | None:
         """Return the entry of *key*, and mark it as compared."""
-        self._put_away(len(self._warm))
+        self._spill(len(self._recent))
         found = self._fetch(key)
         if found is not None:
-            self._file.execute("UPDATE boxes SET seen = 1 WHERE id = ? AND name = ?", key)
+            self._file.execute("UPDATE sandboxes SET compared = 1 WHERE id = ? AND name = ?", key)
         return found
 
-    def unlooked(self) -> Iterator[Kept]:
+    def unmarked(self) -> Iterator[SpilledSandbox]:
         """Yield the entries that are not marked as compared."""
-        return self._all("WHERE seen = 0")
+        return self._all("WHERE compared = 0")
 
-    def all(self) -> Iterator[Kept]:
+    def all(self) -> Iterator[SpilledSandbox]:
         """Yield all entries: those of a container together, oldest first."""
         return self._all("")
 
@@ -77,82 +77,84 @@ class SpillStore(MutableMapping[SandboxKey, Sandbox]):
         self._file.close()
 
     def __getitem__(self, key: SandboxKey) -> Sandbox:
-        found = self.kept(key)
+        found = self.entry(key)
         if found is None:
             raise KeyError(key)
         return found.sandbox
 
     def __setitem__(self, key: SandboxKey, sandbox: Sandbox) -> None:
-        known = self.kept(key)
+        known = self.entry(key)
         if known is None:
             self._count += 1
-        self._warm[key] = Kept(sandbox, self.at if known is None else known.created)
-        if len(self._warm) > self._limit:
-            self._put_away(min(_BATCH, self._limit))
+        self._recent[key] = SpilledSandbox(sandbox, self.sequence if known is None else known.created)
+        if len(self._recent) > self._limit:
+            self._spill(min(_BATCH, self._limit))
 
     def __delitem__(self, key: SandboxKey) -> None:
-        if self.kept(key) is None:
+        if self.entry(key) is None:
             raise KeyError(key)
-        del self._warm[key]
-        self._file.execute("DELETE FROM boxes WHERE id = ? AND name = ?", key)
+        del self._recent[key]
+        self._file.execute("DELETE FROM sandboxes WHERE id = ? AND name = ?", key)
         self._count -= 1
 
     def __iter__(self) -> Iterator[SandboxKey]:
-        self._put_away(len(self._warm))
-        for container_id, name in self._file.execute("SELECT id, name FROM boxes ORDER BY created"):
+        self._spill(len(self._recent))
+        for container_id, name in self._file.execute("SELECT id, name FROM sandboxes ORDER BY created"):
             yield SandboxKey(ContainerId(container_id), IfName(name))
 
     def __len__(self) -> int:
         return self._count
 
-    def _fetch(self, key: SandboxKey) -> Kept | None:
-        row = self._file.execute("SELECT fold, created FROM boxes WHERE id = ? AND name = ?", key).fetchone()
-        return None if row is None else _kept(*row)
+    def _fetch(self, key: SandboxKey) -> SpilledSandbox | None:
+        row = self._file.execute("SELECT fold, created FROM sandboxes WHERE id = ? AND name = ?", key).fetchone()
+        return None if row is None else _decoded(*row)
 
-    def _put_away(self, count: int) -> None:
-        oldest = list(islice(self._warm.items(), count))
-        rows = [(*key, kept.created, zlib.compress(_encode(kept.sandbox), 1)) for key, kept in oldest]
+    def _spill(self, count: int) -> None:
+        oldest = list(islice(self._recent.items(), count))
+        rows = [(*key, each.created, zlib.compress(_encode(each.sandbox), 1)) for key, each in oldest]
         for key, _ in oldest:
-            del self._warm[key]
+            del self._recent[key]
         self._file.executemany(
-            "INSERT INTO boxes (id, name, created, fold) VALUES (?, ?, ?, ?) "
+            "INSERT INTO sandboxes (id, name, created, fold) VALUES (?, ?, ?, ?) "
             "ON CONFLICT DO UPDATE SET fold = excluded.fold",
             rows,
         )
 
-    def _all(self, where: str) -> Iterator[Kept]:
-        self._put_away(len(self._warm))
-        for row in self._file.execute(f"SELECT fold, created FROM boxes {where} ORDER BY id, created"):  # noqa: S608
-            yield _kept(*row)
+    def _all(self, where: str) -> Iterator[SpilledSandbox]:
+        self._spill(len(self._recent))
+        for row in self._file.execute(f"SELECT fold, created FROM sandboxes {where} ORDER BY id, created"):  # noqa: S608
+            yield _decoded(*row)
 
 
 class StatusRows:
     """The last ``reconciler.projection.fold.rows.status_row`` of each pod."""
 
     def __init__(self) -> None:
-        self._file = _nameless(
-            "CREATE TABLE words (namespace TEXT, pod TEXT, word BLOB, seen INTEGER DEFAULT 0, "
+        self._file = _anonymous(
+            "CREATE TABLE status_rows (namespace TEXT, pod TEXT, status_row BLOB, compared INTEGER DEFAULT 0, "
             "PRIMARY KEY (namespace, pod))"
         )
 
     def put(self, row: Row) -> None:
         """Replace the row of a pod by *row*."""
         values = (row["namespace"], row["pod"], msgspec.msgpack.encode(row))
-        self._file.execute("INSERT OR REPLACE INTO words (namespace, pod, word) VALUES (?, ?, ?)", values)
+        self._file.execute("INSERT OR REPLACE INTO status_rows (namespace, pod, status_row) VALUES (?, ?, ?)", values)
 
     def get(self, pod: PodName) -> Row | None:
         """Return the row of *pod*."""
-        row = self._file.execute("SELECT word FROM words WHERE namespace = ? AND pod = ?", pod).fetchone()
+        row = self._file.execute("SELECT status_row FROM status_rows WHERE namespace = ? AND pod = ?", pod).fetchone()
         return None if row is None else msgspec.msgpack.decode(row[0])
 
-    def look(self, pod: PodName) -> Row | None:
+    def mark_compared(self, pod: PodName) -> Row | None:
         """Return the row of *pod*, and mark it as compared."""
-        self._file.execute("UPDATE words SET seen = 1 WHERE namespace = ? AND pod = ?", pod)
+        self._file.execute("UPDATE status_rows SET compared = 1 WHERE namespace = ? AND pod = ?", pod)
         return self.get(pod)
 
-    def unlooked(self) -> Iterator[PodName]:
+    def unmarked(self) -> Iterator[PodName]:
         """Yield the pods whose rows are not marked as compared."""
-        for row in self._file.execute("SELECT namespace, pod FROM words WHERE seen = 0 ORDER BY namespace, pod"):
+        for row in self._file.execute(
+            "SELECT namespace, pod FROM status_rows WHERE compared = 0 ORDER BY namespace, pod"
+        ):
             yield PodName(*row)
 
     def close(self) -> None:
@@ -160,12 +162,12 @@ class StatusRows:
         self._file.close()
 
 
-def _nameless(table: str) -> sqlite3.Connection:
+def _anonymous(table: str) -> sqlite3.Connection:
     file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
     for statement in ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF", table, "BEGIN"):
         file.execute(statement)
     return file
 
 
-def _kept(fold: bytes, created: int) -> Kept:
-    return Kept(_decode(zlib.decompress(fold)), created)
+def _decoded(fold: bytes, created: int) -> SpilledSandbox:
+    return SpilledSandbox(_decode(zlib.decompress(fold)), created)

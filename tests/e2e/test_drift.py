@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from events.schema import Drift, DriftKind, DriftObserved, DriftRepaired, DriftRepairFailed, ErrorClass
-from reconciler.status.folder_sink import LOOK
+from reconciler.status.folder_sink import POLL_INTERVAL
 from tests.e2e.test_leaks import forge_boot
 from tests.support.node.kernel import ip, links
 from tests.support.node.node import BRIDGE, PARENT, MakeNode, Node
@@ -330,7 +330,7 @@ def test_status_follows_the_policies_of_its_networks(
         right = path.read_text()
         edit(path, right.replace("net1", "net9"))
         edited = path.read_text()
-        time.sleep(2 * LOOK)
+        time.sleep(2 * POLL_INTERVAL)
         assert path.read_text() == edited != right
         edit(path, edited.replace("eth0", "eth9"))
         eventually(lambda: path.read_text() == right, "it is brought back, as a whole")

@@ -46,7 +46,9 @@ async def rebuild(url: str, ledger: Readable, name: str, progress: Progress, sta
 async def _read(store: Store, ledger: Readable, end: int, progress: Progress) -> int:
     done = store.position()
     if done > end:
-        raise ProjectionError(f"the snapshot has {done} events of the ledger, which has but {end}: it is of another")
+        raise ProjectionError(
+            f"the snapshot has {done} events of the ledger, but the ledger has only {end}: it is of another ledger"
+        )
 
     async def apply(batch: Sequence[Stored]) -> None:
         store.apply(batch, for_listeners=False)  # not in a thread: both would compete for the GIL, which costs 20 %

@@ -21,16 +21,16 @@ class Scratch:
     """
 
     def __init__(self, prefix: str) -> None:
-        for folder, lock in _left(prefix):
+        for folder, lock in _abandoned(prefix):
             _remove(folder, lock)
-        self.path, self._lock = _locked(prefix)
+        self.path, self._lock = _make_locked(prefix)
 
     def close(self) -> None:
         """Remove the folder."""
         _remove(self.path, self._lock)
 
 
-def _left(prefix: str) -> Iterator[tuple[Path, int]]:
+def _abandoned(prefix: str) -> Iterator[tuple[Path, int]]:
     """Yield the folders of dead processes, each with its lock."""
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         lock = _lock(folder)
@@ -38,7 +38,7 @@ def _left(prefix: str) -> Iterator[tuple[Path, int]]:
             yield folder, lock
 
 
-def _locked(prefix: str) -> tuple[Path, int]:
+def _make_locked(prefix: str) -> tuple[Path, int]:
     while True:  # before it is locked, another process may take it for an abandoned one
         folder = Path(tempfile.mkdtemp(prefix=prefix))
         lock = _lock(folder)

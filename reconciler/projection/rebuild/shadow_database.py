@@ -46,8 +46,8 @@ class ShadowDatabase:
         self._remove_files()
         self.url = self.draft = f"sqlite:///{self._path}"
         if not self._sqlite:
-            there = parsed.update_query_dict({"options": f"-csearch_path={SCHEMA}"})
-            self.url = there.render_as_string(hide_password=False)
+            with_schema = parsed.update_query_dict({"options": f"-csearch_path={SCHEMA}"})
+            self.url = with_schema.render_as_string(hide_password=False)
 
     def finish(self) -> None:
         """Prepare the drafted rows for ``swap``, with the indexes for readers."""
@@ -82,10 +82,10 @@ class ShadowDatabase:
         if self._sqlite:
             # Only now: a transaction locks all attached databases at its beginning, also against the process that fills
             # them.
-            connection.exec_driver_sql("ATTACH DATABASE ? AS beside", (str(self._path),))
+            connection.exec_driver_sql("ATTACH DATABASE ? AS shadow", (str(self._path),))
             for name in _TABLES:
                 connection.exec_driver_sql(f"DELETE FROM main.{name}")  # noqa: S608  # only names of our tables
-                connection.exec_driver_sql(f"INSERT INTO main.{name} SELECT * FROM beside.{name}")  # noqa: S608  # only names of our tables
+                connection.exec_driver_sql(f"INSERT INTO main.{name} SELECT * FROM shadow.{name}")  # noqa: S608  # only names of our tables
             return
         schema = connection.scalar(sa.text("SELECT current_schema()"))
         for name in _TABLES:

@@ -41,7 +41,7 @@ _HEAD = 100
 """Length of an SQLite file's header, in bytes."""
 
 _OF_LIVE = "(container_id, sandbox_ifname) IN (SELECT container_id, ifname FROM {place}sandboxes WHERE live)"
-_LIVING = {
+_LIVE_ROWS = {
     nodes: "",
     pending: "",
     statuses: "",
@@ -120,7 +120,7 @@ def _origin(path: Path) -> Origin:
         with transaction(engine) as connection:
             place = connection.execute(sa.select(position)).one_or_none()
             if place is None:
-                raise ProjectionError("it is of no ledger")
+                raise ProjectionError("it belongs to no ledger")
             newest = connection.execute(sa.select(nodes).order_by(nodes.c.sequence.desc()).limit(1)).one_or_none()
             named = ("", "", 0) if newest is None else (newest.node, newest.changed_at, newest.sequence)
             return Origin(place.ledger, place.sequence, *named)
@@ -147,7 +147,7 @@ def _copy(url: str, target_url: str) -> int:
     target = open_engine(target_url)
     try:
         with transaction(target) as to:
-            _fill(url, to, _LIVING)
+            _fill(url, to, _LIVE_ROWS)
             return _sequence(to)
     finally:
         target.dispose()
@@ -159,9 +159,9 @@ def _sequence(connection: sa.Connection) -> int:
 
 def _fill(url: str, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> None:
     if sa.make_url(url).get_backend_name() == to.dialect.name == "sqlite":
-        place = _within_sqlite(Path(sa.make_url(url).database or ""), to, chosen)
+        place = _copy_within_sqlite(Path(sa.make_url(url).database or ""), to, chosen)
     else:
-        place = _by_rows(url, to, chosen)
+        place = _copy_rows(url, to, chosen)
     if place is not None:  # the election belongs to the target database, and may be set already
         values = {"sequence": place.sequence, "forgotten": place.forgotten}
         own = sa.update(position).where(position.c.ledger == place.ledger).values(values)
@@ -169,7 +169,7 @@ def _fill(url: str, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> None:
             to.execute(sa.insert(position).values(ledger=place.ledger, **values))
 
 
-def _within_sqlite(path: Path, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> sa.Row[Any] | None:
+def _copy_within_sqlite(path: Path, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> sa.Row[Any] | None:
     """Copy the rows inside SQLite. The source is attached after the transaction began, so its rows are of one instant.
 
     SQLite copies whole tables with their indexes in bulk only if the statement names no columns (xferOptimization in
@@ -182,7 +182,7 @@ def _within_sqlite(path: Path, to: sa.Connection, chosen: Mapping[sa.Table, str]
     return to.execute(_place(chosen, "source.")).one_or_none()
 
 
-def _by_rows(url: str, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> sa.Row[Any] | None:
+def _copy_rows(url: str, to: sa.Connection, chosen: Mapping[sa.Table, str]) -> sa.Row[Any] | None:
     source = open_engine(url)
     try:
         with source.connect() as from_:
@@ -222,7 +222,7 @@ def _refuse_torn(path: Path) -> None:
     page = int.from_bytes(head[16:18], "big")
     length = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
     if not head.startswith(b"SQLite format 3\0") or path.stat().st_size != length:
-        raise ProjectionError(f"{path} is no snapshot, or a part of one: take another, or do without")
+        raise ProjectionError(f"{path} is not a complete snapshot: use another one, or none")
 
 
 def _make_durable(path: Path) -> None:

@@ -16,7 +16,7 @@ _BUSY = 2.0
 """Seconds that SQLite waits for another connection's lock."""
 _UNFINISHED_CACHE = 64 * 1024
 """KiB of page cache for a database that is being built."""
-_PATIENCE = {
+_POSTGRESQL_TIMEOUTS = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -65,8 +65,8 @@ def _driver(engine: sa.Engine) -> Any:
 def refused(error: BaseException | None) -> ProjectionError:
     """Return the ProjectionError for the driver's *error*."""
     return ProjectionError(
-        f"the database refused what it was asked ({_first_line(error)}): look at its log, or move it away to have it "
-        "made again from the ledger"
+        f"the database refused a statement ({_first_line(error)}): read its log, or move it away, and the "
+        "reconciler rebuilds it from the ledger"
     )
 
 
@@ -104,7 +104,7 @@ def _open_postgresql(url: sa.URL) -> sa.Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
     try:
-        engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_PATIENCE | dict(url.query))
+        engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_POSTGRESQL_TIMEOUTS | dict(url.query))
     except ModuleNotFoundError as error:
         raise ProjectionError(
             f"the database can't be opened: {error}; install plumbline[postgresql], which brings psycopg"

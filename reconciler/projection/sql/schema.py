@@ -35,7 +35,7 @@ def require_current(connection: sa.Connection) -> None:
     _refuse_unknown(connection, scripts)
     if set(MigrationContext.configure(connection).get_current_heads()) != set(scripts.get_heads()):
         raise ProjectionError(
-            "the database has an older schema: start the reconciler of this version, which brings it up"
+            "the database has an older schema: start the reconciler of this version, which upgrades it"
         )
 
 
@@ -52,5 +52,5 @@ def _refuse_unknown(connection: sa.Connection, scripts: ScriptDirectory) -> None
         if revision not in known:
             raise ProjectionError(
                 f"the database has schema revision {revision}, which this version of Plumbline does not know: "
-                "run the newer version, or move the database away to have it made again from the ledger"
+                "run the newer version, or move the database away, and the reconciler rebuilds it from the ledger"
             )

@@ -45,30 +45,34 @@ class Writer:
     """
 
     def __init__(self, dialect: str) -> None:
-        self._in_one_text = dialect == "postgresql"
+        self._json_rows = dialect == "postgresql"
         upserts = {table.name: _text(_upsert(table, dialect), dialect) for table in metadata.tables.values()}
-        if self._in_one_text:
+        if self._json_rows:
             upserts = {name: _from_json(metadata.tables[name], text) for name, text in upserts.items()}
         self._upserts = upserts
         self._binary = {table.name: _binary(table) for table in metadata.tables.values()}
-        self._unplan = _text(_UNPLAN, dialect)
-        self._close = _text(_CLOSE, dialect)
-        self._free = _text(_FREE, dialect)
-        self._let_go = _text(_LET_GO, dialect)
-        self._begin = _INSERT[dialect](position).on_conflict_do_nothing()
+        self._delete_attachments = _text(_DELETE_ATTACHMENTS, dialect)
+        self._close_intent = _text(_CLOSE_INTENT, dialect)
+        self._close_leak = _text(_CLOSE_LEAK, dialect)
+        self._end_holding = _text(_END_HOLDING, dialect)
+        self._insert_position = _INSERT[dialect](position).on_conflict_do_nothing()
 
     def write(self, connection: sa.Connection, ledger: str, changes: Changes) -> None:
         """Write *changes* and the new position of the stream *ledger*."""
         self.put(connection, sandboxes, changes.sandboxes)
-        _each(connection, self._unplan, [{"id": key.container_id, "name": key.ifname} for key in changes.unplanned])
+        _each(
+            connection,
+            self._delete_attachments,
+            [{"id": key.container_id, "name": key.ifname} for key in changes.unplanned],
+        )
         self.put(connection, attachments, changes.attachments)
-        _each(connection, self._close, [{"id": event_id} for event_id in changes.closed])
+        _each(connection, self._close_intent, [{"id": event_id} for event_id in changes.closed])
         self.put(connection, pending, changes.pending)
         self.put(connection, nodes, changes.nodes)
         self.put(connection, statuses, changes.statuses)
-        _each(connection, self._free, [{"node": node, "id": leak_id} for node, leak_id in changes.freed])
+        _each(connection, self._close_leak, [{"node": node, "id": leak_id} for node, leak_id in changes.freed])
         self.put(connection, leaks, [leak_row(node, leaked) for node, leaked in changes.leaks])
-        _each(connection, self._let_go, changes.holdings.closed)
+        _each(connection, self._end_holding, changes.holdings.closed)
         self.put(connection, addresses, changes.holdings.opened)
         self.put(connection, network_versions, changes.versions)
         self.put(connection, drift_history, changes.histories.drift)
@@ -80,9 +84,9 @@ class Writer:
         """Write the position of the stream *ledger*."""
         self.put(connection, position, [_new_position(ledger, sequence)])
 
-    def begin(self, connection: sa.Connection, ledger: str) -> None:
+    def insert_position(self, connection: sa.Connection, ledger: str) -> None:
         """Insert a position for the stream *ledger* if there is none: a missing row can't be locked."""
-        connection.execute(self._begin, _new_position(ledger, 0))
+        connection.execute(self._insert_position, _new_position(ledger, 0))
 
     def set_election(self, connection: sa.Connection, election: int) -> None:
         """Write the election whose winner may write."""
@@ -90,8 +94,8 @@ class Writer:
 
     def put(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
         """Insert *rows* into *table*, or update the existing ones."""
-        if rows and self._in_one_text:
-            connection.exec_driver_sql(self._upserts[table.name], _in_one(rows, self._binary[table.name]))
+        if rows and self._json_rows:
+            connection.exec_driver_sql(self._upserts[table.name], _json_parameters(rows, self._binary[table.name]))
         else:
             _each(connection, self._upserts[table.name], rows)
 
@@ -115,15 +119,15 @@ def _each(connection: sa.Connection, statement: str, rows: Sequence[Row]) -> Non
         connection.exec_driver_sql(statement, list(rows))
 
 
-def _in_one(rows: Sequence[Row], binary: Sequence[str]) -> dict[str, Any]:
+def _json_parameters(rows: Sequence[Row], binary: Sequence[str]) -> dict[str, Any]:
     """Return the parameters for a statement of ``_from_json``."""
     if binary:
-        beside = {name: [row[name] for row in rows] for name in binary}
-        rows = [{name: value for name, value in row.items() if name not in beside} for row in rows]
+        arrays = {name: [row[name] for row in rows] for name in binary}
+        rows = [{name: value for name, value in row.items() if name not in arrays} for row in rows]
     else:
-        beside = {}
+        arrays = {}
     text = msgspec.json.encode(rows).replace(rb"\u0000", rb"\ufffd").decode()  # PostgreSQL's text can't hold NUL
-    return {"rows": text, **beside}
+    return {"rows": text, **arrays}
 
 
 def _binary(table: sa.Table) -> list[str]:
@@ -164,13 +168,13 @@ def _equal(column: sa.Column[Any], name: str) -> sa.ColumnElement[bool]:
     return column == sa.bindparam(name, type_=column.type)
 
 
-_UNPLAN = sa.delete(attachments).where(
+_DELETE_ATTACHMENTS = sa.delete(attachments).where(
     _equal(attachments.c.container_id, "id"), _equal(attachments.c.sandbox_ifname, "name")
 )
-_CLOSE = sa.delete(pending).where(_equal(pending.c.event_id, "id"))
+_CLOSE_INTENT = sa.delete(pending).where(_equal(pending.c.event_id, "id"))
 _ELECT = sa.update(position).values(election=sa.bindparam("newest"))
-_FREE = sa.delete(leaks).where(_equal(leaks.c.node, "node"), _equal(leaks.c.leak_id, "id"))
-_LET_GO = (
+_CLOSE_LEAK = sa.delete(leaks).where(_equal(leaks.c.node, "node"), _equal(leaks.c.leak_id, "id"))
+_END_HOLDING = (
     sa.update(addresses)
     .where(
         addresses.c.until_sequence.is_(None),

@@ -42,12 +42,12 @@ from reconciler.status.sink import LISTED, ObservedStatus, PublishError, StatusS
 
 log = structlog.get_logger(__name__)
 
-MOMENT = 0.5
+SETTLE_TIME = 0.5
 """Seconds for which a difference is normal: the watch may be ahead of the ledger, or behind it."""
-_AGAIN = 5.0
+_RETRY_AFTER = 5.0
 """Seconds until a retry after an error."""
-_FOUND_LIMIT = 4096
-_NOTHING = 0
+_TEXT_LIMIT = 4096
+_NO_STATUS = 0
 """Digest of a missing status."""
 
 
@@ -75,34 +75,34 @@ class StatusGuard:
         self._policy = policy
         self._warn = warn
         self._query: Query | None = None
-        self._wanted: dict[str, int] = {}
+        self._published: dict[str, int] = {}
         """Digest of the published status by the pod's UID."""
-        self._seen: dict[str, int] = {}
+        self._observed: dict[str, int] = {}
         """Digest of the observed status by the pod's UID."""
-        self._suspects = _Agenda()
-        self._contests = RestoreBackoff()
-        self._said: dict[str, int] = {}
+        self._suspects = _DelayQueue()
+        self._backoff = RestoreBackoff()
+        self._recorded: dict[str, int] = {}
         """Digest of the last recorded difference of pods that are not restored, by UID."""
 
     async def caught_up(self, query: Query) -> None:
         """Load the published statuses of live pods."""
         self._query = query
-        for _, said in await query(Store.live_pods):
-            uid, digest = _wanted(said)
+        for _, published in await query(Store.live_pods):
+            uid, digest = _published_digest(published)
             if uid:
-                self._wanted[uid] = digest
+                self._published[uid] = digest
 
     def changed(self, changes: Changes) -> None:
         """Record new publications, and forget pods without attachments."""
         for event, sandbox in changes.events:
             if isinstance(event.data, StatusPublished) and event.data.pod.uid:
                 pod = event.data.pod
-                self._wanted[pod.uid] = _digest(event.data.text)
+                self._published[pod.uid] = _digest(event.data.text)
                 name = PodName(pod.namespace, pod.name)
-                if pod.uid in self._seen:
+                if pod.uid in self._observed:
                     self._compare(name, pod.uid)
                 else:
-                    self._suspects.add(name, MOMENT)
+                    self._suspects.add(name, SETTLE_TIME)
             if sandbox is not None and PodName(sandbox.pod.namespace, sandbox.pod.name) in changes.detached_pods:
                 self._forget(sandbox.plan.pod.uid if sandbox.plan is not None else sandbox.pod.uid)
 
@@ -110,59 +110,60 @@ class StatusGuard:
         """Watch and restore until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch(), name="watch-statuses")
-            tasks.create_task(self._examine(), name="bring-statuses-back")
+            tasks.create_task(self._examine(), name="restore-statuses")
 
     async def _watch(self) -> None:
-        async with aclosing(self._sink.watch()) as seen:
-            async for found in seen:
+        async with aclosing(self._sink.watch()) as statuses:
+            async for found in statuses:
                 if found is LISTED:
-                    await self._miss()
+                    await self._suspect_missing()
                 else:
-                    self._take(found)
+                    self._observe(found)
 
-    async def _miss(self) -> None:
+    async def _suspect_missing(self) -> None:
         """Suspect pods that the sink did not list: their status, or the pod itself, is gone."""
         assert self._query is not None
         known = await self._query(Store.live_pods)
         for pod, published in known:
-            if published is not None and not published.refused and published.uid not in self._seen:
-                self._suspects.add(pod, MOMENT)
+            if published is not None and not published.refused and published.uid not in self._observed:
+                self._suspects.add(pod, SETTLE_TIME)
 
-    def _take(self, found: ObservedStatus) -> None:
+    def _observe(self, found: ObservedStatus) -> None:
         if found.deleted:
             self._forget(found.uid)
         elif found.uid:
-            self._seen[found.uid] = _digest(found.text)
+            self._observed[found.uid] = _digest(found.text)
             self._compare(found.pod, found.uid)
         else:
-            self._suspects.add(found.pod, MOMENT)  # the sink does not know which pod of that name the status belongs to
+            # The sink does not know which pod of that name the status belongs to.
+            self._suspects.add(found.pod, SETTLE_TIME)
 
     def _compare(self, pod: PodName, uid: str) -> None:
-        wanted, seen = self._wanted.get(uid), self._seen.get(uid)
-        if wanted is not None and seen is not None and wanted != seen:
-            self._suspects.add(pod, MOMENT)
+        published, observed = self._published.get(uid), self._observed.get(uid)
+        if published is not None and observed is not None and published != observed:
+            self._suspects.add(pod, SETTLE_TIME)
 
     def _forget(self, uid: str) -> None:
-        for kept in (self._wanted, self._seen, self._said):
-            kept.pop(uid, None)
+        for digests in (self._published, self._observed, self._recorded):
+            digests.pop(uid, None)
 
     async def _examine(self) -> None:
         """Examine one suspect at a time: a mass edit of thousands of pods waits in the queue."""
         while True:
             pod = await self._suspects.next()
             try:
-                pause = await self._judge(pod)
+                pause = await self._check(pod)
             except (PublishError, LedgerError) as error:
-                log.warning("status_not_examined", pod=str(pod), error=str(error), retry_in=_AGAIN)
-                pause = _AGAIN
+                log.warning("status_not_examined", pod=str(pod), error=str(error), retry_in=_RETRY_AFTER)
+                pause = _RETRY_AFTER
             if pause is not None:
                 self._suspects.add(pod, pause)
-            self._metrics.status_contested.set(self._contests.contested(time.monotonic()))
+            self._metrics.status_contested.set(self._backoff.contested(time.monotonic()))
 
-    async def _judge(self, pod: PodName) -> float | None:
+    async def _check(self, pod: PodName) -> float | None:
         """Restore the status of *pod* if necessary; return the seconds until the next check, None: no check."""
         if self._publisher.busy(pod):
-            return MOMENT
+            return SETTLE_TIME
         found = await self._sink.read(pod)
         assert self._query is not None
         boxes, published = await self._query(lambda store: store.live_pod(pod))
@@ -173,22 +174,22 @@ class StatusGuard:
         if found is None or published.refused or found.uid not in ("", uid):
             return None  # the pod is gone
         if uid:
-            self._wanted[uid], self._seen[uid] = _digest(wanted.status.text), _digest(text)
+            self._published[uid], self._observed[uid] = _digest(wanted.status.text), _digest(text)
         if (found.uid, text) == (uid, wanted.status.text):
-            self._said.pop(uid, None)
+            self._recorded.pop(uid, None)
             return None
         policy = verdict(wanted.status.text, text, self._policy)
         if policy == "off":
             return None
         if policy == "observe":
-            if self._said.get(uid) != _digest(text):
+            if self._recorded.get(uid) != _digest(text):
                 await self._record(wanted, text)
-                self._said[uid] = _digest(text)
+                self._recorded[uid] = _digest(text)
             return None
-        if (pause := self._contests.wait(uid, time.monotonic())) > 0:
+        if (pause := self._backoff.wait(uid, time.monotonic())) > 0:
             return pause
         await self._record(wanted, text)
-        times = self._contests.brought_back(uid, time.monotonic())
+        times = self._backoff.restored(uid, time.monotonic())
         self._metrics.status_restored.inc()
         log.warning("status_changed", pod=str(pod), found=(text or "")[:200], times=times, action="restore")
         if times == CONTESTED:
@@ -207,15 +208,15 @@ class StatusGuard:
                     kind=DriftKind.STATUS_CHANGED,
                     network=NetworkName(""),
                     ifname=IfName(""),
-                    expected=wanted.status.text[:_FOUND_LIMIT],
-                    found=(text or "")[:_FOUND_LIMIT],
+                    expected=wanted.status.text[:_TEXT_LIMIT],
+                    found=(text or "")[:_TEXT_LIMIT],
                 ),
             ),
         )
         await self._ledger.append(event_of(wanted, data))
 
 
-class _Agenda:
+class _DelayQueue:
     """A queue of pods with delays. A pod is in it at most once."""
 
     def __init__(self) -> None:
@@ -247,19 +248,19 @@ class _Agenda:
                 continue
 
 
-def _wanted(published: Published | None) -> tuple[str, int]:
-    return ("", _NOTHING) if published is None or published.refused else (published.uid, _digest(published.text))
+def _published_digest(published: Published | None) -> tuple[str, int]:
+    return ("", _NO_STATUS) if published is None or published.refused else (published.uid, _digest(published.text))
 
 
 def _digest(text: str | None) -> int:
     if text is None:
-        return _NOTHING
+        return _NO_STATUS
     return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=7).digest(), "big") or 1
 
 
 def _contested(wanted: PendingStatus) -> PodEvent:
     message = (
-        f"somebody keeps changing the network-status of pod {wanted.pod}, so it is brought back ever more rarely: look "
-        "for another controller that writes the annotation k8s.v1.cni.cncf.io/network-status"
+        f"another writer keeps changing the network-status of pod {wanted.pod}, so it is restored ever more rarely: "
+        "look for another controller that writes the annotation k8s.v1.cni.cncf.io/network-status"
     )
     return PodEvent(wanted.status.pod, wanted.node, WARNING, "NetworkStatusContested", message[:MESSAGE_LIMIT])

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-FIRST, LONGEST = 1.0, 600.0
+FIRST_BACKOFF, MAX_BACKOFF = 1.0, 600.0
 """Seconds before the second restore, and the maximum."""
-QUIET = 900.0
+QUIET_TIME = 900.0
 """Seconds without a change after which the backoff starts anew."""
 CONTESTED = 3
 """From this number of restores on, another controller is the probable cause."""
-_REMEMBERED = 4096
+_MAX_REMEMBERED = 4096
 
 
 class RestoreBackoff:
@@ -25,19 +25,19 @@ class RestoreBackoff:
     def wait(self, thing: str, now: float) -> float:
         """Return the seconds until *thing* may be restored; *now* is of a monotonic clock."""
         times, at = self._times.get(thing, (0, now))
-        if times == 0 or now - at >= QUIET:
+        if times == 0 or now - at >= QUIET_TIME:
             return 0.0
-        return max(0.0, at + min(LONGEST, FIRST * 2.0 ** min(times - 1, 30)) - now)
+        return max(0.0, at + min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(times - 1, 30)) - now)
 
-    def brought_back(self, thing: str, now: float) -> int:
+    def restored(self, thing: str, now: float) -> int:
         """Record a restore of *thing*; return the number of consecutive restores."""
         times, at = self._times.pop(thing, (0, now))
-        times = 1 if now - at >= QUIET else times + 1
+        times = 1 if now - at >= QUIET_TIME else times + 1
         self._times[thing] = times, now
-        if len(self._times) > _REMEMBERED:
+        if len(self._times) > _MAX_REMEMBERED:
             self._times.popitem(last=False)
         return times
 
     def contested(self, now: float) -> int:
         """Return the number of things that another writer keeps changing."""
-        return sum(times >= CONTESTED and now - at < QUIET for times, at in self._times.values())
+        return sum(times >= CONTESTED and now - at < QUIET_TIME for times, at in self._times.values())

@@ -29,9 +29,9 @@ _PING_TIMEOUT = 2.0
 _IDLE = 5.0
 """Seconds of idleness after which the sink pings the server to keep a connection open. A new connection costs a TLS
 handshake, and aiohttp closes one after 15 s."""
-_LONGEST_PAUSE = 60.0
-_LET_ME_TRY_AGAIN = frozenset({401, 403, 408, 409, 425, 429})
-_AWAY = (aiohttp.ClientError, TimeoutError, OSError, config.ConfigException)
+_MAX_RETRY_AFTER = 60.0
+_RETRYABLE = frozenset({401, 403, 408, 409, 425, 429})
+_UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError, config.ConfigException)
 _UNUSABLE = (config.ConfigException, yaml.YAMLError, ValueError, TypeError, AttributeError)
 """Errors of the library for a malformed kubeconfig."""
 _STALE = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
@@ -53,7 +53,7 @@ class AnnotationSink:
         self._pods: Any = client.CoreV1Api(self.api)
         self._version: Any = client.VersionApi(self.api)
         self._watch = AnnotationWatch(self.api, node)
-        self._heard_at = float("-inf")
+        self._response_at = float("-inf")
         self._healthy = False
 
     @classmethod
@@ -86,12 +86,12 @@ class AnnotationSink:
             metadata["uid"] = status.pod.uid
         try:
             await self._patch(status, {"metadata": metadata})
-        except _AWAY as error:
-            self._heard(healthy=False)
+        except _UNREACHABLE as error:
+            self._record_response(healthy=False)
             raise PublishError(
                 ErrorClass.SOURCE_UNAVAILABLE,
-                f"pod {status.pod}: the API server {self._host} does not take its network-status "
-                f"({str(error) or type(error).__name__}); it is tried again",
+                f"pod {status.pod}: the API server {self._host} does not accept its network-status "
+                f"({str(error) or type(error).__name__}); Plumbline retries",
             ) from error
         return True
 
@@ -114,25 +114,25 @@ class AnnotationSink:
                 async for found, _ in listed:
                     if found is not None:
                         yield found
-        except (*_AWAY, WatchError, msgspec.MsgspecError) as error:
-            raise self._unread(error) from error
+        except (*_UNREACHABLE, WatchError, msgspec.MsgspecError) as error:
+            raise self._read_error(error) from error
 
     async def read(self, pod: PodName) -> ObservedStatus | None:
         """See ``StatusSink.read``."""
         require_pod_name(pod)
         try:
             return await self._watch.read(pod)
-        except (*_AWAY, WatchError, msgspec.MsgspecError) as error:
-            raise self._unread(error) from error
+        except (*_UNREACHABLE, WatchError, msgspec.MsgspecError) as error:
+            raise self._read_error(error) from error
 
     async def ready(self) -> bool:
         """See ``StatusSink.ready``. Returns the state at the last response; if that is old, pings the server."""
-        if asyncio.get_running_loop().time() - self._heard_at > _IDLE:
+        if asyncio.get_running_loop().time() - self._response_at > _IDLE:
             try:
                 answer = await self._version.get_code(_preload_content=False, _request_timeout=_PING_TIMEOUT)
                 await answer.read()
-                self._heard(healthy=answer.status < 500)
-            except _AWAY:
+                self._record_response(healthy=answer.status < 500)
+            except _UNREACHABLE:
                 self._healthy = False  # the time is not updated, so the next call pings again
         return self._healthy
 
@@ -140,10 +140,10 @@ class AnnotationSink:
         """Close the connections."""
         await self.api.close()
 
-    def _unread(self, error: Exception) -> PublishError:
+    def _read_error(self, error: Exception) -> PublishError:
         return PublishError(
             ErrorClass.SOURCE_UNAVAILABLE,
-            f"the API server {self._host} does not tell what network-status pods have "
+            f"the API server {self._host} does not return the network-status of pods "
             f"({str(error) or type(error).__name__})",
             retry_after=error.retry_after if isinstance(error, WatchError) else None,
         )
@@ -154,7 +154,7 @@ class AnnotationSink:
         except _STALE:
             answer = await self._send(status, body)
         content = await answer.read()  # reading the body releases the connection
-        self._heard(healthy=answer.status < 500)
+        self._record_response(healthy=answer.status < 500)
         if answer.status >= 300:
             raise _refusal(status, answer, content)
 
@@ -169,33 +169,33 @@ class AnnotationSink:
             _request_timeout=_TIMEOUT,
         )
 
-    def _heard(self, *, healthy: bool) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
+    def _record_response(self, *, healthy: bool) -> None:
+        self._response_at = asyncio.get_running_loop().time()
         self._healthy = healthy
 
 
 def _refusal(status: PodStatus, answer: aiohttp.ClientResponse, content: bytes) -> PublishError:
     """Return the error for an unsuccessful *answer* (Kubernetes API conventions, "HTTP Status codes")."""
-    said = _message(content) or answer.reason or "no reason"
+    reason = _message(content) or answer.reason or "no reason"
     code = answer.status
     if code == 404:
         return PublishError(
             ErrorClass.POD_NOT_FOUND,
-            f"pod {status.pod} is gone, so its network-status is not published: {said}",
+            f"pod {status.pod} is gone, so its network-status is not published: {reason}",
             final=True,
         )
-    if code in (409, 422) and "uid" in said.lower():
+    if code in (409, 422) and "uid" in reason.lower():
         return PublishError(
             ErrorClass.POD_CHANGED,
             f"pod {status.pod} was replaced by another of its name, so the network-status of UID {status.pod.uid} is "
-            f"not published: {said}",
+            f"not published: {reason}",
             final=True,
         )
-    final = 400 <= code < 500 and code not in _LET_ME_TRY_AGAIN
-    remedy = "grant the reconciler patch on pods/status" if code == 403 else "look at the API server"
+    final = 400 <= code < 500 and code not in _RETRYABLE
+    remedy = "grant the reconciler patch on pods/status" if code == 403 else "read the log of the API server"
     return PublishError(
         ErrorClass.API_REFUSED,
-        f"pod {status.pod}: the API server refuses its network-status with {code}: {said}; {remedy}",
+        f"pod {status.pod}: the API server refuses its network-status with {code}: {reason}; {remedy}",
         final=final,
         retry_after=_seconds(answer.headers.get("Retry-After", "")),
     )
@@ -210,4 +210,4 @@ def _message(content: bytes) -> str:
 
 def _seconds(retry_after: str) -> float | None:
     """Return the seconds of a Retry-After header; None for a date or no header (RFC 9110, section 10.2.3)."""
-    return min(_LONGEST_PAUSE, float(retry_after)) if retry_after.isdecimal() else None
+    return min(_MAX_RETRY_AFTER, float(retry_after)) if retry_after.isdecimal() else None

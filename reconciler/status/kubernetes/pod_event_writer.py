@@ -24,14 +24,14 @@ from reconciler.status.kubernetes.pod_events import PodEvent, Throttle, pod_even
 log = structlog.get_logger(__name__)
 
 COMPONENT = "plumbline"
-_WAITING = 1000
+_QUEUE_SIZE = 1000
 """Maximum number of Events in the queue."""
 _TIMEOUT = 5.0
 _EXISTS = 409
-_AWAY = (aiohttp.ClientError, TimeoutError, OSError)
+_UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError)
 
 
-class _Said(NamedTuple):
+class _Queued(NamedTuple):
     event: PodEvent
     times: int
     at: str
@@ -45,8 +45,8 @@ class PodEventWriter:
         self._events: Any = client.CoreV1Api(api)
         self._metrics = metrics
         self._throttle = Throttle()
-        self._waiting: asyncio.Queue[_Said] = asyncio.Queue(_WAITING)
-        self._trouble = ""
+        self._queue: asyncio.Queue[_Queued] = asyncio.Queue(_QUEUE_SIZE)
+        self._last_error = ""
 
     async def caught_up(self, query: Query) -> None:
         """Do nothing: earlier events are not news."""
@@ -54,56 +54,56 @@ class PodEventWriter:
     def changed(self, changes: Changes) -> None:
         """Queue the Events of a batch, within the rate limit."""
         for event, sandbox in changes.events:
-            for said in pod_events(event, sandbox):
-                self.write(said)
+            for queued in pod_events(event, sandbox):
+                self.write(queued)
 
     def write(self, event: PodEvent) -> None:
         """Queue *event*, within the rate limit."""
-        times, now = self._throttle.say(event, time.monotonic())
-        if not now or self._waiting.full():
+        times, admitted = self._throttle.admit(event, time.monotonic())
+        if not admitted or self._queue.full():
             self._metrics.pod_events_dropped.inc()
         else:
             at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            self._waiting.put_nowait(_Said(event, times, at))
+            self._queue.put_nowait(_Queued(event, times, at))
 
     async def run(self) -> None:
         """Write queued Events until cancelled."""
         while True:
-            await self._send(await self._waiting.get())
-            self._waiting.task_done()
+            await self._send(await self._queue.get())
+            self._queue.task_done()
 
     async def written(self) -> None:
         """Return when the queue is empty."""
-        await self._waiting.join()
+        await self._queue.join()
 
-    async def _send(self, said: _Said) -> None:
+    async def _send(self, queued: _Queued) -> None:
         try:
-            trouble = await self._create(said)
-        except _AWAY as error:
-            trouble = str(error) or type(error).__name__
-        if trouble:
+            error_text = await self._create(queued)
+        except _UNREACHABLE as error:
+            error_text = str(error) or type(error).__name__
+        if error_text:
             self._metrics.pod_events_dropped.inc()
-            if trouble != self._trouble:
-                log.warning("pod_event_not_written", pod=str(said.event.pod), error=trouble)
+            if error_text != self._last_error:
+                log.warning("pod_event_not_written", pod=str(queued.event.pod), error=error_text)
         else:
             self._metrics.pod_events_written.inc()
-        self._trouble = trouble
+        self._last_error = error_text
 
-    async def _create(self, said: _Said) -> str:
+    async def _create(self, queued: _Queued) -> str:
         """Write one Event; return the reason of a refusal, else an empty text. A repetition increments the Event's
         count."""
-        namespace = said.event.pod.namespace
+        namespace = queued.event.pod.namespace
         plain = {"_preload_content": False, "_request_timeout": _TIMEOUT}
-        if said.times == 1:
+        if queued.times == 1:
             status, text = await _read_answer(
-                await self._events.create_namespaced_event(namespace, _body(said), **plain)
+                await self._events.create_namespaced_event(namespace, _body(queued), **plain)
             )
             if status != _EXISTS:
                 return text
-        body = {"count": max(2, said.times), "lastTimestamp": said.at}
+        body = {"count": max(2, queued.times), "lastTimestamp": queued.at}
         kind = "application/merge-patch+json"
         answer = await self._events.patch_namespaced_event(
-            said.event.name, namespace, body, _content_type=kind, **plain
+            queued.event.name, namespace, body, _content_type=kind, **plain
         )
         _, text = await _read_answer(answer)
         return text
@@ -115,9 +115,9 @@ async def _read_answer(answer: aiohttp.ClientResponse) -> tuple[int, str]:
     return answer.status, "" if answer.status < 300 else content[:300].decode(errors="replace")
 
 
-def _body(said: _Said) -> dict[str, Any]:
+def _body(queued: _Queued) -> dict[str, Any]:
     """Return the core/v1 Event: ``kubectl describe`` of every release reads this form."""
-    event = said.event
+    event = queued.event
     return {
         "metadata": {"name": event.name, "namespace": event.pod.namespace},
         "involvedObject": {
@@ -133,7 +133,7 @@ def _body(said: _Said) -> dict[str, Any]:
         "source": {"component": COMPONENT, "host": event.node},
         "reportingComponent": COMPONENT,
         "reportingInstance": event.node,
-        "firstTimestamp": said.at,
-        "lastTimestamp": said.at,
+        "firstTimestamp": queued.at,
+        "lastTimestamp": queued.at,
         "count": 1,
     }

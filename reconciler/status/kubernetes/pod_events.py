@@ -43,8 +43,8 @@ class PodEvent(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         """Name of the Event object. Equal for the same text about the same pod, so that repetitions are counted."""
-        said = "\0".join((self.pod.uid, self.type, self.reason, self.message)).encode()
-        return f"{self.pod.name}.{hashlib.sha256(said).hexdigest()[:16]}"
+        content = "\0".join((self.pod.uid, self.type, self.reason, self.message)).encode()
+        return f"{self.pod.name}.{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def pod_events(event: Event, sandbox: Sandbox | None) -> list[PodEvent]:
@@ -92,11 +92,11 @@ def _warning(pod: Pod, node: NodeName, reason: str, failure: Failure) -> PodEven
     return PodEvent(pod, node, WARNING, reason, message)
 
 
-class Said(NamedTuple):
+class Admission(NamedTuple):
     """The number of repetitions, and whether the rate limit admits a write now."""
 
     times: int
-    now: bool
+    admitted: bool
 
 
 class Throttle:
@@ -110,20 +110,20 @@ class Throttle:
         self._tokens: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._counts: OrderedDict[str, int] = OrderedDict()
 
-    def say(self, event: PodEvent, at: float) -> Said:
+    def admit(self, event: PodEvent, at: float) -> Admission:
         """Return the number of occurrences of *event*, this one included, and whether to write it; *at* in monotonic
         seconds."""
         times = self._counts.get(event.name, 0) + 1
         _remember(self._counts, event.name, times)
         tokens, since = self._tokens.get(event.pod.uid, (float(_BURST), at))
         tokens = min(float(_BURST), tokens + (at - since) / _PERIOD)
-        now = tokens >= 1.0
-        _remember(self._tokens, event.pod.uid, (tokens - 1.0 if now else tokens, at))
-        return Said(times, now)
+        admitted = tokens >= 1.0
+        _remember(self._tokens, event.pod.uid, (tokens - 1.0 if admitted else tokens, at))
+        return Admission(times, admitted)
 
 
-def _remember(kept: OrderedDict[str, _T], key: str, value: _T) -> None:
-    kept[key] = value
-    kept.move_to_end(key)
-    if len(kept) > _REMEMBERED:
-        kept.popitem(last=False)
+def _remember(entries: OrderedDict[str, _T], key: str, value: _T) -> None:
+    entries[key] = value
+    entries.move_to_end(key)
+    if len(entries) > _REMEMBERED:
+        entries.popitem(last=False)

@@ -220,7 +220,7 @@ async def test_verify_takes_a_node_that_nobody_knows_for_no_proof(story: JetStre
     await JetStreamCommands(story).make(command_stream())
     done = await asyncio.to_thread(run, config, "verify", "--wait", "0.1", "--node", "node-l")
     assert done.returncode == 2
-    assert "not seen: node node-l: the ledger tells nothing of it" in done.stdout
+    assert "not checked: node node-l: the ledger has no events of it" in done.stdout
 
 
 def test_a_ledger_that_is_nowhere_is_said(config: Path) -> None:

@@ -121,7 +121,7 @@ async def test_a_ledger_that_has_less_than_the_database_is_refused(tmp_path: Pat
     async with running(ledger, tmp_path / "x.db") as run:
         await run.at(last)
     async with running(MemoryLedger(), tmp_path / "x.db") as run:
-        with pytest.raises(ProjectionError, match=f"has {last} events of the ledger, which has but 0"):
+        with pytest.raises(ProjectionError, match=f"has {last} events of the ledger, but the ledger has only 0"):
             await run.task
 
 

@@ -173,5 +173,5 @@ def test_a_table_that_is_not_there_is_said_in_one_sentence(postgres: Postgres, e
     with engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE addresses"))
     engine.dispose()
-    with pytest.raises(ProjectionError, match=r'relation "addresses" does not exist.*made again from the ledger'):
+    with pytest.raises(ProjectionError, match=r'relation "addresses" does not exist.*rebuilds it from the ledger'):
         project(url, stored(busy_day(1)))

@@ -234,7 +234,7 @@ async def test_what_is_no_whole_snapshot_is_refused_in_one_sentence(
             "scrambled": scrambled,
         }[spoilt]
     )
-    with pytest.raises(ProjectionError, match=f"{path} (is no snapshot|can't be used)") as refused:
+    with pytest.raises(ProjectionError, match=f"{path} (is not a complete snapshot|can't be used)") as refused:
         restore(path, f"sqlite:///{tmp_path}/y.db")
     assert "\n" not in str(refused.value)
 

@@ -37,8 +37,8 @@ def ledger() -> MemoryLedger:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "MOMENT", 0.05)
-    monkeypatch.setattr(folder_sink, "LOOK", 0.02)
+    monkeypatch.setattr(guard, "SETTLE_TIME", 0.05)
+    monkeypatch.setattr(folder_sink, "POLL_INTERVAL", 0.02)
 
 
 async def attach(ledger: MemoryLedger, pod: Pod, box: str = BOX) -> None:

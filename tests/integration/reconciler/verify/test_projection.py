@@ -132,7 +132,7 @@ async def test_a_shelf_that_holds_little_in_memory_makes_no_difference(
         ("UPDATE leaks SET leak_id = 'x'", "is open in the database and not in the ledger"),
         ("UPDATE statuses SET text = '[{}]'", "what was published last differs from the ledger in text"),
         ("DELETE FROM statuses", "does not know that its network-status was published"),
-        ("UPDATE position SET sequence = sequence + 100", "which has but"),
+        ("UPDATE position SET sequence = sequence + 100", "but the ledger has only"),
     ],
 )
 async def test_a_row_that_somebody_changed_is_told_of(
@@ -208,16 +208,14 @@ async def test_a_database_that_cannot_be_judged_is_said_to_be_unseen(
     report = await check(ledger, path)
     assert report.exit_code == 2
     assert words in report.unseen[0]
-    assert any(line.startswith("not seen: the projection: ") for line in lines(report))
+    assert any(line.startswith("not checked: the projection: ") for line in lines(report))
 
 
 async def test_a_file_that_is_no_database_is_said_to_be_unseen(ledger: MemoryLedger, tmp_path: Path) -> None:
     (tmp_path / "x.db").write_text("this is no database, and longer than the head of one would be" * 4)
     report = await check(ledger, tmp_path / "x.db")
     assert report.exit_code == 2
-    assert report.unseen[0].startswith(
-        "the projection: the database refused what it was asked (file is not a database)"
-    )
+    assert report.unseen[0].startswith("the projection: the database refused a statement (file is not a database)")
 
 
 async def test_a_database_that_is_not_there_is_not_made(ledger: MemoryLedger, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ async def test_a_link_in_the_place_of_the_new_file_is_not_followed(tmp_path: Pat
 async def test_a_folder_that_cannot_be_written_to_may_be_mended(tmp_path: Path) -> None:
     (tmp_path / "status").write_text("in the way")
     folder = FolderSink(tmp_path)
-    with pytest.raises(PublishError, match=r"pod shop/web-0: .*Not a directory; mend the folder") as error:
+    with pytest.raises(PublishError, match=r"pod shop/web-0: .*Not a directory; check the folder") as error:
         await folder.put(STATUS, None)
     assert not error.value.final
     (tmp_path / "status").unlink()

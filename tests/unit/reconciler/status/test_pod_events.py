@@ -105,14 +105,14 @@ def saying(number: int = 0, uid: str = "u") -> PodEvent:
 
 def test_the_same_words_about_the_same_pod_are_one_event_that_counts() -> None:
     throttle = Throttle()
-    assert [throttle.say(saying(), at).times for at in (0.0, 1.0, 2.0)] == [1, 2, 3]
+    assert [throttle.admit(saying(), at).times for at in (0.0, 1.0, 2.0)] == [1, 2, 3]
     assert saying().name == saying().name
     assert len({saying().name, saying(1).name, saying(uid="other").name}) == 3
 
 
 def test_a_pod_that_fails_all_the_time_is_told_of_less_and_less() -> None:
     throttle = Throttle()
-    in_an_hour = [throttle.say(saying(number), float(number * 5)).now for number in range(720)]
+    in_an_hour = [throttle.admit(saying(number), float(number * 5)).admitted for number in range(720)]
     assert all(in_an_hour[:25])
     assert sum(in_an_hour) <= 25 + 3600 / 300 + 1
 
@@ -120,13 +120,13 @@ def test_a_pod_that_fails_all_the_time_is_told_of_less_and_less() -> None:
 def test_one_noisy_pod_does_not_silence_another() -> None:
     throttle = Throttle()
     for number in range(100):
-        throttle.say(saying(number), 0.0)
-    assert throttle.say(saying(uid="other"), 0.0).now
+        throttle.admit(saying(number), 0.0)
+    assert throttle.admit(saying(uid="other"), 0.0).admitted
 
 
 def test_what_was_said_long_ago_is_forgotten_so_that_memory_stays_bounded() -> None:
     throttle = Throttle()
-    throttle.say(saying(), 0.0)
+    throttle.admit(saying(), 0.0)
     for number in range(5000):
-        throttle.say(saying(number, uid=f"u{number}"), 0.0)
-    assert throttle.say(saying(), 0.0).times == 1
+        throttle.admit(saying(number, uid=f"u{number}"), 0.0)
+    assert throttle.admit(saying(), 0.0).times == 1

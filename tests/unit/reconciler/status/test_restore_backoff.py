@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.status.guard.restore_backoff import CONTESTED, LONGEST, QUIET, RestoreBackoff
+from reconciler.status.guard.restore_backoff import CONTESTED, MAX_BACKOFF, QUIET_TIME, RestoreBackoff
 
 
 def test_the_first_time_is_at_once_and_each_further_one_later() -> None:
@@ -12,35 +12,35 @@ def test_the_first_time_is_at_once_and_each_further_one_later() -> None:
         pause = contests.wait("x", now)
         pauses.append(pause)
         now += pause
-        contests.brought_back("x", now)
+        contests.restored("x", now)
     assert pauses[:5] == [0.0, 1.0, 2.0, 4.0, 8.0]
-    assert max(pauses) == LONGEST
+    assert max(pauses) == MAX_BACKOFF
 
 
 def test_after_a_long_quiet_it_is_the_first_time_again() -> None:
     contests = RestoreBackoff()
     for now in range(5):
-        contests.brought_back("x", float(now))
+        contests.restored("x", float(now))
     assert contests.contested(5.0) == 1
-    assert contests.wait("x", 4.0 + QUIET) == 0.0
-    assert contests.brought_back("x", 4.0 + QUIET) == 1
-    assert contests.contested(4.0 + QUIET) == 0
+    assert contests.wait("x", 4.0 + QUIET_TIME) == 0.0
+    assert contests.restored("x", 4.0 + QUIET_TIME) == 1
+    assert contests.contested(4.0 + QUIET_TIME) == 0
 
 
 def test_of_one_thing_another_knows_nothing() -> None:
     contests = RestoreBackoff()
     for _ in range(CONTESTED):
-        contests.brought_back("x", 0.0)
+        contests.restored("x", 0.0)
     assert contests.wait("y", 0.0) == 0.0
 
 
 @given(st.lists(st.floats(0.0, 30.0), max_size=300))
-def test_whoever_changes_something_how_often_ever_it_is_brought_back_rarely(gaps: list[float]) -> None:
+def test_whoever_changes_something_how_often_ever_it_is_restored_rarely(gaps: list[float]) -> None:
     """In an hour of changes no more than a dozen times, and a few for each ten minutes after that."""
     contests, now, done = RestoreBackoff(), 0.0, list[float]()
     for gap in gaps:
         now += gap
         if contests.wait("x", now) == 0.0:
-            contests.brought_back("x", now)
+            contests.restored("x", now)
             done.append(now)
-    assert len(done) <= 13 + now / LONGEST
+    assert len(done) <= 13 + now / MAX_BACKOFF

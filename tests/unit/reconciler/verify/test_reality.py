@@ -109,7 +109,7 @@ async def test_what_the_worker_sees_only_now_is_told_with_pod_network_and_remedy
     assert "pod shop/web on node node-1: interface eth0 of network k8s-pod-network: link down" in drift.message
     assert "plumbline timeline aaaaaaaaaaaa" in drift.message
     assert leak.kind is Kind.LEAK
-    assert "node node-1 holds 10.0.0.9 of network k8s-pod-network for nobody" in leak.message
+    assert "node node-1 holds 10.0.0.9 of network k8s-pod-network without an owner" in leak.message
 
 
 async def test_a_node_that_does_not_answer_and_what_a_node_could_not_see_are_unseen(
@@ -121,7 +121,7 @@ async def test_a_node_that_does_not_answer_and_what_a_node_could_not_see_are_uns
         report = await check(ledger, tmp_path / "x.db", commands, patience=0.3)
     assert (report.exit_code, report.nodes) == (2, 1)
     assert sorted(report.unseen) == [
-        "node away: its worker did not answer within 0 s; look whether it runs",
+        "node away: its worker did not answer within 0 s; check whether it runs",
         "node here: no CRI socket",
     ]
 
@@ -147,8 +147,8 @@ async def published(ledger: MemoryLedger, folder: FolderSink) -> None:
     story = list(node.attach(BOX, POD))
     await fill(ledger, story)
     replay = Replay(ledger)
-    await replay.go_on(await ledger.last_sequence())
-    status = pod_status([kept.sandbox for kept in replay.shelf.all()])
+    await replay.advance(await ledger.last_sequence())
+    status = pod_status([kept.sandbox for kept in replay.sandboxes.all()])
     replay.close()
     assert status is not None
     await folder.put(status, None)
