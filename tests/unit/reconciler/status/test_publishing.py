@@ -374,7 +374,7 @@ async def test_a_turn_begins_at_once_and_what_is_open_is_looked_up_some_after_ot
     ledger: MemoryLedger, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What happens meanwhile to a pod that was just looked up, and is not wanted yet, is not undone by that."""
-    monkeypatch.setattr(publishing, "TOGETHER", 2)
+    monkeypatch.setattr(publishing, "LOOKUP_BATCH", 2)
     url, node = f"sqlite:///{tmp_path}/x.db", Node()
     pods = {f"web-{number}": Pod("shop", f"web-{number}", f"u{number}") for number in range(5)}
     with closing(Store(url, "NODE")) as store:
