@@ -139,7 +139,7 @@ async def test_commands_that_are_away_are_said(ledger: MemoryLedger, commands: M
     commands.available = False
     report = await check(ledger, tmp_path / "x.db", commands)
     assert report.exit_code == 2
-    assert "node node-1: it can't be asked to compare itself" in report.unseen[0]
+    assert "node node-1: it can't get the command to compare itself" in report.unseen[0]
 
 
 async def published(ledger: MemoryLedger, folder: FolderSink) -> None:
