@@ -120,7 +120,7 @@ def test_a_key_of_the_section_that_is_none_is_refused(host: Host) -> None:
 
 
 def test_help_tells_the_exit_codes(host: Host) -> None:
-    assert "Exit codes: 0 done, 1 could not be done" in " ".join(host.run("install", "--help").stdout.split())
+    assert "Exit codes: 0 done, 1 failed" in " ".join(host.run("install", "--help").stdout.split())
     assert "3 the configuration is removed" in " ".join(host.run("uninstall", "--help").stdout.split())
 
 
