@@ -1,1 +1,1 @@
-"""Event schema, its fold, and the ledger that stores events; imports neither the worker nor the reconciler."""
+"""The event schema, its fold, and the ledger that stores events. Imports neither the worker nor the reconciler."""

@@ -1,7 +1,7 @@
-"""Read of a plugin's result what people ask for: interfaces, addresses, gateways, DNS.
+"""Read interfaces, addresses, gateways and DNS settings from the result of a plugin.
 
-Pure, and tolerant: unknown keys are ignored and ``null`` is nothing, as in the Go types that plugins print with. Every
-version of the format is read (CNI specification 1.1, section 5, "Success"; 0.2.0 for ``ip4`` and ``ip6``).
+Pure and tolerant: unknown keys are ignored and ``null`` counts as absent, as in the Go types that plugins print. It
+reads every version of the format (CNI specification 1.1, section 5, "Success"; 0.2.0 for ``ip4`` and ``ip6``).
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import ipaddress
 import msgspec
 
 NIL = "<nil>"
-"""How Go prints an IP address that is not there."""
+"""Go's text for a missing IP address."""
 
 _EVERYWHERE = {"0.0.0.0": 4, "::": 6}  # noqa: S104  # routes, not listeners
 
 
 class ResultError(ValueError):
-    """The text is not the result of a plugin."""
+    """The text is not a plugin's result."""
 
 
 class Interface(msgspec.Struct, frozen=True):
-    """One link that a plugin made or took over. Without *sandbox* it is the node's side."""
+    """One link that a plugin made or took over. Without *sandbox* it is on the node."""
 
     name: str = ""
     mac: str = ""
@@ -30,7 +30,7 @@ class Interface(msgspec.Struct, frozen=True):
 
 
 class Address(msgspec.Struct, frozen=True):
-    """One address with prefix length, as the plugin printed it; *interface* is an index, where the plugin gave one."""
+    """One address with prefix length, as printed; *interface* is an index into ``interfaces``, or None."""
 
     address: str
     gateway: str = ""
@@ -43,7 +43,7 @@ class Address(msgspec.Struct, frozen=True):
 
 
 class DefaultRoute(msgspec.Struct, frozen=True):
-    """A route to everywhere: its IP version, and its gateway in canonical form, or ``NIL``."""
+    """A default route: its IP version, and its gateway in canonical form or ``NIL``."""
 
     family: int
     gateway: str
@@ -59,7 +59,7 @@ class Dns(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """A result in the terms of the newest version."""
+    """A result in the form of the newest version."""
 
     interfaces: tuple[Interface, ...] = ()
     ips: tuple[Address, ...] = ()
@@ -117,7 +117,7 @@ _decoder = msgspec.json.Decoder(_Wire)
 
 
 def read(text: str, cni_version: str) -> Result:
-    """Return the result in *text*; *cni_version* is its configuration's, for a plugin that printed none.
+    """Return the result in *text*. *cni_version* is that of the configuration, for a plugin that printed no version.
 
     Raises ResultError.
     """
@@ -151,7 +151,7 @@ def read(text: str, cni_version: str) -> Result:
 
 
 def canonical(text: str) -> str:
-    """Return the IP address in *text*, which may have a prefix length, as Go prints it. Raises ResultError."""
+    """Return the IP address in *text*, with or without prefix length, as Go prints it. Raises ResultError."""
     try:
         ip = ipaddress.ip_interface(text).ip
     except ValueError as error:
@@ -161,7 +161,7 @@ def canonical(text: str) -> str:
 
 
 def _bare(route: _Route) -> str:
-    # Without the prefix length: the readers of the annotation have never seen it otherwise.
+    # Without the prefix length: Multus writes the annotation so.
     return canonical(route.dst) if route.dst else "0.0.0.0"  # noqa: S104  # a route, not a listener
 
 

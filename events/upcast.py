@@ -1,7 +1,7 @@
 """Lift stored events of older versions to the version that the code reads.
 
-The ledger is never rewritten, so every version that was released has a path to the current one: a chain of pure
-functions, one for each step, on the decoded ``data``.
+The ledger is never rewritten. So each released version has a chain of pure functions to the current one, one function
+for each step, on the decoded ``data``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 Step: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 
 STEPS: Mapping[tuple[str, int], Step] = {}
-"""(type, version) -> the step to the next version. Every type is at version 1 so far."""
+"""(type, version) -> the step to the next version. So far every type is at version 1."""
 
 CURRENT: Mapping[str, int] = {name: version + 1 for name, version in sorted(STEPS)}
-"""The current version of every type that has had more than one."""
+"""The current version of each type that has had more than one."""
 
 
 def lift(

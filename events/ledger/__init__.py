@@ -1,1 +1,1 @@
-"""The ledger as a protocol: append, read, commands, notices and election, with an in-memory twin for tests."""
+"""The ledger as a protocol: append, read, commands, notices and election, with in-memory twins for tests."""

@@ -1,8 +1,8 @@
-"""Commands: what the reconciler, or people, ask a node to do.
+"""Commands: the reconciler, or a person, asks a node to do something.
 
-They are intents on their way down. A command is an event of one of the types in ``events.schema.COMMANDS``, addressed
-to a node; the node's worker makes it an intent in its own ledger before it acts, under the command's ID as the
-``request``, so that one that comes twice is one. Two implementations pass one contract suite
+A command is an event of a type in ``events.schema.COMMANDS``, addressed to a node. Before it acts, the node's worker
+appends the command to its own ledger as an intent. The command's ID is the intent's ``request``, so a command that
+comes twice is one request. Two implementations pass one contract suite
 (``tests/integration/events/ledger/test_commands_contract.py``): ``MemoryCommands`` here, and ``events.nats.commands``.
 """
 
@@ -25,14 +25,14 @@ from events.schema import (
 
 
 class Commands(Protocol):
-    """The stream of commands. Sequences rise, with gaps; those of a node's commands are remembered in its ledger."""
+    """The stream of commands. Sequences rise, with gaps. A node's ledger records the sequences of its commands."""
 
     async def send(self, command: Event, expect: Expect | None = None) -> int:
         """Return the sequence of *command*, addressed to its ``node``, once it is durable.
 
-        Sending the same command (by id) again returns the sequence it has. Raises LedgerUnavailableError,
-        LedgerFullError, and ConflictError when *expect*, of the subject of commands, does not hold: another reconciler
-        was elected since (see ``events.ledger.election``).
+        A command that is sent again (same id) returns the sequence that it has. Raises LedgerUnavailableError,
+        LedgerFullError, and ConflictError if *expect*, on a subject of commands, does not hold: another reconciler was
+        elected since (see ``events.ledger.election``).
         """
         ...
 
@@ -41,15 +41,15 @@ class Commands(Protocol):
         ...
 
     def receive(self, node: NodeName, after: int = 0) -> AsyncGenerator[Stored, None]:
-        """Yield the commands for *node* behind *after* without end, each once and in order, over reconnects.
+        """Yield the commands for *node* after sequence *after* without end, each once and in order, over reconnects.
 
-        Only where the stream has lost what it had, which it tells by sequences below *after*, all it has come again.
+        If the stream lost commands (its last sequence is below *after*), it yields all that the stream has again.
         """
         ...
 
 
 class MemoryCommands:
-    """The ``Commands`` protocol on a list: for tests of whatever uses it, and the measure of what it must do."""
+    """The ``Commands`` protocol on a list, for tests."""
 
     def __init__(self) -> None:
         self._entries: list[bytes] = []

@@ -1,9 +1,10 @@
-"""Which reconciler may write, and the fence around it.
+"""Elect the reconciler that may write, and fence off the others.
 
-``ReconcilerElected`` in the ledger is the election: it is appended on the condition that nobody was elected meanwhile,
-so of two candidates one is. Whatever the elected one appends carries the condition that no other was elected since; the
-server checks that with every append, so one that was frozen for an hour can do no harm when it goes on. A lease or a
-lock could not promise that. The same event marks the stream of commands, because a condition reaches no other stream.
+``ReconcilerElected`` in the ledger is the election. Its append has the condition that there was no other election
+meanwhile, so only one of two candidates succeeds. Each append of the elected reconciler has the condition that there
+was no election since. The server checks it with every append, so a reconciler that was frozen for an hour can do no
+harm. A lease or a lock could not guarantee that. The same event is also in the stream of commands, because a condition
+reaches only its own stream.
 """
 
 from __future__ import annotations
@@ -32,27 +33,27 @@ log = structlog.get_logger(__name__)
 ELECTION = subjects.subject(NO_NODE, NO_SANDBOX, ReconcilerElected.__name__)
 """Subject of the elections in the ledger."""
 COMMAND_MARK = subjects.command(NO_NODE, ReconcilerElected.__name__)
-"""Subject of the same in the stream of commands."""
+"""Subject of the elections in the stream of commands."""
 
 
 class Mandate(NamedTuple):
-    """What the elected reconciler has to show."""
+    """The conditions that the elected reconciler passes with each append."""
 
     event: Event
-    """Its ``ReconcilerElected``; ``epoch`` counts the elections."""
+    """Its ``ReconcilerElected``; the ``epoch`` is the number of the election."""
     ledger: Expect
     commands: Expect
 
 
 async def last_election(ledger: Ledger) -> Stored | None:
-    """Return the newest election, or None when there never was one. Raises LedgerUnavailableError."""
+    """Return the newest election, or None if there never was one. Raises LedgerUnavailableError."""
     return await ledger.last(ELECTION)
 
 
 async def elect(ledger: Ledger, commands: Commands, replica: str, version: str = "") -> Mandate:
-    """Elect *replica*, whoever was elected before.
+    """Elect *replica* in place of the current reconciler.
 
-    Raises ConflictError when another is elected at the same time, LedgerUnavailableError, LedgerFullError.
+    Raises ConflictError if another is elected at the same time, LedgerUnavailableError, LedgerFullError.
     """
     last, mark = await last_election(ledger), await commands.last(COMMAND_MARK)
     event = new_event(
@@ -60,7 +61,7 @@ async def elect(ledger: Ledger, commands: Commands, replica: str, version: str =
         epoch=1 + max(stored.event.epoch if stored is not None else 0 for stored in (last, mark)),
     )
     in_ledger = await ledger.append(event, Expect(ELECTION, _sequence(last)))
-    # If another was elected since, and has marked the stream already, the mark is not the one that was read above.
+    # Fails if another reconciler was elected since and has already marked the stream: then the mark is a newer one.
     in_commands = await commands.send(event, Expect(COMMAND_MARK, _sequence(mark)))
     log.info("reconciler_elected", replica=replica, epoch=event.epoch, sequence=in_ledger)
     return Mandate(event, Expect(ELECTION, in_ledger), Expect(COMMAND_MARK, in_commands))
@@ -71,18 +72,18 @@ def _sequence(stored: Stored | None) -> int:
 
 
 class FencedLedger:
-    """The ``Ledger`` protocol for the elected reconciler: appending raises ConflictError once another was elected."""
+    """The ``Ledger`` protocol for the elected reconciler. Appending raises ConflictError after another election."""
 
     def __init__(self, ledger: Ledger, mandate: Mandate) -> None:
         self._ledger = ledger
         self._mandate = mandate
-        self._turn = asyncio.Lock()  # a cluster takes one event at a time of those that expect the same
+        self._lock = asyncio.Lock()  # a cluster takes one event at a time of those with the same condition
 
     async def append(self, event: Event, expect: Expect | None = None) -> int:
-        """See ``Ledger.append``; an event can have one condition, and has it."""
+        """See ``Ledger.append``. An event can have only one condition, so *expect* must be None."""
         if expect is not None:
             raise ValueError("a fenced event can't expect anything else")
-        async with self._turn:
+        async with self._lock:
             return await self._ledger.append(event, self._mandate.ledger)
 
     def read(self, subject: str = f"{subjects.ROOT}.>", after: int = 0) -> AsyncGenerator[Stored, None]:
@@ -104,7 +105,7 @@ class FencedLedger:
         return await self._ledger.last_sequence()
 
     async def purge(self, subject: str, up_to: int) -> int:
-        """See ``Ledger.purge``; no condition guards it, and the reconciler forgets nothing."""
+        """Raise ConflictError: a purge can have no condition, and the reconciler purges nothing."""
         raise ConflictError("a reconciler does not purge the ledger")
 
     async def close(self) -> None:
@@ -113,18 +114,18 @@ class FencedLedger:
 
 
 class FencedCommands:
-    """The ``Commands`` protocol for the elected reconciler: sending raises ConflictError once another was elected."""
+    """The ``Commands`` protocol for the elected reconciler. Sending raises ConflictError after another election."""
 
     def __init__(self, commands: Commands, mandate: Mandate) -> None:
         self._commands = commands
         self._mandate = mandate
-        self._turn = asyncio.Lock()  # as in ``FencedLedger``
+        self._lock = asyncio.Lock()  # as in ``FencedLedger``
 
     async def send(self, command: Event, expect: Expect | None = None) -> int:
-        """See ``Commands.send``; a command can have one condition, and has it."""
+        """See ``Commands.send``. A command can have only one condition, so *expect* must be None."""
         if expect is not None:
             raise ValueError("a fenced command can't expect anything else")
-        async with self._turn:
+        async with self._lock:
             return await self._commands.send(command, self._mandate.commands)
 
     async def last(self, subject: str) -> Stored | None:

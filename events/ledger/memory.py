@@ -1,4 +1,4 @@
-"""The ledger in memory, and notices: for tests of whatever uses them, and the measure of what they must do."""
+"""The ledger and the notices in memory, for tests."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from events.subjects import matches
 
 
 class MemoryLedger:
-    """The ``Ledger`` protocol on a list, and ``Notices``. Events pass through their encoding, as anywhere else."""
+    """The ``Ledger`` protocol on a list, and ``Notices``. Events are encoded and decoded, as in any ledger."""
 
     def __init__(self) -> None:
         self._entries: list[tuple[int, str, bytes]] = []
-        """In the order of their sequences."""
+        """(sequence, subject, encoded event), in ledger order."""
         self._newest: dict[str, int] = {}
         """Each subject's newest sequence."""
         self._sequences: dict[EventId, int] = {}
@@ -54,7 +54,7 @@ class MemoryLedger:
             self._newest[subject] = sequence
             self._sequences[event.id] = sequence
             self._changed.notify_all()
-        self._say(Notice(subject, text))
+        self._notify(Notice(subject, text))
         return sequence
 
     async def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
@@ -96,16 +96,16 @@ class MemoryLedger:
         self._check()
         start = subject.partition("*")[0].rstrip(">")
         gone = {name for name in self._newest if name.startswith(start) and matches(name, subject)}
-        kept = [entry for entry in self._entries if entry[0] > up_to or entry[1] not in gone]
+        remaining = [entry for entry in self._entries if entry[0] > up_to or entry[1] not in gone]
         self._newest = {name: newest for name, newest in self._newest.items() if newest > up_to or name not in gone}
-        purged = len(self._entries) - len(kept)
-        self._entries = kept
+        purged = len(self._entries) - len(remaining)
+        self._entries = remaining
         return purged
 
     async def publish(self, subject: str, payload: bytes = b"") -> None:
         """See ``Notices.publish``."""
         if self.available:
-            self._say(Notice(subject, payload))
+            self._notify(Notice(subject, payload))
 
     @asynccontextmanager
     async def subscribe(self, *subjects: str) -> AsyncGenerator[AsyncIterator[Notice], None]:
@@ -114,7 +114,7 @@ class MemoryLedger:
         subscriber = _Subscriber(subjects)
         self._subscribers.append(subscriber)
         try:
-            yield subscriber.heard()
+            yield subscriber.notices()
         finally:
             self._subscribers.remove(subscriber)
 
@@ -123,7 +123,7 @@ class MemoryLedger:
         self.available = False
 
     def _newest_of(self, subject: str) -> int:
-        """Return the newest sequence that matches *subject*, or 0. Without wildcards it is known: fences are such."""
+        """Return the newest sequence that matches *subject*, or 0. Without wildcards, as for fences, it is known."""
         if (known := self._newest.get(subject)) is not None:
             return known
         return next((sequence for sequence, name, _ in reversed(self._entries) if matches(name, subject)), 0)
@@ -131,9 +131,9 @@ class MemoryLedger:
     def _behind(self, after: int) -> list[tuple[int, str, bytes]]:
         return self._entries[bisect_right(self._entries, after, key=itemgetter(0)) :]
 
-    def _say(self, notice: Notice) -> None:
+    def _notify(self, notice: Notice) -> None:
         for subscriber in self._subscribers:
-            subscriber.take(notice)
+            subscriber.put(notice)
 
     def _check(self) -> None:
         if not self.available:
@@ -145,13 +145,13 @@ class _Subscriber:
         self._patterns = patterns
         self._queue: asyncio.Queue[Notice] = asyncio.Queue(PENDING_LIMIT)
 
-    def take(self, notice: Notice) -> None:
+    def put(self, notice: Notice) -> None:
         for pattern in self._patterns:
             if matches(notice.subject, pattern):
                 if self._queue.full():
                     self._queue.get_nowait()
                 self._queue.put_nowait(notice)
 
-    async def heard(self) -> AsyncIterator[Notice]:
+    async def notices(self) -> AsyncIterator[Notice]:
         while True:
             yield await self._queue.get()

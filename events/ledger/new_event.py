@@ -1,4 +1,4 @@
-"""Make events of what is said now, by whoever is not a node's worker: only that has a boot to tell of."""
+"""Make new events in processes other than a node's worker. Only a worker's events have a boot ID."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def new_event(
     cause: EventId = NO_CAUSE,
     epoch: int = 0,
 ) -> Event:
-    """Return the event that says *data*, with a new ID and the time that it is; *node* is whom a command is for."""
+    """Return an event of *data* with a new ID and the current time; *node* is the addressee of a command."""
     now = time.time_ns()
     return Event(
         id=new_event_id(now // 1_000_000, secrets.token_bytes(10)),

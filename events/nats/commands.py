@@ -1,9 +1,8 @@
 """Commands on NATS JetStream: the stream ``COMMANDS``, beside the node ledger on one machine, at the hub in a cluster.
 
-No node has a consumer: servers cap them, and thousands cost more than all events. The server tells of each command
-that it stored (``republish``), but not for sure, so that is only a bell: what is received is always read from the
-stream, one after the other, whenever it rings, after every new connection, and from time to time for a bell that was
-not heard.
+No node has a consumer: servers limit their number, and thousands cost more than all events. The server announces each
+command that it stored (``republish``), but it may lose an announcement. So that only wakes the node, which reads the
+commands from the stream one by one: on each announcement, after each reconnect, and once a minute.
 """
 
 from __future__ import annotations
@@ -32,23 +31,23 @@ from events.schema import (
 
 log = structlog.get_logger(__name__)
 
-_REMAKE = 5.0
-_LOOK = 60.0
-"""Seconds until a node looks for commands that it was not told of: a broken route between two servers loses notices."""
+_RETRY_STREAM = 5.0
+_POLL = 60.0
+"""Seconds between two reads without an announcement: a broken route between two servers loses announcements."""
 
 
 class JetStreamCommands:
-    """The ``Commands`` protocol over the connection of a ledger, which outlives it."""
+    """The ``Commands`` protocol over the connection of a ledger, which the ledger closes."""
 
-    def __init__(self, ledger: JetStreamLedger, stream: str = "COMMANDS", *, look: float = _LOOK) -> None:
+    def __init__(self, ledger: JetStreamLedger, stream: str = "COMMANDS", *, poll: float = _POLL) -> None:
         self._stream = Stream(ledger.connection, stream)
-        self._look = look
+        self._poll = poll
 
     async def make(self, config: StreamConfig) -> None:
-        """Make the stream what *config* says. Raises LedgerError.
+        """Create or update the stream as *config* says. Raises LedgerError.
 
-        A node remembers how far it has come, so a stream made in the place of one that was lost begins behind all that
-        was ever sent: its first sequence is the time in milliseconds.
+        A node remembers its position. So a stream that replaces a lost one begins after all earlier sequences: its
+        first sequence is the time in milliseconds.
         """
         await self._stream.ensure(config, first=time.time_ns() // 1_000_000)
 
@@ -59,7 +58,7 @@ class JetStreamCommands:
         try:
             return await self._stream.store(subject, encode(command), what=command.type, headers=headers, expect=expect)
         except ConflictError:
-            last = await self.last(subject)  # one server alone checks what is expected before it looks for duplicates
+            last = await self.last(subject)  # a single server checks the condition before it looks for duplicates
             if last is not None and last.event.id == command.id:
                 return last.sequence
             raise
@@ -71,29 +70,30 @@ class JetStreamCommands:
 
     async def receive(self, node: NodeName, after: int = 0) -> AsyncGenerator[Stored, None]:
         """See ``Commands.receive``."""
-        bell, pattern = _Bell(self._stream.connection, subjects.down_pattern(node)), subjects.command_pattern(node)
+        announcements = _Announcements(self._stream.connection, subjects.down_pattern(node))
+        pattern = subjects.command_pattern(node)
         try:
             while True:
                 try:
-                    await bell.hang()
+                    await announcements.subscribe()
                     after = await self._resumed(after)
-                    while not bell.lost:
-                        bell.silence()
+                    while not announcements.lost:
+                        announcements.clear()
                         while (kept := await self._stream.message(seq=after + 1, next_by_subj=pattern)) is not None:
                             after = kept.sequence
                             if (command := _command(kept.sequence, kept.payload)) is not None:
                                 yield command
-                            if after == bell.newest:
+                            if after == announcements.newest:
                                 break
-                        await bell.rung(self._look)
+                        await announcements.wait(self._poll)
                 except LedgerUnavailableError as error:
                     log.info("commands_not_received", error=str(error), after=after, retry_in=RETRY)
                     await asyncio.sleep(RETRY)
         finally:
-            await bell.take_down()
+            await announcements.unsubscribe()
 
     async def _resumed(self, after: int) -> int:
-        """Return behind which sequence to go on; what is received twice for it is one to the node's ledger."""
+        """Return the sequence after which to continue. The node's ledger ignores a command that comes twice."""
         last = (await self._stream.info()).state.last_seq
         if last >= after:
             return after
@@ -101,8 +101,8 @@ class JetStreamCommands:
         return 0
 
 
-class _Bell:
-    """Rings when the server has stored a command."""
+class _Announcements:
+    """The server's announcements of stored commands."""
 
     def __init__(self, connection: Connection, subject: str) -> None:
         self._connection = connection
@@ -110,37 +110,37 @@ class _Bell:
         self._subscription: Subscription | None = None
         self._wake = asyncio.Event()
         self.lost = True
-        """Whether it hangs on a connection that is no more."""
+        """Whether the connection of the subscription was lost."""
         self.newest = 0
-        """Sequence of the command that it rang for last."""
+        """Sequence of the last announced command."""
 
-    async def hang(self) -> None:
-        """Listen, on the connection that there is now. Raises LedgerUnavailableError."""
-        await self.take_down()
+    async def subscribe(self) -> None:
+        """Subscribe on the current connection. Raises LedgerUnavailableError."""
+        await self.unsubscribe()
         self.lost = False
         self._subscription = await self._connection.subscribe(self._subject, self._deliver, self._on_lost)
 
-    async def take_down(self) -> None:
-        """Listen no more."""
+    async def unsubscribe(self) -> None:
+        """End the subscription."""
         if self._subscription is not None:
             await self._subscription.unsubscribe()
             self._subscription = None
 
-    def silence(self) -> None:
-        """Forget that it has rung."""
+    def clear(self) -> None:
+        """Forget earlier announcements."""
         self._wake.clear()
 
-    async def rung(self, patience: float) -> None:
-        """Return when it has rung since it was silenced, when it is lost, or after *patience*."""
+    async def wait(self, seconds: float) -> None:
+        """Return after an announcement since ``clear``, after the connection was lost, or after *seconds*."""
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(seconds):
                 await self._wake.wait()
         except TimeoutError:
             return
 
     def _deliver(self, msg: Msg, /) -> None:
         sequence = (msg.headers or {}).get("Nats-Sequence")
-        if sequence is not None:  # else it is some other word to the node
+        if sequence is not None:  # else it is another message to the node
             self.newest = int(sequence)
             self._wake.set()
 
@@ -150,7 +150,7 @@ class _Bell:
 
 
 def _command(sequence: int, payload: bytes) -> Stored | None:
-    """Return the command, or None for bytes that are none: one torn command must not hide those behind it."""
+    """Return the command, or None for malformed bytes: one malformed command must not hide those after it."""
     try:
         return Stored(sequence, decode(payload))
     except MalformedEventError as error:
@@ -159,13 +159,13 @@ def _command(sequence: int, payload: bytes) -> Stored | None:
 
 
 async def ensure_commands(ledger: JetStreamLedger, replicas: int = 1) -> JetStreamCommands:
-    """Return the commands beside *ledger*, their stream made where it is not there, for as long as that takes."""
+    """Return the commands on the server of *ledger*, after creating their stream; retry until that succeeds."""
     commands = JetStreamCommands(ledger)
     while True:
         try:
             await commands.make(command_stream(replicas))
         except LedgerError as error:
-            log.warning("commands_not_made", error=str(error), retry_in=_REMAKE)
-            await asyncio.sleep(_REMAKE)
+            log.warning("commands_not_made", error=str(error), retry_in=_RETRY_STREAM)
+            await asyncio.sleep(_RETRY_STREAM)
         else:
             return commands

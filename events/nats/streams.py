@@ -1,6 +1,6 @@
-"""The streams of a nats-server that Plumbline keeps, and what is asked of one, whoever asks.
+"""The JetStream streams of Plumbline: their configuration, and requests to one stream.
 
-What JetStream answers is translated to the ledger's errors here, and nowhere else.
+Only this module translates JetStream's answers to the ledger's errors.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from events.nats.client.connection import ApiError, Connection
 
 _WRONG_LAST_SEQUENCE = 10071
 _NO_ROOM = frozenset({10023, 10047})
-_NOT_STORED = 10077  # for a reason that only its description tells
+_NOT_STORED = 10077  # only its description has the reason
 _NAME_TAKEN = 10058
 _NO_STREAM = 10059
 _NO_MESSAGE = 10037
-_NO_PEERS = 10005  # yet, while a cluster starts
-_STORE = 0.5  # a request that a server took to its grave is not answered by the next one
+_NO_PEERS = 10005  # while a cluster starts
+_STORE = 0.5  # a restarted server does not answer the requests of its predecessor
 _API = 2.0
 _ATTEMPTS = 5
-"""How often a stream is made that somebody else makes at the same time."""
+"""Attempts to create a stream while another process creates it too."""
 _DAY = 86_400_000_000_000
 
 
 class Republish(msgspec.Struct, frozen=True, kw_only=True):
-    """Have the server tell what it stored to whoever listens at that moment."""
+    """The server publishes each stored message again, to the current subscribers of ``dest``."""
 
     src: str
     dest: str
@@ -38,7 +38,7 @@ class Republish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The properties of a stream that Plumbline decides; the server's defaults rule the rest."""
+    """The properties of a stream that Plumbline sets. The others have the server's defaults."""
 
     name: str
     subjects: tuple[str, ...] = (f"{subjects.ROOT}.>",)
@@ -53,25 +53,25 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     duplicate_window: int = 120_000_000_000
     allow_direct: bool = True
     allow_msg_ttl: bool = False
-    """Whether a message may say that it outlives ``max_age``."""
+    """Whether a message may outlive ``max_age``."""
     allow_atomic: bool = False
-    """Whether several messages may be stored together, all or none."""
+    """Whether a batch of messages may be stored atomically."""
     republish: Republish | None = None
 
 
 NODE_STREAM = StreamConfig(name="NODE")
-"""The node ledger. Nothing ages: what is still held must stay known, and ``Retention`` forgets the rest."""
+"""The node ledger. No event expires, because events of live sandboxes must stay; the worker's retention purges others."""
 
 
 def hub_stream(replicas: int) -> StreamConfig:
-    """Return the hub ledger, which *replicas* servers hold."""
+    """Return the hub ledger with *replicas* copies."""
     return StreamConfig(name="LEDGER", num_replicas=replicas, max_age=30 * _DAY, allow_msg_ttl=True, allow_atomic=True)
 
 
 def command_stream(replicas: int = 1) -> StreamConfig:
-    """Return the stream of commands, which *replicas* servers hold: beside the node ledger or the hub's.
+    """Return the stream of commands with *replicas* copies, on the server of the node ledger or at the hub.
 
-    It knows what is sent twice for as long as it keeps anything.
+    It detects duplicates as long as it stores messages.
     """
     return StreamConfig(
         name="COMMANDS",
@@ -86,19 +86,19 @@ def command_stream(replicas: int = 1) -> StreamConfig:
 
 
 def no_expiry(event_type: str) -> dict[str, str]:
-    """Return the headers of a message whose stream has an age limit that must not end it."""
+    """Return the headers that keep a message of *event_type* beyond its stream's age limit, if it must stay."""
     return {"Nats-TTL": "never"} if event_type == "ReconcilerElected" else {}
 
 
 class StreamState(msgspec.Struct, frozen=True):
-    """What a stream has."""
+    """First and last sequence of a stream."""
 
     first_seq: int = 0
     last_seq: int = 0
 
 
 class StreamInfo(msgspec.Struct, frozen=True):
-    """What the server says of a stream."""
+    """The server's description of a stream."""
 
     config: dict[str, Any] = {}
     created: str = ""
@@ -114,7 +114,7 @@ class StreamMessage(NamedTuple):
     headers: bytes
 
     def header(self, name: str) -> str:
-        """Return the value of a header; empty: it has none of that name."""
+        """Return the value of a header; empty if there is none of that name."""
         for line in self.headers.decode(errors="replace").split("\r\n"):
             key, _, value = line.partition(":")
             if key == name:
@@ -127,14 +127,14 @@ class _Ack(msgspec.Struct):
     error: ApiError | None = None
 
 
-class _KeptMessage(msgspec.Struct):
+class _MessageBody(msgspec.Struct):
     seq: int
     data: str = ""
     hdrs: str = ""
 
 
 class _MessageAnswer(msgspec.Struct):
-    message: _KeptMessage | None = None
+    message: _MessageBody | None = None
     error: ApiError | None = None
 
 
@@ -147,16 +147,16 @@ _ack = msgspec.json.Decoder(_Ack)
 
 
 class Stream:
-    """A stream by name, over a connection that somebody else keeps."""
+    """Requests to the stream *name* over *connection*, which the caller closes."""
 
     def __init__(self, connection: Connection, name: str) -> None:
         self.connection = connection
         self.name = name
 
     async def ensure(self, config: StreamConfig, *, first: int = 0) -> None:
-        """Make the stream what *config* says; one that has to be made begins with sequence *first*.
+        """Create or update the stream as *config* says; a new one begins with sequence *first*.
 
-        Somebody else may do the same at the same time. Raises LedgerError when the server refuses it.
+        Another process may do the same at the same time. Raises LedgerError if the server refuses.
         """
         for _ in range(_ATTEMPTS):
             if await self._ensured(config, first):
@@ -166,37 +166,39 @@ class Stream:
         )
 
     async def _ensured(self, config: StreamConfig, first: int) -> bool:
-        """Do it, or return False: it was made in the meantime."""
+        """Try once; return False if another process created the stream meanwhile."""
         info = await self._info()
         if info.error is not None and info.error.err_code != _NO_STREAM:
             raise LedgerUnavailableError(f"the ledger can't be read: {info.error.description}")
-        wanted: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))
-        if info.error is None and all((info.config.get(key) or None) == (wanted[key] or None) for key in wanted):
+        properties: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))
+        if info.error is None and all(
+            (info.config.get(key) or None) == (properties[key] or None) for key in properties
+        ):
             return True
-        call, body = "UPDATE", {**info.config, **wanted}
+        call, body = "UPDATE", {**info.config, **properties}
         if info.error is not None:
-            call, body = "CREATE", {**wanted, "first_seq": first}
-        made = msgspec.json.decode(await self.api(f"STREAM.{call}.{config.name}", body), type=StreamInfo)
-        if made.error is not None and made.error.err_code == _NAME_TAKEN and info.error is not None:
+            call, body = "CREATE", {**properties, "first_seq": first}
+        answer = msgspec.json.decode(await self.api(f"STREAM.{call}.{config.name}", body), type=StreamInfo)
+        if answer.error is not None and answer.error.err_code == _NAME_TAKEN and info.error is not None:
             return False
-        if made.error is not None and made.error.err_code == _NO_PEERS:
+        if answer.error is not None and answer.error.err_code == _NO_PEERS:
             raise LedgerUnavailableError(
                 f"the stream {config.name} is to have {config.num_replicas} replicas, and there are not as many "
-                f"servers with JetStream: {made.error.description}"
+                f"servers with JetStream: {answer.error.description}"
             )
-        if made.error is not None:
-            raise LedgerError(f"nats-server refused the stream {config.name}: {made.error.description}")
+        if answer.error is not None:
+            raise LedgerError(f"nats-server refused the stream {config.name}: {answer.error.description}")
         return True
 
     async def info(self) -> StreamInfo:
-        """Return what the server says of the stream. Raises LedgerUnavailableError."""
+        """Return the server's description of the stream. Raises LedgerUnavailableError."""
         info = await self._info()
         if info.error is not None:
             raise LedgerUnavailableError(f"the ledger can't be read: {info.error.description}")
         return info
 
     async def message(self, **query: object) -> StreamMessage | None:
-        """Return the message that *query*, of the API call STREAM.MSG.GET, asks the stream's leader for.
+        """Return the message for *query*, the parameters of STREAM.MSG.GET, from the stream's leader.
 
         Raises LedgerUnavailableError.
         """
@@ -219,11 +221,11 @@ class Stream:
         expect: Expect | None = None,
         each: float = _STORE,
     ) -> int:
-        """Return the sequence of a message once the stream has it; *headers* give it an ID, so that it is stored once.
+        """Store a message and return its sequence. *headers* must have its ID, so that it is stored once.
 
-        *what* names it in the sentence "the ledger did not confirm …"; it is repeated every *each* seconds. Raises
-        LedgerUnavailableError, LedgerFullError, LedgerError, and ConflictError when *expect* does not hold, which also
-        a repeated message may meet.
+        *what* completes the sentence "the ledger did not confirm …". The request is retried every *each* seconds.
+        Raises LedgerUnavailableError, LedgerFullError, LedgerError, and ConflictError if *expect* does not hold; a
+        retried message may conflict with itself.
         """
         if expect is not None:
             headers = {**headers, **expect_headers(expect)}
@@ -252,7 +254,7 @@ class Stream:
 
 
 def expect_headers(expect: Expect) -> dict[str, str]:
-    """Return the headers of a message that is stored only where *expect* holds."""
+    """Return the headers of a message that the server stores only if *expect* holds."""
     return {
         "Nats-Expected-Last-Subject-Sequence": str(expect.sequence),
         "Nats-Expected-Last-Subject-Sequence-Subject": expect.subject,
@@ -262,9 +264,9 @@ def expect_headers(expect: Expect) -> dict[str, str]:
 def _refusal(error: ApiError) -> LedgerError:
     if error.err_code == _WRONG_LAST_SEQUENCE:
         return ConflictError(f"another writer was first: {error.description}")
-    said = error.description
-    if error.err_code in _NO_ROOM or (error.err_code == _NOT_STORED and ("maximum" in said or "no space" in said)):
-        return LedgerFullError(f"the ledger is full ({said}): free room on its disk, or raise its limit")
+    reason = error.description
+    if error.err_code in _NO_ROOM or (error.err_code == _NOT_STORED and ("maximum" in reason or "no space" in reason)):
+        return LedgerFullError(f"the ledger is full ({reason}): free room on its disk, or raise its limit")
     if error.err_code == _NOT_STORED:
-        return LedgerUnavailableError(f"the ledger could not store an event ({said}): look at its disk")
-    return LedgerError(f"the ledger refused an event: {said} ({error.err_code})")
+        return LedgerUnavailableError(f"the ledger could not store an event ({reason}): look at its disk")
+    return LedgerError(f"the ledger refused an event: {reason} ({error.err_code})")

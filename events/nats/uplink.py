@@ -1,9 +1,9 @@
-"""Copy a node's ledger to the hub: in order, each event once, whatever happens to node, hub or the way between.
+"""Copy a node's ledger to the hub: in order, and each event once, over failures of node, hub and network.
 
-Each copy says where it came from, and is appended on the condition that the hub's last event of the node is the copy
-before it. So the hub holds a node's events without gap or repetition, one writer at a time, and the last one tells
-where to go on: there is nothing to remember, and nothing that could be remembered wrongly. An event is copied byte by
-byte, because a newer Plumbline may have put in what this one does not know.
+Each copy names its origin, and its append has the condition that the hub's last event of the node is the copy before
+it. So the hub has a node's events without gap or duplicate, from one writer at a time, and its last event tells where
+to resume: the uplink stores no position of its own. Events are copied byte by byte, because a newer Plumbline may have
+written fields that this one does not know.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from events.schema import EventId, NodeName, decode_head, unix_ns
 log = structlog.get_logger(__name__)
 
 BATCH = 200
-"""Events that are appended together, at most."""
+"""Largest number of events in an atomic batch."""
 BATCH_BYTES = 1024 * 1024
-_ALONE = 3
-"""So many events are faster one after the other than together."""
+_SINGLE = 3
+"""Up to so many events are faster one by one than as a batch."""
 _HEADERS = 1024
-"""Bytes that the headers of a copy have at most."""
+"""Upper limit of the headers of a copy, in bytes."""
 _EACH = 2.0
-"""Seconds until the hub is sent a copy again."""
+"""Seconds before a copy is sent again."""
 _FIRST_PAUSE = 0.2
 _LAST_PAUSE = 30.0
 _MEASURE = 5.0
-_DOUBT = 1.0
-"""Seconds until it is noticed that the connection to the hub is a new one."""
-_LOOK = 60.0
-"""Seconds between two looks at a hub whose connection lasts: behind it may be another."""
+_CHECK = 1.0
+"""Seconds between two checks for a new connection to the hub."""
+_CHECK_HISTORY = 60.0
+"""Seconds between two checks of the hub's last event while the connection lasts: another server may have taken over."""
 _ID = "Nats-Msg-Id"
 _ORIGIN = "Plumbline-Origin"
-"""Header of a copy: which ledger it is from, by the time of its making, and its sequence there."""
+"""Header of a copy: the creation time of its ledger, and its sequence there."""
 
 
 class Lag(NamedTuple):
-    """How far the hub is behind the node."""
+    """The hub's lag behind the node."""
 
     events: int = 0
-    """At most; what was purged counts too."""
+    """Upper limit: purged events count too."""
     since: int = 0
-    """When the first event that the hub has not got was written, in ns since 1970; 0: it has all."""
+    """Time of the first event that the hub lacks, in ns since 1970; 0: it has all."""
 
 
 class _Copy(NamedTuple):
@@ -65,7 +65,7 @@ class _Copy(NamedTuple):
 
 
 class Uplink:
-    """Copies the ledger of *node*, whose connections to the node's own server and to the hub others keep."""
+    """Copies the ledger of *node* to the hub. The caller closes both connections."""
 
     def __init__(self, ledger: JetStreamLedger, hub: JetStreamLedger, node: NodeName) -> None:
         self._ledger = ledger
@@ -76,14 +76,14 @@ class Uplink:
         self._to = Stream(hub.connection, hub.stream)
         self._origin = ""
         self._last = 0  # sequence at the hub of its last event of the node
-        self._met = False
-        self._known: frozenset[EventId] = frozenset()  # what the hub has, where sequences can't tell
+        self._resumed = False
+        self._known: frozenset[EventId] = frozenset()  # events that the hub has, if sequences can't tell
         self.done = 0
         """The hub has all events of the node up to this sequence of the node's ledger."""
         self.lag = Lag()
 
     async def run(self) -> None:
-        """Copy, without end."""
+        """Copy without end."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._measure(), name="measure-uplink")
             tasks.create_task(self._run(), name="copy-to-hub")
@@ -93,85 +93,85 @@ class Uplink:
         while True:
             done, reason = self.done, "the node's ledger was read to its end"
             try:
-                await self._meet()
+                await self._resume()
                 await self._copy()
             except (LedgerError, ConsumerLostError) as error:
                 reason = str(error)
             pause = _FIRST_PAUSE if self.done > done else min(2 * pause, _LAST_PAUSE)
-            wait = pause * random.uniform(0.5, 1.0)  # noqa: S311  # thousands of nodes must not come at once
+            wait = pause * random.uniform(0.5, 1.0)  # noqa: S311  # thousands of nodes must not retry at once
             log.warning("uplink_interrupted", error=reason, done=self.done, retry_in=round(wait, 1))
             await asyncio.sleep(wait)
 
-    async def _meet(self) -> None:
-        """Find where to go on: behind the hub's last event of the node."""
+    async def _resume(self) -> None:
+        """Find where to resume: after the hub's last event of the node."""
         own, last = await self._from.info(), await self._to.message(last_by_subj=self._pattern)
         self._origin = own.created
         self._last = 0 if last is None else last.sequence
         done = await self._place(own, last)
-        if self._met and done < self.done:
+        if self._resumed and done < self.done:
             log.warning("hub_lost_history", done=self.done, resumed=done, hub_sequence=self._last)
-        self._met = True
+        self._resumed = True
         self.done = done
         log.info("uplink_resumed", done=done, hub_sequence=self._last, known=len(self._known))
 
     async def _place(self, own: StreamInfo, last: StreamMessage | None) -> int:
-        """Return up to which sequence of the node's ledger the hub has it, and set ``_known`` where that can't say."""
+        """Return the sequence up to which the hub has the node's ledger; set ``_known`` if sequences can't tell."""
         self._known = frozenset()
         if last is None:
             return 0
         origin, _, number = last.header(_ORIGIN).rpartition(" ")
         if origin == own.created and number.isdigit() and int(number) <= own.state.last_seq:
-            kept = await self._from.message(seq=int(number))  # none: it was purged
-            if kept is None or kept.payload == last.payload:
+            original = await self._from.message(seq=int(number))  # None: purged
+            if original is None or original.payload == last.payload:
                 return int(number)
-        # The node's ledger was made anew, or is a backup. What the hub has of it is told by the events themselves.
+        # The node's ledger is new, or a restored backup. Only the IDs of the events tell what the hub has of it.
         self._known = await self._ids_at_hub()
         log.warning("node_ledger_replaced", hub_origin=origin, origin=own.created, hub_events=len(self._known))
         return 0
 
     async def _copy(self) -> None:
-        """Copy what the node's ledger has and gets. Raises ConflictError when the hub is not as it was left."""
-        pulling, doubting = asyncio.create_task(self._pull()), asyncio.create_task(self._doubt())
+        """Copy the ledger's events and follow it. Raises ConflictError if the hub has changed otherwise."""
+        pulling, checking = asyncio.create_task(self._pull()), asyncio.create_task(self._check_hub())
         try:
-            done, _ = await asyncio.wait({pulling, doubting}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({pulling, checking}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in (pulling, doubting):
+            for task in (pulling, checking):
                 task.cancel()
-            await asyncio.wait({pulling, doubting})
+            await asyncio.wait({pulling, checking})
 
     async def _pull(self) -> None:
-        puller = Consumer(self._ledger.connection, self._ledger.stream, (self._pattern,), self.done, endless=True)
-        async with aclosing(puller.pull()) as batches:
+        consumer = Consumer(self._ledger.connection, self._ledger.stream, (self._pattern,), self.done, endless=True)
+        async with aclosing(consumer.pull()) as batches:
             async for messages in batches:
                 copies = [copy for message in messages if (copy := self._copy_of(message)) is not None]
                 for batch in _batches(copies):
-                    if len(batch) <= _ALONE:
+                    if len(batch) <= _SINGLE:
                         for copy in batch:
                             await self._append(copy)
                     else:
-                        await self._append_together(batch)
-                if messages:  # else it was a heartbeat
+                        await self._append_batch(batch)
+                if messages:  # empty: a heartbeat
                     self.done = messages[-1].sequence
 
-    async def _doubt(self) -> None:
-        """Raise ConflictError when the hub has lost what it had. A node that has nothing to say would not notice."""
+    async def _check_hub(self) -> None:
+        """Raise ConflictError if the hub lost events. Appends alone would not show that on an idle node."""
         loop = asyncio.get_running_loop()
-        made, looked = self._hub.generation, loop.time()
+        generation, checked = self._hub.generation, loop.time()
         while True:
-            await asyncio.sleep(_DOUBT)
-            if self._hub.generation != made or loop.time() - looked > _LOOK:
-                made, looked, left = self._hub.generation, loop.time(), self._last
+            await asyncio.sleep(_CHECK)
+            if self._hub.generation != generation or loop.time() - checked > _CHECK_HISTORY:
+                generation, checked, before = self._hub.generation, loop.time(), self._last
                 last = await self._to.message(last_by_subj=self._pattern)
-                if (0 if last is None else last.sequence) < left:
-                    raise ConflictError("the hub does not have what it had")
+                if (0 if last is None else last.sequence) < before:
+                    raise ConflictError("the hub has lost events that it had")
 
     def _copy_of(self, message: Message) -> _Copy | None:
-        """Return what goes to the hub; None: the hub has it, or it is no event of this node."""
+        """Return the copy for the hub; None if the hub has the event, or it is not an event of this node."""
         head, reason = decode_head(message.payload), ""
         if head is None or head.node != self._node:
-            reason = "it is torn, or another node's"
+            reason = "it is malformed, or of another node"
         elif len(message.payload) + _HEADERS > self._to.connection.max_payload:
             reason = f"its {len(message.payload)} bytes are more than the hub takes (max_payload)"
         if head is None or reason:
@@ -192,8 +192,8 @@ class Uplink:
         )
         self._advance(copy, sequence)
 
-    async def _append_together(self, batch: Sequence[_Copy]) -> None:
-        """Append *batch*, all or nothing. Whatever the answer is, or if there is none, the hub itself tells which."""
+    async def _append_batch(self, batch: Sequence[_Copy]) -> None:
+        """Append *batch* atomically. After any other answer, or none, ``_resume`` asks the hub what it has."""
         name = secrets.token_hex(8)
         for number, copy in enumerate(batch[:-1], 1):
             headers = self._headers(copy) | {"Nats-Batch-Id": name, "Nats-Batch-Sequence": str(number)}
@@ -210,20 +210,20 @@ class Uplink:
         self._advance(last, sequence)
 
     def _advance(self, copy: _Copy, sequence: int) -> None:
-        if sequence <= self._last:  # the hub knows the event from elsewhere in its log
-            raise ConflictError(f"the hub has event {copy.id} already, before others")
+        if sequence <= self._last:  # a duplicate of an earlier event in the hub's log
+            raise ConflictError(f"the hub has event {copy.id} already, before later ones")
         self._last, self.done = sequence, copy.sequence
 
     def _headers(self, copy: _Copy) -> dict[str, str]:
         return {_ID: copy.id, _ORIGIN: f"{self._origin} {copy.sequence}"}
 
     async def _ids_at_hub(self) -> frozenset[EventId]:
-        """Return which events of the node the hub has. One by one: a node may not have consumers at the hub."""
+        """Return the IDs of the node's events at the hub, read one by one: a node may not have consumers there."""
         found: list[EventId] = []
         after = 0
-        while (kept := await self._to.message(seq=after + 1, next_by_subj=self._pattern)) is not None:
-            after = kept.sequence
-            found.append(EventId(kept.header(_ID)))
+        while (message := await self._to.message(seq=after + 1, next_by_subj=self._pattern)) is not None:
+            after = message.sequence
+            found.append(EventId(message.header(_ID)))
         return frozenset(found)
 
     async def _measure(self) -> None:

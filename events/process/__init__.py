@@ -1,1 +1,1 @@
-"""What every process needs: settings, logs, the metrics server, child processes, backoff, decoding."""
+"""Settings, logs, the metrics server, child processes, backoff and decoding: every process needs these."""

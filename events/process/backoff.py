@@ -1,8 +1,8 @@
-"""When a server that is away, or refuses, is tried again.
+"""Backoff between attempts to reach a server that is away, or refuses.
 
-An attach waits for the node's own server, which is on loopback and has few clients: it is tried ten times a second. A
-hub has thousands, and each attempt may cost it a TLS handshake: so often, they would keep it from coming back. So the
-pauses before a hub is tried again grow, and each client has its own. nats-py knows none but a fixed one.
+An attach waits for the node's own server, which is on loopback and has few clients, so the worker tries it ten times a
+second. A hub has thousands of clients, and each attempt may cost it a TLS handshake: at that rate they would keep it
+down. So the pause before a hub is tried again grows, with jitter for each client. nats-py has a fixed pause only.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import random
 from collections.abc import Iterator
 
 LOCAL_PAUSE = 0.1
-"""Seconds of the first pause, but for jitter, and of each before a node's own server is tried."""
+"""Seconds, before jitter: each pause for a node's own server, and the first one for a hub."""
 
 MAX_HUB_PAUSE = 5.0
-"""Seconds of the longest pause before a hub is tried: so long may it take until a hub that is back has its clients."""
+"""Seconds of the longest pause for a hub. So long may a hub that is back wait for its clients."""
 
 
 _FIRST = 0.2
@@ -31,9 +31,9 @@ def delays() -> Iterator[float]:
 
 
 class Backoff:
-    """Lets each server be tried once, and all again after a pause, which doubles up to *longest* seconds.
+    """Tries each server once, and all again after a pause, which doubles up to *longest* seconds.
 
-    It outlives the clients, which are given up and made anew while a server is away.
+    It outlives the clients, because the connection replaces its client while a server is away.
     """
 
     def __init__(self, longest: float = LOCAL_PAUSE) -> None:
@@ -41,15 +41,15 @@ class Backoff:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: there was a connection."""
+        """Start again with the first pause: a connection succeeded."""
         self._pause = LOCAL_PAUSE
         self._due = 0.0
         self._untried = 0
 
     async def wait(self, servers: int) -> None:
-        """Return when the next of so many *servers*, which are tried in turn, may be tried.
+        """Return when the client may try the next of its *servers*, which it tries in turn.
 
-        Who waits anew, because the last wait was cancelled, waits for the rest.
+        After a cancelled wait the next call waits for the remaining time.
         """
         loop = asyncio.get_running_loop()
         if not self._untried:

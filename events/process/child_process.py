@@ -1,4 +1,4 @@
-"""Child processes that must not outlive what started them."""
+"""Child processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(death: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
-    """Return a ``preexec_fn`` that has the kernel send *death* to the child when the thread that forks it ends.
+    """Return a ``preexec_fn`` after which the kernel sends *death* to the child when the forking thread ends.
 
-    Call it, and fork, from a main thread without companions: between fork and exec only that one exists.
+    Call it, and fork, from a main thread without other threads: between fork and exec only that one exists.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     parent = os.getpid()

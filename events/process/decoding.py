@@ -1,7 +1,7 @@
-"""Convert what was decoded to Struct types, on any thread.
+"""Convert decoded values to Struct types, on any thread.
 
-msgspec (0.22) looks into a type when it is used for the first time, and the process dies when a second thread uses it
-before that has ended. A decoder at the level of a module has seen to it at import; for ``convert`` it is done here.
+msgspec (0.22) analyses a type at its first use, and the process crashes if a second thread uses the type meanwhile. A
+decoder at module level does that at import; for ``msgspec.convert`` this module does it under a lock.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import msgspec
 
 T = TypeVar("T")
 
-_looked_into: set[Any] = set()
-_looking = threading.Lock()
+_analysed: set[Any] = set()
+_lock = threading.Lock()
 
 
 def convert(value: Any, kind: type[T]) -> T:
     """Return *value* as a *kind*. Raises msgspec.ValidationError."""
-    if kind not in _looked_into:
-        with _looking:
+    if kind not in _analysed:
+        with _lock:
             msgspec.json.Decoder(kind)
-            _looked_into.add(kind)
+            _analysed.add(kind)
     return msgspec.convert(value, kind)

@@ -1,7 +1,7 @@
-"""Serve a process' metrics to Prometheus.
+"""Serve the metrics of a process to Prometheus.
 
-Nothing depends on it: pods need their networks more than anybody needs numbers, so a port that is taken is said and
-tried again, and stops no worker and no reconciler.
+A busy port stops no worker and no reconciler, because pods need networks more than metrics: the server logs it and
+retries.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from events.process.settings import MetricsSettings
 log = structlog.get_logger(__name__)
 
 PAUSE = 5.0
-"""Seconds between two attempts: as long as the port's last holder may take to end."""
+"""Seconds between two attempts."""
 
 
 @contextlib.asynccontextmanager
 async def serve_metrics(registry: CollectorRegistry, where: MetricsSettings) -> AsyncGenerator[None]:
-    """Serve ``/metrics`` on a thread of its own meanwhile, as soon as that is possible; port 0: nowhere."""
+    """Serve ``/metrics`` on a thread of its own inside the block, as soon as the port is free; port 0: not at all."""
     if not where.port:
         yield
         return
@@ -36,14 +36,14 @@ async def serve_metrics(registry: CollectorRegistry, where: MetricsSettings) -> 
 
 
 async def _serve(registry: CollectorRegistry, where: MetricsSettings) -> None:
-    told = ""
+    logged = ""
     while True:
         try:
             server, thread = start_http_server(where.port, where.host, registry)
         except OSError as error:
-            if (reason := error.strerror or str(error)) != told:
+            if (reason := error.strerror or str(error)) != logged:
                 log.warning("metrics_not_served", host=where.host, port=where.port, error=reason, retry_every=PAUSE)
-                told = reason
+                logged = reason
             await asyncio.sleep(PAUSE)
         else:
             break

@@ -1,7 +1,7 @@
-"""One configuration file for all processes of a machine, and the one way to read it.
+"""The configuration file of all processes of a machine, and the only code that reads it.
 
-A JSON object. What the processes share stands at its top; each has a section of its own. Keys are spelled as CNI and
-Multus spell theirs, in camelCase.
+It is a JSON object. Shared settings are at its top level; each process has a section of its own. Keys are in camelCase,
+as those of CNI and Multus.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from events.process.backoff import LOCAL_PAUSE, MAX_HUB_PAUSE
 
 DEFAULT_PATH = Path("/etc/plumbline/plumbline.json")
 ADDRESS_FILE = "ledger.json"
-"""In the run folder: where the machine's own nats-server is, and its token; readable by its owner only."""
+"""File in the run folder with the URL and token of the machine's own nats-server; only its owner can read it."""
 
 
 class SettingsError(ValueError):
-    """The configuration can't be used; the message says which file and key, and why."""
+    """The configuration is invalid. The message names the file, the key and the reason."""
 
 
 def _check_urls(urls: str, key: str) -> None:
-    """Raise ValueError where *urls* are none of a nats-server, or say what belongs in a file. It names no secret."""
+    """Raise ValueError if *urls* are not URLs of nats-servers, or contain a secret. The message contains no secret."""
     if "@" in urls:
         raise ValueError(f"{key} holds a user or a password, and is shown in logs: put these in user and tokenFile")
     for url in urls.split(","):
@@ -41,17 +41,17 @@ def _check_urls(urls: str, key: str) -> None:
 
 
 class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """Where the node ledger is, and how much it may keep."""
+    """Where the node ledger is, and how much it may store."""
 
     url: str = ""
-    """Empty: the server that ``plumbline up`` runs."""
+    """Empty: the server of ``plumbline up``."""
     token_file: str = ""
     port: int = 0
-    """Of the server that ``plumbline up`` runs; 0: the kernel chooses."""
+    """Port of the server of ``plumbline up``; 0: the kernel chooses."""
     max_bytes: int = 0
-    """Of its store; 0: three quarters of what the disk has free at its start."""
+    """Limit of its store; 0: three quarters of the free disk space at its start."""
     retention_hours: float = 168.0
-    """How long the events of a sandbox stay after it is detached."""
+    """How long the events of a sandbox stay after its detach."""
 
     def __post_init__(self) -> None:
         if self.url:
@@ -59,16 +59,16 @@ class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
 
 
 class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """How TLS is spoken. Files are PEM, and read again for each connection; ``{node}`` stands for the node's name."""
+    """TLS. Files are PEM, and read again for each connection; ``{node}`` stands for the node's name."""
 
     ca_file: str = ""
-    """Authorities, one of which signed the server's certificate; empty: those that the machine trusts."""
+    """Authorities for the server's certificate; empty: those that the machine trusts."""
     cert_file: str = ""
-    """The client's own certificate, where the server wants one, and those between it and the authority."""
+    """The client's certificate, if the server asks for one, followed by its intermediate certificates."""
     key_file: str = ""
-    """Its key, without a password."""
+    """Key of ``cert_file``, without a password."""
     server_name: str = ""
-    """Name that the server's certificate must have; empty: the host in the server's URL."""
+    """Name in the server's certificate; empty: the host in the server's URL."""
 
     def __post_init__(self) -> None:
         if bool(self.cert_file) != bool(self.key_file):
@@ -76,18 +76,18 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
 
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """The cluster's ledger, which node ledgers are copied to and which the reconciler reads."""
+    """The cluster's ledger: node ledgers are copied to it, and the reconciler reads it."""
 
     url: str
-    """Of its nats-server, or several, separated by commas."""
+    """URL of its nats-server, or several separated by commas."""
     user: str = ""
-    """Who the server knows the process as; ``{node}`` stands for the node's name. Empty: it asks for a token."""
+    """User name at the server; ``{node}`` stands for the node's name. Empty: authenticate with a token only."""
     token_file: str = ""
-    """The token, or the user's password; ``{node}`` as in ``user``."""
+    """File with the token, or with the user's password; ``{node}`` as in ``user``."""
     tls: TlsSettings | None = None
-    """None: TLS is not spoken, unless a URL begins with ``tls://``."""
+    """None: no TLS, unless a URL begins with ``tls://``."""
     replicas: int = 1
-    """Servers that hold each event: 3 in a cluster of servers."""
+    """Copies of each event: 3 in a cluster of servers."""
 
     def __post_init__(self) -> None:
         _check_urls(self.url, "hub: url")
@@ -100,14 +100,14 @@ _LEAK_POLICIES = ("reclaim", "observe", "off")
 
 
 class DriftSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """What is done where a node is not what the ledger says."""
+    """What to do if a node differs from the ledger."""
 
     policy: str = "repair"
-    """``repair`` it, ``observe`` it (say so in the ledger, leave it), or ``off``: do not even look."""
+    """``repair``; ``observe`` (record it and change nothing); or ``off`` (do not check)."""
     networks: dict[str, str] = {}
-    """The same for single networks, by ``namespace/name``, or the name of a default network."""
+    """Policy of single networks, by ``namespace/name``, or by the name of a default network."""
     interval: float = 300.0
-    """Seconds between two comparisons of the whole node; what changes meanwhile is seen as it happens."""
+    """Seconds between two comparisons of the whole node. Changes in between are noticed at once."""
 
     def __post_init__(self) -> None:
         for key, policy in (("policy", self.policy), *self.networks.items()):
@@ -122,21 +122,21 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is to be looked at."""
+        """Whether any network is checked."""
         return any(policy != "off" for policy in (self.policy, *self.networks.values()))
 
 
 class LeakSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """What is done where something is held that nobody owns."""
+    """What to do about a resource without an owner."""
 
     policy: str = "reclaim"
-    """``reclaim`` it, ``observe`` it (say so in the ledger, leave it), or ``off``: do not even look."""
+    """``reclaim``; ``observe`` (record it and change nothing); or ``off`` (do not scan)."""
     cri_socket: str = ""
-    """Of the container runtime; empty: the first of containerd's and CRI-O's usual ones that is there."""
+    """Socket of the container runtime; empty: the first that exists of containerd's and CRI-O's usual ones."""
     interval: float = 30.0
-    """Seconds between two looks at everything; a namespace that goes is seen as it happens."""
+    """Seconds between two scans. A namespace that is removed in between is noticed at once."""
     results_dir: str = "/var/lib/cni/results"
-    """Folder in which the container runtime keeps the results of ADDs."""
+    """Folder in which the container runtime stores the results of ADDs."""
 
     def __post_init__(self) -> None:
         if self.policy not in _LEAK_POLICIES:
@@ -150,26 +150,26 @@ class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel",
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
-    """0: nowhere."""
+    """0: do not serve."""
 
 
 class InstallSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """Where the container runtime is told of Plumbline, and what it is told."""
+    """How Plumbline is installed for the container runtime."""
 
     cni_bin_dir: str = "/opt/cni/bin"
     """The runtime's folder of plugins."""
     cni_conf_dir: str = "/etc/cni/net.d"
     """The runtime's folder of configurations."""
     cni_autoconf_dir: str = ""
-    """Where the default network's configuration is; empty: with the others."""
+    """Folder of the default network's configuration; empty: ``cni_conf_dir``."""
     master_file_name: str = ""
-    """Of that configuration; empty: the first by name."""
+    """File name of that configuration; empty: the first by name."""
     network_name: str = ""
-    """Name of our configuration; empty: that of the default network."""
+    """Name of Plumbline's configuration; empty: that of the default network."""
     network: dict[str, Any] = {}
-    """Multus' keys, for our configuration."""
+    """Keys of Multus for Plumbline's configuration."""
     replace_multus: bool = False
-    """Take the place of the Multus that the node has."""
+    """Replace the Multus of the node."""
 
     def __post_init__(self) -> None:
         for key, folder in (
@@ -184,21 +184,21 @@ class InstallSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What all processes share. Each process extends it by its own section."""
+    """The shared settings. Each process extends them with its own section."""
 
     node: str = ""
-    """Empty: the environment's ``PLUMBLINE_NODE``, else the host's name, in lower case as kubelet has it."""
+    """Empty: ``PLUMBLINE_NODE`` in the environment, else the host's name in lower case, as for kubelet."""
     state_dir: str = "/var/lib/plumbline"
     run_dir: str = "/run/plumbline"
     manifests: str = ""
-    """Folder of manifests that pods and NetworkAttachmentDefinitions are read from, and status is written to."""
+    """Folder of manifests: pods and NetworkAttachmentDefinitions are read from it, network-status is written to it."""
     ledger: LedgerSettings = LedgerSettings()
     hub: HubSettings | None = None
     """None: the node ledger is the whole ledger."""
     drift: DriftSettings = DriftSettings()
     leaks: LeakSettings = LeakSettings()
     install: InstallSection | None = None
-    """What ``plumbline up`` keeps installed; None: nothing."""
+    """What ``plumbline up`` installs and monitors; None: nothing."""
     log_level: str = "info"
     """``debug``, ``info``, ``warning`` or ``error``."""
 
@@ -216,17 +216,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def store(self) -> Path:
-        """Folder of the node ledger that ``plumbline up`` runs."""
+        """Folder of the node ledger of ``plumbline up``."""
         return Path(self.state_dir) / "ledger"
 
     @property
     def spool(self) -> Path:
-        """Folder that the entry point leaves DEL requests in while no worker answers."""
+        """Folder in which the entry point spools DEL requests while the worker does not answer."""
         return Path(os.environ.get("PLUMBLINE_SPOOL") or Path(self.state_dir) / "spool")
 
     @property
     def socket(self) -> Path:
-        """The worker's unix socket, where the entry point looks for it."""
+        """The worker's unix socket."""
         return Path(os.environ.get("PLUMBLINE_SOCKET") or Path(self.run_dir) / "worker.sock")
 
 
@@ -250,22 +250,22 @@ def load(path: Path | None, kind: type[SettingsT]) -> SettingsT:
 
 
 class LedgerAddress(msgspec.Struct, frozen=True):
-    """Where the ledger's server is, and what it asks for."""
+    """The URL of the ledger's server, and the credentials for it."""
 
     url: str
     token: str = ""
     user: str = ""
     token_file: str = ""
-    """Holds the token, where that may change."""
+    """File with the token, read again for each connection."""
     tls: TlsSettings | None = None
     max_pause: float = LOCAL_PAUSE
     """Seconds; see ``events.process.backoff``."""
 
 
 def hub_address(settings: Settings) -> LedgerAddress | None:
-    """Return where the cluster's ledger is; None: there is none.
+    """Return the address of the cluster's ledger; None: there is none.
 
-    What is in its files is found out by whoever connects: a node attaches also when it can't reach the hub.
+    The connection reads the files, because a node attaches pods also if it can't reach the hub.
     """
     hub = settings.hub
     if hub is None:
@@ -284,7 +284,7 @@ def hub_address(settings: Settings) -> LedgerAddress | None:
 
 
 def ledger_address(settings: Settings) -> LedgerAddress:
-    """Return where the ledger is. Raises SettingsError when it is configured nowhere and none runs here."""
+    """Return the address of the ledger. Raises SettingsError if none is configured and none runs on this machine."""
     configured = settings.ledger
     try:
         if configured.url:

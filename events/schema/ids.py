@@ -1,4 +1,4 @@
-"""Identifiers and times as the envelope has them."""
+"""Identifiers and times in the form of the envelope."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rfc3339(unix_ns: int) -> str:
 
 
 def unix_ns(text: str) -> int:
-    """Return nanoseconds since 1970 for the RFC 3339 text that ``rfc3339`` makes. Raises ValueError."""
+    """Return nanoseconds since 1970 for an RFC 3339 text in UTC, with up to nine decimals. Raises ValueError."""
     whole, _, fraction = text.rstrip("Z").partition(".")
     seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
     return seconds * 1_000_000_000 + int((fraction + "000000000")[:9])

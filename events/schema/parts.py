@@ -1,4 +1,4 @@
-"""What the events are made of: names, kinds and classes, pods, plans, failures, drift and leaks."""
+"""The parts of events: names, closed lists, pods, plans, failures, drift and leaks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ IfName = NewType("IfName", str)
 NetworkName = NewType("NetworkName", str)
 RequestId = NewType("RequestId", str)
 LeakId = NewType("LeakId", str)
-"""``<kind of thing>/<what it is called on the node>``: the same thing has the same, however often it is seen."""
+"""``<kind of resource>/<its name on the node>``: each observation of one resource has the same ID."""
 
 NO_SANDBOX = ContainerId("")
-"""The sandbox of an event that belongs to the node, or to a request that names no usable container ID."""
+"""The sandbox of an event of the node, or of a request without a usable container ID."""
 
 NO_NODE = NodeName("")
-"""The node of the reconciler's events: it writes for many, and a node's own events have one writer, its worker."""
+"""The node of the reconciler's events, because only a node's worker writes events of that node."""
 
 NO_CAUSE = EventId("")
-"""The cause of an event that nothing in the ledger led to."""
+"""The cause of an event without a cause in the ledger."""
 
 
 class ErrorClass(enum.StrEnum):
@@ -56,7 +56,7 @@ class ErrorClass(enum.StrEnum):
     OVERTAKEN = "overtaken"
     INTERNAL = "internal"
     UNKNOWN = "unknown"
-    """What a newer Plumbline wrote: its event must not be lost for a word that this one does not know."""
+    """A value of a newer Plumbline. Its event stays readable."""
 
     @classmethod
     def _missing_(cls, value: object) -> ErrorClass:
@@ -64,7 +64,7 @@ class ErrorClass(enum.StrEnum):
 
 
 class Phase(enum.StrEnum):
-    """Where in the life of a request something failed."""
+    """The phase of a request in which something failed."""
 
     INTAKE = "intake"
     RESOLVE = "resolve"
@@ -86,7 +86,7 @@ class Phase(enum.StrEnum):
 
 
 class DriftKind(enum.StrEnum):
-    """How a node differs from what the ledger says of a sandbox. A closed list: it is also a metric's label."""
+    """How a node differs from what the ledger says of a sandbox. A closed list: it is also the label of a metric."""
 
     LINK_MISSING = "link_missing"
     LINK_DOWN = "link_down"
@@ -98,15 +98,15 @@ class DriftKind(enum.StrEnum):
     PARENT_MISSING = "parent_missing"
     PARENT_DOWN = "parent_down"
     PORT_DETACHED = "port_detached"
-    """The node's end of a veth is no longer a port of its bridge."""
+    """The node's end of the veth is not a port of its bridge any more."""
     VLANS_CHANGED = "vlans_changed"
-    """That port is not in the bridge's VLANs that its network names."""
+    """The port has not the VLANs that its network names."""
     MASQUERADE_MISSING = "masquerade_missing"
-    """The node no longer gives what the container sends its own address (``ipMasq``)."""
+    """The node does not masquerade the container's traffic any more (``ipMasq``)."""
     FILTER_MISSING = "filter_missing"
-    """The node no longer filters who the container says that it is (``macspoofchk``)."""
+    """The node does not filter forged MAC addresses of the container any more (``macspoofchk``)."""
     STATUS_CHANGED = "status_changed"
-    """The pod's network-status was edited or removed; seen and put right by the reconciler."""
+    """The pod's network-status was edited or removed. The reconciler observes and repairs this."""
     UNKNOWN = "unknown"
     """As for ``ErrorClass``."""
 
@@ -116,18 +116,18 @@ class DriftKind(enum.StrEnum):
 
 
 class LeakKind(enum.StrEnum):
-    """Why nobody owns what is held. A closed list: it is also a metric's label."""
+    """Why a resource is a leak. A closed list: it is also the label of a metric."""
 
     SANDBOX_GONE = "sandbox_gone"
-    """The runtime does not know the sandbox and its namespace is gone: its DEL never came."""
+    """The runtime does not know the sandbox, and its namespace is gone: its DEL never came."""
     REBOOTED = "rebooted"
-    """The sandbox is of an earlier boot of the node."""
+    """The sandbox is from an earlier boot of the node."""
     DETACH_UNFINISHED = "detach_unfinished"
     """A plugin refuses the DEL, and the namespace is gone."""
     ADDRESS_UNOWNED = "address_unowned"
-    """A file of host-local names a holder that neither ledger nor runtime knows."""
+    """A file of host-local names a container that neither the ledger nor the runtime knows."""
     ADDRESS_TORN = "address_torn"
-    """A file of host-local names nobody."""
+    """A file of host-local names no container."""
     LINK_UNOWNED = "link_unowned"
     DEVICE_INFO_STALE = "device_info_stale"
     RESULT_STALE = "result_stale"
@@ -140,13 +140,13 @@ class LeakKind(enum.StrEnum):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One failure: a sentence for people, and the parts that tools group by."""
+    """One failure: a sentence for people, and the fields that tools group by."""
 
     error_class: ErrorClass
     phase: Phase
     message: str
     code: int
-    """CNI error code that the runtime is given (CNI specification 1.1, section 2, "Error")."""
+    """CNI error code of the answer to the runtime (CNI specification 1.1, section 2, "Error")."""
     network: str = ""
     ifname: str = ""
     delegate: str = ""
@@ -155,7 +155,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The pod of a sandbox as the runtime named it in CNI_ARGS."""
+    """The pod of a sandbox, as the runtime named it in CNI_ARGS."""
 
     namespace: str = ""
     name: str = ""
@@ -166,7 +166,7 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PluginRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One execution of a plugin, as a binary or natively."""
+    """One execution of a plugin, as a binary or built in."""
 
     type: str
     command: str
@@ -174,57 +174,57 @@ class PluginRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     exit_code: int
     """Negative: the signal that ended it."""
     stdout: str = ""
-    """Empty for the plugin whose output is the result that the event records."""
+    """Empty for the plugin whose output is the event's result."""
     stderr: str = ""
-    """Both are bounded: see ``nodeworker.plugins.exec``."""
+    """``stdout`` and ``stderr`` are truncated: see ``nodeworker.plugins.exec``."""
     mtu: int = 0
-    """Of the container's interface, as a native ADD left it, or an executed one that was the last of its chain; 0: not
-    known."""
+    """MTU of the container's interface after a built-in ADD, or after an executed one that was the last of its chain.
+    0: unknown."""
 
 
 class PlannedAttachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One attachment of a plan, with all that ADD, CHECK and DEL of its delegate need."""
+    """One attachment of a plan, with everything that ADD, CHECK and DEL of its delegate need."""
 
     network: NetworkName
     """``namespace/name`` of the NetworkAttachmentDefinition, else the ``name`` of the CNI configuration."""
     ifname: IfName
     cni_name: str
-    """``name`` of the CNI configuration: what plugins know the network by."""
+    """``name`` of the CNI configuration: the network's name for plugins."""
     cni_version: str
     plugins: tuple[str, ...]
-    """The plugins' configurations in chain order, as handed to them but for ``prevResult``."""
+    """The plugins' configurations in chain order, as the plugins get them, but without ``prevResult``."""
     cni_args: str = ""
     """CNI_ARGS for the plugins."""
     default: bool = False
-    """True for the pod's default network: its result is the runtime's."""
+    """True for the pod's default network: its result is the answer to the runtime."""
     disable_check: bool = False
     disable_gc: bool = False
     native: tuple[bool, ...] = ()
-    """For each of ``plugins``, whether the worker does its work itself instead of executing it; empty: for none."""
+    """For each of ``plugins``, whether the worker's built-in plugin does the work; empty: for none."""
     default_route: tuple[str, ...] | None = None
-    """The pod's default routes go over this attachment: gateways, none for those that its plugins bring."""
+    """If set, the pod's default routes use this attachment: the gateways; empty: those of its plugins."""
     resource: str = ""
-    """Device plugin resource, or DRA's, that ``device`` was drawn from."""
+    """Resource of a device plugin, or of DRA, that ``device`` belongs to."""
     device: str = ""
     """ID of the device that the attachment uses."""
     device_info: str = ""
-    """Path of the file in which the plugins find, and may say, what the device is (Device Information 1.1.0)."""
+    """Path of the device's information file, which plugins read and may write (Device Information 1.1.0)."""
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One way in which an attachment is not what the ledger says."""
+    """One difference between an attachment and the ledger."""
 
     kind: DriftKind
     network: NetworkName
     ifname: IfName
     expected: str = ""
-    """What the ledger says: an address with its prefix length, a route as ``destination via gateway``, a MAC, …"""
+    """The ledger's value: an address with prefix length, a route as ``destination via gateway``, a MAC, …"""
     found: str = ""
-    """What the node has instead; empty: nothing."""
+    """The node's value; empty: it has none."""
 
 
 class Leak(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that is held without a live attachment."""
+    """One resource without a live attachment."""
 
     id: LeakId
     kind: LeakKind
@@ -232,14 +232,14 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The address, link, or file."""
     holder: ContainerId = NO_SANDBOX
     ifname: IfName = IfName("")
-    """Of a sandbox: the name that its runtime gave with the ADD."""
+    """For a sandbox: the interface name that the runtime gave with the ADD."""
     network: str = ""
     path: str = ""
-    """File or folder that it is in, where it is in one."""
+    """Its file or folder, if it has one."""
 
     @property
     def sandbox(self) -> ContainerId:
-        """The sandbox that its events belong to: what nobody owns belongs to the node."""
+        """The sandbox of its events; empty if they belong to the node."""
         return self.holder if self.kind in _LEAKED_SANDBOXES else NO_SANDBOX
 
 

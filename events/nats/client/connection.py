@@ -1,8 +1,7 @@
-"""Keep one connection to a nats-server through everything but its owner's ``close``.
+"""Keep one connection to a nats-server until its owner closes it.
 
-nats-py comes back by itself while a server is away, but gives a connection up for ever once the server reports an error
-on it, sends what it had buffered when nobody wants it any more, and leaves requests that a dead server took with it
-waiting. What it leaves to be done is here, and nowhere else.
+nats-py reconnects while a server is away. But it gives up for ever after a server's error, sends buffered messages when
+they are too late, and lets requests wait that died with a server. This module does the rest.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ log = structlog.get_logger(__name__)
 MessageCallback: TypeAlias = Callable[[Msg], None]
 
 RETRY = 0.2
-"""Seconds between two attempts."""
+"""Seconds between two attempts of a request."""
 
-_PASSING = frozenset({10008, 10009, 10158, 10164, 10167})
-"""JetStream error codes that ask for patience: no leader yet, the same message is being stored, or another of which the
-same is expected, too many requests."""
+_TRANSIENT = frozenset({10008, 10009, 10158, 10164, 10167})
+"""JetStream error codes that are worth a retry: no leader yet, the same message or one with the same condition is
+being stored, too many requests."""
 
 
 class ApiError(msgspec.Struct, frozen=True):
@@ -52,10 +51,10 @@ _answer = msgspec.json.Decoder(_Answer)
 
 
 class Connection:
-    """A connection, made by ``open``. *patience* is how long, in seconds, a request is repeated.
+    """A connection, made by ``open``. A request is retried for *patience* seconds.
 
-    The URL of *address* may be several, separated by commas. With a user, its token is the password, and ``inbox`` the
-    user's own.
+    *address* may have several URLs, separated by commas. With a user, its token is the password, and ``inbox`` is a
+    subject of that user only.
     """
 
     def __init__(self, address: LedgerAddress, name: str, patience: float) -> None:
@@ -70,7 +69,7 @@ class Connection:
         self._back = asyncio.Event()
         self._lost: set[Callable[[], None]] = set()
         self.inbox = f"_INBOX.{subjects.token(user)}" if user else "_INBOX"
-        """What the subjects begin with that answers come on."""
+        """Prefix of the subjects for answers."""
         self._inbox = f"{self.inbox}.{uuid.uuid4().hex}"
         self._answers: dict[str, asyncio.Future[Msg]] = {}
         self._numbers = itertools.count()
@@ -81,24 +80,24 @@ class Connection:
 
     @property
     def connected(self) -> bool:
-        """Whether the server is connected now."""
+        """Whether there is a connection now."""
         return self._client.is_connected
 
     @property
     def generation(self) -> int:
-        """Counts the connections made."""
+        """Number of connections made so far."""
         return self._made
 
     @property
     def max_payload(self) -> int:
-        """Bytes of the largest message that the server takes, headers included."""
+        """Bytes of the largest message that the server accepts, with headers."""
         return self._client.max_payload
 
     async def open(self) -> None:
-        """Connect, for as long as it takes. Raises LedgerError when no server and this client go together.
+        """Connect, however long it takes. Raises LedgerError if every server refuses this client.
 
-        nats-py hands every failed attempt to its error callback; that is how a token that is no good is told from a
-        server that is not there yet.
+        nats-py reports each failed attempt to its error callback. That distinguishes a wrong token from a server that
+        has not started yet.
         """
         async with self._opening:
             if self._closed:
@@ -110,7 +109,7 @@ class Connection:
             try:
                 await client.connect(
                     self._url.split(","),
-                    **self._access.shown(),
+                    **self._access.credentials(),
                     name=self._name,
                     error_cb=self._on_error,
                     disconnected_cb=self._on_disconnect,
@@ -121,12 +120,12 @@ class Connection:
                     connect_timeout=2,
                     ping_interval=10,
                     max_outstanding_pings=2,
-                    pending_size=-1,  # fail at once while disconnected, instead of sending ghosts later
+                    pending_size=-1,  # while disconnected fail at once, instead of sending old messages later
                 )
                 await client.listen(f"{self._inbox}.*", self._on_answer)
             except errors.Error as error:
                 if self._made:
-                    raise  # it was good before: whoever needs the connection tries again
+                    raise  # the address was good before: the caller retries
                 raise LedgerError(f"there is no ledger at {self._url!r}: {reason_of(error)}") from error
             except BaseException:
                 await client.close()
@@ -138,7 +137,7 @@ class Connection:
             await self._on_connect()
 
     async def close(self) -> None:
-        """End the connection, and what waits for it."""
+        """Close the connection; everything that waits for it ends."""
         self._closed = True
         if self._made:
             await self._client.close()
@@ -146,10 +145,10 @@ class Connection:
     async def request(
         self, subject: str, payload: bytes, *, what: str, each: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        """Return the answer to a request that may safely be repeated, every *each* seconds.
+        """Return the answer to an idempotent request, which is retried every *each* seconds.
 
-        *what* completes the sentence "the ledger did not …". Raises LedgerUnavailableError when the patience is over,
-        LedgerError when the request can't be sent at all.
+        *what* completes the sentence "the ledger did not …". Raises LedgerUnavailableError after ``patience``,
+        LedgerError if the request is too large.
         """
         loop = asyncio.get_running_loop()
         until, trouble = loop.time() + self._patience, ""
@@ -158,7 +157,7 @@ class Connection:
                 async with asyncio.timeout(min(left, each)):
                     answer = await self._ask(subject, payload, headers)
                 error = _answer.decode(answer).error
-                if error is None or error.err_code not in _PASSING:
+                if error is None or error.err_code not in _TRANSIENT:
                     return answer
                 reason = error.description
             except errors.MaxPayloadError:
@@ -179,7 +178,7 @@ class Connection:
         )
 
     async def _ask(self, subject: str, payload: bytes, headers: Mapping[str, str] | None) -> bytes:
-        """Return the answer to one request; nats-py's own ``request`` outlives its connection and its cancellation."""
+        """Return the answer to one request. nats-py's ``request`` does not end with its connection or cancellation."""
         if self._client.is_closed:
             await self.open()
         number = str(next(self._numbers))
@@ -197,16 +196,16 @@ class Connection:
     async def publish(
         self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send a message without waiting for an answer; while disconnected it is dropped."""
+        """Send a message without an answer. While disconnected it is dropped."""
         try:
             await self._client.publish(subject, payload, reply, dict(headers) if headers else None)
         except (errors.Error, OSError) as error:
             log.debug("ledger_publish_dropped", subject=subject, error=reason_of(error))
 
     async def subscribe(self, inbox: str, deliver: MessageCallback, lost: Callable[[], None]) -> Subscription:
-        """Call *deliver* with every message to *inbox*, and *lost* when the connection is not the same any more.
+        """Call *deliver* with each message to *inbox*, and *lost* after a reconnect.
 
-        Whoever subscribes bounds what can be pending: nothing is dropped here. Raises LedgerError.
+        Nothing is dropped, so the subscriber must limit what can be outstanding. Raises LedgerError.
         """
         try:
             if self._client.is_closed:
@@ -218,7 +217,7 @@ class Connection:
         return Subscription(inner, lambda: self._lost.discard(lost))
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not beyond the moment a connection is back."""
+        """Wait *seconds*, or until there is a connection again."""
         self._back.clear()
         try:
             async with asyncio.timeout(seconds):
@@ -226,8 +225,8 @@ class Connection:
         except TimeoutError:
             return
 
-    def _tell_lost(self) -> None:
-        """Wake whoever waits for something that the last connection was asked for."""
+    def _notify_lost(self) -> None:
+        """Fail the requests of the last connection, and notify its subscribers."""
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(ConnectionResetError("the connection was lost"))
@@ -243,7 +242,7 @@ class Connection:
         self._made += 1
         self._troubles.clear()
         self._back.set()
-        self._tell_lost()
+        self._notify_lost()
         log.info("ledger_connected", url=self._url, connections=self._made)
 
     async def _on_disconnect(self) -> None:
@@ -251,14 +250,14 @@ class Connection:
             log.warning("ledger_disconnected", url=self._url)
 
     async def _on_close(self) -> None:
-        self._tell_lost()  # nats-py won't come back by itself: whoever needs the connection next opens another
+        self._notify_lost()  # nats-py does not reconnect from here; the next caller opens a connection
 
     async def _on_error(self, error: Exception) -> None:
-        """Log a trouble once, not at every attempt to connect."""
+        """Log an error once for each outage, not at each attempt to connect."""
         trouble = reason_of(error)
         if isinstance(error, RefusedError) and not self._made:
             self._refusals += 1
-            if self._refusals >= self._url.count(",") + 1:  # none of several is any better
+            if self._refusals >= self._url.count(",") + 1:  # each server refused
                 raise LedgerError(trouble) from error
         if trouble not in self._troubles and not self._closed:
             self._troubles.add(trouble)
@@ -266,14 +265,14 @@ class Connection:
 
 
 class Subscription:
-    """A subscription whose end is never an error, whatever became of its connection."""
+    """A subscription that can be ended without an error, even after its connection was lost."""
 
     def __init__(self, inner: Any, forget: Callable[[], None]) -> None:
         self._inner = inner
         self._forget = forget
 
     async def unsubscribe(self) -> None:
-        """Receive no more."""
+        """End the subscription."""
         self._forget()
         try:
             await self._inner.unsubscribe()
@@ -282,5 +281,5 @@ class Subscription:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what *error* says, or its name when it says nothing."""
+    """Return the message of *error*, or its class name if the message is empty."""
     return str(error) or type(error).__name__

@@ -1,8 +1,8 @@
-"""Read a JetStream stream without losing, doubling or stalling.
+"""Read a JetStream stream without losing or repeating a message, and without stalling.
 
-nats-py's own readers drop messages when the caller is slow, or hang over a restart of the server; a pull consumer gives
-credit instead, so what is outstanding is the only buffer. The consumer is ephemeral and in memory: what was read is the
-reader's to remember, and after a gap, an error, silence or a reconnect a new one starts behind the last message.
+nats-py's readers drop messages if the caller is slow, and hang after a restart of the server. A pull consumer asks for
+a number of messages instead, so the only buffer is what was asked for. The consumer is ephemeral and in memory: the
+reader remembers its position, and after a gap, an error, silence or a reconnect a new consumer starts there.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from events.nats.client.connection import ApiError, MessageCallback
 from events.nats.client.nats_py import Msg
 
 BATCH = 500
-"""Messages of one request; two requests may be outstanding."""
+"""Messages of one pull request; two may be outstanding."""
 BATCH_BYTES = 9 * 1024 * 1024
-"""Bytes of one request: more than the largest message (``events.nats.server.MAX_PAYLOAD``), which would never come
-else."""
+"""Bytes of one pull request: more than the largest message (``events.nats.server.MAX_PAYLOAD``), which would otherwise
+never come."""
 
 _HEARTBEAT = 5.0
 _EXPIRES = 30.0
-_IDLE = 1.0  # of a reader that ends: a message it waits for may have been purged
+_IDLE = 1.0  # for a reader that ends: the message that it waits for may have been purged
 _GRACE = 2.0
 _API = 2.0
 _LEAVE = 0.5
@@ -35,7 +35,7 @@ _ACK_TOKENS_V1 = 9
 
 
 class Link(Protocol):
-    """What a reader needs of the connection; see ``events.nats.client.connection.Connection``."""
+    """The part of ``events.nats.client.connection.Connection`` that readers use."""
 
     inbox: str
 
@@ -46,11 +46,11 @@ class Link(Protocol):
         ...
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
-        """Send a message without waiting for anything."""
+        """Send a message without an answer."""
         ...
 
     async def subscribe(self, inbox: str, deliver: MessageCallback, lost: Callable[[], None]) -> Subscription:
-        """Call *deliver* with every message to *inbox*, and *lost* when the connection is not the same any more."""
+        """Call *deliver* with each message to *inbox*, and *lost* after a reconnect."""
         ...
 
 
@@ -58,7 +58,7 @@ class Subscription(Protocol):
     """A subscription that can be ended."""
 
     async def unsubscribe(self) -> None:
-        """Receive no more."""
+        """End the subscription."""
         ...
 
 
@@ -70,7 +70,7 @@ class Message(NamedTuple):
 
 
 class ConsumerLostError(Exception):
-    """The consumer is gone or has skipped something; start another one behind the last message."""
+    """The consumer is gone or skipped a message. The caller starts another one after the last message."""
 
 
 class _Created(msgspec.Struct):
@@ -79,9 +79,9 @@ class _Created(msgspec.Struct):
 
 
 class Consumer:
-    """One consumer with its standing requests. Use once, and close the iterator: that is what frees the consumer.
+    """One consumer with its pull requests. Use it once, and close the iterator: that deletes the consumer.
 
-    *endless*: wait for messages to come. Otherwise ``pull`` ends when there are no more.
+    *endless*: wait for new messages. Otherwise ``pull`` ends after the last message.
     """
 
     def __init__(self, link: Link, stream: str, filters: tuple[str, ...], after: int, *, endless: bool) -> None:
@@ -96,8 +96,8 @@ class Consumer:
         self._wake = asyncio.Event()
         self._lost = False
         self._delivered = 0
-        self._credit = 0  # messages that were asked for and have not come
-        self._pending = 0  # messages that the stream has for this reader, as of the last one
+        self._credit = 0  # messages that were requested and have not come yet
+        self._pending = 0  # messages that the stream has for this reader, as of the last message
         expires = _EXPIRES if endless else _IDLE
         request: dict[str, int] = {"batch": BATCH, "max_bytes": BATCH_BYTES, "expires": int(expires * 1e9)}
         if endless:
@@ -106,7 +106,7 @@ class Consumer:
         self._silence = (2 * _HEARTBEAT if endless else _IDLE) + _GRACE
 
     async def pull(self) -> AsyncGenerator[list[Message], None]:
-        """Yield what matches, some messages at a time. Raises ConsumerLostError, LedgerUnavailableError."""
+        """Yield the matching messages in batches. Raises ConsumerLostError, LedgerUnavailableError."""
         subscription = await self._link.subscribe(self._inbox, self._deliver, self._on_lost)
         creating = asyncio.create_task(self._create())
         try:
@@ -141,20 +141,20 @@ class Consumer:
             raise ConsumerLostError(f"no sign of the server for {self._silence:.0f} s") from None
 
     def _take(self) -> list[Message]:
-        """Return the messages that have arrived. Nothing is asked for while the reader is busy with them."""
+        """Return the messages that have arrived. The consumer requests none while the caller is busy with them."""
         messages: list[Message] = []
         while self._arrived and (self._endless or self._pending):
             msg = self._arrived.popleft()
-            if msg.reply:  # only messages of the stream say where an acknowledgement would go
+            if msg.reply:  # only messages of the stream have a subject for an acknowledgement
                 messages.append(self._accept(msg))
             else:
                 self._settle(msg)
         return messages
 
     def _settle(self, msg: Msg) -> None:
-        """Take in a status message: a heartbeat, or the end of a request, which gives back what it has not brought.
+        """Handle a status message: a heartbeat, or the end of a pull request, with the number of unsent messages.
 
-        The server serves requests in turn, so which of them ends does not matter, only how much is given back.
+        The server serves requests in turn, so it does not matter which request ended.
         """
         headers = msg.headers or {}
         status, unused = headers.get("Status"), headers.get("Nats-Pending-Messages")
@@ -198,8 +198,8 @@ class Consumer:
         self._pending = created.num_pending
 
     async def _delete(self, creating: asyncio.Task[None]) -> None:
-        """Have the consumer deleted, but hardly wait for it: the server forgets it by itself after a minute."""
-        if not creating.done():  # the server may do the later of two requests first, and find nothing to delete
+        """Delete the consumer, with almost no wait: the server deletes it by itself after a minute."""
+        if not creating.done():  # the server may handle the deletion before the creation
             await asyncio.wait([creating], timeout=_LEAVE)
             creating.cancel()
         await self._link.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", b"")

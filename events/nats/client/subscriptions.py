@@ -1,7 +1,7 @@
-"""Hear notices on a connection that may be lost and made again.
+"""Subscribe to notices, over reconnects.
 
-A subscription of NATS' core: the server pushes, nothing is asked for and nothing kept. nats-py renews subscriptions
-when it reconnects, but not on the connection that follows one which it gave up.
+These are core NATS subscriptions: the server pushes messages and stores none. nats-py renews them when it reconnects,
+but not on the connection that replaces one that it gave up.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Subscriber:
         self._link = link
         self._subjects = subjects
         self._subscriptions: list[Subscription] = []
-        self._heard: deque[Notice] = deque(maxlen=PENDING_LIMIT)
+        self._arrived: deque[Notice] = deque(maxlen=PENDING_LIMIT)
         self._wake = asyncio.Event()
         self._lost = False
 
@@ -46,13 +46,13 @@ class _Subscriber:
         return self
 
     async def __anext__(self) -> Notice:
-        while not self._heard:
+        while not self._arrived:
             if self._lost:
                 await self._renew()
             self._wake.clear()
             if not self._lost:
                 await self._wake.wait()
-        return self._heard.popleft()
+        return self._arrived.popleft()
 
     async def subscribe(self) -> None:
         self._lost = False
@@ -69,11 +69,11 @@ class _Subscriber:
             await self.subscribe()
         except LedgerUnavailableError as error:
             self._lost = True
-            log.info("notices_not_heard", error=str(error), retry_in=RETRY)
+            log.info("notices_not_arrived", error=str(error), retry_in=RETRY)
             await asyncio.sleep(RETRY)
 
     def _deliver(self, msg: Msg, /) -> None:
-        self._heard.append(Notice(msg.subject, msg.data))
+        self._arrived.append(Notice(msg.subject, msg.data))
         self._wake.set()
 
     def _on_lost(self) -> None:

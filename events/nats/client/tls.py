@@ -1,8 +1,8 @@
-"""What a client shows to a nats-server, and what it has to see of it before it sends any secret.
+"""Credentials for a nats-server, and the checks of the server before a client sends any secret.
 
-Certificates, keys and passwords are renewed while a process runs, by replacing files, as Kubernetes does with a secret.
-So they are read for each connection that is made, and whatever is wrong with them, or with the server's, is said in one
-sentence that names the file or the server, and never what is in a file.
+Certificates, keys and passwords are renewed while a process runs: files are replaced, as Kubernetes does with a secret.
+So they are read for each connection. An error is one sentence that names the file or the server, never the content of
+a file.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ log = structlog.get_logger(__name__)
 _EXPIRED, _NOT_YET = 10, 9
 _OTHER_NAME = frozenset({62, 64})
 _NOT_SIGNED = frozenset({2, 18, 19, 20, 21})
-"""What OpenSSL's X509_V_ERR_* come to."""
+"""Groups of OpenSSL's X509_V_ERR_* codes."""
 
 
 class RefusedError(errors.Error):
-    """The server and this client don't go together: people have to change a file or a setting."""
+    """The server refuses this client, or the reverse: a person has to change a file or a setting."""
 
 
 class Access:
-    """How the server at *address* is spoken to."""
+    """Credentials and TLS for the server at *address*."""
 
     def __init__(self, address: LedgerAddress) -> None:
         self._address = address
         self._tls = address.tls or (TlsSettings() if "tls://" in address.url else None)
         self._shown: set[str] = set()
 
-    def shown(self) -> dict[str, Any]:
-        """Return what nats-py shows to the server, as it takes it; who has a certificate may need nothing else."""
+    def credentials(self) -> dict[str, Any]:
+        """Return the credentials as options of nats-py. With a client certificate there may be none."""
         name = {"tls_hostname": self._tls.server_name} if self._tls is not None else {}
         if not (self._address.token or self._address.token_file):
             return name
@@ -47,9 +47,9 @@ class Access:
         return {**name, "user": self._address.user, "password": self._secret}
 
     def context(self) -> ssl.SSLContext:
-        """Return how to speak TLS, as the files say now. Raises RefusedError.
+        """Return the TLS context for the files as they are now. Raises RefusedError.
 
-        Not ``ssl.create_default_context``: from Python 3.13 on that refuses what many clusters have for an authority.
+        It is not ``ssl.create_default_context``: from Python 3.13 on that refuses the authorities of many clusters.
         """
         tls = self._tls or TlsSettings()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -67,9 +67,9 @@ class Access:
         return context
 
     def judge(self, info: dict[str, Any], server: str) -> None:
-        """Look at what *server* says of itself, which is in the clear, before it is told anything. Raises RefusedError.
+        """Check the INFO of *server*, which comes in the clear, before anything is sent. Raises RefusedError.
 
-        A server that can do both is spoken to as the configuration wants it.
+        If a server accepts both, the configuration decides between TLS and plain text.
         """
         if self._tls is None:
             if info.get("tls_required"):
@@ -89,7 +89,7 @@ class Access:
             )
 
     def explained(self, error: Exception, server: str) -> Exception:
-        """Return what to raise for *error*, which came up while a connection to *server* was made."""
+        """Return the error to raise for *error*, which occurred while connecting to *server*."""
         if isinstance(error, errors.Error) and "authorization" in str(error).lower():
             return RefusedError(f"the nats-server at {server} does not accept {self._proof()}: is it another server's?")
         tls = self._tls
@@ -111,12 +111,12 @@ class Access:
         return self._private(path, "hub.tokenFile").decode(errors="replace").strip()
 
     def _proof(self) -> str:
-        """Return what the server is to know this client by, for people."""
+        """Return a phrase for the credential that the server should accept."""
         address = self._address
         inside = f" in {address.token_file}" if address.token_file else ""
-        if "password" in self.shown():
+        if "password" in self.credentials():
             return f"the password{inside} of user {address.user}"
-        if self._tls is not None and self._tls.cert_file and "token" not in self.shown():
+        if self._tls is not None and self._tls.cert_file and "token" not in self.credentials():
             return f"the user that the certificate {self._tls.cert_file} names"
         return f"the token{inside}"
 
@@ -124,7 +124,7 @@ class Access:
         _pem(_content(tls.cert_file, "hub.tls.certFile"), tls.cert_file, "hub.tls.certFile", "CERTIFICATE")
         _pem(self._private(tls.key_file, "hub.tls.keyFile"), tls.key_file, "hub.tls.keyFile", "PRIVATE KEY")
         try:
-            # Without a password, OpenSSL would ask for that of an encrypted key on the terminal.
+            # Without a password argument OpenSSL would ask for one on the terminal if the key is encrypted.
             context.load_cert_chain(tls.cert_file, tls.key_file, password="")
         except (ssl.SSLError, ValueError) as error:
             why = "the key is another certificate's" if "MISMATCH" in str(error) else _words(error)
@@ -134,9 +134,9 @@ class Access:
             ) from error
 
     def _private(self, path: str, key: str) -> bytes:
-        """Return what is in a file that others should not read, and say once where they can.
+        """Return the content of a secret file, and warn once if other users can read it.
 
-        That is no reason to refuse it: a secret that Kubernetes mounts is readable by all of its container by default.
+        That is no reason to refuse it: by default every user in a container can read a secret that Kubernetes mounts.
         """
         content = _content(path, key)
         if Path(path).stat().st_mode & stat.S_IROTH and path not in self._shown:
@@ -172,7 +172,7 @@ def _unverified(error: ssl.SSLCertVerificationError, server: str, ca_file: str) 
 
 
 def _words(error: Exception) -> str:
-    """Return what OpenSSL says, without the place in its source."""
+    """Return OpenSSL's reason, without the position in its source."""
     if isinstance(error, ssl.SSLError):
         return error.reason.replace("_", " ").lower() if error.reason else str(error).partition(" (_ssl.c")[0]
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

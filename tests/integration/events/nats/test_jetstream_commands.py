@@ -108,7 +108,7 @@ async def test_a_connection_that_was_given_up_is_replaced(
 
 async def test_a_command_that_no_bell_rang_for_is_found(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     config = msgspec.structs.replace(command_stream(), republish=None)
-    commands = JetStreamCommands(jetstream, look=0.1)
+    commands = JetStreamCommands(jetstream, poll=0.1)
     await commands.make(config)
     receiver, teller = Receiver(commands), Teller(NODE)
     for number in range(3):

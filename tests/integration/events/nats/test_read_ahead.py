@@ -88,7 +88,7 @@ async def test_a_process_that_dies_is_no_end_of_the_ledger(fast_server: Embedded
     events = ReadAhead(ledger, fast_server.address).read()
     await anext(events)
     os.kill(readers()[0], signal.SIGKILL)
-    with pytest.raises(LedgerUnavailableError, match="ended before it was through"):
+    with pytest.raises(LedgerUnavailableError, match="ended early"):
         [stored async for stored in events]
     await ledger.close()
 
