@@ -27,9 +27,7 @@ from events.schema import (
 log = structlog.get_logger(__name__)
 
 _CONNECT_SOON = 5.0
-_SUBJECT_BYTES = (
-    1024  # the server ends a connection after a line of more than 4096 bytes, and readers' lines are longer
-)
+_SUBJECT_BYTES = 1024  # the server ends a connection after a line of 4096 bytes, and readers' lines are longer
 
 
 class JetStreamLedger:

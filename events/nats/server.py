@@ -114,7 +114,7 @@ class EmbeddedServer:
                 stderr=log,
                 pass_fds=(lock,),  # the store stays locked while the server lives
                 preexec_fn=die_with_parent(),  # noqa: PLW1509  # see ``start``: there is no other thread
-                # Saves memory for a small ledger. A memory limit saves none for a large one, and makes it six times slower.
+                # Saves memory for a small ledger. A limit saves none for a large one, and makes it six times slower.
                 env={"GOGC": "15", "PATH": os.environ.get("PATH", "")},
             )
 
