@@ -60,7 +60,7 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NODE_STREAM = StreamConfig(name="NODE")
-"""The node ledger. No event expires, because those of live sandboxes must stay; the worker's retention purges others."""
+"""The node ledger. No event expires: those of live sandboxes must stay. The worker's retention purges others."""
 
 
 def hub_stream(replicas: int) -> StreamConfig:
