@@ -25,6 +25,8 @@ from tests.support.waiting import eventually
 
 BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
 MEBIBYTE = 1024 * 1024
+_PAUSE = 0.2
+"""Seconds between two rounds of attaches, which leave the processors to the API server that starts."""
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,7 @@ def test_pods_come_and_go_while_the_api_server_does(cluster: Cluster) -> None:
             while not back.done():
                 churn(known)
                 cycles += 1
+                concurrent.futures.wait([back], _PAUSE)
             back.result()
             attach(cluster.pod(f"new-{round_}"))
     assert cycles > 9

@@ -7,6 +7,7 @@ and ends as an interpreter ends. ``test_fork_server`` compares it with one that 
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import ctypes
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import threading
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -36,6 +37,7 @@ _FLAGS = ("-W", "error")
 _CLONE_NEWNET = 0x40000000
 _MESSAGE_BYTES = 512 * 1024
 _NUMBER_BYTES = 4
+_POLL = 0.01
 _STANDARD_FILES = 3
 
 
@@ -82,6 +84,33 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
 
+class ListenedProcess:
+    """A program whose standard error is a stream, with the methods of ``asyncio.subprocess.Process`` that tests use."""
+
+    def __init__(self, process: ForkedProcess, stderr: asyncio.StreamReader) -> None:
+        self._process = process
+        self.stderr = stderr
+        self.send_signal = process.send_signal
+        self.kill = process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code; None while the program runs."""
+        return self._process.poll()
+
+    async def wait(self) -> int:
+        """Return the exit code once the program has ended."""
+        while (code := self._process.poll()) is None:  # noqa: ASYNC110  # the server reports it to a blocking socket
+            await asyncio.sleep(_POLL)
+        return code
+
+    async def communicate(self) -> tuple[bytes, bytes]:
+        """Return nothing, and what the program writes to standard error until it ends."""
+        stderr = await self.stderr.read()
+        await self.wait()
+        return b"", stderr
+
+
 class ForkServer:
     """A process that has imported *modules* and forks a program for each request.
 
@@ -106,19 +135,10 @@ class ForkServer:
                     env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
                     stdin=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
-                    preexec_fn=self._prepare(),  # noqa: PLW1509  # pytest has no other thread
+                    preexec_fn=lambda: _enter(self._network),  # noqa: PLW1509  # no lock is taken there
                 )
             atexit.register(self.close)
         return self._control
-
-    def _prepare(self) -> Callable[[], None]:
-        tie = die_with_parent()
-
-        def prepare() -> None:
-            tie()
-            _enter(self._network)
-
-        return prepare
 
     def start(
         self,
@@ -158,6 +178,18 @@ class ForkServer:
                 texts.append(file.read().decode())
         return subprocess.CompletedProcess(list(program), code, *texts)
 
+    async def listen(self, *program: str) -> ListenedProcess:
+        """Start ``python`` with the arguments *program* and read its standard error."""
+        reading, writing = os.pipe()
+        try:
+            process = self.start(*program, stdout=1, stderr=writing)
+        finally:
+            os.close(writing)
+        reader = asyncio.StreamReader()
+        pipe = os.fdopen(reading, "rb", 0)
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+        return ListenedProcess(process, reader)
+
     def close(self) -> None:
         """End the server, if it runs, and wait for it."""
         if self._control is not None and self._process is not None:
@@ -165,9 +197,11 @@ class ForkServer:
             self._process.wait()
 
 
+_COMMANDS = [f"reconciler.cli.{name}" for name in ("adopt", "install", "rebuild", "timeline", "verify")]
+
 WORKER = ForkServer("nodeworker.__main__", "nodeworker.planning.cluster.manifests")
 """Forks ``-m nodeworker``, and what builds on it."""
-RECONCILER = ForkServer("reconciler.__main__", "reconciler.cli.main")
+RECONCILER = ForkServer("reconciler.__main__", "reconciler.cli.main", *_COMMANDS)
 """Forks ``-m reconciler``, and the commands of ``plumbline``."""
 
 

@@ -7,9 +7,7 @@ import json
 import signal
 import socket
 import sqlite3
-import sys
 import urllib.request
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
+from tests.support.fork_server import RECONCILER, ListenedProcess
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.stories.node import Node, busy_day
 
@@ -34,10 +33,8 @@ def extend(config: Path, **more: object) -> None:
 
 
 @asynccontextmanager
-async def process(config: Path) -> AsyncIterator[Process]:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "reconciler", "--config", str(config), stderr=asyncio.subprocess.PIPE
-    )
+async def process(config: Path) -> AsyncIterator[ListenedProcess]:
+    child = await RECONCILER.listen("-m", "reconciler", "--config", str(config))
     try:
         yield child
     finally:
@@ -46,9 +43,8 @@ async def process(config: Path) -> AsyncIterator[Process]:
         await child.communicate()
 
 
-async def said(child: Process, words: str) -> str:
+async def said(child: ListenedProcess, words: str) -> str:
     """Return the first line that holds *words*."""
-    assert child.stderr is not None
     seen: list[str] = []
     while line := (await child.stderr.readline()).decode():
         if words in line:

@@ -21,6 +21,7 @@ from events.nats.server import EmbeddedServer
 from events.nats.streams import command_stream
 from events.schema import NO_NODE, Pod, ReconcilerElected
 from reconciler.projection.store import Store
+from tests.support.fork_server import plumbline
 from tests.support.stories.node import SECRET, Node, busy_day
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
@@ -43,14 +44,8 @@ async def story(ledger: JetStreamLedger) -> JetStreamLedger:
     return ledger
 
 
-def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*MAIN, "--config", str(config), *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-
-
 async def test_the_story_of_a_pod_is_told(story: JetStreamLedger, config: Path) -> None:
-    done = await asyncio.to_thread(run, config, "timeline", "shop/web-3")
+    done = await asyncio.to_thread(plumbline, config, "timeline", "shop/web-3")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert "attach of shop/web-3 requested" in lines[0]
@@ -60,30 +55,30 @@ async def test_the_story_of_a_pod_is_told(story: JetStreamLedger, config: Path) 
 
 
 async def test_a_pod_is_found_by_name_alone_and_by_container_id(story: JetStreamLedger, config: Path) -> None:
-    by_name = await asyncio.to_thread(run, config, "timeline", "web-2")
+    by_name = await asyncio.to_thread(plumbline, config, "timeline", "web-2")
     assert by_name.stdout
-    by_id = await asyncio.to_thread(run, config, "timeline", "2000000")
+    by_id = await asyncio.to_thread(plumbline, config, "timeline", "2000000")
     assert by_id.stdout == by_name.stdout
 
 
 async def test_everything_is_told_in_the_order_of_the_ledger(story: JetStreamLedger, config: Path) -> None:
-    done = await asyncio.to_thread(run, config, "timeline")
+    done = await asyncio.to_thread(plumbline, config, "timeline")
     times = [line.split()[0] for line in done.stdout.splitlines()]
     assert times == sorted(times)
     assert len(times) > await story.last_sequence()  # an outcome that carries effects is told with a line for each
-    done = await asyncio.to_thread(run, config, "timeline", "--json")
+    done = await asyncio.to_thread(plumbline, config, "timeline", "--json")
     told = [json.loads(line)["id"] for line in done.stdout.splitlines()]
     assert told == [stored.event.id async for stored in story.read()]
 
 
 async def test_an_unknown_pod_is_refused_with_those_there_are(story: JetStreamLedger, config: Path) -> None:
-    done = await asyncio.to_thread(run, config, "timeline", "shop/nope")
+    done = await asyncio.to_thread(plumbline, config, "timeline", "shop/nope")
     assert (done.returncode, done.stdout) == (1, "")
     assert "neither a pod nor a container ID shop/nope; it knows the pods shop/web-0, shop/web-1" in done.stderr
 
 
 async def test_json_is_an_event_a_line_without_secrets(story: JetStreamLedger, config: Path) -> None:
-    done = await asyncio.to_thread(run, config, "timeline", "web-0", "--json")
+    done = await asyncio.to_thread(plumbline, config, "timeline", "web-0", "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[0]["type"] == "AttachRequested"
     assert events[0]["data"]["pod"] == {"namespace": "shop", "name": "web-0", "uid": "uid-0"}
@@ -94,16 +89,16 @@ async def test_json_is_an_event_a_line_without_secrets(story: JetStreamLedger, c
 async def test_what_is_older_than_since_is_left_out_and_relative_times_stay(
     story: JetStreamLedger, config: Path
 ) -> None:
-    everything = (await asyncio.to_thread(run, config, "timeline", "web-0")).stdout.splitlines()
+    everything = (await asyncio.to_thread(plumbline, config, "timeline", "web-0")).stdout.splitlines()
     cut = everything[2].split()[0]
-    done = await asyncio.to_thread(run, config, "timeline", "web-0", "--since", cut)
+    done = await asyncio.to_thread(plumbline, config, "timeline", "web-0", "--since", cut)
     assert done.stdout.splitlines() == everything[2:]
-    assert (await asyncio.to_thread(run, config, "timeline", "--since", "1h30m")).stdout == ""
+    assert (await asyncio.to_thread(plumbline, config, "timeline", "--since", "1h30m")).stdout == ""
 
 
 @pytest.mark.parametrize("since", ["yesterdayish", "", "9999999d", "9" * 20 + "d", "0001-01-01T00:00:00+14:00"])
 def test_a_since_that_is_no_time_is_wrong_usage(config: Path, since: str) -> None:
-    wrong = run(config, "timeline", "--since", since)
+    wrong = plumbline(config, "timeline", "--since", since)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 4)
     assert "neither a duration" in wrong.stderr
 
@@ -199,32 +194,32 @@ def test_who_is_interrupted_before_the_command_has_begun_ends_as_one_afterwards(
 async def test_what_the_reconciler_did_has_as_many_columns_as_the_rest(ledger: JetStreamLedger, config: Path) -> None:
     elected = ReconcilerElected(replica="r")
     await ledger.append(new_event(elected, node=NO_NODE))
-    done = await asyncio.to_thread(run, config, "timeline")
+    done = await asyncio.to_thread(plumbline, config, "timeline")
     assert done.stdout.split()[1:4] == ["-", "-", "reconciler"]
 
 
 def test_a_ledger_that_may_not_be_read_is_said(config: Path) -> None:
     (config.parent / "run" / "ledger.json").mkdir(parents=True)
-    done = run(config, "timeline")
+    done = plumbline(config, "timeline")
     named = f"{config.parent}/run/ledger.json"
     assert (done.returncode, done.stderr) == (2, f"plumbline: no ledger: {named} can't be read: Is a directory\n")
 
 
 def test_a_snapshot_of_a_database_that_is_not_there_makes_none(config: Path) -> None:
-    done = run(config, "snapshot", str(config.parent / "s"))
+    done = plumbline(config, "snapshot", str(config.parent / "s"))
     assert (done.returncode, "no reconciler has run here yet" in done.stderr) == (2, True)
     assert os.listdir(config.parent) == ["plumbline.json"]
 
 
 async def test_verify_takes_a_node_that_nobody_knows_for_no_proof(story: JetStreamLedger, config: Path) -> None:
     await JetStreamCommands(story).make(command_stream())
-    done = await asyncio.to_thread(run, config, "verify", "--wait", "0.1", "--node", "node-l")
+    done = await asyncio.to_thread(plumbline, config, "verify", "--wait", "0.1", "--node", "node-l")
     assert done.returncode == 2
     assert "not checked: node node-l: the ledger has no events of it" in done.stdout
 
 
 def test_a_ledger_that_is_nowhere_is_said(config: Path) -> None:
-    done = run(config, "timeline")
+    done = plumbline(config, "timeline")
     assert done.returncode == 2
     assert "start `plumbline up`, or set ledger.url" in done.stderr
 
@@ -232,7 +227,7 @@ def test_a_ledger_that_is_nowhere_is_said(config: Path) -> None:
 def test_a_ledger_that_does_not_answer_is_said(server: EmbeddedServer, config: Path) -> None:
     server.stop()
     for command, code in (("timeline", 4), ("verify", 2)):
-        done = run(config, command)
+        done = plumbline(config, command)
         assert done.returncode == code
         assert f"plumbline: the ledger at {server.url} does not answer: is nats-server running?" in done.stderr
         assert "Traceback" not in done.stderr
@@ -245,14 +240,14 @@ def test_help_names_the_commands() -> None:
 
 
 def test_an_unknown_command_is_wrong_usage(config: Path) -> None:
-    assert run(config, "timeliner").returncode == 2
+    assert plumbline(config, "timeliner").returncode == 2
 
 
 def test_a_valid_configuration_is_shown_with_its_defaults_and_without_password(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     section = {"database": "postgresql://plumbline:hunter2@db/plumbline"}
     path.write_text(json.dumps({"node": "n1", "manifests": str(tmp_path), "reconciler": section}))
-    done = run(path, "check-config")
+    done = plumbline(path, "check-config")
     assert (done.returncode, done.stderr) == (0, "")
     first, _, rest = done.stdout.partition("\n")
     assert first == "configuration is valid"
@@ -268,21 +263,21 @@ def test_a_valid_configuration_is_shown_with_its_defaults_and_without_password(t
 def test_a_wrong_configuration_is_said_and_refused(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
-    done = run(path, "check-config")
+    done = plumbline(path, "check-config")
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
 
 
 def test_the_path_of_the_argument_goes_before_that_of_the_option(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("[")
-    done = run(tmp_path / "good.json", "check-config", str(tmp_path / "bad.json"))
+    done = plumbline(tmp_path / "good.json", "check-config", str(tmp_path / "bad.json"))
     assert "bad.json" in done.stderr
 
 
 def test_what_the_worker_refuses_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"worker": 3}')
-    done = run(path, "check-config")
+    done = plumbline(path, "check-config")
     assert done.returncode == 2
     assert "worker" in done.stderr
 
@@ -290,25 +285,25 @@ def test_what_the_worker_refuses_is_refused(tmp_path: Path) -> None:
 async def test_verify_proves_the_database_or_says_what_differs(story: JetStreamLedger, config: Path) -> None:
     await JetStreamCommands(story).make(command_stream())
     arguments = ("verify", "--wait", "0.1")
-    unseen = await asyncio.to_thread(run, config, *arguments)
+    unseen = await asyncio.to_thread(plumbline, config, *arguments)
     assert unseen.returncode == 2
     assert "no reconciler has run here yet" in unseen.stdout
     assert "node-1: its worker did not answer" in unseen.stdout
     store = Store(f"sqlite:///{config.parent}/reconciler.db", "NODE")
     store.prepare()
     store.apply([stored async for stored in story.read()])
-    done = await asyncio.to_thread(run, config, *arguments, "--json")
+    done = await asyncio.to_thread(plumbline, config, *arguments, "--json")
     assert json.loads(done.stdout)["differences"] == []
     with sqlite3.connect(config.parent / "reconciler.db") as connection:
         connection.execute("UPDATE sandboxes SET phase = 'detached' WHERE live")
     connection.close()
-    done = await asyncio.to_thread(run, config, *arguments, "--node", "node-1")
+    done = await asyncio.to_thread(plumbline, config, *arguments, "--node", "node-1")
     assert (done.returncode, done.stderr) == (1, "")
     assert "pod shop/web-4, sandbox 400000000000 (eth0) on node node-1: the database differs" in done.stdout
     store.close()
 
 
 def test_verify_without_a_ledger_cannot_look(config: Path) -> None:
-    done = run(config, "verify")
+    done = plumbline(config, "verify")
     assert done.returncode == 2
     assert "no ledger" in done.stderr

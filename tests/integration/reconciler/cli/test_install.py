@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from events.process.child_process import die_with_parent
+from tests.support.fork_server import plumbline
 from tests.support.waiting import eventually
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
@@ -46,8 +47,7 @@ class Host:
         self.config.write_text(json.dumps(keys))
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [*MAIN, "--config", str(self.config), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return plumbline(self.config, *arguments)
 
     @contextlib.contextmanager
     def running(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:

@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import sys
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from events.nats.server import EmbeddedServer
 from events.nats.streams import hub_stream
 from events.schema import Pod, StatusPublished
 from reconciler.projection.sql.engine import open_engine
+from tests.support.fork_server import RECONCILER, ListenedProcess
 from tests.support.reconciler.postgres import Postgres
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.stories.node import Node
@@ -53,7 +52,7 @@ def database(request: pytest.FixtureRequest) -> str:
 @contextlib.asynccontextmanager
 async def replica(
     server: EmbeddedServer, folder: Path, name: str, database: str = ""
-) -> AsyncIterator[tuple[Process, list[str]]]:
+) -> AsyncIterator[tuple[ListenedProcess, list[str]]]:
     """Run one; yield it and the lines that it has said so far."""
     (folder / "token").write_text(server.token)
     config = folder / f"{name}.json"
@@ -66,13 +65,10 @@ async def replica(
         "reconciler": {"database": database},
     }
     config.write_text(json.dumps(settings))
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "reconciler", "--config", str(config), stderr=asyncio.subprocess.PIPE
-    )
+    child = await RECONCILER.listen("-m", "reconciler", "--config", str(config))
     said: list[str] = []
 
     async def listen() -> None:
-        assert child.stderr is not None
         while line := (await child.stderr.readline()).decode():
             said.append(line)
 

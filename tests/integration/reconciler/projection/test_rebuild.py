@@ -23,12 +23,11 @@ from reconciler.projection.rebuild.snapshot import restore, save
 from reconciler.projection.sql.engine import ProjectionError, open_engine
 from reconciler.projection.sql.tables import metadata, sandboxes
 from reconciler.projection.store import Store
+from tests.support.fork_server import plumbline
 from tests.support.reconciler.postgres import Postgres
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.reconciler.running import running
 from tests.support.stories.node import Node, busy_day
-
-MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
 
 
 def nothing(_done: int, _end: int) -> None:
@@ -247,8 +246,7 @@ async def test_rebuild_and_snapshot_on_the_command_line(ledger: JetStreamLedger,
     config.write_text(f'{{"stateDir": "{tmp_path}", "runDir": "{tmp_path}/run"}}')
 
     def call(*arguments: str) -> tuple[int, str]:
-        command = [*MAIN, "--config", str(config), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = plumbline(config, *arguments)
         return done.returncode, done.stdout + done.stderr
 
     code, said = await asyncio.to_thread(call, "rebuild")
