@@ -1,4 +1,4 @@
-"""Plugins as shell scripts, and real namespaces, for the tests of the delegates."""
+"""Plugins as shell scripts, and real namespaces, for tests of executed plugins."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Plugins:
         return path
 
     def recorder(self, name: str, log: Path, then: str = "") -> Path:
-        """A plugin that appends what it was given to *log*, as one line of JSON, and goes on with *then*."""
+        """A plugin that appends its input to *log*, as one line of JSON, and continues with *then*."""
         return self.script(
             name,
             f"""config=$(cat)
@@ -83,7 +83,7 @@ def _libc(function: str, *args: int) -> None:
 
 @contextlib.contextmanager
 def namespace() -> Iterator[str]:
-    """The name of a network namespace that is gone afterwards."""
+    """The name of a network namespace that is removed afterwards."""
     name = f"plumbline-test-{os.urandom(4).hex()}"
     ip("netns", "add", name)
     try:

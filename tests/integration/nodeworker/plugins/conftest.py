@@ -1,4 +1,4 @@
-"""What the tests of the delegates share."""
+"""Fixtures for tests of executed plugins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.plugins.scripts import Plugins, namespace, own_node
 
 @pytest.fixture
 def marker() -> Iterator[str]:
-    """A marker of this test; nothing that carries it outlives the test."""
+    """The marker of this test; no process with it outlives the test."""
     marker = f"test-{os.urandom(8).hex()}"
     yield marker
     left = orphans(marker)

@@ -89,7 +89,7 @@ os.write(1, b"x" * 900_000)"""
 
 
 def stand_still_until_ended(gate: Path) -> None:
-    """Keep the loop from running until the plugin behind *gate* has ended."""
+    """Block the event loop until the plugin behind *gate* has ended."""
     os.waitid(os.P_PID, int(gate.read_text()), os.WEXITED | os.WNOWAIT)
 
 
@@ -293,7 +293,7 @@ async def test_binary_that_stays_busy_is_given_up(executor: PluginExecutor, plug
 
 
 def orphan(marker: str, script: str) -> subprocess.Popen[bytes]:
-    """A plugin of a worker that is no more; it has got to its ``echo started`` when this returns."""
+    """A plugin of a worker that has ended; it has printed ``started`` when this returns."""
     process = subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, env={"PLUMBLINE_DELEGATE": marker})
     assert process.stdout
     assert process.stdout.readline() == b"started\n"

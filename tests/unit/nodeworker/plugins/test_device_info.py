@@ -1,4 +1,4 @@
-"""The files that tell of devices: handed on, read back and removed, and never a reason to fail."""
+"""Device information files: passed on, read back and removed, and never a reason to fail."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def planned(folder: Path, resource: str = "vendor.example/sriov", device: str = 
 
 
 def told(folder: Path, text: str | bytes = INFO) -> Path:
-    """Have the device plugin tell of the device."""
+    """Write the device plugin's file about the device."""
     path = folder / "dp" / "vendor.example-sriov-0000:03:02.1-device.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -38,7 +38,7 @@ def told(folder: Path, text: str | bytes = INFO) -> Path:
 
 
 def place(plan: PlannedAttachment, text: str | bytes) -> Path:
-    """Have a plugin tell of the device."""
+    """Write a CNI plugin's file about the device."""
     path = Path(plan.device_info)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

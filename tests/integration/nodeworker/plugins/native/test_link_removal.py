@@ -1,4 +1,4 @@
-"""What the DELs of a sandbox have in common is done at once, in an order that nobody could object to."""
+"""The links of several attachments are removed together, in the order of their DELs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chains in which some plugins are executed and others are not: nobody can tell, neither in the chain nor after it."""
+"""Chains of executed and native plugins: neither the chain nor a later verb shows a difference."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def runners(netns: str) -> AsyncIterator[PluginRunners]:
 
 @pytest.fixture
 def binaries(tmp_path: Path) -> Path:
-    """A folder with the reference plugins that a chain needs, to take some away."""
+    """A folder with the reference plugins of a chain, from which tests remove some."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("bridge", "portmap", "tuning", "host-local"):
@@ -86,7 +86,7 @@ def planned(folder: Path, *native: bool, version: str = "1.0.0") -> PlannedAttac
 async def check(
     runners: PluginRunners, attachment: PlannedAttachment, there: Target, result: str
 ) -> list[tuple[str, str, int]]:
-    """Check without portmap, which in version 1.1.1 does not get through its own CHECK."""
+    """Check without portmap, which in version 1.1.1 fails its own CHECK."""
     plugins, native = attachment.plugins[::2], attachment.native[::2]
     return verbs(await chain.check(runners, replace(attachment, plugins=plugins, native=native), there, result, 30))
 
@@ -213,7 +213,7 @@ async def test_an_error_names_its_plugin_and_a_del_removes_the_rest(
 
 
 def newer(tmp_path: Path) -> PlannedAttachment:
-    """A chain in a version that has GC and STATUS, which the reference of 1.1.1 does not know."""
+    """A chain in a version that has GC and STATUS, which the reference plugins 1.1.1 do not support."""
     ipam = {
         "type": "host-local",
         "dataDir": str(tmp_path / "ipam"),

@@ -1,4 +1,4 @@
-"""The runner of native plugins, over real namespaces: every verb, every kind of end, and nothing left behind."""
+"""The runner of native plugins, in real namespaces: every verb, every kind of end, and no leftovers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Plugin:
     async def run(
         self, command: str, *, container_id: str = "c1", ifname: str = "net1", **more: Any
     ) -> tuple[PluginRun, Any]:
-        """Return the run and what was printed; *more* are keys for the configuration."""
+        """Return the run and its output; *more* are keys of the configuration."""
         env = {"CNI_PATH": str(self.folder)}
         if command in {"ADD", "CHECK", "DEL"}:
             env |= {"CNI_CONTAINERID": container_id, "CNI_NETNS": self.netns, "CNI_IFNAME": ifname, "CNI_ARGS": ""}
@@ -239,7 +239,7 @@ class Executed(Plugin):
         path.chmod(0o755)
 
     def called(self) -> list[str]:
-        """Return the verbs, each with the container and how many interfaces net1 there were."""
+        """Return the verbs, each with its container and the number of interfaces net1."""
         return (self.folder / "log").read_text().splitlines()
 
 
@@ -286,13 +286,13 @@ async def test_an_executed_ipam_plugin_must_print_a_result(executed: Executed, t
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the processes wait for locks for as long as it takes."""
+    """Make the processes wait for locks without limit."""
     monkeypatch.setattr(jobs, "LOCK_TIMEOUT", BLOCKED_TIMEOUT)
 
 
 @contextlib.asynccontextmanager
 async def held_up(bridge: Plugin, processes: NativePool) -> AsyncIterator[asyncio.Task[tuple[PluginRun, Any]]]:
-    """Have an ADD begun, for ``c1`` after ``c9``, and hold it up in host-local's lock meanwhile."""
+    """Start an ADD, for ``c1`` after ``c9``, and block it by host-local's lock during the block."""
     await bridge.done("ADD", container_id="c9")
     ip("link del net1", bridge.netns)
     with (bridge.folder / "net" / "lock").open() as lock:
@@ -365,7 +365,7 @@ async def test_a_batch_may_have_jobs_of_several_containers(bridge: Plugin, proce
 
 
 def interfaces(netns: str) -> list[str]:
-    """Return the names of what is in the namespace, in the order in which it was made."""
+    """Return the names of the namespace's interfaces, in the order in which they were made."""
     words = ["ip", "-n", Path(netns).name, "-j", "link", "show"]
     shown = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     return [link["ifname"] for link in json.loads(shown)]
@@ -373,7 +373,7 @@ def interfaces(netns: str) -> list[str]:
 
 @contextlib.contextmanager
 def alone(processes: NativePool) -> Iterator[None]:
-    """Have all work done by the first of the processes."""
+    """Make the first process do all jobs."""
     others = processes._processes[1:]
     processes._processes[1:] = [processes._processes[0] for _ in others]
     try:
@@ -416,7 +416,7 @@ async def test_a_lock_that_is_never_released_becomes_an_error(bridge: Plugin, mo
 
 @contextlib.contextmanager
 def locked_by_another(bridge: Plugin) -> Iterator[subprocess.Popen[str]]:
-    """Have another process hold host-local's lock until it is let go of, or ended."""
+    """Hold host-local's lock in another process until it is released, or that process ends."""
     folder = bridge.folder / "net"
     folder.mkdir(exist_ok=True)
     words = ["flock", folder / "lock", "sh", "-c", "echo held; read _"]
@@ -437,7 +437,7 @@ def let_go(holder: subprocess.Popen[str]) -> None:
 async def test_interfaces_are_made_in_order_although_one_is_blocked(
     bridge: Plugin, macvlan: Plugin, processes: NativePool, more: int
 ) -> None:
-    """Whether they are handed over together or, being too many, some after others; and no other container waits."""
+    """Whether they fit one batch or not; and no other container waits."""
     with container() as other:
         elsewhere = Plugin(bridge.runner, other, bridge.folder, {"type": "macvlan", "master": "par0"})
         with alone(processes), locked_by_another(bridge) as holder:
@@ -490,7 +490,7 @@ async def test_a_blocked_job_and_those_behind_it_are_cancelled_at_once(
 async def test_containers_at_one_lock_keep_the_order_of_their_jobs(
     bridge: Plugin, macvlan: Plugin, processes: NativePool, tmp_path: Path
 ) -> None:
-    """While the lock comes and goes, and more of them wait than are handed over together."""
+    """While the lock is taken and released, and more jobs wait than fit a batch."""
     ipam = {"type": "host-local", "dataDir": str(tmp_path), "subnet": "10.77.0.0/24"}
     with contextlib.ExitStack() as stack, alone(processes):
         places = [stack.enter_context(container()) for _ in range(12)]
@@ -551,7 +551,7 @@ def test_the_processes_end_with_the_worker() -> None:
 
 
 def alive(pid: int) -> bool:
-    """Zombies have no command line."""
+    """Return whether the process runs; zombies have no command line."""
     command = Path(f"/proc/{pid}/cmdline")
     return command.exists() and command.read_text() != ""
 
@@ -648,7 +648,7 @@ async def test_a_node_without_descriptors_to_spare_is_an_error_that_leaves_none(
 
 @contextlib.contextmanager
 def scarce(processes: NativePool, spare: int) -> Iterator[None]:
-    """Let the processes open *spare* more files and no other."""
+    """Limit the processes to *spare* more files."""
     before = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in processes.pids}
     for pid, (_, hard) in before.items():
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (_nth_free(descriptors(pid), spare), hard))

@@ -1,4 +1,4 @@
-"""Who gets a pod's default routes: as the annotation asks, and as it follows from plan and results."""
+"""The claims to a pod's default routes: from the annotation, the plan and the results."""
 
 from __future__ import annotations
 

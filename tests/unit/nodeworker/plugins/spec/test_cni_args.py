@@ -1,4 +1,4 @@
-"""CNI_ARGS in and out."""
+"""CNI_ARGS: parsed, and rendered for delegates."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ _results = st.builds(
 
 
 def expressible(result: Result, version: str) -> Result:
-    """What *version* can say of *result*, told apart from the code under test."""
+    """What *version* can express of *result*, independent of the code under test."""
     kept = msgspec.structs.replace(result, cni_version=version)
     if version in {"1.0.0", "1.1.0"}:
         return kept
