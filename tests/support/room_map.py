@@ -18,8 +18,8 @@ MAP, LAYERS = "map", "layers"
 WAY_OF_AN_ADD = (
     "shim",
     "intake",
-    "planning",
     "journal",
+    "planning",
     "sandboxes",
     "plugins",
     "kernel",
