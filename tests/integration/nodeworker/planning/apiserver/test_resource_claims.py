@@ -169,7 +169,7 @@ async def test_mapping_that_contradicts_the_driver_is_an_error(tmp_path: Path) -
     cluster.claim("ext", "p1/a")
     cluster.slice("p1", device("a", "v0"))
     text = await refused(cluster, tmp_path)
-    assert text.startswith(f"resource claim ext holds device a for resource {RDMA}, whose attribute {RESOURCE} is")
+    assert text.startswith(f"resource claim ext has device a for resource {RDMA}, but its attribute {RESOURCE} is")
 
 
 async def test_mapping_without_device_is_an_error(tmp_path: Path) -> None:
