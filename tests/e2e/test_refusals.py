@@ -120,7 +120,7 @@ def test_namespaces_that_are_none(node: Node, tmp_path: Path) -> None:
         ("a/b/c", ErrorClass.INVALID_ANNOTATION, "a/b/c"),
         ("macvlan-conf@eth0", ErrorClass.INVALID_ANNOTATION, "eth0"),
         ("macvlan-conf@a,macvlan-conf@a", ErrorClass.INVALID_ANNOTATION, '"a"'),
-        ("[{", ErrorClass.INVALID_ANNOTATION, "no valid JSON"),
+        ("[{", ErrorClass.INVALID_ANNOTATION, "not valid JSON"),
         ('[{"name":"macvlan-conf","mac":"nonsense"}]', ErrorClass.INVALID_ANNOTATION, "mac"),
         ('[{"name":"macvlan-conf","ips":"10.1.1.1"}]', ErrorClass.INVALID_ANNOTATION, "ips"),
         ("own-type", ErrorClass.INVALID_CONFIG, "would call itself"),
