@@ -23,7 +23,7 @@ def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 def fast_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    """A server whose store is in memory: for tests of many events, not of what survives."""
+    """A server with its store in memory, for tests with many events."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as store:
         server = EmbeddedServer(Path(store), tmp_path / "run")
         server.start()

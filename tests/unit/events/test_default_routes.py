@@ -1,4 +1,4 @@
-"""Who has a pod's default routes once one attachment claims them."""
+"""The owner of a pod's default routes if one attachment claims them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plans(*claims: tuple[str, ...] | None) -> list[PlannedAttachment]:
 
 
 def losses(found: tuple[Claim, ...]) -> set[tuple[int, int]]:
-    """Return the attachments, of three, and the families whose routes they lose."""
+    """Return which of three attachments lose the routes of which families."""
     return {(index, family) for index in range(3) for family in (4, 6) if is_dropped(found, index, family)}
 
 
@@ -33,7 +33,7 @@ def brings_nothing(_: int) -> tuple[int, ...]:
     return ()
 
 
-def test_without_a_claim_nobody_is_asked_what_it_brought() -> None:
+def test_without_a_claim_no_attachment_is_inspected() -> None:
     def unasked(_: int) -> tuple[int, ...]:
         raise AssertionError("results are read for nothing")
 
@@ -43,15 +43,13 @@ def test_without_a_claim_nobody_is_asked_what_it_brought() -> None:
 @pytest.mark.parametrize(
     ("gateways", "families"), [(("10.0.0.1",), {4}), (("fd00::1",), {6}), (("fd00::1", "10.0.0.1"), {4, 6})]
 )
-def test_gateways_take_the_place_of_every_route_of_their_families(
-    gateways: tuple[str, ...], families: set[int]
-) -> None:
+def test_gateways_replace_all_default_routes_of_their_family(gateways: tuple[str, ...], families: set[int]) -> None:
     found = claims(plans(None, gateways, None), lambda _: (4, 6))
     assert losses(found) == {(index, family) for index in range(3) for family in families}
 
 
 @pytest.mark.parametrize("brought", [(4,), (6,), (4, 6), ()])
-def test_without_gateways_the_attachment_keeps_what_it_brought_and_the_others_lose_that(
+def test_claim_without_gateways_drops_the_routes_of_others(
     brought: Collection[int],
 ) -> None:
     found = claims(plans(None, (), None), lambda index: brought if index == 1 else (4, 6))
@@ -59,12 +57,12 @@ def test_without_gateways_the_attachment_keeps_what_it_brought_and_the_others_lo
     assert [claim.gateways for claim in found] == [{}]
 
 
-def test_a_claim_knows_its_attachment_and_its_gateways() -> None:
+def test_claim_has_its_attachment_and_gateways() -> None:
     found = claims(plans(None, None, ("fd00::1", "10.0.0.1")), brings_nothing)
     assert found == (Claim(index=2, families=frozenset({4, 6}), gateways={4: "10.0.0.1", 6: "fd00::1"}),)
 
 
-def test_claims_of_different_families_stand_beside_each_other() -> None:
+def test_claims_of_different_families_coexist() -> None:
     found = claims(plans(None, ("10.0.0.1",), ("fd00::1",)), brings_nothing)
     assert losses(found) == {(index, family) for index in range(3) for family in (4, 6)}
     assert [(claim.index, claim.gateways) for claim in found] == [(1, {4: "10.0.0.1"}), (2, {6: "fd00::1"})]

@@ -1,4 +1,4 @@
-"""The fold: no event breaks it, and a legal story leaves exactly what is attached."""
+"""The fold accepts any events, and a legal story leaves exactly the attached sandboxes."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ ANY_EVENT = st.builds(
 
 
 @given(st.lists(ANY_EVENT, max_size=60), st.booleans())
-def test_no_sequence_of_events_breaks_the_fold(events: list[Event], keep_closed: bool) -> None:
+def test_fold_accepts_any_sequence_of_events(events: list[Event], keep_closed: bool) -> None:
     state = applied(events, keep_closed=keep_closed)
     assert state.sequence == len(events)
     assert keep_closed or all(sandbox.holds_resources for sandbox in state.sandboxes.values())
@@ -146,7 +146,7 @@ def test_no_sequence_of_events_breaks_the_fold(events: list[Event], keep_closed:
 
 
 @given(st.lists(ANY_EVENT, max_size=40), st.data())
-def test_an_event_that_comes_again_changes_nothing(events: list[Event], data: st.DataObject) -> None:
+def test_repeated_event_changes_nothing(events: list[Event], data: st.DataObject) -> None:
     state = applied(events)
     before = contents(state)
     again = data.draw(st.lists(st.integers(0, len(events)), max_size=10))
@@ -156,8 +156,8 @@ def test_an_event_that_comes_again_changes_nothing(events: list[Event], data: st
 
 
 @given(st.lists(ANY_EVENT, max_size=40), st.integers(0, 40), st.booleans())
-def test_a_log_read_in_two_parts_gives_the_same_state(events: list[Event], cut: int, keep_closed: bool) -> None:
-    """The second part begins with nothing but the values that the first part left."""
+def test_fold_in_two_parts_gives_the_same_state(events: list[Event], cut: int, keep_closed: bool) -> None:
+    """The second part starts with only the values of the first part."""
     whole = applied(events, keep_closed=keep_closed)
     first = applied(events[:cut], keep_closed=keep_closed)
     second = State(keep_closed=keep_closed)
@@ -169,7 +169,7 @@ def test_a_log_read_in_two_parts_gives_the_same_state(events: list[Event], cut: 
 
 
 @given(st.lists(ANY_EVENT, max_size=30))
-def test_advance_leaves_what_it_is_given_as_it_was(events: list[Event]) -> None:
+def test_advance_does_not_change_its_arguments(events: list[Event]) -> None:
     sandbox: Sandbox | None = None
     for sequence, event in enumerate(events, 1):
         before = msgspec.json.encode(sandbox)
@@ -180,11 +180,11 @@ def test_advance_leaves_what_it_is_given_as_it_was(events: list[Event]) -> None:
 
 
 @given(st.permutations(list(stories.failed_and_rolled_back(Teller(), container(1)))))
-def test_a_shuffled_story_breaks_nothing(events: list[Event]) -> None:
+def test_fold_accepts_a_shuffled_story(events: list[Event]) -> None:
     assert not applied(events).pending or reasons(applied(events))
 
 
-def test_anomalies_are_counted_when_they_are_too_many_to_keep() -> None:
+def test_anomalies_beyond_the_limit_are_counted() -> None:
     state = applied(_some_event() for _ in range(MAX_ANOMALIES + 5))
     assert (len(state.anomalies), state.anomaly_count) == (MAX_ANOMALIES, MAX_ANOMALIES + 5)
 
@@ -197,7 +197,7 @@ def _some_event() -> Event:
 
 
 @pytest.mark.parametrize("story", ENDINGS, ids=lambda story: story.__name__)
-def test_a_legal_story_leaves_what_is_attached_and_nothing_open(story: Story) -> None:
+def test_legal_story_leaves_live_sandboxes_and_nothing_pending(story: Story) -> None:
     state = applied(story(Teller(), container(1)))
     assert reasons(state) == []
     assert not state.pending
@@ -205,7 +205,7 @@ def test_a_legal_story_leaves_what_is_attached_and_nothing_open(story: Story) ->
 
 
 @given(st.lists(st.sampled_from(list(ENDINGS)), max_size=8), st.randoms(use_true_random=False))
-def test_stories_told_at_once_do_not_disturb_each_other(chosen: list[Story], dice: random.Random) -> None:
+def test_interleaved_stories_are_independent(chosen: list[Story], dice: random.Random) -> None:
     tellers = [Teller(), Teller("worker-2")]
     told = [story(tellers[index % 2], container(index)) for index, story in enumerate(chosen)]
     state = applied(interleave(told, dice.randrange))
@@ -216,8 +216,8 @@ def test_stories_told_at_once_do_not_disturb_each_other(chosen: list[Story], dic
 
 
 @given(st.sampled_from(list(ENDINGS)), st.data())
-def test_the_same_story_may_be_told_under_one_container_id_again(story: Story, data: st.DataObject) -> None:
-    """Only what left nothing behind: a runtime adds a sandbox again when it was taken away."""
+def test_container_id_may_be_used_again_after_its_detach(story: Story, data: st.DataObject) -> None:
+    """Only without remaining resources: a runtime adds a sandbox again after its removal."""
     gone = data.draw(st.sampled_from([tale for tale, left in ENDINGS.items() if not left]))
     teller = Teller()
     state = applied([*gone(teller, container(1)), *story(teller, container(1))])
@@ -225,9 +225,7 @@ def test_the_same_story_may_be_told_under_one_container_id_again(story: Story, d
 
 
 @given(st.lists(st.sampled_from(list(ENDINGS)), max_size=8), st.randoms(use_true_random=False))
-def test_an_outcome_that_carries_its_effects_is_as_good_as_one_behind_them(
-    chosen: list[Story], dice: random.Random
-) -> None:
+def test_carried_effects_equal_effects_of_their_own(chosen: list[Story], dice: random.Random) -> None:
     told = [story(Teller(f"worker-{index}"), container(index)) for index, story in enumerate(chosen)]
     apart = [Stored(n, event) for n, event in enumerate(interleave(told, dice.randrange), 1)]
     one, other = State(keep_closed=True), State(keep_closed=True)
@@ -240,7 +238,7 @@ def test_an_outcome_that_carries_its_effects_is_as_good_as_one_behind_them(
     assert other.sandboxes == one.sandboxes
 
 
-def test_an_outcome_that_carries_an_effect_of_no_attachment_is_told_as_odd() -> None:
+def test_carried_effect_of_no_attachment_is_an_anomaly() -> None:
     *begun, outcome = stories.carried(_numbered(stories.attached_and_kept(Teller(), container(1))))
     assert isinstance(outcome.event.data, AttachCompleted)
     first, *others = outcome.event.data.effects
@@ -257,7 +255,7 @@ def _numbered(events: Iterable[Event]) -> list[Stored]:
 
 
 @pytest.mark.parametrize("story", ENDINGS, ids=lambda story: story.__name__)
-def test_keep_closed_keeps_what_is_gone_as_well(story: Story) -> None:
+def test_keep_closed_retains_detached_sandboxes(story: Story) -> None:
     events = list(story(Teller(), container(1)))
     live, all_kept = applied(events), applied(events, keep_closed=True)
     assert {key: s for key, s in all_kept.sandboxes.items() if s.holds_resources} == live.sandboxes
@@ -265,7 +263,7 @@ def test_keep_closed_keeps_what_is_gone_as_well(story: Story) -> None:
     assert all_kept.anomaly_count == 0
 
 
-def test_apply_returns_the_sandbox_also_when_it_is_dropped_hereby() -> None:
+def test_apply_returns_the_sandbox_that_it_drops() -> None:
     state = State()
     told = [state.apply(Stored(n, e)) for n, e in enumerate(stories.attached_and_detached(Teller(), container(1)), 1)]
     assert told[-1] is not None
@@ -273,7 +271,7 @@ def test_apply_returns_the_sandbox_also_when_it_is_dropped_hereby() -> None:
     assert not state.sandboxes
 
 
-def test_the_result_of_each_interface_is_kept_for_its_detach() -> None:
+def test_results_are_available_for_the_detach() -> None:
     state = applied(stories.attached_and_kept(Teller(), container(1)))
     sandbox = state.sandboxes[SandboxKey(container(1), ETH0)]
     assert sandbox.phase is SandboxPhase.ATTACHED
@@ -283,7 +281,7 @@ def test_the_result_of_each_interface_is_kept_for_its_detach() -> None:
     assert sandbox.result == sandbox.attachments[0].result
 
 
-def test_an_add_that_waits_for_a_detach_has_a_sandbox_of_its_own_afterwards() -> None:
+def test_waiting_add_has_its_own_sandbox_after_the_detach() -> None:
     life = Life(Teller(), container(1))
     detach, again = life.del_requested(), life.add_requested(2)
     state = applied([*life.add(), detach, again, *life.unmake(detach)])
@@ -291,14 +289,14 @@ def test_an_add_that_waits_for_a_detach_has_a_sandbox_of_its_own_afterwards() ->
     assert (sandbox.phase, sandbox.intent, sandbox.attachments) == (SandboxPhase.REQUESTED, again.id, ())
 
 
-def test_an_add_that_was_answered_does_not_begin_a_sandbox_later() -> None:
+def test_answered_add_starts_no_sandbox_later() -> None:
     life = Life(Teller(), container(1))
     again = life.add_requested(2)
     state = applied([*life.add(), again, life.add_completed(again), *life.delete()])
     assert not state.sandboxes
 
 
-def test_what_a_worker_writes_after_it_was_replaced_is_an_anomaly() -> None:
+def test_event_of_a_replaced_worker_is_an_anomaly() -> None:
     teller = Teller()
     started = teller.event(WorkerStarted(version="0.1.0", pid=1))
     late = msgspec.structs.replace(Life(teller, container(1)).add_requested(), epoch=0)
@@ -314,14 +312,14 @@ def test_what_a_worker_writes_after_it_was_replaced_is_an_anomaly() -> None:
         (1, "the plan has no attachment eth0 of pods"),
     ],
 )
-def test_a_gap_in_a_story_is_named(missing: int, reason: str) -> None:
+def test_gap_in_a_story_is_an_anomaly(missing: int, reason: str) -> None:
     events = list(stories.attached_and_kept(Teller(), container(1)))
     del events[missing]
     assert reason in reasons(applied(events))
 
 
 @pytest.mark.parametrize("late", [2, 3])
-def test_a_sandbox_is_attached_when_it_has_its_outcome_and_its_interfaces_in_whatever_order(late: int) -> None:
+def test_sandbox_is_attached_after_outcome_and_effects_in_any_order(late: int) -> None:
     events = list(stories.attached_and_kept(Teller(), container(1)))
     (key, attached), *_ = applied(events).sandboxes.items()
     *others, completed = [each for index, each in enumerate(events) if index != late]
@@ -335,7 +333,7 @@ def test_a_sandbox_is_attached_when_it_has_its_outcome_and_its_interfaces_in_wha
 
 
 @pytest.mark.parametrize("in_order", [True, False])
-def test_a_plan_that_comes_before_its_request_counts_for_nothing(in_order: bool) -> None:
+def test_plan_before_its_request_is_ignored(in_order: bool) -> None:
     life = Life(Teller(), container(1))
     intent = life.add_requested()
     early, plan = life.plan(intent), life.plan(intent)
@@ -349,7 +347,7 @@ def test_a_plan_that_comes_before_its_request_counts_for_nothing(in_order: bool)
     assert reasons(state) == []
 
 
-def test_a_plan_is_that_of_its_own_request_only() -> None:
+def test_plan_belongs_only_to_its_own_request() -> None:
     life = Life(Teller(), container(1))
     detach, again = life.del_requested(), life.add_requested(2)
     state = applied([*life.add(), detach, again, life.plan(again), *life.unmake(detach)])
@@ -359,8 +357,8 @@ def test_a_plan_is_that_of_its_own_request_only() -> None:
 
 @pytest.mark.parametrize("done_before", [0, 1], ids=["undone", "detached"])
 @pytest.mark.parametrize("carried", [True, False])
-def test_a_detach_that_is_done_late_leaves_the_add_behind_it_alone(carried: bool, done_before: int) -> None:
-    """A worker that learns late of an outcome of its own does once more what is over by then."""
+def test_late_detach_does_not_affect_the_next_add(carried: bool, done_before: int) -> None:
+    """A worker that learns late of its own outcome repeats a finished detach."""
     life = Life(Teller(), container(1))
     intent, detach, late, again = (
         life.add_requested(),
@@ -383,7 +381,7 @@ def test_a_detach_that_is_done_late_leaves_the_add_behind_it_alone(carried: bool
 
 
 @pytest.mark.parametrize("carried", [True, False])
-def test_a_detach_that_is_done_twice_is_over(carried: bool) -> None:
+def test_detach_that_is_done_twice_ends_the_sandbox(carried: bool) -> None:
     life = Life(Teller(), container(1))
     first, second = life.del_requested(), life.del_requested(2)
     told = _numbered([*life.add(), first, *life.unmake(first), second, *life.unmake(second)])
@@ -396,7 +394,7 @@ def test_a_detach_that_is_done_twice_is_over(carried: bool) -> None:
 
 
 @pytest.mark.parametrize("keep_closed", [True, False])
-def test_a_sandbox_is_detached_by_its_outcome_whatever_comes_behind_it(keep_closed: bool) -> None:
+def test_outcome_detaches_the_sandbox_despite_later_effects(keep_closed: bool) -> None:
     life = Life(Teller(), container(1))
     detach = life.del_requested()
     *effects, completed = life.unmake(detach)
@@ -408,7 +406,7 @@ def test_a_sandbox_is_detached_by_its_outcome_whatever_comes_behind_it(keep_clos
     assert phases == ([SandboxPhase.DETACHED] if keep_closed else [])
 
 
-def test_an_attach_that_was_confirmed_too_late_to_be_answered_is_undone_without_a_complaint() -> None:
+def test_undoing_a_late_confirmed_attach_is_no_anomaly() -> None:
     life = Life(Teller(), container(1))
     intent = life.add_requested()
     undone = [life.detached(intent, plan) for plan in reversed(life.plans)]
@@ -418,7 +416,7 @@ def test_an_attach_that_was_confirmed_too_late_to_be_answered_is_undone_without_
     assert not state.sandboxes
 
 
-def test_an_outcome_does_not_hide_an_interface_that_failed() -> None:
+def test_outcome_does_not_hide_a_failed_interface() -> None:
     life = Life(Teller(), container(1))
     intent = life.add_requested()
     first, failed = life.attached(intent, life.plans[0]), life.attach_failed(intent, life.plans[1])
@@ -427,7 +425,7 @@ def test_an_outcome_does_not_hide_an_interface_that_failed() -> None:
     assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.PLANNED
 
 
-def test_an_effect_that_comes_after_its_outcome_finds_the_sandbox_it_is_of() -> None:
+def test_effect_after_its_outcome_finds_its_sandbox() -> None:
     teller = Teller()
     first, second = Life(teller, container(1), IfName("eth0"), 1), Life(teller, container(1), IfName("eth1"), 2)
     detach = second.del_requested()
@@ -458,10 +456,10 @@ def sandbox_of(phase: SandboxPhase, *attachments: AttachmentPhase) -> Sandbox:
     ("phases", "count"),
     [
         ((), 0),
-        ((P, P), 2),  # the ledger may not have been told yet
+        ((P, P), 2),  # the ledger may not have the effect yet
         ((A, P, P), 3),
         ((A, A), 2),
-        ((P, A, P), 3),  # the first one's event was overtaken
+        ((P, A, P), 3),  # the event of the first one comes later
         ((F, P, P), 1),
         ((A, F, P), 2),
         ((P, F, P), 2),
@@ -472,7 +470,7 @@ def sandbox_of(phase: SandboxPhase, *attachments: AttachmentPhase) -> Sandbox:
         ((X, P), 1),
     ],
 )
-def test_attempted_is_what_may_have_left_something(phases: Sequence[AttachmentPhase], count: int) -> None:
+def test_attempted_returns_attachments_that_may_have_resources(phases: Sequence[AttachmentPhase], count: int) -> None:
     sandbox = sandbox_of(SandboxPhase.PLANNED, *phases)
     assert sandbox.attempted() == sandbox.attachments[:count]
 
@@ -487,7 +485,7 @@ def test_attempted_is_what_may_have_left_something(phases: Sequence[AttachmentPh
         (SandboxPhase.DETACH_FAILED, (D, X), True),
         (SandboxPhase.DETACH_FAILED, (D, D), False),
         (SandboxPhase.DETACH_FAILED, (), False),
-        (SandboxPhase.DETACHED, (A,), False),  # the outcome is the worker's word
+        (SandboxPhase.DETACHED, (A,), False),  # the outcome decides
         (SandboxPhase.ATTACH_FAILED, (), False),
         (SandboxPhase.ATTACH_FAILED, (D, D, P, P), False),
         (SandboxPhase.ATTACH_FAILED, (D, X, P), True),
@@ -495,11 +493,11 @@ def test_attempted_is_what_may_have_left_something(phases: Sequence[AttachmentPh
         (SandboxPhase.ATTACH_FAILED, (P, P), True),
     ],
 )
-def test_holds_something(phase: SandboxPhase, attachments: tuple[AttachmentPhase, ...], holds: bool) -> None:
+def test_holds_resources_by_phase(phase: SandboxPhase, attachments: tuple[AttachmentPhase, ...], holds: bool) -> None:
     assert sandbox_of(phase, *attachments).holds_resources is holds
 
 
-def test_request_of_names_the_request_of_intents_and_outcomes_only() -> None:
+def test_request_of_knows_only_intents_and_outcomes() -> None:
     told = [(event.type, request_of(event)) for event in stories.failed_and_rolled_back(Teller(), container(1))]
     named = {name for name, request in told if request is not None}
     assert named == {"AttachRequested", "AttachFailed"}
@@ -524,7 +522,7 @@ def adoption(teller: stories.Teller, sandbox: ContainerId, results: int = 2) -> 
     )
 
 
-def test_an_adopted_sandbox_stands_as_if_it_had_been_attached() -> None:
+def test_adopted_sandbox_equals_an_attached_one() -> None:
     sandbox = stories.container(1)
     event = adoption(stories.Teller(), sandbox)
     state = applied([event])
@@ -537,14 +535,14 @@ def test_an_adopted_sandbox_stands_as_if_it_had_been_attached() -> None:
     assert not state.anomalies
 
 
-def test_an_adopted_sandbox_is_detached_like_any_other() -> None:
+def test_adopted_sandbox_is_detached_as_any_other() -> None:
     teller, sandbox = stories.Teller(), stories.container(1)
     events = [adoption(teller, sandbox), *stories.Life(teller, sandbox).delete()]
     state = applied(events)
     assert (state.sandboxes, reasons(state)) == ({}, [])
 
 
-def test_what_is_attached_is_not_adopted() -> None:
+def test_attached_sandbox_is_not_adopted() -> None:
     teller, sandbox = stories.Teller(), stories.container(1)
     before = list(stories.attached_and_kept(teller, sandbox))
     state = applied([*before, adoption(teller, sandbox)])
@@ -552,12 +550,12 @@ def test_what_is_attached_is_not_adopted() -> None:
     assert state.sandboxes == applied(before).sandboxes
 
 
-def test_an_adoption_with_too_few_results_is_told_as_odd() -> None:
+def test_adoption_with_too_few_results_is_an_anomaly() -> None:
     state = applied([adoption(stories.Teller(), stories.container(1), results=1)])
     assert reasons(state) == ["adopted with 1 results for 2 attachments"]
 
 
-def test_the_reconcilers_events_change_no_sandbox() -> None:
+def test_events_of_the_reconciler_change_no_sandbox() -> None:
     teller, sandbox = stories.Teller(), stories.container(1)
     before = list(stories.attached_and_kept(teller, sandbox))
     published = teller.event(
@@ -574,7 +572,7 @@ def drifting(teller: Teller, sandbox: ContainerId) -> Event:
     return teller.event(DriftObserved(ifname=ETH0, pod=Pod("a", "b"), drifts=(MOVED,)), sandbox)
 
 
-def test_drift_is_what_was_seen_last_and_changes_nothing_else() -> None:
+def test_drift_is_the_last_observed_and_changes_nothing_else() -> None:
     teller, box = Teller(), container(1)
     attached = list(Life(teller, box).add())
     observed = drifting(teller, box)
@@ -587,14 +585,14 @@ def test_drift_is_what_was_seen_last_and_changes_nothing_else() -> None:
     assert applied([*attached, observed, later]).sandboxes[SandboxKey(box, ETH0)] == before
 
 
-def test_a_sandbox_that_is_being_detached_has_no_drift() -> None:
+def test_sandbox_in_detach_has_no_drift() -> None:
     teller, box = Teller(), container(1)
     life = Life(teller, box)
     story = [*life.add(), drifting(teller, box), life.del_requested(), drifting(teller, box)]
     assert applied(story).sandboxes[SandboxKey(box, ETH0)].drifts == ()
 
 
-def test_the_reconciler_s_own_observations_leave_the_sandbox_alone() -> None:
+def test_observations_of_the_reconciler_change_no_sandbox() -> None:
     teller, box = Teller(), container(1)
     story = [*Life(teller, box).add(), msgspec.structs.replace(drifting(teller, box), node=NodeName(""))]
     state = applied(story)
@@ -602,7 +600,7 @@ def test_the_reconciler_s_own_observations_leave_the_sandbox_alone() -> None:
     assert not state.anomalies
 
 
-def test_a_leak_is_known_from_its_first_sight_until_it_is_gone_or_reclaimed() -> None:
+def test_leak_lasts_from_first_observation_to_gone_or_reclaimed() -> None:
     teller = Teller()
     first, second = (teller.event(LeakObserved(leak=LEAK, sightings=n)) for n in (1, 2))
     intent = teller.event(ReclaimRequested(request=RequestId("r"), leak=LEAK, command=5), cause=second.id)
@@ -616,7 +614,7 @@ def test_a_leak_is_known_from_its_first_sight_until_it_is_gone_or_reclaimed() ->
     assert not applied([first, second, intent, refused, gone]).leaks
 
 
-def test_a_comparison_closes_the_request_for_it_and_one_that_nobody_asked_for_closes_none() -> None:
+def test_comparison_closes_only_its_own_request() -> None:
     teller = Teller()
     intent = teller.event(ComparisonRequested(request=RequestId("r")))
     by_itself = teller.event(NodeCompared(request=RequestId("")))

@@ -1,4 +1,4 @@
-"""What is forgotten of a ledger: whatever was over, and nothing that its fold rests on."""
+"""Purges remove all closed groups of a ledger, and nothing that its fold needs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ADDRESS = Leak(id=LeakId("file/10.0.0.2"), kind=LeakKind.ADDRESS_UNOWNED, what="
 
 
 def compared(teller: Teller, _: ContainerId) -> Iterator[Event]:
-    """The node compares itself, and once it is asked to."""
+    """Comparisons by the node itself, and one on request."""
     yield teller.event(NodeCompared(request=RequestId("")))
     intent = teller.event(ComparisonRequested(request=REQUEST, command=3))
     yield intent
@@ -117,13 +117,13 @@ Meaning = tuple[
 
 
 def meaning(state: State) -> Meaning:
-    """Return all that a worker, or a reconciler, goes by."""
+    """Return the state that a worker or a reconciler uses."""
     commands = {node: command for node, command in state.commands.items() if command}
     return dict(state.sandboxes), dict(state.pending), dict(state.leaks), dict(state.epochs), commands
 
 
 async def forget(ledger: MemoryLedger, node: NodeName, old: int, live: frozenset[ContainerId] = frozenset()) -> int:
-    """Forget what the first *old* events leave to be forgotten; return how many events went."""
+    """Purge what the first *old* events allow; return the number of purged events."""
     forgetting = Forgetting(node, live)
     for stored in [stored async for stored in ledger.read()][:old]:
         forgetting.add(stored)
@@ -132,11 +132,11 @@ async def forget(ledger: MemoryLedger, node: NodeName, old: int, live: frozenset
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Event]:
-    """Return the events of a node, up to any moment of it."""
+    """Return the first events of a node's life."""
     teller = Teller()
     events = [teller.event(WorkerStarted(version="1", pid=1))]
     chosen = draw(st.lists(st.sampled_from(STORIES), min_size=1, max_size=8))
-    if draw(st.booleans()):  # container IDs come back, one life after the other
+    if draw(st.booleans()):  # a container ID may have several lives
         for number, story in enumerate(chosen):
             events += story(teller, container(number % 3))
         return events[: draw(st.integers(1, len(events)))]
@@ -146,7 +146,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
 
 
 @given(histories(), st.data())
-async def test_what_remains_means_the_same(events: list[Event], data: st.DataObject) -> None:
+async def test_remaining_events_mean_the_same(events: list[Event], data: st.DataObject) -> None:
     ledger = await told(events)
     before = await folded(ledger)
     for old in (*data.draw(st.lists(st.integers(0, len(events)), max_size=2)), len(events)):
@@ -156,7 +156,7 @@ async def test_what_remains_means_the_same(events: list[Event], data: st.DataObj
 
 
 @given(histories(), st.data())
-async def test_whenever_it_is_cut_short_nothing_is_open_that_was_not(events: list[Event], data: st.DataObject) -> None:
+async def test_interrupted_purges_reopen_nothing(events: list[Event], data: st.DataObject) -> None:
     """The worker, or the ledger, may end between any two purges."""
     ledger = await told(events)
     before = await folded(ledger)
@@ -170,8 +170,8 @@ async def test_whenever_it_is_cut_short_nothing_is_open_that_was_not(events: lis
 
 
 @pytest.mark.parametrize("story", [story for story in STORIES if not ENDINGS.get(story)], ids=lambda s: s.__name__)
-async def test_of_what_is_over_nothing_remains(story: Story) -> None:
-    """But for the newest command, without which a node would take the old ones again, and for the fences."""
+async def test_closed_groups_are_purged_completely(story: Story) -> None:
+    """Except fences and the newest command: without that a node would take old commands again."""
     teller = Teller()
     events = list(story(teller, container(1)))
     later = teller.event(ComparisonRequested(request=REQUEST, command=1000))
@@ -181,7 +181,7 @@ async def test_of_what_is_over_nothing_remains(story: Story) -> None:
     assert [event for event in left if not isinstance(event.data, WorkerStarted)] == [later]
 
 
-async def test_of_a_year_of_comparisons_and_restarts_the_newest_fences_remain() -> None:
+async def test_newest_fences_remain_after_a_year_of_restarts() -> None:
     teller = Teller()
     events: list[Event] = []
     for _ in range(200):
@@ -195,13 +195,13 @@ async def test_of_a_year_of_comparisons_and_restarts_the_newest_fences_remain() 
     assert left[0].epoch == 201
 
 
-async def test_what_answers_the_newest_command_stays_with_it() -> None:
+async def test_answer_to_the_newest_command_stays() -> None:
     teller = Teller()
     ledger = await told(list(address_reclaimed(teller, container(1))))
     assert await forget(ledger, teller.node, 4) == 0
 
 
-async def test_an_open_leak_keeps_what_tells_of_it_and_a_comparison_does_not_wait_for_it() -> None:
+async def test_open_leak_retains_its_events_and_no_comparison() -> None:
     teller = Teller()
     held = [teller.event(LeakObserved(leak=ADDRESS)), teller.event(LeakObserved(leak=ADDRESS, sightings=2))]
     ledger = await told(
@@ -211,7 +211,7 @@ async def test_an_open_leak_keeps_what_tells_of_it_and_a_comparison_does_not_wai
     assert [stored.event async for stored in ledger.read()] == held
 
 
-async def test_what_is_of_another_node_is_left_to_that_one() -> None:
+async def test_events_of_another_node_are_not_purged() -> None:
     mine, other = Teller(), Teller("worker-2.example.net")
     theirs = [*leaked_and_reclaimed(other, container(1)), *worker_restarted(other, NO_SANDBOX)]
     theirs += status_told_late(other, container(2))
@@ -220,7 +220,7 @@ async def test_what_is_of_another_node_is_left_to_that_one() -> None:
     assert [stored.event async for stored in ledger.read()] == theirs
 
 
-async def test_a_live_container_keeps_also_the_lives_that_it_had() -> None:
+async def test_live_container_retains_its_earlier_lives() -> None:
     teller, box = Teller(), container(1)
     events = list(leaked_and_reclaimed(teller, box))
     ledger = await told(events)
@@ -228,7 +228,7 @@ async def test_a_live_container_keeps_also_the_lives_that_it_had() -> None:
     assert await forget(ledger, teller.node, len(events)) == len(events)
 
 
-async def test_what_a_newer_plumbline_wrote_stays_with_what_came_after_it() -> None:
+async def test_unknown_event_retains_the_events_after_it() -> None:
     teller, box = Teller(), container(1)
     strange = teller.event(Unknown(type="SandboxFrozen", version=1, data=msgspec.Raw(b"{}")), box)
     life = list(leaked_and_reclaimed(teller, box))
@@ -237,8 +237,8 @@ async def test_what_a_newer_plumbline_wrote_stays_with_what_came_after_it() -> N
     assert await anext(ledger.read()) == Stored(len(life) + 1, strange)
 
 
-def test_every_type_of_an_event_of_the_node_is_forgotten_some_day() -> None:
-    """A type that is added must not grow without end because nobody thought of it here."""
+def test_every_node_event_type_can_be_purged() -> None:
+    """Events of a new type must not accumulate for ever."""
     teller = Teller()
     for name in TYPES.keys() - {"WorkerStarted", "ReconcilerElected"}:
         forgetting = Forgetting(teller.node)

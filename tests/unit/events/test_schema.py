@@ -1,4 +1,4 @@
-"""The schema: what was ever written stays readable, field by field."""
+"""Every event that was ever written stays readable, field by field."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def text_of(**changes: Any) -> bytes:
 
 
 def test_every_version_of_every_type_has_a_golden_file() -> None:
-    """A new type or version comes with its golden file; one that is released is only ever extended."""
+    """A new type or version needs a golden file. A released file may only be extended."""
     released = {f"{name}.v{version}.json" for name in TYPES for version in range(1, upcast.CURRENT.get(name, 1) + 1)}
     assert {file.name for file in FILES} == released
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_golden_file_fills_every_field_that_its_type_has(file: Path) -> None:
-    """Of the current version: else the fields that it leaves out would go untested."""
+def test_golden_file_sets_every_field_of_its_type(file: Path) -> None:
+    """Of the current version: a field that it omits would not be tested."""
     golden = json.loads(file.read_bytes())
     if golden["v"] == upcast.CURRENT.get(golden["type"], 1):
         assert golden.keys() == ENVELOPE
@@ -70,7 +70,7 @@ def _assert_filled(value: Any, kind: type[msgspec.Struct], where: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_golden_file_is_read_field_by_field_and_written_as_it_was(file: Path) -> None:
+def test_golden_file_is_read_and_written_unchanged(file: Path) -> None:
     golden = json.loads(file.read_bytes())
     event = decode(file.read_bytes())
     assert type(event.data) is TYPES[golden["type"]]
@@ -92,7 +92,7 @@ def test_fields_of_a_later_release_are_ignored(file: Path) -> None:
     assert decode(json.dumps(later).encode()) == decode(file.read_bytes())
 
 
-def test_a_class_of_failure_of_a_later_release_does_not_hide_its_event() -> None:
+def test_unknown_error_class_leaves_its_event_readable() -> None:
     golden = json.loads((GOLDEN / "AttachFailed.v1.json").read_bytes())
     golden["data"]["failure"] |= {"error_class": "made_up_later", "phase": "another"}
     data = decode(json.dumps(golden).encode()).data
@@ -115,7 +115,7 @@ def test_fields_that_have_a_default_may_be_missing(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "version"), [("NeverHeardOf", 1), ("WorkerStopped", 2), ("WorkerStopped", 0), ("", -1)]
 )
-def test_an_unknown_type_or_version_is_kept_as_it_is(name: str, version: int) -> None:
+def test_unknown_type_or_version_is_preserved(name: str, version: int) -> None:
     data = '{"b":1.50,"a":[ 1,2 ],"\\u00e9":null}'
     text = f'{{"id":"i","type":"{name}","v":{version},"at":"t","node":"n","data":{data}}}'.encode()
     event = decode(text)
@@ -127,7 +127,7 @@ def test_an_unknown_type_or_version_is_kept_as_it_is(name: str, version: int) ->
 
 
 @given(st.sampled_from(FILES), st.data())
-def test_torn_text_is_malformed_and_nothing_else(file: Path, data: st.DataObject) -> None:
+def test_truncated_text_is_malformed(file: Path, data: st.DataObject) -> None:
     whole = file.read_bytes().strip()
     cut = data.draw(st.integers(0, len(whole) - 1))
     with pytest.raises(MalformedEventError):
@@ -135,7 +135,7 @@ def test_torn_text_is_malformed_and_nothing_else(file: Path, data: st.DataObject
 
 
 @given(st.sampled_from(FILES), st.integers(0, 10_000), st.binary(min_size=1, max_size=4))
-def test_bytes_that_changed_on_the_way_are_an_event_or_malformed(file: Path, place: int, noise: bytes) -> None:
+def test_changed_bytes_are_an_event_or_malformed(file: Path, place: int, noise: bytes) -> None:
     text = bytearray(file.read_bytes())
     place %= len(text)
     text[place : place + len(noise)] = noise
@@ -202,7 +202,7 @@ def test_older_versions_are_lifted_step_by_step(version: int, data: dict[str, st
 
 @pytest.mark.usefixtures("two_steps")
 @pytest.mark.parametrize("data", [{}, [], 7, {"cause": 7}, None])
-def test_an_older_version_that_does_not_fit_its_step_is_malformed(data: object) -> None:
+def test_older_version_that_does_not_fit_its_step_is_malformed(data: object) -> None:
     with pytest.raises(MalformedEventError):
         decode(text_of(v=1, data=data))
 
@@ -212,7 +212,7 @@ def test_lift_leaves_the_newest_version_and_other_types_as_they_are() -> None:
     assert upcast.lift("WorkerStarted", 1, {"pid": 1}, STEPS) == {"pid": 1}
 
 
-def test_every_version_that_was_released_has_a_path_to_the_current_one() -> None:
+def test_every_released_version_has_a_path_to_the_current_one() -> None:
     assert upcast.CURRENT.keys() <= TYPES.keys()
     for name, current in upcast.CURRENT.items():
         assert current == 1 + max(version for step, version in upcast.STEPS if step == name)
@@ -238,7 +238,7 @@ def test_event_ids_are_ordered_by_their_time(unix_ms: int, one: bytes, other: by
 
 
 @given(st.integers(0, MAX_NS))
-def test_times_come_back_to_the_nanosecond(nanoseconds: int) -> None:
+def test_times_round_trip_to_the_nanosecond(nanoseconds: int) -> None:
     assert unix_ns(rfc3339(nanoseconds)) == nanoseconds
 
 
@@ -255,12 +255,12 @@ def test_times_are_ordered_as_text(one: int, other: int) -> None:
         ("2026-01-02T03:04:05.000000007Z", 1767323045000000007),
     ],
 )
-def test_times_of_others_may_have_fewer_digits(text: str, nanoseconds: int) -> None:
+def test_times_may_have_fewer_digits(text: str, nanoseconds: int) -> None:
     assert unix_ns(text) == nanoseconds
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00.xZ"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_invalid_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # whatever sentence the standard library has for it
         unix_ns(text)
 
@@ -280,7 +280,7 @@ def test_every_kind_has_an_event_type() -> None:
     assert schema.types_of(schema.Data) == {*TYPES.values()}
 
 
-def test_an_event_can_be_told_apart_and_compared() -> None:
+def test_events_are_comparable() -> None:
     event = decode(text_of())
     assert isinstance(event, Event)
     assert event == decode(text_of())

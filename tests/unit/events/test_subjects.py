@@ -1,4 +1,4 @@
-"""Subjects: every name has one, no two share one, and filters mean the same everywhere."""
+"""Every name has a token of its own, and filters match as in NATS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_\-=]+")
 
 
 @given(NAMES)
-def test_every_name_comes_back_from_its_token(name: str) -> None:
+def test_every_name_round_trips_through_its_token(name: str) -> None:
     token = subjects.token(name)
     assert _TOKEN.fullmatch(token)
     assert token != "-"
@@ -40,27 +40,25 @@ def test_parse_is_the_inverse_of_subject(node: str, sandbox: str, event_type: st
 
 
 @given(NAMES | st.just(""), NAMES | st.just(""), st.data())
-def test_a_pattern_matches_the_subjects_that_have_its_parts_and_no_others(
-    node: str, sandbox: str, data: st.DataObject
-) -> None:
+def test_pattern_matches_only_subjects_with_its_parts(node: str, sandbox: str, data: st.DataObject) -> None:
     parts = (node, sandbox, "AttachRequested")
     wanted = tuple(data.draw(st.sampled_from([None, part, "other"])) for part in parts)
     expected = all(want in (None, part) for want, part in zip(wanted, parts, strict=True))
     assert matches(subjects.subject(*parts), subjects.pattern(*wanted)) == expected
 
 
-def test_names_that_need_no_escape_stay_readable() -> None:
+def test_names_without_special_bytes_stay_readable() -> None:
     assert subjects.subject("node-1", "0a1b2c", "GcFailed") == "plumbline.ev.node-1.0a1b2c.GcFailed"
     assert subjects.subject("node-1.example", "", "GcFailed") == "plumbline.ev.node-1=2Eexample.-.GcFailed"
     assert subjects.subject("", "0a1b2c", "StatusPublished") == "plumbline.ev.-.0a1b2c.StatusPublished"
 
 
-def test_the_nodes_own_events_are_told_from_a_sandbox_called_like_their_scope() -> None:
+def test_node_events_differ_from_a_sandbox_named_dash() -> None:
     assert subjects.subject("n", "", "X") != subjects.subject("n", "-", "X")
     assert not matches(subjects.subject("n", "-", "X"), subjects.pattern("n", ""))
 
 
-def test_an_empty_name_has_no_token() -> None:
+def test_empty_name_has_no_token() -> None:
     with pytest.raises(ValueError, match="empty"):
         subjects.subject("n", "s", "")
 
@@ -68,6 +66,6 @@ def test_an_empty_name_has_no_token() -> None:
 @pytest.mark.parametrize(
     "text", ["", "plumbline.ev.n.s", "plumbline.cmd.n.s.X", "plumbline.ev.n.s.X.y", "plumbline.ev.=FF.s.X"]
 )
-def test_parse_refuses_what_is_no_subject_of_an_event(text: str) -> None:
+def test_parse_refuses_other_subjects(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # UnicodeDecodeError is one
         subjects.parse(text)

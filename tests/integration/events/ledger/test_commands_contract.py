@@ -1,5 +1,4 @@
-"""What every stream of commands must do. ``events.ledger.commands`` and ``events.nats.commands`` pass the same
-tests."""
+"""The contract of ``Commands``: ``events.ledger.commands`` and ``events.nats.commands`` pass these tests."""
 
 from __future__ import annotations
 
@@ -55,7 +54,7 @@ async def take(received: AsyncGenerator[Stored, None], count: int) -> list[Store
 
 
 async def nothing(received: AsyncGenerator[Stored, None]) -> bool:
-    """Return whether nothing is received for a while. Ends *received*."""
+    """Return whether nothing is received for a while. Closes *received*."""
     try:
         async with asyncio.timeout(0.3):
             await anext(received)
@@ -64,7 +63,7 @@ async def nothing(received: AsyncGenerator[Stored, None]) -> bool:
     return False
 
 
-async def test_a_command_is_received_by_the_node_that_it_is_addressed_to(commands: Commands) -> None:
+async def test_command_reaches_only_the_node_it_is_addressed_to(commands: Commands) -> None:
     mine, others = command(Teller(NODE)), command(Teller(OTHER))
     await commands.send(others)
     sequence = await commands.send(mine)
@@ -73,7 +72,7 @@ async def test_a_command_is_received_by_the_node_that_it_is_addressed_to(command
         assert await nothing(received)
 
 
-async def test_commands_that_come_later_are_received_in_order(commands: Commands) -> None:
+async def test_later_commands_are_received_in_order(commands: Commands) -> None:
     teller, other = Teller(NODE), Teller(OTHER)
     async with aclosing(commands.receive(NODE)) as received:
         receiving = asyncio.create_task(take(received, 20))
@@ -86,14 +85,14 @@ async def test_commands_that_come_later_are_received_in_order(commands: Commands
     assert [stored.sequence for stored in sent] == sorted({stored.sequence for stored in sent})
 
 
-async def test_a_node_goes_on_behind_what_it_has(commands: Commands) -> None:
+async def test_node_resumes_after_its_last_command(commands: Commands) -> None:
     teller = Teller(NODE)
     sequences = [await commands.send(command(teller, number)) for number in range(5)]
     async with aclosing(commands.receive(NODE, after=sequences[2])) as received:
         assert [stored.sequence for stored in await take(received, 2)] == sequences[3:]
 
 
-async def test_what_is_sent_again_is_there_once(commands: Commands) -> None:
+async def test_command_sent_twice_is_stored_once(commands: Commands) -> None:
     first, second = command(Teller(NODE)), command(Teller(OTHER))
     sequence = await commands.send(first)
     await commands.send(second)
@@ -103,7 +102,7 @@ async def test_what_is_sent_again_is_there_once(commands: Commands) -> None:
         assert await nothing(received)
 
 
-async def test_the_newest_of_a_subject_is_found(commands: Commands) -> None:
+async def test_last_returns_the_newest_command_of_a_subject(commands: Commands) -> None:
     assert await commands.last(COMMAND_MARK) is None
     teller = Teller(NO_NODE)
     for replica in ("a", "b"):
@@ -113,7 +112,7 @@ async def test_the_newest_of_a_subject_is_found(commands: Commands) -> None:
         assert await commands.last(COMMAND_MARK) == Stored(sequence, newest)
 
 
-async def test_what_expects_another_mark_is_refused_and_is_not_there(commands: Commands) -> None:
+async def test_command_with_a_failed_condition_is_not_stored(commands: Commands) -> None:
     teller, elections = Teller(NODE), Teller(NO_NODE)
     mark = await commands.send(elections.event(ReconcilerElected(replica="a")), Expect(COMMAND_MARK, 0))
     first, late = command(teller, 1), command(teller, 2)
@@ -128,7 +127,7 @@ async def test_what_expects_another_mark_is_refused_and_is_not_there(commands: C
         assert await nothing(received)
 
 
-async def test_all_comes_again_to_a_node_that_has_more_than_there_is(commands: Commands) -> None:
+async def test_node_ahead_of_the_stream_gets_all_commands_again(commands: Commands) -> None:
     sent = command(Teller(NODE))
     sequence = await commands.send(sent)
     async with aclosing(commands.receive(NODE, after=sequence + 5)) as received:

@@ -1,4 +1,4 @@
-"""Of the reconcilers one may write: in memory, on one nats-server, and on a cluster of three."""
+"""Only one reconciler may write: in memory, on one nats-server, and on a cluster of three."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def elected_replica(event: object) -> str:
     return event.replica
 
 
-async def test_only_the_one_that_was_elected_last_may_write(both: Hub) -> None:
+async def test_only_the_last_elected_reconciler_may_write(both: Hub) -> None:
     assert await last_election(both.ledger) is None
     boxes, asks = Teller(NO_NODE), Teller(NODE)
     first = await both.elect("a")
@@ -76,7 +76,7 @@ async def test_only_the_one_that_was_elected_last_may_write(both: Hub) -> None:
     await FencedCommands(both.commands, second).send(asks.event(ComparisonRequested(request=RequestId("of-b"))))
 
 
-async def test_of_many_that_stand_at_the_same_time_one_may_write(both: Hub) -> None:
+async def test_one_of_many_concurrent_candidates_may_write(both: Hub) -> None:
     async def stand(replica: str) -> Mandate | None:
         try:
             return await both.elect(replica)
@@ -103,13 +103,13 @@ async def test_of_many_that_stand_at_the_same_time_one_may_write(both: Hub) -> N
     assert await both.elect("afterwards")
 
 
-async def test_one_that_writes_in_parallel_is_not_refused(both: Hub) -> None:
+async def test_concurrent_writes_of_the_elected_reconciler_succeed(both: Hub) -> None:
     ledger, boxes = FencedLedger(both.ledger, await both.elect("a")), Teller(NO_NODE)
     sequences = await asyncio.gather(*(ledger.append(boxes.note(sandbox=container(n))) for n in range(30)))
     assert len(set(sequences)) == 30
 
 
-async def test_a_fenced_write_that_is_repeated_is_there_once(both: Hub) -> None:
+async def test_fenced_write_that_is_retried_is_stored_once(both: Hub) -> None:
     mandate = await both.elect("a")
     ledger, commands = FencedLedger(both.ledger, mandate), FencedCommands(both.commands, mandate)
     event, ask = Teller(NO_NODE).note(), Teller(NODE).event(ComparisonRequested(request=RequestId("x")))
@@ -117,21 +117,21 @@ async def test_a_fenced_write_that_is_repeated_is_there_once(both: Hub) -> None:
     assert await commands.send(ask) == await commands.send(ask)
 
 
-async def test_elections_count_on_where_the_ledger_lost_them_and_the_commands_did_not(both: Hub) -> None:
+async def test_epoch_continues_from_commands_after_ledger_lost_elections(both: Hub) -> None:
     for replica in ("a", "b", "c"):
         await both.elect(replica)
     mandate = await elect(MemoryLedger(), both.commands, "d")
     assert mandate.event.epoch == 4
 
 
-async def test_a_fenced_event_can_expect_nothing_else(both: Hub) -> None:
+async def test_fenced_event_refuses_another_condition(both: Hub) -> None:
     mandate = await both.elect("a")
     with pytest.raises(ValueError, match="fenced"):
         await FencedLedger(both.ledger, mandate).append(Teller(NO_NODE).note(), Expect("plumbline.ev.>", 0))
 
 
-async def test_an_election_outlives_the_age_limit_of_its_stream(hub: JetStreamLedger) -> None:
-    """Were it forgotten, the elected reconciler would be refused."""
+async def test_election_outlives_the_age_limit_of_its_stream(hub: JetStreamLedger) -> None:
+    """Without it, the server would refuse the elected reconciler."""
     commands = JetStreamCommands(hub)
     await commands.make(command_stream(3))
     mandate = await elect(hub, commands, "a")

@@ -1,5 +1,4 @@
-"""What every ledger must do, whatever keeps it. ``events.ledger.memory`` and ``events.nats.ledger`` pass the same
-tests."""
+"""The contract of ``Ledger``: ``events.ledger.memory`` and ``events.nats.ledger`` pass these tests."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ async def fill(ledger: Ledger, count: int, teller: Teller | None = None) -> list
 # --- append ----------------------------------------------------------------------------------------------------------
 
 
-async def test_sequences_rise_from_one_and_events_are_readable_at_once(ledger: Ledger) -> None:
+async def test_sequences_start_at_one_and_events_are_readable_at_once(ledger: Ledger) -> None:
     teller = Teller()
     for number in range(1, 6):
         event = teller.note(str(number), ONE)
@@ -56,21 +55,21 @@ async def test_sequences_rise_from_one_and_events_are_readable_at_once(ledger: L
         assert (await everything(ledger))[-1] == Stored(number, event)
 
 
-async def test_the_same_event_again_has_the_sequence_it_had(ledger: Ledger) -> None:
+async def test_event_appended_again_returns_its_first_sequence(ledger: Ledger) -> None:
     (first, second) = await fill(ledger, 2)
     assert await ledger.append(first.event) == first.sequence
     assert await ledger.append(second.event) == second.sequence
     assert await everything(ledger) == [first, second]
 
 
-async def test_events_appended_at_once_are_each_there_once(ledger: Ledger) -> None:
+async def test_concurrent_appends_store_each_event_once(ledger: Ledger) -> None:
     events = [Teller(f"node-{number}").note(sandbox=ONE) for number in range(50)]
     sequences = await asyncio.gather(*(ledger.append(event) for event in events), *(ledger.append(e) for e in events))
     assert sequences[:50] == sequences[50:]
     assert await everything(ledger) == sorted(zip(sequences[:50], events, strict=True))
 
 
-async def test_an_expectation_that_holds_is_no_obstacle(ledger: Ledger) -> None:
+async def test_append_succeeds_if_its_condition_holds(ledger: Ledger) -> None:
     teller = Teller()
     own = subjects.pattern(teller.node)
     first = await ledger.append(teller.note(), Expect(own, 0))
@@ -80,7 +79,7 @@ async def test_an_expectation_that_holds_is_no_obstacle(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("expected", [0, 1, 3, 7])
-async def test_an_expectation_that_does_not_hold_appends_nothing(ledger: Ledger, expected: int) -> None:
+async def test_append_stores_nothing_if_its_condition_fails(ledger: Ledger, expected: int) -> None:
     stored = await fill(ledger, 2)
     event = Teller("other").note()
     with pytest.raises(ConflictError):
@@ -89,7 +88,7 @@ async def test_an_expectation_that_does_not_hold_appends_nothing(ledger: Ledger,
     assert await ledger.append(event) > stored[-1].sequence
 
 
-async def test_of_two_writers_with_one_expectation_one_wins(ledger: Ledger) -> None:
+async def test_one_of_two_writers_with_the_same_condition_wins(ledger: Ledger) -> None:
     teller = Teller()
     subject = subjects.pattern(teller.node, NO_SANDBOX)
     events = [teller.note(str(number)) for number in range(8)]
@@ -101,8 +100,8 @@ async def test_of_two_writers_with_one_expectation_one_wins(ledger: Ledger) -> N
     assert await everything(ledger) == [Stored(1, winner)]
 
 
-async def test_a_repeated_append_is_told_from_a_conflict_also_when_others_came_after_it(ledger: Ledger) -> None:
-    """Its first acknowledgement was lost, and by its repetition the expectation no longer holds."""
+async def test_retried_append_is_no_conflict_after_later_events(ledger: Ledger) -> None:
+    """Its first acknowledgement was lost, and at its retry the condition does not hold any more."""
     teller = Teller()
     subject = subjects.pattern(teller.node)
     mine, other = teller.note("mine", ONE), teller.note("other", ONE)
@@ -115,7 +114,7 @@ async def test_a_repeated_append_is_told_from_a_conflict_also_when_others_came_a
         await ledger.append(teller.note("new", ONE), Expect(subject, 0))
 
 
-async def test_an_expectation_may_be_about_other_subjects_than_the_events_own(ledger: Ledger) -> None:
+async def test_condition_may_be_on_another_subject_than_the_events(ledger: Ledger) -> None:
     teller = Teller()
     about = subjects.pattern(sandbox=TWO)
     mine = teller.note("mine", ONE)
@@ -129,7 +128,7 @@ async def test_an_expectation_may_be_about_other_subjects_than_the_events_own(le
 # --- what an event may be --------------------------------------------------------------------------------------------
 
 
-async def test_types_and_versions_of_a_later_release_pass_through(ledger: Ledger) -> None:
+async def test_ledger_stores_types_and_versions_of_a_later_release(ledger: Ledger) -> None:
     teller = Teller()
     unknown = [
         teller.event(
@@ -147,8 +146,8 @@ async def test_types_and_versions_of_a_later_release_pass_through(ledger: Ledger
 
 
 @pytest.mark.parametrize("size", [1024 * 1024, 8 * 1024 * 1024 - 4096])
-async def test_large_events_come_back_whole(ledger: Ledger, size: int) -> None:
-    """An intent holds up to 1 MiB of standard input, which JSON may write six times as long."""
+async def test_large_events_are_read_back_whole(ledger: Ledger, size: int) -> None:
+    """An intent has up to 1 MiB of standard input, which may be six times as long in JSON."""
     teller = Teller()
     events = [teller.note("x" * size, ONE), teller.note("small", ONE), teller.note("\N{SNOWMAN}" * (size // 3), TWO)]
     for event in events:
@@ -161,7 +160,7 @@ async def test_large_events_come_back_whole(ledger: Ledger, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["node.with.dots", "node with blanks", "*", ">", "-", "=2D", "knöten", "$JS.API"])
-async def test_any_name_of_a_node_is_kept_and_can_be_filtered_by(ledger: Ledger, name: str) -> None:
+async def test_any_node_name_is_stored_and_can_be_filtered(ledger: Ledger, name: str) -> None:
     mine = Teller(name).note(sandbox=ONE)
     await ledger.append(Teller("another").note(sandbox=ONE))
     sequence = await ledger.append(mine)
@@ -171,22 +170,22 @@ async def test_any_name_of_a_node_is_kept_and_can_be_filtered_by(ledger: Ledger,
 # --- read ------------------------------------------------------------------------------------------------------------
 
 
-async def test_an_empty_ledger_reads_as_nothing(ledger: Ledger) -> None:
+async def test_reading_an_empty_ledger_yields_nothing(ledger: Ledger) -> None:
     assert await everything(ledger) == []
     assert await ledger.last("plumbline.ev.>") is None
     assert await ledger.last_sequence() == 0
     assert await ledger.purge("plumbline.ev.>", 100) == 0
 
 
-async def test_read_ends_whatever_there_is_to_read(ledger: Ledger) -> None:
-    """Around the sizes in which a reader asks for events."""
+async def test_read_ends_for_any_number_of_events(ledger: Ledger) -> None:
+    """Around the size of a pull request."""
     stored = await fill(ledger, 1501)
-    async with asyncio.timeout(8):  # it knows its end, and need not wait for silence
+    async with asyncio.timeout(8):  # it knows its end, without waiting for a timeout
         for count in (0, 1, 2, 498, 499, 500, 501, 999, 1000, 1001, 1500, 1501):
             assert await everything(ledger, after=1501 - count) == stored[1501 - count :]
 
 
-async def test_read_gives_what_matches_its_filter_and_follows_its_start(ledger: Ledger) -> None:
+async def test_read_yields_matching_events_after_its_start(ledger: Ledger) -> None:
     teller, other = Teller("node.one"), Teller("node.two")
     events = [
         teller.note("0", ONE),
@@ -213,7 +212,7 @@ async def test_read_gives_what_matches_its_filter_and_follows_its_start(ledger: 
     assert await places("plumbline.ev.>", after=99) == []
 
 
-async def test_read_ends_with_the_last_event_there_was_when_it_began(ledger: Ledger) -> None:
+async def test_read_ends_with_the_last_event_at_its_call(ledger: Ledger) -> None:
     stored = await fill(ledger, 3)
     seen: list[Stored] = []
     async for entry in ledger.read():
@@ -225,14 +224,14 @@ async def test_read_ends_with_the_last_event_there_was_when_it_began(ledger: Led
 # --- follow ----------------------------------------------------------------------------------------------------------
 
 
-async def test_follow_gives_each_event_once_and_in_order_also_those_to_come(ledger: Ledger) -> None:
+async def test_follow_yields_old_and_new_events_once_in_order(ledger: Ledger) -> None:
     before = await fill(ledger, 700)
     following = asyncio.create_task(take(ledger.follow(), 1400))
     after = await fill(ledger, 700, Teller("later"))
     assert await following == before + after
 
 
-async def test_follow_begins_behind_its_start_and_keeps_to_its_filters(ledger: Ledger) -> None:
+async def test_follow_yields_matching_events_after_its_start(ledger: Ledger) -> None:
     teller = Teller()
     patterns = (subjects.pattern(teller.node, ONE), subjects.pattern(teller.node, NO_SANDBOX, "WorkerStopped"))
     following = asyncio.create_task(take(ledger.follow(patterns, after=2), 3))
@@ -245,19 +244,19 @@ async def test_follow_begins_behind_its_start_and_keeps_to_its_filters(ledger: L
     assert await following == wanted
 
 
-async def test_several_followers_do_not_disturb_each_other(ledger: Ledger) -> None:
+async def test_several_followers_are_independent(ledger: Ledger) -> None:
     following = [asyncio.create_task(take(ledger.follow(), 100)) for _ in range(3)]
     stored = await fill(ledger, 100)
     assert await asyncio.gather(*following) == [stored] * 3
 
 
-async def test_a_follower_that_was_left_can_be_taken_up_where_it_was(ledger: Ledger) -> None:
+async def test_new_follower_resumes_where_another_was_closed(ledger: Ledger) -> None:
     stored = await fill(ledger, 10)
     first = await take(ledger.follow(), 4)
     assert first + await take(ledger.follow(after=first[-1].sequence), 6) == stored
 
 
-async def test_a_follower_waits_until_it_is_cancelled(ledger: Ledger) -> None:
+async def test_follower_waits_until_it_is_cancelled(ledger: Ledger) -> None:
     await fill(ledger, 3)
     seen: asyncio.Queue[Stored] = asyncio.Queue()
 
@@ -277,7 +276,7 @@ async def test_a_follower_waits_until_it_is_cancelled(ledger: Ledger) -> None:
 # --- last, purge, close ----------------------------------------------------------------------------------------------
 
 
-async def test_last_is_the_newest_that_matches(ledger: Ledger) -> None:
+async def test_last_returns_the_newest_matching_event(ledger: Ledger) -> None:
     teller = Teller()
     events = [teller.note(str(number), sandbox) for number, sandbox in enumerate((ONE, TWO, ONE, NO_SANDBOX))]
     for event in events:
@@ -288,7 +287,7 @@ async def test_last_is_the_newest_that_matches(ledger: Ledger) -> None:
     assert await ledger.last(subjects.pattern(sandbox=container(3))) is None
 
 
-async def test_purge_forgets_what_matches_up_to_a_sequence_and_no_more(ledger: Ledger) -> None:
+async def test_purge_deletes_matching_events_up_to_a_sequence(ledger: Ledger) -> None:
     teller = Teller()
     kept: list[Event] = []
     for number, sandbox in enumerate((ONE, TWO, ONE, TWO, ONE), 1):
@@ -302,7 +301,7 @@ async def test_purge_forgets_what_matches_up_to_a_sequence_and_no_more(ledger: L
     assert [s.sequence for s in await take(ledger.follow(), 3)] == [2, 4, 5]
 
 
-async def test_sequences_go_on_after_everything_was_purged(ledger: Ledger) -> None:
+async def test_sequences_continue_after_a_purge_of_everything(ledger: Ledger) -> None:
     await fill(ledger, 3)
     assert await ledger.purge("plumbline.ev.>", 3) == 3
     assert await everything(ledger) == []
@@ -312,7 +311,7 @@ async def test_sequences_go_on_after_everything_was_purged(ledger: Ledger) -> No
     assert await ledger.append(Teller("later still").note(), Expect(subjects.pattern(sandbox=ONE), 0)) == 5
 
 
-async def test_read_ends_also_when_what_it_has_not_reached_is_purged(ledger: Ledger) -> None:
+async def test_read_ends_if_its_remaining_events_are_purged(ledger: Ledger) -> None:
     await fill(ledger, 1500)
     seen = 0
     async with asyncio.timeout(20):
@@ -323,7 +322,7 @@ async def test_read_ends_also_when_what_it_has_not_reached_is_purged(ledger: Led
     assert 1 <= seen <= 1500
 
 
-async def test_a_closed_ledger_takes_nothing_more(ledger: Ledger) -> None:
+async def test_closed_ledger_refuses_appends(ledger: Ledger) -> None:
     await fill(ledger, 1)
     await ledger.close()
     with pytest.raises(LedgerError):
@@ -334,7 +333,7 @@ async def test_a_closed_ledger_takes_nothing_more(ledger: Ledger) -> None:
         await everything(ledger)
 
 
-async def test_an_event_is_appended_as_it_is_and_not_changed(ledger: Ledger) -> None:
+async def test_append_leaves_the_event_unchanged(ledger: Ledger) -> None:
     event = Teller().event(WorkerStopped(reason='quotes " and \n lines, \x00 and \N{PILE OF POO}'), ONE)
     before = msgspec.structs.asdict(event)
     await ledger.append(event)

@@ -1,5 +1,4 @@
-"""What everyone who carries notices must do. ``events.ledger.memory`` and ``events.nats.ledger`` pass the same
-tests."""
+"""The contract of ``Notices``: ``events.ledger.memory`` and ``events.nats.ledger`` pass these tests."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from events.schema import NO_NODE, decode
 from tests.support.stories.lives import Teller, container
 
 Carrier = MemoryLedger | JetStreamLedger
-"""Both carry notices beside a ledger."""
+"""Both implement ``Notices`` and ``Ledger``."""
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ async def take(heard: AsyncIterator[Notice], count: int) -> list[Notice]:
         return [await anext(heard) for _ in range(count)]
 
 
-async def test_what_is_told_is_heard_in_order_by_everyone_who_listens(carrier: Carrier) -> None:
+async def test_each_subscriber_gets_all_notices_in_order(carrier: Carrier) -> None:
     async with carrier.subscribe("greeting.a") as one, carrier.subscribe("greeting.a") as two:
         for number in range(3):
             await carrier.publish("greeting.a", str(number).encode())
@@ -40,7 +39,7 @@ async def test_what_is_told_is_heard_in_order_by_everyone_who_listens(carrier: C
         assert await take(two, 3) == expected
 
 
-async def test_only_the_subjects_that_were_asked_for_are_heard(carrier: Carrier) -> None:
+async def test_subscriber_gets_only_its_subjects(carrier: Carrier) -> None:
     async with carrier.subscribe("a.*", "b.>") as heard:
         for subject in ("a.1", "a.1.2", "b.1.2", "c", "a", "a.2"):
             await carrier.publish(subject)
@@ -49,14 +48,14 @@ async def test_only_the_subjects_that_were_asked_for_are_heard(carrier: Carrier)
     assert set(told) == {"a.1", "a.2", "b.1.2"}
 
 
-async def test_what_was_told_before_is_missed(carrier: Carrier) -> None:
+async def test_subscriber_misses_earlier_notices(carrier: Carrier) -> None:
     await carrier.publish("greeting", b"early")
     async with carrier.subscribe("greeting") as heard:
         await carrier.publish("greeting", b"late")
         assert await take(heard, 1) == [Notice("greeting", b"late")]
 
 
-async def test_an_event_is_heard_under_its_subject(carrier: Carrier) -> None:
+async def test_subscriber_gets_events_under_their_subject(carrier: Carrier) -> None:
     teller, box = Teller(NO_NODE), container(1)
     async with carrier.subscribe(subjects.pattern(NO_NODE, event_type="WorkerStopped")) as heard:
         await carrier.append(Teller("another").note(sandbox=box))
@@ -67,14 +66,14 @@ async def test_an_event_is_heard_under_its_subject(carrier: Carrier) -> None:
     assert decode(notice.payload) == event
 
 
-async def test_notices_are_not_kept_in_the_ledger(carrier: Carrier) -> None:
+async def test_notices_are_not_stored_in_the_ledger(carrier: Carrier) -> None:
     async with carrier.subscribe("plumbline.presence.x") as heard:
         await carrier.publish("plumbline.presence.x")
         await take(heard, 1)
     assert await carrier.last_sequence() == 0
 
 
-async def test_of_more_than_a_busy_hearer_can_keep_the_newest_are_left(carrier: Carrier) -> None:
+async def test_busy_subscriber_loses_the_oldest_notices(carrier: Carrier) -> None:
     async with carrier.subscribe("number") as heard, carrier.subscribe("end") as end:
         for number in range(PENDING_LIMIT + 10):
             await carrier.publish("number", str(number).encode())
@@ -84,7 +83,7 @@ async def test_of_more_than_a_busy_hearer_can_keep_the_newest_are_left(carrier: 
         assert (await take(heard, PENDING_LIMIT - 1))[-1].payload == str(PENDING_LIMIT + 9).encode()
 
 
-async def test_nothing_is_heard_of_what_is_away(carrier: Carrier) -> None:
+async def test_subscribing_fails_without_a_connection(carrier: Carrier) -> None:
     await carrier.close()
     await carrier.publish("greeting")  # lost, without error
     with pytest.raises(LedgerError):
@@ -92,7 +91,7 @@ async def test_nothing_is_heard_of_what_is_away(carrier: Carrier) -> None:
             pass
 
 
-async def test_hearing_goes_on_when_the_server_was_restarted(
+async def test_subscription_continues_after_a_server_restart(
     server: EmbeddedServer, jetstream: JetStreamLedger
 ) -> None:
     async with jetstream.subscribe("greeting") as heard:
@@ -101,16 +100,14 @@ async def test_hearing_goes_on_when_the_server_was_restarted(
         next_one = asyncio.create_task(take(heard, 1))
         server.stop()
         server.start()
-        while not next_one.done():  # told into the gap, it is lost
+        while not next_one.done():  # published while disconnected, it is lost
             await jetstream.publish("greeting", b"after")
             await asyncio.wait({next_one}, timeout=0.05)
         assert (await next_one)[0].payload == b"after"
 
 
-async def test_hearing_goes_on_when_the_server_refused_the_connection_for_good(
-    server: EmbeddedServer, jetstream: JetStreamLedger
-) -> None:
-    """A protocol error makes nats-py give the connection up."""
+async def test_subscription_continues_after_nats_py_gave_up(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
+    """After a protocol error nats-py does not reconnect."""
     async with jetstream.subscribe("greeting") as heard:
         with pytest.raises(LedgerUnavailableError):
             await jetstream.api("X" * 5000, {})

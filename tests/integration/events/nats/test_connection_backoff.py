@@ -1,4 +1,4 @@
-"""How often a server that is away is tried: seen by a socket in its place, which counts."""
+"""The backoff between attempts to connect, counted by a socket in place of the server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder() -> Iterator[Path]:
 
 
 def settings(folder: Path, *ports: int) -> Settings:
-    """Return those of a node whose own server, and the servers of whose hub, are at *ports*."""
+    """Return the addresses of a node's own server and of its hub, at *ports*."""
     url = ",".join(f"nats://127.0.0.1:{port}" for port in ports)
     path = folder / "plumbline.json"
     path.write_text(json.dumps({"ledger": {"url": url}, "hub": {"url": url}}))
@@ -43,7 +43,7 @@ def hub(folder: Path, *ports: int) -> LedgerAddress:
 
 @asynccontextmanager
 async def hanging_up(port: int) -> AsyncIterator[list[float]]:
-    """Give when each client came that was hung up on at *port*."""
+    """Yield the times at which clients connected to *port*; each is disconnected."""
     times: list[float] = []
 
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -56,7 +56,7 @@ async def hanging_up(port: int) -> AsyncIterator[list[float]]:
 
 @asynccontextmanager
 async def connecting(address: LedgerAddress) -> AsyncIterator[Connection]:
-    """Give a connection that is being made, and end it."""
+    """Yield a connection that is opening, and close it."""
     connection = Connection(address, "test", 1.0)
     opening = asyncio.create_task(connection.open())
     try:
@@ -72,7 +72,7 @@ async def up(connection: Connection, made: int = 1) -> None:
     await until(lambda: connection.connected and connection.generation == made)
 
 
-async def test_a_hub_is_tried_ever_more_rarely_and_the_server_of_the_node_is_not(folder: Path) -> None:
+async def test_pause_grows_for_a_hub_but_not_for_the_nodes_server(folder: Path) -> None:
     ports = free_port(), free_port()
     async with hanging_up(ports[0]) as at_hub, hanging_up(ports[1]) as at_node:
         own = ledger_address(settings(folder, ports[1]))
@@ -85,7 +85,7 @@ async def test_a_hub_is_tried_ever_more_rarely_and_the_server_of_the_node_is_not
     assert max(gaps) > 0.6
 
 
-async def test_no_two_clients_of_a_hub_come_together(folder: Path) -> None:
+async def test_clients_of_a_hub_have_different_pauses(folder: Path) -> None:
     port = free_port()
     async with hanging_up(port) as times, AsyncExitStack() as clients:
         for _ in range(20):
@@ -95,7 +95,7 @@ async def test_no_two_clients_of_a_hub_come_together(folder: Path) -> None:
     assert max(fifth) - min(fifth) > 0.2
 
 
-async def test_a_hub_that_is_back_has_its_clients_within_the_longest_pause_and_the_next_trouble_begins_anew(
+async def test_backoff_resets_once_a_hub_is_back(
     folder: Path,
 ) -> None:
     servers = HubServers(folder)
@@ -118,7 +118,7 @@ async def test_a_hub_that_is_back_has_its_clients_within_the_longest_pause_and_t
         assert again[1] - again[0] < 0.4
 
 
-async def test_the_servers_of_a_hub_are_tried_together(folder: Path) -> None:
+async def test_all_servers_of_a_hub_are_tried_before_a_pause(folder: Path) -> None:
     ports = [free_port() for _ in range(3)]
     async with AsyncExitStack() as stack:
         at = [await stack.enter_async_context(hanging_up(port)) for port in ports]
@@ -128,7 +128,7 @@ async def test_the_servers_of_a_hub_are_tried_together(folder: Path) -> None:
         assert max(together) - min(together) < 0.35
 
 
-async def test_when_one_server_of_three_dies_another_is_there_at_once(folder: Path) -> None:
+async def test_client_switches_at_once_if_one_of_three_servers_dies(folder: Path) -> None:
     servers = HubServers(folder, 3)
     servers.start()
     address = hub(folder, *servers.ports)
@@ -146,7 +146,7 @@ async def test_when_one_server_of_three_dies_another_is_there_at_once(folder: Pa
         servers.kill()
 
 
-async def test_closing_does_not_wait_for_the_pause(folder: Path) -> None:
+async def test_close_does_not_wait_for_the_pause(folder: Path) -> None:
     servers = HubServers(folder)
     servers.start()
     (port,) = servers.ports
@@ -163,7 +163,7 @@ async def test_closing_does_not_wait_for_the_pause(folder: Path) -> None:
         assert len(times) == 6
 
 
-async def test_what_was_to_be_sent_meanwhile_keeps_nobody_from_closing(folder: Path) -> None:
+async def test_close_succeeds_with_unsent_messages(folder: Path) -> None:
     servers = HubServers(folder)
     servers.start()
     async with connecting(hub(folder, *servers.ports)) as connection:
@@ -174,7 +174,7 @@ async def test_what_was_to_be_sent_meanwhile_keeps_nobody_from_closing(folder: P
         await connection.close()
 
 
-async def test_a_client_that_is_made_anew_waits_for_the_rest_of_the_pause() -> None:
+async def test_replaced_client_waits_for_the_rest_of_the_pause() -> None:
     pace = Backoff(10.0)
     for _ in range(3):
         await pace.wait(1)

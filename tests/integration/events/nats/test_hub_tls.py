@@ -24,7 +24,7 @@ DOMAIN = "plumbline-hub.kube-system.svc"
 
 @pytest.fixture
 def deployed(tmp_path: Path) -> Iterator[HubServers]:
-    """Three servers on this machine."""
+    """Three servers on this machine, with the deployed configuration."""
     (tmp_path / "tls").mkdir()
     for line in (DEPLOY.parents[1] / "docs/how-to/operate-a-hub.md").read_text().splitlines():
         if line.startswith("openssl "):
@@ -53,7 +53,7 @@ def deployed(tmp_path: Path) -> Iterator[HubServers]:
         servers.kill()
 
 
-async def test_the_deployed_servers_form_a_cluster_that_clients_know(deployed: HubServers, tmp_path: Path) -> None:
+async def test_deployed_servers_form_a_cluster_that_clients_trust(deployed: HubServers, tmp_path: Path) -> None:
     configured = json.loads((DEPLOY / "with-hub-tls" / "plumbline.json").read_text())
     ours = tmp_path / "plumbline.json"
     ours.write_text(json.dumps({**configured, "node": "reconciler"}).replace("/etc/plumbline-hub", str(tmp_path)))

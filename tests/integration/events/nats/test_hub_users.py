@@ -1,4 +1,4 @@
-"""The hub's users: what they may suffices for worker and reconciler, and a node writes nothing but its own events."""
+"""The hub's users have the rights that worker and reconciler need, and a node writes only its own events."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OTHER = NodeName("worker-2")
 
 @pytest.fixture
 def users(tmp_path: Path) -> Path:
-    """The folder with what is made for two nodes."""
+    """The folder of the generated users of two nodes."""
     spec = importlib.util.spec_from_file_location("hub_users", DEPLOY / "users.py")
     assert spec is not None
     assert spec.loader is not None
@@ -58,7 +58,7 @@ def servers(users: Path) -> Iterator[HubServers]:
 
 
 class Desk:
-    """Connects as one user or another."""
+    """Connects as different users."""
 
     def __init__(self, servers: HubServers, users: Path) -> None:
         self._servers = servers
@@ -88,7 +88,7 @@ async def desk(servers: HubServers, users: Path) -> AsyncIterator[Desk]:
     await desk.close()
 
 
-async def test_what_the_users_may_suffices(desk: Desk, jetstream: JetStreamLedger) -> None:
+async def test_users_have_the_rights_that_they_need(desk: Desk, jetstream: JetStreamLedger) -> None:
     reconciler = await desk.connect("reconciler", ensure_stream=True)
     commands = JetStreamCommands(reconciler)
     await commands.make(command_stream())
@@ -120,7 +120,7 @@ async def test_what_the_users_may_suffices(desk: Desk, jetstream: JetStreamLedge
 
 
 @pytest.mark.parametrize("node", [OTHER, NO_NODE])
-async def test_a_node_may_not_write_under_another_name(desk: Desk, node: NodeName) -> None:
+async def test_node_may_not_write_events_of_another_node(desk: Desk, node: NodeName) -> None:
     reconciler = await desk.connect("reconciler", ensure_stream=True)
     worker = await desk.connect(NODE)
     await worker.append(Teller(NODE).note())
@@ -130,7 +130,7 @@ async def test_a_node_may_not_write_under_another_name(desk: Desk, node: NodeNam
     assert await reconciler.last_sequence() == end
 
 
-async def test_a_node_may_not_command_nor_change_a_stream(desk: Desk) -> None:
+async def test_node_may_not_send_commands_or_change_a_stream(desk: Desk) -> None:
     reconciler = await desk.connect("reconciler", ensure_stream=True)
     await JetStreamCommands(reconciler).make(command_stream())
     worker = await desk.connect(NODE)
@@ -141,7 +141,7 @@ async def test_a_node_may_not_command_nor_change_a_stream(desk: Desk) -> None:
             await worker.api(call, {})
 
 
-async def test_the_reconciler_may_not_write_a_nodes_events_nor_forget_any(desk: Desk) -> None:
+async def test_reconciler_may_not_write_or_purge_a_nodes_events(desk: Desk) -> None:
     reconciler = await desk.connect("reconciler", ensure_stream=True)
     with pytest.raises(LedgerUnavailableError):
         await reconciler.append(Teller(NODE).note())
@@ -149,7 +149,7 @@ async def test_the_reconciler_may_not_write_a_nodes_events_nor_forget_any(desk: 
         await reconciler.purge("plumbline.ev.>", 10)
 
 
-async def test_a_node_does_not_hear_what_is_for_another(desk: Desk) -> None:
+async def test_node_does_not_receive_notices_for_another(desk: Desk) -> None:
     reconciler = await desk.connect("reconciler", ensure_stream=True)
     worker = await desk.connect(NODE)
     async with worker.subscribe(subjects.down_pattern(OTHER)) as heard:
@@ -161,7 +161,7 @@ async def test_a_node_does_not_hear_what_is_for_another(desk: Desk) -> None:
                 await anext(heard)
 
 
-def test_passwords_stay_when_a_node_is_added(users: Path) -> None:
+def test_adding_a_node_leaves_other_passwords_unchanged(users: Path) -> None:
     before = {path.name: path.read_text() for path in (users / "passwords").iterdir()}
     made = subprocess.run(
         [sys.executable, str(DEPLOY / "users.py"), str(users), NODE, OTHER, "worker-3"],
@@ -176,7 +176,7 @@ def test_passwords_stay_when_a_node_is_added(users: Path) -> None:
     assert all(path.stat().st_mode & 0o077 == 0 for path in [users / "users.conf", *(users / "passwords").iterdir()])
 
 
-def test_the_servers_take_the_configuration(users: Path, tmp_path: Path) -> None:
+def test_servers_accept_the_configuration(users: Path, tmp_path: Path) -> None:
     assert users.parent == tmp_path
     (tmp_path / "hub.conf").write_text((DEPLOY / "hub.conf").read_text())
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The ledger on a real nats-server that is killed, stopped, full, or talks nonsense."""
+"""The ledger on a real nats-server that is killed, stopped, full, or sends malformed data."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def raw_client(server: EmbeddedServer) -> AsyncIterator[Client]:
 
 
 async def at_rest(ledger: JetStreamLedger) -> dict[str, Any]:
-    """Return the one consumer once it has nothing more to send, or nobody who has asked for it."""
+    """Return the only consumer once it has nothing to send, or no pull request."""
 
     async def probe() -> bool:
         [watched] = await consumers(ledger)
@@ -94,7 +94,7 @@ async def at_rest(ledger: JetStreamLedger) -> dict[str, Any]:
 
 
 def kill(server: EmbeddedServer) -> None:
-    """End the server as a crash does; ``start`` brings it back to the same port and store."""
+    """Kill the server; ``start`` restarts it on the same port and store."""
     os.kill(server.pid, signal.SIGKILL)
     server.stop()
 
@@ -102,8 +102,8 @@ def kill(server: EmbeddedServer) -> None:
 # --- nothing is lost -------------------------------------------------------------------------------------------------
 
 
-async def test_a_stream_may_be_made_by_several_at_the_same_time(server: EmbeddedServer) -> None:
-    """As a worker and a reconciler do, for their commands, that start together on a new node."""
+async def test_several_processes_may_create_a_stream_at_once(server: EmbeddedServer) -> None:
+    """A worker and a reconciler that start together on a new node do this for the commands."""
     makers = [await JetStreamLedger.connect(server.address) for _ in range(8)]
     for number in range(10):
         name = f"MADE-{number}"
@@ -115,7 +115,7 @@ async def test_a_stream_may_be_made_by_several_at_the_same_time(server: Embedded
         await maker.close()
 
 
-async def test_nothing_is_lost_doubled_or_reordered_over_crashes_of_the_server(
+async def test_server_crashes_lose_repeat_or_reorder_no_event(
     server: EmbeddedServer, jetstream: JetStreamLedger
 ) -> None:
     writers, each = 8, 60
@@ -156,10 +156,8 @@ async def test_nothing_is_lost_doubled_or_reordered_over_crashes_of_the_server(
     assert jetstream.generation == 4
 
 
-async def test_an_expectation_is_kept_over_a_crash_of_the_server(
-    server: EmbeddedServer, jetstream: JetStreamLedger
-) -> None:
-    """A chain of appends, each of which expects the one before: what the uplink does."""
+async def test_conditions_hold_over_a_server_crash(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
+    """A chain of appends, each with the one before as its condition, as in the uplink."""
     teller = Teller()
     subject = subjects.pattern(teller.node)
     last = 0
@@ -171,7 +169,7 @@ async def test_an_expectation_is_kept_over_a_crash_of_the_server(
     assert [stored.sequence for stored in await everything(jetstream)] == list(range(1, 61))
 
 
-async def test_reading_goes_on_over_a_crash_of_the_server(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
+async def test_read_continues_over_a_server_crash(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     stored = await fill(jetstream, 2500)
     seen: list[Stored] = []
     async with asyncio.timeout(20):
@@ -183,10 +181,8 @@ async def test_reading_goes_on_over_a_crash_of_the_server(server: EmbeddedServer
     assert seen == stored
 
 
-async def test_a_follower_is_back_soon_after_a_crash_of_the_server(
-    server: EmbeddedServer, jetstream: JetStreamLedger
-) -> None:
-    """At the reconnect, not when the silence gets suspicious."""
+async def test_follower_resumes_soon_after_a_server_crash(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
+    """At the reconnect, not after a timeout."""
     await fill(jetstream, 1)
     async with aclosing(jetstream.follow()) as events:
         await anext(events)
@@ -199,10 +195,8 @@ async def test_a_follower_is_back_soon_after_a_crash_of_the_server(
             assert (await following).event == event
 
 
-async def test_a_connection_that_the_server_ends_with_an_error_is_replaced(
-    server: EmbeddedServer, jetstream: JetStreamLedger
-) -> None:
-    """nats-py closes itself for good then. A command line that is too long is one such error."""
+async def test_connection_is_replaced_after_a_server_error(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
+    """nats-py then closes and does not reconnect. A command line that is too long is such an error."""
     await fill(jetstream, 1)
     async with aclosing(jetstream.follow()) as events:
         await anext(events)
@@ -218,7 +212,7 @@ async def test_a_connection_that_the_server_ends_with_an_error_is_replaced(
 # --- the server is away ----------------------------------------------------------------------------------------------
 
 
-async def test_an_append_is_given_up_after_its_patience_and_does_not_come_later(server: EmbeddedServer) -> None:
+async def test_append_times_out_and_is_not_sent_later(server: EmbeddedServer) -> None:
     ledger = await JetStreamLedger.connect(server.address, patience=0.6)
     stored = await fill(ledger, 1)
     kill(server)
@@ -253,7 +247,7 @@ def _connected(ledger: JetStreamLedger) -> Callable[[], Coroutine[Any, Any, bool
     return probe
 
 
-async def test_an_append_waits_for_a_server_that_comes_back_in_time(
+async def test_append_waits_for_a_server_that_is_back_in_time(
     server: EmbeddedServer, jetstream: JetStreamLedger
 ) -> None:
     kill(server)
@@ -264,7 +258,7 @@ async def test_an_append_waits_for_a_server_that_comes_back_in_time(
     assert await appending == 1
 
 
-async def test_a_cancelled_append_ends_at_once(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
+async def test_cancelled_append_ends_at_once(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     kill(server)
     appending = asyncio.create_task(jetstream.append(Teller().note()))
     await asyncio.wait([appending], timeout=0.1)
@@ -273,7 +267,7 @@ async def test_a_cancelled_append_ends_at_once(server: EmbeddedServer, jetstream
     assert appending.cancelled()
 
 
-async def test_what_is_closed_makes_no_attempt_to_connect_after_one_that_lost_its_cancellation(
+async def test_closed_client_does_not_retry_after_a_lost_cancellation(
     server: EmbeddedServer, jetstream: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[object] = []
@@ -298,7 +292,7 @@ async def test_what_is_closed_makes_no_attempt_to_connect_after_one_that_lost_it
     assert len(attempts) == 1
 
 
-async def test_connect_waits_until_there_is_a_server(server: EmbeddedServer) -> None:
+async def test_connect_waits_for_a_server(server: EmbeddedServer) -> None:
     kill(server)
     connecting = asyncio.create_task(JetStreamLedger.connect(server.address))
     await asyncio.wait([connecting], timeout=0.3)
@@ -309,9 +303,7 @@ async def test_connect_waits_until_there_is_a_server(server: EmbeddedServer) -> 
     await ledger.close()
 
 
-async def test_a_server_that_falls_silent_for_a_while_costs_nothing_but_time(
-    server: EmbeddedServer, jetstream: JetStreamLedger
-) -> None:
+async def test_stopped_server_delays_but_loses_nothing(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     stored = await fill(jetstream, 1200)
     async with aclosing(jetstream.follow()) as following, aclosing(jetstream.read()) as reading:
         followed, read = [await anext(following)], [await anext(reading)]
@@ -337,7 +329,7 @@ def stopped(server: EmbeddedServer) -> Iterator[None]:
         os.kill(server.pid, signal.SIGCONT)
 
 
-async def test_readers_notice_a_server_that_gives_no_sign(
+async def test_readers_detect_a_silent_server(
     server: EmbeddedServer, jetstream: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(consumer, "_HEARTBEAT", 0.2)
@@ -359,7 +351,7 @@ async def test_readers_notice_a_server_that_gives_no_sign(
 # --- readers leave nothing behind, and lose nothing ------------------------------------------------------------------
 
 
-async def test_a_reader_that_is_left_takes_its_consumer_with_it(jetstream: JetStreamLedger) -> None:
+async def test_closed_reader_deletes_its_consumer(jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 1200)
     for _ in range(3):
         async with aclosing(jetstream.read()) as reading, aclosing(jetstream.follow()) as following:
@@ -369,7 +361,7 @@ async def test_a_reader_that_is_left_takes_its_consumer_with_it(jetstream: JetSt
         await until(consumers_are(jetstream, 0))
 
 
-async def test_a_reader_that_nobody_holds_any_more_takes_its_consumer_with_it(jetstream: JetStreamLedger) -> None:
+async def test_collected_reader_deletes_its_consumer(jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 1200)
     async for _ in jetstream.read():
         break
@@ -378,15 +370,15 @@ async def test_a_reader_that_nobody_holds_any_more_takes_its_consumer_with_it(je
     await until(consumers_are(jetstream, 0))
 
 
-async def test_a_reader_that_came_to_its_end_leaves_no_consumer(jetstream: JetStreamLedger) -> None:
+async def test_finished_reader_leaves_no_consumer(jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 600)
     assert len(await everything(jetstream)) == 600
     assert await everything(jetstream, subjects.pattern("nobody")) == []
     await until(consumers_are(jetstream, 0))
 
 
-async def test_a_reader_that_disconnects_leaves_no_consumer(jetstream: JetStreamLedger, server: EmbeddedServer) -> None:
-    """A server takes a thousand of them, and forgets one by itself after a minute only."""
+async def test_disconnected_reader_leaves_no_consumer(jetstream: JetStreamLedger, server: EmbeddedServer) -> None:
+    """A server allows a thousand of them, and deletes an idle one only after a minute."""
     await fill(jetstream, 10)
     for _ in range(3):
         visitor = await JetStreamLedger.connect(server.address)
@@ -395,7 +387,7 @@ async def test_a_reader_that_disconnects_leaves_no_consumer(jetstream: JetStream
     await until(consumers_are(jetstream, 0))
 
 
-async def test_a_reader_may_be_cancelled_at_any_moment(jetstream: JetStreamLedger) -> None:
+async def test_reader_may_be_cancelled_at_any_step(jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 300)
 
     async def read() -> None:
@@ -405,7 +397,7 @@ async def test_a_reader_may_be_cancelled_at_any_moment(jetstream: JetStreamLedge
     for steps in range(60):
         task = asyncio.create_task(read())
         for _ in range(steps):
-            await asyncio.sleep(0)  # lets the task go one step further
+            await asyncio.sleep(0)  # the task runs one step
         if steps % 3 == 0:
             await consumers(jetstream)
         task.cancel()
@@ -415,7 +407,7 @@ async def test_a_reader_may_be_cancelled_at_any_moment(jetstream: JetStreamLedge
     assert len(await everything(jetstream)) == 300
 
 
-async def test_a_consumer_that_is_deleted_under_its_reader_is_replaced(jetstream: JetStreamLedger) -> None:
+async def test_reader_replaces_a_deleted_consumer(jetstream: JetStreamLedger) -> None:
     stored = await fill(jetstream, 2500)
 
     async def delete_consumers() -> None:
@@ -434,7 +426,7 @@ async def test_a_consumer_that_is_deleted_under_its_reader_is_replaced(jetstream
         assert seen == stored
 
 
-async def test_a_waiting_follower_whose_consumer_is_deleted_gets_what_comes(jetstream: JetStreamLedger) -> None:
+async def test_waiting_follower_replaces_a_deleted_consumer(jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 1)
     async with aclosing(jetstream.follow()) as following:
         await anext(following)
@@ -447,10 +439,10 @@ async def test_a_waiting_follower_whose_consumer_is_deleted_gets_what_comes(jets
             assert (await waiting).event == event
 
 
-async def test_requests_of_a_follower_that_waits_long_are_renewed(
+async def test_waiting_follower_renews_expired_pull_requests(
     jetstream: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever part of them was used before they expired: the account of what is outstanding must not drift."""
+    """For any used part of an expired request, the count of outstanding messages stays right."""
     monkeypatch.setattr(consumer, "_EXPIRES", 0.12)
     monkeypatch.setattr(consumer, "_HEARTBEAT", 0.05)
     monkeypatch.setattr(consumer, "BATCH", 5)
@@ -466,10 +458,10 @@ async def test_requests_of_a_follower_that_waits_long_are_renewed(
             seen += [(await anext(following)).event for _ in range(burst - 1)]
             assert seen[-burst:] == events
         [watched] = await consumers(jetstream)
-        assert watched["delivered"]["consumer_seq"] == len(seen)  # by one consumer: it was never lost
+        assert watched["delivered"]["consumer_seq"] == len(seen)  # the same consumer sent all
 
 
-async def test_a_slow_follower_loses_nothing_and_holds_little(fast_server: EmbeddedServer) -> None:
+async def test_slow_follower_loses_nothing_and_buffers_little(fast_server: EmbeddedServer) -> None:
     ledger = await JetStreamLedger.connect(fast_server.address)
     async with aclosing(ledger.follow()) as following:
         waiting = asyncio.ensure_future(anext(following))
@@ -484,7 +476,7 @@ async def test_a_slow_follower_loses_nothing_and_holds_little(fast_server: Embed
     await ledger.close()
 
 
-async def test_a_slow_follower_holds_little_also_of_large_events(fast_server: EmbeddedServer) -> None:
+async def test_slow_follower_buffers_little_of_large_events(fast_server: EmbeddedServer) -> None:
     ledger = await JetStreamLedger.connect(fast_server.address)
     stored = await fill(ledger, 60, size=1024 * 1024, at_once=4)
     async with asyncio.timeout(20), aclosing(ledger.follow()) as following:
@@ -496,11 +488,11 @@ async def test_a_slow_follower_holds_little_also_of_large_events(fast_server: Em
     await ledger.close()
 
 
-def test_one_request_has_room_for_the_largest_event() -> None:
+def test_one_pull_request_has_room_for_the_largest_event() -> None:
     assert consumer.BATCH_BYTES > MAX_PAYLOAD + 64 * 1024
 
 
-async def test_a_torn_message_is_skipped(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
+async def test_malformed_message_is_skipped(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     teller = Teller()
     torn = [b"", b"{", b'{"id": "half', b"\xff\xfe", b"[" * 100_000, b'{"id":"i","type":"WorkerStopped","v":1}']
     good: list[Event] = []
@@ -524,7 +516,7 @@ async def test_a_torn_message_is_skipped(server: EmbeddedServer, jetstream: JetS
 
 
 async def fill_up(ledger: JetStreamLedger) -> tuple[list[Stored], LedgerError]:
-    """Append until the ledger takes no more; return what it took, and what it said then."""
+    """Append until the ledger refuses; return the appended events and the error."""
     teller, stored = Teller(), list[Stored]()
     for number in itertools.count():
         event = teller.note("x" * 50_000 + str(number), ONE)
@@ -535,7 +527,7 @@ async def fill_up(ledger: JetStreamLedger) -> tuple[list[Stored], LedgerError]:
     raise AssertionError("unreachable")
 
 
-async def test_a_stream_that_is_full_says_so_and_takes_events_again_once_there_is_room(server: EmbeddedServer) -> None:
+async def test_full_stream_is_reported_and_recovers_with_room(server: EmbeddedServer) -> None:
     config = StreamConfig(name="NODE", max_bytes=1_000_000)
     ledger = await JetStreamLedger.connect(server.address, config=config)
     stored, error = await fill_up(ledger)
@@ -549,7 +541,7 @@ async def test_a_stream_that_is_full_says_so_and_takes_events_again_once_there_i
     await ledger.close()
 
 
-async def test_a_store_that_reached_its_limit_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
+async def test_store_at_its_limit_is_reported_and_loses_nothing(tmp_path: Path) -> None:
     server = EmbeddedServer(tmp_path / "store", tmp_path / "run", max_store=1_000_000)
     server.start()
     try:
@@ -571,13 +563,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-async def test_a_full_disk_is_named_and_every_acknowledged_event_survives_it(small_disk: Path, tmp_path: Path) -> None:
+async def test_full_disk_is_reported_and_loses_no_acknowledged_event(small_disk: Path, tmp_path: Path) -> None:
     ballast = small_disk / "ballast"
     server = EmbeddedServer(small_disk / "store", tmp_path / "run")
     server.start()
     try:
         ledger = await JetStreamLedger.connect(server.address, patience=1.0)
-        # By somebody else, and after the start: the server limits itself to a part of what was free then.
+        # Another process fills the disk after the start, because the server limits itself to the space that was free then.
         ballast.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 700_000))
         stored, error = await fill_up(ledger)
         assert isinstance(error, LedgerFullError | LedgerUnavailableError)
@@ -598,7 +590,7 @@ async def test_a_full_disk_is_named_and_every_acknowledged_event_survives_it(sma
         server.stop()
 
 
-async def test_an_event_that_no_server_would_take_is_refused_at_once(jetstream: JetStreamLedger) -> None:
+async def test_event_above_the_servers_limit_is_refused_at_once(jetstream: JetStreamLedger) -> None:
     started = asyncio.get_running_loop().time()
     with pytest.raises(LedgerError, match="max_payload"):
         await jetstream.append(Teller().note("x" * MAX_PAYLOAD))
@@ -612,7 +604,7 @@ async def test_an_event_that_no_server_would_take_is_refused_at_once(jetstream: 
 # --- the stream ------------------------------------------------------------------------------------------------------
 
 
-async def test_the_stream_is_made_once_and_changed_only_when_it_differs(server: EmbeddedServer) -> None:
+async def test_stream_is_updated_only_if_it_differs(server: EmbeddedServer) -> None:
     advice: list[str] = []
 
     async def note(message: Any) -> None:
@@ -628,7 +620,7 @@ async def test_the_stream_is_made_once_and_changed_only_when_it_differs(server: 
     assert advice == ["CREATED", "UPDATED", "UPDATED"]
 
 
-async def test_a_stream_that_the_server_does_not_allow_is_refused_with_its_reason(server: EmbeddedServer) -> None:
+async def test_refused_stream_configuration_names_the_reason(server: EmbeddedServer) -> None:
     for config in (StreamConfig(name="NODE"), StreamConfig(name="OTHER")):
         try:
             ledger = await JetStreamLedger.connect(server.address, config=config)
@@ -639,7 +631,7 @@ async def test_a_stream_that_the_server_does_not_allow_is_refused_with_its_reaso
             await ledger.close()
 
 
-async def test_a_stream_that_was_deleted_is_not_taken_for_an_empty_one(jetstream: JetStreamLedger) -> None:
+async def test_deleted_stream_is_an_error_not_an_empty_ledger(jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 1)
     await jetstream.api("STREAM.DELETE.NODE", {})
     for call in (jetstream.last_sequence(), jetstream.last("plumbline.ev.>"), everything(jetstream)):
@@ -647,7 +639,7 @@ async def test_a_stream_that_was_deleted_is_not_taken_for_an_empty_one(jetstream
             await call
 
 
-async def test_a_wrong_token_is_refused_with_a_sentence(server: EmbeddedServer) -> None:
+async def test_wrong_token_is_explained(server: EmbeddedServer) -> None:
     async with asyncio.timeout(3):
         with pytest.raises(LedgerError, match="does not accept the token"):
             await JetStreamLedger.connect(LedgerAddress(server.url, "wrong"))
@@ -655,12 +647,12 @@ async def test_a_wrong_token_is_refused_with_a_sentence(server: EmbeddedServer) 
             await JetStreamLedger.connect(LedgerAddress(server.url))
 
 
-async def test_an_address_that_is_none_is_refused_with_a_sentence() -> None:
+async def test_invalid_address_is_explained() -> None:
     with pytest.raises(LedgerError, match="there is no ledger at 'nats://"):
         await JetStreamLedger.connect(LedgerAddress("nats://[::1"))
 
 
-async def test_acknowledgements_are_timed(server: EmbeddedServer) -> None:
+async def test_time_of_each_append_is_observed(server: EmbeddedServer) -> None:
     seconds: list[float] = []
     ledger = await JetStreamLedger.connect(server.address, observe_ack=seconds.append)
     await fill(ledger, 5)
@@ -669,7 +661,7 @@ async def test_acknowledgements_are_timed(server: EmbeddedServer) -> None:
     await ledger.close()
 
 
-async def test_a_conflict_names_what_the_server_said(jetstream: JetStreamLedger) -> None:
+async def test_conflict_has_the_servers_reason(jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 3)
     with pytest.raises(ConflictError, match="wrong last sequence: 3"):
         await jetstream.append(Teller("x").note(), Expect("plumbline.ev.>", 2))
@@ -704,7 +696,7 @@ _PATTERNS = [
 ]
 
 
-async def test_the_memory_ledger_matches_filters_as_the_server_does(server: EmbeddedServer) -> None:
+async def test_memory_ledger_matches_subjects_as_the_server_does(server: EmbeddedServer) -> None:
     got: set[tuple[str, str]] = set()
     async with raw_client(server) as client:
         for pattern in _PATTERNS:
@@ -721,7 +713,7 @@ async def test_the_memory_ledger_matches_filters_as_the_server_does(server: Embe
     assert told == {(s, p) for s in _SUBJECTS for p in _PATTERNS if matches(s, p)}
 
 
-async def test_a_connection_can_be_closed_that_was_never_open() -> None:
+async def test_connection_that_never_opened_can_be_closed() -> None:
     connection = Connection(LedgerAddress("nats://127.0.0.1:1"), "test", 0.2)
     await connection.close()
     with pytest.raises(LedgerError, match="closed"):

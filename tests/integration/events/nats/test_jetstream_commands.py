@@ -34,7 +34,7 @@ def command(teller: Teller, number: int) -> Event:
 
 
 class Receiver:
-    """Receives in a task, and remembers."""
+    """Receives commands in a task and records them."""
 
     def __init__(self, commands: JetStreamCommands, node: NodeName = NODE, pause: float = 0.0) -> None:
         self.got: list[str] = []
@@ -65,9 +65,7 @@ def numbers(count: int) -> list[str]:
     return [str(number) for number in range(count)]
 
 
-async def test_nothing_is_lost_or_doubled_while_the_server_is_killed_and_started(
-    server: EmbeddedServer, commands: JetStreamCommands
-) -> None:
+async def test_server_restarts_lose_or_repeat_no_command(server: EmbeddedServer, commands: JetStreamCommands) -> None:
     receiver, teller = Receiver(commands), Teller(NODE)
 
     async def send() -> None:
@@ -84,7 +82,7 @@ async def test_nothing_is_lost_or_doubled_while_the_server_is_killed_and_started
     await receiver.stop()
 
 
-async def test_a_slow_reader_gets_everything(commands: JetStreamCommands) -> None:
+async def test_slow_reader_gets_every_command(commands: JetStreamCommands) -> None:
     receiver, teller = Receiver(commands, pause=0.02), Teller(NODE)
     for number in range(100):
         await commands.send(command(teller, number))
@@ -92,10 +90,10 @@ async def test_a_slow_reader_gets_everything(commands: JetStreamCommands) -> Non
     await receiver.stop()
 
 
-async def test_a_connection_that_was_given_up_is_replaced(
+async def test_receiving_continues_after_nats_py_gave_up(
     jetstream: JetStreamLedger, commands: JetStreamCommands
 ) -> None:
-    """A protocol error makes nats-py give the connection up."""
+    """After a protocol error nats-py does not reconnect."""
     receiver, teller = Receiver(commands), Teller(NODE)
     await commands.send(command(teller, 0))
     await receiver.until(1)
@@ -106,7 +104,7 @@ async def test_a_connection_that_was_given_up_is_replaced(
     await receiver.stop()
 
 
-async def test_a_command_that_no_bell_rang_for_is_found(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
+async def test_command_without_announcement_is_found(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     config = msgspec.structs.replace(command_stream(), republish=None)
     commands = JetStreamCommands(jetstream, poll=0.1)
     await commands.make(config)
@@ -118,7 +116,7 @@ async def test_a_command_that_no_bell_rang_for_is_found(server: EmbeddedServer, 
     await receiver.stop()
 
 
-async def test_a_torn_command_hides_none_behind_it(jetstream: JetStreamLedger, commands: JetStreamCommands) -> None:
+async def test_malformed_command_hides_no_later_one(jetstream: JetStreamLedger, commands: JetStreamCommands) -> None:
     receiver, teller = Receiver(commands), Teller(NODE)
     await commands.send(command(teller, 0))
     stream = Stream(jetstream.connection, "COMMANDS")
@@ -129,7 +127,7 @@ async def test_a_torn_command_hides_none_behind_it(jetstream: JetStreamLedger, c
     await receiver.stop()
 
 
-async def test_a_stream_made_anew_begins_behind_the_one_that_was_lost(
+async def test_replaced_stream_begins_after_the_lost_one(
     jetstream: JetStreamLedger, commands: JetStreamCommands
 ) -> None:
     receiver, teller = Receiver(commands), Teller(NODE)
@@ -142,7 +140,7 @@ async def test_a_stream_made_anew_begins_behind_the_one_that_was_lost(
     await receiver.stop()
 
 
-async def test_the_server_keeps_no_consumer_and_no_reader_leaves_anything(
+async def test_receiving_leaves_no_consumer_or_subscription(
     jetstream: JetStreamLedger, commands: JetStreamCommands
 ) -> None:
     receivers = [Receiver(commands) for _ in range(5)]
@@ -156,7 +154,7 @@ async def test_the_server_keeps_no_consumer_and_no_reader_leaves_anything(
     await jetstream.close()
 
 
-async def test_a_command_is_told_of_only_once_it_is_stored(
+async def test_command_is_announced_only_after_it_is_stored(
     jetstream: JetStreamLedger, commands: JetStreamCommands
 ) -> None:
     async with jetstream.subscribe(subjects.down_pattern(NODE)) as heard:
@@ -169,16 +167,14 @@ async def test_a_command_is_told_of_only_once_it_is_stored(
     assert notice.payload == b""
 
 
-async def test_the_stream_knows_for_as_long_as_it_keeps_a_command_that_it_was_sent(
+async def test_stream_detects_duplicates_as_long_as_it_stores_them(
     commands: JetStreamCommands, jetstream: JetStreamLedger
 ) -> None:
     info: dict[str, Any] = msgspec.json.decode(await jetstream.api("STREAM.INFO.COMMANDS", {}))
     assert info["config"]["duplicate_window"] == info["config"]["max_age"] > 0
 
 
-async def test_nothing_is_lost_or_doubled_when_a_cluster_loses_its_leader(
-    three: HubServers, hub: JetStreamLedger
-) -> None:
+async def test_leader_loss_of_a_cluster_loses_or_repeats_no_command(three: HubServers, hub: JetStreamLedger) -> None:
     commands = JetStreamCommands(hub)
     await commands.make(command_stream(3))
     receiver, teller = Receiver(commands), Teller(NODE)

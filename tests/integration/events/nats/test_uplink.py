@@ -46,7 +46,7 @@ def one(folder: Path) -> Iterator[HubServers]:
 
 @pytest.fixture
 async def above(one: HubServers) -> AsyncIterator[JetStreamLedger]:
-    """The hub of one server."""
+    """A hub of one server."""
     ledger = await connect_hub(one, patience=5)
     yield ledger
     await ledger.close()
@@ -74,7 +74,7 @@ async def events(ledger: JetStreamLedger) -> list[Event]:
 
 
 async def same(node: JetStreamLedger, above: JetStreamLedger) -> list[Event]:
-    """Return the events of both, once they are the same."""
+    """Return the events of both ledgers once they are equal."""
     async with asyncio.timeout(40):
         while True:
             at_node, at_hub = await events(node), await events(above)
@@ -84,9 +84,7 @@ async def same(node: JetStreamLedger, above: JetStreamLedger) -> list[Event]:
             await asyncio.sleep(0.05)
 
 
-async def test_everything_is_copied_in_order_and_what_comes_later_too(
-    jetstream: JetStreamLedger, above: JetStreamLedger
-) -> None:
+async def test_old_and_new_events_are_copied_in_order(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
     teller = Teller(NODE)
     await write(jetstream, teller, 2 * BATCH + 50)
     async with copying(jetstream, above) as uplink:
@@ -96,7 +94,7 @@ async def test_everything_is_copied_in_order_and_what_comes_later_too(
         assert uplink.done == await jetstream.last_sequence()
 
 
-async def test_only_the_events_of_the_node_are_copied(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
+async def test_only_events_of_the_node_are_copied(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
     await write(above, Teller(OTHER), 3)
     for teller in (Teller(OTHER), Teller(NO_NODE), Teller(NODE)):
         await write(jetstream, teller, 3)
@@ -105,7 +103,7 @@ async def test_only_the_events_of_the_node_are_copied(jetstream: JetStreamLedger
     assert [stored.event.node async for stored in above.read()] == [OTHER] * 3 + [NODE] * 3
 
 
-async def test_a_copy_has_every_byte_of_its_event(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
+async def test_copy_equals_its_event_byte_for_byte(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
     text = encode(Teller(NODE).note("from tomorrow")).replace(b'"data":{', b'"later": [1], "data":{"more":"it",')
     subject = subjects.subject(NODE, "", "WorkerStopped")
     await Stream(jetstream.connection, "NODE").store(subject, text, what="it", headers={})
@@ -116,8 +114,8 @@ async def test_a_copy_has_every_byte_of_its_event(jetstream: JetStreamLedger, ab
     assert kept.payload == text
 
 
-async def test_an_uplink_goes_on_where_the_one_before_was(one: HubServers, jetstream: JetStreamLedger) -> None:
-    """Also when the hub does not remember IDs any more: what keeps an event from coming twice has no window."""
+async def test_new_uplink_resumes_where_the_last_one_stopped(one: HubServers, jetstream: JetStreamLedger) -> None:
+    """Also after the hub's duplicate window: the condition of the append prevents duplicates without any window."""
     above = await connect_hub(one)
     config = msgspec.structs.replace(hub_stream(1), duplicate_window=100_000_000)
     await Stream(above.connection, above.stream).ensure(config)
@@ -131,7 +129,7 @@ async def test_an_uplink_goes_on_where_the_one_before_was(one: HubServers, jetst
     await above.close()
 
 
-async def test_a_hub_that_is_killed_under_load_gets_everything_once(
+async def test_hub_killed_under_load_gets_each_event_once(
     one: HubServers, jetstream: JetStreamLedger, above: JetStreamLedger
 ) -> None:
     async with copying(jetstream, above):
@@ -145,7 +143,7 @@ async def test_a_hub_that_is_killed_under_load_gets_everything_once(
         assert len(await same(jetstream, above)) == 2000
 
 
-async def test_a_cluster_that_loses_its_leader_gets_everything_once(
+async def test_cluster_without_leader_gets_each_event_once(
     three: HubServers, hub: JetStreamLedger, jetstream: JetStreamLedger
 ) -> None:
     async with copying(jetstream, hub):
@@ -160,7 +158,7 @@ async def test_a_cluster_that_loses_its_leader_gets_everything_once(
         assert len(await same(jetstream, hub)) == 1500
 
 
-async def test_a_restart_of_the_nodes_own_server_is_survived(
+async def test_uplink_survives_a_restart_of_the_nodes_server(
     server: EmbeddedServer, jetstream: JetStreamLedger, above: JetStreamLedger
 ) -> None:
     async with copying(jetstream, above):
@@ -172,7 +170,7 @@ async def test_a_restart_of_the_nodes_own_server_is_survived(
         assert len(await same(jetstream, above)) == 600
 
 
-async def test_a_hub_that_was_restored_from_a_backup_gets_again_what_it_lost(
+async def test_restored_hub_gets_its_lost_events_again(
     one: HubServers, folder: Path, jetstream: JetStreamLedger, above: JetStreamLedger
 ) -> None:
     teller = Teller(NODE)
@@ -184,7 +182,7 @@ async def test_a_hub_that_was_restored_from_a_backup_gets_again_what_it_lost(
         one.start()
         await write(jetstream, teller, 100)
         await same(jetstream, above)
-        await write(above, Teller(OTHER), 5)  # what the others lost does not confuse this one
+        await write(above, Teller(OTHER), 5)  # lost events of other nodes change nothing for this one
         one.kill()
         one.restore(folder / "backup")
         one.start()
@@ -194,7 +192,7 @@ async def test_a_hub_that_was_restored_from_a_backup_gets_again_what_it_lost(
         assert uplink.done == await jetstream.last_sequence()
 
 
-async def test_a_hub_that_lost_all_gets_all_that_the_node_has(
+async def test_empty_hub_gets_all_events_of_the_node(
     one: HubServers, jetstream: JetStreamLedger, above: JetStreamLedger
 ) -> None:
     async with copying(jetstream, above):
@@ -203,18 +201,18 @@ async def test_a_hub_that_lost_all_gets_all_that_the_node_has(
         one.kill()
         one.restore(None)
         one.start()
-        anew = await connect_hub(one)  # whoever makes streams at the hub
+        anew = await connect_hub(one)  # creates the streams at the hub
         assert len(await same(jetstream, anew)) == 50
         await anew.close()
 
 
-async def test_purges_at_the_node_leave_no_trace_at_the_hub(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
+async def test_purge_at_the_node_does_not_affect_the_hub(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
     teller = Teller(NODE)
     await write(jetstream, teller, 30)
     async with copying(jetstream, above):
         before = await same(jetstream, above)
     await write(jetstream, teller, 7)
-    for number in range(7):  # the hub's last event of the node goes, too
+    for number in range(7):  # purges the hub's last event of the node too
         await jetstream.purge(subjects.pattern(NODE, container(number)), 30)
     async with copying(jetstream, above) as uplink:
         await until(lambda: uplink.done == 37)
@@ -223,7 +221,7 @@ async def test_purges_at_the_node_leave_no_trace_at_the_hub(jetstream: JetStream
     assert after[30:] == await events(jetstream)
 
 
-async def test_torn_bytes_at_the_node_stop_nothing(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
+async def test_malformed_event_does_not_stop_the_uplink(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
     teller, stream = Teller(NODE), Stream(jetstream.connection, "NODE")
     for text in (b"", b'{"id":"torn', b"\xff\xfe", encode(Teller(OTHER).note())):
         await write(jetstream, teller, 1)
@@ -235,7 +233,7 @@ async def test_torn_bytes_at_the_node_stop_nothing(jetstream: JetStreamLedger, a
 
 
 @pytest.mark.parametrize("text", [b"torn", encode(Teller(NODE).note("from elsewhere", container(99)))])
-async def test_what_others_left_under_the_nodes_name_is_passed_over(
+async def test_uplink_continues_after_foreign_events_of_the_node(
     jetstream: JetStreamLedger, above: JetStreamLedger, text: bytes
 ) -> None:
     teller = Teller(NODE)
@@ -252,7 +250,7 @@ async def test_what_others_left_under_the_nodes_name_is_passed_over(
     assert at_hub == await events(jetstream)
 
 
-async def test_a_node_whose_ledger_was_made_anew_goes_on_behind_what_the_hub_has(
+async def test_new_node_ledger_is_appended_after_the_old_copies(
     server: EmbeddedServer, tmp_path: Path, jetstream: JetStreamLedger, above: JetStreamLedger
 ) -> None:
     teller = Teller(NODE)
@@ -269,7 +267,7 @@ async def test_a_node_whose_ledger_was_made_anew_goes_on_behind_what_the_hub_has
     await anew.close()
 
 
-async def test_a_node_that_was_restored_from_a_backup_adds_what_is_new(
+async def test_restored_node_adds_only_new_events(
     server: EmbeddedServer, tmp_path: Path, jetstream: JetStreamLedger, above: JetStreamLedger
 ) -> None:
     teller = Teller(NODE)
@@ -290,15 +288,13 @@ async def test_a_node_that_was_restored_from_a_backup_adds_what_is_new(
     assert await events(above) == before + (await events(jetstream))[20:]
 
 
-async def test_two_uplinks_of_one_node_copy_everything_once(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
+async def test_two_uplinks_of_one_node_copy_each_event_once(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
     async with copying(jetstream, above), copying(jetstream, above):
         await write(jetstream, Teller(NODE), 300)
         assert len(await same(jetstream, above)) == 300
 
 
-async def test_an_event_that_the_hub_does_not_take_stops_none_behind_it(
-    folder: Path, jetstream: JetStreamLedger
-) -> None:
+async def test_event_too_large_for_the_hub_stops_no_later_one(folder: Path, jetstream: JetStreamLedger) -> None:
     servers = HubServers(folder, extra={"max_payload": 4096})
     servers.start()
     above = await connect_hub(servers)
@@ -313,7 +309,7 @@ async def test_an_event_that_the_hub_does_not_take_stops_none_behind_it(
     servers.kill()
 
 
-async def test_a_quiet_time_ends_nothing(
+async def test_uplink_survives_an_idle_time(
     jetstream: JetStreamLedger, above: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.nats.client.consumer._HEARTBEAT", 0.1)
@@ -325,7 +321,7 @@ async def test_a_quiet_time_ends_nothing(
             await asyncio.sleep(0.3)
 
 
-async def test_the_lag_is_told_while_the_hub_is_away_and_gone_afterwards(
+async def test_lag_grows_while_the_hub_is_away_and_ends_after(
     one: HubServers, jetstream: JetStreamLedger, above: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.nats.uplink._MEASURE", 0.05)

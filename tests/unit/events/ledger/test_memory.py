@@ -1,4 +1,4 @@
-"""The memory ledger's two switches, for tests of what others do without a ledger."""
+"""The two switches of the memory ledger: full, and away."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from events.schema import Stored
 from tests.support.stories.lives import Teller
 
 
-async def test_a_full_ledger_takes_nothing_new_and_still_knows_what_it_has() -> None:
+async def test_full_ledger_refuses_new_events_and_knows_old_ones() -> None:
     ledger, teller = MemoryLedger(), Teller()
     event = teller.note()
     await ledger.append(event)
@@ -26,7 +26,7 @@ async def test_a_full_ledger_takes_nothing_new_and_still_knows_what_it_has() -> 
     assert await ledger.append(teller.note()) == 2
 
 
-async def test_a_ledger_that_is_away_answers_nothing_and_followers_wait_for_it() -> None:
+async def test_ledger_away_raises_and_followers_wait() -> None:
     ledger, teller = MemoryLedger(), Teller()
     async with aclosing(ledger.follow()) as following:
         waiting = asyncio.ensure_future(anext(following))
@@ -46,7 +46,7 @@ async def test_a_ledger_that_is_away_answers_nothing_and_followers_wait_for_it()
         assert await waiting == Stored(1, event)
 
 
-async def test_an_event_that_has_no_text_takes_no_sequence() -> None:
+async def test_event_that_can_not_be_encoded_takes_no_sequence() -> None:
     """A lone surrogate can't be written as JSON."""
     ledger, teller = MemoryLedger(), Teller()
     with pytest.raises(ValueError, match="surrogates"):

@@ -1,4 +1,4 @@
-"""Several threads that meet a type for the first time at the same moment."""
+"""Several threads that use a type for the first time at the same moment."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def outcome(convert: str) -> int:
     return subprocess.run([sys.executable, "-c", FIRST_USES, convert], check=False, capture_output=True).returncode
 
 
-def test_many_threads_may_be_the_first() -> None:
+def test_many_threads_may_use_a_type_first() -> None:
     assert outcome("decoding.convert") == 0
 
 
-def test_msgspec_by_itself_can_not_do_without() -> None:
-    """Fails when ``decoding`` is no longer needed: the threads have to meet, which they do at most attempts."""
+def test_msgspec_alone_crashes_on_concurrent_first_use() -> None:
+    """Fails once ``decoding`` is not needed any more. The crash needs two threads at once, which most attempts have."""
     if all(outcome("msgspec.convert") == 0 for _ in range(20)):
         pytest.fail("msgspec's own convert survived: events.process.decoding can go")

@@ -1,4 +1,4 @@
-"""Metrics are serve_metrics as soon as the port is free, and a busy port stops nothing else."""
+"""Metrics are served as soon as the port is free, and a busy port stops nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def registry() -> CollectorRegistry:
 
 
 async def scraped(port: int) -> str:
-    """Return the page, once there is one."""
+    """Return the page once the server answers."""
     while True:
         try:
             return await asyncio.to_thread(_page, port)
@@ -50,7 +50,7 @@ async def said(logs: list[EventDict], event: str) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_port_that_is_taken_is_said_once_and_used_when_it_is_free(
+async def test_busy_port_is_logged_once_and_used_when_free(
     registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_server, "PAUSE", 0.01)
@@ -66,7 +66,7 @@ async def test_a_port_that_is_taken_is_said_once_and_used_when_it_is_free(
     assert "in use" in logs[0]["error"]
 
 
-async def test_the_port_is_free_again_afterwards(registry: CollectorRegistry) -> None:
+async def test_port_is_free_after_the_block(registry: CollectorRegistry) -> None:
     with taken() as holder:
         port = holder.getsockname()[1]
     for _ in range(2):
@@ -74,14 +74,14 @@ async def test_the_port_is_free_again_afterwards(registry: CollectorRegistry) ->
             assert "answer 42.0" in await scraped(port)
 
 
-async def test_a_host_that_there_is_not_stops_nothing(registry: CollectorRegistry) -> None:
+async def test_unknown_host_stops_nothing(registry: CollectorRegistry) -> None:
     with capture_logs() as logs:
         async with asyncio.timeout(30), serve_metrics(registry, MetricsSettings(host="192.0.2.1", port=9)):
             await said(logs, "metrics_not_served")
     assert logs[0]["event"] == "metrics_not_served"
 
 
-async def test_port_0_is_nowhere(registry: CollectorRegistry) -> None:
+async def test_port_0_serves_nothing(registry: CollectorRegistry) -> None:
     with capture_logs() as logs:
         async with serve_metrics(registry, MetricsSettings()):
             await asyncio.sleep(0)
