@@ -569,7 +569,7 @@ async def test_full_disk_is_reported_and_loses_no_acknowledged_event(small_disk:
     server.start()
     try:
         ledger = await JetStreamLedger.connect(server.address, patience=1.0)
-        # Another process fills the disk after the start, because the server limits itself to the space that was free then.
+        # Another process fills the disk after the start: the server uses only a part of what was free then.
         ballast.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 700_000))
         stored, error = await fill_up(ledger)
         assert isinstance(error, LedgerFullError | LedgerUnavailableError)
