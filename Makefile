@@ -7,7 +7,7 @@ PYTEST_JOBS ?= $(shell expr $$(nproc) + 1)
 # Where the environment says not to write compiled modules, every process would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test bench lint lock
+.PHONY: demo test test-fast bench lint lock
 
 demo:
 	.ci/setup
@@ -16,6 +16,11 @@ demo:
 test:
 	.ci/setup test
 	$(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+
+# The inner loop: what needs neither root nor a server.
+test-fast:
+	.ci/setup test
+	$(BIN)/pytest --numprocesses $$(nproc) --dist loadfile $(PYTEST_ARGS) tests/unit
 
 bench:
 	.ci/setup

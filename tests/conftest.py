@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -55,6 +56,9 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Without compiled files, every process of the run compiles the code, and pytest rewrites every assertion anew.
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if config.getoption("--no-unexpected-skips"):
         config.pluginmanager.register(_SkipJudge(), "skip-judge")
 
