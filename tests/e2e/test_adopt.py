@@ -122,7 +122,7 @@ def test_spooled_del_is_done_after_the_adoption(adopted: Adopted) -> None:
     assert not adopted.node.reserved()
 
 
-def test_a_running_worker_refuses_an_adoption_and_not_a_dry_run(adopted: Adopted) -> None:
+def test_running_worker_refuses_an_adoption_but_not_a_dry_run(adopted: Adopted) -> None:
     pod, sandbox = adopted.pod("busy")
     adopted.node.start()
     done = adopted.run()

@@ -20,7 +20,7 @@ def node(shared_node: Node) -> Node:
     return shared_node
 
 
-def test_samplepod_has_two_interfaces_and_the_runtime_the_default_networks_result(node: Node) -> None:
+def test_pod_has_two_interfaces_and_the_runtime_the_default_result(node: Node) -> None:
     pod = node.samplepod()
     answer = pod.add()
     assert answer.exit_code == 0, answer
@@ -35,14 +35,14 @@ def test_samplepod_has_two_interfaces_and_the_runtime_the_default_networks_resul
     assert node.story(pod) == (*ADD_STORY, *DEL_STORY)
 
 
-def test_a_pod_without_annotation_has_the_default_network_only(node: Node) -> None:
+def test_pod_without_annotation_has_only_the_default_network(node: Node) -> None:
     pod = node.pod("plain")
     assert pod.add().exit_code == 0
     assert set(pod.links()) == {"eth0"}
     node.assert_attached(pod)
 
 
-def test_a_sandbox_of_no_pod_has_the_default_network(node: Node) -> None:
+def test_sandbox_without_a_pod_has_the_default_network(node: Node) -> None:
     pod = node.pod("any")
     answer = pod.add(CNI_ARGS="")
     assert answer.exit_code == 0, answer
@@ -87,7 +87,7 @@ def test_pods_reach_each_other_over_the_additional_network(node: Node) -> None:
     assert ping(left.namespace, address.split("/")[0])
 
 
-def test_a_chain_runs_in_order_and_back(node: Node) -> None:
+def test_chain_runs_in_order_and_back(node: Node) -> None:
     chain = {
         "cniVersion": "1.0.0",
         "name": "default",
@@ -116,7 +116,7 @@ def rules() -> str:
 
 
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"])
-def test_every_version_of_the_specification_is_spoken(node: Node, version: str) -> None:
+def test_every_version_of_the_specification_is_supported(node: Node, version: str) -> None:
     node.nad("macvlan-conf", node.macvlan(version))
     pod = node.pod("versioned", "macvlan-conf", node.conf(node.bridge(version), version=version))
     answer = pod.add()
@@ -128,7 +128,7 @@ def test_every_version_of_the_specification_is_spoken(node: Node, version: str) 
 
 
 @pytest.mark.parametrize("delegate", ["0.2.0", "0.3.1", "1.0.0"])
-def test_the_result_is_in_the_version_that_the_runtime_speaks(node: Node, delegate: str) -> None:
+def test_result_is_in_the_version_of_the_runtime(node: Node, delegate: str) -> None:
     pod = node.pod("translated", config=node.conf(node.bridge(delegate), version="1.1.0"))
     answer = pod.add()
     assert answer.exit_code == 0, answer
@@ -154,7 +154,7 @@ def test_version_needs_no_worker(node: Node) -> None:
     node.start()
 
 
-def test_status_is_that_of_the_default_networks_plugins(node: Node) -> None:
+def test_status_is_that_of_the_default_plugins(node: Node) -> None:
     node.plugin("moody", 'echo \'{"cniVersion":"1.1.0","code":51,"msg":"the uplink is down"}\'; exit 1')
     assert status(node, node.conf(version="1.1.0")) == (0, "", "")
     moody = {"cniVersion": "1.1.0", "name": "default", "type": "moody"}
@@ -170,7 +170,7 @@ def status(node: Node, conf: object) -> tuple[int, str, str]:
     return node.runtime.call("STATUS", {"CNI_PATH": "/usr/lib/cni"}, conf).answer()
 
 
-def test_status_tells_of_a_ledger_that_is_away(node: Node) -> None:
+def test_status_reports_a_stopped_ledger(node: Node) -> None:
     node.server.stop()
 
     def away() -> bool:
@@ -183,7 +183,7 @@ def test_status_tells_of_a_ledger_that_is_away(node: Node) -> None:
 
 
 @pytest.mark.parametrize("key", ["cni.dev/valid-attachments", "cni.dev/attachments"])
-def test_gc_detaches_what_the_runtime_does_not_know(node: Node, key: str) -> None:
+def test_gc_detaches_sandboxes_unknown_to_the_runtime(node: Node, key: str) -> None:
     conf = node.conf(version="1.1.0")
     node.nad("macvlan-conf", node.macvlan())
     stale, live = node.pod("stale", "macvlan-conf", conf), node.pod("live", "macvlan-conf", conf)
@@ -199,7 +199,7 @@ def test_gc_detaches_what_the_runtime_does_not_know(node: Node, key: str) -> Non
 
 
 @pytest.mark.skipif(not shutil.which("iptables"), reason="iptables is not installed")
-def test_gc_ends_the_masquerading_of_what_the_ledger_never_knew(node: Node) -> None:
+def test_gc_removes_masquerading_without_a_ledger_entry(node: Node) -> None:
     """A pod of before Plumbline, whose DEL nobody gave."""
     conf = node.conf(node.bridge("1.1.0", ipMasq=True), version="1.1.0")
     before, live = node.pod("before"), node.pod("live", config=conf)
@@ -232,7 +232,7 @@ def test_gc_without_a_list_frees_nothing(node: Node) -> None:
     node.assert_attached(pod)
 
 
-def test_gc_of_another_network_leaves_ours_alone(node: Node) -> None:
+def test_gc_of_another_network_detaches_nothing(node: Node) -> None:
     pod = node.pod("live", config=node.conf(version="1.1.0"))
     assert pod.add().exit_code == 0
     other = {**node.conf(version="1.1.0"), "name": "other", "cni.dev/valid-attachments": []}
@@ -240,7 +240,7 @@ def test_gc_of_another_network_leaves_ours_alone(node: Node) -> None:
     node.assert_attached(pod)
 
 
-def test_gc_tells_plugins_of_a_secondary_network_their_own_interfaces(node: Node) -> None:
+def test_gc_gives_secondary_plugins_their_own_interfaces(node: Node) -> None:
     calls = node.bin / "calls"
     node.plugin(
         "collector",
@@ -258,7 +258,7 @@ def test_gc_tells_plugins_of_a_secondary_network_their_own_interfaces(node: Node
     ]
 
 
-def test_a_container_that_comes_back_under_its_id_is_attached_anew(node: Node) -> None:
+def test_container_that_reuses_its_id_is_attached_again(node: Node) -> None:
     pod = node.samplepod()
     for _ in range(2):
         assert pod.add().exit_code == 0
@@ -277,7 +277,7 @@ def test_one_container_can_have_several_interfaces_from_the_runtime(node: Node) 
     assert pod.delete(CNI_IFNAME="eth1").exit_code == 0
 
 
-def test_the_plan_names_the_folders_that_plugins_are_looked_for(node: Node) -> None:
+def test_plan_records_the_plugin_folders(node: Node) -> None:
     pod = node.pod("planned")
     assert pod.add().exit_code == 0
     (planned,) = (e.data for e in node.events_of(pod) if isinstance(e.data, AttachPlanned))

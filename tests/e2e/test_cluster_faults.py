@@ -72,7 +72,7 @@ def plan_of(cluster: Cluster, sandbox: PodSandbox) -> AttachPlanned:
 # --- the API server is away ---
 
 
-def test_worker_that_starts_without_an_api_server_tells_so_and_serves_once_it_is_there(cluster: Cluster) -> None:
+def test_worker_without_an_api_server_says_so_and_serves_once_it_is_up(cluster: Cluster) -> None:
     node, kube = cluster.node, cluster.kube
     early = cluster.pod("early")
     kube.kill_api()
@@ -93,7 +93,7 @@ def test_worker_that_starts_without_an_api_server_tells_so_and_serves_once_it_is
     node.assert_attached(early)
 
 
-def test_attach_that_is_under_way_needs_no_api_server(cluster: Cluster) -> None:
+def test_attach_in_progress_needs_no_api_server(cluster: Cluster) -> None:
     node = cluster.node
     gate = node.gate("host-local")
     cluster.nad("gated", node.macvlan(ipam=node.host_local("192.168.0.0/16", gate.type)))
@@ -110,7 +110,7 @@ def test_attach_that_is_under_way_needs_no_api_server(cluster: Cluster) -> None:
     assert node.story(sandbox) == (*ADD_STORY, *DEL_STORY)
 
 
-def test_pods_come_and_go_while_the_api_server_does(cluster: Cluster) -> None:
+def test_cached_pods_come_and_go_while_the_api_server_restarts(cluster: Cluster) -> None:
     node, kube = cluster.node, cluster.kube
     cluster.start()
     known = [cluster.pod(f"known-{number}") for number in range(3)]
@@ -146,7 +146,7 @@ def churn(sandboxes: list[PodSandbox]) -> None:
 # --- the API server says no ---
 
 
-def test_token_that_expired_is_told_until_it_is_renewed(cluster: Cluster) -> None:
+def test_expired_token_is_reported_until_it_is_renewed(cluster: Cluster) -> None:
     node = cluster.node
     sandbox = cluster.pod("expired")
     cluster.accept("token-that-expired")
@@ -194,7 +194,7 @@ def granted(cluster: Cluster, user: str) -> Iterator[None]:
         cluster.kube.ask("DELETE", f"{BINDINGS}/{user}")
 
 
-def test_pods_are_attached_in_a_storm_of_expired_versions(cluster: Cluster) -> None:
+def test_pods_are_attached_while_resource_versions_expire(cluster: Cluster) -> None:
     node = cluster.node
     config = json.dumps(node.macvlan())
 
@@ -251,7 +251,7 @@ def faked(**behaviour: Behaviour) -> Iterator[FakeApi]:
 # --- pods change ---
 
 
-def test_pod_that_is_deleted_while_its_add_runs_is_attached_and_detached(cluster: Cluster) -> None:
+def test_pod_deleted_during_its_add_is_attached_and_detached(cluster: Cluster) -> None:
     node = cluster.node
     gate = node.gate("host-local")
     cluster.nad("gated-deleted", node.macvlan(ipam=node.host_local("192.168.0.0/16", gate.type)))
@@ -269,7 +269,7 @@ def test_pod_that_is_deleted_while_its_add_runs_is_attached_and_detached(cluster
     assert node.story(sandbox) == (*ADD_STORY, *DEL_STORY)
 
 
-def test_pod_that_comes_back_under_its_name_is_not_mistaken_for_the_one_before(cluster: Cluster) -> None:
+def test_new_pod_of_an_old_name_gets_its_own_networks(cluster: Cluster) -> None:
     node, kube = cluster.node, cluster.kube
     gate = node.gate("host-local", "DEL")
     cluster.nad("gated-web", node.macvlan(ipam=node.host_local("192.168.0.0/16", gate.type)))
@@ -299,7 +299,7 @@ def test_pod_that_comes_back_under_its_name_is_not_mistaken_for_the_one_before(c
     assert node.story(old)[-4:] == DEL_STORY
 
 
-def test_annotation_counts_as_it_is_when_the_add_comes_and_no_later(cluster: Cluster) -> None:
+def test_annotation_is_read_when_the_add_arrives(cluster: Cluster) -> None:
     node, kube = cluster.node, cluster.kube
     gate = node.gate("host-local")
     cluster.nad("gated-edited", node.macvlan(ipam=node.host_local("192.168.0.0/16", gate.type)))
@@ -325,7 +325,7 @@ def test_annotation_counts_as_it_is_when_the_add_comes_and_no_later(cluster: Clu
 
 
 @pytest.mark.parametrize("change", ["edited", "deleted"])
-def test_network_that_changes_after_the_add_is_detached_as_it_was(cluster: Cluster, change: str) -> None:
+def test_network_changed_after_the_add_is_detached_as_recorded(cluster: Cluster, change: str) -> None:
     node, kube = cluster.node, cluster.kube
     network = f"network-{change}"
     cluster.nad(network, node.macvlan())
@@ -354,7 +354,7 @@ def refused(sandbox: PodSandbox, code: int) -> bool:
     return answer.code == code
 
 
-def test_one_of_ten_thousand_networks_is_attached_and_an_edit_of_another_heeded(cluster: Cluster) -> None:
+def test_one_of_ten_thousand_networks_is_attached_and_another_updated(cluster: Cluster) -> None:
     node, kube = cluster.node, cluster.kube
     config = json.dumps(node.macvlan())
     kube.create_namespace("many")
@@ -398,7 +398,7 @@ def test_network_of_a_mebibyte_is_attached_and_detached(cluster: Cluster) -> Non
     assert node.story(sandbox) == (*ADD_STORY, *DEL_STORY)
 
 
-def test_plan_that_is_too_large_for_the_ledger_is_refused_before_anything_is_done(cluster: Cluster) -> None:
+def test_plan_too_large_for_the_ledger_is_refused_first(cluster: Cluster) -> None:
     large(cluster, "too-large")
     cluster.start()
     sandbox = cluster.pod("too-large", ",".join(["too-large"] * 9))
@@ -414,7 +414,7 @@ def test_plan_that_is_too_large_for_the_ledger_is_refused_before_anything_is_don
     ("name", "config"),
     [("no-json", "x" * MEBIBYTE), ("no-end", "[" * MEBIBYTE), ("no-type", json.dumps({"type": "x" * MEBIBYTE}))],
 )
-def test_mebibyte_that_is_no_configuration_is_refused_in_one_sentence(cluster: Cluster, name: str, config: str) -> None:
+def test_invalid_mebibyte_is_refused_in_one_sentence(cluster: Cluster, name: str, config: str) -> None:
     cluster.nad(name, config)
     cluster.start()
     sandbox = cluster.pod(name, name)

@@ -62,7 +62,7 @@ def outcomes(node: Node) -> list[str]:
     return [data.request for data in answered if data.request]
 
 
-def test_commands_are_intents_of_the_node_in_order_and_each_has_one_outcome(node: Node) -> None:
+def test_commands_become_intents_in_order_with_one_outcome_each(node: Node) -> None:
     sent = [send(node, number) for number in range(3)]
     eventually(lambda: len(outcomes(node)) == 3, "each has an outcome")
     node.kill()

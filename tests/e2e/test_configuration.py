@@ -79,7 +79,7 @@ def length(node: Node) -> int:
 # --- the file of a node -----------------------------------------------------------------------------------------------
 
 
-def test_configuration_of_multus_is_taken_as_it_is(node: Node, net_d: Path) -> None:
+def test_multus_configuration_is_accepted_unchanged(node: Node, net_d: Path) -> None:
     node.nad("macvlan-conf", node.macvlan())
     mark = length(node)
     pod = node.pod("drop-in", "macvlan-conf", multus(listed(net_d, "default", node.bridge())))
@@ -91,7 +91,7 @@ def test_configuration_of_multus_is_taken_as_it_is(node: Node, net_d: Path) -> N
     assert not log_since(node, mark, "unknown_configuration_key")
 
 
-def test_chain_goes_on_in_the_folder_beside_and_its_del_needs_the_folder_no_more(node: Node, net_d: Path) -> None:
+def test_chain_continues_in_its_folder_and_del_does_not_read_it(node: Node, net_d: Path) -> None:
     calls = net_d / "calls"
     node.plugin("recording", RECORDING.replace("FILE", str(calls)))
     folder = net_d / "default"
@@ -133,7 +133,7 @@ def test_auxiliary_chain_is_attached_last(node: Node, net_d: Path) -> None:
     assert calls.read_text().splitlines()[1].startswith("DEL ")
 
 
-def test_unknown_key_is_warned_of_once(make_node: MakeNode) -> None:
+def test_unknown_key_is_warned_about_once(make_node: MakeNode) -> None:
     node = make_node(network={"clusterNetwork": "", "clusterNetworks": ["x"]})
     node.start()
     for name in ("one", "two"):
@@ -172,7 +172,7 @@ def test_add_waits_for_the_default_network(node: Node, tmp_path: Path) -> None:
     node.assert_attached(pod)
 
 
-def test_add_that_waited_in_vain_says_for_which_file(node: Node, tmp_path: Path) -> None:
+def test_add_names_the_file_it_waited_for(node: Node, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     pod = node.pod("early", config=node.conf(readinessindicatorfile=str(ready)))
     answer = pod.add(PLUMBLINE_DEADLINE="2")
@@ -193,7 +193,7 @@ def test_del_does_not_wait(node: Node, tmp_path: Path) -> None:
     node.assert_detached(pod)
 
 
-def test_status_and_gc_tell_of_a_default_network_that_is_not_ready(node: Node, tmp_path: Path) -> None:
+def test_status_and_gc_report_an_unready_default_network(node: Node, tmp_path: Path) -> None:
     config = node.conf(version="1.1.0", readinessindicatorfile=str(tmp_path / "ready"))
     answer = ask(node, "STATUS", config)
     assert answer.code == 50
@@ -206,7 +206,7 @@ def test_status_and_gc_tell_of_a_default_network_that_is_not_ready(node: Node, t
 # --- STATUS of the default network ------------------------------------------------------------------------------------
 
 
-def test_status_is_that_of_a_cluster_network_too(node: Node, net_d: Path) -> None:
+def test_status_includes_the_cluster_network(node: Node, net_d: Path) -> None:
     path = listed(net_d, "default", {"type": "moody"}, version="1.1.0")
     node.plugin("moody", 'echo \'{"cniVersion":"1.1.0","code":51,"msg":"the uplink is down"}\'; exit 1')
     answer = ask(node, "STATUS", multus(path, "1.1.0"))
@@ -260,7 +260,7 @@ def told(path: Path) -> list[tuple[str, str]]:
     return [(line.split("event=")[1].split()[0], line.split("command=")[1].split()[0]) for line in lines]
 
 
-def test_requests_show_up_in_the_log_file_of_their_configuration(node: Node, tmp_path: Path) -> None:
+def test_requests_are_logged_to_the_file_of_their_configuration(node: Node, tmp_path: Path) -> None:
     path = tmp_path / "log" / "multus.log"
     pod = node.pod("logged", config=node.conf(logFile=str(path), logLevel="verbose"))
     other = node.pod("elsewhere")
@@ -275,7 +275,7 @@ def test_requests_show_up_in_the_log_file_of_their_configuration(node: Node, tmp
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_level_says_what_shows_up(node: Node, tmp_path: Path) -> None:
+def test_log_level_selects_the_lines(node: Node, tmp_path: Path) -> None:
     paths = {level: tmp_path / level for level in ("panic", "error", "verbose")}
     for level, path in paths.items():
         pod = node.pod(level, "absent", node.conf(logFile=str(path), logLevel=level))
@@ -287,7 +287,7 @@ def test_level_says_what_shows_up(node: Node, tmp_path: Path) -> None:
     assert "default/absent does not exist" in paths["error"].read_text()
 
 
-def test_log_file_that_can_not_be_written_costs_no_pod(node: Node, tmp_path: Path) -> None:
+def test_unwritable_log_file_fails_no_pod(node: Node, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     mark = length(node)
     pod = node.pod("logged", config=node.conf(logFile=str(tmp_path / "file" / "log")))

@@ -100,7 +100,7 @@ def rig(whole: Rig) -> Iterator[Rig]:
 # --- a sandbox comes and goes ----------------------------------------------------------------------------------------
 
 
-def test_a_sandbox_has_its_networks_and_gives_them_back(rig: Rig) -> None:
+def test_sandbox_gets_its_networks_and_releases_them(rig: Rig) -> None:
     sandbox = rig.run("samplepod")
     assert Path(sandbox.netns).parent == rig.containerd.namespaces
     rig.node.assert_attached(sandbox)
@@ -115,7 +115,7 @@ def test_a_sandbox_has_its_networks_and_gives_them_back(rig: Rig) -> None:
     rig.containerd.remove(sandbox)
 
 
-def test_a_port_of_the_node_leads_to_the_pod_as_long_as_there_is_one(rig: Rig) -> None:
+def test_host_port_leads_to_the_pod_until_its_del(rig: Rig) -> None:
     """What containerd passes beside the configuration gets to the plugin that declares it."""
     rig.node.define("samplepod")
     sandbox = rig.containerd.run("samplepod", port_mappings=[{"container_port": 80, "host_port": 8080}])
@@ -128,12 +128,12 @@ def nat_rules() -> str:
     return subprocess.run(["iptables", "-t", "nat", "-S"], check=True, capture_output=True, text=True).stdout
 
 
-def test_containerd_says_why_a_sandbox_can_not_be_attached(rig: Rig) -> None:
+def test_containerd_reports_why_a_sandbox_is_not_attached(rig: Rig) -> None:
     with pytest.raises(GRPCError, match="pod default/unlucky: network default/not-there does not exist"):
         rig.run("unlucky", "macvlan-conf,not-there")
 
 
-def test_a_del_that_a_plugin_refuses_is_not_taken_for_done(rig: Rig) -> None:
+def test_refused_del_is_not_taken_for_done(rig: Rig) -> None:
     """containerd forgets a sandbox when the complaint about its DEL holds certain words."""
     uplink = rig.node.bin / "uplink"
     rig.node.plugin(
@@ -160,7 +160,7 @@ def gated(rig: Rig) -> Gate:
     return gate
 
 
-def test_a_kubelet_that_gives_up_leaves_nothing(rig: Rig) -> None:
+def test_kubelet_timeout_leaves_nothing(rig: Rig) -> None:
     """Its patience ends in the middle of an ADD: containerd kills the entry point, and asks for a DEL."""
     gate, before = gated(rig), detaches(rig.node, "gated")
     call = rig.containerd.start_run("gated")
@@ -181,7 +181,7 @@ def detaches(node: Node, pod: str) -> int:
 # --- the worker dies -------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_dies_in_the_middle_is_followed_by_one_that_brings_the_sandbox_up(rig: Rig) -> None:
+def test_successor_of_a_killed_worker_finishes_the_sandbox(rig: Rig) -> None:
     gate = gated(rig)
     call = rig.containerd.start_run("gated")
     gate.reached()
@@ -193,7 +193,7 @@ def test_a_worker_that_dies_in_the_middle_is_followed_by_one_that_brings_the_san
     rig.containerd.remove(sandbox)
 
 
-def test_a_worker_that_does_not_come_back_in_time_leaves_nothing_to_its_successor(rig: Rig) -> None:
+def test_late_successor_finds_nothing_left(rig: Rig) -> None:
     rig.containerd.restart(PLUMBLINE_DEADLINE="5")
     gate = gated(rig)
     call = rig.containerd.start_run("gated")
@@ -207,7 +207,7 @@ def test_a_worker_that_does_not_come_back_in_time_leaves_nothing_to_its_successo
     eventually(lambda: not rig.node.state().sandboxes, "nobody counts on it", _PATIENCE)
 
 
-def test_a_sandbox_is_removed_while_the_worker_is_away(rig: Rig) -> None:
+def test_sandbox_is_removed_while_no_worker_runs(rig: Rig) -> None:
     sandbox = rig.run("samplepod")
     rig.node.kill()
     rig.containerd.remove(sandbox)
@@ -218,7 +218,7 @@ def test_a_sandbox_is_removed_while_the_worker_is_away(rig: Rig) -> None:
 # --- containerd dies -------------------------------------------------------------------------------------------------
 
 
-def test_a_containerd_that_dies_loses_no_sandbox(rig: Rig) -> None:
+def test_killed_containerd_loses_no_sandbox(rig: Rig) -> None:
     first, second = rig.run("first"), rig.run("second")
     ips = [rig.containerd.ip(sandbox) for sandbox in (first, second)]
     rig.containerd.kill()
@@ -242,7 +242,7 @@ def present(containerd: Containerd) -> frozenset[str]:
         return frozenset()
 
 
-def test_a_containerd_that_dies_in_the_middle_can_have_all_removed_afterwards(rig: Rig) -> None:
+def test_containerd_killed_in_an_add_removes_everything_later(rig: Rig) -> None:
     gate = gated(rig)
     call = rig.containerd.start_run("gated")
     gate.reached()
@@ -255,7 +255,7 @@ def test_a_containerd_that_dies_in_the_middle_can_have_all_removed_afterwards(ri
     rig.containerd.remove_by_id(container_id)
 
 
-def test_a_sandbox_whose_namespace_is_gone_is_removed_like_any_other(rig: Rig) -> None:
+def test_sandbox_without_its_namespace_is_removed(rig: Rig) -> None:
     """Its DEL comes without a namespace then."""
     sandbox = rig.run("samplepod")
     rig.containerd.kill()
@@ -273,7 +273,7 @@ def forsake(containerd: Containerd, sandbox: CriSandbox) -> None:
     os.unlink(sandbox.netns)
 
 
-def test_a_missed_del_is_made_up_for_once_containerd_has_no_record_of_the_sandbox(rig: Rig) -> None:
+def test_missed_del_is_reclaimed_once_containerd_forgets_the_sandbox(rig: Rig) -> None:
     lost, kept = rig.run("lost"), rig.run("kept")
     rig.containerd.stop()
     forsake(rig.containerd, lost)

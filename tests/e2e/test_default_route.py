@@ -69,13 +69,13 @@ def node(shared_node: Node) -> Node:
     return shared_node
 
 
-def test_without_a_claim_the_plugins_routes_are_the_pods(node: Node) -> None:
+def test_without_a_claim_the_plugins_routes_stay(node: Node) -> None:
     pod = pod_of(node, "quiet")
     assert pod.add().exit_code == 0
     assert (defaults(pod, 4), defaults(pod, 6)) == ([ETH0_V4], [ETH0_V6])
 
 
-def test_a_claim_moves_one_family_and_leaves_the_other(node: Node) -> None:
+def test_claim_moves_one_family_and_leaves_the_other(node: Node) -> None:
     v4, v6 = pod_of(node, [claim("quiet", "192.168.0.1")]), pod_of(node, [claim("quiet", "fd68::1")], name="six")
     assert v4.add().exit_code == 0
     assert (defaults(v4, 4), defaults(v4, 6)) == ([NET1_V4], [ETH0_V6])
@@ -87,7 +87,7 @@ def test_a_claim_moves_one_family_and_leaves_the_other(node: Node) -> None:
     ("network", "gateways"),
     [("quiet", ("192.168.0.1", "fd68::1")), ("loud", ("192.168.0.9", "fe80::1")), ("point", ("10.9.0.1", "fd09::1"))],
 )
-def test_a_claim_to_both_families_moves_both(node: Node, network: str, gateways: tuple[str, str]) -> None:
+def test_claim_to_both_families_moves_both(node: Node, network: str, gateways: tuple[str, str]) -> None:
     pod = pod_of(node, [{"name": "loud"}, claim(network, *gateways), {"name": "loud-v4"}])
     answer = pod.add()
     assert answer.exit_code == 0, answer
@@ -97,21 +97,21 @@ def test_a_claim_to_both_families_moves_both(node: Node, network: str, gateways:
     node.assert_attached(pod)
 
 
-def test_each_family_may_go_to_a_network_of_its_own(node: Node) -> None:
+def test_each_family_may_have_its_own_network(node: Node) -> None:
     pod = pod_of(node, [claim("quiet", "192.168.0.1"), claim("quiet", "fd68::1")])
     assert pod.add().exit_code == 0
     assert (defaults(pod, 4), defaults(pod, 6)) == ([NET1_V4], [NET1_V6.replace("net1", "net2")])
     assert pod.check().exit_code == 0
 
 
-def test_an_empty_list_keeps_the_routes_that_the_network_brought(node: Node) -> None:
+def test_empty_list_keeps_the_routes_of_the_network(node: Node) -> None:
     pod = pod_of(node, [claim("loud-v4")])
     assert pod.add().exit_code == 0
     assert (defaults(pod, 4), defaults(pod, 6)) == ([NET1_V4], [ETH0_V6])
     assert pod.check().exit_code == 0
 
 
-def test_an_empty_list_on_a_network_that_brings_none_is_refused(node: Node) -> None:
+def test_empty_list_on_a_network_without_routes_is_refused(node: Node) -> None:
     pod = pod_of(node, [claim("quiet")])
     answer = pod.add()
     assert answer.code == 104
@@ -120,7 +120,7 @@ def test_an_empty_list_on_a_network_that_brings_none_is_refused(node: Node) -> N
     node.assert_detached(pod)
 
 
-def test_the_default_network_may_claim_too(node: Node) -> None:
+def test_default_network_may_claim_the_default_route(node: Node) -> None:
     pod = pod_of(node, "quiet")
     manifest = node.manifests / "pod-routed.json"
     content = json.loads(manifest.read_text())
@@ -134,7 +134,7 @@ def test_the_default_network_may_claim_too(node: Node) -> None:
     assert defaults(pod, 6) == ["via fd68::1 dev eth0"]
 
 
-def test_the_runtime_gets_the_default_networks_result_as_it_is(node: Node) -> None:
+def test_runtime_gets_the_default_result_unchanged(node: Node) -> None:
     pod = pod_of(node, [claim("quiet", "192.168.0.1")])
     answer = pod.add()
     (default, _) = (event.data for event in node.events_of(pod) if isinstance(event.data, InterfaceAttached))
@@ -153,7 +153,7 @@ def test_every_version_of_the_specification_can_be_routed(node: Node, version: s
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_check_passes_until_the_route_is_taken_away(node: Node, family: int) -> None:
+def test_check_passes_until_the_route_is_deleted(node: Node, family: int) -> None:
     pod = pod_of(node, [claim("quiet", "192.168.0.1", "fd68::1")])
     assert pod.add().exit_code == 0
     assert pod.check() == (0, "", "")
@@ -166,7 +166,7 @@ def test_check_passes_until_the_route_is_taken_away(node: Node, family: int) -> 
     assert pod.delete() == (0, "", "")
 
 
-def test_a_gateway_out_of_reach_leaves_nothing_behind(node: Node) -> None:
+def test_unreachable_gateway_leaves_nothing(node: Node) -> None:
     pod = pod_of(node, [claim("quiet", "203.0.113.1")])
     answer = pod.add()
     assert answer.code == 104
@@ -181,7 +181,7 @@ def test_a_gateway_out_of_reach_leaves_nothing_behind(node: Node) -> None:
     assert pod.delete() == (0, "", "")
 
 
-def test_claims_that_contradict_each_other_are_refused_before_anything_is_done(node: Node) -> None:
+def test_contradictory_claims_are_refused_first(node: Node) -> None:
     pod = pod_of(node, [claim("quiet", "192.168.0.1"), claim("loud")])
     answer = pod.add()
     assert answer.code == 7
@@ -189,7 +189,7 @@ def test_claims_that_contradict_each_other_are_refused_before_anything_is_done(n
     assert "AttachPlanned" not in node.story(pod)
 
 
-def test_plugins_are_told_of_the_routes_that_they_have_in_the_end(node: Node) -> None:
+def test_plugins_get_their_final_routes(node: Node) -> None:
     """CHECK and DEL of a plugin that made a default route must not look for it where it was."""
     script = (
         'import json, os, sys; conf = json.load(sys.stdin); command = os.environ["CNI_COMMAND"]; '
@@ -232,7 +232,7 @@ def chained(config: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 @pytest.mark.parametrize("gateways", [(), ("192.168.0.1", "fd68::1")])
-def test_a_claim_survives_the_worker(make_node: MakeNode, native: str, fault: str, gateways: tuple[str, ...]) -> None:
+def test_claim_survives_the_worker(make_node: MakeNode, native: str, fault: str, gateways: tuple[str, ...]) -> None:
     node = make_node(native=native)
     node.start(fault)
     pod = pod_of(node, [claim("loud", *gateways)])
@@ -248,7 +248,7 @@ def test_a_claim_survives_the_worker(make_node: MakeNode, native: str, fault: st
     node.assert_detached(pod)
 
 
-def test_a_worker_that_dies_while_it_gives_up_leaves_nothing(make_node: MakeNode) -> None:
+def test_worker_killed_in_a_rollback_leaves_nothing(make_node: MakeNode) -> None:
     node = make_node()
     node.start("before:AttachFailed:1")
     pod = pod_of(node, [claim("quiet", "203.0.113.1")])

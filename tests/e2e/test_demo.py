@@ -34,7 +34,7 @@ def allowed() -> str:
 @pytest.mark.skipif(
     not shim.path(shim.architecture()).exists(), reason="the entry point is not built: python -m nodeworker.shim.build"
 )
-def test_the_demo_needs_neither_root_nor_a_plugin() -> None:
+def test_demo_needs_neither_root_nor_a_plugin() -> None:
     who = subprocess.run([*_AS_SOMEBODY, "id", "-u"], check=True, capture_output=True, text=True).stdout.strip()
     assert who != "0"
     played = subprocess.run(

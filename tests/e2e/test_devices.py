@@ -77,7 +77,7 @@ def devices(make_node: Any, tmp_path: Path) -> DeviceNode:
     return DeviceNode(node, tmp_path)
 
 
-def test_a_pods_devices_reach_plugins_status_and_ledger_and_go_with_it(devices: DeviceNode, tmp_path: Path) -> None:
+def test_devices_reach_plugins_status_and_ledger_and_are_removed(devices: DeviceNode, tmp_path: Path) -> None:
     node = devices.node
     told = {device: devices.device(device) for device in ("0000:03:02.1", "0000:03:02.0")}
     devices.network("fast", {"type": "tuning"})
@@ -107,7 +107,7 @@ def test_a_pods_devices_reach_plugins_status_and_ledger_and_go_with_it(devices: 
     assert devices.told("DEL", "net2")["deviceID"] == "0000:03:02.0"
 
 
-def test_a_pod_with_too_few_devices_fails_and_leaves_nothing(devices: DeviceNode, tmp_path: Path) -> None:
+def test_pod_with_too_few_devices_fails_and_leaves_nothing(devices: DeviceNode, tmp_path: Path) -> None:
     node = devices.node
     devices.network("fast")
     sandbox = node.pod("poor", "fast,fast")
@@ -124,9 +124,7 @@ def test_a_pod_with_too_few_devices_fails_and_leaves_nothing(devices: DeviceNode
     assert devices.files() == []
 
 
-def test_a_node_without_kubelet_and_its_file_fails_until_one_of_them_is_there(
-    devices: DeviceNode, tmp_path: Path
-) -> None:
+def test_devices_fail_until_kubelet_or_its_checkpoint_is_available(devices: DeviceNode, tmp_path: Path) -> None:
     devices.network("fast")
     sandbox = devices.node.pod("early", "fast")
     answer = sandbox.add(CNI_ARGS=sandbox.env["CNI_ARGS"] + ";K8S_POD_UID=uid-1")
@@ -140,7 +138,7 @@ def test_a_node_without_kubelet_and_its_file_fails_until_one_of_them_is_there(
     assert devices.told("ADD", "net1")["deviceID"] == "0000:03:02.1"
 
 
-def test_a_failed_attach_takes_the_file_with_it(devices: DeviceNode, tmp_path: Path) -> None:
+def test_failed_attach_removes_the_device_file(devices: DeviceNode, tmp_path: Path) -> None:
     node = devices.node
     devices.device("0000:03:02.1")
     node.plugin("failing", '[ $CNI_COMMAND = ADD ] || exit 0; echo \'{"code": 100, "msg": "no luck"}\'; exit 1')
@@ -153,7 +151,7 @@ def test_a_failed_attach_takes_the_file_with_it(devices: DeviceNode, tmp_path: P
     node.assert_detached(sandbox)
 
 
-def test_a_pod_goes_though_the_folder_with_its_file_has_gone_before(devices: DeviceNode, tmp_path: Path) -> None:
+def test_pod_is_detached_though_its_device_folder_is_gone(devices: DeviceNode, tmp_path: Path) -> None:
     node = devices.node
     devices.device("0000:03:02.1")
     devices.network("fast")
@@ -167,7 +165,7 @@ def test_a_pod_goes_though_the_folder_with_its_file_has_gone_before(devices: Dev
     node.assert_detached(sandbox)
 
 
-def test_an_attach_that_a_crash_cut_is_continued_with_the_recorded_device(devices: DeviceNode, tmp_path: Path) -> None:
+def test_interrupted_attach_continues_with_the_recorded_device(devices: DeviceNode, tmp_path: Path) -> None:
     node = devices.node
     told = devices.device("0000:03:02.1")
     gate = node.gate("tuning")

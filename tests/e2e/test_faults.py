@@ -9,7 +9,7 @@ from tests.support.waiting import eventually
 # --- the runtime ---
 
 
-def test_a_del_that_overtakes_its_add(node: Node) -> None:
+def test_del_overtakes_its_add(node: Node) -> None:
     pod, gate = gated_pod(node)
     add = pod.call("ADD")
     gate.reached()
@@ -22,7 +22,7 @@ def test_a_del_that_overtakes_its_add(node: Node) -> None:
     assert node.failures(pod)[-1].error_class is ErrorClass.OVERTAKEN
 
 
-def test_an_add_that_nobody_waits_for_is_undone(node: Node) -> None:
+def test_abandoned_add_is_undone(node: Node) -> None:
     pod, gate = gated_pod(node)
     add = pod.call("ADD")
     gate.reached()
@@ -33,7 +33,7 @@ def test_an_add_that_nobody_waits_for_is_undone(node: Node) -> None:
     assert pod.delete() == (0, "", "")
 
 
-def test_an_add_that_takes_too_long_is_undone(node: Node) -> None:
+def test_add_past_its_deadline_is_undone(node: Node) -> None:
     pod, gate = gated_pod(node)
     answer = pod.add(PLUMBLINE_DEADLINE="3")
     gate.reached()
@@ -45,7 +45,7 @@ def test_an_add_that_takes_too_long_is_undone(node: Node) -> None:
     node.assert_attached(pod)
 
 
-def test_a_del_that_nobody_waits_for_is_done(node: Node) -> None:
+def test_abandoned_del_is_done(node: Node) -> None:
     pod, gate = gated_pod(node, "DEL")
     assert pod.add().exit_code == 0
     call = pod.call("DEL")
@@ -56,7 +56,7 @@ def test_a_del_that_nobody_waits_for_is_done(node: Node) -> None:
     node.assert_detached(pod)
 
 
-def test_calls_for_one_container_take_turns(node: Node) -> None:
+def test_calls_for_one_container_run_one_after_another(node: Node) -> None:
     pod, gate = gated_pod(node)
     add = pod.call("ADD")
     gate.reached()
@@ -69,7 +69,7 @@ def test_calls_for_one_container_take_turns(node: Node) -> None:
     node.assert_attached(pod)
 
 
-def test_a_del_that_is_done_while_gc_is_at_another_container(node: Node) -> None:
+def test_del_runs_while_gc_detaches_another_container(node: Node) -> None:
     slow, gate = gated_pod(node, "DEL", "slow")
     quick = node.samplepod("quick")
     conf = node.conf(version="1.1.0")
@@ -84,7 +84,7 @@ def test_a_del_that_is_done_while_gc_is_at_another_container(node: Node) -> None
     node.assert_detached(slow, quick)
 
 
-def test_other_containers_do_not_wait_for_a_plugin_that_hangs(node: Node) -> None:
+def test_other_containers_do_not_wait_for_a_hung_plugin(node: Node) -> None:
     pod, gate = gated_pod(node)
     add = pod.call("ADD")
     gate.reached()
@@ -108,7 +108,7 @@ def test_add_waits_for_a_worker(make_node: MakeNode) -> None:
     node.assert_attached(pod)
 
 
-def test_del_without_worker_is_done_by_the_next(node: Node) -> None:
+def test_spooled_del_is_done_by_the_next_worker(node: Node) -> None:
     pod = node.samplepod()
     assert pod.add().exit_code == 0
     node.kill()
@@ -120,7 +120,7 @@ def test_del_without_worker_is_done_by_the_next(node: Node) -> None:
     assert not list(node.spool.iterdir())
 
 
-def test_a_spooled_request_that_is_none_holds_up_nobody(node: Node) -> None:
+def test_invalid_spooled_request_delays_no_other(node: Node) -> None:
     pod = node.samplepod()
     assert pod.add().exit_code == 0
     node.kill()
@@ -137,7 +137,7 @@ def test_a_spooled_request_that_is_none_holds_up_nobody(node: Node) -> None:
 # --- plugins ---
 
 
-def test_a_detach_that_fails_is_repeated_until_it_succeeds(node: Node) -> None:
+def test_failed_detach_is_retried_until_it_succeeds(node: Node) -> None:
     tries = node.bin / "tries"
     node.plugin(
         "stubborn",
@@ -158,7 +158,7 @@ def test_a_detach_that_fails_is_repeated_until_it_succeeds(node: Node) -> None:
     node.assert_detached(pod)
 
 
-def test_a_rollback_that_fails_is_repeated_until_it_succeeds(node: Node) -> None:
+def test_failed_rollback_is_retried_until_it_succeeds(node: Node) -> None:
     tries = node.bin / "tries"
     node.plugin(
         "stubborn",
@@ -193,7 +193,7 @@ def test_thirty_pods_at_once(node: Node) -> None:
     node.assert_detached(*pods)
 
 
-def test_a_worker_that_dies_with_twenty_pods_on_its_hands(node: Node) -> None:
+def test_successor_finishes_twenty_pods_of_a_killed_worker(node: Node) -> None:
     pods = [node.samplepod(f"pod-{number}") for number in range(20)]
     adds = [pod.call("ADD") for pod in pods]
     eventually(lambda: len(node.reserved()) >= 20, "it is half way")

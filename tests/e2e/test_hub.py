@@ -123,7 +123,7 @@ def types(events: list[Event], *wanted: str) -> list[str]:
     return [event.type for event in events if event.type in wanted]
 
 
-def test_pods_are_attached_and_detached_while_there_is_no_hub_and_it_gets_everything_later(cluster: Cluster) -> None:
+def test_hub_gets_events_of_its_absence_later(cluster: Cluster) -> None:
     node = cluster.node
     cluster.servers.kill()
     node.start()
@@ -143,7 +143,7 @@ def test_pods_are_attached_and_detached_while_there_is_no_hub_and_it_gets_everyt
     assert cluster.metric("plumbline_uplink_lag_seconds") == 0
 
 
-def test_a_hub_that_is_cut_off_under_load_gets_everything_once_and_in_order(cluster: Cluster) -> None:
+def test_hub_cut_off_under_load_gets_every_event_once_in_order(cluster: Cluster) -> None:
     node = cluster.node
     cluster.at_hub()
     node.start()
@@ -164,7 +164,7 @@ def test_a_hub_that_is_cut_off_under_load_gets_everything_once_and_in_order(clus
         assert told == carried((*ADD_STORY, *DEL_STORY))
 
 
-def test_a_hub_that_was_restored_from_an_old_backup_is_told_again(cluster: Cluster, tmp_path: Path) -> None:
+def test_hub_restored_from_a_backup_gets_events_again(cluster: Cluster, tmp_path: Path) -> None:
     node = cluster.node
     cluster.at_hub()
     node.start()
@@ -188,7 +188,7 @@ def test_a_hub_that_was_restored_from_an_old_backup_is_told_again(cluster: Clust
     assert "hub_lost_history" in node.log.read_text()
 
 
-def test_commands_where_the_reconciler_runs_read_the_hub(cluster: Cluster, tmp_path: Path) -> None:
+def test_commands_beside_the_reconciler_read_the_hub(cluster: Cluster, tmp_path: Path) -> None:
     node = cluster.node
     node.start()
     pod = node.samplepod()
@@ -211,7 +211,7 @@ def test_commands_where_the_reconciler_runs_read_the_hub(cluster: Cluster, tmp_p
     assert pod.delete().exit_code == 0
 
 
-def test_a_command_comes_down_from_the_hub_and_its_outcome_goes_up(cluster: Cluster) -> None:
+def test_command_arrives_from_the_hub_and_its_outcome_returns(cluster: Cluster) -> None:
     node = cluster.node
     cluster.at_hub()
     sent = comparison(node, 1)
@@ -233,7 +233,7 @@ _HEARD = 2.5
 """Seconds in which a worker has certainly heard that there is a reconciler, which says so every second."""
 
 
-def test_an_answer_waits_for_the_status_that_the_reconciler_publishes_at_the_hub(cluster: Cluster) -> None:
+def test_answer_waits_for_the_status_published_at_the_hub(cluster: Cluster) -> None:
     node = cluster.node
     with cluster.reconciler():
         node.start()
@@ -261,7 +261,7 @@ def statuses(cluster: Cluster, container_id: str) -> list[Event]:
     return cluster.with_hub(read)
 
 
-def test_the_last_word_of_a_worker_that_stops_reaches_the_hub(cluster: Cluster) -> None:
+def test_last_event_of_a_stopped_worker_reaches_the_hub(cluster: Cluster) -> None:
     cluster.at_hub()
     cluster.node.start()
     cluster.assert_same()
@@ -271,7 +271,7 @@ def test_the_last_word_of_a_worker_that_stops_reaches_the_hub(cluster: Cluster) 
     cluster.node.start()
 
 
-def test_drift_is_repaired_by_command_of_the_hub_and_the_hub_hears_of_it(cluster: Cluster) -> None:
+def test_drift_is_repaired_through_the_hub(cluster: Cluster) -> None:
     node = cluster.node
     cluster.at_hub()
     node.start()
@@ -294,7 +294,7 @@ def test_drift_is_repaired_by_command_of_the_hub_and_the_hub_hears_of_it(cluster
         assert repaired <= {event.id for event in commands(cluster) if isinstance(event.data, RepairRequested)}
 
 
-def test_drift_while_the_hub_is_away_is_repaired_once_it_is_back(cluster: Cluster) -> None:
+def test_drift_without_a_hub_is_repaired_once_it_returns(cluster: Cluster) -> None:
     node = cluster.node
     cluster.at_hub()
     node.start()

@@ -155,7 +155,7 @@ def at_hub(cluster: Cluster) -> list[Any]:
     return cluster.with_hub(read)
 
 
-def test_a_certificate_that_is_not_there_yet_keeps_no_pod_waiting(cluster: TlsCluster) -> None:
+def test_missing_hub_certificate_delays_no_pod(cluster: TlsCluster) -> None:
     node, ca = cluster.node, cluster.trust.authority.certificate
     away = ca.with_suffix(".away")
     ca.rename(away)

@@ -155,7 +155,7 @@ def test_uninstall_names_remaining_pods(node: Node, installation: Installation) 
     assert not installation.binary.exists()
 
 
-def test_multus_is_replaced_and_comes_back(node: Node, installation: Installation) -> None:
+def test_multus_is_replaced_and_restored(node: Node, installation: Installation) -> None:
     multus = {"cniVersion": "0.3.1", "name": "multus-cni-network", "type": "multus", "kubeconfig": "/nowhere"}
     installation.write("00-multus.conf", {**multus, "delegates": [node.bridge("0.3.1")]})
     installation.write("10-default.conf", node.bridge("0.3.1"))

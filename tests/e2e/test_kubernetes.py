@@ -43,7 +43,7 @@ def sandbox_of(node: Node, name: str) -> PodSandbox:
     return sandbox
 
 
-def test_a_pod_of_the_cluster_is_attached_and_a_known_one_also_without_the_server(node: Node, kube: KubeServer) -> None:
+def test_cached_pod_is_attached_while_the_api_server_is_down(node: Node, kube: KubeServer) -> None:
     kube.create_pod("default", "samplepod", node.name, {NETWORKS: "macvlan-conf"})
     kube.create_pod("default", "known", node.name, {NETWORKS: "macvlan-conf,macvlan-conf"})
     node.start()

@@ -20,7 +20,7 @@ def kill_server(node: Node) -> None:
     node.server.stop()
 
 
-def test_a_server_that_dies_between_requests_is_not_missed(node: Node) -> None:
+def test_server_killed_between_requests_costs_no_request(node: Node) -> None:
     pod, other = node.samplepod(), node.samplepod("other")
     assert pod.add().exit_code == 0
     kill_server(node)
@@ -32,7 +32,7 @@ def test_a_server_that_dies_between_requests_is_not_missed(node: Node) -> None:
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
-def test_a_server_that_dies_within_a_request_is_not_missed(node: Node, command: str) -> None:
+def test_server_killed_within_a_request_costs_no_request(node: Node, command: str) -> None:
     pod, gate = gated_pod(node, command)
     if command == "DEL":
         assert pod.add().exit_code == 0
@@ -49,7 +49,7 @@ def test_a_server_that_dies_within_a_request_is_not_missed(node: Node, command: 
         eventually(lambda: node.story(pod)[-1] == "DetachCompleted", "the ledger has the outcome")
 
 
-def test_without_ledger_add_fails_and_del_is_done_later(node: Node) -> None:
+def test_without_a_ledger_add_fails_and_del_runs_later(node: Node) -> None:
     pod, late = node.samplepod(), node.samplepod("late")
     assert pod.add().exit_code == 0
     node.server.stop()
@@ -70,7 +70,7 @@ def test_without_ledger_add_fails_and_del_is_done_later(node: Node) -> None:
     assert late.add().exit_code == 0
 
 
-def test_an_add_comes_behind_the_dels_of_its_container_that_wait_on_disk(node: Node) -> None:
+def test_add_waits_for_spooled_dels_of_its_container(node: Node) -> None:
     """The runtime takes them for done: a container that is started again keeps its ID with podman."""
     pod = node.samplepod()
     assert pod.add().exit_code == 0
@@ -86,7 +86,7 @@ def test_an_add_comes_behind_the_dels_of_its_container_that_wait_on_disk(node: N
     node.assert_attached(pod)
 
 
-def test_an_add_behind_a_del_that_loses_the_ledger_is_to_be_tried_again(node: Node) -> None:
+def test_add_after_a_del_that_lost_the_ledger_is_retried(node: Node) -> None:
     pod, gate = gated_pod(node, "DEL")
     assert pod.add().exit_code == 0
     delete = pod.call("DEL")
@@ -105,7 +105,7 @@ def test_an_add_behind_a_del_that_loses_the_ledger_is_to_be_tried_again(node: No
     node.assert_attached(pod)
 
 
-def test_an_add_that_loses_the_ledger_is_undone(node: Node) -> None:
+def test_add_that_loses_the_ledger_is_undone(node: Node) -> None:
     pod, gate = gated_pod(node)
     call = pod.call("ADD")
     gate.reached()
@@ -123,7 +123,7 @@ def test_an_add_that_loses_the_ledger_is_undone(node: Node) -> None:
     node.assert_attached(pod)
 
 
-def test_a_plan_that_the_ledger_takes_before_its_request_is_made_again(node: Node) -> None:
+def test_plan_stored_before_its_request_is_repeated(node: Node) -> None:
     """Both are sent without a wait between them, and an append that is repeated may come late."""
     node.terminate()
     node.ended()
@@ -164,7 +164,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def test_a_full_disk_costs_nothing_but_time(disk: Path, make_node: MakeNode) -> None:
+def test_full_disk_only_delays_requests(disk: Path, make_node: MakeNode) -> None:
     node = make_node(store=disk / "ledger")
     node.start()
     pod, late = node.samplepod(), node.samplepod("late")
@@ -188,7 +188,7 @@ def test_a_full_disk_costs_nothing_but_time(disk: Path, make_node: MakeNode) -> 
     node.assert_attached(late)
 
 
-def test_a_plan_too_large_for_the_ledger_fails_alone(node: Node) -> None:
+def test_plan_too_large_for_the_ledger_fails_alone(node: Node) -> None:
     """What can never be recorded is not tried for ever, which would hold up everybody else."""
     node.nad("bulky", node.macvlan(comment="x" * 1_000_000))
     bulky, pod = node.pod("bulky", ",".join(["bulky"] * 10)), node.samplepod()

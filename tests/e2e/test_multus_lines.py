@@ -98,9 +98,7 @@ def test_delegates_are_added_in_order_and_deleted_in_reverse(node: Node, recordi
     assert recording.order() == [("DEL", "second", "net1"), ("DEL", "first", "eth0")]
 
 
-def test_delegate_that_failed_and_those_before_it_are_deleted_and_those_after_it_never_called(
-    node: Node, recording: Recording
-) -> None:
+def test_failed_delegate_and_earlier_ones_are_deleted(node: Node, recording: Recording) -> None:
     for name in ("first", "third"):
         recording.plugin(name, result("1.0.0", "10.9.0.2/24"))
     recording.plugin("second", {}, refuses="the pool is empty")
@@ -119,7 +117,7 @@ def test_delegate_that_failed_and_those_before_it_are_deleted_and_those_after_it
     assert pod.delete() == (0, "", "")
 
 
-def test_delegate_that_returns_nothing_is_attached_and_no_event_is_made_of_it(node: Node, recording: Recording) -> None:
+def test_delegate_without_a_result_is_attached(node: Node, recording: Recording) -> None:
     recording.plugin("silent", {"cniVersion": "1.0.0"})
     node.nad("silent", {"cniVersion": "1.0.0", "type": "silent"})
     pod = node.pod("quiet", "silent")
@@ -143,7 +141,7 @@ def told_of(node: Node, pod: PodSandbox) -> list[str]:
     return said
 
 
-def test_del_goes_by_what_was_attached_when_pod_and_network_are_gone(node: Node, recording: Recording) -> None:
+def test_del_uses_the_record_when_pod_and_network_are_gone(node: Node, recording: Recording) -> None:
     recording.plugin("storage", {"cniVersion": "1.0.0"})
     config = {"cniVersion": "1.0.0", "type": "storage", "vendor": {"pool": 18446744073709551616}}
     node.nad("storage", config)
@@ -215,7 +213,7 @@ def test_gc_reaches_every_network_in_use_and_needs_no_pod(
     ]
 
 
-def test_gc_keeps_what_the_runtime_holds_valid_and_the_ledger_does_not_know(node: Node, recording: Recording) -> None:
+def test_gc_keeps_valid_sandboxes_unknown_to_the_ledger(node: Node, recording: Recording) -> None:
     """It was attached before Plumbline came to the node; to free it would take a live pod's address."""
     recording.plugin("first", {"cniVersion": "1.1.0"})
     config = node.conf(static("first", "1.1.0"), version="1.1.0")
@@ -240,7 +238,7 @@ def cluster(make_node: MakeNode) -> Iterator[Cluster]:
         yield cluster
 
 
-def test_networks_of_kube_system_are_every_pods_default_and_the_one_a_pod_puts_in_its_place(cluster: Cluster) -> None:
+def test_kube_system_networks_are_defaults_a_pod_may_override(cluster: Cluster) -> None:
     node, kube = cluster.node, cluster.kube
     kube.create_nad("kube-system", "podnet", json.dumps(node.bridge()))
     kube.create_nad("kube-system", "fast", json.dumps(node.macvlan()))
@@ -262,7 +260,7 @@ def test_networks_of_kube_system_are_every_pods_default_and_the_one_a_pod_puts_i
         node.assert_detached(sandbox)
 
 
-def test_static_pod_is_attached_though_its_mirror_has_another_uid(cluster: Cluster) -> None:
+def test_static_pod_is_attached_despite_its_mirrors_other_uid(cluster: Cluster) -> None:
     node, kube = cluster.node, cluster.kube
     annotations = {"kubernetes.io/config.source": "file", "k8s.v1.cni.cncf.io/networks": NETWORK}
     kube.create_pod("default", "static-node", node.name, annotations)
@@ -278,7 +276,7 @@ def test_static_pod_is_attached_though_its_mirror_has_another_uid(cluster: Clust
 # --- the node's folder ------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_kept_where_multus_keeps_its_state(node: Node, tmp_path: Path) -> None:
+def test_nothing_is_written_to_the_state_folder_of_multus(node: Node, tmp_path: Path) -> None:
     pod = node.pod("recorded", config=node.conf(cniDir=str(tmp_path / "multus")))
     assert pod.add().exit_code == 0
     assert node.story(pod)[:2] == ("AttachRequested", "AttachPlanned")
@@ -286,7 +284,7 @@ def test_nothing_is_kept_where_multus_keeps_its_state(node: Node, tmp_path: Path
     assert not (tmp_path / "multus").exists()
 
 
-def test_level_that_is_none_counts_as_verbose(node: Node, tmp_path: Path) -> None:
+def test_unknown_log_level_counts_as_verbose(node: Node, tmp_path: Path) -> None:
     pod = node.pod("logged", config=node.conf(logFile=str(tmp_path / "log"), logLevel="chatty"))
     assert pod.add().exit_code == 0
     assert pod.check().exit_code == 0

@@ -114,14 +114,14 @@ def test_podman_attaches_restarts_and_removes_a_container(node: Node, podman: Po
     assert not node.reserved()
 
 
-def test_podman_reports_why_a_container_can_not_be_attached(node: Node, podman: Podman) -> None:
+def test_podman_reports_why_a_container_is_not_attached(node: Node, podman: Podman) -> None:
     node.pod("unlucky", "not-there")
     ran = podman.run("unlucky")
     assert ran.returncode
     assert "pod default/unlucky: network default/not-there does not exist" in ran.stderr
 
 
-def test_podman_removes_a_container_while_the_worker_is_away(node: Node, podman: Podman) -> None:
+def test_podman_removes_a_container_while_no_worker_runs(node: Node, podman: Podman) -> None:
     node.samplepod()
     assert not podman.run("samplepod").returncode
     node.kill()

@@ -45,7 +45,7 @@ def assert_refused(
         (b'{"cniVersion":"9.9.9","name":"plumbline","type":"plumbline"}', 1, "9.9.9"),
     ],
 )
-def test_configurations_that_are_none(node: Node, stdin: bytes, code: int, words: str) -> None:
+def test_invalid_configurations_are_refused(node: Node, stdin: bytes, code: int, words: str) -> None:
     pod = node.pod("misconfigured")
     answer = node.runtime.call("ADD", pod.env, stdin).answer()
     error_class = ErrorClass.UNSUPPORTED_VERSION if code == 1 else ErrorClass.INVALID_CONFIG
@@ -53,7 +53,7 @@ def test_configurations_that_are_none(node: Node, stdin: bytes, code: int, words
 
 
 @pytest.mark.parametrize("missing", ["CNI_NETNS", "CNI_PATH", "CNI_IFNAME"])
-def test_add_without_a_parameter_it_needs(node: Node, missing: str) -> None:
+def test_add_without_a_required_parameter_is_refused(node: Node, missing: str) -> None:
     pod = node.pod("incomplete")
     answer = pod.call("ADD", without=missing).answer()
     assert answer.code == 4
@@ -64,7 +64,7 @@ def test_add_without_a_parameter_it_needs(node: Node, missing: str) -> None:
 
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 @pytest.mark.parametrize("container_id", ["", "../../etc", "a/b", "-", "ä", "a b", "a.b>c", "a\nb"])
-def test_a_container_id_that_is_none(node: Node, command: str, container_id: str) -> None:
+def test_invalid_container_ids_are_refused(node: Node, command: str, container_id: str) -> None:
     pod = node.pod("nameless")
     answer = pod.call(command, CNI_CONTAINERID=container_id).answer()
     assert answer.code == 4
@@ -73,7 +73,7 @@ def test_a_container_id_that_is_none(node: Node, command: str, container_id: str
 
 
 @pytest.mark.parametrize("ifname", ["a/b", "a b", "..", "x" * 16, "net%d"])
-def test_an_interface_name_that_is_none(node: Node, ifname: str) -> None:
+def test_invalid_interface_names_are_refused(node: Node, ifname: str) -> None:
     pod = node.pod("misnamed")
     for command in ("ADD", "DEL"):
         answer = pod.call(command, CNI_IFNAME=ifname).answer()
@@ -82,7 +82,7 @@ def test_an_interface_name_that_is_none(node: Node, ifname: str) -> None:
         assert node.failures(pod)[-1].message == answer.msg
 
 
-def test_commands_that_are_none(node: Node) -> None:
+def test_invalid_commands_are_refused(node: Node) -> None:
     pod = node.pod("any")
     before = node.events()
     assert pod.call("").answer().code == 4
@@ -93,7 +93,7 @@ def test_commands_that_are_none(node: Node) -> None:
     assert node.events() == before
 
 
-def test_namespaces_that_are_none(node: Node, tmp_path: Path) -> None:
+def test_invalid_namespaces_are_refused(node: Node, tmp_path: Path) -> None:
     pod = node.pod("astray")
     regular = tmp_path / "regular"
     regular.touch()
@@ -129,7 +129,7 @@ def test_namespaces_that_are_none(node: Node, tmp_path: Path) -> None:
         ("future", ErrorClass.INVALID_CONFIG, "7.0.0"),
     ],
 )
-def test_networks_that_can_not_be_planned(node: Node, networks: str, error_class: ErrorClass, words: str) -> None:
+def test_unplannable_networks_are_refused(node: Node, networks: str, error_class: ErrorClass, words: str) -> None:
     node.nad("macvlan-conf", node.macvlan())
     node.nad("broken-json", '{"type": "macvlan"')
     node.nad("own-type", {"cniVersion": "1.0.0", "type": "plumbline"})
@@ -142,7 +142,7 @@ def test_networks_that_can_not_be_planned(node: Node, networks: str, error_class
     assert "InterfaceAttached" not in node.story(pod)
 
 
-def test_a_pod_that_nobody_knows(node: Node) -> None:
+def test_unknown_pod_is_refused(node: Node) -> None:
     pod = node.pod("known")
     answer = pod.add(CNI_ARGS="K8S_POD_NAMESPACE=default;K8S_POD_NAME=unknown")
     assert_refused(node, pod, answer, 11, ErrorClass.POD_NOT_FOUND, "pod default/unknown")
@@ -168,7 +168,7 @@ def object_of(code: int, message: str) -> str:
         ("""echo '{"ips":[{"address":"ten"}]}'""", 102, ErrorClass.PLUGIN_OUTPUT, "ten"),
     ],
 )
-def test_plugins_that_fail(node: Node, script: str, code: int, error_class: ErrorClass, words: str) -> None:
+def test_failing_plugins_are_reported(node: Node, script: str, code: int, error_class: ErrorClass, words: str) -> None:
     node.plugin("failing", f"cat > /dev/null; [ $CNI_COMMAND = DEL ] && exit 0; {script}")
     node.nad("failing", {"cniVersion": "1.0.0", "type": "failing"})
     pod = node.pod("unlucky", "failing")
@@ -178,7 +178,7 @@ def test_plugins_that_fail(node: Node, script: str, code: int, error_class: Erro
     assert "InterfaceAttachFailed" in node.story(pod)
 
 
-def test_a_plugin_that_is_not_installed(node: Node) -> None:
+def test_missing_plugin_is_reported(node: Node) -> None:
     """It can't be run for DEL either, but then it has made nothing."""
     node.nad("foreign", {"cniVersion": "1.0.0", "type": "nowhere"})
     pod = node.pod("unlucky", "foreign")
@@ -187,7 +187,7 @@ def test_a_plugin_that_is_not_installed(node: Node) -> None:
     assert_refused(node, pod, answer, 101, ErrorClass.PLUGIN_MISSING, "pod default/unlucky", "default/foreign", words)
 
 
-def test_an_uplink_that_is_not_there(node: Node) -> None:
+def test_missing_uplink_is_reported(node: Node) -> None:
     node.nad("foreign", node.macvlan(master="nowhere0"))
     pod = node.pod("unlucky", "foreign")
     answer = pod.add()
@@ -200,7 +200,7 @@ def test_an_uplink_that_is_not_there(node: Node) -> None:
     node.assert_detached(pod)
 
 
-def test_what_was_asked_for_behind_a_network_that_fails_is_undone_with_it(node: Node) -> None:
+def test_networks_after_a_failed_one_are_undone(node: Node) -> None:
     node.nad("foreign", node.macvlan(master="nowhere0"))
     node.nad("sound", node.macvlan())
     pod = node.pod("unlucky", "sound,foreign,sound")
@@ -217,7 +217,7 @@ def test_what_was_asked_for_behind_a_network_that_fails_is_undone_with_it(node: 
     node.assert_detached(pod)
 
 
-def test_an_uplink_that_an_executed_plugin_does_not_find(executing_node: Node) -> None:
+def test_executed_plugin_reports_a_missing_uplink(executing_node: Node) -> None:
     """That plugin refuses DEL too for as long as it is away. The pod can go all the same; the worker comes back."""
     node = executing_node
     node.nad("foreign", node.macvlan(master="nowhere0"))
@@ -235,7 +235,7 @@ def test_an_uplink_that_an_executed_plugin_does_not_find(executing_node: Node) -
     node.assert_detached(pod)
 
 
-def test_an_interface_that_is_there_already_is_not_ours(node: Node) -> None:
+def test_existing_interface_is_refused_and_stays(node: Node) -> None:
     pod = node.samplepod()
     ip("-n", pod.namespace, "link", "add", "net1", "type", "ifb")
     answer = pod.add()
@@ -249,7 +249,7 @@ def test_an_interface_that_is_there_already_is_not_ours(node: Node) -> None:
     ip("-n", pod.namespace, "link", "del", "net1")
 
 
-def test_an_add_that_is_repeated_gets_the_recorded_result(node: Node) -> None:
+def test_repeated_add_gets_the_recorded_result(node: Node) -> None:
     pod = node.samplepod()
     first = pod.add()
     assert pod.add() == first
@@ -257,7 +257,7 @@ def test_an_add_that_is_repeated_gets_the_recorded_result(node: Node) -> None:
     node.assert_attached(pod)
 
 
-def test_an_add_that_differs_from_the_first_is_refused(node: Node) -> None:
+def test_second_add_that_differs_is_refused(node: Node) -> None:
     pod, other = node.samplepod(), node.pod("other")
     assert pod.add().exit_code == 0
     for answer in (
@@ -271,7 +271,7 @@ def test_an_add_that_differs_from_the_first_is_refused(node: Node) -> None:
     assert not other.links()
 
 
-def test_del_without_add_and_del_again_are_successes(node: Node) -> None:
+def test_del_without_add_and_second_del_succeed(node: Node) -> None:
     pod = node.samplepod()
     assert pod.delete() == (0, "", "")
     assert pod.add().exit_code == 0
@@ -296,7 +296,7 @@ def test_del_frees_addresses_when_the_namespace_is_gone(node: Node, told: str, l
     assert not node.reserved()
 
 
-def test_del_can_do_without_all_but_the_container_and_its_interface(node: Node) -> None:
+def test_del_needs_only_container_and_interface(node: Node) -> None:
     pod = node.samplepod()
     assert pod.add().exit_code == 0
     env = {key: pod.env[key] for key in ("CNI_CONTAINERID", "CNI_IFNAME")}
@@ -316,7 +316,7 @@ def test_detach_uses_recorded_bytes_when_the_nad_is_gone_or_changed(node: Node) 
         node.assert_detached(pod)
 
 
-def test_check_tells_what_is_missing(node: Node) -> None:
+def test_check_reports_missing_parts(node: Node) -> None:
     node.nad("macvlan-conf", node.macvlan("1.0.0"))
     pod = node.pod("checked", "macvlan-conf")
     answer = pod.check()
@@ -335,7 +335,7 @@ def test_check_tells_what_is_missing(node: Node) -> None:
     assert pod.delete() == (0, "", "")
 
 
-def test_gc_tells_which_plugin_failed(node: Node) -> None:
+def test_gc_reports_which_plugin_failed(node: Node) -> None:
     moody = {"cniVersion": "1.1.0", "name": "moody", "type": "moody"}
     pod = node.pod("pod", "moody", node.conf(version="1.1.0"))
     node.plugin(

@@ -136,7 +136,7 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_the_status_is_there_when_the_runtime_is_answered(cluster: Cluster) -> None:
+def test_status_is_published_before_the_answer(cluster: Cluster) -> None:
     uid = cluster.pod("samplepod")
     with cluster.up():
         sandbox = cluster.sandbox("samplepod")
@@ -169,7 +169,7 @@ def test_the_status_is_there_when_the_runtime_is_answered(cluster: Cluster) -> N
         assert "network-status of default/samplepod published" in shown
 
 
-def test_a_reconciler_that_hangs_delays_an_attach_by_so_much_and_publishes_later(cluster: Cluster) -> None:
+def test_hung_reconciler_delays_an_attach_by_status_wait(cluster: Cluster) -> None:
     cluster.pod("samplepod")
     with cluster.up() as up:
         sandbox = cluster.sandbox("samplepod")
@@ -184,7 +184,7 @@ def test_a_reconciler_that_hangs_delays_an_attach_by_so_much_and_publishes_later
         assert cluster.kube.etcd.writes("pods", "default", "samplepod") == 2
 
 
-def test_an_api_server_that_is_away_delays_nothing_and_is_told_later(cluster: Cluster) -> None:
+def test_stopped_api_server_delays_nothing_and_gets_status_later(cluster: Cluster) -> None:
     cluster.pod("samplepod")
     with cluster.up():
         cluster.kube.kill_api()
@@ -200,7 +200,7 @@ def test_an_api_server_that_is_away_delays_nothing_and_is_told_later(cluster: Cl
         assert cluster.kube.etcd.writes("pods", "default", "samplepod") == 2
 
 
-def test_without_reconciler_nothing_is_waited_for_and_a_later_one_catches_up(cluster: Cluster) -> None:
+def test_without_reconciler_no_attach_waits_and_a_later_one_publishes(cluster: Cluster) -> None:
     cluster.pod("samplepod")
     cluster.node.start()
     sandbox = cluster.sandbox("samplepod")

@@ -22,7 +22,7 @@ def kinds(report: dict[str, Any]) -> set[str]:
     return {each["kind"] for each in report.get("differences", ())}
 
 
-def test_a_node_that_nobody_touched_is_true_and_one_that_somebody_did_is_named(make_node: MakeNode) -> None:
+def test_verify_names_only_the_pods_that_changed(make_node: MakeNode) -> None:
     node = make_node()
     settings = json.loads(node.config.read_text())
     node.config.write_text(json.dumps({**settings, "drift": {"policy": "observe"}, "leaks": {"policy": "observe"}}))
