@@ -157,7 +157,7 @@ class State:
     def _planned_for_nothing(self, stored: Stored) -> bool:
         """Return whether the ledger has this plan before its request, or has no such request.
 
-        The worker appends the plan right behind the request, without waiting. If it repeats an append, the ledger may
+        The worker appends the plan right after the request, without waiting. If it repeats an append, the ledger may
         have the two in the other order, and another plan follows; or it may not have the request at all.
         """
         intent = self.pending.get(stored.event.cause)
@@ -166,7 +166,7 @@ class State:
     def _advance(self, stored: Stored, key: SandboxKey | None) -> Sandbox | None:
         sequence, event = stored
         if key is None:
-            if not isinstance(event.data, InterfaceDetached):  # which may come behind the outcome that reports it
+            if not isinstance(event.data, InterfaceDetached):  # it may come after the outcome that carries it
                 self._anomaly(stored, "no request for this sandbox came before it")
             return None
         if isinstance(event.data, AttachPlanned) and self._planned_for_nothing(stored):

@@ -219,7 +219,7 @@ def _attach_completed(sandbox: Sandbox, event: Event, data: AttachCompleted) -> 
 def _attached(sandbox: Sandbox) -> Sandbox:
     """Return *sandbox*, attached if it has its outcome and every attachment is attached.
 
-    The worker appends the outcome right behind the last interface, without waiting. If it repeats an append, the ledger
+    The worker appends the outcome right after the last interface, without waiting. If it repeats an append, the ledger
     may have the two in the other order.
     """
     answered = sandbox.phase is SandboxPhase.PLANNED and sandbox.result

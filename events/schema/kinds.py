@@ -44,7 +44,7 @@ class Command(Intent, frozen=True, kw_only=True):
 
     by: str = "reconciler"
     command: int = 0
-    """Sequence of the command in its stream; the next worker continues behind it."""
+    """Sequence of the command in its stream; the next worker continues after it."""
 
 
 class Decision(Data, frozen=True, kw_only=True):

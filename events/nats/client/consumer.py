@@ -189,7 +189,7 @@ class Consumer:
         answer = await self._link.request(
             f"$JS.API.CONSUMER.CREATE.{self._stream}.{self._name}",
             msgspec.json.encode(body),
-            what="let itself be read",
+            what="create a reader",
             each=_API,
         )
         created = msgspec.json.decode(answer, type=_Created)
