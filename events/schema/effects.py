@@ -1,8 +1,8 @@
 """What was done to a sandbox for an attach or a detach, and how the intent ended.
 
-An outcome carries the effects that no reader needed earlier: that saves one message for each, in the node's
-ledger and in each copy. The worker records an effect by itself, before the outcome, if it took long, can't be repeated, or
-a failure follows.
+An outcome carries the effects that no reader needed earlier: that saves one message for each, in the node's ledger and
+in each copy. The worker records an effect by itself, before the outcome, if it took long, can't be repeated, or a
+failure follows.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ in turn on two busy processors, where two equal variants differed by 3 %:
 - ``_send_publish`` replaces checks of headers by regular expression, and a task that writes. Without it: 158 us and
   139 us for an append.
 
-Overridden for safety; integration tests fail without them:
+Overridden for safety, because of what nats-py does itself:
 
 - ``close``: nats-py sends what is pending on a lost connection, and may lose a cancellation before Python 3.12.
 - ``_connect_to_server``: nats-py retries at a fixed interval. Thousands of nodes would do so at once.
