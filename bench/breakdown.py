@@ -15,11 +15,10 @@ from bench.stage import BRIDGE, PARENT, Stage, pods
 from bench.traced_worker import Trace
 from events.schema import Phase
 from nodeworker.kernel.namespaces import Namespace
-from nodeworker.kernel.rtnetlink import addresses, links, message
+from nodeworker.kernel.rtnetlink import addresses, links
 from nodeworker.kernel.rtnetlink.socket import Netlink
 
 _WARM = 5
-_MACVLAN_MODE, _MODE_BRIDGE = 1, 4
 
 Span = tuple[str, float, float]
 
@@ -65,7 +64,7 @@ def floor(stage: Stage, count: int) -> float:
     """Return the seconds that a program takes which knows what to send, for the messages of the same ADD."""
     seconds: list[float] = []
     with pods(stage, count) as names, Netlink.on_node() as node:
-        parent, bridge = (links.find(node, links.named(name)) for name in (PARENT, BRIDGE))
+        parent, bridge = (links.find(node, links.by_name(name)) for name in (PARENT, BRIDGE))
         assert parent is not None
         assert bridge is not None
         for number, pod in enumerate(names):
@@ -80,9 +79,9 @@ def floor(stage: Stage, count: int) -> float:
 def _wire(node: Netlink, container: Netlink, netns: Namespace, number: int, bridge: int) -> None:
     outside = f"plfloor{number}"
     container.do(
-        links.create("eth0", "veth", data=links.peer(outside, netns_fd=netns.node_fd)),
+        links.create("eth0", "veth", data=links.veth_peer(outside, netns_fd=netns.node_fd)),
     )
-    inside, port = links.find(container, links.named("eth0")), links.find(node, links.named(outside))
+    inside, port = links.find(container, links.by_name("eth0")), links.find(node, links.by_name(outside))
     assert inside is not None
     assert port is not None
     node.do(links.change(port.index, up=True, master=bridge))
@@ -95,12 +94,12 @@ def _card(container: Netlink, netns: Namespace, number: int, parent: int) -> Non
         links.create(
             "net1",
             "macvlan",
-            data=message.u32(_MACVLAN_MODE, _MODE_BRIDGE),
+            data={"IFLA_MACVLAN_MODE": "bridge"},
             parent=parent,
             parent_netnsid=links.netnsid(container, netns.node_fd),
         )
     )
-    link = links.find(container, links.named("net1"))
+    link = links.find(container, links.by_name("net1"))
     assert link is not None
     address = ipaddress.ip_interface(f"10.87.{number // 250}.{number % 250 + 2}/16")
     container.do(addresses.add(link.index, address), links.change(link.index, up=True))

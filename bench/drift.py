@@ -31,11 +31,11 @@ def repair(names: list[str], count: int) -> None:
     for number in range(count):
         pod = names[number % len(names)]
         with Netlink.in_namespace(f"/run/netns/{pod}", Phase.CHECK) as inside:
-            link = links.find(inside, links.named("net1"))
+            link = links.find(inside, links.by_name("net1"))
             assert link is not None
             started = time.perf_counter()
             inside.do(links.change(link.index, up=False))
-            while not (now := links.find(inside, links.numbered(link.index))) or not now.up:
+            while not (now := links.find(inside, links.by_index(link.index))) or not now.up:
                 if time.perf_counter() - started > _PATIENCE:
                     raise TimeoutError(f"net1 of {pod} was not set up again")
                 time.sleep(_PAUSE)

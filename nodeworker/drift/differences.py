@@ -12,8 +12,9 @@ import msgspec
 
 from events.schema import Drift, DriftKind
 from nodeworker.drift.expected import Address, ExpectedLink, ExpectedRoute
-from nodeworker.kernel.rtnetlink import links
-from nodeworker.kernel.rtnetlink.addresses import IFA_F_PERMANENT, Assigned
+from nodeworker.kernel.layouts import ifaddrmsg
+from nodeworker.kernel.rtnetlink import bridge_ports
+from nodeworker.kernel.rtnetlink.addresses import Assigned
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.routes import Route
 from nodeworker.plugins.native.kinds.bridge import vlans
@@ -65,7 +66,7 @@ def _of_link(expected: ExpectedLink, snapshot: Snapshot, first_mtu: int) -> Iter
         yield _drift(expected, DriftKind.PORT_DETACHED, f"port of {expected.parent}", port.name if port else "")
     elif expected.is_port and parent is not None:
         present_vlans = snapshot.vlans.get(expected.ifname, {})
-        if vlans.missing(present_vlans, links.default_vlan(parent), expected.vlans):
+        if vlans.missing(present_vlans, bridge_ports.default_vlan(parent), expected.vlans):
             yield _drift(expected, DriftKind.VLANS_CHANGED, expected.vlans, vlans.described(present_vlans))
     yield from _of_properties(expected, link, port)
     if (mtu := expected.mtu or first_mtu) and link.mtu != mtu:
@@ -122,7 +123,7 @@ def _drift(link: ExpectedLink, kind: DriftKind, expected: object, found: object 
 
 def _is_configured(assigned: Assigned) -> bool:
     """Return whether a program or a person added the address, not the kernel or a router advertisement."""
-    return bool(assigned.flags & IFA_F_PERMANENT) and assigned.scope < _SCOPE_LINK
+    return bool(assigned.flags & ifaddrmsg.IFA_F_PERMANENT) and assigned.scope < _SCOPE_LINK
 
 
 def _is_implied(route: ExpectedRoute, present: Mapping[Address, Assigned]) -> bool:

@@ -33,7 +33,7 @@ def concerns(body: bytes, watched: Container[bytes]) -> bool:
     """Return whether the message *body* is about a rule with one of the *watched* marks, or a rule shared by all."""
     if any(mark in watched for mark in _MARKS.findall(body)):
         return True
-    return client.place_of(body) == (masquerade.WAY.table, masquerade.WAY.name)
+    return client.rule_place(body) == (masquerade.WAY.table, masquerade.WAY.name)
 
 
 def missing_rules(

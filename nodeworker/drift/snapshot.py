@@ -13,7 +13,7 @@ from nodeworker.drift.expected import ExpectedLink
 from nodeworker.drift.filter_rules import missing_rules
 from nodeworker.kernel.namespaces import Namespace
 from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
-from nodeworker.kernel.rtnetlink import addresses, links, routes
+from nodeworker.kernel.rtnetlink import addresses, bridge_ports, links, routes
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.socket import Netlink
 
@@ -36,14 +36,14 @@ def take_snapshot(
     ``iptables`` does not work), NetlinkError.
     """
     with Namespace(netns, phase, inode) as container, Netlink.within(container) as inside, Netlink.on_node() as node:
-        present = {link.name: link for link in links.every(inside)}
+        present = {link.name: link for link in links.list_all(inside)}
         ports = {str(each.ifname): port for each in expected if (port := _node_end(node, present.get(each.ifname)))}
         parents = {name: link for name in {each.parent for each in expected} - {""} if (link := _named(node, name))}
         snapshot = Snapshot(
             links=present,
-            addresses=tuple(addresses.every(inside)),
+            addresses=tuple(addresses.list_all(inside)),
             routes=tuple(
-                route for family in (socket.AF_INET, socket.AF_INET6) for route in routes.every(inside, family)
+                route for family in (socket.AF_INET, socket.AF_INET6) for route in routes.list_all(inside, family)
             ),
             parents=parents,
             ports=ports,
@@ -59,17 +59,17 @@ def take_snapshot(
 
 def _vlans(node: Netlink, ports: Mapping[str, Link]) -> Mapping[str, Mapping[int, int]]:
     """Return the VLANs of *ports*; the kernel can only list those of all ports of the node."""
-    answers = node.dump(links.port_vlans()) if ports else ()
-    return {ifname: links.vlans_of(port.index, answers) for ifname, port in ports.items()}
+    answers = node.dump(bridge_ports.vlans_request()) if ports else ()
+    return {ifname: bridge_ports.decode_vlans(port.index, answers) for ifname, port in ports.items()}
 
 
 def _named(node: Netlink, name: str) -> Link | None:
-    return links.find(node, links.named(name))
+    return links.find(node, links.by_name(name))
 
 
 def _node_end(node: Netlink, link: Link | None) -> Link | None:
     """Return the node's end of the veth pair whose end in the container is *link*."""
     if link is None or link.kind != _PAIRED or not link.parent or link.parent_netnsid is None:
         return None
-    port = links.find(node, links.numbered(link.parent))
+    port = links.find(node, links.by_index(link.parent))
     return port if port is not None and (port.kind, port.parent) == (_PAIRED, link.index) else None

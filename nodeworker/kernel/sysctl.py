@@ -22,7 +22,7 @@ def ensure(name: str, value: str) -> None:
         _write(name, value)
 
 
-def prefer(name: str, value: str, *, is_another: bool = False) -> None:
+def try_ensure(name: str, value: str, *, is_another: bool = False) -> None:
     """Make the parameter *name* *value* where there is such a parameter and it may be written.
 
     *is_another*: it is known to be another, as on an interface that was just made, so there is no need to look.

@@ -65,7 +65,7 @@ def free_file(leak: Leak) -> None:
 def free_link(end: NodeEnd) -> bool:
     """Delete the node's end of a veth pair if name and MAC match; return whether it did. Raises OSError."""
     with Netlink.on_node() as node:
-        link = links.find(node, links.named(end.name))
+        link = links.find(node, links.by_name(end.name))
         if link is None or (link.kind, link.mac) != ("veth", end.mac):
             return False
         node.do(links.delete(link.index))
@@ -77,7 +77,7 @@ def is_gone(leak: Leak) -> bool:
     if leak.path:
         return not os.path.lexists(leak.path)
     with Netlink.on_node() as node:
-        return links.find(node, links.named(end_of(leak).name)) is None
+        return links.find(node, links.by_name(end_of(leak).name)) is None
 
 
 def end_of(leak: Leak) -> NodeEnd:

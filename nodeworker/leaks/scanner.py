@@ -162,7 +162,7 @@ class LeakScanner:
         if not ends:
             return []
         with Netlink.on_node() as node:
-            present = {NodeEnd(link.name, link.mac) for link in links.every(node) if _may_be_ours(link)}
+            present = {NodeEnd(link.name, link.mac) for link in links.list_all(node) if _may_be_ours(link)}
         self._footprint.forget(ends.keys() - present)
         return [held for end, held in ends.items() if end in present]
 
@@ -170,7 +170,7 @@ class LeakScanner:
 def node_link_names() -> frozenset[str]:
     """Return the names of the node's links. Blocking. Raises OSError."""
     with Netlink.on_node() as node:
-        return frozenset(link.name for link in links.every(node))
+        return frozenset(link.name for link in links.list_all(node))
 
 
 def _may_be_ours(link: Link) -> bool:

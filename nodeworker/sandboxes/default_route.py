@@ -83,7 +83,7 @@ def _add(netlink: Netlink, claimed: ClaimedRoute, family: int, index: int) -> No
     try:
         netlink.do(routes.add(route))
     except NetlinkError as error:
-        assigned = [str(each.address) for each in addresses.of(netlink, index) if each.address.version == family]
+        assigned = [str(each.address) for each in addresses.list_of(netlink, index) if each.address.version == family]
         raise _RouteError(
             f"the kernel refused IPv{family} via {gateway} ({error.strerror}), and {claimed.ifname} has "
             f"{', '.join(assigned) or 'no address'}; name a gateway in default-route that is reached over it directly"
@@ -118,4 +118,4 @@ def _defaults(netlink: Netlink, family: int) -> list[Route]:
 
 
 def _names(netlink: Netlink) -> dict[int, str]:
-    return {link.index: link.name for link in links.every(netlink)}
+    return {link.index: link.name for link in links.list_all(netlink)}

@@ -19,8 +19,9 @@ from nodeworker.drift.differences import Snapshot
 from nodeworker.drift.expected import ExpectedLink, ExpectedRoute, Network
 from nodeworker.drift.expected_rules import ExpectedRules
 from nodeworker.kernel import sysctl
+from nodeworker.kernel.layouts import rtmsg
 from nodeworker.kernel.namespaces import Namespace
-from nodeworker.kernel.rtnetlink import addresses, links, routes
+from nodeworker.kernel.rtnetlink import addresses, bridge_ports, links, routes
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.routes import Route
@@ -93,13 +94,13 @@ def rename_port(netns: str, ifname: str, name: str, mac: str) -> None:
         Netlink.within(container) as inside,
         Netlink.on_node() as node,
     ):
-        link = links.find(inside, links.named(ifname))
+        link = links.find(inside, links.by_name(ifname))
         if link is None or link.kind != "veth" or link.parent_netnsid is None:
             return
-        port = links.find(node, links.numbered(link.parent))
+        port = links.find(node, links.by_index(link.parent))
         if port is None or port.kind != "veth":
             return
-        if port.name != name and links.find(node, links.named(name)) is None:
+        if port.name != name and links.find(node, links.by_name(name)) is None:
             down, up = links.change(port.index, up=False), links.change(port.index, up=True)
             node.do(down, links.change(port.index, name=name), up)  # kernels before 6.2 do not rename a link that is up
         if mac and port.mac != mac.lower():
@@ -155,8 +156,8 @@ class _Repair:
         """Return the interface when it and its port pass packets, or after a timeout."""
         until, port = time.monotonic() + _CARRIER_TIMEOUT, self._snapshot.ports.get(expected.ifname)
         while True:
-            link = links.find(self._ends.container, links.named(expected.ifname))
-            outside = links.find(self._ends.node, links.numbered(port.index)) if port is not None else None
+            link = links.find(self._ends.container, links.by_name(expected.ifname))
+            outside = links.find(self._ends.node, links.by_index(port.index)) if port is not None else None
             silent = any(each is not None and each.operstate in _SILENT for each in (link, outside))
             if not silent or time.monotonic() > until:
                 return link
@@ -180,7 +181,7 @@ class _Repair:
             return f"bridge {expected.parent} is missing"
         requests = [links.change(port.index, up=True, master=bridge.index)]
         if expected.hairpin or expected.isolated:
-            requests.append(links.port(port.index, hairpin=expected.hairpin, isolated=expected.isolated))
+            requests.append(bridge_ports.change(port.index, hairpin=expected.hairpin, isolated=expected.isolated))
         self._on_node(*requests, *joined(port.index, bridge, expected.vlans))
         return ""
 
@@ -264,7 +265,9 @@ def _requests(route: ExpectedRoute, link: Link) -> list[Request]:
 
 def _remove_prefix_route(network: Network, link: Link) -> Request:
     """Return the request that removes the prefix route to *network*, which the kernel creates with an address."""
-    return routes.delete(Route(destination=network, index=link.index, scope=routes.NOWHERE, protocol=_BY_THE_KERNEL))
+    return routes.delete(
+        Route(destination=network, index=link.index, scope=rtmsg.RT_SCOPE_NOWHERE, protocol=_BY_THE_KERNEL)
+    )
 
 
 def _not_repaired(drift: Drift, error_class: ErrorClass, reason: str) -> NotRepaired:

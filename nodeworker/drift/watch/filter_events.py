@@ -17,15 +17,12 @@ import structlog
 from events.fold import SandboxKey
 from nodeworker.drift.expected_rules import ExpectedRules
 from nodeworker.drift.filter_rules import concerns, marks
+from nodeworker.kernel.layouts import nfnetlink, nl
 from nodeworker.kernel.nftables import client
 from nodeworker.kernel.rtnetlink.message import HEADER
 
 log = structlog.get_logger(__name__)
 
-_SOL_NETLINK = 270
-_NETLINK_ADD_MEMBERSHIP = 1
-_GROUP = 7
-"""Tables, chains and rules (``linux/netfilter/nfnetlink.h``)."""
 _BUFFER_BYTES = 32 * 1024
 _AT_ONCE = 1024
 """Messages that are read before the event loop runs other tasks: more than the receive buffer holds."""
@@ -143,7 +140,7 @@ def _opened() -> socket.socket:
     connection = socket.socket(socket.AF_NETLINK, kinds, client.Nftables.protocol)
     try:
         connection.bind((0, 0))
-        connection.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _GROUP)
+        connection.setsockopt(nl.SOL_NETLINK, nl.NETLINK_ADD_MEMBERSHIP, nfnetlink.NFNLGRP_NFTABLES)
     except BaseException:
         connection.close()
         raise

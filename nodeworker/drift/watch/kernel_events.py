@@ -16,16 +16,19 @@ from collections.abc import Callable
 
 import msgspec
 
-from nodeworker.kernel.rtnetlink import links, message
+from nodeworker.kernel.layouts import AF_BRIDGE, nl, rtnl
+from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.message import HEADER
 
-_SOL_NETLINK = 270
-_NETLINK_ADD_MEMBERSHIP = 1
-_NETLINK_LISTEN_ALL_NSID = 8
 _SO_RCVBUFFORCE = 33
-_GROUPS = (1, 5, 7, 9, 11, 28)
-"""Links; addresses and routes of IPv4, then of IPv6; namespace IDs (``linux/rtnetlink.h``)."""
-_RTM_DELNSID = 89
+_GROUPS = (
+    rtnl.RTNLGRP_LINK,
+    rtnl.RTNLGRP_IPV4_IFADDR,
+    rtnl.RTNLGRP_IPV4_ROUTE,
+    rtnl.RTNLGRP_IPV6_IFADDR,
+    rtnl.RTNLGRP_IPV6_ROUTE,
+    rtnl.RTNLGRP_NSID,
+)
 
 _QUEUE_BYTES = 1 << 20
 """The receive buffer: large enough for a node on which hundreds of links change at once."""
@@ -37,10 +40,7 @@ _REST = 0.02
 """Seconds between reads once the socket is empty. An attach causes about thirty events in a row; to read each at once
 would cost more than to create the interface."""
 
-_LINK = struct.Struct("=BxHiII")
 _NSID = struct.Struct("=i")
-_FAMILY_BYTES = 4
-_NETNSA_NSID = 1
 
 
 class NodeLink(msgspec.Struct, frozen=True):
@@ -85,10 +85,10 @@ class KernelEvents:
         try:
             with contextlib.suppress(PermissionError):  # without it the receive buffer has the default size
                 self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE_BYTES)
-            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
+            self._socket.setsockopt(nl.SOL_NETLINK, nl.NETLINK_LISTEN_ALL_NSID, 1)
             self._socket.bind((0, 0))
             for group in _GROUPS:  # after bind, which clears the groups
-                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+                self._socket.setsockopt(nl.SOL_NETLINK, nl.NETLINK_ADD_MEMBERSHIP, group)
             self._listen()
         except BaseException:
             self._socket.close()
@@ -130,35 +130,32 @@ class KernelEvents:
             length, kind, _, _, _ = HEADER.unpack_from(self._buffer, start)
             if length < HEADER.size or start + length > size:
                 return
-            self._node_event(kind, start + HEADER.size, start + length)
+            self._node_event(kind, bytes(self._buffer[start + HEADER.size : start + length]))
             start += length + (-length % 4)
 
-    def _node_event(self, kind: int, start: int, end: int) -> None:
-        if kind in {links.RTM_NEWLINK, links.RTM_DELLINK}:
-            family, _, index, flags, _ = _LINK.unpack_from(self._buffer, start)
-            if family == links.AF_BRIDGE and kind == links.RTM_NEWLINK:
-                self._listener.port_changed(index)
-            if family != socket.AF_UNSPEC:
+    def _node_event(self, kind: int, body: bytes) -> None:
+        if kind in {rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK}:
+            notice = links.decode_notice(body)
+            if notice.family == AF_BRIDGE and kind == rtnl.RTM_NEWLINK:
+                self._listener.port_changed(notice.index)
+            if notice.family != socket.AF_UNSPEC:
                 return
-            found = message.attributes(bytes(self._buffer[start + _LINK.size : end]))
             link = NodeLink(
-                index=index,
-                names=(message.as_text(found.get(links.IFLA_IFNAME)), *links.altnames(found)),
-                up=bool(flags & links.IFF_UP),
-                master=message.as_int(found.get(links.IFLA_MASTER)),
-                mtu=message.as_int(found.get(links.IFLA_MTU)),
-                gone=kind == links.RTM_DELLINK,
+                index=notice.index,
+                names=notice.names,
+                up=notice.up,
+                master=notice.master,
+                mtu=notice.mtu,
+                gone=kind == rtnl.RTM_DELLINK,
             )
             self._listener.node_link_changed(link)
-        elif kind == _RTM_DELNSID:
-            found = message.attributes(bytes(self._buffer[start + _FAMILY_BYTES : end]))
-            if (number := found.get(_NETNSA_NSID)) is not None:
-                self._listener.container_gone(_NSID.unpack(number)[0])
+        elif kind == rtnl.RTM_DELNSID and (number := links.decode_netnsid(body)) is not None:
+            self._listener.container_gone(number)
 
 
 def _nsid(ancillary: list[tuple[int, int, bytes]]) -> int | None:
     """Return the ID of the namespace that a message comes from; None: the node's own."""
     for level, kind, data in ancillary:
-        if (level, kind) == (_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID):
+        if (level, kind) == (nl.SOL_NETLINK, nl.NETLINK_LISTEN_ALL_NSID):
             return _NSID.unpack(data)[0]
     return None

@@ -123,10 +123,10 @@ def _read(path: str) -> Contents | None:
     except RequestFailedError:
         return None
     with netlink:
-        found = links.every(netlink)
+        found = links.list_all(netlink)
         found_identities = {link.mac for link in found if link.mac}
         for link in found:
-            found_identities |= {str(assigned.address.ip) for assigned in addresses.of(netlink, link.index)}
+            found_identities |= {str(assigned.address.ip) for assigned in addresses.list_of(netlink, link.index)}
     return Contents(frozenset(link.name for link in found), frozenset(found_identities), inode)
 
 

@@ -1,7 +1,6 @@
-"""Requests that make and take away packet filter rules, of which several are carried out together or not at all.
+"""Requests that create, read and delete packet filter rules; the kernel carries out several of them together or none.
 
-Comments are laid out as ``nft`` does it, so that whoever looks for a rule by its comment finds it. Layouts: the
-kernel's ``include/uapi/linux/netfilter/nf_tables.h`` and ``nfnetlink.h``.
+Comments are those that ``nft`` writes and lists.
 """
 
 from __future__ import annotations
@@ -9,52 +8,41 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
+from nodeworker.kernel import codec
+from nodeworker.kernel.layouts import nfnetlink, nftsocket, nl
 from nodeworker.kernel.nftables.expressions import Expression
-from nodeworker.kernel.rtnetlink import message
-from nodeworker.kernel.rtnetlink.message import NLMSG_ERROR, Request
+from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.socket import Netlink, NetlinkError, refusal
 
-INET, IPV4, BRIDGE, IPV6 = 1, 2, 7, 10
-"""Families of tables (``NFPROTO_…``)."""
 PRE_ROUTING, POST_ROUTING = 0, 4
-"""Places on a packet's way."""
-ACCEPT = 1
-"""The verdict on a packet that no rule of a chain has one for."""
-
-_NETFILTER = 12
-_SUBSYSTEM = 10
-_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_NEW_TABLE, _GET_TABLE, _NEW_CHAIN, _GET_CHAIN, _DELETE_CHAIN, _NEW_RULE, _GET_RULE, DELETE_RULE, _GET_GENERATION = (
-    _SUBSYSTEM << 8 | number for number in (0, 1, 3, 4, 5, 6, 7, 8, 16)
+"""Hooks (``NF_INET_PRE_ROUTING``, ``NF_INET_POST_ROUTING``, which pyroute2 has no names for)."""
+ACCEPT: Final = next(
+    number for number, name in nftsocket.nft_data.nfta_data.verdict.verdict_code.ops.items() if name == "NF_ACCEPT"
 )
+"""The verdict on a packet that no rule of a chain decides on."""
 
-_TABLE_NAME, _TABLE_USERDATA = 1, 6
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _CHAIN_USERDATA = 1, 3, 4, 5, 7, 12
-_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
-_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
-_GENERATION_ID = 1
-_LIST_ELEMENT = 1
-_USERDATA_COMMENT = 0
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+"""Message types (``NFNL_MSG_BATCH_BEGIN``, ``NFNL_MSG_BATCH_END``, which pyroute2 has no names for)."""
+_COMMENT = 0
+"""The type of a comment in a rule's user data (``NFTNL_UDATA_RULE_COMMENT``)."""
 
-_HEADER = struct.Struct("!BBH")
-"""Family, version, resource."""
-_U32 = struct.Struct("!I")
-_I32 = struct.Struct("!i")
-_U64 = struct.Struct("!Q")
+_TABLE = codec.layout(nftsocket.nft_table_msg)
+_CHAIN = codec.layout(nftsocket.nft_chain_msg)
+_RULE = codec.layout(nftsocket.nft_rule_msg)
+_GENERATION = codec.layout(nftsocket.nft_gen_msg)
 
 _ATTEMPTS = 10
 _OVERTAKEN = frozenset({errno.ENOENT, errno.EBUSY, errno.EEXIST})
-"""What a change ends with that was planned on what somebody else has changed since."""
+"""Errors of a transaction that was planned on rules which another process has changed since."""
 _LACKING = frozenset({errno.EPROTONOSUPPORT, errno.EOPNOTSUPP})
-"""What everything ends with on a kernel without netfilter's sockets, and a change on one without nf_tables."""
+"""Errors of a kernel without netfilter's sockets, and of a transaction in one without nf_tables."""
 _NOTHING = _LACKING | {errno.ENOENT, errno.EINVAL, errno.EAFNOSUPPORT}
-"""What a look ends with where there is no such table, and on a kernel that has no nf_tables, or not for the family."""
+"""Errors of a query for a missing table, and of a query in a kernel without nf_tables, or without that family."""
 
 
 class Chain(msgspec.Struct, frozen=True):
@@ -66,7 +54,7 @@ class Chain(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A rule as the kernel has it."""
+    """A rule of the kernel's."""
 
     handle: int
     comment: str
@@ -74,23 +62,23 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class Rules(Protocol):
-    """Who knows the rules."""
+    """A source of rules."""
 
     def rules(self, chain: Chain) -> list[Rule]:
-        """Return the rules of *chain*: none if there is no such chain. Raises NetlinkError."""
+        """Return the rules of *chain*; none if the chain does not exist. Raises NetlinkError."""
         ...
 
 
 class Nftables(Netlink):
     """A socket for the packet filter of the namespace that it was opened in."""
 
-    protocol = _NETFILTER
+    protocol = nl.NETLINK_NETFILTER
 
     @classmethod
     def on_node(cls) -> Nftables:
-        """Return a socket in the namespace of the worker.
+        """Return a socket in the worker's namespace.
 
-        Where the kernel offers none it is one by which there is nothing, and nothing can be made. Raises OSError.
+        Where the kernel has no such sockets, it finds no rules and refuses every change. Raises OSError.
         """
         try:
             return super().on_node()
@@ -100,7 +88,7 @@ class Nftables(Netlink):
             return _Lacking()
 
     def commit(self, *requests: Request) -> None:
-        """Carry out all *requests*, in order, or none of them. Raises NetlinkError for the first that failed."""
+        """Send *requests* as one transaction, all or none. Raises NetlinkError for the first that failed."""
         try:
             self._commit(requests)
         except NetlinkError as error:
@@ -110,15 +98,16 @@ class Nftables(Netlink):
             raise NetlinkError(error.errno, words) from error
 
     def _commit(self, requests: Sequence[Request]) -> None:
-        begin = Request(_BATCH_BEGIN, 0, _HEADER.pack(socket.AF_UNSPEC, 0, _SUBSYSTEM))
-        end = Request(_BATCH_END, 0, begin.body)
+        body = _GENERATION.encode({"nfgen_family": socket.AF_UNSPEC, "res_id": nfnetlink.NFNL_SUBSYS_NFTABLES})
+        begin = Request(_BATCH_BEGIN, 0, body)
+        end = Request(_BATCH_END, 0, body)
         first = self._send((begin, *requests, end)) + 1
         errors: dict[int, NetlinkError | None] = {}
         while len(errors) < len(requests):
-            for kind, flags, sequence, body in self._receive():
-                if kind != NLMSG_ERROR or not first - 1 <= sequence <= first + len(requests):
+            for kind, flags, sequence, answer in self._receive():
+                if kind != nl.NLMSG_ERROR or not first - 1 <= sequence <= first + len(requests):
                     continue
-                refused = refusal(kind, body, flags)
+                refused = refusal(kind, answer, flags)
                 if first <= sequence < first + len(requests):
                     errors[sequence] = refused
                 elif refused is not None:  # older kernels acknowledge neither beginning nor end
@@ -127,8 +116,8 @@ class Nftables(Netlink):
             if refused is not None:
                 raise refused
 
-    def agree(self, plan: Callable[[], Sequence[Request]]) -> None:
-        """Commit what *plan* returns, if anything, and anew if somebody else changed what that was planned on.
+    def commit_planned(self, plan: Callable[[], Sequence[Request]]) -> None:
+        """Commit the requests that *plan* returns, if any; plan again if another process changed the rules meanwhile.
 
         Raises NetlinkError.
         """
@@ -143,28 +132,28 @@ class Nftables(Netlink):
                 return
 
     def rules(self, chain: Chain) -> list[Rule]:
-        """Return the rules of *chain*: none if there is no such chain. Raises NetlinkError."""
-        wanted = message.text(_RULE_TABLE, chain.table) + message.text(_RULE_CHAIN, chain.name)
+        """Return the rules of *chain*; none if the chain does not exist. Raises NetlinkError."""
         try:
-            answers = self.dump(Request(_GET_RULE, 0, _header(chain.family) + wanted))
+            answers = self.dump(Request(message_type(nftsocket.NFT_MSG_GETRULE), 0, _RULE.encode(_rule_place(chain))))
         except NetlinkError as error:
             if error.errno in _NOTHING:
                 return []
             raise
-        return [_rule(answer.body) for answer in answers if answer.type == _NEW_RULE]
+        new_rule = message_type(nftsocket.NFT_MSG_NEWRULE)
+        return [_decode_rule(answer.body) for answer in answers if answer.type == new_rule]
 
-    def has(self, chain: Chain) -> bool:
-        """Return whether there is *chain*. Raises NetlinkError."""
-        return self._knows(Request(_GET_CHAIN, 0, _named(chain)))
+    def has_chain(self, chain: Chain) -> bool:
+        """Return whether *chain* exists. Raises NetlinkError."""
+        return self._exists(Request(message_type(nftsocket.NFT_MSG_GETCHAIN), 0, _CHAIN.encode(_chain_name(chain))))
 
     def has_table(self, family: int, name: str) -> bool:
-        """Return whether there is the table *name*. Raises NetlinkError."""
-        return self._knows(Request(_GET_TABLE, 0, _header(family) + message.text(_TABLE_NAME, name)))
+        """Return whether the table *name* exists. Raises NetlinkError."""
+        return self._exists(_get_table(family, name))
 
-    def offered(self) -> bool:
+    def is_supported(self) -> bool:
         """Return whether the kernel has nf_tables. Raises NetlinkError."""
         try:
-            self.ask(Request(_GET_TABLE, 0, _header(IPV4) + message.text(_TABLE_NAME, "-")))
+            self.ask(_get_table(nftsocket.NFPROTO_IPV4, "-"))
         except NetlinkError as error:
             if error.errno not in _NOTHING:
                 raise
@@ -172,18 +161,18 @@ class Nftables(Netlink):
         return True
 
     def generation(self) -> int | None:
-        """Return a number that is another after each change of any rule; None: nobody counts. Raises NetlinkError."""
+        """Return a number that changes with every change of any rule; None without nf_tables. Raises NetlinkError."""
         try:
-            answer = self.ask(Request(_GET_GENERATION, 0, _header(socket.AF_UNSPEC)))
+            answer = self.ask(Request(message_type(nftsocket.NFT_MSG_GETGEN), 0, _GENERATION.encode({})))
         except NetlinkError as error:
             if error.errno in _NOTHING:
                 return None
             raise
-        return int.from_bytes(message.attributes(answer.body, _HEADER.size).get(_GENERATION_ID, b""), "big")
+        return _GENERATION.decode(answer.body).get("NFTA_GEN_ID", 0)
 
-    def _knows(self, wanted: Request) -> bool:
+    def _exists(self, query: Request) -> bool:
         try:
-            self.ask(wanted)
+            self.ask(query)
         except NetlinkError as error:
             if error.errno in _NOTHING:
                 return False
@@ -192,99 +181,107 @@ class Nftables(Netlink):
 
 
 class _Lacking(Nftables):
-    """Stands in for the socket that the kernel does not offer: it refuses everything."""
+    """Stands in for the socket that the kernel does not have, and refuses every request."""
 
     def __init__(self) -> None:
         pass
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is no socket."""
 
     def _send(self, requests: tuple[Request, ...]) -> int:
         raise NetlinkError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
 
 
 def table(family: int, name: str, comment: str = "") -> Request:
-    """Return the request for the table *name*, which may be there."""
-    return Request(
-        _NEW_TABLE,
-        message.NLM_F_CREATE,
-        _header(family) + message.text(_TABLE_NAME, name) + _comment(_TABLE_USERDATA, comment),
+    """Return the request that creates the table *name*; an existing one is no error."""
+    values = {"nfgen_family": family, "NFTA_TABLE_NAME": name, "NFTA_TABLE_USERDATA": comment or None}
+    return Request(message_type(nftsocket.NFT_MSG_NEWTABLE), nl.NLM_F_CREATE, _TABLE.encode(values))
+
+
+def chain(chain: Chain, comment: str = "") -> Request:
+    """Return the request that creates *chain*; an existing one is no error."""
+    body = _CHAIN.encode({**_chain_name(chain), "NFTA_CHAIN_USERDATA": comment or None})
+    return Request(message_type(nftsocket.NFT_MSG_NEWCHAIN), nl.NLM_F_CREATE, body)
+
+
+def base_chain(chain: Chain, kind: str, hook: int, priority: int, *, policy: int | None = None) -> Request:
+    """Return the request that creates *chain*, which packets pass at *hook*; an existing one is no error."""
+    body = _CHAIN.encode(
+        {
+            **_chain_name(chain),
+            "NFTA_CHAIN_HOOK": {"NFTA_HOOK_HOOKNUM": hook, "NFTA_HOOK_PRIORITY": priority},
+            "NFTA_CHAIN_TYPE": kind,
+            "NFTA_CHAIN_POLICY": policy,
+        }
+    )
+    return Request(message_type(nftsocket.NFT_MSG_NEWCHAIN), nl.NLM_F_CREATE, body)
+
+
+def delete_chain(chain: Chain) -> Request:
+    """Return the request that deletes *chain* with its rules, if no other rule leads there."""
+    return Request(message_type(nftsocket.NFT_MSG_DELCHAIN), 0, _CHAIN.encode(_chain_name(chain)))
+
+
+def flush(chain: Chain) -> Request:
+    """Return the request that deletes all rules of *chain*."""
+    return Request(DELETE_RULE, 0, _RULE.encode(_rule_place(chain)))
+
+
+def rule(chain: Chain, *expressions: Expression, comment: str = "") -> Request:
+    """Return the request that appends a rule to *chain*."""
+    body = _RULE.encode(
+        {**_rule_place(chain), "NFTA_RULE_EXPRESSIONS": expressions, "NFTA_RULE_USERDATA": comment or None}
+    )
+    return Request(message_type(nftsocket.NFT_MSG_NEWRULE), nl.NLM_F_CREATE | nl.NLM_F_APPEND, body)
+
+
+def delete_rule(chain: Chain, rule: Rule) -> Request:
+    """Return the request that deletes *rule* of *chain*."""
+    return Request(DELETE_RULE, 0, _RULE.encode({**_rule_place(chain), "NFTA_RULE_HANDLE": rule.handle}))
+
+
+def rule_place(body: bytes) -> tuple[str, str]:
+    """Return the names of the table and the chain of the rule in the kernel's message *body*."""
+    found = _RULE.decode(body)
+    return found.get("NFTA_RULE_TABLE", ""), found.get("NFTA_RULE_CHAIN", "")
+
+
+def message_type(number: int) -> int:
+    """Return the type of the nf_tables message *number*."""
+    return nfnetlink.NFNL_SUBSYS_NFTABLES << 8 | number
+
+
+DELETE_RULE: Final = message_type(nftsocket.NFT_MSG_DELRULE)
+
+
+def _get_table(family: int, name: str) -> Request:
+    body = _TABLE.encode({"nfgen_family": family, "NFTA_TABLE_NAME": name})
+    return Request(message_type(nftsocket.NFT_MSG_GETTABLE), 0, body)
+
+
+def _chain_name(chain: Chain) -> codec.Values:
+    return {"nfgen_family": chain.family, "NFTA_CHAIN_TABLE": chain.table, "NFTA_CHAIN_NAME": chain.name}
+
+
+def _rule_place(chain: Chain) -> codec.Values:
+    return {"nfgen_family": chain.family, "NFTA_RULE_TABLE": chain.table, "NFTA_RULE_CHAIN": chain.name}
+
+
+def _decode_rule(body: bytes) -> Rule:
+    found = _RULE.decode(body)
+    return Rule(
+        handle=found.get("NFTA_RULE_HANDLE", 0),
+        comment=_comment(found.raw("NFTA_RULE_USERDATA")),
+        expressions=found.raw("NFTA_RULE_EXPRESSIONS"),
     )
 
 
-def chain(wanted: Chain, comment: str = "") -> Request:
-    """Return the request for the chain *wanted*, which may be there."""
-    return Request(_NEW_CHAIN, message.NLM_F_CREATE, _named(wanted) + _comment(_CHAIN_USERDATA, comment))
-
-
-def base_chain(wanted: Chain, kind: str, hook: int, priority: int, *, policy: int | None = None) -> Request:
-    """Return the request for the chain *wanted*, which packets pass at *hook*; it may be there."""
-    place = message.attribute(_HOOK_NUMBER, _U32.pack(hook)) + message.attribute(_HOOK_PRIORITY, _I32.pack(priority))
-    body = _named(wanted) + message.nested(_CHAIN_HOOK, place) + message.text(_CHAIN_TYPE, kind)
-    if policy is not None:
-        body += _number(_CHAIN_POLICY, policy)
-    return Request(_NEW_CHAIN, message.NLM_F_CREATE, body)
-
-
-def delete_chain(unwanted: Chain) -> Request:
-    """Return the request that takes the chain *unwanted* away with its rules, if no other rule leads there."""
-    return Request(_DELETE_CHAIN, 0, _named(unwanted))
-
-
-def flush(of: Chain) -> Request:
-    """Return the request that takes all rules of a chain away."""
-    return Request(DELETE_RULE, 0, _ruled(of))
-
-
-def rule(to: Chain, *expressions: Expression, comment: str = "") -> Request:
-    """Return the request that appends a rule to a chain."""
-    elements = (message.nested(_LIST_ELEMENT, each) for each in expressions)
-    body = _ruled(to) + message.nested(_RULE_EXPRESSIONS, *elements) + _comment(_RULE_USERDATA, comment)
-    return Request(_NEW_RULE, message.NLM_F_CREATE | message.NLM_F_APPEND, body)
-
-
-def delete_rule(of: Chain, unwanted: Rule) -> Request:
-    """Return the request that takes the rule *unwanted* of a chain away."""
-    return Request(DELETE_RULE, 0, _ruled(of) + message.attribute(_RULE_HANDLE, _U64.pack(unwanted.handle)))
-
-
-def place_of(body: bytes) -> tuple[str, str]:
-    """Return the names of table and chain of the rule that a message with *body* tells of."""
-    found = message.attributes(body, _HEADER.size)
-    return message.as_text(found.get(_RULE_TABLE)), message.as_text(found.get(_RULE_CHAIN))
-
-
-def _header(family: int) -> bytes:
-    return _HEADER.pack(family, 0, 0)
-
-
-def _named(wanted: Chain) -> bytes:
-    return _header(wanted.family) + message.text(_CHAIN_TABLE, wanted.table) + message.text(_CHAIN_NAME, wanted.name)
-
-
-def _ruled(of: Chain) -> bytes:
-    return _header(of.family) + message.text(_RULE_TABLE, of.table) + message.text(_RULE_CHAIN, of.name)
-
-
-def _number(kind: int, value: int) -> bytes:
-    return message.attribute(kind, _U32.pack(value))
-
-
-def _comment(kind: int, comment: str) -> bytes:
-    """Return *comment* as ``nft`` keeps it: type, length, text with a zero byte."""
-    text = comment.encode() + b"\0"
-    return message.attribute(kind, bytes([_USERDATA_COMMENT, len(text)]) + text) if comment else b""
-
-
-def _rule(body: bytes) -> Rule:
-    found = message.attributes(body, _HEADER.size)
-    kept = found.get(_RULE_USERDATA, b"")
-    comment = ""
-    while len(kept) > 1:
-        kind, length = kept[0], kept[1]
-        if kind == _USERDATA_COMMENT:
-            comment = message.as_text(kept[2 : 2 + length])
-        kept = kept[2 + length :]
-    handle = int.from_bytes(found.get(_RULE_HANDLE, b""), "big")
-    return Rule(handle=handle, comment=comment, expressions=found.get(_RULE_EXPRESSIONS, b""))
+def _comment(user_data: bytes) -> str:
+    """Return the comment in *user_data*; pyroute2 reads it only if it comes first."""
+    while len(user_data) > 1:
+        kind, length = user_data[0], user_data[1]
+        if kind == _COMMENT:
+            return codec.as_text(user_data[2 : 2 + length])
+        user_data = user_data[2 + length :]
+    return ""

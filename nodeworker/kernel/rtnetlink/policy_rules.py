@@ -1,90 +1,78 @@
-"""Requests that make, take away and list routing rules: which of the tables a packet's route is looked for in.
-
-Layouts: the kernel's ``include/uapi/linux/fib_rules.h``.
-"""
+"""Requests that add, delete and list policy rules: which routing table the kernel searches for a packet's route."""
 
 from __future__ import annotations
 
 import errno
 import ipaddress
 import socket
-import struct
 
 import msgspec
 
-from nodeworker.kernel.rtnetlink import message
+from nodeworker.kernel import codec
+from nodeworker.kernel.layouts import fibmsg, nl, rtnl
 from nodeworker.kernel.rtnetlink.message import Request
-from nodeworker.kernel.rtnetlink.routes import Network
+from nodeworker.kernel.rtnetlink.routes import TABLES_IN_HEADER, Network
 from nodeworker.kernel.rtnetlink.socket import Netlink
 
-RTM_NEWRULE = 32
-RTM_DELRULE = 33
-RTM_GETRULE = 34
-
-FRA_SRC = 2
-FRA_PRIORITY = 6
-FRA_TABLE = 15
-
-FR_ACT_TO_TBL = 1
-
-_TABLES_IN_HEADER = 256
+_LAYOUT = codec.layout(fibmsg.fibmsg)
 _FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
-
-_HEADER = struct.Struct("=BBBBBxxBI")
-"""Family, length of destination and source, TOS, table, action, flags."""
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """A rule that leads to a table."""
 
     source: Network | None
-    """Of the packets that it is for; None: it does not look at that."""
+    """The network that a packet has to come from; None: any."""
     table: int
     priority: int = 0
-    """Rules are tried from the lowest on. 0 for the kernel's choice, which is before all but the rule of priority 0."""
+    """The kernel tries the lowest first. 0: the kernel chooses one before all rules but that of priority 0."""
 
 
 def add(rule: Rule) -> Request:
-    """Return the request that makes *rule*. Of the same priority there may be only one such; of others, more."""
-    return Request(RTM_NEWRULE, message.NLM_F_CREATE | message.NLM_F_EXCL, _body(rule))
+    """Return the request that adds *rule*.
+
+    The kernel refuses a second equal rule of the same priority, and accepts one of another priority.
+    """
+    return Request(rtnl.RTM_NEWRULE, nl.NLM_F_CREATE | nl.NLM_F_EXCL, _encode(rule))
 
 
 def delete(rule: Rule) -> Request:
-    """Return the request that takes away the first rule that is like *rule* in all that it states; it may be gone."""
-    return Request(RTM_DELRULE, 0, _body(rule), frozenset({errno.ENOENT}))
+    """Return the request that deletes the first rule with everything that *rule* states; no rule is no error."""
+    return Request(rtnl.RTM_DELRULE, 0, _encode(rule), frozenset({errno.ENOENT}))
 
 
-def every(netlink: Netlink) -> list[Rule]:
-    """Return the rules of IPv4 and IPv6 that lead to a table, in the order in which they are tried.
+def list_all(netlink: Netlink) -> list[Rule]:
+    """Return the IPv4 and IPv6 rules that lead to a table, in the order in which the kernel tries them.
 
     Raises NetlinkError.
     """
-    answers = netlink.dump(Request(RTM_GETRULE, 0, _HEADER.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0)))
-    return [rule for answer in answers if answer.type == RTM_NEWRULE and (rule := _described(answer.body)) is not None]
+    answers = netlink.dump(Request(rtnl.RTM_GETRULE, 0, _LAYOUT.encode({"family": socket.AF_UNSPEC})))
+    rules = (_decode(answer.body) for answer in answers if answer.type == rtnl.RTM_NEWRULE)
+    return [rule for rule in rules if rule is not None]
 
 
-def _body(rule: Rule) -> bytes:
-    family, length, body = socket.AF_UNSPEC, 0, b""
+def _encode(rule: Rule) -> bytes:
+    values: dict[str, object] = {"family": socket.AF_UNSPEC, "action": fibmsg.FR_ACT_TO_TBL}
     if rule.source is not None:
-        family = socket.AF_INET if rule.source.version == 4 else socket.AF_INET6
-        length = rule.source.prefixlen
-        body += message.attribute(FRA_SRC, rule.source.network_address.packed)
+        values["family"] = socket.AF_INET if rule.source.version == 4 else socket.AF_INET6
+        values["src_len"] = rule.source.prefixlen
+        values["FRA_SRC"] = rule.source.network_address.packed
     if rule.priority:
-        body += message.u32(FRA_PRIORITY, rule.priority)
-    table = rule.table if rule.table < _TABLES_IN_HEADER else 0
-    if not table:
-        body += message.u32(FRA_TABLE, rule.table)
-    return _HEADER.pack(family, 0, length, 0, table, FR_ACT_TO_TBL, 0) + body
+        values["FRA_PRIORITY"] = rule.priority
+    if 0 < rule.table < TABLES_IN_HEADER:
+        values["table"] = rule.table
+    else:
+        values["FRA_TABLE"] = rule.table
+    return _LAYOUT.encode(values)
 
 
-def _described(body: bytes) -> Rule | None:
-    family, _, length, _, table, action, _ = _HEADER.unpack_from(body)
-    if action != FR_ACT_TO_TBL or family not in _FAMILIES:
+def _decode(body: bytes) -> Rule | None:
+    found = _LAYOUT.decode(body)
+    if found["action"] != fibmsg.FR_ACT_TO_TBL or found["family"] not in _FAMILIES:
         return None
-    found = message.attributes(body, _HEADER.size)
-    source = found.get(FRA_SRC)
+    source = found.get("FRA_SRC")
     return Rule(
-        source=ipaddress.ip_network((source, length)) if source else None,
-        table=message.as_int(found.get(FRA_TABLE), table),
-        priority=message.as_int(found.get(FRA_PRIORITY)),
+        source=ipaddress.ip_network((source, found["src_len"])) if source else None,
+        table=found.get("FRA_TABLE", found["table"]),
+        priority=found.get("FRA_PRIORITY", 0),
     )

@@ -1,11 +1,11 @@
-"""Take interfaces away, and wait until they are out of use instead of until the kernel has cleaned up after them.
+"""Delete interfaces, and wait until they are out of use instead of until the kernel has freed their memory.
 
-What deletes an interface closes it, takes it out of every list, waits until no processor handles a packet of it any
-more, and tells whoever listens (RTM_DELLINK): that is a millisecond. Then the same system call lets go of the lock that
-all link operations share and waits 15 to 60 ms more for the memory to be nobody's (``netdev_run_todo``). So the call is
-made on a thread of its own, and whoever listens on the same socket need not wait for its end.
+The kernel closes an interface, removes it from every list, waits until no processor handles a packet of it, and
+announces that to subscribers (RTM_DELLINK): one millisecond. Then the same system call releases the lock that all link
+operations share, and waits 15 to 60 ms more until no reference is left (``netdev_run_todo``). So a thread of its own
+makes the call, and the caller reads the announcement from the same socket.
 
-Interfaces that go together are put into a group and deleted by one message, which takes little longer than one of them.
+Interfaces that go together become one group, which one message deletes in little more time than one of them.
 """
 
 from __future__ import annotations
@@ -18,40 +18,37 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from nodeworker.kernel.layouts import nl, rtnl
 from nodeworker.kernel.rtnetlink import links
-from nodeworker.kernel.rtnetlink.message import NLMSG_ERROR, Request
+from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.socket import Netlink, NetlinkError, refusal
 
-_SOL_NETLINK = 270
-_NETLINK_ADD_MEMBERSHIP = 1
-_RTNLGRP_LINK = 1
-
-_LOOK = struct.pack("@ll", 0, 100_000)
-"""Seconds and microseconds between two looks at whether the call has failed without an answer."""
-_TOGETHER: Final = 30
-"""Interfaces of one group: what they take goes out in one system call."""
+_POLL = struct.pack("@ll", 0, 100_000)
+"""Seconds and microseconds after which the caller checks whether the call failed without an answer."""
+_GROUP: Final = 30
+"""Interfaces of one group: the requests for them fit one system call."""
 CALLS: Final = 8
-"""Calls that the kernel has not returned from: beyond that they would only queue there."""
+"""Calls that the kernel has not returned from: more of them would only queue there."""
 
-_places = threading.BoundedSemaphore(CALLS)
-"""Of the process, because it is the kernel that is spared."""
+_slots = threading.BoundedSemaphore(CALLS)
+"""One for the process, because all calls wait for the same lock of the kernel."""
 
 
 class Remover(Netlink):
-    """A socket for taking interfaces of its namespace away, once. A context manager."""
+    """A socket that deletes interfaces of its namespace, once. A context manager."""
 
     def remove(self, names: Iterable[str]) -> None:
-        """Return when the interfaces *names*, or those that are there, are out of use. Raises NetlinkError, OSError."""
+        """Return when those of the interfaces *names* that exist are out of use. Raises NetlinkError, OSError."""
         found = [link.index for link in links.find_each(self, names)]
         if not found:
             return
-        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _RTNLGRP_LINK)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _LOOK)
-        for start in range(0, len(found), _TOGETHER):
-            left: Iterable[int] = found[start : start + _TOGETHER]
+        self._socket.setsockopt(nl.SOL_NETLINK, nl.NETLINK_ADD_MEMBERSHIP, rtnl.RTNLGRP_LINK)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _POLL)
+        for start in range(0, len(found), _GROUP):
+            left: Iterable[int] = found[start : start + _GROUP]
             if len(found) > 1:
                 left, _ = self._delete(_as_group(left), left)
-            for index in left:  # the kernel refuses a group if one of it can't be deleted, and that one only
+            for index in left:  # the kernel refuses the group if it can't delete one of its members
                 _, refused = self._delete([links.delete(index)], [index])
                 if refused is not None and refused.errno != errno.ENODEV:
                     raise refused
@@ -59,7 +56,7 @@ class Remover(Netlink):
     def _delete(self, requests: Sequence[Request], indexes: Iterable[int]) -> tuple[set[int], NetlinkError | None]:
         """Send *requests*, the last of which deletes the interfaces *indexes*.
 
-        Return which of them it was answered without having deleted, and why, if it was refused.
+        Return those that were not deleted when the kernel answered, and its error if it refused.
         """
         last = self._sequence + len(requests)
         call = _Call(lambda: self._send(tuple(requests)))
@@ -67,14 +64,14 @@ class Remover(Netlink):
         while left:
             try:
                 for kind, flags, sequence, body in self._receive():
-                    if kind == links.RTM_DELLINK:
-                        left.discard(links.index_gone(body))
-                    elif kind == NLMSG_ERROR and sequence == last:
+                    if kind == rtnl.RTM_DELLINK:
+                        left.discard(links.deleted_index(body))
+                    elif kind == nl.NLMSG_ERROR and sequence == last:
                         return left, refusal(kind, body, flags)
             except OSError as error:
-                if error.errno == errno.ENOBUFS:  # so much is going on in the namespace that news were lost
+                if error.errno == errno.ENOBUFS:  # the kernel dropped announcements, so ask
                     call.join()
-                    return {index for index in left if links.find(self, links.numbered(index))}, None
+                    return {index for index in left if links.find(self, links.by_index(index))}, None
                 if error.errno != errno.ETIMEDOUT:
                     raise
                 if call.failure is not None:
@@ -83,29 +80,29 @@ class Remover(Netlink):
 
 
 class _Call(threading.Thread):
-    """A system call that returns later than anybody needs to wait."""
+    """A system call that returns later than its caller needs."""
 
     def __init__(self, send: Callable[[], object]) -> None:
         super().__init__(name="removal")
         self.failure: BaseException | None = None
         self._call = send
-        _places.acquire()
+        _slots.acquire()
         try:
             self.start()
-        except RuntimeError:  # the node has no thread to spare
+        except RuntimeError:  # the node is out of threads
             self.run()
 
     def run(self) -> None:
         """Make the call."""
         try:
             self._call()
-        except BaseException as error:  # noqa: BLE001  # it is raised where the answer is waited for
+        except BaseException as error:  # noqa: BLE001  # the caller raises it
             self.failure = error
         finally:
-            _places.release()
+            _slots.release()
 
 
 def _as_group(indexes: Iterable[int]) -> list[Request]:
-    """Return what deletes *indexes* together, by a number that no other interface is likely to have."""
+    """Return the requests that delete *indexes* as a group, whose number no other interface is likely to have."""
     group = secrets.randbelow(2**31 - 1) + 1
     return [*(links.change(index, group=group) for index in indexes), links.delete_group(group)]

@@ -37,7 +37,7 @@ def addresses_in_use() -> frozenset[str]:
 
 
 def _of(netlink: Netlink) -> set[str]:
-    return {str(each.address.ip) for link in links.every(netlink) for each in addresses.of(netlink, link.index)}
+    return {str(each.address.ip) for link in links.list_all(netlink) for each in addresses.list_of(netlink, link.index)}
 
 
 def _namespaces() -> Iterator[str]:

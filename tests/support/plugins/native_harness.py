@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
+from nodeworker.kernel.codec import Values
 from nodeworker.kernel.rtnetlink import links, message
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.jobs import printed
@@ -181,7 +182,7 @@ def works_or_names_its_module(plugin: Any, kind: str, asked: Call, ipam: Result 
     is_refused(plugin, asked, ipam, rf"kernel offers no such {kind} .*: load its module {MODULES.get(kind, kind)}$")
 
 
-def data_of(kind: str, data: bytes) -> Any:
+def data_of(kind: str, data: Values) -> Any:
     """Return what pyroute2 reads in the request for an interface of *kind* with *data*."""
     decoded: Any = ifinfmsg(message.packed(links.create("net1", kind, data=data), 1))
     decoded.decode()

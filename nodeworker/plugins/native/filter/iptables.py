@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from nodeworker.kernel.layouts import nftsocket
 from nodeworker.kernel.nftables import client, expressions
 from nodeworker.kernel.nftables.client import Nftables, Rules
 from nodeworker.kernel.nftables.expressions import Sought
@@ -24,7 +25,7 @@ from nodeworker.plugins.native.api import NativeError
 
 _RESTORE = {4: "iptables-restore", 6: "ip6tables-restore"}
 _LIST = {4: "iptables", 6: "ip6tables"}
-_FAMILIES = {4: client.IPV4, 6: client.IPV6}
+_FAMILIES = {4: nftsocket.NFPROTO_IPV4, 6: nftsocket.NFPROTO_IPV6}
 _TABLE = "nat"
 _POST_ROUTING = "POSTROUTING"
 _OLDER_TABLES = {4: "ip_tables_names", 6: "ip6_tables_names"}
@@ -121,7 +122,7 @@ def held(version: int, chain: Chain, packet_filter: Rules) -> int:
     The newer of the kernel's filters is asked itself; the older one only by the program, where it has the table.
     """
     mine, everybodys = (client.Chain(_FAMILIES[version], _TABLE, each) for each in (chain.name, _POST_ROUTING))
-    way = expressions.way_to(chain.name)
+    way = expressions.verdict_chain(chain.name)
     leading = [each.expressions for each in packet_filter.rules(everybodys) if way in each.expressions]
     rules = [expressions.sought(version, each.expressions) for each in packet_filter.rules(mine)]
     entrances = [expressions.sought(version, each) for each in leading]
@@ -167,7 +168,7 @@ def _is_offered(version: int) -> bool:
     """Return whether the kernel has one of the filters, or that can't be told."""
     try:
         with Nftables.on_node() as nft:
-            return nft.offered() or _older_tables(version) is not None
+            return nft.is_supported() or _older_tables(version) is not None
     except OSError:
         return True
 

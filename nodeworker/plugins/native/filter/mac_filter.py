@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from nodeworker.kernel.layouts import nftsocket
 from nodeworker.kernel.nftables import client, expressions
 from nodeworker.kernel.nftables.client import Chain, Nftables, Rule, Rules
 from nodeworker.kernel.rtnetlink import links
@@ -18,7 +19,7 @@ from nodeworker.plugins.native.kit.endpoints import explaining
 from nodeworker.plugins.native.kit.veth import names_for
 
 _TABLE = "nat"
-_PRE_ROUTING = Chain(client.BRIDGE, _TABLE, "PREROUTING")
+_PRE_ROUTING = Chain(nftsocket.NFPROTO_BRIDGE, _TABLE, "PREROUTING")
 _PRIORITY = -300
 _PREFIX = "macspoofchk-"
 """Of comments."""
@@ -37,7 +38,7 @@ def confine(call: Call, outside: str, mac: str) -> None:
     def plan(nft: Nftables) -> list[Request]:
         stale = [each for each in nft.rules(_PRE_ROUTING) if each.comment == comment]
         return [
-            client.table(client.BRIDGE, _TABLE),
+            client.table(nftsocket.NFPROTO_BRIDGE, _TABLE),
             client.base_chain(_PRE_ROUTING, "filter", client.PRE_ROUTING, _PRIORITY, policy=client.ACCEPT),
             client.chain(port),
             client.chain(sender),
@@ -46,12 +47,12 @@ def confine(call: Call, outside: str, mac: str) -> None:
             client.flush(sender),
             client.rule(_PRE_ROUTING, *expressions.comes_in_by(outside), expressions.jump(port.name), comment=comment),
             client.rule(port, expressions.jump(sender.name), comment=comment),
-            client.rule(sender, *expressions.sent_by(mac), expressions.returned(), comment=comment),
-            client.rule(sender, expressions.dropped(), comment=comment),
+            client.rule(sender, *expressions.sent_by(mac), expressions.return_(), comment=comment),
+            client.rule(sender, expressions.drop(), comment=comment),
         ]
 
     with explaining(f"filter what {call.ifname} sends (macspoofchk) with {_MODULES}"), Nftables.on_node() as nft:
-        nft.agree(lambda: plan(nft))
+        nft.commit_planned(lambda: plan(nft))
 
 
 def release(call: Call) -> None:
@@ -62,11 +63,11 @@ def release(call: Call) -> None:
         there = [each for each in nft.rules(_PRE_ROUTING) if each.comment == comment]
         return [
             *(client.delete_rule(_PRE_ROUTING, each) for each in there),
-            *(client.delete_chain(each) for each in (port, sender) if nft.has(each)),
+            *(client.delete_chain(each) for each in (port, sender) if nft.has_chain(each)),
         ]
 
     with explaining(f"take the filter of {call.ifname} away (macspoofchk)"), Nftables.on_node() as nft:
-        nft.agree(lambda: plan(nft))
+        nft.commit_planned(lambda: plan(nft))
 
 
 def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
@@ -79,10 +80,10 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
 
     def plan(node: Netlink, nft: Nftables) -> list[Request]:
         there = [each for each in nft.rules(_PRE_ROUTING) if each.comment.startswith(_PREFIX)]
-        ports = {each.name for each in links.every(node)}  # only now: a port is made before its filter
+        ports = {each.name for each in links.list_all(node)}  # only now: a port is made before its filter
         stale = [each for each in there if each.comment not in kept and _is_free(each, call.network, ports)]
         names = dict.fromkeys(_CHAIN + each.comment.removeprefix(_PREFIX) for each in stale)
-        chains = [chain for name in names for chain in _chains_named(name) if nft.has(chain)]
+        chains = [chain for name in names for chain in _chains_named(name) if nft.has_chain(chain)]
         return [
             *(client.delete_rule(_PRE_ROUTING, each) for each in stale),
             *map(client.delete_chain, chains),
@@ -93,7 +94,7 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
         Netlink.on_node() as node,
         Nftables.on_node() as nft,
     ):
-        nft.agree(lambda: plan(node, nft))
+        nft.commit_planned(lambda: plan(node, nft))
 
 
 def check(call: Call) -> None:
@@ -125,7 +126,7 @@ def _chains(call: Call) -> tuple[Chain, Chain]:
 
 
 def _chains_named(name: str) -> tuple[Chain, Chain]:
-    return Chain(client.BRIDGE, _TABLE, name), Chain(client.BRIDGE, _TABLE, f"{name}-mac")
+    return Chain(nftsocket.NFPROTO_BRIDGE, _TABLE, name), Chain(nftsocket.NFPROTO_BRIDGE, _TABLE, f"{name}-mac")
 
 
 def _comment(call: Call) -> str:

@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
+from nodeworker.kernel.layouts import nftsocket
 from nodeworker.kernel.nftables import client, expressions
 from nodeworker.kernel.nftables.client import Chain, Nftables, Rules
 from nodeworker.kernel.nftables.expressions import Sought
@@ -25,8 +26,8 @@ Backend: TypeAlias = Literal["iptables", "nftables"]
 _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 """What stays as it is in every network, by IP version."""
 _TABLE = "cni_plugins_masquerade"
-_CHECKS = Chain(client.INET, _TABLE, "masq_checks")
-WAY = Chain(client.INET, _TABLE, "postrouting")
+_CHECKS = Chain(nftsocket.NFPROTO_INET, _TABLE, "masq_checks")
+WAY = Chain(nftsocket.NFPROTO_INET, _TABLE, "postrouting")
 """By which packets come to the rules for single containers."""
 _PRIORITY = 100
 _ABOUT_TABLE = "Masquerading for plugins from github.com/containernetworking/plugins"
@@ -50,7 +51,7 @@ def masquerade(call: Call, backend: Backend | None, addresses: Sequence[Address]
             raise NativeError(f"can not {task} with iptables: {error}") from error
         return
     with explaining(f"{task} with {_MODULES}"), Nftables.on_node() as nft:
-        nft.agree(lambda: _plan(call, nft, addresses))
+        nft.commit_planned(lambda: _plan(call, nft, addresses))
 
 
 def unmask(call: Call) -> None:
@@ -60,7 +61,7 @@ def unmask(call: Call) -> None:
     """
     with explaining(f"end the masquerading of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
         if _there(call, nft):
-            nft.agree(lambda: [client.delete_rule(_CHECKS, each) for each in _there(call, nft)])
+            nft.commit_planned(lambda: [client.delete_rule(_CHECKS, each) for each in _there(call, nft)])
             return
     addresses = _recorded(call)
     for version in _versions(addresses) or (4, 6):
@@ -80,7 +81,7 @@ def collect(call: Call, backend: Backend | None, valid: Collection[tuple[str, st
         return [each for each in of_network if each.comment.partition(",")[0] not in kept]
 
     with explaining(f"end the masquerading (ipMasq) of what is gone from {call.network}"), Nftables.on_node() as nft:
-        nft.agree(lambda: [client.delete_rule(_CHECKS, each) for each in stale(nft)])
+        nft.commit_planned(lambda: [client.delete_rule(_CHECKS, each) for each in stale(nft)])
     if _by_iptables(backend):
         containers = {container_id for container_id, _ in valid}
         for version in (each for each in _MULTICAST if iptables.installed(each)):
@@ -105,7 +106,7 @@ def left(call: Call, backend: Backend | None, addresses: Sequence[Address], pack
     there: list[str] = []
     if backend != "iptables":
         rules = len(_there(call, packet_filter))
-        way = expressions.way_to(_CHECKS.name)
+        way = expressions.verdict_chain(_CHECKS.name)
         led = any(way in each.expressions for each in packet_filter.rules(WAY))
         if led and rules == len(addresses):
             return None
@@ -163,9 +164,9 @@ def _chain_name(network: str, container_id: str) -> str:
 
 def _plan(call: Call, nft: Nftables, addresses: Sequence[Address]) -> list[Request]:
     stale, way = _there(call, nft), nft.rules(WAY)
-    leads = len(way) > len(_MULTICAST) and expressions.way_to(_CHECKS.name) in way[-1].expressions
+    leads = len(way) > len(_MULTICAST) and expressions.verdict_chain(_CHECKS.name) in way[-1].expressions
     return [
-        client.table(client.INET, _TABLE, _ABOUT_TABLE),
+        client.table(nftsocket.NFPROTO_INET, _TABLE, _ABOUT_TABLE),
         client.chain(_CHECKS, _ABOUT_CHECKS),
         client.base_chain(WAY, "nat", client.POST_ROUTING, _PRIORITY),
         *([] if leads else _lead()),
@@ -175,7 +176,7 @@ def _plan(call: Call, nft: Nftables, addresses: Sequence[Address]) -> list[Reque
                 _CHECKS,
                 *expressions.comes_from(each),
                 *expressions.goes_elsewhere(each.network),
-                expressions.masqueraded(),
+                expressions.masquerade(),
                 comment=_comment(call),
             )
             for each in addresses
@@ -186,7 +187,7 @@ def _plan(call: Call, nft: Nftables, addresses: Sequence[Address]) -> list[Reque
 def _lead() -> Iterator[Request]:
     yield client.flush(WAY)
     for each in _MULTICAST.values():
-        yield client.rule(WAY, *expressions.goes_to(ipaddress.ip_network(each)), expressions.returned())
+        yield client.rule(WAY, *expressions.goes_to(ipaddress.ip_network(each)), expressions.return_())
     yield client.rule(WAY, expressions.goto(_CHECKS.name))
 
 

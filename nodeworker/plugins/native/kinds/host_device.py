@@ -190,7 +190,7 @@ def _rename_returned(node: Netlink, call: Call, card: Card) -> None:
 
 def _every(node: Netlink) -> list[Link]:
     with explaining("list the interfaces of the node"):
-        return links.every(node)
+        return links.list_all(node)
 
 
 def _card(call: Call, config: HostDevice) -> Card:

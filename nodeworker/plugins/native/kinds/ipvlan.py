@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from events.schema import Phase
-from nodeworker.kernel.rtnetlink import message
+from nodeworker.kernel.codec import Values
+from nodeworker.kernel.layouts import ipvlan
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
@@ -19,8 +20,8 @@ from nodeworker.plugins.spec.results import Result
 
 TYPE = "ipvlan"
 
-_MODES = {"": 0, "l2": 0, "l3": 1, "l3s": 2}
-_IFLA_IPVLAN_MODE = 1
+_MODES = {"l2": ipvlan.modes["IPVLAN_MODE_L2"], "l3": ipvlan.modes["IPVLAN_MODE_L3"], "l3s": 2}
+"""By name. (pyroute2 has none for l3s.)"""
 
 
 class Ipvlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -105,8 +106,8 @@ def _before(call: Call) -> str:
     return names[0]
 
 
-def _data(config: Ipvlan) -> bytes:
-    mode = _MODES.get(config.mode)
+def _data(config: Ipvlan) -> Values:
+    mode = _MODES.get(config.mode or "l2")
     if mode is None:
         raise NativeError(f"ipvlan has no mode {config.mode!r}: use l2, l3 or l3s")
-    return message.u16(_IFLA_IPVLAN_MODE, mode)
+    return {"IFLA_IPVLAN_MODE": mode}

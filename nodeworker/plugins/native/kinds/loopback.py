@@ -33,7 +33,7 @@ def add(call: Call, ipam: Result | None) -> Result:
         link = _loopback(ends)
         with explaining("set lo up"):
             ends.container.do(links.change(link.index, up=True))
-            there = [each.address for each in addresses.of(ends.container, link.index)]
+            there = [each.address for each in addresses.list_of(ends.container, link.index)]
     strange = [str(each.ip) for each in there if not each.ip.is_loopback]
     if strange:
         raise NativeError(f"lo has {', '.join(strange)}, which are no loopback addresses: take them away")

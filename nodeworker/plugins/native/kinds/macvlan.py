@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from events.schema import Phase
-from nodeworker.kernel.rtnetlink import links, message
+from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
@@ -23,8 +23,7 @@ from nodeworker.plugins.spec.results import Result
 
 TYPE = "macvlan"
 
-_MODES = {"": 4, "bridge": 4, "private": 1, "vepa": 2, "passthru": 8}
-_IFLA_MACVLAN_MODE = 1
+_MODES = ("bridge", "private", "vepa", "passthru")
 
 
 class Macvlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -63,8 +62,8 @@ def check(call: Call) -> None:
         link = container_link(ends, call, expected, TYPE)
         if link.parent != card.link.index:
             raise NativeError(f"interface {call.ifname} no longer rests on {card.link.name}")
-        if _mode(link) != _MODES.get(config.mode):
-            raise NativeError(f"interface {call.ifname} is no longer in mode {config.mode or 'bridge'}")
+        if link.data.get("IFLA_MACVLAN_MODE") != (mode := config.mode or "bridge"):
+            raise NativeError(f"interface {call.ifname} is no longer in mode {mode}")
         addressed(ends, call, link, expected)
 
 
@@ -75,8 +74,8 @@ def delete(call: Call) -> None:
 
 def _link(ends: Endpoints, call: Call, config: Macvlan, mac: str) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
-    mode = _MODES.get(config.mode)
-    if mode is None:
+    mode = config.mode or "bridge"
+    if mode not in _MODES:
         raise NativeError(f"macvlan has no mode {config.mode!r}: use bridge, private, vepa or passthru")
     card = parent(ends, call, config.master)
     if not 0 <= config.mtu <= card.link.mtu:
@@ -84,7 +83,7 @@ def _link(ends: Endpoints, call: Call, config: Macvlan, mac: str) -> Link:
     create = links.create(
         call.ifname,
         TYPE,
-        data=message.u32(_IFLA_MACVLAN_MODE, mode),
+        data={"IFLA_MACVLAN_MODE": mode},
         parent=card.link.index,
         parent_netnsid=card.netnsid,
         mtu=config.mtu,
@@ -97,9 +96,5 @@ def _link(ends: Endpoints, call: Call, config: Macvlan, mac: str) -> Link:
     return link
 
 
-def _ours(link: Link, card: Parent, mode: int) -> bool:
-    return rests_on(link, card, TYPE) and _mode(link) == mode
-
-
-def _mode(link: Link) -> int:
-    return message.as_int(message.attributes(link.data).get(_IFLA_MACVLAN_MODE))
+def _ours(link: Link, card: Parent, mode: str) -> bool:
+    return rests_on(link, card, TYPE) and link.data.get("IFLA_MACVLAN_MODE") == mode

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from events.schema import Phase
+from nodeworker.kernel.layouts import rtmsg
 from nodeworker.kernel.rtnetlink import addresses, links, routes
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.message import Request
@@ -108,8 +109,10 @@ def _by_the_node(link: Link, given: Sequence[Assignment], gateways: Sequence[Gat
     """Yield the requests that put a route to the gateway, and one by it, in the place of the kernel's own route."""
     for each, gateway in zip(given, gateways, strict=True):
         network, source = each.address.network, each.address.ip
-        kernels = Route(destination=network, index=link.index, scope=routes.NOWHERE, protocol=routes.PROTOCOL_KERNEL)
-        beside = Route(destination=_host(gateway), index=link.index, scope=routes.LINK, source=source)
+        kernels = Route(
+            destination=network, index=link.index, scope=rtmsg.RT_SCOPE_NOWHERE, protocol=routes.PROTOCOL_KERNEL
+        )
+        beside = Route(destination=_host(gateway), index=link.index, scope=rtmsg.RT_SCOPE_LINK, source=source)
         yield routes.add(beside)  # first: cut in between, the container must still know where its gateway is
         yield routes.delete(kernels)
         yield routes.add(Route(destination=network, index=link.index, gateway=gateway, source=source))
@@ -118,7 +121,7 @@ def _by_the_node(link: Link, given: Sequence[Assignment], gateways: Sequence[Gat
 def _to_the_container(link: Link, given: Sequence[Assignment], gateways: Sequence[Gateway]) -> Iterator[Request]:
     for each, gateway in zip(given, gateways, strict=True):
         yield addresses.add(link.index, ipaddress.ip_interface(gateway), dad=False)
-        yield routes.add(Route(destination=_host(each.address.ip), index=link.index, scope=routes.HOST))
+        yield routes.add(Route(destination=_host(each.address.ip), index=link.index, scope=rtmsg.RT_SCOPE_HOST))
 
 
 def _host(address: Gateway) -> Network:

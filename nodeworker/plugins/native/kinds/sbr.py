@@ -105,17 +105,17 @@ def delete(call: Call) -> None:
     with opened(call, Phase.DEL) as ends:
         there = _routing(ends, call)
         with explaining(f"take the routing rules of {call.ifname} away"):
-            link = links.find(ends.container, links.named(call.ifname))
+            link = links.find(ends.container, links.by_name(call.ifname))
             if link is not None:
-                sources |= {each.address.ip for each in addresses.of(ends.container, link.index)}
+                sources |= {each.address.ip for each in addresses.list_of(ends.container, link.index)}
             ends.container.do(*map(policy_rules.delete, there.rules_for(sources, link.index if link else 0)))
 
 
 def _routing(ends: Endpoints, call: Call) -> _Routing:
     with explaining(f"list the routes and routing rules of {call.ifname}"):
         families = (socket.AF_INET, socket.AF_INET6)
-        ways = [route for family in families for route in routes.every(ends.container, family)]
-        return _Routing(policy_rules.every(ends.container), ways)
+        ways = [route for family in families for route in routes.list_all(ends.container, family)]
+        return _Routing(policy_rules.list_all(ends.container), ways)
 
 
 def _tables(there: _Routing, index: int, main: list[Route], given: list[Assignment]) -> Iterator[Request]:

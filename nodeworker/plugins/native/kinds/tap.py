@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from events.schema import Phase
-from nodeworker.kernel.rtnetlink import links, message
+from nodeworker.kernel.layouts import ifinfmsg, tuntap
+from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
@@ -26,22 +27,8 @@ from nodeworker.plugins.spec.results import Result
 
 TYPE = "tap"
 
-_DEVICE = "/dev/net/tun"
 _KIND = "tun"
-_TUNSETIFF = 0x400454CA
-_TUNSETPERSIST = 0x400454CB
-_TUNSETOWNER = 0x400454CC
-_TUNSETGROUP = 0x400454CE
-_IFF_TAP = 0x0002
-_IFF_MULTI_QUEUE = 0x0100
-_IFF_NO_PI = 0x1000
-_IFF_TUN_EXCL = 0x8000
 _IFREQ = struct.Struct("16sH22x")
-
-_IFLA_TUN_OWNER = 1
-_IFLA_TUN_GROUP = 2
-_IFLA_TUN_TYPE = 3
-_IFLA_TUN_MULTI_QUEUE = 7
 
 _ABSENT = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
 """What opening the device ends with on a kernel without it."""
@@ -131,21 +118,26 @@ def _link(ends: Endpoints, call: Call, config: Tap) -> Link:
 
 def _make(name: str, config: Tap) -> None:
     """Make the device in the namespace that the thread is in. Raises NativeError."""
-    flags = _IFF_TAP | _IFF_NO_PI | _IFF_TUN_EXCL | (_IFF_MULTI_QUEUE if config.multi_queue else 0)
+    flags = (
+        ifinfmsg.IFT_TAP
+        | ifinfmsg.IFT_NO_PI
+        | ifinfmsg.IFT_TUN_EXCL
+        | (ifinfmsg.IFT_MULTI_QUEUE if config.multi_queue else 0)
+    )
     try:
-        device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        device = os.open(tuntap.TUNDEV, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno not in _ABSENT:
-            raise NativeError(f"can not make {name}: {_DEVICE}: {error.strerror}") from error
-        words = f"this node's kernel offers no tap devices ({_DEVICE}: {error.strerror}): load its module tun"
+            raise NativeError(f"can not make {name}: {tuntap.TUNDEV}: {error.strerror}") from error
+        words = f"this node's kernel offers no tap devices ({tuntap.TUNDEV}: {error.strerror}): load its module tun"
         raise NativeError(f"can not make {name}: {words}") from error
     try:
         with explaining(f"make {name} as a tap device"):
-            fcntl.ioctl(device, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
-            for request, number in ((_TUNSETOWNER, config.owner), (_TUNSETGROUP, config.group)):
+            fcntl.ioctl(device, tuntap.TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+            for request, number in ((tuntap.TUNSETOWNER, config.owner), (tuntap.TUNSETGROUP, config.group)):
                 if number is not None:
                     fcntl.ioctl(device, request, _signed(number))
-            fcntl.ioctl(device, _TUNSETPERSIST, 1)
+            fcntl.ioctl(device, tuntap.TUNSETPERSIST, 1)
     finally:
         os.close(device)
 
@@ -155,7 +147,9 @@ def _signed(number: int) -> int:
 
 
 def _ours(link: Link, config: Tap) -> bool:
-    found = message.attributes(link.data)
-    owner, group = (message.as_int(found[key]) if key in found else None for key in (_IFLA_TUN_OWNER, _IFLA_TUN_GROUP))
-    modes = (message.as_int(found.get(_IFLA_TUN_TYPE)), bool(message.as_int(found.get(_IFLA_TUN_MULTI_QUEUE))))
-    return (link.kind, owner, group, *modes) == (_KIND, config.owner, config.group, _IFF_TAP, config.multi_queue)
+    if link.kind != _KIND:
+        return False
+    is_tap = link.data.get("IFLA_TUN_TYPE") == ifinfmsg.IFT_TAP
+    users = (link.data.get("IFLA_TUN_OWNER"), link.data.get("IFLA_TUN_GROUP"))
+    has_queues = bool(link.data.get("IFLA_TUN_MULTI_QUEUE"))
+    return (is_tap, *users, has_queues) == (True, config.owner, config.group, config.multi_queue)

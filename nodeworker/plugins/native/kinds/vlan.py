@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from events.schema import Phase
-from nodeworker.kernel.rtnetlink import message
+from nodeworker.kernel.codec import Values
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
@@ -19,7 +19,6 @@ from nodeworker.plugins.spec.results import Result
 
 TYPE = "vlan"
 
-_IFLA_VLAN_ID = 1
 _HIGHEST_ID = 4094
 """IEEE 802.1Q reserves 4095."""
 
@@ -94,5 +93,5 @@ def _link(ends: Endpoints, call: Call, config: Vlan) -> Link:
     return link
 
 
-def _data(config: Vlan) -> bytes:
-    return message.u16(_IFLA_VLAN_ID, config.vlan_id)
+def _data(config: Vlan) -> Values:
+    return {"IFLA_VLAN_ID": config.vlan_id}

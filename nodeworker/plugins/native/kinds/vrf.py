@@ -15,7 +15,8 @@ from msgspec.structs import replace
 
 from events.schema import Phase
 from nodeworker.kernel import namespaces
-from nodeworker.kernel.rtnetlink import addresses, links, message, routes
+from nodeworker.kernel.layouts import ifaddrmsg
+from nodeworker.kernel.rtnetlink import addresses, links, routes
 from nodeworker.kernel.rtnetlink.addresses import Assigned
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.message import Request
@@ -29,10 +30,8 @@ from nodeworker.plugins.spec.versions import ConfigError, at_least
 
 TYPE = "vrf"
 
-_IFLA_VRF_TABLE = 1
 _TABLES = range(1, 2**32 - 1)
-_PROTOCOL_RA = 9
-_OF_THE_KERNEL = frozenset({routes.PROTOCOL_KERNEL, _PROTOCOL_RA})
+_OF_THE_KERNEL = frozenset({routes.PROTOCOL_KERNEL, routes.PROTOCOL_RA})
 
 
 class Vrf(NetConf, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,7 +91,7 @@ def delete(call: Call) -> None:
         if vrf is None or vrf.kind != TYPE:
             return
         with explaining(f"take {call.ifname} out of VRF {config.vrfname}"):
-            parts = [each for each in links.every(ends.container) if each.master == vrf.index]
+            parts = [each for each in links.list_all(ends.container) if each.master == vrf.index]
             ends.container.do(*(links.change(each.index, master=0) for each in parts if each.name == call.ifname))
             if all(each.name == call.ifname for each in parts):
                 ends.container.do(links.delete(vrf.index))
@@ -100,7 +99,7 @@ def delete(call: Call) -> None:
 
 def table_of(link: Link) -> int:
     """Return the routing table of the VRF *link*."""
-    return message.as_int(message.attributes(link.data).get(_IFLA_VRF_TABLE))
+    return link.data.get("IFLA_VRF_TABLE", 0)
 
 
 def free_table(there: Iterable[Link]) -> int:
@@ -111,7 +110,7 @@ def free_table(there: Iterable[Link]) -> int:
 
 def create(name: str, table: int) -> Request:
     """Return the request for the VRF *name* with routing table *table*."""
-    return links.create(name, TYPE, data=message.u32(_IFLA_VRF_TABLE, table), queue_length=0)
+    return links.create(name, TYPE, data={"IFLA_VRF_TABLE": table}, queue_length=0)
 
 
 def lost(link: Link, vrf: Link, there: Iterable[Assigned], ways: Iterable[Route]) -> list[Request]:
@@ -123,7 +122,7 @@ def lost(link: Link, vrf: Link, there: Iterable[Assigned], ways: Iterable[Route]
         addresses.add(link.index, each.address, dad=False)
         for each in there
         if isinstance(each.address, ipaddress.IPv6Interface)
-        and each.flags & addresses.IFA_F_PERMANENT
+        and each.flags & ifaddrmsg.IFA_F_PERMANENT
         and not each.address.is_link_local
     ]
     own = [
@@ -142,7 +141,7 @@ def _vrf(ends: Endpoints, config: Vrf) -> Link:
     vrf = present(ends.container, name)
     if vrf is None:
         with explaining("list the container's interfaces"):
-            table = config.table or free_table(links.every(ends.container))
+            table = config.table or free_table(links.list_all(ends.container))
         vrf = made(ends.container, name, TYPE, create(name, table)) or present(ends.container, name)
     if vrf is None or vrf.kind != TYPE:
         raise NativeError(f"the container's interface {name} is no VRF: name another one in the configuration")
@@ -158,7 +157,7 @@ def _enslave(ends: Endpoints, call: Call, link: Link, vrf: Link) -> None:
     if link.master:
         raise NativeError(f"interface {call.ifname} is part of a bridge, bond or other VRF already")
     with explaining(f"list the addresses and routes of {call.ifname}"):
-        there = addresses.of(ends.container, link.index)
-        ways = [way for family in (socket.AF_INET, socket.AF_INET6) for way in routes.every(ends.container, family)]
+        there = addresses.list_of(ends.container, link.index)
+        ways = [way for family in (socket.AF_INET, socket.AF_INET6) for way in routes.list_all(ends.container, family)]
     with explaining(f"make {call.ifname} part of VRF {vrf.name}"):
         ends.container.do(links.change(link.index, master=vrf.index), *lost(link, vrf, there, ways))

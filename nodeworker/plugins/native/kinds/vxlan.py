@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from events.schema import Phase
-from nodeworker.kernel.rtnetlink import links, message
+from nodeworker.kernel.codec import Values
+from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.routes import Gateway
 from nodeworker.plugins.native.api import Call, NativeError
@@ -24,16 +25,6 @@ from nodeworker.plugins.native.kit.verify import addressed, container_link, reco
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "vxlan"
-
-_IFLA_VXLAN_ID = 1
-_IFLA_VXLAN_GROUP = 2
-_IFLA_VXLAN_LINK = 3
-_IFLA_VXLAN_LOCAL = 4
-_IFLA_VXLAN_TTL = 5
-_IFLA_VXLAN_LEARNING = 7
-_IFLA_VXLAN_PORT = 15
-_IFLA_VXLAN_GROUP6 = 16
-_IFLA_VXLAN_LOCAL6 = 17
 
 _IDS = range(1, 2**24)
 _PORTS = range(1, 2**16)
@@ -124,7 +115,7 @@ def _ours(link: Link, on: Parent, config: Vxlan) -> bool:
     return (link.kind, link.parent_netnsid) == (TYPE, on.netnsid) and carries(link, _data(config, on))
 
 
-def _data(config: Vxlan, on: Parent) -> bytes:
+def _data(config: Vxlan, on: Parent) -> Values:
     """Return the attributes of the interface. Raises NativeError."""
     for key, value, known in (
         ("vxlanId", config.vxlan_id, _IDS),
@@ -133,25 +124,25 @@ def _data(config: Vxlan, on: Parent) -> bytes:
     ):
         if value not in known:
             raise NativeError(f"{key} {value} is not between {known.start} and {known.stop - 1}")
-    attributes = [
-        message.u32(_IFLA_VXLAN_ID, config.vxlan_id),
-        message.u32(_IFLA_VXLAN_LINK, on.link.index),
-        message.u8(_IFLA_VXLAN_TTL, config.ttl),
-        message.u8(_IFLA_VXLAN_LEARNING, config.learning),
-        message.attribute(_IFLA_VXLAN_PORT, config.port.to_bytes(2, "big")),
-    ]
     peer, local = _peer(config), _address("local", config.local)
     if peer and local and peer.version != local.version:
         raise NativeError(f"local {local} and {peer} are of different families")
-    if peer:
-        attributes.append(
-            message.attribute(_IFLA_VXLAN_GROUP if peer.version == 4 else _IFLA_VXLAN_GROUP6, peer.packed)
-        )
-    if local:
-        attributes.append(
-            message.attribute(_IFLA_VXLAN_LOCAL if local.version == 4 else _IFLA_VXLAN_LOCAL6, local.packed)
-        )
-    return b"".join(attributes)
+    return {
+        "IFLA_VXLAN_ID": config.vxlan_id,
+        "IFLA_VXLAN_LINK": on.link.index,
+        "IFLA_VXLAN_TTL": config.ttl,
+        "IFLA_VXLAN_LEARNING": config.learning,
+        "IFLA_VXLAN_PORT": config.port,
+        **_named("IFLA_VXLAN_GROUP", peer),
+        **_named("IFLA_VXLAN_LOCAL", local),
+    }
+
+
+def _named(name: str, address: Gateway | None) -> Values:
+    """Return the attribute *name*, in the form for the family of *address*; none without an address."""
+    if address is None:
+        return {}
+    return {name if address.version == 4 else f"{name}6": address.packed}
 
 
 def _peer(config: Vxlan) -> Gateway | None:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from nodeworker.kernel import sysctl
+from nodeworker.kernel.layouts import rtmsg
 from nodeworker.kernel.rtnetlink import addresses, links, routes
 from nodeworker.kernel.rtnetlink.addresses import Address
 from nodeworker.kernel.rtnetlink.links import Link
@@ -58,7 +59,7 @@ def configure(
             ends.netns.inside(lambda: sysctl.enable_ipv6(call.ifname))
     with explaining(f"configure {call.ifname} with {', '.join(str(each.address) for each in given)}"):
         ends.container.do(
-            *([links.notifying(link.index)] if notify else []),
+            *([links.enable_arp_notify(link.index)] if notify else []),
             *(addresses.add(link.index, each.address, dad=dad) for each in given),
             links.change(link.index, up=True),
         )
@@ -88,7 +89,7 @@ def _routes(call: Call, link: Link, given: Sequence[Assignment], result: Result)
             gateway=gateway,
             metric=each.priority,
             table=routes.MAIN if each.table is None else each.table,
-            scope=routes.UNIVERSE if each.scope is None else each.scope,
+            scope=rtmsg.RT_SCOPE_UNIVERSE if each.scope is None else each.scope,
             mtu=each.mtu,
             advmss=each.advmss,
         )

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from nodeworker.kernel.layouts import ifinfmsg
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.kit.addressing import Assignment
@@ -69,8 +70,8 @@ def _send(send: Callable[[], object], ends: Endpoints, link: Link) -> None:
         try:
             send()
         except OSError as error:
-            now = links.find(ends.container, links.numbered(link.index)) if error.errno in _NOT_YET else None
-            if now is None or not now.flags & links.IFF_LOWER_UP:
+            now = links.find(ends.container, links.by_index(link.index)) if error.errno in _NOT_YET else None
+            if now is None or not now.flags & ifinfmsg.IFF_LOWER_UP:
                 raise
             time.sleep(pause)
         else:
@@ -91,7 +92,7 @@ def announce_ipv4(ends: Endpoints, link: Link, given: Sequence[Assignment]) -> N
     """
     local = [each.address.ip for each in given if isinstance(each.address.ip, ipaddress.IPv4Address)]
     mac = bytes.fromhex(link.mac.replace(":", ""))
-    if not local or link.flags & links.IFF_NOARP or len(mac) != _MAC_LENGTH:
+    if not local or link.flags & ifinfmsg.IFF_NOARP or len(mac) != _MAC_LENGTH:
         return
     with contextlib.suppress(OSError), ends.netns.inside(_packet_socket) as connection:
         for address in local:

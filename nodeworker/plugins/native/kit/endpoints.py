@@ -118,9 +118,9 @@ def made(netlink: Netlink, name: str, kind: str, create: Request, *, ability: st
 
     *ability* is what it takes beside the *kind*, and what the kernel may lack instead.
     """
-    refused, answer = netlink.make(create, links.named(name))
+    refused, answer = netlink.do_and_ask(create, links.by_name(name))
     if refused is None and answer is not None:
-        return links.described(answer)
+        return links.decode(answer)
     if refused is None:
         raise NativeError(f"interface {name} was taken away by somebody while it was made")
     if refused.errno == errno.EEXIST:
@@ -135,7 +135,7 @@ def made(netlink: Netlink, name: str, kind: str, create: Request, *, ability: st
 def present(netlink: Netlink, name: str) -> Link | None:
     """Return the interface *name*, None if there is none. Raises NativeError."""
     with explaining(f"look up interface {name}"):
-        return links.find(netlink, links.named(name))
+        return links.find(netlink, links.by_name(name))
 
 
 def name_taken(call: Call) -> NativeError:
@@ -172,6 +172,6 @@ def addresses_left(netns: str) -> list[Address]:
         return []
     try:
         with explaining("look up the container's addresses"), Netlink.in_namespace(netns, Phase.DEL) as container:
-            return [each.address for each in addresses.every(container)]
+            return [each.address for each in addresses.list_all(container)]
     except RequestFailedError as error:
         raise NativeError(error.failure.message, error.failure.code) from error

@@ -10,7 +10,8 @@ import socket
 
 import msgspec
 
-from nodeworker.kernel.rtnetlink import links, message, routes
+from nodeworker.kernel.codec import Values
+from nodeworker.kernel.rtnetlink import links, routes
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, made, name_taken, present
@@ -46,7 +47,7 @@ def parent(ends: Endpoints, call: Call, name: str, *, in_container: bool = False
         return Parent(link=link, netnsid=ends.node_number)
 
 
-def stacked(ends: Endpoints, call: Call, on: Parent, kind: str, data: bytes, *, mtu: int = 0) -> Link | None:
+def stacked(ends: Endpoints, call: Call, on: Parent, kind: str, data: Values, *, mtu: int = 0) -> Link | None:
     """Return the interface of *kind* on *on* with the attributes *data*, made now or by an ADD that was cut.
 
     None: the parent has another interface that excludes this one. Raises NativeError.
@@ -71,9 +72,9 @@ def rests_on(link: Link, on: Parent, kind: str) -> bool:
     return (link.kind, link.parent, link.parent_netnsid) == (kind, on.link.index, on.netnsid)
 
 
-def carries(link: Link, data: bytes) -> bool:
+def carries(link: Link, data: Values) -> bool:
     """Return whether *link* has all attributes in *data*."""
-    return message.attributes(data).items() <= message.attributes(link.data).items()
+    return all(link.data.get(name) == value for name, value in data.items())
 
 
 def _of_default_route(ends: Endpoints, *, in_container: bool) -> Link | None:
@@ -81,7 +82,7 @@ def _of_default_route(ends: Endpoints, *, in_container: bool) -> Link | None:
     with explaining("find the interface of the default route"):
         for family in (socket.AF_INET, socket.AF_INET6):
             for route in routes.defaults(netlink, family):
-                link = links.find(netlink, links.numbered(route.index))
+                link = links.find(netlink, links.by_index(route.index))
                 if link is not None:
                     return link
     return None

@@ -46,9 +46,9 @@ def found(netlink: Netlink, wanted: Interface, kind: str | None) -> Link:
 def addressed(ends: Endpoints, call: Call, link: Link, result: Result) -> None:
     """Raise NativeError unless *link* has the recorded addresses and the container the recorded routes."""
     with explaining(f"list the addresses and routes of {call.ifname}"):
-        there = {str(each.address) for each in addresses.of(ends.container, link.index)}
+        there = {str(each.address) for each in addresses.list_of(ends.container, link.index)}
         families = {4: socket.AF_INET, 6: socket.AF_INET6}
-        ways = [route for family in families.values() for route in routes.every(ends.container, family)]
+        ways = [route for family in families.values() for route in routes.list_all(ends.container, family)]
     destinations = {str(route.destination) for route in ways}
     for ip in result.ips:
         address = ipaddress.ip_interface(ip.address)

@@ -45,17 +45,17 @@ def pair(ends: Endpoints, call: Call, *, mtu: int = 0, mac: str = "") -> Pair:
     names = node_names(call)
     inside = _inside(ends, call, names, mtu, mac)
     with explaining(f"look up the other end of {call.ifname}"):
-        outside = links.find(ends.node, links.numbered(inside.parent))
+        outside = links.find(ends.node, links.by_index(inside.parent))
     if outside is None or outside.name not in names or (outside.kind, outside.parent) != ("veth", inside.index):
         raise name_taken(call)
-    sysctl.prefer(f"ipv6/conf/{outside.name}/accept_ra", "0", is_another=True)
+    sysctl.try_ensure(f"ipv6/conf/{outside.name}/accept_ra", "0", is_another=True)
     return Pair(inside=inside, outside=outside)
 
 
 def _inside(ends: Endpoints, call: Call, names: list[str], mtu: int, mac: str) -> Link:
     """Return the container's end, or whatever has its name."""
     for name in names:
-        other = links.peer(name, netns_fd=ends.netns.node_fd, mtu=mtu, queue_length=0)
+        other = links.veth_peer(name, netns_fd=ends.netns.node_fd, mtu=mtu, queue_length=0)
         create = links.create(call.ifname, "veth", data=other, mtu=mtu, mac=mac, queue_length=0)
         inside = made(ends.container, call.ifname, "veth", create) or present(ends.container, call.ifname)
         if inside is not None:

@@ -113,7 +113,7 @@ async def test_bridge_port_event_is_received() -> None:
         for words in ("add br0 type bridge", "add a0 type veth peer name a1", "set a0 master br0", "set a0 up"):
             ip(f"link {words}")
         with Netlink.on_node() as netlink:
-            port = links.find(netlink, links.named("a0"))
+            port = links.find(netlink, links.by_name("a0"))
         assert port is not None
         silent = Listener(
             container_changed=lambda _: None,

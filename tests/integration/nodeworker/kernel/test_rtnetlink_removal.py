@@ -53,7 +53,7 @@ def remove(netns: str, *names: str) -> None:
 
 def names(netns: str) -> list[str]:
     with Netlink.in_namespace(netns, Phase.DEL) as netlink:
-        return [link.name for link in links.every(netlink)]
+        return [link.name for link in links.list_all(netlink)]
 
 
 @pytest.mark.parametrize(
@@ -99,12 +99,12 @@ def test_it_returns_before_the_kernel_does(netns: str, monkeypatch: pytest.Monke
 
 
 def test_calls_under_way_are_bounded(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(removal, "_places", threading.BoundedSemaphore(1))
+    monkeypatch.setattr(removal, "_slots", threading.BoundedSemaphore(1))
     remove(netns, "net1")
     remove(netns, "net2")
     assert names(netns) == ["lo", "net0"]
-    with removal._places:  # it is free when the last call has returned
-        assert removal._places.acquire(blocking=False) is False
+    with removal._slots:  # it is free when the last call has returned
+        assert removal._slots.acquire(blocking=False) is False
 
 
 def test_one_that_can_not_be_deleted_does_not_keep_the_others(netns: str) -> None:

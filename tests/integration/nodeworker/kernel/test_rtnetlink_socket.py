@@ -15,6 +15,7 @@ import pytest
 
 from events.schema import Phase
 from nodeworker.errors import RequestFailedError
+from nodeworker.kernel.layouts import nl, rtnl
 from nodeworker.kernel.rtnetlink import addresses, links, message, routes
 from nodeworker.kernel.rtnetlink.message import HEADER, Request
 from nodeworker.kernel.rtnetlink.socket import Netlink, NetlinkError
@@ -39,18 +40,18 @@ def netlink(netns: str) -> Iterator[Netlink]:
 
 
 def bridge(netlink: Netlink, name: str = "br0") -> links.Link:
-    refused, answer = netlink.make(links.create(name, "bridge", mtu=1400), links.named(name))
+    refused, answer = netlink.do_and_ask(links.create(name, "bridge", mtu=1400), links.by_name(name))
     assert refused is None
     assert answer is not None
-    return links.described(answer)
+    return links.decode(answer)
 
 
 def test_it_works_in_the_namespace_that_it_was_opened_in_from_any_thread(netlink: Netlink) -> None:
     made = bridge(netlink)
     with ThreadPoolExecutor(1) as elsewhere:
-        assert elsewhere.submit(links.find, netlink, links.named("br0")).result() == made
+        assert elsewhere.submit(links.find, netlink, links.by_name("br0")).result() == made
     with Netlink.on_node() as node:
-        assert links.find(node, links.named("br0")) is None
+        assert links.find(node, links.by_name("br0")) is None
 
 
 @pytest.mark.parametrize("path", ["/run/netns/plumbline-test-none", "/proc/thread-self/ns/net", "/proc/self/ns/mnt"])
@@ -66,8 +67,8 @@ def test_the_kernels_own_words_are_in_the_error(netlink: Netlink) -> None:
         netlink.do(links.create("net1", "nonsense"))
     assert caught.value.errno == errno.EOPNOTSUPP
     with pytest.raises(NetlinkError, match="No such device"):
-        netlink.ask(links.numbered(999))
-    invalid = Request(links.RTM_GETLINK, 0, struct.pack("=BxHiII", 0, 0, 0, 7, 0))
+        netlink.ask(links.by_index(999))
+    invalid = Request(rtnl.RTM_GETLINK, 0, struct.pack("=BxHiII", 0, 0, 0, 7, 0))
     with pytest.raises(NetlinkError, match="Invalid values in header"):
         netlink.dump(invalid)
 
@@ -89,15 +90,15 @@ def test_requests_after_one_that_failed_are_carried_out_too(netlink: Netlink) ->
         links.create("br0", "bridge"), links.create("br0", "bridge"), links.create("br1", "bridge")
     )
     assert [outcome and outcome.errno for outcome in outcomes] == [None, errno.EEXIST, None]
-    assert [link.name for link in links.every(netlink)] == ["lo", "br0", "br1"]
+    assert [link.name for link in links.list_all(netlink)] == ["lo", "br0", "br1"]
 
 
 def test_more_requests_than_fit_one_batch_are_answered_in_order(netlink: Netlink) -> None:
     names = [f"br{number}" for number in range(100)]
     netlink.do(*(links.create(name, "bridge") for name in names))
-    answers = netlink.ask_all(*(links.named(name) for name in reversed(names)))
-    assert [links.described(answer).name for answer in answers] == [*reversed(names)]
-    assert {link.name for link in links.every(netlink)} == {"lo", *names}
+    answers = netlink.ask_all(*(links.by_name(name) for name in reversed(names)))
+    assert [links.decode(answer).name for answer in answers] == [*reversed(names)]
+    assert {link.name for link in links.list_all(netlink)} == {"lo", *names}
 
 
 def test_a_list_that_changes_while_it_is_read_is_read_again(netlink: Netlink, netns: str) -> None:
@@ -114,22 +115,22 @@ def test_a_list_that_changes_while_it_is_read_is_read_again(netlink: Netlink, ne
                 netlink.do(links.delete(bridge(netlink, "passing").index))
 
     with Disturbed.in_namespace(netns, Phase.ADD) as disturbed:
-        assert [link.name for link in links.every(disturbed)] == ["lo", *names]
+        assert [link.name for link in links.list_all(disturbed)] == ["lo", *names]
         assert disturbances == 0
         disturbances = 1000
         with pytest.raises(NetlinkError, match="changed all the time") as caught:
-            links.every(disturbed)
+            links.list_all(disturbed)
         assert caught.value.errno == errno.EBUSY
 
 
 def test_messages_of_the_containers_own_processes_are_not_believed(netlink: Netlink, netns: str) -> None:
     port = netlink._socket.getsockname()[0]
-    lie = message.packed(Request(message.NLMSG_ERROR, 0, struct.pack("=i", -errno.EPERM) + bytes(HEADER.size)), 1)
+    lie = message.packed(Request(nl.NLMSG_ERROR, 0, struct.pack("=i", -errno.EPERM) + bytes(HEADER.size)), 1)
     with Netlink.in_namespace(netns, Phase.ADD) as liar:
         for sequence in range(1, 5):
             liar._socket.sendto(lie[:8] + struct.pack("=I", sequence) + lie[12:], (port, 0))
     netlink.do(links.create("br0", "bridge"))
-    assert links.find(netlink, links.named("br0")) is not None
+    assert links.find(netlink, links.by_name("br0")) is not None
 
 
 def test_a_closed_socket_is_gone(netns: str) -> None:
@@ -138,7 +139,7 @@ def test_a_closed_socket_is_gone(netns: str) -> None:
         assert len(os.listdir("/proc/self/fd")) == len(before) + 1
     assert os.listdir("/proc/self/fd") == before
     with pytest.raises(OSError, match="Bad file descriptor"):
-        opened.ask(links.named("lo"))
+        opened.ask(links.by_name("lo"))
 
 
 def test_default_routes_are_replaced_and_taken_away_by_family(netlink: Netlink) -> None:
@@ -171,5 +172,5 @@ def test_groups_are_taken_away_at_once(netlink: Netlink) -> None:
     made = [bridge(netlink, name) for name in ("br0", "br1", "br2")]
     netlink.do(*(links.change(link.index, group=7) for link in made[:2]))
     netlink.do(links.delete_group(7))
-    assert [link.name for link in links.every(netlink)] == ["lo", "br2"]
+    assert [link.name for link in links.list_all(netlink)] == ["lo", "br2"]
     netlink.do(links.delete_group(7))

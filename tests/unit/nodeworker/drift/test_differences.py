@@ -14,8 +14,9 @@ from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, Sandbo
 from events.schema import ContainerId, DriftKind, IfName, NetworkName, NodeName, PlannedAttachment
 from nodeworker.drift.differences import Snapshot, differences
 from nodeworker.drift.expected import ExpectedLink, expected_links
-from nodeworker.kernel.rtnetlink.addresses import IFA_F_PERMANENT, Assigned
-from nodeworker.kernel.rtnetlink.links import IFF_UP, Link
+from nodeworker.kernel.layouts import ifaddrmsg, ifinfmsg
+from nodeworker.kernel.rtnetlink.addresses import Assigned
+from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.routes import Route
 
 RESULT: dict[str, Any] = {
@@ -31,13 +32,13 @@ LINK = Link(
     kind="macvlan",
     mac="02:00:00:00:00:01",
     mtu=1500,
-    flags=IFF_UP,
+    flags=ifinfmsg.IFF_UP,
     master=0,
     parent=7,
     parent_netnsid=0,
     operstate=6,
     queue_length=0,
-    data=b"",
+    data={},
 )
 UPLINK = replace(LINK, index=7, name="uplink0", kind="veth")
 
@@ -73,7 +74,7 @@ def wanted(
     return expected_links(box, lambda _: policy)
 
 
-def assigned(text: str, flags: int = IFA_F_PERMANENT, scope: int = 0) -> Assigned:
+def assigned(text: str, flags: int = ifaddrmsg.IFA_F_PERMANENT, scope: int = 0) -> Assigned:
     return Assigned(index=2, address=ipaddress.ip_interface(text), flags=flags, scope=scope)
 
 

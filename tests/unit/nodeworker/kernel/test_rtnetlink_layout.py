@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from nodeworker.kernel.rtnetlink import addresses, links, message, routes
+from nodeworker.kernel import codec
+from nodeworker.kernel.layouts import ifaddrmsg, ifinfmsg, nl, rtmsg, rtnl
+from nodeworker.kernel.rtnetlink import addresses, bridge_ports, links, message, routes
 from nodeworker.kernel.rtnetlink.message import Answer, Request
 
 
@@ -25,7 +24,7 @@ def read(kind: Any, request: Request) -> Any:
     decoded.decode()
     assert decoded["header"]["sequence_number"] == 7
     assert decoded["header"]["type"] == request.type
-    assert decoded["header"]["flags"] == request.flags | message.NLM_F_REQUEST | message.NLM_F_ACK
+    assert decoded["header"]["flags"] == request.flags | nl.NLM_F_REQUEST | nl.NLM_F_ACK
     return decoded
 
 
@@ -33,14 +32,14 @@ def test_a_new_macvlan() -> None:
     request = links.create(
         "net1",
         "macvlan",
-        data=message.u32(1, 4),
+        data={"IFLA_MACVLAN_MODE": "bridge"},
         parent=7,
         parent_netnsid=3,
         mtu=1400,
         mac="02:00:5e:10:00:01",
         queue_length=0,
     )
-    seen = read(ifinfmsg, request)
+    seen = read(ifinfmsg.ifinfmsg, request)
     for name, value in (
         ("IFLA_IFNAME", "net1"),
         ("IFLA_LINK", 7),
@@ -55,20 +54,26 @@ def test_a_new_macvlan() -> None:
 
 
 def test_a_new_veth_pair() -> None:
-    seen = read(ifinfmsg, links.create("net1", "veth", data=links.peer("veth0a0b0c0d", netns_fd=9, mtu=1300)))
+    seen = read(
+        ifinfmsg.ifinfmsg, links.create("net1", "veth", data=links.veth_peer("veth0a0b0c0d", netns_fd=9, mtu=1300))
+    )
     peer = seen.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "VETH_INFO_PEER")
     assert [peer.get_attr(name) for name in ("IFLA_IFNAME", "IFLA_NET_NS_FD", "IFLA_MTU")] == ["veth0a0b0c0d", 9, 1300]
 
 
 def test_a_changed_link() -> None:
-    seen = read(ifinfmsg, links.change(5, up=True, promiscuous=False, master=0, group=9, alias="for a pod"))
-    assert (seen["index"], seen["flags"], seen["change"]) == (5, links.IFF_UP, links.IFF_UP | links.IFF_PROMISC)
+    seen = read(ifinfmsg.ifinfmsg, links.change(5, up=True, promiscuous=False, master=0, group=9, alias="for a pod"))
+    assert (seen["index"], seen["flags"], seen["change"]) == (
+        5,
+        ifinfmsg.IFF_UP,
+        ifinfmsg.IFF_UP | ifinfmsg.IFF_PROMISC,
+    )
     assert [seen.get_attr(name) for name in ("IFLA_MASTER", "IFLA_GROUP", "IFLA_IFALIAS")] == [0, 9, "for a pod"]
-    assert read(ifinfmsg, links.change(5, allmulti=True))["flags"] == links.IFF_ALLMULTI
+    assert read(ifinfmsg.ifinfmsg, links.change(5, allmulti=True))["flags"] == ifinfmsg.IFF_ALLMULTI
 
 
 def test_a_bridge_port() -> None:
-    seen = read(ifinfmsg, links.port(5, hairpin=True, isolated=False))
+    seen = read(ifinfmsg.ifinfmsg, bridge_ports.change(5, hairpin=True, isolated=False))
     assert (seen["family"], seen["index"]) == (socket.AF_BRIDGE if hasattr(socket, "AF_BRIDGE") else 7, 5)
     port = seen.get_attr("IFLA_PROTINFO")
     assert (port.get_attr("IFLA_BRPORT_MODE"), port.get_attr("IFLA_BRPORT_ISOLATED")) == (1, 0)
@@ -76,26 +81,26 @@ def test_a_bridge_port() -> None:
 
 def test_vlans_of_a_bridge_port() -> None:
     def vlans(request: Request) -> list[tuple[int, int]]:
-        seen = read(ifinfmsg, request)
+        seen = read(ifinfmsg.ifinfmsg, request)
         assert (seen["family"], seen["index"]) == (7, 5)
         spec = seen.get_attr("IFLA_AF_SPEC")
-        assert spec.get_attr("IFLA_BRIDGE_VLAN_FLAGS") == links.BRIDGE_FLAGS_MASTER
+        assert spec.get_attr("IFLA_BRIDGE_VLAN_FLAGS") == ifinfmsg.BRIDGE_FLAGS_MASTER
         return [(each["flags"], each["vid"]) for each in spec.get_attrs("IFLA_BRIDGE_VLAN_INFO")]
 
-    pvid_untagged = links.BRIDGE_VLAN_INFO_PVID | links.BRIDGE_VLAN_INFO_UNTAGGED
-    assert vlans(links.into_vlan(5, 100)) == [(pvid_untagged, 100)]
-    assert vlans(links.out_of_vlan(5, 1)) == [(0, 1)]
-    begin, end = links.BRIDGE_VLAN_INFO_RANGE_BEGIN, links.BRIDGE_VLAN_INFO_RANGE_END
-    assert vlans(links.into_tagged_vlans(5, [(7, 7), (10, 20)])) == [(0, 7), (begin, 10), (end, 20)]
+    pvid_untagged = ifinfmsg.BRIDGE_VLAN_INFO_PVID | ifinfmsg.BRIDGE_VLAN_INFO_UNTAGGED
+    assert vlans(bridge_ports.add_untagged_vlan(5, 100)) == [(pvid_untagged, 100)]
+    assert vlans(bridge_ports.remove_vlan(5, 1)) == [(0, 1)]
+    begin, end = ifinfmsg.BRIDGE_VLAN_INFO_RANGE_BEGIN, ifinfmsg.BRIDGE_VLAN_INFO_RANGE_END
+    assert vlans(bridge_ports.add_tagged_vlans(5, [(7, 7), (10, 20)])) == [(0, 7), (begin, 10), (end, 20)]
 
 
 def test_a_bridge_that_filters_by_vlan() -> None:
-    seen = read(ifinfmsg, links.create("br0", "bridge", data=links.vlan_filtering()))
+    seen = read(ifinfmsg.ifinfmsg, links.create("br0", "bridge", data={"IFLA_BR_VLAN_FILTERING": 1}))
     assert seen.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_BR_VLAN_FILTERING") == 1
 
 
 def test_a_veth_pair_of_the_node() -> None:
-    seen = read(ifinfmsg, links.create("br0.7", "veth", data=links.peer("veth0a0b0c0d", queue_length=0)))
+    seen = read(ifinfmsg.ifinfmsg, links.create("br0.7", "veth", data=links.veth_peer("veth0a0b0c0d", queue_length=0)))
     peer = seen.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "VETH_INFO_PEER")
     assert [peer.get_attr(name) for name in ("IFLA_IFNAME", "IFLA_NET_NS_FD")] == ["veth0a0b0c0d", None]
 
@@ -106,7 +111,7 @@ def test_a_veth_pair_of_the_node() -> None:
 )
 def test_an_address(text: str, broadcast: str | None) -> None:
     address = ipaddress.ip_interface(text)
-    seen = read(ifaddrmsg, addresses.add(5, address, dad=False))
+    seen = read(ifaddrmsg.ifaddrmsg, addresses.add(5, address, dad=False))
     assert (seen["index"], seen["prefixlen"], seen["family"]) == (
         5,
         address.network.prefixlen,
@@ -114,7 +119,7 @@ def test_an_address(text: str, broadcast: str | None) -> None:
     )
     assert seen.get_attr("IFA_LOCAL") == seen.get_attr("IFA_ADDRESS") == str(address.ip)
     assert seen.get_attr("IFA_BROADCAST") == broadcast
-    assert seen.get_attr("IFA_FLAGS") == (addresses.IFA_F_NODAD if address.version == 6 else None)
+    assert seen.get_attr("IFA_FLAGS") == (ifaddrmsg.IFA_F_NODAD if address.version == 6 else None)
 
 
 @pytest.mark.parametrize("table", [routes.MAIN, 255, 256, 70000])
@@ -130,7 +135,7 @@ def test_a_route(table: int) -> None:
         advmss=1200,
     )
     request = routes.add(route)
-    seen = read(rtmsg, request)
+    seen = read(rtmsg.rtmsg, request)
     assert (seen["family"], seen["dst_len"], seen["proto"], seen["type"]) == (socket.AF_INET6, 48, 3, 1)
     assert (seen.get_attr("RTA_TABLE") or seen["table"]) == table
     for name, value in (("RTA_DST", "fd88::"), ("RTA_GATEWAY", "fd77::1"), ("RTA_PREFSRC", "fd77::5")):
@@ -138,30 +143,30 @@ def test_a_route(table: int) -> None:
     assert [seen.get_attr(name) for name in ("RTA_OIF", "RTA_PRIORITY")] == [5, 20]
     metrics = seen.get_attr("RTA_METRICS")
     assert (metrics.get_attr("RTAX_MTU"), metrics.get_attr("RTAX_ADVMSS")) == (1300, 1200)
-    assert routes._described(Answer(routes.RTM_NEWROUTE, request.body)) == [route]
+    assert routes.decode(Answer(rtnl.RTM_NEWROUTE, request.body)) == [route]
 
 
 def test_a_route_over_several_hops_is_read_once_per_hop() -> None:
-    sent = rtmsg()
+    sent = rtmsg.rtmsg()
     sent["family"], sent["table"] = socket.AF_INET, routes.MAIN
     hops = [{"oif": 3, "attrs": [("RTA_GATEWAY", "10.7.0.1")]}, {"oif": 4, "attrs": [("RTA_GATEWAY", "10.7.0.2")]}]
     sent["attrs"] = [("RTA_MULTIPATH", hops)]
     sent.encode()
-    seen = routes._described(Answer(routes.RTM_NEWROUTE, bytes(sent.data)[message.HEADER.size :]))
+    seen = routes.decode(Answer(rtnl.RTM_NEWROUTE, bytes(sent.data)[message.HEADER.size :]))
     assert [(each.index, str(each.gateway)) for each in seen] == [(3, "10.7.0.1"), (4, "10.7.0.2")]
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
 def test_attributes_that_are_cut_short_end_the_list(cut: int) -> None:
-    body = message.text(3, "abc") + message.u16(4, 7)
-    assert message.attributes(body[:-cut]) in ({3: b"abc\0"}, {3: b"abc\0", 4: b"\x07\0"}, {})
-    assert message.attributes(body) == {3: b"abc\0", 4: b"\x07\0"}
-    assert message.attributes(b"\2\0\3\0" + body) == {}
+    body = codec.attribute(3, b"abc\0") + codec.attribute(4, b"\x07\0")
+    assert codec.split(body[:-cut]) in ({3: b"abc\0"}, {3: b"abc\0", 4: b"\x07\0"}, {})
+    assert codec.split(body) == {3: b"abc\0", 4: b"\x07\0"}
+    assert codec.split(b"\2\0\3\0" + body) == {}
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=9))), st.binary(max_size=6), st.integers(0, 9))
 def test_attributes_are_read_alike_all_at_once_and_one_by_one(
     given: list[tuple[int, bytes]], rest: bytes, start: int
 ) -> None:
-    body = b"".join(message.attribute(kind, value) for kind, value in given) + rest
-    assert message.attributes(body, start) == dict(message.each_attribute(body, start))
+    body = b"".join(codec.attribute(kind, value) for kind, value in given) + rest
+    assert codec.split(body, start) == dict(codec.each_attribute(body, start))

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from events.schema import Phase
 from nodeworker.kernel import sysctl
-from nodeworker.kernel.rtnetlink import links
+from nodeworker.kernel.rtnetlink import bridge_ports, links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.socket import Netlink
@@ -130,7 +130,7 @@ def check(call: Call) -> None:
         if bridge.promiscuous != config.promisc_mode:
             raise NativeError(f"bridge {bridge.name} is {'' if bridge.promiscuous else 'not '}promiscuous")
         with explaining(f"look up the port of {call.ifname}"):
-            outside = links.find(ends.node, links.numbered(inside.parent))
+            outside = links.find(ends.node, links.by_index(inside.parent))
         if outside is None or outside.name not in outer:
             raise NativeError(f"interface {call.ifname} no longer has its other end on the node")
         found(ends.node, outer[outside.name], "veth")
@@ -190,7 +190,7 @@ def _with_gateways(ipam: Result, given: list[Assignment]) -> Result:
 def _usable(node: Netlink, config: Bridge, vlans: Membership, bridge: Link | None) -> Link:
     """Return the bridge, made if there was none, and set up; of an existing one only *promisc_mode* is changed."""
     if bridge is None:
-        data = links.vlan_filtering() if vlans.filtering else b""
+        data = {"IFLA_BR_VLAN_FILTERING": 1} if vlans.filtering else None
         create = links.create(config.bridge, "bridge", data=data, mtu=config.mtu)
         # Somebody else's ADD may have been faster.
         ability = "VLAN filtering" if vlans.filtering else ""
@@ -199,7 +199,7 @@ def _usable(node: Netlink, config: Bridge, vlans: Membership, bridge: Link | Non
         raise NativeError(f"bridge {config.bridge} was taken away by somebody while it was made")
     if bridge.kind != "bridge":
         raise NativeError(f"interface {config.bridge} of the node is no bridge: name another one in the configuration")
-    sysctl.prefer(f"ipv6/conf/{bridge.name}/accept_ra", "0")
+    sysctl.try_ensure(f"ipv6/conf/{bridge.name}/accept_ra", "0")
     promiscuous = config.promisc_mode and not bridge.promiscuous
     if promiscuous or not bridge.up:
         with explaining(f"set bridge {bridge.name} up"):
@@ -224,7 +224,7 @@ def _plug(node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Member
     port = wire.outside.index
     requests: list[Request] = [links.change(port, up=True, master=bridge.index)]
     if config.hairpin_mode or config.port_isolation:
-        requests.append(links.port(port, hairpin=config.hairpin_mode, isolated=config.port_isolation))
+        requests.append(bridge_ports.change(port, hairpin=config.hairpin_mode, isolated=config.port_isolation))
     requests += joined(port, bridge, vlans)
     with explaining(f"make {wire.outside.name} a port of bridge {bridge.name}"):
         node.do(*requests)
@@ -235,7 +235,7 @@ def _set_up(
 ) -> None:
     if ipam is not None:
         # Nor is the address that the kernel itself gives the interface to be asked around for.
-        ends.netns.inside(lambda: sysctl.prefer(f"ipv6/conf/{call.ifname}/accept_dad", "0", is_another=True))
+        ends.netns.inside(lambda: sysctl.try_ensure(f"ipv6/conf/{call.ifname}/accept_dad", "0", is_another=True))
         configure(ends, call, wire.inside, given, ipam, dad=True, notify=True)
     elif not config.disable_container_interface:
         with explaining(f"set {call.ifname} up"):
@@ -279,5 +279,5 @@ def _announce(ends: Endpoints, wire: Pair, given: list[Assignment]) -> None:
 def _look(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:
     """Return the port and the bridge as they are now: the bridge's first port may have given it its MAC address."""
     with explaining(f"look up {wire.outside.name} and bridge {bridge.name}"):
-        outside, now = node.ask_all(links.numbered(wire.outside.index), links.numbered(bridge.index))
-    return links.described(outside), links.described(now)
+        outside, now = node.ask_all(links.by_index(wire.outside.index), links.by_index(bridge.index))
+    return links.decode(outside), links.decode(now)

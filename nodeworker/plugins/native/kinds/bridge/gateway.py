@@ -41,7 +41,7 @@ def ensure_addresses(node: Netlink, bridge: Link, given: Sequence[Assignment], *
     error, or goes if *force*: any other of IPv4, of IPv6 those whose networks overlap. Raises NativeError.
     """
     with explaining(f"list the addresses of {bridge.name}"):
-        there = [each.address for each in addresses.of(node, bridge.index)]
+        there = [each.address for each in addresses.list_of(node, bridge.index)]
     requests: list[Request] = []
     for wanted in (_on_bridge(each.address, each.gateway) for each in given if each.gateway):
         obstacles = [] if wanted in there else [each for each in there if _in_the_way(each, wanted)]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from nodeworker.kernel import sysctl
-from nodeworker.kernel.rtnetlink import links
+from nodeworker.kernel.layouts import ifinfmsg
+from nodeworker.kernel.rtnetlink import bridge_ports, links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.socket import Netlink
@@ -17,18 +18,18 @@ from nodeworker.plugins.native.kinds.bridge.vlan_membership import Membership, m
 from nodeworker.plugins.native.kit.endpoints import explaining, made, present
 from nodeworker.plugins.native.kit.veth import names_for
 
-_UNTAGGED = links.BRIDGE_VLAN_INFO_PVID | links.BRIDGE_VLAN_INFO_UNTAGGED
+_UNTAGGED = ifinfmsg.BRIDGE_VLAN_INFO_PVID | ifinfmsg.BRIDGE_VLAN_INFO_UNTAGGED
 
 
 def joined(port: int, bridge: Link, of: Membership) -> list[Request]:
     """Return the requests that make *port* of *bridge* a member."""
     requests: list[Request] = []
-    if of.any and not of.keeps_default and (default := links.default_vlan(bridge)):
-        requests.append(links.out_of_vlan(port, default))
+    if of.any and not of.keeps_default and (default := bridge_ports.default_vlan(bridge)):
+        requests.append(bridge_ports.remove_vlan(port, default))
     if of.untagged:
-        requests.append(links.into_vlan(port, of.untagged))
+        requests.append(bridge_ports.add_untagged_vlan(port, of.untagged))
     if of.tagged:
-        requests.append(links.into_tagged_vlans(port, of.tagged))
+        requests.append(bridge_ports.add_tagged_vlans(port, of.tagged))
     return requests
 
 
@@ -37,8 +38,8 @@ def check(node: Netlink, port: Link, bridge: Link, of: Membership) -> None:
     if not of.any:
         return
     with explaining(f"look up the VLANs of {port.name}"):
-        vlans = links.vlans_of(port.index, node.dump(links.port_vlans()))
-    if reason := missing(vlans, links.default_vlan(bridge), of):
+        vlans = bridge_ports.decode_vlans(port.index, node.dump(bridge_ports.vlans_request()))
+    if reason := missing(vlans, bridge_ports.default_vlan(bridge), of):
         raise NativeError(f"interface {port.name}, a port of bridge {bridge.name}, {reason}: attach it again")
 
 
@@ -51,7 +52,7 @@ def missing(vlans: Mapping[int, int], default: int, of: Membership) -> str:
         return f"no longer has VLAN {of.untagged} for what has no tag"
     wanted = [number for first, last in of.tagged for number in range(first, last + 1)]
     for number in wanted:
-        if number not in vlans or vlans[number] & links.BRIDGE_VLAN_INFO_UNTAGGED:
+        if number not in vlans or vlans[number] & ifinfmsg.BRIDGE_VLAN_INFO_UNTAGGED:
             return f"is no longer in VLAN {number} by its tag"
     if not of.keeps_default and default in vlans and default not in (of.untagged, *wanted):
         return f"is in VLAN {default} again, which it was taken out of"
@@ -71,7 +72,7 @@ def node_interface(node: Netlink, bridge: Link, of: Membership) -> Link:
     ports = names_for(bridge.name, str(of.untagged))
     link = present(node, name)
     for port in ports if link is None else ():
-        data = links.peer(port, mtu=bridge.mtu, queue_length=0)
+        data = links.veth_peer(port, mtu=bridge.mtu, queue_length=0)
         create = links.create(name, "veth", data=data, mtu=bridge.mtu, queue_length=0)
         link = made(node, name, "veth", create) or present(node, name)
         if link is not None:
@@ -86,8 +87,8 @@ def node_interface(node: Netlink, bridge: Link, of: Membership) -> Link:
 def _make_ready(node: Netlink, bridge: Link, link: Link, ports: Sequence[str], of: Membership) -> None:
     requests: list[Request] = []
     with explaining(f"make {link.name} the node's interface in VLAN {of.untagged} of {bridge.name}"):
-        port = links.find(node, links.numbered(link.parent)) if link.kind == "veth" else None
+        port = links.find(node, links.by_index(link.parent)) if link.kind == "veth" else None
         if port is not None and port.name in ports:
-            sysctl.prefer(f"ipv6/conf/{port.name}/accept_ra", "0")
+            sysctl.try_ensure(f"ipv6/conf/{port.name}/accept_ra", "0")
             requests = [links.change(port.index, up=True, master=bridge.index), *joined(port.index, bridge, of)]
         node.do(*requests, links.change(link.index, up=True))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec.structs import asdict
 
+from nodeworker.kernel.layouts import ifinfmsg
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.message import Request
@@ -39,7 +40,7 @@ def current(link: Link, like: Properties) -> Properties:
         mac=link.mac if like.mac else "",
         promisc=None if like.promisc is None else link.promiscuous,
         mtu=link.mtu if like.mtu else 0,
-        allmulti=None if like.allmulti is None else bool(link.flags & links.IFF_ALLMULTI),
+        allmulti=None if like.allmulti is None else bool(link.flags & ifinfmsg.IFF_ALLMULTI),
         tx_queue=None if like.tx_queue is None else link.queue_length,
     )
 

@@ -85,7 +85,7 @@ async def test_who_rests_on_a_parent_hears_when_it_has_that_name_no_more(known_a
         ip(f"link property add dev par0 altname {ALTNAMES[1]}")
         ip("link set par0 up")
         with Netlink.on_node() as netlink:
-            interest.watch(key, 1, {known_as: links.find(netlink, links.named(known_as))}, {})
+            interest.watch(key, 1, {known_as: links.find(netlink, links.by_name(known_as))}, {})
         silent = Listener(
             container_changed=lambda _: None,
             container_gone=lambda _: None,
@@ -142,7 +142,7 @@ async def test_who_misses_a_parent_hears_when_one_comes_to_have_its_name() -> No
             while ALTNAMES[1] not in link.names:
                 link = await asyncio.wait_for(heard.get(), 10)
         with Netlink.on_node() as netlink:
-            par0 = links.find(netlink, links.named(ALTNAMES[1]))
+            par0 = links.find(netlink, links.by_name(ALTNAMES[1]))
     assert par0 is not None
     assert (link.index, link.names) == (par0.index, ("par0", ALTNAMES[1]))
     told = {"index": link.index, "up": link.up, "master": link.master, "mtu": link.mtu, "gone": link.gone}

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeworker.kernel.rtnetlink import links
+from nodeworker.kernel.layouts import ifinfmsg, rtnl
+from nodeworker.kernel.rtnetlink import bridge_ports, links
 from nodeworker.kernel.rtnetlink.links import Link
-from nodeworker.kernel.rtnetlink.message import Answer, u16
+from nodeworker.kernel.rtnetlink.message import Answer
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.kinds.bridge import bridge, vlans
@@ -32,7 +33,7 @@ needs_vlans = pytest.mark.skipif(
 
 
 def filtering_bridge(default: int = 1) -> Link:
-    data = links.vlan_filtering() + u16(links.IFLA_BR_VLAN_DEFAULT_PVID, default)
+    data = {"IFLA_BR_VLAN_FILTERING": 1, "IFLA_BR_VLAN_DEFAULT_PVID": default}
     return Link(
         index=3,
         name="br0",
@@ -66,11 +67,11 @@ def test_a_trunk_is_the_union_of_what_it_names_in_as_few_ranges_as_there_can_be(
         (0, None, True, []),
         (0, None, False, []),
         (0, [], False, []),
-        (7, None, True, [links.into_vlan(5, 7)]),
-        (7, None, False, [links.out_of_vlan(5, 1), links.into_vlan(5, 7)]),
-        (1, None, False, [links.out_of_vlan(5, 1), links.into_vlan(5, 1)]),
-        (0, [Trunk(id=9), Trunk(min_id=3, max_id=5)], True, [links.into_tagged_vlans(5, [(3, 5), (9, 9)])]),
-        (0, [Trunk(id=9)], False, [links.out_of_vlan(5, 1), links.into_tagged_vlans(5, [(9, 9)])]),
+        (7, None, True, [bridge_ports.add_untagged_vlan(5, 7)]),
+        (7, None, False, [bridge_ports.remove_vlan(5, 1), bridge_ports.add_untagged_vlan(5, 7)]),
+        (1, None, False, [bridge_ports.remove_vlan(5, 1), bridge_ports.add_untagged_vlan(5, 1)]),
+        (0, [Trunk(id=9), Trunk(min_id=3, max_id=5)], True, [bridge_ports.add_tagged_vlans(5, [(3, 5), (9, 9)])]),
+        (0, [Trunk(id=9)], False, [bridge_ports.remove_vlan(5, 1), bridge_ports.add_tagged_vlans(5, [(9, 9)])]),
     ],
 )
 def test_a_port_joins_what_is_asked_for(vlan: int, trunk: list[Trunk] | None, keeps: bool, wanted: list[Any]) -> None:
@@ -81,7 +82,7 @@ def test_a_port_joins_what_is_asked_for(vlan: int, trunk: list[Trunk] | None, ke
 
 def test_a_bridge_without_a_default_vlan_has_none_to_leave() -> None:
     member = membership(7, None, keeps_default=False)
-    assert vlans.joined(5, filtering_bridge(default=0), member) == [links.into_vlan(5, 7)]
+    assert vlans.joined(5, filtering_bridge(default=0), member) == [bridge_ports.add_untagged_vlan(5, 7)]
 
 
 PORTS = (
@@ -93,25 +94,25 @@ PORTS = (
     "07000100 06000000 43100100 00000000 08000a00 03000000 0c001a00 08000200 06006300",
     "07000100 08000000 43100100 00000000 08000a00 03000000",
 )
-PVID_UNTAGGED = links.BRIDGE_VLAN_INFO_PVID | links.BRIDGE_VLAN_INFO_UNTAGGED
+PVID_UNTAGGED = ifinfmsg.BRIDGE_VLAN_INFO_PVID | ifinfmsg.BRIDGE_VLAN_INFO_UNTAGGED
 
 
 def answers() -> list[Answer]:
-    return [Answer(links.RTM_NEWLINK, bytes.fromhex(each)) for each in PORTS]
+    return [Answer(rtnl.RTM_NEWLINK, bytes.fromhex(each)) for each in PORTS]
 
 
 def test_the_vlans_of_a_port_are_read_from_what_the_kernel_tells_of_all() -> None:
-    assert links.vlans_of(5, answers()) == {1: PVID_UNTAGGED, 7: 0, 10: 0, 11: 0, 12: 0}
-    assert links.vlans_of(6, answers()) == {99: PVID_UNTAGGED}
-    assert links.vlans_of(8, answers()) == {}
-    assert links.vlans_of(9, answers()) == {}
+    assert bridge_ports.decode_vlans(5, answers()) == {1: PVID_UNTAGGED, 7: 0, 10: 0, 11: 0, 12: 0}
+    assert bridge_ports.decode_vlans(6, answers()) == {99: PVID_UNTAGGED}
+    assert bridge_ports.decode_vlans(8, answers()) == {}
+    assert bridge_ports.decode_vlans(9, answers()) == {}
 
 
 @given(TRUNKS)
 def test_what_a_port_is_told_to_join_is_read_back(trunk: list[Trunk]) -> None:
     ranges = membership(0, trunk, keeps_default=True).tagged
-    told = Answer(links.RTM_NEWLINK, links.into_tagged_vlans(5, ranges).body)
-    assert list(links.vlans_of(5, [told])) == [n for first, last in ranges for n in range(first, last + 1)]
+    told = Answer(rtnl.RTM_NEWLINK, bridge_ports.add_tagged_vlans(5, ranges).body)
+    assert list(bridge_ports.decode_vlans(5, [told])) == [n for first, last in ranges for n in range(first, last + 1)]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_what_a_port_is_told_to_join_is_read_back(trunk: list[Trunk]) -> None:
         ({1: PVID_UNTAGGED}, 1, None, False, ""),
         ({1: PVID_UNTAGGED}, 7, None, True, "no longer has VLAN 7"),
         ({7: 0, 1: PVID_UNTAGGED}, 7, None, True, "no longer has VLAN 7"),
-        ({7: links.BRIDGE_VLAN_INFO_UNTAGGED}, 7, None, True, "no longer has VLAN 7"),
+        ({7: ifinfmsg.BRIDGE_VLAN_INFO_UNTAGGED}, 7, None, True, "no longer has VLAN 7"),
         ({}, 7, None, True, "no longer has VLAN 7"),
         ({3: 0, 4: 0, 5: 0}, 0, [Trunk(min_id=3, max_id=5)], False, ""),
         ({3: 0, 5: 0}, 0, [Trunk(min_id=3, max_id=5)], False, "no longer in VLAN 4"),
@@ -144,10 +145,10 @@ def test_the_kernel_tells_of_all_ports() -> None:
             subprocess.run(["ip", "link", "add", *words.split()], check=True)
         subprocess.run(["ip", "link", "set", "a0", "master", "br0"], check=True)
         with Netlink.on_node() as netlink:
-            told = netlink.dump(links.port_vlans())
-            port = links.find(netlink, links.named("a0"))
+            told = netlink.dump(bridge_ports.vlans_request())
+            port = links.find(netlink, links.by_name("a0"))
         assert port is not None
-        assert port.index in {links.described(each).index for each in told if each.type == links.RTM_NEWLINK}
+        assert port.index in {links.decode(each).index for each in told if each.type == rtnl.RTM_NEWLINK}
 
 
 @needs_vlans

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodeworker.kernel.rtnetlink import message
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.kinds import ipvlan, vlan
 from tests.support.plugins.kernel_view import REFERENCE, container, differences, execute, node
@@ -79,7 +78,7 @@ def kind(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     def chosen(name: str) -> str:
         if kernel_has(name):
             return name
-        plugin, private_mode = PLUGINS[name], message.u32(1, 1)
+        plugin, private_mode = PLUGINS[name], {"IFLA_MACVLAN_MODE": "private"}
         checked = plugin._data
         monkeypatch.setattr(plugin, "TYPE", "macvlan")
         monkeypatch.setattr(plugin, "_data", lambda config: checked(config) and private_mode)

@@ -13,7 +13,8 @@ import pytest
 from events.schema import DriftKind, Phase
 from nodeworker.drift import filter_rules as known_rules
 from nodeworker.drift.expected_rules import ExpectedRules, rules_of
-from nodeworker.kernel.nftables.client import IPV4, IPV6, Chain, Nftables
+from nodeworker.kernel.layouts import nftsocket
+from nodeworker.kernel.nftables.client import Chain, Nftables
 from nodeworker.kernel.nftables.expressions import sought
 from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
 from nodeworker.plugins.native.api import NativeError
@@ -262,6 +263,6 @@ def test_what_a_rule_seeks_is_read_as_the_kernel_has_it(words: str, wanted: tupl
     with node(), Nftables.on_node() as nft:
         script = f"table {family} some {{ chain one {{ {words} accept; }}; }}"
         subprocess.run(["nft", "-f", "-"], input=script, text=True, check=True)
-        (there,) = nft.rules(Chain(IPV6 if version == 6 else IPV4, "some", "one"))
+        (there,) = nft.rules(Chain(nftsocket.NFPROTO_IPV6 if version == 6 else nftsocket.NFPROTO_IPV4, "some", "one"))
     found = sought(version, there.expressions)
     assert (found and (str(found.network), found.source, found.elsewhere)) == wanted

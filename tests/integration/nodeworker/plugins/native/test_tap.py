@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from events.schema import Phase
+from nodeworker.kernel.layouts import ifinfmsg, tuntap
 from nodeworker.kernel.namespaces import Namespace
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.kinds import tap
@@ -74,7 +75,7 @@ def test_what_is_written_to_the_device_arrives_on_the_interface(netns: str) -> N
     with Namespace(netns, Phase.ADD) as opened:
         device = opened.inside(lambda: os.open("/dev/net/tun", os.O_RDWR))
         try:
-            fcntl.ioctl(device, tap._TUNSETIFF, tap._IFREQ.pack(b"net1", tap._IFF_TAP | tap._IFF_NO_PI))
+            fcntl.ioctl(device, tuntap.TUNSETIFF, tap._IFREQ.pack(b"net1", ifinfmsg.IFT_TAP | ifinfmsg.IFT_NO_PI))
             frame = b""
             while frame[:6] != ARP_QUERY[6:12]:
                 os.write(device, ARP_QUERY)  # the kernel drops answers until it has noticed that the device is open

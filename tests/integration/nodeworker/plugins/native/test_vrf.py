@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from nodeworker.kernel.rtnetlink import addresses, links, message, routes
+from nodeworker.kernel import codec
+from nodeworker.kernel.layouts import LinkMessage, ifaddrmsg, ifinfmsg, rtmsg
+from nodeworker.kernel.rtnetlink import addresses, routes
 from nodeworker.kernel.rtnetlink.addresses import Assigned
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.routes import Route
@@ -46,11 +48,11 @@ ROUTES = [{"dst": "10.88.0.0/16", "gw": "10.77.0.1"}, {"dst": "fd88::/64", "gw":
 
 def interface(**values: Any) -> Link:
     fields = {"index": 5, "name": "net1", "kind": "veth", "mac": "", "mtu": 1500, "flags": 0, "master": 0, "parent": 0}
-    return Link(**(fields | {"parent_netnsid": None, "operstate": 0, "queue_length": 0, "data": b""} | values))
+    return Link(**(fields | {"parent_netnsid": None, "operstate": 0, "queue_length": 0, "data": {}} | values))
 
 
 def a_vrf(table: int) -> Link:
-    return interface(index=9, name="blue", kind=vrf.TYPE, data=message.u32(1, table))
+    return interface(index=9, name="blue", kind=vrf.TYPE, data={"IFLA_VRF_TABLE": table})
 
 
 def furnish(netns: str) -> None:
@@ -85,32 +87,33 @@ def kind(monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the kind of interface that stands for a VRF."""
     if not kernel_has("vrf"):
         monkeypatch.setattr(vrf, "TYPE", "bridge")
+        kinds = ifinfmsg.ifinfmsg.ifinfo.data_map
+        monkeypatch.setitem(kinds, "bridge", kinds["vrf"])
     return vrf.TYPE
 
 
 @pytest.mark.parametrize("table", [1, 256, 2**32 - 2])
 def test_pyroute2_reads_the_table(table: int) -> None:
-    data = message.attributes(vrf.create("blue", table).body, 16)
-    info = message.attributes(data[links.IFLA_LINKINFO])
-    assert data_of("vrf", info[links.IFLA_INFO_DATA]).get_attr("IFLA_VRF_TABLE") == table
+    info = codec.layout(LinkMessage).decode(vrf.create("blue", table).body)["IFLA_LINKINFO"]
+    assert data_of("vrf", info["IFLA_INFO_DATA"]).get_attr("IFLA_VRF_TABLE") == table
     assert vrf.table_of(a_vrf(table)) == table
 
 
 @pytest.mark.parametrize(("taken", "free"), [([], 1), ([1, 2, 4], 3), ([2], 1), ([3, 2, 1], 4)])
 def test_the_lowest_table_that_no_vrf_has_is_taken(taken: list[int], free: int) -> None:
-    others = [interface(kind="macvlan", data=message.u32(1, 1)), interface()]
+    others = [interface(kind="macvlan", data={"IFLA_MACVLAN_MODE": "private"}), interface()]
     assert vrf.free_table([*others, *map(a_vrf, taken)]) == free
 
 
 def test_what_entering_costs_is_given_back_and_nothing_else() -> None:
-    def assigned(text: str, flags: int = addresses.IFA_F_PERMANENT) -> Assigned:
+    def assigned(text: str, flags: int = ifaddrmsg.IFA_F_PERMANENT) -> Assigned:
         return Assigned(index=5, address=ipaddress.ip_interface(text), flags=flags, scope=0)
 
     def way(text: str, **more: Any) -> Route:
         return Route(**({"destination": ipaddress.ip_network(text), "index": 5} | more))
 
     by = {"gateway": ipaddress.ip_address("10.77.0.1"), "metric": 7, "mtu": 1300}
-    beside = way("10.77.0.1/32", scope=routes.LINK)
+    beside = way("10.77.0.1/32", scope=rtmsg.RT_SCOPE_LINK)
     requests = vrf.lost(
         interface(),
         a_vrf(300),
@@ -127,7 +130,7 @@ def test_what_entering_costs_is_given_back_and_nothing_else() -> None:
     )
     assert requests == [
         addresses.add(5, ipaddress.ip_interface("fd77::5/64"), dad=False),
-        routes.add(way("10.77.0.1/32", scope=routes.LINK, table=300)),
+        routes.add(way("10.77.0.1/32", scope=rtmsg.RT_SCOPE_LINK, table=300)),
         routes.add(way("10.88.0.0/16", **by, table=300)),
     ]
 

@@ -62,7 +62,7 @@ def furnish(_: str) -> None:
 
 def link(**values: Any) -> Link:
     fields = {"index": 5, "name": "par0", "kind": "veth", "mac": "", "mtu": 1500, "flags": 0, "master": 0, "parent": 0}
-    return Link(**(fields | {"parent_netnsid": None, "operstate": 0, "queue_length": 0, "data": b""} | values))
+    return Link(**(fields | {"parent_netnsid": None, "operstate": 0, "queue_length": 0, "data": {}} | values))
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=[*CASES])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nodeworker.kernel.layouts import nftsocket
 from nodeworker.kernel.nftables import client
 from nodeworker.kernel.nftables.client import Chain, Nftables
 from nodeworker.kernel.rtnetlink.socket import NetlinkError
@@ -121,7 +122,11 @@ def test_a_change_of_what_the_kernel_lacks_says_so_and_a_look_finds_nothing(monk
     monkeypatch.setattr(client, "_SUBSYSTEM", 1)
     with node(), Nftables.on_node() as nft:
         with pytest.raises(NetlinkError, match=r"this node's kernel offers no nf_tables .*: load its modules"):
-            nft.commit(client.table(client.INET, "table"))
-        chain = Chain(client.INET, "table", "chain")
-        assert (nft.rules(chain), nft.has(chain), nft.has_table(client.INET, "table")) == ([], False, False)
-        assert nft.offered()
+            nft.commit(client.table(nftsocket.NFPROTO_INET, "table"))
+        chain = Chain(nftsocket.NFPROTO_INET, "table", "chain")
+        assert (nft.rules(chain), nft.has_chain(chain), nft.has_table(nftsocket.NFPROTO_INET, "table")) == (
+            [],
+            False,
+            False,
+        )
+        assert nft.is_supported()
