@@ -92,6 +92,8 @@ class Attributes(Mapping[str, Any]):
         if position is not None:
             return self._layout.fields.unpack_from(self._body)[position]
         attribute = self._layout.attributes[name]
+        if attribute.number not in self._raw:
+            raise KeyError(name)
         return attribute.read(self._raw[attribute.number], self)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -217,7 +219,21 @@ def _of_class(number: int, described: type[Any], is_array: bool) -> Attribute:
     if described.nla_map or [name for name, _ in described.fields] not in (["value"], []):
         return _nested(number, described)
     write, read = _value(described)
+    whole = _whole(described)
+    if whole is not None:  # most attributes are one number
+        length = packed(described.fields).size + _HEADER.size
+        return Attribute(number, lambda value, _: whole.pack(length, number, value), lambda raw, _: read(raw))
     return Attribute(number, lambda value, _: attribute(number, write(value)), lambda raw, _: read(raw))
+
+
+def _whole(described: type[Any]) -> struct.Struct | None:
+    """Return the layout of an attribute with its header and padding, if it is a number in the machine's order."""
+    if not issubclass(described, nl.nla_base) or described.value_map or len(described.fields) != 1:
+        return None
+    form = described.fields[0][1]
+    if not isinstance(form, str) or form[-1] not in "bBhHiIqQ" or len(form) != 1:
+        return None
+    return struct.Struct(f"={_HEADER.format[1:]}{form}{-struct.calcsize('=' + form) % 4}x")
 
 
 def _nested(number: int, described: type[Any]) -> Attribute:
@@ -243,7 +259,8 @@ def _array(number: int, described: type[Any]) -> Attribute:
 
     def read(raw: bytes, _: Attributes) -> list[Attributes]:
         size = _HEADER.size if header is None else header.size
-        return [inner.decode(each[size:]) for each in _cells(raw, size)]
+        start = inner.fields.size + -(size + inner.fields.size) % 4
+        return [inner.decode(each[size:], start) for each in _cells(raw, size)]
 
     return Attribute(number, write, read)
 

@@ -30,7 +30,7 @@ from tests.support.plugins.native_harness import answer, call, encoded, ip
 
 IN_VLAN: dict[str, Any] = {"type": "bridge", "bridge": "br0", "vlan": 100, "preserveDefaultVlan": False}
 IN_TRUNK: dict[str, Any] = {"type": "bridge", "bridge": "br0", "vlanTrunk": [{"minID": 5, "maxID": 6}]}
-INSIDE = replace(filtering_bridge(), index=2, name="net1", kind="veth", data=b"")
+INSIDE = replace(filtering_bridge(), index=2, name="net1", kind="veth", data={})
 PORT = replace(INSIDE, index=10, name="veth1", master=filtering_bridge().index)
 RESULT = Result(cni_version="1.0.0", interfaces=(Interface(name="net1", sandbox="/run/netns/box"),))
 

@@ -95,7 +95,7 @@ def test_an_add_or_del_that_was_cut_anywhere_can_be_repeated(options: dict[str, 
 @pytest.mark.parametrize("stage", ["TUNSETIFF", "TUNSETOWNER", "TUNSETGROUP", "TUNSETPERSIST"])
 def test_a_device_that_an_add_was_cut_over_is_gone(netns: str, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is the open file's until it is made permanent, and that comes last."""
-    ioctl, at = fcntl.ioctl, getattr(tap, f"_{stage}")
+    ioctl, at = fcntl.ioctl, getattr(tuntap, stage)
 
     def cutting(device: int, request: int, *more: Any) -> Any:
         if request == at:
