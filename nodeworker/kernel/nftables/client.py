@@ -28,6 +28,7 @@ ACCEPT: Final = next(
 
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 """Message types (``NFNL_MSG_BATCH_BEGIN``, ``NFNL_MSG_BATCH_END``, which pyroute2 has no names for)."""
+_SUBSYSTEM: Final = nfnetlink.NFNL_SUBSYS_NFTABLES
 _COMMENT = 0
 """The type of a comment in a rule's user data (``NFTNL_UDATA_RULE_COMMENT``)."""
 
@@ -98,7 +99,7 @@ class Nftables(Netlink):
             raise NetlinkError(error.errno, words) from error
 
     def _commit(self, requests: Sequence[Request]) -> None:
-        body = _GENERATION.encode({"nfgen_family": socket.AF_UNSPEC, "res_id": nfnetlink.NFNL_SUBSYS_NFTABLES})
+        body = _GENERATION.encode({"nfgen_family": socket.AF_UNSPEC, "res_id": _SUBSYSTEM})
         begin = Request(_BATCH_BEGIN, 0, body)
         end = Request(_BATCH_END, 0, body)
         first = self._send((begin, *requests, end)) + 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nodeworker.kernel.layouts import nfnetlink, nftsocket
+from nodeworker.kernel.layouts import nftsocket
 from nodeworker.kernel.nftables import client
 from nodeworker.kernel.nftables.client import Chain, Nftables
 from nodeworker.kernel.rtnetlink.socket import NetlinkError
@@ -119,7 +119,7 @@ def test_rules_of_the_newer_filter_that_can_not_be_listed_are_an_error(monkeypat
 
 def test_a_change_of_what_the_kernel_lacks_says_so_and_a_look_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     # Connection tracking takes no changes together: the kernel's answer is that for a part that it was built without.
-    monkeypatch.setattr(nfnetlink, "NFNL_SUBSYS_NFTABLES", 1)
+    monkeypatch.setattr(client, "_SUBSYSTEM", 1)
     with node(), Nftables.on_node() as nft:
         with pytest.raises(NetlinkError, match=r"this node's kernel offers no nf_tables .*: load its modules"):
             nft.commit(client.table(nftsocket.NFPROTO_INET, "table"))
