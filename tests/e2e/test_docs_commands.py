@@ -21,7 +21,7 @@ from tests.support.repository import REPOSITORY
 TUTORIAL = REPOSITORY / "docs/tutorial/first-pod.md"
 ATTACHED = "## 5."
 """The heading in the tutorial at which the pod is attached."""
-TIMEOUT = 90.0
+TIMEOUT = 240.0
 """Seconds for one page on a busy machine."""
 
 PRIVATE_RUN = 'mount --make-rprivate / && mount -t tmpfs tmpfs /run -o mode=755 && exec "$@"'
