@@ -121,6 +121,18 @@ async def test_server_is_verified_by_its_certificate(made: Certificates, hubs: H
     await ledger.close()
 
 
+async def test_end_of_a_tls_connection_warns_of_nothing(
+    made: Certificates, hubs: Hubs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio warns at the end of a connection unless its streams know that they use TLS."""
+    servers = hubs.start(made.server())
+    ledger = await connect(LedgerAddress(servers.url, tls=made.client()))
+    servers.kill()
+    await until(lambda: not ledger.connected)
+    await ledger.close()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
 async def test_user_and_password_work_over_tls(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
     (tmp_path / "password").write_text(f"{SECRET}\n")
     users = {"authorization": {"users": [{"user": NODE, "password": SECRET}]}}
