@@ -1,4 +1,4 @@
-"""A node for each test of the whole; after the test, everything must be closed and nothing left."""
+"""A node for each end-to-end test; afterwards no request is open and nothing is left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.node.runtime import PLUGINS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in this folder is an end-to-end test."""
+    """Mark the tests of this folder as end-to-end tests."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shim(entry_point: Path) -> Path:
-    """The entry point, where there is a node for it."""
+    """The entry point; skips the test without root or plugins."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     if not (PLUGINS / "bridge").exists():
@@ -34,7 +34,7 @@ def shim(entry_point: Path) -> Path:
 
 @pytest.fixture
 def make_node(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeNode]:
-    """Make a node without worker, with settings of the test's own."""
+    """Make nodes without a worker, each with its own settings."""
     with contextlib.ExitStack() as stack:
         made: list[Node] = []
 
@@ -50,7 +50,7 @@ def make_node(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def node(make_node: MakeNode) -> Node:
-    """A node whose worker runs."""
+    """A node with a running worker."""
     node = make_node()
     node.start()
     return node
@@ -58,7 +58,7 @@ def node(make_node: MakeNode) -> Node:
 
 @pytest.fixture
 def executing_node(make_node: MakeNode) -> Node:
-    """A node whose worker runs and executes every plugin."""
+    """A node with a running worker that executes every plugin."""
     node = make_node(native="never")
     node.start()
     return node
@@ -74,13 +74,13 @@ def module_node(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def shared_node(module_node: Node) -> Iterator[Node]:
-    """A node whose worker runs, for the tests of a module one after another, with a *delegateTimeout* of 2 s."""
+    """One node with a running worker for the tests of a module, with a *delegateTimeout* of 2 s."""
     yield module_node
     prove_clean(module_node)
 
 
 @pytest.fixture
 def held(held_node: Node) -> Iterator[Node]:
-    """The module's ``held_node``, which is held to its ledger, and is afterwards as it was before."""
+    """The module's ``held_node``, whose drift is repaired; afterwards nothing is left on it."""
     yield held_node
     prove_clean(held_node)

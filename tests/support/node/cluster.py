@@ -1,4 +1,4 @@
-"""A node of a cluster: its pods and networks are a real API server's, which runs in the node's own network."""
+"""A node in a cluster. A real API server in the node's network namespace has its pods and networks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Cluster:
     @classmethod
     @contextlib.contextmanager
     def around(cls, node: Node) -> Iterator[Cluster]:
-        """Run an API server meanwhile."""
+        """Run an API server for the duration of the context."""
         kube = KubeServer()
         try:
             kube.start()
@@ -43,13 +43,13 @@ class Cluster:
             kube.stop()
 
     def accept(self, token: str = WORKER) -> None:
-        """Give the worker *token*, as the kubelet does: another file takes the name."""
+        """Give the worker *token* as the kubelet does: by replacing the file."""
         renewed = self.token.with_name("renewed")
         renewed.write_text(token)
         renewed.replace(self.token)
 
     def configure(self, url: str = "", **kubernetes: Any) -> None:
-        """Have the next worker ask the API server, or the one at *url*; *kubernetes* is the section of that name."""
+        """Configure the next worker for the API server, or for *url*; *kubernetes* is the section of that name."""
         kubeconfig = self.node.config.with_name("kubeconfig")
         self.kube.kubeconfig(kubeconfig, server=url, tokenFile=str(self.token))
         settings = json.loads(self.node.config.read_text())
@@ -58,7 +58,7 @@ class Cluster:
         self.node.config.write_text(json.dumps(settings))
 
     def start(self, url: str = "", *, pod_wait: float = 60.0, wait: bool = True) -> None:
-        """Start a worker that knows nothing of the cluster yet."""
+        """Start a worker without a cache of the cluster."""
         self.configure(url, podWait=pod_wait)
         shutil.rmtree(self._cached, ignore_errors=True)
         self.node.start(wait=wait)
@@ -72,14 +72,14 @@ class Cluster:
         return self.sandbox(name, self.kube.create_pod("default", name, self.node.name, {NETWORKS: networks}))
 
     def sandbox(self, name: str, uid: str) -> PodSandbox:
-        """Return a sandbox that the kubelet has made for the incarnation *uid* of the pod ``default/name``."""
+        """Return a sandbox for the pod ``default/name`` with the UID *uid*."""
         sandbox = PodSandbox(self.node.runtime, name, self.node.conf())
         sandbox.env["CNI_ARGS"] += f";K8S_POD_UID={uid}"
         self.node.sandboxes.append(sandbox)
         return sandbox
 
     def catch_up(self, name: str) -> None:
-        """Return when the worker knows of all that happened to pods so far: the watch tells of one after another.
+        """Wait until the worker's watch has seen every change of pods so far.
 
         *name* is of a pod that is made for that, and goes again.
         """

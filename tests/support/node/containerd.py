@@ -1,4 +1,4 @@
-"""containerd, with everything that it keeps, or makes, in a folder of the test's own."""
+"""containerd with all its files in a folder of the test."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _PROGRAMS = {
     "runc": "runc",
     "busybox": "busybox-static",
 }
-"""What must be installed, and which package of Debian's has it."""
+"""Required programs, each with its Debian package."""
 
 _IMAGE = "plumbline.test/pause:1"
-"""What keeps a sandbox alive."""
+"""The program that keeps a sandbox alive."""
 
 _REPLACED = {"/run/containerd": "run", "/var/lib/cni": "cni"}
 """Folders of the node that containerd uses whatever its configuration says, and what it finds in their place.
@@ -107,7 +107,7 @@ class Containerd:
 
     @contextlib.contextmanager
     def present(self) -> Iterator[Containerd]:
-        """Run it meanwhile; afterwards nothing of it is left on the machine."""
+        """Run containerd for the duration of the context, and leave nothing of it."""
         for made in (self.bin, self.conf, self.namespaces, *self._replaced.values(), *self._replaced):
             made.mkdir(parents=True, exist_ok=True)
         for plugin in PLUGINS.iterdir():
@@ -128,7 +128,7 @@ class Containerd:
     # --- containerd itself ---
 
     def start(self, *, wait: bool = True, **environment: str) -> None:
-        """Start it; *wait* until it says what it has. The entry point gets its *environment*."""
+        """Start containerd, and *wait* until it answers. The entry point inherits *environment*."""
         assert self._process is None
         places = {"PLUMBLINE_SOCKET": str(self._node.socket), "PLUMBLINE_SPOOL": str(self._node.spool)}
         with self.log.open("ab") as said:
@@ -144,28 +144,28 @@ class Containerd:
             eventually(self._answers, "containerd answers", _PATIENCE)
 
     def stop(self) -> None:
-        """Ask it to end, and wait for that; sandboxes go on."""
+        """Terminate containerd and wait for its end; sandboxes continue."""
         assert self._process is not None
         self._process.terminate()
         self._process.wait(_PATIENCE)
         self._process = None
 
     def kill(self) -> None:
-        """Kill it, if it runs; sandboxes go on."""
+        """Kill containerd if it runs; sandboxes continue."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def restart(self, **environment: str) -> None:
-        """Have another one in its place, with that *environment*."""
+        """Restart containerd with *environment*."""
         self.stop()
         self.start(wait=True, **environment)
 
     def forget(self, sandbox: CriSandbox) -> None:
-        """Have it know nothing of *sandbox*."""
+        """Remove containerd's record of *sandbox*."""
         self._ctr("containers", "rm", sandbox.container_id)
-        # Version 2 has another record of it.
+        # Version 2 has a second record.
         if "sandboxes" in self._ctr("--help") and sandbox.container_id in self._ctr("sandboxes", "list"):
             self._ctr("sandboxes", "rm", "--force", sandbox.container_id)
         self.restart()
@@ -175,25 +175,25 @@ class Containerd:
         assert self._process.poll() is None, f"containerd ended: {self.log.read_text()}"
         try:
             self.listed()
-        except (OSError, GRPCError):  # it is not there, or is about to find what it had
+        except (OSError, GRPCError):  # it does not run, or still loads its state
             return False
         return True
 
     def _ctr(self, *arguments: str) -> str:
-        """Have containerd's own tool do something with what belongs to the CRI, and return what it prints."""
+        """Run ``ctr`` in the namespace of the CRI and return its output."""
         command = ["ctr", "--address", str(self.socket), "--namespace", "k8s.io", *arguments]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
         assert not done.returncode, done.stderr
         return done.stdout
 
-    # --- what a kubelet asks it for; these raise GRPCError ---
+    # --- requests of a kubelet; they raise GRPCError ---
 
     def run(self, pod: str, **config: Any) -> CriSandbox:
-        """Return the sandbox of *pod*; *config* is what the kubelet says of it besides."""
+        """Create the sandbox of *pod*; *config* adds to the kubelet's request."""
         return self.sandbox(pod, self.start_run(pod, **config).answer().pod_sandbox_id)
 
     def start_run(self, pod: str, **config: Any) -> CriCall:
-        """Ask for the sandbox of *pod*."""
+        """Request the sandbox of *pod* and return the open call."""
         about = {
             "metadata": {"name": pod, "uid": f"uid-of-{pod}", "namespace": "default"},
             "dns_config": {"servers": ["192.0.2.53"]},
@@ -202,47 +202,47 @@ class Containerd:
         return self._cri.start("RunPodSandbox", config={**about, **config})
 
     def sandbox(self, pod: str, container_id: str) -> CriSandbox:
-        """Return what there is to know of the sandbox *container_id*, which runs."""
+        """Return the running sandbox *container_id*."""
         told = self._cri.call("PodSandboxStatus", pod_sandbox_id=container_id, verbose=True)
         info = json.loads(told.info["info"])
         (netns,) = [each["path"] for each in info["runtimeSpec"]["linux"]["namespaces"] if each["type"] == "network"]
         return CriSandbox(pod, container_id, netns, info["pid"])
 
     def ip(self, sandbox: CriSandbox) -> str:
-        """Return what becomes the pod's IP."""
+        """Return the IP that the pod gets."""
         return self._cri.call("PodSandboxStatus", pod_sandbox_id=sandbox.container_id).status.network.ip
 
     def halt(self, sandbox: CriSandbox) -> None:
-        """End *sandbox*, network and all; containerd knows it still."""
+        """Stop *sandbox* and its network; containerd keeps its record."""
         self._cri.call("StopPodSandbox", pod_sandbox_id=sandbox.container_id)
 
     def remove(self, sandbox: CriSandbox) -> None:
-        """End *sandbox*, if need be, and have it forgotten."""
+        """Stop *sandbox* if it runs, and remove it."""
         self.remove_by_id(sandbox.container_id)
 
     def remove_by_id(self, container_id: str) -> None:
-        """End the sandbox *container_id*, which may never have run, and have it forgotten."""
+        """Stop and remove the sandbox *container_id*, which may never have run."""
         self._cri.call("RemovePodSandbox", pod_sandbox_id=container_id)
 
     def listed(self) -> set[str]:
-        """Return the container IDs of the sandboxes that it has."""
+        """Return the container IDs of its sandboxes."""
         return {each.id for each in self._cri.call("ListPodSandbox").items}
 
     def calls(self, plugin: str) -> bool:
-        """Return whether it is ready, and would call *plugin* for the next pod."""
+        """Return whether containerd is ready and calls *plugin* for the next pod."""
         told = self._cri.call("Status", verbose=True)
         networks = json.loads(told.info["cniconfig"])["Networks"]
         called = {each["Network"]["type"] for network in networks for each in network["Config"]["Plugins"]}
         return plugin in called and all(condition.status for condition in told.status.conditions)
 
-    # --- what is behind it ---
+    # --- files and processes ---
 
     def result(self, sandbox: CriSandbox) -> Path:
-        """Return the file in which libcni keeps the result of the sandbox' ADD on the network "default"."""
+        """Return libcni's file with the result of the sandbox' ADD on the network "default"."""
         return self.results / f"default-{sandbox.container_id}-eth0"
 
     def kill_processes(self, sandbox: CriSandbox) -> None:
-        """Kill the process that keeps *sandbox* alive, and before that the one that would tell of its end."""
+        """Kill the shim of *sandbox*, which would report its end, and then its process."""
         for pid in (*(shim for shim in self._shims() if sandbox.container_id in _arguments(shim)), sandbox.pid):
             os.kill(pid, signal.SIGKILL)
         eventually(lambda: not _arguments(sandbox.pid), "the processes have ended")
@@ -255,7 +255,7 @@ class Containerd:
         eventually(lambda: self._cri.call("ImageStatus", image=image).image.id, "the CRI knows the image", _PATIENCE)
 
     def _shims(self) -> list[int]:
-        """Return the IDs of the processes that look after sandboxes; they outlive containerd."""
+        """Return the IDs of the sandboxes' shims, which outlive containerd."""
         return [pid for pid in process_ids() if str(self.socket) in _arguments(pid)]
 
     def _end_sandboxes(self) -> None:
@@ -274,7 +274,7 @@ class Containerd:
 
 
 def missing() -> str:
-    """Return why containerd can't be run here, nothing where it can."""
+    """Return why containerd can't run here; empty if it can."""
     for program, package in _PROGRAMS.items():
         if shutil.which(program) is None:
             return f"{program} is not installed: install Debian's package {package}"
@@ -282,7 +282,7 @@ def missing() -> str:
 
 
 def _arguments(pid: int) -> list[str]:
-    """Return the command line of *pid*, nothing where it has ended."""
+    """Return the command line of *pid*; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     except OSError:
@@ -290,7 +290,7 @@ def _arguments(pid: int) -> list[str]:
 
 
 def _removed(folder: Path) -> bool:
-    """Return whether the cgroup *folder*, whose last process may be about to end, is gone."""
+    """Return whether the cgroup *folder* is removed; its last process may still be ending."""
     try:
         folder.rmdir()
     except FileNotFoundError:

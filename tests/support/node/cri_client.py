@@ -1,4 +1,4 @@
-"""The CRI, as the kubelet speaks it to a container runtime when pods come and go."""
+"""The part of the CRI that a kubelet uses to create and remove pods."""
 
 from __future__ import annotations
 
@@ -53,24 +53,24 @@ message ImageStatusResponse { Image image = 1; }
 
 
 class CriCall:
-    """A call that is under way."""
+    """A call in progress."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, asking: asyncio.Task[Any]) -> None:
         self._loop = loop
         self._asking = asking
 
     def answer(self) -> Any:
-        """Wait for the runtime's answer. Raises GRPCError where it says no, StreamTerminatedError where it ended."""
+        """Wait for the runtime's answer. Raises GRPCError if it refuses, StreamTerminatedError if it ended."""
         return self._loop.run_until_complete(self._asking)
 
     def give_up(self) -> None:
-        """Tell the runtime that nobody waits for its answer any more."""
+        """Cancel the call."""
         self._asking.cancel()
         self._loop.run_until_complete(asyncio.wait([self._asking]))
 
 
 class Cri:
-    """Who speaks to the runtime at *socket*. It has no thread: a call only goes on while somebody waits for one."""
+    """A client of the runtime at *socket*. It has no thread: calls only progress while the test waits for one."""
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
@@ -78,14 +78,14 @@ class Cri:
         self._calls: list[asyncio.Task[Any]] = []
 
     def close(self) -> None:
-        """Forget the calls that nobody has waited for."""
+        """Cancel the open calls."""
         for call in self._calls:
             call.cancel()
         self._loop.run_until_complete(asyncio.gather(*self._calls, return_exceptions=True))
         self._loop.close()
 
     def start(self, method: str, **fields: Any) -> CriCall:
-        """Return once the runtime has the request."""
+        """Send the request; return once the runtime has it."""
         sent = asyncio.Event()
         asking = self._loop.create_task(self._ask(method, fields, sent))
         self._calls.append(asking)

@@ -1,4 +1,4 @@
-"""A container runtime's CRI socket, with a real gRPC server and the messages in full; what it knows is the test's.
+"""A container runtime's CRI socket with a real gRPC server and full messages; the test sets its sandboxes.
 
 A process of its own, because a server has threads, and pytest must not have any.
 """
@@ -55,7 +55,7 @@ message ListContainersResponse { repeated Container containers = 1; }
 
 
 class Cri:
-    """A runtime that says it has the sandboxes that it was told of."""
+    """A runtime that lists the sandboxes of ``knows``."""
 
     def __init__(self, folder: Path) -> None:
         self.socket = folder / "cri.sock"
@@ -64,13 +64,13 @@ class Cri:
         self._process: subprocess.Popen[bytes] | None = None
 
     def knows(self, *running: str, ended: tuple[str, ...] = (), containers: tuple[tuple[str, str], ...] = ()) -> None:
-        """Have it know these sandboxes; *containers* are (ID, sandbox)."""
+        """Set the sandboxes and *containers*, which are (ID, sandbox)."""
         draft = self._known.with_suffix(".draft")
         draft.write_text(json.dumps({"running": running, "ended": ended, "containers": containers}))
         draft.rename(self._known)
 
     def start(self) -> None:
-        """Let it answer."""
+        """Start the server."""
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(self.socket), str(self._known)],
             stdout=subprocess.PIPE,
@@ -80,7 +80,7 @@ class Cri:
         assert self._process.stdout.readline() == b"ready\n"
 
     def stop(self) -> None:
-        """End it as hard as it gets; its socket stays behind."""
+        """Kill the server; its socket stays."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -89,7 +89,7 @@ class Cri:
 
 @contextlib.contextmanager
 def cri(folder: Path) -> Iterator[Cri]:
-    """Run a runtime that knows nothing yet."""
+    """Run a runtime without sandboxes."""
     runtime = Cri(folder)
     runtime.start()
     try:

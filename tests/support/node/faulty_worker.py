@@ -1,4 +1,4 @@
-"""A worker whose ledger fails it at one append: it is killed there, as hard by a power cut, or overtaken."""
+"""A worker with a fault at one append: it is killed there, or the next event overtakes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nodeworker.settings import WorkerSettings
 
 
 class FaultyLedger:
-    """The ledger *inner*; something happens at the *count*-th append of an event of type *name*.
+    """The ledger *inner* with a fault at the *count*-th append of an event of type *name*.
 
     *moment* is ``before`` (the process ends, and the ledger never sees the event), ``after`` (it ends, and the worker
     never learns that the ledger has it) or ``behind`` (the ledger takes it behind the next event).

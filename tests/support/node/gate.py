@@ -1,4 +1,4 @@
-"""A plugin that a test can stop in the middle of its work."""
+"""A plugin that waits for the test in the middle of a command."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tests.support.waiting import eventually
 
 
 class Gate:
-    """A plugin that reports that it was called, and goes on, as another plugin, once it is let."""
+    """A plugin that reports its call, waits for ``open``, and then becomes another plugin."""
 
     def __init__(self, bin_dir: Path, plugin: str, command: str) -> None:
         self.type = f"gated-{plugin}"
         self._started = bin_dir / f"{self.type}.started"
         self._open = bin_dir / f"{self.type}.open"
-        for left in (self._started, self._open):  # by an earlier one of the same node
+        for left in (self._started, self._open):  # by an earlier gate of the same node
             left.unlink(missing_ok=True)
         script = bin_dir / self.type
         script.write_text(
@@ -26,10 +26,10 @@ class Gate:
         script.chmod(0o755)
 
     def reached(self) -> int:
-        """Wait until the plugin has been called; return the process ID of its caller."""
+        """Wait for the call of the plugin; return the process ID of its caller."""
         eventually(self._started.exists, f"{self.type} is called")
         return int(self._started.read_text())
 
     def open(self) -> None:
-        """Let the plugin go on."""
+        """Continue the plugin."""
         self._open.touch()

@@ -1,4 +1,4 @@
-"""An image for the process that keeps a pod's sandbox alive."""
+"""An OCI image for the process that keeps a pod's sandbox alive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def write_image(archive: Path, image: str) -> None:
-    """Write *image*, one program that sleeps, as the OCI lays images out. No registry is asked for it."""
+    """Write *image*, one program that sleeps, in the OCI layout. No registry is needed."""
     busybox = shutil.which("busybox")
     assert busybox
     layer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The node as the kernel has it: what every test of the whole compares the ledger with."""
+"""The node as the kernel shows it. End-to-end tests compare the ledger with it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Link(NamedTuple):
 
     mac: str
     addresses: frozenset[str]
-    """With prefix length, without those that the kernel makes by itself."""
+    """With prefix length, without link-local addresses."""
 
 
 @contextlib.contextmanager
 def own_network() -> Iterator[None]:
-    """Move this process, and what it starts, to a fresh network namespace: it stands for the node's own.
+    """Move this process and its children to a new network namespace, which stands for the node's.
 
     Whatever is made "on the node" goes with it, and other tests on the machine are neither seen nor disturbed.
     """
@@ -55,7 +55,7 @@ def _run(*command: str) -> str:
 
 
 def _entering(netns: str) -> tuple[str, ...]:
-    """Return what to put before a command that is to run in *netns*."""
+    """Return the words before a command that run it in *netns*."""
     if netns.startswith("/"):
         return ("nsenter", f"--net={netns}")
     return ("ip", "netns", "exec", netns) if netns else ()

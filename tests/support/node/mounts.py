@@ -1,4 +1,4 @@
-"""A mount namespace for programs that insist on folders of the node."""
+"""A mount namespace for programs with fixed folders on the node."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextlib.contextmanager
 def own_mounts(replaced: Mapping[Path, Path], shared: Path) -> Iterator[Callable[[], Callable[[], None]]]:
-    """Make a mount namespace in which every folder of *replaced* is another one.
+    """Make a mount namespace in which each folder of *replaced* is replaced by its value.
 
     Return what makes a ``preexec_fn`` that enters it, and ends the process with this one. Whoever enters it finds what
     others have mounted there before; of that, the node sees what is in *shared*, which is unmounted in the end.
@@ -45,7 +45,7 @@ def _made(replaced: Mapping[Path, Path], shared: Path) -> int:
         _call("unshare", _CLONE_NEWNS)
         for point in _mount_points():
             if point != shared:
-                _libc.mount(None, os.fsencode(point), None, _MS_PRIVATE, None)  # what is out of reach needs it not
+                _libc.mount(None, os.fsencode(point), None, _MS_PRIVATE, None)  # out of reach: no need
         for place, own in replaced.items():
             _mount(own, place, _MS_BIND)
 

@@ -1,4 +1,4 @@
-"""A whole node in a folder: nats-server, worker, plugins, manifests; and the proof that nothing is left on it."""
+"""A node in a folder: nats-server, worker, plugins and manifests, with checks that nothing is left on it."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from tests.support.waiting import eventually
 
 BRIDGE = "plumb0"
 PARENT = "uplink0"
-"""What macvlan interfaces are made on."""
+"""The parent of macvlan interfaces."""
 
 ADD_STORY = ("AttachRequested", "AttachPlanned", "InterfaceAttached", "InterfaceAttached", "AttachCompleted")
-"""The events of an ADD with two interfaces, each of which has an event of its own."""
+"""The events of an ADD with two interfaces; each interface has its own event."""
 DEL_STORY = ("DetachRequested", "InterfaceDetached", "InterfaceDetached", "DetachCompleted")
 ROLLBACK_STORY = (
     *ADD_STORY[:3],
@@ -53,7 +53,7 @@ ROLLBACK_STORY = (
     "InterfaceDetached",
     "AttachFailed",
 )
-"""The events of an ADD whose second interface can't be made."""
+"""The events of an ADD whose second interface fails."""
 
 _FAULTY_WORKER = Path(__file__).with_name("faulty_worker.py")
 _KEPT_BY_HOST_LOCAL = re.compile(r"lock|last_reserved_ip\.\d+")
@@ -61,7 +61,7 @@ _MISTAKES = re.compile(r"Traceback|never retrieved|never awaited|level=(?:error|
 
 
 def carried(story: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what *story* is in the ledger where the worker makes interfaces itself: outcomes carry their effects."""
+    """Return the events of *story* in the ledger of a native worker: its outcomes carry their effects."""
     return tuple(name for name in story if name not in {"InterfaceAttached", "InterfaceDetached"})
 
 
@@ -93,7 +93,7 @@ class Node:
         self.runtime = Runtime(shim, self.socket, self.spool)
         self.sandboxes: list[PodSandbox] = []
         self.expected_mistakes = 0
-        """Lines of the worker's log that report an error on purpose."""
+        """How many lines of the worker's log report an expected error."""
         self._worker: ForkedProcess | subprocess.Popen[bytes] | None = None
         for made in (self.bin, self.manifests, self.addresses):
             made.mkdir(parents=True)
@@ -113,7 +113,7 @@ class Node:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[Node]:
-        """Run the nodes' parts meanwhile; afterwards nothing of them is left on the machine."""
+        """Run the parts of the node for the duration of the context, and leave nothing of them."""
         with own_network():
             ip("link", "add", PARENT, "type", "veth", "peer", "name", "uplink1")
             # With an address of its own: the plugin fails once on a bridge that lost its first port before it had one.
@@ -137,10 +137,10 @@ class Node:
             sandbox.end()
         self.sandboxes.clear()
 
-    # --- what the node is given ---
+    # --- networks, pods and plugins ---
 
     def bridge(self, version: str = "1.0.0", **keys: Any) -> dict[str, Any]:
-        """Return a default network: a bridge that is the gateway, addresses from host-local."""
+        """Return a default network: a bridge as gateway with addresses from host-local."""
         return {
             "cniVersion": version,
             "name": "default",
@@ -152,7 +152,7 @@ class Node:
         }
 
     def macvlan(self, version: str = "0.3.1", **keys: Any) -> dict[str, Any]:
-        """Return what the project's sample NetworkAttachmentDefinition holds."""
+        """Return the configuration of the sample NetworkAttachmentDefinition."""
         return {
             "cniVersion": version,
             "type": "macvlan",
@@ -166,12 +166,12 @@ class Node:
         return {"type": plugin, "dataDir": str(self.addresses), "ranges": [[{"subnet": subnet}]]}
 
     def conf(self, *delegates: Mapping[str, Any], version: str = "1.0.0", **keys: Any) -> dict[str, Any]:
-        """Return the configuration that the runtime hands to the entry point."""
+        """Return the configuration that the runtime gives to the entry point."""
         networks = delegates or (self.bridge(),)
         return {"cniVersion": version, "name": "plumbline", "type": "plumbline", "delegates": networks, **keys}
 
     def nad(self, name: str, config: Mapping[str, Any] | str) -> None:
-        """Define a network, or redefine it."""
+        """Define or replace a network."""
         text = config if isinstance(config, str) else json.dumps(config)
         self._manifest("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", name, {}, {"spec": {"config": text}})
 
@@ -180,14 +180,14 @@ class Node:
         (self.manifests / f"networkattachmentdefinition-{name}.json").unlink()
 
     def pod(self, name: str, networks: Any = "", config: str | Mapping[str, Any] = "") -> PodSandbox:
-        """Return a sandbox for a pod that selects *networks*; *config*: what the runtime has for it."""
+        """Return a sandbox for a pod that selects *networks*; *config* is the runtime's configuration."""
         self.define(name, networks)
         sandbox = PodSandbox(self.runtime, name, config or self.conf())
         self.sandboxes.append(sandbox)
         return sandbox
 
     def define(self, name: str, networks: Any = "") -> None:
-        """Have the pod *name* select *networks*."""
+        """Define the pod *name*, which selects *networks*."""
         text = networks if isinstance(networks, str) else json.dumps(networks)
         self._manifest("v1", "Pod", name, {"k8s.v1.cni.cncf.io/networks": text} if text else {}, {})
 
@@ -203,7 +203,7 @@ class Node:
         path.chmod(0o755)
 
     def gate(self, plugin: str, command: str = "ADD") -> Gate:
-        """Install a plugin that waits in *command* and is *plugin* apart from that."""
+        """Install a plugin that waits in *command* and otherwise is *plugin*."""
         return Gate(self.bin, plugin, command)
 
     def _manifest(
@@ -248,7 +248,7 @@ class Node:
             return probe.connect_ex(str(self.socket)) == 0
 
     def children(self) -> list[int]:
-        """Return the IDs of the worker's processes, but for its own."""
+        """Return the process IDs of the worker's children."""
         assert self._worker is not None
         pid = self._worker.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -259,7 +259,7 @@ class Node:
         self._worker.terminate()
 
     def ended(self, seconds: float = 20.0) -> int:
-        """Wait until the worker has ended, and its processes; return its exit code."""
+        """Wait for the end of the worker and its native processes; return its exit code."""
         assert self._worker is not None
         worker, self._worker = self._worker, None
         try:
@@ -272,7 +272,7 @@ class Node:
             eventually(self._is_unlocked, "the worker's processes have ended, too")
 
     def _is_unlocked(self) -> bool:
-        """Return whether no process is left of a worker that was killed: the kernel ends them some time after it."""
+        """Return whether the lock of the ended worker is free: the kernel ends its native processes a little later."""
         path = self.config.with_name("run") / "worker.lock"
         if not path.exists():
             return True
@@ -290,12 +290,12 @@ class Node:
             self.ended()
 
     def restart(self) -> None:
-        """Have another worker in the place of the one that runs."""
+        """Replace the running worker by a new one."""
         self.terminate()
         assert self.ended() == 0, self.log.read_text()
         self.start()
 
-    # --- what the ledger says ---
+    # --- the ledger ---
 
     def events(self) -> list[Stored]:
         """Return all events of the ledger."""
@@ -317,7 +317,7 @@ class Node:
         return state
 
     def events_of(self, sandbox: e2e_runtime.Sandbox | None) -> list[Event]:
-        """Return the events of *sandbox*, or those that belong to none, in order; carried effects come first."""
+        """Return the events of *sandbox*, or those without one, in order; carried effects come first."""
         return [each for event in self._recorded(sandbox) for each in expand_effects(event)]
 
     def story(self, sandbox: PodSandbox) -> tuple[str, ...]:
@@ -325,7 +325,7 @@ class Node:
         return tuple(event.type for event in self.events_of(sandbox))
 
     def recorded(self, sandbox: PodSandbox) -> tuple[str, ...]:
-        """Return the types of the events of *sandbox* as they are in the ledger."""
+        """Return the types of the events of *sandbox* in the ledger."""
         return tuple(event.type for event in self._recorded(sandbox))
 
     def _recorded(self, sandbox: e2e_runtime.Sandbox | None) -> list[Event]:
@@ -333,14 +333,14 @@ class Node:
         return [stored.event for stored in self.events() if stored.event.sandbox == container_id]
 
     def failures(self, sandbox: PodSandbox | None = None) -> list[Failure]:
-        """Return why requests failed, of *sandbox* or of all that name none that is usable, in order."""
+        """Return the failures of *sandbox*, or those without a valid sandbox, in order."""
         datas = [event.data for event in self.events_of(sandbox)]
         return [data.failure for data in datas if isinstance(data, AttachFailed | DetachFailed | GcFailed)]
 
-    # --- what must hold ---
+    # --- checks ---
 
     def assert_attached(self, sandbox: e2e_runtime.Sandbox) -> None:
-        """Compare the namespace with the results in the ledger: all of it is there, and nothing else."""
+        """Assert that the namespace has exactly the interfaces of the results in the ledger."""
         recorded = self.state().sandboxes[sandbox.key]
         assert recorded.phase is SandboxPhase.ATTACHED
         seen = sandbox.links()
@@ -349,10 +349,10 @@ class Node:
             link, result = seen[attachment.plan.ifname], json.loads(attachment.result)
             assert addresses_of(result) == link.addresses
             macs = {i["mac"] for i in result.get("interfaces", ()) if i.get("sandbox")}
-            assert macs in ({link.mac}, set())  # version 0.2.0 and older tell none
+            assert macs in ({link.mac}, set())  # results of version 0.2.0 and older have none
 
     def assert_detached(self, *sandboxes: e2e_runtime.Sandbox) -> None:
-        """Assert that nothing is left of *sandboxes* but their namespaces, and nobody holds them to be attached."""
+        """Assert that only the namespaces of *sandboxes* are left, and the ledger has none of them attached."""
         for sandbox in sandboxes:
             assert not sandbox.has_namespace or not sandbox.links()
         held = self.state().sandboxes
@@ -361,12 +361,12 @@ class Node:
         assert not [sandbox.pod for sandbox in sandboxes if sandbox.container_id in owners]
 
     def reserved(self) -> list[Path]:
-        """Return the files that host-local keeps for addresses in use."""
+        """Return host-local's files of addresses in use."""
         files = (path for path in self.addresses.glob("*/*"))
         return [path for path in files if not _KEPT_BY_HOST_LOCAL.fullmatch(path.name)]
 
     def settle(self) -> None:
-        """Detach what a test has left attached, and wait until every matter is closed."""
+        """Detach every attached sandbox, and wait until no request is open."""
         for sandbox in self.sandboxes:
             if sandbox.key in self.state().sandboxes:
                 answer = sandbox.delete()
@@ -374,17 +374,17 @@ class Node:
         eventually(lambda: not self._open_matters(), f"all is closed; open: {self._open_matters()}")
 
     def _open_matters(self) -> list[str | Sandbox]:
-        spooled = [path.name for path in self.spool.glob("*")]  # first: what leaves it is in the ledger by then
+        spooled = [path.name for path in self.spool.glob("*")]  # before the ledger: a request moves from here to there
         state = self.state()
         return [*spooled, *(pending.event.type for pending in state.pending.values()), *state.sandboxes.values()]
 
     def assert_nothing_left(self) -> None:
-        """Assert that the node is as it was before the first pod came, but for the bridge."""
+        """Assert that the node is as before its first pod, except for the bridge."""
         state = self.state()
         assert not state.pending
         assert not state.sandboxes
         assert not state.anomalies
-        # The kernel takes a namespace's links down some time after the namespace.
+        # The kernel removes the links of a namespace a little after the namespace.
         eventually(lambda: set(links()) == {PARENT, "uplink1", BRIDGE}, "no link is left")
         self.assert_detached(*self.sandboxes)
         assert not self.reserved()
@@ -401,22 +401,22 @@ MakeNode: TypeAlias = Callable[..., Node]
 
 
 def gated_pod(node: Node, command: str = "ADD", name: str = "gated") -> tuple[PodSandbox, Gate]:
-    """Return a pod with two interfaces, and the gate that the address of the second waits at."""
+    """Return a pod with two interfaces, and the gate before the address of the second."""
     gate = node.gate("host-local", command)
     node.nad("gated", node.macvlan(ipam=node.host_local("192.168.0.0/16", gate.type)))
     return node.pod(name, "gated"), gate
 
 
 def addresses_of(result: Mapping[str, Any]) -> set[str]:
-    """Return the addresses of a result in any version, normalised as the kernel shows them."""
+    """Return the addresses of a result of any version in the kernel's notation."""
     if families := [result[key] for key in ("ip4", "ip6") if key in result]:
         return {str(ipaddress.ip_interface(family["ip"])) for family in families}
     return {str(ipaddress.ip_interface(each["address"])) for each in result.get("ips", ())}
 
 
 def prove_clean(node: Node) -> None:
-    """Detach what is attached and assert that nothing is left of it."""
-    print(node.log.read_text())  # shown where a test fails
+    """Detach every sandbox and assert that nothing is left."""
+    print(node.log.read_text())  # shown when a test fails
     try:
         node.settle()
         node.assert_nothing_left()

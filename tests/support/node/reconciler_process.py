@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 
 @contextlib.contextmanager
 def reconciler(node: Node) -> Iterator[None]:
-    """Run the reconciler of *node* meanwhile; what it says goes to the worker's log."""
+    """Run the reconciler of *node* for the duration of the context; it writes to the worker's log."""
     before = _ready(node)
     with node.log.open("ab") as said:
         process = RECONCILER.start("-m", "reconciler", "--config", str(node.config), stdout=said, stderr=said)

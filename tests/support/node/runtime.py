@@ -14,13 +14,13 @@ from events.schema import ContainerId, IfName
 from tests.support.node.kernel import Link, ip, links
 
 PLUGINS = Path("/usr/lib/cni")
-"""Where Debian's package containernetworking-plugins puts them."""
+"""The folder of Debian's package containernetworking-plugins."""
 
 _PATIENCE = 40.0
 
 
 class Answer(NamedTuple):
-    """What an execution of the entry point came to."""
+    """The outcome of one execution of the entry point."""
 
     exit_code: int
     stdout: str
@@ -56,7 +56,7 @@ class Call:
         try:
             self.process.stdin.write(stdin)
             self.process.stdin.close()
-        except BrokenPipeError:  # it can refuse a request before it has read it
+        except BrokenPipeError:  # it may refuse a request without reading it
             pass
         self.process.stdin = None
 
@@ -64,7 +64,7 @@ class Call:
         return self.process.poll() is None
 
     def answer(self) -> Answer:
-        """Wait for it to end; return what the runtime gets."""
+        """Wait for the end; return the runtime's answer."""
         try:
             stdout, stderr = self.process.communicate(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -73,7 +73,7 @@ class Call:
         return Answer(self.process.returncode, stdout.decode(), stderr.decode())
 
     def kill(self) -> None:
-        """End it, as runtimes do when they lose patience."""
+        """Kill the entry point, as runtimes do after a timeout."""
         self.process.kill()
         self.process.communicate()
 
@@ -102,14 +102,14 @@ class Runtime:
         return call
 
     def end(self) -> None:
-        """End the calls that nobody has waited for."""
+        """Kill the calls that still run."""
         for call in self._calls:
             if call.running():
                 call.kill()
 
 
 class Sandbox:
-    """A pod's namespace, whoever made it, at the path *netns*."""
+    """A pod's namespace at the path *netns*."""
 
     def __init__(self, pod: str, container_id: str, netns: str) -> None:
         self.pod = pod
@@ -129,7 +129,7 @@ class Sandbox:
 
 
 class PodSandbox(Sandbox):
-    """A pod's namespace, and the calls that a runtime makes for it."""
+    """A pod's namespace, and the runtime's calls for it."""
 
     def __init__(self, runtime: Runtime, pod: str, config: str | Mapping[str, Any], namespace: str = "default") -> None:
         container_id = os.urandom(32).hex()
@@ -148,7 +148,7 @@ class PodSandbox(Sandbox):
         ip("netns", "add", self.namespace)
 
     def call(self, command: str, /, without: str = "", **changes: str) -> Call:
-        """Start *command*. *changes* are to the environment; *without* is a variable that is left out."""
+        """Start *command* with *changes* to the environment and without the variable *without*."""
         env = {key: value for key, value in {**self.env, **changes}.items() if key != without}
         return self._runtime.call(command, env, self.config)
 
@@ -162,6 +162,6 @@ class PodSandbox(Sandbox):
         return self.call("CHECK").answer()
 
     def end(self) -> None:
-        """Remove the namespace, and all that is in it."""
+        """Remove the namespace and its interfaces."""
         if self.has_namespace:
             ip("netns", "del", self.namespace)

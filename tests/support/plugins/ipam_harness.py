@@ -1,4 +1,4 @@
-"""One call made of a plugin twice: executed, as Debian ships it, and natively; and what is left on disk."""
+"""One call to a plugin, executed as Debian ships it and natively, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_plugins = pytest.mark.skipif(
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a runtime sees: a result or nothing, or the code of an error."""
+    """The runtime's view: a result, nothing, or an error code."""
 
     result: Any = None
     code: int = 0
@@ -33,7 +33,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     @property
     def seen(self) -> tuple[Any, int]:
-        """All but the sentence, which is everybody's own."""
+        """All but the error's text, which differs."""
         return self.result, self.code
 
 
@@ -93,7 +93,7 @@ def native(
                 raise AssertionError(verb)
     except NativeError as error:
         return Outcome(code=error.code, message=str(error))
-    except results.ResultError as error:  # the runner makes this code of it
+    except results.ResultError as error:  # the runner's code for it
         return Outcome(code=999, message=str(error))
     return Outcome()
 
@@ -102,7 +102,7 @@ WAYS = {"executed": executed, "native": native}
 
 
 def on_disk(data_dir: Path) -> dict[str, bytes | None]:
-    """Return every file in the network's folder and what it says, None for a folder."""
+    """Return every file in the network's folder with its text; None for a folder."""
     folder = data_dir / "net"
     if not folder.is_dir():
         return {}
@@ -110,7 +110,7 @@ def on_disk(data_dir: Path) -> dict[str, bytes | None]:
 
 
 def reserved(data_dir: Path) -> dict[str, bytes | None]:
-    """Return those of the files that are no bookkeeping."""
+    """Return the files of reservations."""
     own = ("lock", "last_reserved_ip.")
     return {name: content for name, content in on_disk(data_dir).items() if not name.startswith(own)}
 

@@ -1,4 +1,4 @@
-"""What the kernel and the result say of an attachment, with everything that is random made comparable.
+"""The kernel's state and the result of an attachment, with random values made comparable.
 
 Two attachments that nobody can tell apart have equal views. Meant for whoever compares a native plugin with the
 reference's binary, or a repeated request with an undisturbed one.
@@ -46,7 +46,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextlib.contextmanager
 def node() -> Iterator[None]:
-    """Put the calling thread onto a node of its own: a network namespace with nothing in it but ``lo``."""
+    """Move the calling thread to its own node: a network namespace with only ``lo``."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
         assert _libc.unshare(_CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
@@ -59,7 +59,7 @@ def node() -> Iterator[None]:
 
 @contextlib.contextmanager
 def container() -> Iterator[str]:
-    """Make a container's network namespace and give its path."""
+    """Make a container's network namespace and yield its path."""
     name = f"plumbline-test-{os.urandom(4).hex()}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
@@ -79,8 +79,14 @@ def filters_vlans() -> bool:
         return subprocess.run(words, check=False, capture_output=True).returncode == 0
 
 
+def configure(*commands: str, netns: str = "") -> None:
+    """Run each of *commands* of ``ip`` in one execution, on the thread's node or in *netns*."""
+    options = ["-n", netns.rpartition("/")[2]] if netns else []
+    subprocess.run(["ip", *options, "-batch", "-"], input="\n".join(commands), text=True, check=True)
+
+
 def view(netns: str, result: Any = None) -> dict[str, Any]:
-    """Return the thread's node, the container in *netns* and *result*, when the kernel is through with IPv6."""
+    """Return the view of the thread's node, of the container in *netns* and of *result*, once IPv6 is settled."""
     with Namespace(netns, Phase.CHECK) as opened:
         until = time.monotonic() + _IPV6_PATIENCE
         while True:
@@ -94,7 +100,7 @@ def view(netns: str, result: Any = None) -> dict[str, Any]:
 
 
 def differences(mine: Any, theirs: Any, place: str = "") -> list[str]:
-    """Return where two views differ, one line for each place."""
+    """Return one line for each difference of two views."""
     if isinstance(mine, dict) and isinstance(theirs, dict):
         keys = sorted(mine.keys() | theirs.keys())
         return [line for key in keys for line in differences(mine.get(key), theirs.get(key), f"{place}/{key}")]
@@ -105,7 +111,7 @@ def differences(mine: Any, theirs: Any, place: str = "") -> list[str]:
 
 
 def execute(plugin: str, command: str, config: dict[str, Any], netns: str, ifname: str, **env: str) -> Any:
-    """Return what the reference plugin prints, executed on the thread's node."""
+    """Execute the reference plugin on the thread's node; return what it prints."""
     ran = executed(plugin, command, config, netns, ifname, **env)
     assert ran.returncode == 0, ran.stdout
     return json.loads(ran.stdout) if ran.stdout else None
@@ -114,7 +120,7 @@ def execute(plugin: str, command: str, config: dict[str, Any], netns: str, ifnam
 def executed(
     plugin: str, command: str, config: dict[str, Any], netns: str, ifname: str, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Return how the execution of the reference plugin on the thread's node ended."""
+    """Execute the reference plugin on the thread's node; return how it ended."""
     return subprocess.run(
         [REFERENCE / plugin],
         input=json.dumps(config),
@@ -134,7 +140,7 @@ def executed(
 
 
 def _hasten() -> None:
-    """Let duplicate address detection end at once: the reference plugins wait for it."""
+    """Disable duplicate address detection, which the reference plugins wait for."""
     for name, value in (("dad_transmits", "0"), ("router_solicitation_delay", "0")):
         Path("/proc/sys/net/ipv6/conf/default", name).write_text(value)
 
@@ -149,13 +155,13 @@ def _ip(*commands: str, options: tuple[str, ...] = ()) -> list[Any]:
 
 
 def _unsettled() -> tuple[bool, bool]:
-    """Return whether IPv6 begins on some link, and whether some address is tentative."""
+    """Return whether some link still waits for IPv6, and whether some address is tentative."""
     (links,) = _ip("addr")
     return _ipv6_begins(links), any("tentative" in each for link in links for each in link["addr_info"])
 
 
 def _ipv6_begins(links: list[Any]) -> bool:
-    """Return whether a link that came up has yet to get its link-local address, and its routes with that."""
+    """Return whether a link that is up has no link-local address yet."""
     for link in links:
         conf = Path("/proc/sys/net/ipv6/conf", link["ifname"])
         wanted = {"UP", "LOWER_UP"} <= set(link["flags"]) and "LOOPBACK" not in link["flags"]
@@ -182,7 +188,7 @@ def _namespace() -> dict[str, Any]:
 
 
 def _without_link_local(link: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the IPv6 addresses that the kernel makes by itself: some time after the link is up, nobody knows when.
+    """Return *link* without link-local IPv6 addresses, which appear at any time after the link is up.
 
     Whether it makes them is in the link's ``inet6_addr_gen_mode`` and in the parameters.
     """
@@ -191,7 +197,7 @@ def _without_link_local(link: dict[str, Any]) -> dict[str, Any]:
 
 
 def _filters() -> list[Any]:
-    """Return the rules of the packet filter: as ``nft`` shows them, and those of ``iptables`` as that shows them."""
+    """Return the packet filter's rules as ``nft`` and ``iptables`` show them."""
     if not shutil.which("nft"):
         return []
     shown = subprocess.run(["nft", "-j", "list", "ruleset"], check=True, capture_output=True, text=True)
@@ -225,7 +231,7 @@ def _parameters() -> dict[str, str]:
 
 
 def _read(path: str) -> str:
-    """Return what the short file at *path* holds; there are hundreds of them in each view."""
+    """Return the short text at *path*. A view has hundreds: pathlib would cost four times as much."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return os.read(descriptor, _PARAMETER_BYTES).decode().strip()
@@ -242,7 +248,7 @@ def _lasting(value: Any) -> Any:
 
 
 def _sorted(seen: dict[str, Any]) -> dict[str, Any]:
-    """Put the routes into an order that does not depend on what their random addresses were."""
+    """Sort the routes after their random values are replaced."""
     for side in ("container", "node"):
         seen[side]["routes"].sort(key=json.dumps)
     return seen

@@ -1,4 +1,4 @@
-"""The same questions, put to every native plugin: is it like the reference's, and what if it is cut, or late."""
+"""Checks for every native plugin: it equals the reference, survives a cut at any message, and a DEL at any time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nodeworker.plugins.native.jobs import printed
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.results import Result
 from tests.integration.nodeworker.plugins.native.test_cut_short import Cut, cut_after
-from tests.support.plugins.kernel_view import container, differences, execute, node, view
+from tests.support.plugins.kernel_view import configure, container, differences, execute, node, view
 
 MODULES = {"vlan": "8021q"}
 
@@ -75,14 +75,12 @@ def call(config: dict[str, Any], netns: str, **more: Any) -> Call:
 
 
 def card(name: str = "par0") -> None:
-    """Give the node a card, which is on a wire."""
-    ip(f"link add {name} mtu 1450 type veth peer name w{name}")
-    ip(f"link set {name} up")
-    ip(f"link set w{name} up")
+    """Add a network card, one end of a veth pair, to the node."""
+    configure(f"link add {name} mtu 1450 type veth peer name w{name}", f"link set {name} up", f"link set w{name} up")
 
 
 def encoded(result: Result) -> dict[str, Any]:
-    """Return *result* as it is printed; nobody before in the chain told an MTU."""
+    """Return *result* as a plugin prints it that is first in its chain."""
     return json.loads(results.encode(printed(result, None), "1.0.0"))
 
 
@@ -102,7 +100,7 @@ def outcome(plugin: Any, config: dict[str, Any], ipam: dict[str, Any], furnish: 
 
 
 def reference_outcome(config: dict[str, Any], ipam: dict[str, Any], furnish: Callable[[], None]) -> list[Any]:
-    """Return what ``outcome`` does, with the reference's binary."""
+    """Return the views of ``outcome`` with the reference's binary."""
     config = {"cniVersion": "1.0.0", "name": "net"} | config | ({"ipam": {"type": "static"} | ipam} if ipam else {})
     with node(), container() as netns:
         furnish()
@@ -115,7 +113,7 @@ def reference_outcome(config: dict[str, Any], ipam: dict[str, Any], furnish: Cal
 def cut_everywhere(
     plugin: Any, config: dict[str, Any], ipam: Result | None, furnish: Callable[[str], None], **more: Any
 ) -> None:
-    """Cut an ADD after every message to the kernel, and let it be repeated; and a DEL likewise."""
+    """Cut an ADD, and a DEL, after each message to the kernel and repeat it."""
     undisturbed: list[Any] = []
     cuts, whole = 0, [False, False]
     while not all(whole):
@@ -146,7 +144,7 @@ def _is_cut(work: Callable[[], Any], sent: int) -> bool:
 
 
 def late(plugin: Any, config: dict[str, Any], ipam: Result | None, furnish: Callable[[str], None], **more: Any) -> None:
-    """DEL succeeds before there was an ADD, twice after it, and when the namespace is gone; ADD then does not."""
+    """DEL succeeds before an ADD, twice after it, and without the namespace; ADD then fails."""
     with node():
         with container() as netns:
             furnish(netns)
@@ -167,7 +165,7 @@ def late(plugin: Any, config: dict[str, Any], ipam: Result | None, furnish: Call
 
 
 def is_refused(plugin: Any, asked: Call, ipam: Result | None, words: str) -> None:
-    """ADD is refused as the reference plugin would, in our words, and DEL then has nothing to say."""
+    """ADD fails with the reference's code and the text *words*, and DEL then succeeds."""
     with pytest.raises(NativeError, match=words) as caught:
         plugin.add(asked, ipam)
     assert caught.value.code == 999
@@ -175,7 +173,7 @@ def is_refused(plugin: Any, asked: Call, ipam: Result | None, words: str) -> Non
 
 
 def works_or_names_its_module(plugin: Any, kind: str, asked: Call, ipam: Result | None) -> None:
-    """A kernel without *kind* is an error of the reference's code that says which module to load."""
+    """Without *kind* in the kernel, ADD fails with the reference's code and names the module."""
     if kernel_has(kind):
         assert plugin.add(asked, ipam).interfaces[0].name == "net1"
         return
@@ -183,7 +181,7 @@ def works_or_names_its_module(plugin: Any, kind: str, asked: Call, ipam: Result 
 
 
 def data_of(kind: str, data: Values) -> Any:
-    """Return what pyroute2 reads in the request for an interface of *kind* with *data*."""
+    """Return pyroute2's reading of the request for an interface of *kind* with *data*."""
     decoded: Any = ifinfmsg(message.packed(links.create("net1", kind, data=data), 1))
     decoded.decode()
     assert decoded.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == kind

@@ -1,4 +1,4 @@
-"""A thread whose kernel has no netfilter, as far as it can tell: nor have the programs that it executes."""
+"""A thread without netfilter, for itself and the programs that it executes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUMBER, _FIRST_ARGUMENT, _THIRD_ARGUMENT = 0, 16, 32
 """Offsets in ``struct seccomp_data``."""
 
 known = platform.machine() in _SOCKET_CALL
-"""Whether it can be done on this machine."""
+"""Whether this machine has what ``without_netfilter`` needs."""
 
 
 class _Program(ctypes.Structure):
@@ -36,7 +36,7 @@ def without_netfilter(work: Callable[[], T]) -> T:
         _refuse()
         return work()
 
-    with ThreadPoolExecutor(1) as thread:  # a filter lasts as long as the thread
+    with ThreadPoolExecutor(1) as thread:  # a filter ends with its thread
         return thread.submit(run).result()
 
 

@@ -16,7 +16,7 @@ from nodeworker.plugins.native.filter import iptables
 from nodeworker.plugins.native.kinds import loopback, macvlan, ptp
 from nodeworker.plugins.native.kinds.bridge import bridge
 from nodeworker.plugins.spec import results
-from tests.support.plugins.kernel_view import container, differences, node, view
+from tests.support.plugins.kernel_view import configure, container, differences, node, view
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -60,7 +60,8 @@ class Cut(BaseException):
 
 def furnish(config: dict[str, Any]) -> None:
     """Give the node a card, and a bridge with a port of the lowest MAC address."""
-    for words in (
+    address = ["addr add 10.99.0.1/24 dev brx"] if config.get("forceAddress") else []
+    configure(
         "link add par0 type veth peer name par1",
         "link set par0 up",
         "link set par1 up",
@@ -68,10 +69,8 @@ def furnish(config: dict[str, Any]) -> None:
         "link add prt0 address 02:00:00:00:00:01 type veth peer name prt1",
         "link set prt0 master brx up",
         "link set prt1 up",
-    ):
-        subprocess.run(["ip", *words.split()], check=True)
-    if config.get("forceAddress"):
-        subprocess.run(["ip", "addr", "add", "10.99.0.1/24", "dev", "brx"], check=True)
+        *address,
+    )
 
 
 def cut_after(sent: int, patch: pytest.MonkeyPatch) -> None:

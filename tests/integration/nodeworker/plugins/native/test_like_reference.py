@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from typing import Any
 
 import pytest
@@ -14,7 +13,16 @@ from nodeworker.plugins.native.jobs import printed
 from nodeworker.plugins.native.kinds import loopback, macvlan, ptp
 from nodeworker.plugins.native.kinds.bridge import bridge
 from nodeworker.plugins.spec import results
-from tests.support.plugins.kernel_view import REFERENCE, container, differences, execute, filters_vlans, node, view
+from tests.support.plugins.kernel_view import (
+    REFERENCE,
+    configure,
+    container,
+    differences,
+    execute,
+    filters_vlans,
+    node,
+    view,
+)
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
@@ -75,8 +83,8 @@ def case(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def furnish() -> None:
-    """Give the node a card with a default route, a bridge that somebody uses, and one with an address in the way."""
-    for words in (
+    """Give the node a card with a default route, a bridge with a port, and a bridge with an address."""
+    configure(
         "link add par0 type veth peer name par1",
         "link set par0 up",
         "link set par1 up",
@@ -89,8 +97,7 @@ def furnish() -> None:
         "addr add 10.77.0.1/24 dev brx",
         "link add bry type bridge",
         "addr add 10.99.0.1/24 dev bry",
-    ):
-        subprocess.run(["ip", *words.split()], check=True)
+    )
 
 
 def assigned(ipam: dict[str, Any]) -> results.Result:
