@@ -28,7 +28,7 @@ from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer, free_port
 from events.process import logs
 from events.schema import Event, WorkerStarted, encode
-from tests.support.stories.lives import Life, Teller, container
+from tests.support.stories.lives import EventFactory, Life, container
 
 _AT_ONCE = 20
 """Events between two looks at the clock."""
@@ -40,14 +40,14 @@ class Cluster:
     """What the workers of so many nodes write."""
 
     def __init__(self, nodes: int, pods: int) -> None:
-        self._tellers = [Teller(f"node-{number:06}") for number in range(nodes)]
+        self._tellers = [EventFactory(f"node-{number:06}") for number in range(nodes)]
         self._pods = pods
         self._next = 0
 
     def start(self) -> Iterator[Event]:
         """Yield what there is once every pod is attached."""
-        for teller in self._tellers:
-            yield teller.event(WorkerStarted(version="0.1.0", pid=1))
+        for factory in self._tellers:
+            yield factory.event(WorkerStarted(version="0.1.0", pid=1))
         for _ in range(self._pods):
             yield from self._life().add()
 

@@ -20,7 +20,7 @@ from reconciler.follow.connections import whole_ledger
 from reconciler.projection.batching import collect_garbage_rarely
 from reconciler.projection.rebuild.rebuild import rebuild as rebuild_projection
 from reconciler.projection.rebuild.snapshot import save
-from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError
+from reconciler.projection.sql.engine import DatabaseUnavailableError, ProjectionError
 from reconciler.settings import ReconcilerSettings
 
 
@@ -73,7 +73,7 @@ def _run(work: Callable[[ReconcilerSettings], int], config: Path | None) -> int:
         return work(settings)
     except (SettingsError, ProjectionError) as error:
         raise refusal(error, 2) from error
-    except (LedgerError, DatabaseAwayError) as error:
+    except (LedgerError, DatabaseUnavailableError) as error:
         raise refusal(error, 4) from error
 
 

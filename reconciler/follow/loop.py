@@ -23,7 +23,7 @@ from reconciler.follow.listeners import Bootstrap, Leadership, Listener, Mainten
 from reconciler.metrics import Metrics
 from reconciler.projection.batching import BATCH_SIZE, in_batches
 from reconciler.projection.fold.batch import Changes
-from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError, ReplacedError
+from reconciler.projection.sql.engine import DatabaseUnavailableError, ProjectionError, ReplacedError
 from reconciler.projection.store import Store
 
 log = structlog.get_logger(__name__)
@@ -204,7 +204,7 @@ class Reconciler:
         for delay in delays():
             try:
                 return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-            except DatabaseAwayError as error:
+            except DatabaseUnavailableError as error:
                 log.warning("database_away", error=str(error), retry_in=delay)
             except ReplacedError as error:  # the leadership sees the new election soon, and ends this term
                 log.warning("projection_fenced", error=str(error), retry_in=delay)

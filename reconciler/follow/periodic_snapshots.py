@@ -19,7 +19,7 @@ from reconciler.follow.listeners import Query
 from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Changes
 from reconciler.projection.rebuild.snapshot import Origin, fill, inspect, save
-from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError
+from reconciler.projection.sql.engine import DatabaseUnavailableError, ProjectionError
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +47,7 @@ class SnapshotFolder:
     def write(self, url: str) -> int:
         """Add a snapshot of the projection at *url*; return its sequence.
 
-        Raises ProjectionError, DatabaseAwayError, OSError.
+        Raises ProjectionError, DatabaseUnavailableError, OSError.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = self._folder / "new"
@@ -131,7 +131,7 @@ class PeriodicSnapshots:
         started = time.monotonic()
         try:
             sequence = await asyncio.to_thread(self._folder.write, self._url)
-        except (ProjectionError, DatabaseAwayError, OSError) as error:
+        except (ProjectionError, DatabaseUnavailableError, OSError) as error:
             log.warning("snapshot_failed", error=str(error), retry_in=self._interval)
             self._metrics.snapshots_failed.inc()
             return

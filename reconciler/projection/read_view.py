@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 
 from reconciler.projection.fold.rows import Row
-from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError, refused, require_database
+from reconciler.projection.sql.engine import DatabaseUnavailableError, ProjectionError, refused, require_database
 from reconciler.projection.sql.schema import require_current
 from reconciler.projection.sql.tables import (
     addresses,
@@ -40,7 +40,7 @@ class SandboxRows(NamedTuple):
 
 
 class ReadView:
-    """The rows of one instant. All methods raise DatabaseAwayError."""
+    """The rows of one instant. All methods raise DatabaseUnavailableError."""
 
     def __init__(self, connection: sa.Connection, ledger: str) -> None:
         self._connection = connection
@@ -101,7 +101,7 @@ class ReadView:
 def open_read_view(url: str, ledger: str) -> Iterator[ReadView]:
     """Yield the rows of *ledger* as they are at the beginning of the block.
 
-    Raises DatabaseAwayError, and ProjectionError if there is no database, or one of another version or ledger.
+    Raises DatabaseUnavailableError, and ProjectionError if there is no database, or one of another version or ledger.
     """
     engine = _open(url)
     try:
@@ -110,7 +110,7 @@ def open_read_view(url: str, ledger: str) -> Iterator[ReadView]:
             yield ReadView(connection, ledger)
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
         reason = error.orig if isinstance(error, exc.DBAPIError) else error
-        raise DatabaseAwayError(f"the database does not answer: {reason}") from error
+        raise DatabaseUnavailableError(f"the database does not answer: {reason}") from error
     except exc.DBAPIError as error:
         raise refused(error.orig) from error
     finally:

@@ -70,7 +70,7 @@ class Store:
         self._election = 0
 
     def prepare(self) -> None:
-        """Upgrade the tables to the schema of this version. Raises DatabaseAwayError, ProjectionError."""
+        """Upgrade the tables to the schema of this version. Raises DatabaseUnavailableError, ProjectionError."""
         upgrade(self._url)
 
     def claim(self, election: int) -> None:
@@ -105,7 +105,7 @@ class Store:
     def position(self) -> int:
         """Return the sequence of the last projected event.
 
-        Raises DatabaseAwayError, and ProjectionError if the rows belong to another ledger.
+        Raises DatabaseUnavailableError, and ProjectionError if the rows belong to another ledger.
         """
         with self._transaction() as connection:
             return self._position(connection)
@@ -158,17 +158,17 @@ class Store:
         return gone
 
     def map_live_pods(self, function: PodFunction[T]) -> list[T]:
-        """Return the results of *function* for all live pods. Raises DatabaseAwayError."""
+        """Return the results of *function* for all live pods. Raises DatabaseUnavailableError."""
         with self._transaction() as connection:
             return self._pods.map_all(connection, function)
 
     def map_some_live_pods(self, pods: Collection[PodName], function: PodFunction[T]) -> list[T]:
-        """Return the results of *function* for the live pods in *pods*. Raises DatabaseAwayError."""
+        """Return the results of *function* for the live pods in *pods*. Raises DatabaseUnavailableError."""
         with self._transaction() as connection:
             return self._pods.map_some(connection, pods, function)
 
     def unsettled_pods(self) -> list[PodName]:
-        """Return the pods that may need a publication of their network-status. Raises DatabaseAwayError.
+        """Return the pods that may need a publication of their network-status. Raises DatabaseUnavailableError.
 
         It omits pods whose rows alone show, without their folds, that nothing is pending.
         """
@@ -176,12 +176,12 @@ class Store:
             return self._pods.unsettled(connection)
 
     def live(self, pods: Set[PodName]) -> frozenset[PodName]:
-        """Return the live pods in *pods*. Raises DatabaseAwayError."""
+        """Return the live pods in *pods*. Raises DatabaseUnavailableError."""
         with self._transaction() as connection:
             return self._pods.live(connection, pods)
 
     def live_pods(self) -> list[tuple[PodName, Published | None]]:
-        """Return each live pod and the last publication of its status. Raises DatabaseAwayError.
+        """Return each live pod and the last publication of its status. Raises DatabaseUnavailableError.
 
         Reading the sandboxes as well takes more than twice as long.
         """
@@ -191,30 +191,30 @@ class Store:
     def live_pod(self, pod: PodName) -> tuple[list[Sandbox], Published | None]:
         """Return the sandboxes of one pod, oldest first, and the last publication of its status.
 
-        Nothing if it is not live. Raises DatabaseAwayError.
+        Nothing if it is not live. Raises DatabaseUnavailableError.
         """
         with self._transaction() as connection:
             return self._pods.one(connection, pod)
 
     def drifting(self) -> list[Sandbox]:
-        """Return the live sandboxes with drift, oldest first. Raises DatabaseAwayError."""
+        """Return the live sandboxes with drift, oldest first. Raises DatabaseUnavailableError."""
         with self._transaction() as connection:
             return [sandbox_of(fold) for (fold,) in connection.execute(_DRIFTING)]
 
     def leaks(self) -> list[tuple[NodeName, Leaked]]:
-        """Return the open leaks and their nodes, oldest first. Raises DatabaseAwayError."""
+        """Return the open leaks and their nodes, oldest first. Raises DatabaseUnavailableError."""
         with self._transaction() as connection:
             return [(NodeName(node), leaked_of(fold)) for node, fold in connection.execute(_LEAKS)]
 
     def live_phases(self) -> Counter[str]:
-        """Return the number of live sandboxes in each phase. Raises DatabaseAwayError."""
+        """Return the number of live sandboxes in each phase. Raises DatabaseUnavailableError."""
         with self._transaction() as connection:
             return Counter({row.phase: row.live for row in connection.execute(_LIVE_PHASES)})
 
     def holders(self, address: str, at: str) -> list[Holder]:
         """Return the attachments that held *address* (canonical) at the time *at* (RFC 3339 as in events).
 
-        Several: different networks use the address, or it was assigned twice. Raises DatabaseAwayError.
+        Several: different networks use the address, or it was assigned twice. Raises DatabaseUnavailableError.
         """
         with self._transaction() as connection:
             rows = connection.execute(_HOLDERS, {"address": address, "at": at})

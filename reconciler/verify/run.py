@@ -12,7 +12,7 @@ from events.nats.ledger import connect_soon
 from events.schema import NO_NODE, NodeName
 from reconciler.follow.connections import whole_ledger
 from reconciler.projection.read_view import open_read_view
-from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError
+from reconciler.projection.sql.engine import DatabaseUnavailableError, ProjectionError
 from reconciler.settings import ReconcilerSettings
 from reconciler.status.open_sink import open_sink
 from reconciler.status.sink import StatusSink
@@ -102,6 +102,6 @@ async def _projection(replay: Replay, stream: str, database: str, findings: Find
         with open_read_view(database, stream) as rows:
             await replay.advance(rows.sequence)
             return projection.compare(rows, replay, findings)
-    except (ProjectionError, DatabaseAwayError) as error:
+    except (ProjectionError, DatabaseUnavailableError) as error:
         findings.unseen.append(f"the projection: {error}")
         return 0

@@ -23,7 +23,7 @@ async def rebuild(url: str, ledger: Readable, name: str, progress: Progress, sta
     """Rebuild the projection at *url* from *ledger*; return its sequence. *name* is the name of the ledger's stream.
 
     With *start_from* it starts from that snapshot, else with the ledger's first event. A reconciler may run meanwhile.
-    Raises ProjectionError, DatabaseAwayError, LedgerUnavailableError; then the projection in use is unchanged.
+    Raises ProjectionError, DatabaseUnavailableError, LedgerUnavailableError; then the projection in use is unchanged.
     """
     shadow = ShadowDatabase(url)
     try:

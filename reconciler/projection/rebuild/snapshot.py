@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from reconciler.projection.sql import indexes
 from reconciler.projection.sql.engine import (
-    DatabaseAwayError,
+    DatabaseUnavailableError,
     ProjectionError,
     open_engine,
     require_database,
@@ -58,7 +58,7 @@ _ALL = {table: "" for table in metadata.sorted_tables if table is not position}
 def save(url: str, path: Path) -> int:
     """Write a snapshot of the projection at *url* to *path*; return its sequence.
 
-    Raises ProjectionError, DatabaseAwayError, OSError.
+    Raises ProjectionError, DatabaseUnavailableError, OSError.
     """
     require_database(sa.make_url(url))
     unfinished = path.with_name(f"{path.name}.unfinished")
@@ -78,7 +78,7 @@ def save(url: str, path: Path) -> int:
 def restore(path: Path, url: str) -> int:
     """Fill the empty projection at *url* from the snapshot at *path*; return its sequence.
 
-    Raises ProjectionError, DatabaseAwayError.
+    Raises ProjectionError, DatabaseUnavailableError.
     """
     inspect(path)
     target = open_engine(url, empty=True)
@@ -110,7 +110,7 @@ def inspect(path: Path) -> Origin:
     try:
         upgrade(f"sqlite:///{path}")
         return _origin(path)
-    except (ProjectionError, DatabaseAwayError) as error:
+    except (ProjectionError, DatabaseUnavailableError) as error:
         raise ProjectionError(f"the snapshot {path} can't be used: {error}") from error
 
 

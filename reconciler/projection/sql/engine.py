@@ -31,7 +31,7 @@ class ProjectionError(Exception):
     """This database can't hold the projection; the message gives the remedy."""
 
 
-class DatabaseAwayError(Exception):
+class DatabaseUnavailableError(Exception):
     """The database does not answer now. The caller can retry every operation."""
 
 
@@ -41,19 +41,19 @@ class ReplacedError(Exception):
 
 @contextmanager
 def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Commit everything in the block, or nothing. Raises DatabaseAwayError, ProjectionError."""
+    """Commit everything in the block, or nothing. Raises DatabaseUnavailableError, ProjectionError."""
     try:
         with engine.begin() as connection:
             yield connection
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
         reason = error.orig if isinstance(error, exc.DBAPIError) else error
-        raise DatabaseAwayError(_first_line(reason)) from error
+        raise DatabaseUnavailableError(_first_line(reason)) from error
     except exc.DBAPIError as error:
         if error.connection_invalidated:
-            raise DatabaseAwayError(_first_line(error.orig)) from error
+            raise DatabaseUnavailableError(_first_line(error.orig)) from error
         raise refused(error.orig) from error
     except _driver(engine).OperationalError as error:  # of statements that bypass SQLAlchemy
-        raise DatabaseAwayError(_first_line(error)) from error
+        raise DatabaseUnavailableError(_first_line(error)) from error
     except _driver(engine).Error as error:
         raise refused(error) from error
 

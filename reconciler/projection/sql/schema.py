@@ -17,7 +17,7 @@ from reconciler.projection.sql.engine import ProjectionError, open_engine, trans
 def upgrade(url: str) -> None:
     """Run the missing migrations on the database at *url*, in one transaction.
 
-    Raises DatabaseAwayError, and ProjectionError for a database of a newer Plumbline.
+    Raises DatabaseUnavailableError, and ProjectionError for a database of a newer Plumbline.
     """
     engine = open_engine(url)
     try:

@@ -371,9 +371,9 @@ class Node:
             if sandbox.key in self.state().sandboxes:
                 answer = sandbox.delete()
                 assert not answer.exit_code, answer
-        eventually(lambda: not self._open_matters(), f"all is closed; open: {self._open_matters()}")
+        eventually(lambda: not self._unfinished(), f"all is closed; open: {self._unfinished()}")
 
-    def _open_matters(self) -> list[str | Sandbox]:
+    def _unfinished(self) -> list[str | Sandbox]:
         spooled = [path.name for path in self.spool.glob("*")]  # before the ledger: a request moves from here to there
         state = self.state()
         return [*spooled, *(pending.event.type for pending in state.pending.values()), *state.sandboxes.values()]

@@ -1,7 +1,7 @@
-"""Tell legal lives of sandboxes, event by event: what the fold must accept without an anomaly.
+"""Generate valid event sequences of sandboxes: the fold must accept them without an anomaly.
 
-A story is a generator function of a ``Teller`` and a container ID. ``ENDINGS`` names each with the interface names that
-are still attached, or hold something, when it is over. Stories of different sandboxes may be interleaved at will,
+A story is a generator function of an ``EventFactory`` and a container ID. ``ENDINGS`` maps each to the interface names
+that are still attached, or have resources, at its end. Stories of different sandboxes can be interleaved in any order,
 because a node's events are in order for each sandbox only.
 """
 
@@ -62,7 +62,7 @@ from events.schema import (
     rfc3339,
 )
 
-Story: TypeAlias = Callable[["Teller", ContainerId], Iterator[Event]]
+Story: TypeAlias = Callable[["EventFactory", ContainerId], Iterator[Event]]
 
 ETH0 = IfName("eth0")
 ETH1 = IfName("eth1")
@@ -72,8 +72,8 @@ _STEP_NS = 2_500_000
 _PATH = "/opt/cni/bin"
 
 
-class Teller:
-    """Stamps the events of one node. Two tellers of different names never make the same ID."""
+class EventFactory:
+    """Makes the events of one node. Factories of different nodes never make the same ID."""
 
     def __init__(self, node: str = "worker-1.example.net") -> None:
         self.node = NodeName(node)
@@ -167,14 +167,14 @@ def run_of(plan: PlannedAttachment, command: str, exit_code: int = 0) -> tuple[P
 class Life:
     """Tells what happens to one interface name of one sandbox."""
 
-    def __init__(self, teller: Teller, sandbox: ContainerId, ifname: IfName = ETH0, networks: int = 2) -> None:
-        self._teller = teller
+    def __init__(self, factory: EventFactory, sandbox: ContainerId, ifname: IfName = ETH0, networks: int = 2) -> None:
+        self._factory = factory
         self._sandbox = sandbox
         self._ifname = ifname
         self.plans = tuple(planned(index, ifname) for index in range(networks))
 
     def say(self, data: Data, cause: EventId = NOTHING) -> Event:
-        return self._teller.event(data, self._sandbox, cause)
+        return self._factory.event(data, self._sandbox, cause)
 
     def add_requested(self, number: int = 1) -> Event:
         return self.say(
@@ -288,19 +288,19 @@ class Life:
 # --- the stories -----------------------------------------------------------------------------------------------------
 
 
-def attached_and_kept(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    yield from Life(teller, sandbox).add()
+def attached_and_kept(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    yield from Life(factory, sandbox).add()
 
 
-def attached_and_detached(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    life = Life(teller, sandbox)
+def attached_and_detached(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    life = Life(factory, sandbox)
     yield from life.add()
     yield from life.delete()
 
 
-def attached_and_detached_twice(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+def attached_and_detached_twice(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
     """A runtime that was not sure of its DEL sends it again (CNI specification 1.1, section 2, "DEL")."""
-    life = Life(teller, sandbox)
+    life = Life(factory, sandbox)
     yield from life.add()
     yield from life.delete()
     again = life.del_requested(2)
@@ -308,23 +308,23 @@ def attached_and_detached_twice(teller: Teller, sandbox: ContainerId) -> Iterato
     yield life.del_completed(again)
 
 
-def attached_detached_attached(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    life = Life(teller, sandbox)
+def attached_detached_attached(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    life = Life(factory, sandbox)
     yield from life.add(1)
     yield from life.delete()
     yield from life.add(2)
 
 
-def refused(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    life = Life(teller, sandbox)
+def refused(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    life = Life(factory, sandbox)
     intent = life.add_requested()
     yield intent
     yield life.add_failed(intent, failure_of(life.plans[1], Phase.RESOLVE, ErrorClass.NETWORK_NOT_FOUND))
 
 
-def failed_and_rolled_back(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+def failed_and_rolled_back(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
     """The second of four interfaces fails; the last two were never begun."""
-    life = Life(teller, sandbox, networks=4)
+    life = Life(factory, sandbox, networks=4)
     intent = life.add_requested()
     yield intent
     yield life.plan(intent)
@@ -335,8 +335,8 @@ def failed_and_rolled_back(teller: Teller, sandbox: ContainerId) -> Iterator[Eve
     yield life.add_failed(intent, failure_of(life.plans[1], Phase.ADD))
 
 
-def rollback_failed(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    life = Life(teller, sandbox)
+def rollback_failed(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    life = Life(factory, sandbox)
     intent = life.add_requested()
     yield intent
     yield life.plan(intent)
@@ -347,34 +347,34 @@ def rollback_failed(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
     yield life.add_failed(intent, failure_of(life.plans[1], Phase.ADD), left=(life.plans[1].ifname,))
 
 
-def rollback_failed_then_detached(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    yield from rollback_failed(teller, sandbox)
-    life = Life(teller, sandbox)
+def rollback_failed_then_detached(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    yield from rollback_failed(factory, sandbox)
+    life = Life(factory, sandbox)
     intent = life.del_requested()
     yield intent
     yield life.detached(intent, life.plans[1])
     yield life.del_completed(intent)
 
 
-def add_repeated(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+def add_repeated(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
     """The runtime repeats an ADD that had succeeded and is given the recorded result."""
-    life = Life(teller, sandbox)
+    life = Life(factory, sandbox)
     yield from life.add(1)
     again = life.add_requested(2)
     yield again
     yield life.add_completed(again)
 
 
-def add_refused_a_second_time(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    life = Life(teller, sandbox)
+def add_refused_a_second_time(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    life = Life(factory, sandbox)
     yield from life.add(1)
     again = life.add_requested(2)
     yield again
     yield life.add_failed(again, failure_of(life.plans[0], Phase.INTAKE, ErrorClass.INVALID_REQUEST))
 
 
-def add_repeated_while_the_first_fails(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    life = Life(teller, sandbox)
+def add_repeated_while_the_first_fails(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    life = Life(factory, sandbox)
     first = life.add_requested(1)
     yield first
     second = life.add_requested(2)
@@ -383,8 +383,8 @@ def add_repeated_while_the_first_fails(teller: Teller, sandbox: ContainerId) -> 
     yield from life.make(second)
 
 
-def added_again_while_detaching(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    life = Life(teller, sandbox)
+def added_again_while_detaching(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    life = Life(factory, sandbox)
     yield from life.add(1)
     detach = life.del_requested()
     yield detach
@@ -394,16 +394,16 @@ def added_again_while_detaching(teller: Teller, sandbox: ContainerId) -> Iterato
     yield from life.make(again)
 
 
-def detached_without_attach(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    life = Life(teller, sandbox)
+def detached_without_attach(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    life = Life(factory, sandbox)
     intent = life.del_requested()
     yield intent
     yield life.del_completed(intent)
 
 
-def detach_overtakes(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+def detach_overtakes(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
     """DEL comes while ADD is at work; ADD stops, undoes what it did, and DEL finds nothing."""
-    life = Life(teller, sandbox)
+    life = Life(factory, sandbox)
     attach = life.add_requested()
     yield attach
     yield life.plan(attach)
@@ -416,8 +416,8 @@ def detach_overtakes(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
     yield life.del_completed(detach)
 
 
-def detach_fails_then_succeeds(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    life = Life(teller, sandbox)
+def detach_fails_then_succeeds(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    life = Life(factory, sandbox)
     yield from life.add()
     first = life.del_requested(1)
     yield first
@@ -430,8 +430,8 @@ def detach_fails_then_succeeds(teller: Teller, sandbox: ContainerId) -> Iterator
     yield life.del_completed(second)
 
 
-def detach_fails(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    life = Life(teller, sandbox)
+def detach_fails(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    life = Life(factory, sandbox)
     yield from life.add()
     intent = life.del_requested()
     yield intent
@@ -440,35 +440,35 @@ def detach_fails(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
     yield life.del_failed(intent, life.plans[1])
 
 
-def collected(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+def collected(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
     """GC finds that the runtime no longer knows the sandbox (CNI specification 1.1, section 2, "GC")."""
-    life = Life(teller, sandbox)
+    life = Life(factory, sandbox)
     yield from life.add()
     request = RequestId(f"gc-{sandbox[-8:]}")
-    intent = teller.event(GcRequested(request=request, config='{"cniVersion": "1.1.0"}', path=_PATH, valid=()))
+    intent = factory.event(GcRequested(request=request, config='{"cniVersion": "1.1.0"}', path=_PATH, valid=()))
     yield intent
     yield from life.delete(cause=intent.id)
-    yield teller.event(GcCompleted(request=request, detached=((sandbox, ETH0),), seconds=0.1), cause=intent.id)
+    yield factory.event(GcCompleted(request=request, detached=((sandbox, ETH0),), seconds=0.1), cause=intent.id)
 
 
-def two_interface_names(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+def two_interface_names(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
     """podman attaches a container to each network by an ADD of its own, and takes it off one of them."""
-    first, second = Life(teller, sandbox, ETH0, networks=1), Life(teller, sandbox, ETH1, networks=1)
+    first, second = Life(factory, sandbox, ETH0, networks=1), Life(factory, sandbox, ETH1, networks=1)
     yield from first.add()
     yield from second.add()
     yield from first.delete()
 
 
-def worker_replaced(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+def worker_replaced(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
     """The worker stops in the middle of an ADD; the next one finishes it."""
-    life = Life(teller, sandbox)
+    life = Life(factory, sandbox)
     intent = life.add_requested()
     yield intent
     yield life.plan(intent)
     yield life.attached(intent, life.plans[0])
-    yield teller.event(WorkerStopped(reason="SIGTERM"))
-    teller.epoch += 1
-    yield teller.event(WorkerStarted(version="0.1.0", pid=4711, pending=1))
+    yield factory.event(WorkerStopped(reason="SIGTERM"))
+    factory.epoch += 1
+    yield factory.event(WorkerStarted(version="0.1.0", pid=4711, pending=1))
     yield life.attached(intent, life.plans[1])
     yield life.add_completed(intent)
 
@@ -478,36 +478,36 @@ def _drift(life: Life) -> Drift:
     return Drift(kind=DriftKind.LINK_DOWN, network=plan.network, ifname=plan.ifname, expected="up", found="down")
 
 
-def drifted_and_repaired(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    life = Life(teller, sandbox)
+def drifted_and_repaired(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    life = Life(factory, sandbox)
     yield from life.add()
     drift = _drift(life)
-    observed = teller.event(DriftObserved(ifname=ETH0, pod=pod_of(sandbox), drifts=(drift,)), sandbox)
+    observed = factory.event(DriftObserved(ifname=ETH0, pod=pod_of(sandbox), drifts=(drift,)), sandbox)
     yield observed
     request = RequestId(f"repair-{sandbox[-8:]}")
-    intent = teller.event(
+    intent = factory.event(
         RepairRequested(request=request, ifname=ETH0, drifts=(drift,), command=7),
         sandbox,
         cause=observed.id,
     )
     yield intent
-    yield teller.event(
+    yield factory.event(
         DriftRepaired(request=request, ifname=ETH0, drifts=(drift,), seconds=0.01), sandbox, cause=intent.id
     )
 
 
-def drifted_and_given_up(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+def drifted_and_given_up(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
     """The pod is deleted while it drifts: nobody minds its drift any more."""
-    life = Life(teller, sandbox)
+    life = Life(factory, sandbox)
     yield from life.add()
     drift = _drift(life)
-    yield teller.event(DriftObserved(ifname=ETH0, pod=pod_of(sandbox), drifts=(drift,)), sandbox)
+    yield factory.event(DriftObserved(ifname=ETH0, pod=pod_of(sandbox), drifts=(drift,)), sandbox)
     yield from life.delete()
 
 
-def leaked_and_reclaimed(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+def leaked_and_reclaimed(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
     """Its DEL never came: the worker sees so twice, is told to reclaim it, and does what a DEL would have."""
-    life = Life(teller, sandbox)
+    life = Life(factory, sandbox)
     yield from life.add()
     leak = Leak(
         id=LeakId(f"sandbox/{sandbox}/eth0"),
@@ -517,14 +517,14 @@ def leaked_and_reclaimed(teller: Teller, sandbox: ContainerId) -> Iterator[Event
         ifname=ETH0,
     )
     evidence = ("the runtime does not know the sandbox", "its namespace is gone")
-    yield teller.event(LeakObserved(leak=leak, evidence=evidence, judged=1), sandbox)
-    observed = teller.event(LeakObserved(leak=leak, evidence=evidence, sightings=2, judged=1), sandbox)
+    yield factory.event(LeakObserved(leak=leak, evidence=evidence, judged=1), sandbox)
+    observed = factory.event(LeakObserved(leak=leak, evidence=evidence, sightings=2, judged=1), sandbox)
     yield observed
     request = RequestId(f"reclaim-{sandbox[-8:]}")
-    intent = teller.event(ReclaimRequested(request=request, leak=leak), sandbox, cause=observed.id)
+    intent = factory.event(ReclaimRequested(request=request, leak=leak), sandbox, cause=observed.id)
     yield intent
     yield from life.delete(cause=intent.id)
-    yield teller.event(
+    yield factory.event(
         LeakReclaimed(request=request, leak=leak, evidence=evidence, seconds=0.02), sandbox, cause=intent.id
     )
 
@@ -590,7 +590,7 @@ def busy_node(
     sandboxes: int, *, seed: int = 1, at_once: int = 8, weights: Sequence[tuple[Story, int]] = ()
 ) -> Iterator[Event]:
     """Yield the events of a node that handles *at_once* sandboxes at any time. Most pods come, live and go."""
-    teller = Teller()
+    factory = EventFactory()
     dice = random.Random(seed)
     mix = list(weights) or [
         (attached_and_detached, 90),
@@ -601,6 +601,6 @@ def busy_node(
     chosen = dice.choices([story for story, _ in mix], [weight for _, weight in mix], k=sandboxes)
     for first in range(0, sandboxes, at_once):
         batch = [
-            story(teller, container(first + index + 1)) for index, story in enumerate(chosen[first : first + at_once])
+            story(factory, container(first + index + 1)) for index, story in enumerate(chosen[first : first + at_once])
         ]
         yield from interleave(batch, dice.randrange)

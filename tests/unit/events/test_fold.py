@@ -56,7 +56,7 @@ from events.schema import (
     Unknown,
     WorkerStarted,
 )
-from tests.support.stories.lives import ENDINGS, ETH0, Life, Story, Teller, container, interleave
+from tests.support.stories.lives import ENDINGS, ETH0, EventFactory, Life, Story, container, interleave
 
 IDS = [EventId(f"id-{number}") for number in range(6)]
 MOVED = Drift(kind=DriftKind.LINK_DOWN, network=stories.planned(0).network, ifname=ETH0)
@@ -179,7 +179,7 @@ def test_advance_does_not_change_its_arguments(events: list[Event]) -> None:
         sandbox = after
 
 
-@given(st.permutations(list(stories.failed_and_rolled_back(Teller(), container(1)))))
+@given(st.permutations(list(stories.failed_and_rolled_back(EventFactory(), container(1)))))
 def test_fold_accepts_a_shuffled_story(events: list[Event]) -> None:
     assert not applied(events).pending or reasons(applied(events))
 
@@ -190,7 +190,7 @@ def test_anomalies_beyond_the_limit_are_counted() -> None:
 
 
 def _some_event() -> Event:
-    return Teller().event(Unknown(type="NeverHeardOf", version=1, data=msgspec.Raw(b"{}")))
+    return EventFactory().event(Unknown(type="NeverHeardOf", version=1, data=msgspec.Raw(b"{}")))
 
 
 # --- legal stories ---------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def _some_event() -> Event:
 
 @pytest.mark.parametrize("story", ENDINGS, ids=lambda story: story.__name__)
 def test_legal_story_leaves_live_sandboxes_and_nothing_pending(story: Story) -> None:
-    state = applied(story(Teller(), container(1)))
+    state = applied(story(EventFactory(), container(1)))
     assert reasons(state) == []
     assert not state.pending
     assert sorted(state.sandboxes) == [SandboxKey(container(1), ifname) for ifname in sorted(ENDINGS[story])]
@@ -206,8 +206,8 @@ def test_legal_story_leaves_live_sandboxes_and_nothing_pending(story: Story) -> 
 
 @given(st.lists(st.sampled_from(list(ENDINGS)), max_size=8), st.randoms(use_true_random=False))
 def test_interleaved_stories_are_independent(chosen: list[Story], dice: random.Random) -> None:
-    tellers = [Teller(), Teller("worker-2")]
-    told = [story(tellers[index % 2], container(index)) for index, story in enumerate(chosen)]
+    factories = [EventFactory(), EventFactory("worker-2")]
+    told = [story(factories[index % 2], container(index)) for index, story in enumerate(chosen)]
     state = applied(interleave(told, dice.randrange))
     expected = [SandboxKey(container(index), name) for index, story in enumerate(chosen) for name in ENDINGS[story]]
     assert reasons(state) == []
@@ -219,14 +219,14 @@ def test_interleaved_stories_are_independent(chosen: list[Story], dice: random.R
 def test_container_id_may_be_used_again_after_its_detach(story: Story, data: st.DataObject) -> None:
     """Only without remaining resources: a runtime adds a sandbox again after its removal."""
     gone = data.draw(st.sampled_from([tale for tale, left in ENDINGS.items() if not left]))
-    teller = Teller()
-    state = applied([*gone(teller, container(1)), *story(teller, container(1))])
+    factory = EventFactory()
+    state = applied([*gone(factory, container(1)), *story(factory, container(1))])
     assert (reasons(state), sorted(key.ifname for key in state.sandboxes)) == ([], sorted(ENDINGS[story]))
 
 
 @given(st.lists(st.sampled_from(list(ENDINGS)), max_size=8), st.randoms(use_true_random=False))
 def test_carried_effects_equal_effects_of_their_own(chosen: list[Story], dice: random.Random) -> None:
-    told = [story(Teller(f"worker-{index}"), container(index)) for index, story in enumerate(chosen)]
+    told = [story(EventFactory(f"worker-{index}"), container(index)) for index, story in enumerate(chosen)]
     apart = [Stored(n, event) for n, event in enumerate(interleave(told, dice.randrange), 1)]
     one, other = State(keep_closed=True), State(keep_closed=True)
     for stored in apart:
@@ -239,7 +239,7 @@ def test_carried_effects_equal_effects_of_their_own(chosen: list[Story], dice: r
 
 
 def test_carried_effect_of_no_attachment_is_an_anomaly() -> None:
-    *begun, outcome = stories.carried(_numbered(stories.attached_and_kept(Teller(), container(1))))
+    *begun, outcome = stories.carried(_numbered(stories.attached_and_kept(EventFactory(), container(1))))
     assert isinstance(outcome.event.data, AttachCompleted)
     first, *others = outcome.event.data.effects
     data = replace(outcome.event.data, effects=(replace(first, ifname=IfName("net9")), *others))
@@ -256,7 +256,7 @@ def _numbered(events: Iterable[Event]) -> list[Stored]:
 
 @pytest.mark.parametrize("story", ENDINGS, ids=lambda story: story.__name__)
 def test_keep_closed_retains_detached_sandboxes(story: Story) -> None:
-    events = list(story(Teller(), container(1)))
+    events = list(story(EventFactory(), container(1)))
     live, all_kept = applied(events), applied(events, keep_closed=True)
     assert {key: s for key, s in all_kept.sandboxes.items() if s.holds_resources} == live.sandboxes
     assert {key.ifname for key in all_kept.sandboxes} >= {ETH0}
@@ -265,14 +265,15 @@ def test_keep_closed_retains_detached_sandboxes(story: Story) -> None:
 
 def test_apply_returns_the_sandbox_that_it_drops() -> None:
     state = State()
-    told = [state.apply(Stored(n, e)) for n, e in enumerate(stories.attached_and_detached(Teller(), container(1)), 1)]
-    assert told[-1] is not None
-    assert told[-1].phase is SandboxPhase.DETACHED
+    story = stories.attached_and_detached(EventFactory(), container(1))
+    results = [state.apply(Stored(number, event)) for number, event in enumerate(story, 1)]
+    assert results[-1] is not None
+    assert results[-1].phase is SandboxPhase.DETACHED
     assert not state.sandboxes
 
 
 def test_results_are_available_for_the_detach() -> None:
-    state = applied(stories.attached_and_kept(Teller(), container(1)))
+    state = applied(stories.attached_and_kept(EventFactory(), container(1)))
     sandbox = state.sandboxes[SandboxKey(container(1), ETH0)]
     assert sandbox.phase is SandboxPhase.ATTACHED
     assert [a.result for a in sandbox.attachments] == [
@@ -282,7 +283,7 @@ def test_results_are_available_for_the_detach() -> None:
 
 
 def test_waiting_add_has_its_own_sandbox_after_the_detach() -> None:
-    life = Life(Teller(), container(1))
+    life = Life(EventFactory(), container(1))
     detach, again = life.del_requested(), life.add_requested(2)
     state = applied([*life.add(), detach, again, *life.unmake(detach)])
     sandbox = state.sandboxes[SandboxKey(container(1), ETH0)]
@@ -290,19 +291,19 @@ def test_waiting_add_has_its_own_sandbox_after_the_detach() -> None:
 
 
 def test_answered_add_starts_no_sandbox_later() -> None:
-    life = Life(Teller(), container(1))
+    life = Life(EventFactory(), container(1))
     again = life.add_requested(2)
     state = applied([*life.add(), again, life.add_completed(again), *life.delete()])
     assert not state.sandboxes
 
 
 def test_event_of_a_replaced_worker_is_an_anomaly() -> None:
-    teller = Teller()
-    started = teller.event(WorkerStarted(version="0.1.0", pid=1))
-    late = msgspec.structs.replace(Life(teller, container(1)).add_requested(), epoch=0)
+    factory = EventFactory()
+    started = factory.event(WorkerStarted(version="0.1.0", pid=1))
+    late = msgspec.structs.replace(Life(factory, container(1)).add_requested(), epoch=0)
     state = applied([started, late])
     assert reasons(state) == ["written by a worker that another had replaced"]
-    assert state.epochs == {teller.node: 1}
+    assert state.epochs == {factory.node: 1}
 
 
 @pytest.mark.parametrize(
@@ -313,14 +314,14 @@ def test_event_of_a_replaced_worker_is_an_anomaly() -> None:
     ],
 )
 def test_gap_in_a_story_is_an_anomaly(missing: int, reason: str) -> None:
-    events = list(stories.attached_and_kept(Teller(), container(1)))
+    events = list(stories.attached_and_kept(EventFactory(), container(1)))
     del events[missing]
     assert reason in reasons(applied(events))
 
 
 @pytest.mark.parametrize("late", [2, 3])
 def test_sandbox_is_attached_after_outcome_and_effects_in_any_order(late: int) -> None:
-    events = list(stories.attached_and_kept(Teller(), container(1)))
+    events = list(stories.attached_and_kept(EventFactory(), container(1)))
     (key, attached), *_ = applied(events).sandboxes.items()
     *others, completed = [each for index, each in enumerate(events) if index != late]
     before = applied([*others, completed])
@@ -334,7 +335,7 @@ def test_sandbox_is_attached_after_outcome_and_effects_in_any_order(late: int) -
 
 @pytest.mark.parametrize("in_order", [True, False])
 def test_plan_before_its_request_is_ignored(in_order: bool) -> None:
-    life = Life(Teller(), container(1))
+    life = Life(EventFactory(), container(1))
     intent = life.add_requested()
     early, plan = life.plan(intent), life.plan(intent)
     state = State(in_order=in_order)
@@ -348,7 +349,7 @@ def test_plan_before_its_request_is_ignored(in_order: bool) -> None:
 
 
 def test_plan_belongs_only_to_its_own_request() -> None:
-    life = Life(Teller(), container(1))
+    life = Life(EventFactory(), container(1))
     detach, again = life.del_requested(), life.add_requested(2)
     state = applied([*life.add(), detach, again, life.plan(again), *life.unmake(detach)])
     assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.REQUESTED
@@ -359,7 +360,7 @@ def test_plan_belongs_only_to_its_own_request() -> None:
 @pytest.mark.parametrize("carried", [True, False])
 def test_late_detach_does_not_affect_the_next_add(carried: bool, done_before: int) -> None:
     """A worker that learns late of its own outcome repeats a finished detach."""
-    life = Life(Teller(), container(1))
+    life = Life(EventFactory(), container(1))
     intent, detach, late, again = (
         life.add_requested(),
         life.del_requested(),
@@ -382,7 +383,7 @@ def test_late_detach_does_not_affect_the_next_add(carried: bool, done_before: in
 
 @pytest.mark.parametrize("carried", [True, False])
 def test_detach_that_is_done_twice_ends_the_sandbox(carried: bool) -> None:
-    life = Life(Teller(), container(1))
+    life = Life(EventFactory(), container(1))
     first, second = life.del_requested(), life.del_requested(2)
     told = _numbered([*life.add(), first, *life.unmake(first), second, *life.unmake(second)])
     state = State()
@@ -395,7 +396,7 @@ def test_detach_that_is_done_twice_ends_the_sandbox(carried: bool) -> None:
 
 @pytest.mark.parametrize("keep_closed", [True, False])
 def test_outcome_detaches_the_sandbox_despite_later_effects(keep_closed: bool) -> None:
-    life = Life(Teller(), container(1))
+    life = Life(EventFactory(), container(1))
     detach = life.del_requested()
     *effects, completed = life.unmake(detach)
     state = State(keep_closed=keep_closed)
@@ -407,7 +408,7 @@ def test_outcome_detaches_the_sandbox_despite_later_effects(keep_closed: bool) -
 
 
 def test_undoing_a_late_confirmed_attach_is_no_anomaly() -> None:
-    life = Life(Teller(), container(1))
+    life = Life(EventFactory(), container(1))
     intent = life.add_requested()
     undone = [life.detached(intent, plan) for plan in reversed(life.plans)]
     failed = life.add_failed(intent, stories.failure_of(life.plans[0], Phase.ADD))
@@ -417,7 +418,7 @@ def test_undoing_a_late_confirmed_attach_is_no_anomaly() -> None:
 
 
 def test_outcome_does_not_hide_a_failed_interface() -> None:
-    life = Life(Teller(), container(1))
+    life = Life(EventFactory(), container(1))
     intent = life.add_requested()
     first, failed = life.attached(intent, life.plans[0]), life.attach_failed(intent, life.plans[1])
     state = applied([intent, life.plan(intent), first, failed, life.add_completed(intent)])
@@ -426,8 +427,8 @@ def test_outcome_does_not_hide_a_failed_interface() -> None:
 
 
 def test_effect_after_its_outcome_finds_its_sandbox() -> None:
-    teller = Teller()
-    first, second = Life(teller, container(1), IfName("eth0"), 1), Life(teller, container(1), IfName("eth1"), 2)
+    factory = EventFactory()
+    first, second = Life(factory, container(1), IfName("eth0"), 1), Life(factory, container(1), IfName("eth1"), 2)
     detach = second.del_requested()
     late = second.detached(detach, second.plans[1])
     story = [*first.add(), *second.add(), detach, second.del_failed(detach, second.plans[1]), late]
@@ -498,7 +499,7 @@ def test_holds_resources_by_phase(phase: SandboxPhase, attachments: tuple[Attach
 
 
 def test_request_of_knows_only_intents_and_outcomes() -> None:
-    told = [(event.type, request_of(event)) for event in stories.failed_and_rolled_back(Teller(), container(1))]
+    told = [(event.type, request_of(event)) for event in stories.failed_and_rolled_back(EventFactory(), container(1))]
     named = {name for name, request in told if request is not None}
     assert named == {"AttachRequested", "AttachFailed"}
 
@@ -506,7 +507,7 @@ def test_request_of_knows_only_intents_and_outcomes() -> None:
 # --- adoption --------------------------------------------------------------------------------------------------------
 
 
-def adoption(teller: stories.Teller, sandbox: ContainerId, results: int = 2) -> Event:
+def adoption(factory: stories.EventFactory, sandbox: ContainerId, results: int = 2) -> Event:
     plans = tuple(stories.planned(index) for index in range(2))
     plan = AttachPlanned(
         ifname=stories.ETH0,
@@ -516,7 +517,7 @@ def adoption(teller: stories.Teller, sandbox: ContainerId, results: int = 2) -> 
         attachments=plans,
     )
     given = tuple(stories.result_of(each, sandbox) for each in plans[:results])
-    return teller.event(
+    return factory.event(
         SandboxAdopted(ifname=stories.ETH0, source="multus", plan=plan, results=given, config='{"name": "multus"}'),
         sandbox,
     )
@@ -524,7 +525,7 @@ def adoption(teller: stories.Teller, sandbox: ContainerId, results: int = 2) -> 
 
 def test_adopted_sandbox_equals_an_attached_one() -> None:
     sandbox = stories.container(1)
-    event = adoption(stories.Teller(), sandbox)
+    event = adoption(stories.EventFactory(), sandbox)
     state = applied([event])
     (adopted,) = state.sandboxes.values()
     assert (adopted.phase, adopted.intent, state.pending) == (SandboxPhase.ATTACHED, event.id, {})
@@ -536,29 +537,29 @@ def test_adopted_sandbox_equals_an_attached_one() -> None:
 
 
 def test_adopted_sandbox_is_detached_as_any_other() -> None:
-    teller, sandbox = stories.Teller(), stories.container(1)
-    events = [adoption(teller, sandbox), *stories.Life(teller, sandbox).delete()]
+    factory, sandbox = stories.EventFactory(), stories.container(1)
+    events = [adoption(factory, sandbox), *stories.Life(factory, sandbox).delete()]
     state = applied(events)
     assert (state.sandboxes, reasons(state)) == ({}, [])
 
 
 def test_attached_sandbox_is_not_adopted() -> None:
-    teller, sandbox = stories.Teller(), stories.container(1)
-    before = list(stories.attached_and_kept(teller, sandbox))
-    state = applied([*before, adoption(teller, sandbox)])
+    factory, sandbox = stories.EventFactory(), stories.container(1)
+    before = list(stories.attached_and_kept(factory, sandbox))
+    state = applied([*before, adoption(factory, sandbox)])
     assert reasons(state) == ["adopted while attached"]
     assert state.sandboxes == applied(before).sandboxes
 
 
 def test_adoption_with_too_few_results_is_an_anomaly() -> None:
-    state = applied([adoption(stories.Teller(), stories.container(1), results=1)])
+    state = applied([adoption(stories.EventFactory(), stories.container(1), results=1)])
     assert reasons(state) == ["adopted with 1 results for 2 attachments"]
 
 
 def test_events_of_the_reconciler_change_no_sandbox() -> None:
-    teller, sandbox = stories.Teller(), stories.container(1)
-    before = list(stories.attached_and_kept(teller, sandbox))
-    published = teller.event(
+    factory, sandbox = stories.EventFactory(), stories.container(1)
+    before = list(stories.attached_and_kept(factory, sandbox))
+    published = factory.event(
         StatusPublished(node=NodeName("n1"), ifname=stories.ETH0, pod=stories.pod_of(sandbox), text="[]"), sandbox
     )
     state = applied([*before, published])
@@ -568,58 +569,58 @@ def test_events_of_the_reconciler_change_no_sandbox() -> None:
 # --- drift and leaks -------------------------------------------------------------------------------------------------
 
 
-def drifting(teller: Teller, sandbox: ContainerId) -> Event:
-    return teller.event(DriftObserved(ifname=ETH0, pod=Pod("a", "b"), drifts=(MOVED,)), sandbox)
+def drifting(factory: EventFactory, sandbox: ContainerId) -> Event:
+    return factory.event(DriftObserved(ifname=ETH0, pod=Pod("a", "b"), drifts=(MOVED,)), sandbox)
 
 
 def test_drift_is_the_last_observed_and_changes_nothing_else() -> None:
-    teller, box = Teller(), container(1)
-    attached = list(Life(teller, box).add())
-    observed = drifting(teller, box)
+    factory, box = EventFactory(), container(1)
+    attached = list(Life(factory, box).add())
+    observed = drifting(factory, box)
     state = applied([*attached, observed])
     seen = state.sandboxes[SandboxKey(box, ETH0)]
     assert (seen.drifts, seen.drift) == ((MOVED,), observed.id)
     before = applied(attached).sandboxes[SandboxKey(box, ETH0)]
     assert msgspec.structs.replace(seen, drifts=(), drift=EventId("")) == before
-    later = teller.event(DriftObserved(ifname=ETH0, pod=Pod("a", "b")), box)
+    later = factory.event(DriftObserved(ifname=ETH0, pod=Pod("a", "b")), box)
     assert applied([*attached, observed, later]).sandboxes[SandboxKey(box, ETH0)] == before
 
 
 def test_sandbox_in_detach_has_no_drift() -> None:
-    teller, box = Teller(), container(1)
-    life = Life(teller, box)
-    story = [*life.add(), drifting(teller, box), life.del_requested(), drifting(teller, box)]
+    factory, box = EventFactory(), container(1)
+    life = Life(factory, box)
+    story = [*life.add(), drifting(factory, box), life.del_requested(), drifting(factory, box)]
     assert applied(story).sandboxes[SandboxKey(box, ETH0)].drifts == ()
 
 
 def test_observations_of_the_reconciler_change_no_sandbox() -> None:
-    teller, box = Teller(), container(1)
-    story = [*Life(teller, box).add(), msgspec.structs.replace(drifting(teller, box), node=NodeName(""))]
+    factory, box = EventFactory(), container(1)
+    story = [*Life(factory, box).add(), msgspec.structs.replace(drifting(factory, box), node=NodeName(""))]
     state = applied(story)
     assert state.sandboxes[SandboxKey(box, ETH0)].drifts == ()
     assert not state.anomalies
 
 
 def test_leak_lasts_from_first_observation_to_gone_or_reclaimed() -> None:
-    teller = Teller()
-    first, second = (teller.event(LeakObserved(leak=LEAK, sightings=n)) for n in (1, 2))
-    intent = teller.event(ReclaimRequested(request=RequestId("r"), leak=LEAK, command=5), cause=second.id)
-    refused = teller.event(LeakReclaimFailed(request=RequestId("r"), leak=LEAK, failure=FAILURE), cause=intent.id)
+    factory = EventFactory()
+    first, second = (factory.event(LeakObserved(leak=LEAK, sightings=n)) for n in (1, 2))
+    intent = factory.event(ReclaimRequested(request=RequestId("r"), leak=LEAK, command=5), cause=second.id)
+    refused = factory.event(LeakReclaimFailed(request=RequestId("r"), leak=LEAK, failure=FAILURE), cause=intent.id)
     state = applied([first, second, intent, refused])
     (leaked,) = state.leaks.values()
     assert (leaked.first_at, leaked.event, leaked.observed.sightings) == (first.at, second.id, 2)
     assert leaked.refused == FAILURE
-    assert (state.commands, state.pending) == ({teller.node: 5}, {})
-    gone = teller.event(LeakObserved(leak=LEAK, gone=True))
+    assert (state.commands, state.pending) == ({factory.node: 5}, {})
+    gone = factory.event(LeakObserved(leak=LEAK, gone=True))
     assert not applied([first, second, intent, refused, gone]).leaks
 
 
 def test_comparison_closes_only_its_own_request() -> None:
-    teller = Teller()
-    intent = teller.event(ComparisonRequested(request=RequestId("r")))
-    by_itself = teller.event(NodeCompared(request=RequestId("")))
+    factory = EventFactory()
+    intent = factory.event(ComparisonRequested(request=RequestId("r")))
+    by_itself = factory.event(NodeCompared(request=RequestId("")))
     state = applied([intent, by_itself])
     assert list(state.pending) == [intent.id]
     assert not state.anomalies
-    closing = teller.event(NodeCompared(request=RequestId("r")), cause=intent.id)
+    closing = factory.event(NodeCompared(request=RequestId("r")), cause=intent.id)
     assert not applied([intent, closing]).pending

@@ -41,7 +41,7 @@ from events.schema import (
     WorkerStarted,
     WorkerStopped,
 )
-from tests.support.stories.lives import ENDINGS, ETH0, Story, Teller, container, interleave, leaked_and_reclaimed
+from tests.support.stories.lives import ENDINGS, ETH0, EventFactory, Story, container, interleave, leaked_and_reclaimed
 
 REQUEST = RequestId("r")
 ADDRESS = Leak(id=LeakId("file/10.0.0.2"), kind=LeakKind.ADDRESS_UNOWNED, what="10.0.0.2", path="/ipam/10.0.0.2")
@@ -50,41 +50,41 @@ ADDRESS = Leak(id=LeakId("file/10.0.0.2"), kind=LeakKind.ADDRESS_UNOWNED, what="
 # --- stories of the node itself, beside those of its sandboxes ---
 
 
-def compared(teller: Teller, _: ContainerId) -> Iterator[Event]:
+def compared(factory: EventFactory, _: ContainerId) -> Iterator[Event]:
     """Comparisons by the node itself, and one on request."""
-    yield teller.event(NodeCompared(request=RequestId("")))
-    intent = teller.event(ComparisonRequested(request=REQUEST, command=3))
+    yield factory.event(NodeCompared(request=RequestId("")))
+    intent = factory.event(ComparisonRequested(request=REQUEST, command=3))
     yield intent
-    yield teller.event(NodeCompared(request=RequestId("")))
-    yield teller.event(NodeCompared(request=REQUEST), cause=intent.id)
-    yield teller.event(NodeCompared(request=RequestId("")))
+    yield factory.event(NodeCompared(request=RequestId("")))
+    yield factory.event(NodeCompared(request=REQUEST), cause=intent.id)
+    yield factory.event(NodeCompared(request=RequestId("")))
 
 
-def collected_nothing(teller: Teller, _: ContainerId) -> Iterator[Event]:
-    intent = teller.event(GcRequested(request=REQUEST, config="{}"))
+def collected_nothing(factory: EventFactory, _: ContainerId) -> Iterator[Event]:
+    intent = factory.event(GcRequested(request=REQUEST, config="{}"))
     yield intent
-    yield teller.event(GcCompleted(request=REQUEST), cause=intent.id)
+    yield factory.event(GcCompleted(request=REQUEST), cause=intent.id)
 
 
-def address_reclaimed(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
+def address_reclaimed(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
     leak = msgspec.structs.replace(ADDRESS, id=LeakId(f"file/{sandbox}"))
-    yield teller.event(LeakObserved(leak=leak))
-    observed = teller.event(LeakObserved(leak=leak, sightings=2))
+    yield factory.event(LeakObserved(leak=leak))
+    observed = factory.event(LeakObserved(leak=leak, sightings=2))
     yield observed
-    intent = teller.event(ReclaimRequested(request=REQUEST, leak=leak, command=5), cause=observed.id)
+    intent = factory.event(ReclaimRequested(request=REQUEST, leak=leak, command=5), cause=observed.id)
     yield intent
-    yield teller.event(LeakReclaimed(request=REQUEST, leak=leak), cause=intent.id)
+    yield factory.event(LeakReclaimed(request=REQUEST, leak=leak), cause=intent.id)
 
 
-def worker_restarted(teller: Teller, _: ContainerId) -> Iterator[Event]:
-    yield teller.event(WorkerStopped(reason="signal"))
-    teller.epoch += 1
-    yield teller.event(WorkerStarted(version="1", pid=2))
+def worker_restarted(factory: EventFactory, _: ContainerId) -> Iterator[Event]:
+    yield factory.event(WorkerStopped(reason="signal"))
+    factory.epoch += 1
+    yield factory.event(WorkerStarted(version="1", pid=2))
 
 
-def status_told_late(teller: Teller, sandbox: ContainerId) -> Iterator[Event]:
-    data = StatusPublished(node=teller.node, ifname=ETH0, pod=Pod(), text="[]")
-    yield msgspec.structs.replace(teller.event(data, sandbox), node=NO_NODE)
+def status_told_late(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+    data = StatusPublished(node=factory.node, ifname=ETH0, pod=Pod(), text="[]")
+    yield msgspec.structs.replace(factory.event(data, sandbox), node=NO_NODE)
 
 
 STORIES: list[Story] = [*ENDINGS, compared, collected_nothing, address_reclaimed, worker_restarted, status_told_late]
@@ -133,14 +133,14 @@ async def forget(ledger: MemoryLedger, node: NodeName, old: int, live: frozenset
 @st.composite
 def histories(draw: st.DrawFn) -> list[Event]:
     """Return the first events of a node's life."""
-    teller = Teller()
-    events = [teller.event(WorkerStarted(version="1", pid=1))]
+    factory = EventFactory()
+    events = [factory.event(WorkerStarted(version="1", pid=1))]
     chosen = draw(st.lists(st.sampled_from(STORIES), min_size=1, max_size=8))
     if draw(st.booleans()):  # a container ID may have several lives
         for number, story in enumerate(chosen):
-            events += story(teller, container(number % 3))
+            events += story(factory, container(number % 3))
         return events[: draw(st.integers(1, len(events)))]
-    lives = [story(teller, container(number)) for number, story in enumerate(chosen)]
+    lives = [story(factory, container(number)) for number, story in enumerate(chosen)]
     unfinished = [islice(life, draw(st.integers(1, 12))) for life in lives]
     return [*events, *interleave(unfinished, lambda count: draw(st.integers(0, count - 1)))]
 
@@ -150,7 +150,7 @@ async def test_remaining_events_mean_the_same(events: list[Event], data: st.Data
     ledger = await told(events)
     before = await folded(ledger)
     for old in (*data.draw(st.lists(st.integers(0, len(events)), max_size=2)), len(events)):
-        await forget(ledger, Teller().node, old)
+        await forget(ledger, EventFactory().node, old)
         assert meaning(await folded(ledger)) == meaning(before)
     assert (await folded(ledger)).anomaly_count <= before.anomaly_count
 
@@ -160,7 +160,7 @@ async def test_interrupted_purges_reopen_nothing(events: list[Event], data: st.D
     """The worker, or the ledger, may end between any two purges."""
     ledger = await told(events)
     before = await folded(ledger)
-    forgetting = Forgetting(Teller().node)
+    forgetting = Forgetting(EventFactory().node)
     async for stored in ledger.read():
         forgetting.add(stored)
     purges = list(forgetting.purges())
@@ -172,47 +172,47 @@ async def test_interrupted_purges_reopen_nothing(events: list[Event], data: st.D
 @pytest.mark.parametrize("story", [story for story in STORIES if not ENDINGS.get(story)], ids=lambda s: s.__name__)
 async def test_closed_groups_are_purged_completely(story: Story) -> None:
     """Except fences and the newest command: without that a node would take old commands again."""
-    teller = Teller()
-    events = list(story(teller, container(1)))
-    later = teller.event(ComparisonRequested(request=REQUEST, command=1000))
+    factory = EventFactory()
+    events = list(story(factory, container(1)))
+    later = factory.event(ComparisonRequested(request=REQUEST, command=1000))
     ledger = await told([*events, later])
-    await forget(ledger, teller.node, len(events) + 1)
+    await forget(ledger, factory.node, len(events) + 1)
     left = [stored.event async for stored in ledger.read()]
     assert [event for event in left if not isinstance(event.data, WorkerStarted)] == [later]
 
 
 async def test_newest_fences_remain_after_a_year_of_restarts() -> None:
-    teller = Teller()
+    factory = EventFactory()
     events: list[Event] = []
     for _ in range(200):
-        events += [*worker_restarted(teller, NO_SANDBOX), teller.event(NodeCompared(request=RequestId("")))]
-        elected = teller.event(ReconcilerElected(replica="a"))
+        events += [*worker_restarted(factory, NO_SANDBOX), factory.event(NodeCompared(request=RequestId("")))]
+        elected = factory.event(ReconcilerElected(replica="a"))
         events.append(msgspec.structs.replace(elected, node=NO_NODE))
     ledger = await told(events)
-    assert await forget(ledger, teller.node, len(events)) == len(events) - 2
+    assert await forget(ledger, factory.node, len(events)) == len(events) - 2
     left = [stored.event async for stored in ledger.read()]
     assert [event.type for event in left] == ["WorkerStarted", "ReconcilerElected"]
     assert left[0].epoch == 201
 
 
 async def test_answer_to_the_newest_command_stays() -> None:
-    teller = Teller()
-    ledger = await told(list(address_reclaimed(teller, container(1))))
-    assert await forget(ledger, teller.node, 4) == 0
+    factory = EventFactory()
+    ledger = await told(list(address_reclaimed(factory, container(1))))
+    assert await forget(ledger, factory.node, 4) == 0
 
 
 async def test_open_leak_retains_its_events_and_no_comparison() -> None:
-    teller = Teller()
-    held = [teller.event(LeakObserved(leak=ADDRESS)), teller.event(LeakObserved(leak=ADDRESS, sightings=2))]
+    factory = EventFactory()
+    held = [factory.event(LeakObserved(leak=ADDRESS)), factory.event(LeakObserved(leak=ADDRESS, sightings=2))]
     ledger = await told(
-        [*held, teller.event(NodeCompared(request=RequestId(""))), *collected_nothing(teller, NO_SANDBOX)]
+        [*held, factory.event(NodeCompared(request=RequestId(""))), *collected_nothing(factory, NO_SANDBOX)]
     )
-    assert await forget(ledger, teller.node, 5) == 3
+    assert await forget(ledger, factory.node, 5) == 3
     assert [stored.event async for stored in ledger.read()] == held
 
 
 async def test_events_of_another_node_are_not_purged() -> None:
-    mine, other = Teller(), Teller("worker-2.example.net")
+    mine, other = EventFactory(), EventFactory("worker-2.example.net")
     theirs = [*leaked_and_reclaimed(other, container(1)), *worker_restarted(other, NO_SANDBOX)]
     theirs += status_told_late(other, container(2))
     ledger = await told([*theirs, *leaked_and_reclaimed(mine, container(3)), *status_told_late(mine, container(3))])
@@ -221,28 +221,28 @@ async def test_events_of_another_node_are_not_purged() -> None:
 
 
 async def test_live_container_retains_its_earlier_lives() -> None:
-    teller, box = Teller(), container(1)
-    events = list(leaked_and_reclaimed(teller, box))
+    factory, box = EventFactory(), container(1)
+    events = list(leaked_and_reclaimed(factory, box))
     ledger = await told(events)
-    assert await forget(ledger, teller.node, len(events), frozenset({box})) == 0
-    assert await forget(ledger, teller.node, len(events)) == len(events)
+    assert await forget(ledger, factory.node, len(events), frozenset({box})) == 0
+    assert await forget(ledger, factory.node, len(events)) == len(events)
 
 
 async def test_unknown_event_retains_the_events_after_it() -> None:
-    teller, box = Teller(), container(1)
-    strange = teller.event(Unknown(type="SandboxFrozen", version=1, data=msgspec.Raw(b"{}")), box)
-    life = list(leaked_and_reclaimed(teller, box))
-    ledger = await told([*life, strange, *leaked_and_reclaimed(teller, box)])
-    await forget(ledger, teller.node, 100)
+    factory, box = EventFactory(), container(1)
+    strange = factory.event(Unknown(type="SandboxFrozen", version=1, data=msgspec.Raw(b"{}")), box)
+    life = list(leaked_and_reclaimed(factory, box))
+    ledger = await told([*life, strange, *leaked_and_reclaimed(factory, box)])
+    await forget(ledger, factory.node, 100)
     assert await anext(ledger.read()) == Stored(len(life) + 1, strange)
 
 
 def test_every_node_event_type_can_be_purged() -> None:
     """Events of a new type must not accumulate for ever."""
-    teller = Teller()
+    factory = EventFactory()
     for name in TYPES.keys() - {"WorkerStarted", "ReconcilerElected"}:
-        forgetting = Forgetting(teller.node)
+        forgetting = Forgetting(factory.node)
         data = Unknown(type=name, version=99, data=msgspec.Raw(b"{}"))
-        forgetting.add(Stored(1, teller.event(data)))
+        forgetting.add(Stored(1, factory.event(data)))
         assert len(forgetting._groups) == 1, name
-        assert subjects.subject(teller.node, "", name) in next(iter(forgetting._groups.values())).subjects
+        assert subjects.subject(factory.node, "", name) in next(iter(forgetting._groups.values())).subjects

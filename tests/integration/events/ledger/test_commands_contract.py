@@ -24,7 +24,7 @@ from events.schema import (
     RequestId,
     Stored,
 )
-from tests.support.stories.lives import Teller
+from tests.support.stories.lives import EventFactory
 
 NODE = NodeName("example.node-1")
 OTHER = NodeName("example.node-2")
@@ -44,8 +44,8 @@ async def commands(request: pytest.FixtureRequest) -> AsyncIterator[Commands]:
     await ledger.close()
 
 
-def command(teller: Teller, number: int = 0) -> Event:
-    return teller.event(ComparisonRequested(request=RequestId(f"{teller.node}-{number}")))
+def command(factory: EventFactory, number: int = 0) -> Event:
+    return factory.event(ComparisonRequested(request=RequestId(f"{factory.node}-{number}")))
 
 
 async def take(received: AsyncGenerator[Stored, None], count: int) -> list[Stored]:
@@ -64,7 +64,7 @@ async def nothing(received: AsyncGenerator[Stored, None]) -> bool:
 
 
 async def test_command_reaches_only_the_node_it_is_addressed_to(commands: Commands) -> None:
-    mine, others = command(Teller(NODE)), command(Teller(OTHER))
+    mine, others = command(EventFactory(NODE)), command(EventFactory(OTHER))
     await commands.send(others)
     sequence = await commands.send(mine)
     async with aclosing(commands.receive(NODE)) as received:
@@ -73,27 +73,27 @@ async def test_command_reaches_only_the_node_it_is_addressed_to(commands: Comman
 
 
 async def test_later_commands_are_received_in_order(commands: Commands) -> None:
-    teller, other = Teller(NODE), Teller(OTHER)
+    factory, other = EventFactory(NODE), EventFactory(OTHER)
     async with aclosing(commands.receive(NODE)) as received:
         receiving = asyncio.create_task(take(received, 20))
         sent: list[Stored] = []
         for number in range(20):
             await commands.send(command(other, number))
-            event = command(teller, number)
+            event = command(factory, number)
             sent.append(Stored(await commands.send(event), event))
         assert await receiving == sent
     assert [stored.sequence for stored in sent] == sorted({stored.sequence for stored in sent})
 
 
 async def test_node_resumes_after_its_last_command(commands: Commands) -> None:
-    teller = Teller(NODE)
-    sequences = [await commands.send(command(teller, number)) for number in range(5)]
+    factory = EventFactory(NODE)
+    sequences = [await commands.send(command(factory, number)) for number in range(5)]
     async with aclosing(commands.receive(NODE, after=sequences[2])) as received:
         assert [stored.sequence for stored in await take(received, 2)] == sequences[3:]
 
 
 async def test_command_sent_twice_is_stored_once(commands: Commands) -> None:
-    first, second = command(Teller(NODE)), command(Teller(OTHER))
+    first, second = command(EventFactory(NODE)), command(EventFactory(OTHER))
     sequence = await commands.send(first)
     await commands.send(second)
     assert await commands.send(first) == sequence
@@ -104,18 +104,18 @@ async def test_command_sent_twice_is_stored_once(commands: Commands) -> None:
 
 async def test_last_returns_the_newest_command_of_a_subject(commands: Commands) -> None:
     assert await commands.last(COMMAND_MARK) is None
-    teller = Teller(NO_NODE)
+    factory = EventFactory(NO_NODE)
     for replica in ("a", "b"):
-        newest = teller.event(ReconcilerElected(replica=replica))
+        newest = factory.event(ReconcilerElected(replica=replica))
         sequence = await commands.send(newest)
-        await commands.send(command(Teller(NODE)))
+        await commands.send(command(EventFactory(NODE)))
         assert await commands.last(COMMAND_MARK) == Stored(sequence, newest)
 
 
 async def test_command_with_a_failed_condition_is_not_stored(commands: Commands) -> None:
-    teller, elections = Teller(NODE), Teller(NO_NODE)
+    factory, elections = EventFactory(NODE), EventFactory(NO_NODE)
     mark = await commands.send(elections.event(ReconcilerElected(replica="a")), Expect(COMMAND_MARK, 0))
-    first, late = command(teller, 1), command(teller, 2)
+    first, late = command(factory, 1), command(factory, 2)
     await commands.send(first, Expect(COMMAND_MARK, mark))
     await commands.send(elections.event(ReconcilerElected(replica="b")), Expect(COMMAND_MARK, mark))
     with pytest.raises(ConflictError):
@@ -128,7 +128,7 @@ async def test_command_with_a_failed_condition_is_not_stored(commands: Commands)
 
 
 async def test_node_ahead_of_the_stream_gets_all_commands_again(commands: Commands) -> None:
-    sent = command(Teller(NODE))
+    sent = command(EventFactory(NODE))
     sequence = await commands.send(sent)
     async with aclosing(commands.receive(NODE, after=sequence + 5)) as received:
         assert await take(received, 1) == [Stored(sequence, sent)]

@@ -19,7 +19,7 @@ from events.nats.server import EmbeddedServer
 from events.nats.streams import command_stream
 from events.schema import NO_NODE, ComparisonRequested, NodeName, ReconcilerElected, RequestId
 from tests.support.nats.hub_servers import connect_hub
-from tests.support.stories.lives import Teller, container
+from tests.support.stories.lives import EventFactory, container
 
 NODE = NodeName("node-1")
 
@@ -55,7 +55,7 @@ def elected_replica(event: object) -> str:
 
 async def test_only_the_last_elected_reconciler_may_write(both: Hub) -> None:
     assert await last_election(both.ledger) is None
-    boxes, asks = Teller(NO_NODE), Teller(NODE)
+    boxes, asks = EventFactory(NO_NODE), EventFactory(NODE)
     first = await both.elect("a")
     ledger, commands = FencedLedger(both.ledger, first), FencedCommands(both.commands, first)
     await ledger.append(boxes.note("of a", container(1)))
@@ -84,7 +84,7 @@ async def test_one_of_many_concurrent_candidates_may_write(both: Hub) -> None:
             return None
 
     mandates = [mandate for mandate in await asyncio.gather(*(stand(str(n)) for n in range(8))) if mandate is not None]
-    boxes, asks = Teller(NO_NODE), Teller(NODE)
+    boxes, asks = EventFactory(NO_NODE), EventFactory(NODE)
     writers, senders = 0, 0
     for mandate in mandates:
         try:
@@ -104,7 +104,7 @@ async def test_one_of_many_concurrent_candidates_may_write(both: Hub) -> None:
 
 
 async def test_concurrent_writes_of_the_elected_reconciler_succeed(both: Hub) -> None:
-    ledger, boxes = FencedLedger(both.ledger, await both.elect("a")), Teller(NO_NODE)
+    ledger, boxes = FencedLedger(both.ledger, await both.elect("a")), EventFactory(NO_NODE)
     sequences = await asyncio.gather(*(ledger.append(boxes.note(sandbox=container(n))) for n in range(30)))
     assert len(set(sequences)) == 30
 
@@ -112,7 +112,7 @@ async def test_concurrent_writes_of_the_elected_reconciler_succeed(both: Hub) ->
 async def test_fenced_write_that_is_retried_is_stored_once(both: Hub) -> None:
     mandate = await both.elect("a")
     ledger, commands = FencedLedger(both.ledger, mandate), FencedCommands(both.commands, mandate)
-    event, ask = Teller(NO_NODE).note(), Teller(NODE).event(ComparisonRequested(request=RequestId("x")))
+    event, ask = EventFactory(NO_NODE).note(), EventFactory(NODE).event(ComparisonRequested(request=RequestId("x")))
     assert await ledger.append(event) == await ledger.append(event)
     assert await commands.send(ask) == await commands.send(ask)
 
@@ -127,7 +127,7 @@ async def test_epoch_continues_from_commands_after_ledger_lost_elections(both: H
 async def test_fenced_event_refuses_another_condition(both: Hub) -> None:
     mandate = await both.elect("a")
     with pytest.raises(ValueError, match="fenced"):
-        await FencedLedger(both.ledger, mandate).append(Teller(NO_NODE).note(), Expect("plumbline.ev.>", 0))
+        await FencedLedger(both.ledger, mandate).append(EventFactory(NO_NODE).note(), Expect("plumbline.ev.>", 0))
 
 
 async def test_election_outlives_the_age_limit_of_its_stream(hub: JetStreamLedger) -> None:
@@ -135,15 +135,15 @@ async def test_election_outlives_the_age_limit_of_its_stream(hub: JetStreamLedge
     commands = JetStreamCommands(hub)
     await commands.make(command_stream(3))
     mandate = await elect(hub, commands, "a")
-    await hub.append(Teller(NODE).note())
+    await hub.append(EventFactory(NODE).note())
     limits = {"max_age": 1_000_000_000, "duplicate_window": 1_000_000_000}
     for stream in (hub.stream, "COMMANDS"):
         await shorten(hub, stream, limits)
     async with asyncio.timeout(20):
         while await hub.last(f"plumbline.ev.{NODE}.>") is not None:  # noqa: ASYNC110  # the server tells nobody
             await asyncio.sleep(0.1)
-    await FencedLedger(hub, mandate).append(Teller(NO_NODE).note())
-    await FencedCommands(commands, mandate).send(Teller(NODE).event(ComparisonRequested(request=RequestId("x"))))
+    await FencedLedger(hub, mandate).append(EventFactory(NO_NODE).note())
+    await FencedCommands(commands, mandate).send(EventFactory(NODE).event(ComparisonRequested(request=RequestId("x"))))
 
 
 async def shorten(hub: JetStreamLedger, stream: str, limits: dict[str, int]) -> None:

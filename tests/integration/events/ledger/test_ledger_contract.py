@@ -18,7 +18,7 @@ from events.schema import (
     Unknown,
     WorkerStopped,
 )
-from tests.support.stories.lives import Teller, container
+from tests.support.stories.lives import EventFactory, container
 
 ONE, TWO = container(1), container(2)
 
@@ -38,9 +38,9 @@ async def take(events: AsyncGenerator[Stored, None], count: int) -> list[Stored]
     return taken
 
 
-async def fill(ledger: Ledger, count: int, teller: Teller | None = None) -> list[Stored]:
-    teller = teller or Teller()
-    events = [teller.note(str(number), ONE) for number in range(count)]
+async def fill(ledger: Ledger, count: int, factory: EventFactory | None = None) -> list[Stored]:
+    factory = factory or EventFactory()
+    events = [factory.note(str(number), ONE) for number in range(count)]
     return [Stored(await ledger.append(event), event) for event in events]
 
 
@@ -48,9 +48,9 @@ async def fill(ledger: Ledger, count: int, teller: Teller | None = None) -> list
 
 
 async def test_sequences_start_at_one_and_events_are_readable_at_once(ledger: Ledger) -> None:
-    teller = Teller()
+    factory = EventFactory()
     for number in range(1, 6):
-        event = teller.note(str(number), ONE)
+        event = factory.note(str(number), ONE)
         assert await ledger.append(event) == number
         assert (await everything(ledger))[-1] == Stored(number, event)
 
@@ -63,25 +63,25 @@ async def test_event_appended_again_returns_its_first_sequence(ledger: Ledger) -
 
 
 async def test_concurrent_appends_store_each_event_once(ledger: Ledger) -> None:
-    events = [Teller(f"node-{number}").note(sandbox=ONE) for number in range(50)]
+    events = [EventFactory(f"node-{number}").note(sandbox=ONE) for number in range(50)]
     sequences = await asyncio.gather(*(ledger.append(event) for event in events), *(ledger.append(e) for e in events))
     assert sequences[:50] == sequences[50:]
     assert await everything(ledger) == sorted(zip(sequences[:50], events, strict=True))
 
 
 async def test_append_succeeds_if_its_condition_holds(ledger: Ledger) -> None:
-    teller = Teller()
-    own = subjects.pattern(teller.node)
-    first = await ledger.append(teller.note(), Expect(own, 0))
-    other = await ledger.append(Teller("other").note())
-    second = await ledger.append(teller.note(), Expect(own, first))
+    factory = EventFactory()
+    own = subjects.pattern(factory.node)
+    first = await ledger.append(factory.note(), Expect(own, 0))
+    other = await ledger.append(EventFactory("other").note())
+    second = await ledger.append(factory.note(), Expect(own, first))
     assert (first, other, second) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("expected", [0, 1, 3, 7])
 async def test_append_stores_nothing_if_its_condition_fails(ledger: Ledger, expected: int) -> None:
     stored = await fill(ledger, 2)
-    event = Teller("other").note()
+    event = EventFactory("other").note()
     with pytest.raises(ConflictError):
         await ledger.append(event, Expect(subjects.pattern(sandbox=ONE), expected))
     assert await everything(ledger) == stored
@@ -89,9 +89,9 @@ async def test_append_stores_nothing_if_its_condition_fails(ledger: Ledger, expe
 
 
 async def test_one_of_two_writers_with_the_same_condition_wins(ledger: Ledger) -> None:
-    teller = Teller()
-    subject = subjects.pattern(teller.node, NO_SANDBOX)
-    events = [teller.note(str(number)) for number in range(8)]
+    factory = EventFactory()
+    subject = subjects.pattern(factory.node, NO_SANDBOX)
+    events = [factory.note(str(number)) for number in range(8)]
     outcomes = await asyncio.gather(
         *(ledger.append(event, Expect(subject, 0)) for event in events), return_exceptions=True
     )
@@ -102,40 +102,40 @@ async def test_one_of_two_writers_with_the_same_condition_wins(ledger: Ledger) -
 
 async def test_retried_append_is_no_conflict_after_later_events(ledger: Ledger) -> None:
     """Its first acknowledgement was lost, and at its retry the condition does not hold any more."""
-    teller = Teller()
-    subject = subjects.pattern(teller.node)
-    mine, other = teller.note("mine", ONE), teller.note("other", ONE)
+    factory = EventFactory()
+    subject = subjects.pattern(factory.node)
+    mine, other = factory.note("mine", ONE), factory.note("other", ONE)
     sequence = await ledger.append(mine, Expect(subject, 0))
     assert await ledger.append(mine, Expect(subject, 0)) == sequence
     await ledger.append(other)
-    await ledger.append(teller.note("another type and sandbox", TWO))
+    await ledger.append(factory.note("another type and sandbox", TWO))
     assert await ledger.append(mine, Expect(subject, 0)) == sequence
     with pytest.raises(ConflictError):
-        await ledger.append(teller.note("new", ONE), Expect(subject, 0))
+        await ledger.append(factory.note("new", ONE), Expect(subject, 0))
 
 
 async def test_condition_may_be_on_another_subject_than_the_events(ledger: Ledger) -> None:
-    teller = Teller()
+    factory = EventFactory()
     about = subjects.pattern(sandbox=TWO)
-    mine = teller.note("mine", ONE)
+    mine = factory.note("mine", ONE)
     sequence = await ledger.append(mine, Expect(about, 0))
-    await ledger.append(teller.note("changed meanwhile", TWO))
+    await ledger.append(factory.note("changed meanwhile", TWO))
     assert await ledger.append(mine, Expect(about, 0)) == sequence
     with pytest.raises(ConflictError):
-        await ledger.append(teller.note("late", ONE), Expect(about, 0))
+        await ledger.append(factory.note("late", ONE), Expect(about, 0))
 
 
 # --- what an event may be --------------------------------------------------------------------------------------------
 
 
 async def test_ledger_stores_types_and_versions_of_a_later_release(ledger: Ledger) -> None:
-    teller = Teller()
+    factory = EventFactory()
     unknown = [
-        teller.event(
+        factory.event(
             Unknown(type="LinkPainted", version=1, data=msgspec.Raw(b'{"colour": "r\\u00f6t", "n": 1.0}')), ONE
         ),
-        teller.event(Unknown(type="WorkerStopped", version=9, data=msgspec.Raw(b"[1, 2,3]"))),
-        teller.event(Unknown(type="With.dots and blanks*>", version=1, data=msgspec.Raw(b"{}"))),
+        factory.event(Unknown(type="WorkerStopped", version=9, data=msgspec.Raw(b"[1, 2,3]"))),
+        factory.event(Unknown(type="With.dots and blanks*>", version=1, data=msgspec.Raw(b"{}"))),
     ]
     for event in unknown:
         await ledger.append(event)
@@ -148,8 +148,8 @@ async def test_ledger_stores_types_and_versions_of_a_later_release(ledger: Ledge
 @pytest.mark.parametrize("size", [1024 * 1024, 8 * 1024 * 1024 - 4096])
 async def test_large_events_are_read_back_whole(ledger: Ledger, size: int) -> None:
     """An intent has up to 1 MiB of standard input, which may be six times as long in JSON."""
-    teller = Teller()
-    events = [teller.note("x" * size, ONE), teller.note("small", ONE), teller.note("\N{SNOWMAN}" * (size // 3), TWO)]
+    factory = EventFactory()
+    events = [factory.note("x" * size, ONE), factory.note("small", ONE), factory.note("\N{SNOWMAN}" * (size // 3), TWO)]
     for event in events:
         await ledger.append(event)
     assert [stored.event for stored in await everything(ledger)] == events
@@ -161,8 +161,8 @@ async def test_large_events_are_read_back_whole(ledger: Ledger, size: int) -> No
 
 @pytest.mark.parametrize("name", ["node.with.dots", "node with blanks", "*", ">", "-", "=2D", "knöten", "$JS.API"])
 async def test_any_node_name_is_stored_and_can_be_filtered(ledger: Ledger, name: str) -> None:
-    mine = Teller(name).note(sandbox=ONE)
-    await ledger.append(Teller("another").note(sandbox=ONE))
+    mine = EventFactory(name).note(sandbox=ONE)
+    await ledger.append(EventFactory("another").note(sandbox=ONE))
     sequence = await ledger.append(mine)
     assert await everything(ledger, subjects.pattern(name)) == [Stored(sequence, mine)]
 
@@ -186,14 +186,14 @@ async def test_read_ends_for_any_number_of_events(ledger: Ledger) -> None:
 
 
 async def test_read_yields_matching_events_after_its_start(ledger: Ledger) -> None:
-    teller, other = Teller("node.one"), Teller("node.two")
+    factory, other = EventFactory("node.one"), EventFactory("node.two")
     events = [
-        teller.note("0", ONE),
+        factory.note("0", ONE),
         other.note("1", ONE),
-        teller.note("2", TWO),
-        teller.note("3"),
-        teller.event(Unknown(type="Else", version=1, data=msgspec.Raw(b"{}")), ONE),
-        teller.note("5", ONE),
+        factory.note("2", TWO),
+        factory.note("3"),
+        factory.event(Unknown(type="Else", version=1, data=msgspec.Raw(b"{}")), ONE),
+        factory.note("5", ONE),
     ]
     for event in events:
         await ledger.append(event)
@@ -217,7 +217,7 @@ async def test_read_ends_with_the_last_event_at_its_call(ledger: Ledger) -> None
     seen: list[Stored] = []
     async for entry in ledger.read():
         seen.append(entry)
-        await ledger.append(Teller(f"late-{entry.sequence}").note())
+        await ledger.append(EventFactory(f"late-{entry.sequence}").note())
     assert seen == stored
 
 
@@ -227,17 +227,17 @@ async def test_read_ends_with_the_last_event_at_its_call(ledger: Ledger) -> None
 async def test_follow_yields_old_and_new_events_once_in_order(ledger: Ledger) -> None:
     before = await fill(ledger, 700)
     following = asyncio.create_task(take(ledger.follow(), 1400))
-    after = await fill(ledger, 700, Teller("later"))
+    after = await fill(ledger, 700, EventFactory("later"))
     assert await following == before + after
 
 
 async def test_follow_yields_matching_events_after_its_start(ledger: Ledger) -> None:
-    teller = Teller()
-    patterns = (subjects.pattern(teller.node, ONE), subjects.pattern(teller.node, NO_SANDBOX, "WorkerStopped"))
+    factory = EventFactory()
+    patterns = (subjects.pattern(factory.node, ONE), subjects.pattern(factory.node, NO_SANDBOX, "WorkerStopped"))
     following = asyncio.create_task(take(ledger.follow(patterns, after=2), 3))
     wanted: list[Stored] = []
     for sandbox in (ONE, NO_SANDBOX, TWO, ONE, TWO, TWO, NO_SANDBOX, ONE):
-        event = teller.note(sandbox=sandbox)
+        event = factory.note(sandbox=sandbox)
         stored = Stored(await ledger.append(event), event)
         if sandbox != TWO and stored.sequence > 2:
             wanted.append(stored)
@@ -277,26 +277,26 @@ async def test_follower_waits_until_it_is_cancelled(ledger: Ledger) -> None:
 
 
 async def test_last_returns_the_newest_matching_event(ledger: Ledger) -> None:
-    teller = Teller()
-    events = [teller.note(str(number), sandbox) for number, sandbox in enumerate((ONE, TWO, ONE, NO_SANDBOX))]
+    factory = EventFactory()
+    events = [factory.note(str(number), sandbox) for number, sandbox in enumerate((ONE, TWO, ONE, NO_SANDBOX))]
     for event in events:
         await ledger.append(event)
     assert await ledger.last("plumbline.ev.>") == Stored(4, events[3])
     assert await ledger.last(subjects.pattern(sandbox=ONE)) == Stored(3, events[2])
-    assert await ledger.last(subjects.subject(teller.node, TWO, "WorkerStopped")) == Stored(2, events[1])
+    assert await ledger.last(subjects.subject(factory.node, TWO, "WorkerStopped")) == Stored(2, events[1])
     assert await ledger.last(subjects.pattern(sandbox=container(3))) is None
 
 
 async def test_purge_deletes_matching_events_up_to_a_sequence(ledger: Ledger) -> None:
-    teller = Teller()
+    factory = EventFactory()
     kept: list[Event] = []
     for number, sandbox in enumerate((ONE, TWO, ONE, TWO, ONE), 1):
-        event = teller.note(str(number), sandbox)
+        event = factory.note(str(number), sandbox)
         await ledger.append(event)
         if sandbox == TWO or number > 3:
             kept.append(event)
-    assert await ledger.purge(subjects.pattern(teller.node, ONE), 3) == 2
-    assert await ledger.purge(subjects.pattern(teller.node, ONE), 3) == 0
+    assert await ledger.purge(subjects.pattern(factory.node, ONE), 3) == 2
+    assert await ledger.purge(subjects.pattern(factory.node, ONE), 3) == 0
     assert [stored.event for stored in await everything(ledger)] == kept
     assert [s.sequence for s in await take(ledger.follow(), 3)] == [2, 4, 5]
 
@@ -307,8 +307,8 @@ async def test_sequences_continue_after_a_purge_of_everything(ledger: Ledger) ->
     assert await everything(ledger) == []
     assert await ledger.last("plumbline.ev.>") is None
     assert await ledger.last_sequence() == 3
-    assert await ledger.append(Teller("later").note()) == 4
-    assert await ledger.append(Teller("later still").note(), Expect(subjects.pattern(sandbox=ONE), 0)) == 5
+    assert await ledger.append(EventFactory("later").note()) == 4
+    assert await ledger.append(EventFactory("later still").note(), Expect(subjects.pattern(sandbox=ONE), 0)) == 5
 
 
 async def test_read_ends_if_its_remaining_events_are_purged(ledger: Ledger) -> None:
@@ -326,7 +326,7 @@ async def test_closed_ledger_refuses_appends(ledger: Ledger) -> None:
     await fill(ledger, 1)
     await ledger.close()
     with pytest.raises(LedgerError):
-        await ledger.append(Teller("late").note())
+        await ledger.append(EventFactory("late").note())
     with pytest.raises(LedgerError):
         await ledger.last_sequence()
     with pytest.raises(LedgerError):
@@ -334,7 +334,7 @@ async def test_closed_ledger_refuses_appends(ledger: Ledger) -> None:
 
 
 async def test_append_leaves_the_event_unchanged(ledger: Ledger) -> None:
-    event = Teller().event(WorkerStopped(reason='quotes " and \n lines, \x00 and \N{PILE OF POO}'), ONE)
+    event = EventFactory().event(WorkerStopped(reason='quotes " and \n lines, \x00 and \N{PILE OF POO}'), ONE)
     before = msgspec.structs.asdict(event)
     await ledger.append(event)
     assert msgspec.structs.asdict(event) == before

@@ -14,7 +14,7 @@ from events.ledger.notices import PENDING_LIMIT, Notice
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
 from events.schema import NO_NODE, decode
-from tests.support.stories.lives import Teller, container
+from tests.support.stories.lives import EventFactory, container
 
 Carrier = MemoryLedger | JetStreamLedger
 """Both implement ``Notices`` and ``Ledger``."""
@@ -56,10 +56,10 @@ async def test_subscriber_misses_earlier_notices(carrier: Carrier) -> None:
 
 
 async def test_subscriber_gets_events_under_their_subject(carrier: Carrier) -> None:
-    teller, box = Teller(NO_NODE), container(1)
+    factory, box = EventFactory(NO_NODE), container(1)
     async with carrier.subscribe(subjects.pattern(NO_NODE, event_type="WorkerStopped")) as heard:
-        await carrier.append(Teller("another").note(sandbox=box))
-        event = teller.note("heard", box)
+        await carrier.append(EventFactory("another").note(sandbox=box))
+        event = factory.note("heard", box)
         await carrier.append(event)
         (notice,) = await take(heard, 1)
     assert notice.subject == subjects.subject(NO_NODE, box, "WorkerStopped")

@@ -25,7 +25,7 @@ from events.process.settings import LedgerAddress
 from events.schema import NO_NODE, ComparisonRequested, NodeName, RequestId
 from tests.support.nats.hub_servers import HubServers
 from tests.support.repository import REPOSITORY
-from tests.support.stories.lives import Teller
+from tests.support.stories.lives import EventFactory
 
 DEPLOY = REPOSITORY / "deploy" / "kubernetes" / "with-hub"
 NODE = NodeName("worker-1.example.net")
@@ -94,9 +94,9 @@ async def test_users_have_the_rights_that_they_need(desk: Desk, jetstream: JetSt
     await commands.make(command_stream())
     mandate = await elect(reconciler, commands, "a")
     worker = await desk.connect(NODE)
-    teller = Teller(NODE)
+    factory = EventFactory(NODE)
     for number in range(20):
-        await jetstream.append(teller.note(str(number)))
+        await jetstream.append(factory.note(str(number)))
     copying = asyncio.create_task(Uplink(jetstream, worker, NODE).run())
     pattern = subjects.pattern(NODE)
     async with asyncio.timeout(20), aclosing(reconciler.follow((pattern,))) as followed:
@@ -104,7 +104,7 @@ async def test_users_have_the_rights_that_they_need(desk: Desk, jetstream: JetSt
     assert copied == [stored.event async for stored in jetstream.read(pattern)]
     copying.cancel()
 
-    command = Teller(NODE).event(ComparisonRequested(request=RequestId("x")))
+    command = EventFactory(NODE).event(ComparisonRequested(request=RequestId("x")))
     async with asyncio.timeout(20), aclosing(JetStreamCommands(worker).receive(NODE)) as received:
         receiving = asyncio.ensure_future(anext(received))
         await FencedCommands(commands, mandate).send(command)
@@ -116,17 +116,17 @@ async def test_users_have_the_rights_that_they_need(desk: Desk, jetstream: JetSt
         while not hearing.done():
             await reconciler.publish(told)
             await asyncio.wait({hearing}, timeout=0.05)
-    await FencedLedger(reconciler, mandate).append(Teller(NO_NODE).note())
+    await FencedLedger(reconciler, mandate).append(EventFactory(NO_NODE).note())
 
 
 @pytest.mark.parametrize("node", [OTHER, NO_NODE])
 async def test_node_may_not_write_events_of_another_node(desk: Desk, node: NodeName) -> None:
     reconciler = await desk.connect("reconciler", ensure_stream=True)
     worker = await desk.connect(NODE)
-    await worker.append(Teller(NODE).note())
+    await worker.append(EventFactory(NODE).note())
     end = await reconciler.last_sequence()
     with pytest.raises(LedgerUnavailableError):
-        await worker.append(Teller(node).note())
+        await worker.append(EventFactory(node).note())
     assert await reconciler.last_sequence() == end
 
 
@@ -135,7 +135,7 @@ async def test_node_may_not_send_commands_or_change_a_stream(desk: Desk) -> None
     await JetStreamCommands(reconciler).make(command_stream())
     worker = await desk.connect(NODE)
     with pytest.raises(LedgerUnavailableError):
-        await JetStreamCommands(worker).send(Teller(NODE).event(ComparisonRequested(request=RequestId("x"))))
+        await JetStreamCommands(worker).send(EventFactory(NODE).event(ComparisonRequested(request=RequestId("x"))))
     for call in ("STREAM.PURGE.LEDGER", "STREAM.DELETE.LEDGER", "STREAM.UPDATE.LEDGER", "STREAM.MSG.DELETE.LEDGER"):
         with pytest.raises(LedgerUnavailableError):
             await worker.api(call, {})
@@ -144,7 +144,7 @@ async def test_node_may_not_send_commands_or_change_a_stream(desk: Desk) -> None
 async def test_reconciler_may_not_write_or_purge_a_nodes_events(desk: Desk) -> None:
     reconciler = await desk.connect("reconciler", ensure_stream=True)
     with pytest.raises(LedgerUnavailableError):
-        await reconciler.append(Teller(NODE).note())
+        await reconciler.append(EventFactory(NODE).note())
     with pytest.raises(LedgerUnavailableError):
         await reconciler.purge("plumbline.ev.>", 10)
 

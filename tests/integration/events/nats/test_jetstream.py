@@ -34,7 +34,7 @@ from events.schema import (
     Stored,
 )
 from events.subjects import matches
-from tests.support.stories.lives import Teller, container
+from tests.support.stories.lives import EventFactory, container
 from tests.support.waiting import until
 
 ONE = container(1)
@@ -55,8 +55,8 @@ async def take(events: AsyncGenerator[Stored, None], count: int, seconds: float 
 
 
 async def fill(ledger: JetStreamLedger, count: int, *, size: int = 0, at_once: int = 64) -> list[Stored]:
-    teller = Teller()
-    events = [teller.note("x" * size, ONE) for _ in range(count)]
+    factory = EventFactory()
+    events = [factory.note("x" * size, ONE) for _ in range(count)]
     sequences: list[int] = []
     for first in range(0, count, at_once):
         sequences += await asyncio.gather(*(ledger.append(event) for event in events[first : first + at_once]))
@@ -123,9 +123,9 @@ async def test_server_crashes_lose_repeat_or_reorder_no_event(
     progress = asyncio.Event()
 
     async def write(number: int) -> None:
-        teller = Teller(f"node-{number}")
+        factory = EventFactory(f"node-{number}")
         for _ in range(each):
-            event = teller.note(sandbox=ONE)
+            event = factory.note(sandbox=ONE)
             while True:
                 try:
                     acknowledged[event.id] = await jetstream.append(event)
@@ -158,14 +158,14 @@ async def test_server_crashes_lose_repeat_or_reorder_no_event(
 
 async def test_conditions_hold_over_a_server_crash(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     """A chain of appends, each with the one before as its condition, as in the uplink."""
-    teller = Teller()
-    subject = subjects.pattern(teller.node)
+    factory = EventFactory()
+    subject = subjects.pattern(factory.node)
     last = 0
     for number in range(60):
         if number % 20 == 10:
             kill(server)
             server.start()
-        last = await jetstream.append(teller.note(str(number)), Expect(subject, last))
+        last = await jetstream.append(factory.note(str(number)), Expect(subject, last))
     assert [stored.sequence for stored in await everything(jetstream)] == list(range(1, 61))
 
 
@@ -189,7 +189,7 @@ async def test_follower_resumes_soon_after_a_server_crash(server: EmbeddedServer
         following = asyncio.ensure_future(anext(events))
         kill(server)
         server.start()
-        event = Teller("later").note()
+        event = EventFactory("later").note()
         await jetstream.append(event)
         async with asyncio.timeout(3):
             assert (await following).event == event
@@ -202,7 +202,7 @@ async def test_connection_is_replaced_after_a_server_error(server: EmbeddedServe
         await anext(events)
         following = asyncio.ensure_future(anext(events))
         await jetstream.connection.publish("far." + "x" * 5000, b"")
-        event = Teller("later").note()
+        event = EventFactory("later").note()
         await jetstream.append(event)
         async with asyncio.timeout(5):
             assert (await following).event == event
@@ -218,7 +218,7 @@ async def test_append_times_out_and_is_not_sent_later(server: EmbeddedServer) ->
     kill(server)
     loop = asyncio.get_running_loop()
     started = loop.time()
-    ghosts = [Teller(f"ghost-{number}").note() for number in range(20)]
+    ghosts = [EventFactory(f"ghost-{number}").note() for number in range(20)]
     outcomes = await asyncio.gather(*(ledger.append(event) for event in ghosts), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {LedgerUnavailableError}
     assert "is nats-server running, and has its disk room?" in str(outcomes[0])
@@ -234,7 +234,7 @@ async def test_append_times_out_and_is_not_sent_later(server: EmbeddedServer) ->
     assert not ledger.connected
     server.start()
     await until(_connected(ledger))
-    event = Teller("later").note()
+    event = EventFactory("later").note()
     assert await ledger.append(event) == 2
     assert await everything(ledger) == [*stored, Stored(2, event)]
     await ledger.close()
@@ -251,7 +251,7 @@ async def test_append_waits_for_a_server_that_is_back_in_time(
     server: EmbeddedServer, jetstream: JetStreamLedger
 ) -> None:
     kill(server)
-    appending = asyncio.create_task(jetstream.append(Teller().note()))
+    appending = asyncio.create_task(jetstream.append(EventFactory().note()))
     await asyncio.wait([appending], timeout=0.3)
     assert not appending.done()
     server.start()
@@ -260,7 +260,7 @@ async def test_append_waits_for_a_server_that_is_back_in_time(
 
 async def test_cancelled_append_ends_at_once(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     kill(server)
-    appending = asyncio.create_task(jetstream.append(Teller().note()))
+    appending = asyncio.create_task(jetstream.append(EventFactory().note()))
     await asyncio.wait([appending], timeout=0.1)
     appending.cancel()
     await asyncio.wait([appending], timeout=0.5)
@@ -308,7 +308,7 @@ async def test_stopped_server_delays_but_loses_nothing(server: EmbeddedServer, j
     async with aclosing(jetstream.follow()) as following, aclosing(jetstream.read()) as reading:
         followed, read = [await anext(following)], [await anext(reading)]
         with stopped(server):
-            appending = asyncio.create_task(jetstream.append(event := Teller("late").note()))
+            appending = asyncio.create_task(jetstream.append(event := EventFactory("late").note()))
             await asyncio.wait([appending], timeout=1.5)
             assert not appending.done()
         late = Stored(await appending, event)
@@ -341,7 +341,7 @@ async def test_readers_detect_a_silent_server(
         waiting = asyncio.ensure_future(anext(following))
         with stopped(server):
             await asyncio.wait([waiting], timeout=1.2)
-        event = Teller("late").note()
+        event = EventFactory("late").note()
         await jetstream.append(event)
         async with asyncio.timeout(10):
             assert (await waiting).event == event
@@ -433,7 +433,7 @@ async def test_waiting_follower_replaces_a_deleted_consumer(jetstream: JetStream
         waiting = asyncio.ensure_future(anext(following))
         [watched] = await consumers(jetstream)
         await jetstream.api(f"CONSUMER.DELETE.NODE.{watched['name']}", {})
-        event = Teller("late").note()
+        event = EventFactory("late").note()
         await jetstream.append(event)
         async with asyncio.timeout(5):
             assert (await waiting).event == event
@@ -446,12 +446,12 @@ async def test_waiting_follower_renews_expired_pull_requests(
     monkeypatch.setattr(consumer, "_EXPIRES", 0.12)
     monkeypatch.setattr(consumer, "_HEARTBEAT", 0.05)
     monkeypatch.setattr(consumer, "BATCH", 5)
-    teller, seen = Teller(), []
+    factory, seen = EventFactory(), []
     async with asyncio.timeout(20), aclosing(jetstream.follow()) as following:
         for burst in (1, 3, 4, 7, 2, 11, 1, 30, 6):
             waiting = asyncio.ensure_future(anext(following))
             await asyncio.wait([waiting], timeout=0.17)
-            events = [teller.note() for _ in range(burst)]
+            events = [factory.note() for _ in range(burst)]
             for event in events:
                 await jetstream.append(event)
             seen += [(await waiting).event]
@@ -493,16 +493,16 @@ def test_one_pull_request_has_room_for_the_largest_event() -> None:
 
 
 async def test_malformed_message_is_skipped(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
-    teller = Teller()
+    factory = EventFactory()
     torn = [b"", b"{", b'{"id": "half', b"\xff\xfe", b"[" * 100_000, b'{"id":"i","type":"WorkerStopped","v":1}']
     good: list[Event] = []
     async with raw_client(server) as client:
         for garbage in torn:
-            good.append(teller.note(sandbox=ONE))
+            good.append(factory.note(sandbox=ONE))
             await jetstream.append(good[-1])
-            await client.request(subjects.subject(teller.node, ONE, "WorkerStopped"), garbage)
+            await client.request(subjects.subject(factory.node, ONE, "WorkerStopped"), garbage)
             await client.request(
-                subjects.subject(teller.node, ONE, "WorkerStopped"), garbage, headers={"Status": "100"}
+                subjects.subject(factory.node, ONE, "WorkerStopped"), garbage, headers={"Status": "100"}
             )
     assert [stored.event for stored in await everything(jetstream)] == good
     assert [stored.event for stored in await take(jetstream.follow(), len(good))] == good
@@ -517,9 +517,9 @@ async def test_malformed_message_is_skipped(server: EmbeddedServer, jetstream: J
 
 async def fill_up(ledger: JetStreamLedger) -> tuple[list[Stored], LedgerError]:
     """Append until the ledger refuses; return the appended events and the error."""
-    teller, stored = Teller(), list[Stored]()
+    factory, stored = EventFactory(), list[Stored]()
     for number in itertools.count():
-        event = teller.note("x" * 50_000 + str(number), ONE)
+        event = factory.note("x" * 50_000 + str(number), ONE)
         try:
             stored.append(Stored(await ledger.append(event), event))
         except LedgerError as error:
@@ -535,7 +535,7 @@ async def test_full_stream_is_reported_and_recovers_with_room(server: EmbeddedSe
     assert "free room on its disk, or raise its limit" in str(error)
     assert await everything(ledger) == stored
     await ledger.purge("plumbline.ev.>", stored[4].sequence)
-    event = Teller("later").note()
+    event = EventFactory("later").note()
     last = Stored(await ledger.append(event), event)
     assert await everything(ledger) == [*stored[5:], last]
     await ledger.close()
@@ -576,7 +576,7 @@ async def test_full_disk_is_reported_and_loses_no_acknowledged_event(small_disk:
         assert "disk" in str(error)
         assert len(stored) > 5
         with pytest.raises(LedgerError, match="disk"):
-            await ledger.append(Teller("still full").note())
+            await ledger.append(EventFactory("still full").note())
         assert not server.healthy()
         ballast.unlink()
         server.stop()
@@ -584,7 +584,7 @@ async def test_full_disk_is_reported_and_loses_no_acknowledged_event(small_disk:
         assert server.healthy()
         kept = {entry.event.id: entry for entry in await everything(ledger)}
         assert [kept[entry.event.id] for entry in stored] == stored
-        assert await ledger.append(Teller("room again").note()) > stored[-1].sequence
+        assert await ledger.append(EventFactory("room again").note()) > stored[-1].sequence
         await ledger.close()
     finally:
         server.stop()
@@ -593,12 +593,12 @@ async def test_full_disk_is_reported_and_loses_no_acknowledged_event(small_disk:
 async def test_event_above_the_servers_limit_is_refused_at_once(jetstream: JetStreamLedger) -> None:
     started = asyncio.get_running_loop().time()
     with pytest.raises(LedgerError, match="max_payload"):
-        await jetstream.append(Teller().note("x" * MAX_PAYLOAD))
+        await jetstream.append(EventFactory().note("x" * MAX_PAYLOAD))
     with pytest.raises(LedgerError, match="too long"):
-        await jetstream.append(Teller("n" * 2000).note())
+        await jetstream.append(EventFactory("n" * 2000).note())
     assert asyncio.get_running_loop().time() - started < 1
     assert jetstream.generation == 1
-    assert await jetstream.append(Teller().note()) == 1
+    assert await jetstream.append(EventFactory().note()) == 1
 
 
 # --- the stream ------------------------------------------------------------------------------------------------------
@@ -664,7 +664,7 @@ async def test_time_of_each_append_is_observed(server: EmbeddedServer) -> None:
 async def test_conflict_has_the_servers_reason(jetstream: JetStreamLedger) -> None:
     await fill(jetstream, 3)
     with pytest.raises(ConflictError, match="wrong last sequence: 3"):
-        await jetstream.append(Teller("x").note(), Expect("plumbline.ev.>", 2))
+        await jetstream.append(EventFactory("x").note(), Expect("plumbline.ev.>", 2))
 
 
 # --- what both ledgers mean by a filter ------------------------------------------------------------------------------

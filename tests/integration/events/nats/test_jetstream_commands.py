@@ -17,7 +17,7 @@ from events.nats.server import EmbeddedServer
 from events.nats.streams import Stream, command_stream
 from events.schema import ComparisonRequested, Event, NodeName, RequestId
 from tests.support.nats.hub_servers import HubServers
-from tests.support.stories.lives import Teller
+from tests.support.stories.lives import EventFactory
 
 NODE = NodeName("worker-1.example.net")
 
@@ -29,8 +29,8 @@ async def commands(jetstream: JetStreamLedger) -> JetStreamCommands:
     return commands
 
 
-def command(teller: Teller, number: int) -> Event:
-    return teller.event(ComparisonRequested(request=RequestId(str(number))))
+def command(factory: EventFactory, number: int) -> Event:
+    return factory.event(ComparisonRequested(request=RequestId(str(number))))
 
 
 class Receiver:
@@ -66,11 +66,11 @@ def numbers(count: int) -> list[str]:
 
 
 async def test_server_restarts_lose_or_repeat_no_command(server: EmbeddedServer, commands: JetStreamCommands) -> None:
-    receiver, teller = Receiver(commands), Teller(NODE)
+    receiver, factory = Receiver(commands), EventFactory(NODE)
 
     async def send() -> None:
         for number in range(300):
-            await commands.send(command(teller, number))
+            await commands.send(command(factory, number))
 
     sending = asyncio.create_task(send())
     for count in (50, 150):
@@ -83,9 +83,9 @@ async def test_server_restarts_lose_or_repeat_no_command(server: EmbeddedServer,
 
 
 async def test_slow_reader_gets_every_command(commands: JetStreamCommands) -> None:
-    receiver, teller = Receiver(commands, pause=0.02), Teller(NODE)
+    receiver, factory = Receiver(commands, pause=0.02), EventFactory(NODE)
     for number in range(100):
-        await commands.send(command(teller, number))
+        await commands.send(command(factory, number))
     assert await receiver.until(100) == numbers(100)
     await receiver.stop()
 
@@ -94,12 +94,12 @@ async def test_receiving_continues_after_nats_py_gave_up(
     jetstream: JetStreamLedger, commands: JetStreamCommands
 ) -> None:
     """After a protocol error nats-py does not reconnect."""
-    receiver, teller = Receiver(commands), Teller(NODE)
-    await commands.send(command(teller, 0))
+    receiver, factory = Receiver(commands), EventFactory(NODE)
+    await commands.send(command(factory, 0))
     await receiver.until(1)
     with pytest.raises(LedgerUnavailableError):
         await jetstream.api("X" * 5000, {})
-    await commands.send(command(teller, 1))
+    await commands.send(command(factory, 1))
     assert await receiver.until(2) == numbers(2)
     await receiver.stop()
 
@@ -108,21 +108,21 @@ async def test_command_without_announcement_is_found(server: EmbeddedServer, jet
     config = msgspec.structs.replace(command_stream(), republish=None)
     commands = JetStreamCommands(jetstream, poll=0.1)
     await commands.make(config)
-    receiver, teller = Receiver(commands), Teller(NODE)
+    receiver, factory = Receiver(commands), EventFactory(NODE)
     for number in range(3):
-        await commands.send(command(teller, number))
+        await commands.send(command(factory, number))
         await receiver.until(number + 1)
     assert receiver.got == numbers(3)
     await receiver.stop()
 
 
 async def test_malformed_command_hides_no_later_one(jetstream: JetStreamLedger, commands: JetStreamCommands) -> None:
-    receiver, teller = Receiver(commands), Teller(NODE)
-    await commands.send(command(teller, 0))
+    receiver, factory = Receiver(commands), EventFactory(NODE)
+    await commands.send(command(factory, 0))
     stream = Stream(jetstream.connection, "COMMANDS")
     for subject in (subjects.command(NODE, "ComparisonRequested"), subjects.command(NODE, "Mist")):
         await stream.store(subject, b'{"id": "torn', what="mist", headers={})
-    await commands.send(command(teller, 1))
+    await commands.send(command(factory, 1))
     assert await receiver.until(2) == numbers(2)
     await receiver.stop()
 
@@ -130,12 +130,12 @@ async def test_malformed_command_hides_no_later_one(jetstream: JetStreamLedger, 
 async def test_replaced_stream_begins_after_the_lost_one(
     jetstream: JetStreamLedger, commands: JetStreamCommands
 ) -> None:
-    receiver, teller = Receiver(commands), Teller(NODE)
-    old = [await commands.send(command(teller, number)) for number in range(3)]
+    receiver, factory = Receiver(commands), EventFactory(NODE)
+    old = [await commands.send(command(factory, number)) for number in range(3)]
     await receiver.until(3)
     await jetstream.api("STREAM.DELETE.COMMANDS", {})
     await commands.make(command_stream())
-    assert await commands.send(command(teller, 3)) > old[-1]
+    assert await commands.send(command(factory, 3)) > old[-1]
     assert await receiver.until(4) == numbers(4)
     await receiver.stop()
 
@@ -144,7 +144,7 @@ async def test_receiving_leaves_no_consumer_or_subscription(
     jetstream: JetStreamLedger, commands: JetStreamCommands
 ) -> None:
     receivers = [Receiver(commands) for _ in range(5)]
-    await commands.send(command(Teller(NODE), 0))
+    await commands.send(command(EventFactory(NODE), 0))
     for receiver in receivers:
         await receiver.until(1)
     info: dict[str, Any] = msgspec.json.decode(await jetstream.api("STREAM.INFO.COMMANDS", {}))
@@ -158,7 +158,7 @@ async def test_command_is_announced_only_after_it_is_stored(
     jetstream: JetStreamLedger, commands: JetStreamCommands
 ) -> None:
     async with jetstream.subscribe(subjects.down_pattern(NODE)) as heard:
-        await commands.send(command(Teller(NODE), 0))
+        await commands.send(command(EventFactory(NODE), 0))
         async with asyncio.timeout(5):
             notice = await anext(heard)
     assert notice.subject == subjects.command(NODE, "ComparisonRequested").replace(
@@ -177,8 +177,8 @@ async def test_stream_detects_duplicates_as_long_as_it_stores_them(
 async def test_leader_loss_of_a_cluster_loses_or_repeats_no_command(three: HubServers, hub: JetStreamLedger) -> None:
     commands = JetStreamCommands(hub)
     await commands.make(command_stream(3))
-    receiver, teller = Receiver(commands), Teller(NODE)
-    sending = asyncio.create_task(_send(commands, teller, 200))
+    receiver, factory = Receiver(commands), EventFactory(NODE)
+    sending = asyncio.create_task(_send(commands, factory, 200))
     await receiver.until(50)
     info: dict[str, Any] = msgspec.json.decode(await hub.api("STREAM.INFO.COMMANDS", {}))
     leader = int(info["cluster"]["leader"].removeprefix("hub-"))
@@ -190,6 +190,6 @@ async def test_leader_loss_of_a_cluster_loses_or_repeats_no_command(three: HubSe
     await receiver.stop()
 
 
-async def _send(commands: JetStreamCommands, teller: Teller, count: int) -> None:
+async def _send(commands: JetStreamCommands, factory: EventFactory, count: int) -> None:
     for number in range(count):
-        await commands.send(command(teller, number))
+        await commands.send(command(factory, number))

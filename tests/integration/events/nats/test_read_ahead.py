@@ -19,7 +19,7 @@ from events.nats.read_ahead import ReadAhead
 from events.nats.server import EmbeddedServer
 from events.process.settings import LedgerAddress
 from events.schema import Event
-from tests.support.stories.lives import Teller, container
+from tests.support.stories.lives import EventFactory, container
 
 
 def readers(of: int | None = None) -> list[int]:
@@ -37,8 +37,8 @@ def runs(pid: int) -> bool:
 
 
 async def fill(ledger: JetStreamLedger, count: int, size: int = 0) -> list[Event]:
-    teller = Teller()
-    events = [teller.note("x" * size, container(1)) for _ in range(count)]
+    factory = EventFactory()
+    events = [factory.note("x" * size, container(1)) for _ in range(count)]
     for first in range(0, count, 64):
         await asyncio.gather(*(ledger.append(event) for event in events[first : first + 64]))
     return events
@@ -49,7 +49,7 @@ async def test_read_ahead_yields_the_ledgers_events(server: EmbeddedServer, jets
     client = await nats.connect(server.url, token=server.token)
     await client.jetstream().publish("plumbline.ev.x.y.Torn", b'{"half')
     await client.close()
-    await jetstream.append(Teller("later").note("after it", container(2)))
+    await jetstream.append(EventFactory("later").note("after it", container(2)))
     ahead = ReadAhead(jetstream, server.address)
     assert await ahead.last_sequence() == 1502
     for subject, after in (("plumbline.ev.>", 0), ("plumbline.ev.>", 700), (f"plumbline.ev.*.{container(2)}.>", 0)):

@@ -22,7 +22,7 @@ from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer, ServerError
 from events.process.settings import LedgerAddress, Settings, ledger_address
 from tests.support.repository import REPOSITORY
-from tests.support.stories.lives import Teller
+from tests.support.stories.lives import EventFactory
 
 _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp (proc(5))
 
@@ -203,7 +203,7 @@ def test_settings_find_the_servers_address(server: EmbeddedServer, tmp_path: Pat
 async def test_restart_preserves_port_token_and_events(server: EmbeddedServer) -> None:
     url, token = server.url, server.token
     ledger = await JetStreamLedger.connect(LedgerAddress(url, token))
-    event = Teller().note()
+    event = EventFactory().note()
     await ledger.append(event)
     for _ in range(3):
         server.stop()
@@ -215,7 +215,7 @@ async def test_restart_preserves_port_token_and_events(server: EmbeddedServer) -
 
 
 async def test_events_survive_a_server_crash_and_a_new_parent(tmp_path: Path) -> None:
-    event = Teller().note()
+    event = EventFactory().note()
     for _ in range(3):
         server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
         server.start()

@@ -23,7 +23,7 @@ from events.process.settings import LedgerAddress, Settings, SettingsError, TlsS
 from events.schema import NodeName
 from tests.support.nats.certificates import Authority, Pair
 from tests.support.nats.hub_servers import HubServers
-from tests.support.stories.lives import Teller
+from tests.support.stories.lives import EventFactory
 from tests.support.waiting import until
 
 NODE = NodeName("worker-1")
@@ -105,7 +105,7 @@ async def refusal(address: LedgerAddress) -> str:
 
 async def works(ledger: JetStreamLedger) -> bool:
     """Append an event and return whether it can be read."""
-    event = Teller(NODE).note()
+    event = EventFactory(NODE).note()
     sequence = await ledger.append(event)
     return [stored.event async for stored in ledger.read(after=sequence - 1)] == [event]
 

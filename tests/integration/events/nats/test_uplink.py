@@ -22,7 +22,7 @@ from events.nats.streams import Stream, hub_stream
 from events.nats.uplink import BATCH, Lag, Uplink
 from events.schema import NO_NODE, Event, NodeName, encode
 from tests.support.nats.hub_servers import HubServers, connect_hub
-from tests.support.stories.lives import Teller, container
+from tests.support.stories.lives import EventFactory, container
 from tests.support.waiting import until
 
 NODE = NodeName("worker-1.example.net")
@@ -64,9 +64,9 @@ async def copying(node: JetStreamLedger, above: JetStreamLedger) -> AsyncIterato
         await asyncio.wait({task})
 
 
-async def write(ledger: JetStreamLedger, teller: Teller, count: int) -> None:
+async def write(ledger: JetStreamLedger, factory: EventFactory, count: int) -> None:
     for number in range(count):
-        await ledger.append(teller.note(str(number), container(number % 7)))
+        await ledger.append(factory.note(str(number), container(number % 7)))
 
 
 async def events(ledger: JetStreamLedger) -> list[Event]:
@@ -85,26 +85,26 @@ async def same(node: JetStreamLedger, above: JetStreamLedger) -> list[Event]:
 
 
 async def test_old_and_new_events_are_copied_in_order(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
-    teller = Teller(NODE)
-    await write(jetstream, teller, 2 * BATCH + 50)
+    factory = EventFactory(NODE)
+    await write(jetstream, factory, 2 * BATCH + 50)
     async with copying(jetstream, above) as uplink:
         assert len(await same(jetstream, above)) == 2 * BATCH + 50
-        await write(jetstream, teller, 20)
+        await write(jetstream, factory, 20)
         assert len(await same(jetstream, above)) == 2 * BATCH + 70
         assert uplink.done == await jetstream.last_sequence()
 
 
 async def test_only_events_of_the_node_are_copied(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
-    await write(above, Teller(OTHER), 3)
-    for teller in (Teller(OTHER), Teller(NO_NODE), Teller(NODE)):
-        await write(jetstream, teller, 3)
+    await write(above, EventFactory(OTHER), 3)
+    for factory in (EventFactory(OTHER), EventFactory(NO_NODE), EventFactory(NODE)):
+        await write(jetstream, factory, 3)
     async with copying(jetstream, above):
         await same(jetstream, above)
     assert [stored.event.node async for stored in above.read()] == [OTHER] * 3 + [NODE] * 3
 
 
 async def test_copy_equals_its_event_byte_for_byte(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
-    text = encode(Teller(NODE).note("from tomorrow")).replace(b'"data":{', b'"later": [1], "data":{"more":"it",')
+    text = encode(EventFactory(NODE).note("from tomorrow")).replace(b'"data":{', b'"later": [1], "data":{"more":"it",')
     subject = subjects.subject(NODE, "", "WorkerStopped")
     await Stream(jetstream.connection, "NODE").store(subject, text, what="it", headers={})
     async with copying(jetstream, above):
@@ -119,9 +119,9 @@ async def test_new_uplink_resumes_where_the_last_one_stopped(one: HubServers, je
     above = await connect_hub(one)
     config = msgspec.structs.replace(hub_stream(1), duplicate_window=100_000_000)
     await Stream(above.connection, above.stream).ensure(config)
-    teller = Teller(NODE)
+    factory = EventFactory(NODE)
     for count in (1, 2, 30, 1):
-        await write(jetstream, teller, count)
+        await write(jetstream, factory, count)
         async with copying(jetstream, above):
             await same(jetstream, above)
         await asyncio.sleep(0.2)
@@ -133,7 +133,7 @@ async def test_hub_killed_under_load_gets_each_event_once(
     one: HubServers, jetstream: JetStreamLedger, above: JetStreamLedger
 ) -> None:
     async with copying(jetstream, above):
-        writing = asyncio.create_task(write(jetstream, Teller(NODE), 2000))
+        writing = asyncio.create_task(write(jetstream, EventFactory(NODE), 2000))
         for _ in range(3):
             await asyncio.sleep(0.4)
             one.kill()
@@ -147,7 +147,7 @@ async def test_cluster_without_leader_gets_each_event_once(
     three: HubServers, hub: JetStreamLedger, jetstream: JetStreamLedger
 ) -> None:
     async with copying(jetstream, hub):
-        writing = asyncio.create_task(write(jetstream, Teller(NODE), 1500))
+        writing = asyncio.create_task(write(jetstream, EventFactory(NODE), 1500))
         await asyncio.sleep(0.5)
         answer = msgspec.json.decode(await hub.api("STREAM.INFO.LEDGER", {}))
         leader = int(answer["cluster"]["leader"].removeprefix("hub-"))
@@ -162,7 +162,7 @@ async def test_uplink_survives_a_restart_of_the_nodes_server(
     server: EmbeddedServer, jetstream: JetStreamLedger, above: JetStreamLedger
 ) -> None:
     async with copying(jetstream, above):
-        writing = asyncio.create_task(write(jetstream, Teller(NODE), 600))
+        writing = asyncio.create_task(write(jetstream, EventFactory(NODE), 600))
         await asyncio.sleep(0.2)
         server.stop()
         server.start()
@@ -173,21 +173,21 @@ async def test_uplink_survives_a_restart_of_the_nodes_server(
 async def test_restored_hub_gets_its_lost_events_again(
     one: HubServers, folder: Path, jetstream: JetStreamLedger, above: JetStreamLedger
 ) -> None:
-    teller = Teller(NODE)
+    factory = EventFactory(NODE)
     async with copying(jetstream, above) as uplink:
-        await write(jetstream, teller, 100)
+        await write(jetstream, factory, 100)
         await same(jetstream, above)
         one.kill()
         one.back_up(folder / "backup")
         one.start()
-        await write(jetstream, teller, 100)
+        await write(jetstream, factory, 100)
         await same(jetstream, above)
-        await write(above, Teller(OTHER), 5)  # lost events of other nodes change nothing for this one
+        await write(above, EventFactory(OTHER), 5)  # lost events of other nodes change nothing for this one
         one.kill()
         one.restore(folder / "backup")
         one.start()
         assert len(await same(jetstream, above)) == 200
-        await write(jetstream, teller, 10)
+        await write(jetstream, factory, 10)
         assert len(await same(jetstream, above)) == 210
         assert uplink.done == await jetstream.last_sequence()
 
@@ -196,7 +196,7 @@ async def test_empty_hub_gets_all_events_of_the_node(
     one: HubServers, jetstream: JetStreamLedger, above: JetStreamLedger
 ) -> None:
     async with copying(jetstream, above):
-        await write(jetstream, Teller(NODE), 50)
+        await write(jetstream, EventFactory(NODE), 50)
         await same(jetstream, above)
         one.kill()
         one.restore(None)
@@ -207,11 +207,11 @@ async def test_empty_hub_gets_all_events_of_the_node(
 
 
 async def test_purge_at_the_node_does_not_affect_the_hub(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
-    teller = Teller(NODE)
-    await write(jetstream, teller, 30)
+    factory = EventFactory(NODE)
+    await write(jetstream, factory, 30)
     async with copying(jetstream, above):
         before = await same(jetstream, above)
-    await write(jetstream, teller, 7)
+    await write(jetstream, factory, 7)
     for number in range(7):  # purges the hub's last event of the node too
         await jetstream.purge(subjects.pattern(NODE, container(number)), 30)
     async with copying(jetstream, above) as uplink:
@@ -222,28 +222,28 @@ async def test_purge_at_the_node_does_not_affect_the_hub(jetstream: JetStreamLed
 
 
 async def test_malformed_event_does_not_stop_the_uplink(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
-    teller, stream = Teller(NODE), Stream(jetstream.connection, "NODE")
-    for text in (b"", b'{"id":"torn', b"\xff\xfe", encode(Teller(OTHER).note())):
-        await write(jetstream, teller, 1)
+    factory, stream = EventFactory(NODE), Stream(jetstream.connection, "NODE")
+    for text in (b"", b'{"id":"torn', b"\xff\xfe", encode(EventFactory(OTHER).note())):
+        await write(jetstream, factory, 1)
         await stream.store(subjects.subject(NODE, "", "WorkerStopped"), text, what="mist", headers={})
-    await write(jetstream, teller, 1)
+    await write(jetstream, factory, 1)
     async with copying(jetstream, above) as uplink:
         await until(lambda: uplink.done == 9)
     assert [event.node for event in await events(above)] == [NODE] * 5
 
 
-@pytest.mark.parametrize("text", [b"torn", encode(Teller(NODE).note("from elsewhere", container(99)))])
+@pytest.mark.parametrize("text", [b"torn", encode(EventFactory(NODE).note("from elsewhere", container(99)))])
 async def test_uplink_continues_after_foreign_events_of_the_node(
     jetstream: JetStreamLedger, above: JetStreamLedger, text: bytes
 ) -> None:
-    teller = Teller(NODE)
-    await write(jetstream, teller, 10)
+    factory = EventFactory(NODE)
+    await write(jetstream, factory, 10)
     async with copying(jetstream, above):
         before = await same(jetstream, above)
     subject = subjects.subject(NODE, container(99), "WorkerStopped")
     await Stream(above.connection, above.stream).store(subject, text, what="mist", headers={})
-    teller.event(before[0].data)  # the ID that the event from elsewhere has, too
-    await write(jetstream, teller, 10)
+    factory.event(before[0].data)  # the ID that the event from elsewhere has, too
+    await write(jetstream, factory, 10)
     async with copying(jetstream, above) as uplink:
         await until(lambda: uplink.done == 20)
     at_hub = [event for event in await events(above) if event.sandbox != container(99)]
@@ -253,13 +253,13 @@ async def test_uplink_continues_after_foreign_events_of_the_node(
 async def test_new_node_ledger_is_appended_after_the_old_copies(
     server: EmbeddedServer, tmp_path: Path, jetstream: JetStreamLedger, above: JetStreamLedger
 ) -> None:
-    teller = Teller(NODE)
-    await write(jetstream, teller, 20)
+    factory = EventFactory(NODE)
+    await write(jetstream, factory, 20)
     async with copying(jetstream, above):
         before = await same(jetstream, above)
     await jetstream.api("STREAM.DELETE.NODE", {})
     anew = await JetStreamLedger.connect(server.address)
-    await write(anew, teller, 30)
+    await write(anew, factory, 30)
     for _ in range(2):
         async with copying(anew, above) as uplink:
             await until(lambda: uplink.done == 30)
@@ -270,19 +270,19 @@ async def test_new_node_ledger_is_appended_after_the_old_copies(
 async def test_restored_node_adds_only_new_events(
     server: EmbeddedServer, tmp_path: Path, jetstream: JetStreamLedger, above: JetStreamLedger
 ) -> None:
-    teller = Teller(NODE)
-    await write(jetstream, teller, 20)
+    factory = EventFactory(NODE)
+    await write(jetstream, factory, 20)
     server.stop()
     shutil.copytree(tmp_path / "store", tmp_path / "backup")
     server.start()
-    await write(jetstream, teller, 20)
+    await write(jetstream, factory, 20)
     async with copying(jetstream, above):
         before = await same(jetstream, above)
     server.stop()
     shutil.rmtree(tmp_path / "store")
     shutil.copytree(tmp_path / "backup", tmp_path / "store")
     server.start()
-    await write(jetstream, teller, 30)
+    await write(jetstream, factory, 30)
     async with copying(jetstream, above) as uplink:
         await until(lambda: uplink.done == 50)
     assert await events(above) == before + (await events(jetstream))[20:]
@@ -290,7 +290,7 @@ async def test_restored_node_adds_only_new_events(
 
 async def test_two_uplinks_of_one_node_copy_each_event_once(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
     async with copying(jetstream, above), copying(jetstream, above):
-        await write(jetstream, Teller(NODE), 300)
+        await write(jetstream, EventFactory(NODE), 300)
         assert len(await same(jetstream, above)) == 300
 
 
@@ -298,9 +298,9 @@ async def test_event_too_large_for_the_hub_stops_no_later_one(folder: Path, jets
     servers = HubServers(folder, extra={"max_payload": 4096})
     servers.start()
     above = await connect_hub(servers)
-    teller = Teller(NODE)
+    factory = EventFactory(NODE)
     for text in ("a", "b" * 5000, "c"):
-        await jetstream.append(teller.note(text))
+        await jetstream.append(factory.note(text))
     async with copying(jetstream, above) as uplink:
         await until(lambda: uplink.done == 3)
     at_node = await events(jetstream)
@@ -313,10 +313,10 @@ async def test_uplink_survives_an_idle_time(
     jetstream: JetStreamLedger, above: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.nats.client.consumer._HEARTBEAT", 0.1)
-    teller = Teller(NODE)
+    factory = EventFactory(NODE)
     async with copying(jetstream, above):
         for _ in range(3):
-            await write(jetstream, teller, 2)
+            await write(jetstream, factory, 2)
             await same(jetstream, above)
             await asyncio.sleep(0.3)
 
@@ -325,12 +325,12 @@ async def test_lag_grows_while_the_hub_is_away_and_ends_after(
     one: HubServers, jetstream: JetStreamLedger, above: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.nats.uplink._MEASURE", 0.05)
-    teller = Teller(NODE)
+    factory = EventFactory(NODE)
     async with copying(jetstream, above) as uplink:
-        await write(jetstream, teller, 5)
+        await write(jetstream, factory, 5)
         await same(jetstream, above)
         one.kill()
-        await write(jetstream, teller, 5)
+        await write(jetstream, factory, 5)
         await until(lambda: uplink.lag.events == 5)
         assert uplink.lag.since > 0
         one.start()

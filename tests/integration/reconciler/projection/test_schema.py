@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from reconciler.projection.sql.engine import DatabaseAwayError, ProjectionError, open_engine, transaction
+from reconciler.projection.sql.engine import DatabaseUnavailableError, ProjectionError, open_engine, transaction
 from reconciler.projection.sql.schema import upgrade
 from reconciler.projection.sql.tables import metadata
 
@@ -56,7 +56,7 @@ def test_a_driver_that_is_not_installed_is_said_in_one_sentence() -> None:
 def test_two_writers_wait_for_each_other_and_then_one_is_told_that_the_database_is_away(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/x.db"
     first, second = open_engine(url), open_engine(url)
-    with transaction(first), pytest.raises(DatabaseAwayError, match="locked"), transaction(second):
+    with transaction(first), pytest.raises(DatabaseUnavailableError, match="locked"), transaction(second):
         raise AssertionError("two transactions at once")
     with transaction(second) as connection:
         assert connection.scalar(sa.text("SELECT 1")) == 1

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from events.schema import Stored
 from reconciler.projection.rebuild.shadow_database import ShadowDatabase
-from reconciler.projection.sql.engine import DatabaseAwayError, ReplacedError, open_engine, transaction
+from reconciler.projection.sql.engine import DatabaseUnavailableError, ReplacedError, open_engine, transaction
 from reconciler.projection.sql.tables import position
 from reconciler.projection.store import Store
 from tests.support.reconciler.postgres import Postgres
@@ -119,7 +119,7 @@ def test_one_that_is_frozen_in_a_batch_keeps_its_successor_waiting_for_seconds_a
     def batch() -> None:
         try:
             first.apply(events[:20])
-        except DatabaseAwayError as error:
+        except DatabaseUnavailableError as error:
             failures.append(error)
 
     thread = threading.Thread(target=batch)

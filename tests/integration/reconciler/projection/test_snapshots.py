@@ -13,7 +13,7 @@ from events.ledger.memory import MemoryLedger
 from events.schema import Pod, Stored
 from reconciler.follow.periodic_snapshots import PeriodicSnapshots, SnapshotBootstrap, SnapshotFolder
 from reconciler.projection.rebuild.snapshot import fill, inspect, save
-from reconciler.projection.sql.engine import DatabaseAwayError, open_engine, transaction
+from reconciler.projection.sql.engine import DatabaseUnavailableError, open_engine, transaction
 from reconciler.projection.sql.tables import nodes
 from reconciler.projection.sql.writer import copy_in
 from reconciler.projection.store import Store
@@ -168,7 +168,7 @@ async def test_a_postgresql_that_goes_away_while_it_is_filled_is_away_and_stays_
 
     engine = open_engine(url)
     with (
-        pytest.raises(DatabaseAwayError, match=r"connection is lost|terminating connection"),
+        pytest.raises(DatabaseUnavailableError, match=r"connection is lost|terminating connection"),
         transaction(engine) as connection,
     ):
         copy_in(connection, nodes, rows(engine))
