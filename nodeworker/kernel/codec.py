@@ -85,41 +85,55 @@ class Attributes(Mapping[str, Any]):
         self._layout = layout
         self._body = body
         self._start = start
-        self._raw = split(body, start)
+        self._raw: dict[int, bytes] | None = None
+
+    def __bool__(self) -> bool:
+        """Return whether the message has any content; the inherited test would count the attributes."""
+        return bool(self._body)
 
     def __getitem__(self, name: str) -> Any:
         position = self._layout.positions.get(name)
         if position is not None:
             return self._layout.fields.unpack_from(self._body)[position]
-        attribute = self._layout.attributes[name]
-        if attribute.number not in self._raw:
+        raw = self._find(name)
+        if raw is None:
             raise KeyError(name)
-        return attribute.read(self._raw[attribute.number], self)
+        return self._layout.attributes[name].read(raw, self)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return the value of *name*, or *default*; faster than the inherited method, which raises and catches."""
-        if name in self._layout.positions:
-            return self[name]
-        attribute = self._layout.attributes[name]
+        """Return the value of *name*, or *default*. (The inherited method, which raises and catches, is slow.)"""
+        attribute = self._layout.attributes.get(name)
+        if attribute is None:
+            if name in self._layout.positions:
+                return self[name]
+            attribute = self._layout.attributes[name]
+        if self._raw is None:
+            self._raw = split(self._body, self._start)
         raw = self._raw.get(attribute.number)
         return default if raw is None else attribute.read(raw, self)
 
     def __iter__(self) -> Iterator[str]:
         yield from self._layout.names
-        yield from (name for number, name in self._layout.attributes.named() if number in self._raw)
+        raw = split(self._body, self._start)
+        yield from (name for number, name in self._layout.attributes.named() if number in raw)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def raw(self, name: str) -> bytes:
         """Return the bytes of the attribute *name*, undecoded; none if it is missing."""
-        return self._raw.get(self._layout.attributes[name].number, b"")
+        return self._find(name) or b""
 
     def repeated(self, name: str) -> list[Any]:
         """Return the values of all attributes *name*, in their order."""
         attribute = self._layout.attributes[name]
         pairs = each_attribute(self._body, self._start)
         return [attribute.read(value, self) for number, value in pairs if number == attribute.number]
+
+    def _find(self, name: str) -> bytes | None:
+        if self._raw is None:
+            self._raw = split(self._body, self._start)
+        return self._raw.get(self._layout.attributes[name].number)
 
 
 class _Attributes(dict[str, Attribute]):
@@ -140,7 +154,7 @@ class _Attributes(dict[str, Attribute]):
         return compiled
 
     def named(self) -> Iterable[tuple[int, str]]:
-        """Return number and name of all attributes."""
+        """Return the number and name of each attribute."""
         return ((number, name) for name, (number, _) in self._declared.items())
 
 
@@ -222,7 +236,8 @@ def _of_class(number: int, described: type[Any], is_array: bool) -> Attribute:
     whole = _whole(described)
     if whole is not None:  # most attributes are one number
         length = packed(described.fields).size + _HEADER.size
-        return Attribute(number, lambda value, _: whole.pack(length, number, value), lambda raw, _: read(raw))
+        unpack = packed(described.fields).unpack_from
+        return Attribute(number, lambda value, _: whole.pack(length, number, value), lambda raw, _: unpack(raw)[0])
     return Attribute(number, lambda value, _: attribute(number, write(value)), lambda raw, _: read(raw))
 
 
