@@ -300,14 +300,16 @@ class World:
         self.runtime.pods.add(pod.id)
         request = RequestId(os.urandom(8).hex())
         add = AttachRequested(request=request, ifname=ETH0, netns=str(pod.netns), config="{}")
-        await worker.journal.request(worker.journal.event(add, pod.id))
+        await worker.journal.append_intent(worker.journal.event(add, pod.id))
 
     async def _go_on(self, worker: Worker, pod: Pod) -> None:
         """Have something happen to *pod*: most get a DEL; the others lose what they have, in either order."""
         throw = self.dice.random()
         if throw < 0.3:
             request = RequestId(os.urandom(8).hex())
-            await worker.journal.request(worker.journal.event(DetachRequested(request=request, ifname=ETH0), pod.id))
+            await worker.journal.append_intent(
+                worker.journal.event(DetachRequested(request=request, ifname=ETH0), pod.id)
+            )
             self._end(pod)
         elif throw < 0.5:
             self.runtime.pods.discard(pod.id)

@@ -108,7 +108,7 @@ class Recovery:
             pod=sandbox.pod,
             retry=count,
         )
-        await self._journal.request(self._journal.event(intent, sandbox.key.container_id, sandbox.intent))
+        await self._journal.append_intent(self._journal.event(intent, sandbox.key.container_id, sandbox.intent))
 
 
 def _needs_detach(sandbox: Sandbox) -> bool:

@@ -93,7 +93,7 @@ class Requests:
             event = self._journal.event(intent, sandbox)
             with self._plans.ahead(event, intent, frame.remaining):
                 try:
-                    await self._journal.request(event)
+                    await self._journal.append_intent(event)
                 except LedgerError as error:
                     self._answers.give(frame.request, self._without_ledger(frame, intent, error))
                 return await self._answers.wait(frame.request)

@@ -104,7 +104,7 @@ class Spool:
             log.warning("spooled_request_refused", file=spooled.path.name, error=error.failure.message)
             return []
         # If the ledger does not confirm the intent, the next drain appends it again: DEL is idempotent.
-        await self._journal.request(self._journal.event(intent, sandbox))
+        await self._journal.append_intent(self._journal.event(intent, sandbox))
         self._answers.open(frame.request)
         return [frame.request]
 

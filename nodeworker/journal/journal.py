@@ -4,7 +4,7 @@ The worker is the only writer of its node's events, so the acknowledgements of i
 ``state`` is the fold of the node's ledger without reading it back. Intents are the exception: ``state`` gets them where
 the worker consumes them. So there is one way in for all intents, also for those that an earlier worker wrote.
 
-There is one way to write each kind of event: ``request`` appends an intent, ``record`` everything else, and
+There is one way to write each kind of event: ``append_intent`` appends an intent, ``record`` everything else, and
 ``nodeworker.journal.effect_log`` the effects and the outcome of one intent in their order.
 """
 
@@ -119,7 +119,7 @@ class Journal:
             data=data,
         )
 
-    async def request(self, intent: Event, *, last: int | None = None) -> None:
+    async def append_intent(self, intent: Event, *, last: int | None = None) -> None:
         """Append *intent*; with *last*, only if that is the sequence of the newest event of its sandbox.
 
         The ledger sends every intent back to ``intents``. The worker (``nodeworker.__main__``) consumes them there and

@@ -73,7 +73,7 @@ class CommandHandler:
         intent = replace(command, request=RequestId(event.id), command=stored.sequence)
         while True:
             try:
-                await self._journal.request(self._journal.event(intent, event.sandbox, event.cause))
+                await self._journal.append_intent(self._journal.event(intent, event.sandbox, event.cause))
             except LedgerError as error:
                 log.warning("command_postponed", type=event.type, error=str(error))
                 await asyncio.sleep(_RETRY)

@@ -176,7 +176,7 @@ async def request_detach(
     answers.open(request)
     intent = DetachRequested(request=request, ifname=sandbox.key.ifname, netns=sandbox.netns, pod=sandbox.pod)
     try:
-        await journal.request(journal.event(intent, sandbox.key.container_id, cause), last=last)
+        await journal.append_intent(journal.event(intent, sandbox.key.container_id, cause), last=last)
     except ConflictError:
         answers.cancel(request)
         raise

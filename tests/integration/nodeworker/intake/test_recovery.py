@@ -115,7 +115,7 @@ class Worker:
     async def intent(self, data: Data, sandbox: str = BOX) -> EventId:
         """Append an intent, and return its ID once it is consumed."""
         known = set(self.desk.given)
-        await self.journal.request(self.journal.event(data, ContainerId(sandbox)))
+        await self.journal.append_intent(self.journal.event(data, ContainerId(sandbox)))
         await until(lambda: set(self.desk.given) > known)
         (event_id,) = set(self.desk.given) - known
         return event_id

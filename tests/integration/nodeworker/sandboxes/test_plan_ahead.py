@@ -106,7 +106,7 @@ def request(netns: str, name: str = "pod") -> AttachRequested:
 
 async def consumed(journal: Journal, intent: Event) -> None:
     """Append and consume *intent*, as the worker does."""
-    await journal.request(intent)
+    await journal.append_intent(intent)
     async for _ in journal.intents():
         return
 
@@ -144,7 +144,7 @@ async def test_a_known_container_is_not_planned_early(
 ) -> None:
     asked = request(netns)
     first, second, third = (journal.event(asked, BOX) for _ in range(3))
-    coming = asyncio.create_task(journal.request(first))
+    coming = asyncio.create_task(journal.append_intent(first))
     await asyncio.sleep(0)
     with plans.ahead(second, asked, 5.0):  # while another request of it is on its way
         await coming

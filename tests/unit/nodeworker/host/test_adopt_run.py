@@ -76,7 +76,7 @@ async def detach(ledger: MemoryLedger, sandbox: str) -> None:
         pass
     await journal.open_epoch(WorkerStarted(version="0", pid=1))
     intent = journal.event(DetachRequested(request=request, ifname=eth0), ContainerId(sandbox))
-    await journal.request(intent)
+    await journal.append_intent(intent)
     async for _ in journal.intents():
         break
     await journal.record(DetachCompleted(request=request, ifname=eth0), ContainerId(sandbox), intent.id)

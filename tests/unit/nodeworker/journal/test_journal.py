@@ -89,7 +89,7 @@ async def back(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> asyncio.Eve
 
 async def consumed(journal: Journal, intent: Data) -> Event:
     """Append and consume *intent*, as the worker does."""
-    await journal.request(journal.event(intent, BOX))
+    await journal.append_intent(journal.event(intent, BOX))
     async for stored in journal.intents():
         return stored.event
     raise AssertionError
@@ -109,7 +109,7 @@ async def test_state_is_what_the_ledger_has_confirmed(journal: Journal) -> None:
 
 
 async def test_an_intent_is_applied_when_it_is_consumed(journal: Journal) -> None:
-    await journal.request(journal.event(attach(), BOX))
+    await journal.append_intent(journal.event(attach(), BOX))
     assert KEY not in journal.state.sandboxes
     async for _ in journal.intents():
         break
@@ -119,7 +119,7 @@ async def test_an_intent_is_applied_when_it_is_consumed(journal: Journal) -> Non
 async def test_a_record_of_an_open_intent_is_applied_behind_it(journal: Journal, ledger: UnreliableLedger) -> None:
     intent = journal.event(attach(), BOX)
     ledger.hold.clear()
-    request = asyncio.create_task(journal.request(intent))
+    request = asyncio.create_task(journal.append_intent(intent))
     await asyncio.sleep(0)
     assert journal.has_open_intent(BOX)
     recording = journal.record(PLANNED, BOX, intent.id)
@@ -141,7 +141,7 @@ async def test_a_record_of_a_refused_intent_is_not_retried(journal: Journal, led
     ledger.errors = [LedgerFullError("full"), LedgerFullError("full")]
     ledger.hold.clear()
     intent = journal.event(attach(), BOX)
-    request = asyncio.create_task(journal.request(intent))
+    request = asyncio.create_task(journal.append_intent(intent))
     await asyncio.sleep(0)
     recording = journal.record(PLANNED, BOX, intent.id)
     await asyncio.sleep(0)
@@ -290,7 +290,7 @@ async def test_a_replaced_worker_records_nothing_more(journal: Journal, ledger: 
         await journal.record(DETACHED, BOX)
     assert journal.replaced.is_set()
     with pytest.raises(ConflictError):
-        await journal.request(journal.event(attach("late"), BOX))
+        await journal.append_intent(journal.event(attach("late"), BOX))
     assert await ledger.last_sequence() == end
 
 

@@ -64,11 +64,11 @@ async def collected(ledger: RefusingLedger, refused: tuple[str, ...], **keys: An
     await journal.open_epoch(WorkerStarted(version="1", pid=1))
     gc = request(**keys)
     intents = aiter(journal.intents())
-    await journal.request(journal.event(replace(attach(), config=gc.config), BOX))
+    await journal.append_intent(journal.event(replace(attach(), config=gc.config), BOX))
     added = (await anext(intents)).event
     for data in (PLANNED, ATTACHED, completed()):
         await journal.record(data, BOX, added.id)
-    await journal.request(journal.event(gc))
+    await journal.append_intent(journal.event(gc))
     event = (await anext(intents)).event
     ledger.refused = refused
     runners, readiness = PluginExecutor(marker="gc-test"), Readiness(seats=1)
