@@ -108,7 +108,7 @@ class Attacher:
             sandbox = self._journal.state.sandboxes[key]
             if sandbox.plan is not None:
                 break
-            await self._plans.plan(event, request, deadline, readiness_wait)
+            await self._plans.ensure_recorded(event, request, deadline, readiness_wait)
         return self._journal.state.sandboxes[key]
 
     async def _make(

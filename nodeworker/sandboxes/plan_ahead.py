@@ -1,7 +1,7 @@
 """Plan an attach while the ledger takes its request, and record the plan behind the request.
 
 Planning only looks things up, so it may start before the request is durable. It starts and ends in ``PlanAhead.ahead``;
-an attach whose plan was not started early is planned in ``PlanAhead.plan``.
+an attach whose plan was not started early is planned in ``PlanAhead.ensure_recorded``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PlanAhead:
         still change.
         """
         if isinstance(request, AttachRequested) and self._may_start(intent, request):
-            self._started[intent.id] = asyncio.create_task(self._plan_after_request(intent, request, seconds))
+            self._started[intent.id] = asyncio.create_task(self._record_plan_after_request(intent, request, seconds))
         try:
             yield
         finally:
@@ -45,12 +45,14 @@ class PlanAhead:
                 planning.cancel()
                 planning.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def plan(self, intent: Event, request: AttachRequested, deadline: Deadline, readiness_wait: float) -> None:
+    async def ensure_recorded(
+        self, intent: Event, request: AttachRequested, deadline: Deadline, readiness_wait: float
+    ) -> None:
         """Return once the plan for *intent* is in the ledger. Raises RequestFailedError.
 
         *readiness_wait*: seconds to wait for a default network that is not ready.
         """
-        planning = self._started.pop(intent.id, None) or self._plan(intent, request, readiness_wait)
+        planning = self._started.pop(intent.id, None) or self._record_plan(intent, request, readiness_wait)
         await confirm(await deadline.within(planning))
 
     def _may_start(self, intent: Event, request: AttachRequested) -> bool:
@@ -60,10 +62,10 @@ class PlanAhead:
             and not self._journal.has_open_intent(intent.sandbox)
         )
 
-    async def _plan_after_request(self, intent: Event, request: AttachRequested, seconds: float) -> Recording:
+    async def _record_plan_after_request(self, intent: Event, request: AttachRequested, seconds: float) -> Recording:
         await asyncio.sleep(0)  # the request is sent first
-        return await self._plan(intent, request, seconds)
+        return await self._record_plan(intent, request, seconds)
 
-    async def _plan(self, intent: Event, request: AttachRequested, seconds: float) -> Recording:
+    async def _record_plan(self, intent: Event, request: AttachRequested, seconds: float) -> Recording:
         planned = await self._planner.plan(request, intent.sandbox, seconds)
         return self._journal.record(planned, intent.sandbox, intent.id)

@@ -119,7 +119,7 @@ async def test_an_early_plan_is_made_once_and_recorded_behind_its_request(
     with plans.ahead(intent, asked, 5.0):
         cluster.may_answer.set()
         await consumed(journal, intent)
-        await plans.plan(intent, asked, Deadline(5.0), 5.0)
+        await plans.ensure_recorded(intent, asked, Deadline(5.0), 5.0)
     assert cluster.asked == 1
     plan = journal.state.sandboxes[KEY].plan
     assert plan is not None
@@ -135,7 +135,7 @@ async def test_an_attach_without_early_plan_is_planned_when_it_starts(
     cluster.may_answer.set()
     await consumed(journal, intent)
     assert journal.state.sandboxes[KEY].plan is None
-    await plans.plan(intent, asked, Deadline(5.0), 5.0)
+    await plans.ensure_recorded(intent, asked, Deadline(5.0), 5.0)
     assert journal.state.sandboxes[KEY].plan is not None
 
 
@@ -164,7 +164,7 @@ async def test_an_error_of_an_early_plan_is_raised_to_the_attach(
     with plans.ahead(intent, asked, 5.0):
         await asyncio.sleep(0.01)
         with pytest.raises(RequestFailedError) as raised:
-            await plans.plan(intent, asked, Deadline(5.0), 5.0)
+            await plans.ensure_recorded(intent, asked, Deadline(5.0), 5.0)
     assert raised.value.failure.error_class is ErrorClass.POD_NOT_FOUND
 
 
@@ -190,7 +190,7 @@ async def test_a_cancelled_attach_cancels_its_planning(
     asked = request(netns)
     intent = journal.event(asked, BOX)
     with plans.ahead(intent, asked, 5.0):
-        waiting = asyncio.create_task(plans.plan(intent, asked, Deadline(5.0), 5.0))
+        waiting = asyncio.create_task(plans.ensure_recorded(intent, asked, Deadline(5.0), 5.0))
         await asyncio.sleep(0.01)
         waiting.cancel()
         await asyncio.wait([waiting])
