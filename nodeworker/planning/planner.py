@@ -18,7 +18,7 @@ from nodeworker.planning.cluster.source import Source
 from nodeworker.planning.devices.source import DeviceSource, find_devices
 from nodeworker.planning.readiness import Readiness
 from nodeworker.planning.resolve.netconf import NetConf, NodeDefaults, parse_netconf
-from nodeworker.planning.resolve.plan import definition, plan
+from nodeworker.planning.resolve.plan import definition, make_plan
 from nodeworker.plugins import chain
 from nodeworker.plugins.exec import PluginError, Runners
 from nodeworker.plugins.native import registry
@@ -62,7 +62,7 @@ class Planner:
         await self._readiness.wait(conf.readiness_file, readiness_wait, Phase.RESOLVE)
         pod, networks = await gather(conf, request.pod, self._source)
         devices = await find_devices(conf, request.pod, pod, networks, self._device_sources)
-        planned = plan(request, container_id, conf, pod, networks, devices, self._info_folder)
+        planned = make_plan(request, container_id, conf, pod, networks, devices, self._info_folder)
         if registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins):
             # The first import of a plugin's module takes tens of milliseconds: too long for the event loop.
             planned = await asyncio.to_thread(self._with_native, planned, container_id)

@@ -19,7 +19,7 @@ from nodeworker.plugins.spec.names import shown
 
 
 class Gathered(NamedTuple):
-    """The pod and its networks, as arguments of ``planning.resolve.plan``."""
+    """The pod and its networks, as arguments of ``planning.resolve.plan.make_plan``."""
 
     pod: PodObject | None
     """None: the runtime named no pod."""

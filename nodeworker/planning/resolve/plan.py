@@ -36,7 +36,7 @@ _ALSO_IN_CNI_ARGS = frozenset({"ips", "mac"})
 """Requests that reach a plugin without the capability too: old NADs with static IPAM and macvlan depend on it."""
 
 
-def plan(
+def make_plan(
     request: AttachRequested,
     container_id: str,
     conf: NetConf,

@@ -16,7 +16,7 @@ from nodeworker.planning.cluster.manifests import Manifests
 from nodeworker.planning.cluster.source import Source
 from nodeworker.planning.resolve.netconf import NodeDefaults, parse_netconf
 from nodeworker.planning.resolve.objects import PodObject
-from nodeworker.planning.resolve.plan import plan
+from nodeworker.planning.resolve.plan import make_plan
 from nodeworker.plugins.spec.cni_args import pod_of
 
 SAMPLEPOD = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=samplepod;K8S_POD_UID=u1"
@@ -56,7 +56,7 @@ class Node:
         )
         conf = parse_netconf(config, NodeDefaults())
         pod, networks = await gather(conf, request.pod, source)
-        return plan(request, "c1", conf, pod, networks)
+        return make_plan(request, "c1", conf, pod, networks)
 
     async def refused(self, args: str = SAMPLEPOD, source: Source | None = None, **stdin: Any) -> Failure:
         with pytest.raises(RequestFailedError) as caught:

@@ -14,7 +14,7 @@ from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
 from nodeworker.planning.resolve.device_assignment import MAX_ID, info_path, is_device_id
 from nodeworker.planning.resolve.netconf import NetConf, NodeDefaults, parse_netconf
 from nodeworker.planning.resolve.objects import RESOURCE_NAME, Nad, NetworkRef, PodObject
-from nodeworker.planning.resolve.plan import plan
+from nodeworker.planning.resolve.plan import make_plan
 from nodeworker.settings import DeviceSettings
 
 SRIOV, RDMA = "vendor.example/sriov", "vendor.example/rdma"
@@ -50,7 +50,7 @@ class Given:
         request = AttachRequested(
             request=RequestId("r"), ifname=IfName("eth0"), netns="/n", config=self.config, path="/p", pod=POD
         )
-        return plan(request, "c1", self.conf, self.pod, self.networks, devices, **options)
+        return make_plan(request, "c1", self.conf, self.pod, self.networks, devices, **options)
 
     def refused(self, devices: Devices) -> Failure:
         with pytest.raises(RequestFailedError) as caught:

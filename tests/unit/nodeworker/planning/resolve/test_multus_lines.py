@@ -12,7 +12,7 @@ from events.schema import AttachPlanned, AttachRequested, IfName, RequestId
 from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS, parse_networks
 from nodeworker.planning.resolve.netconf import NodeDefaults, parse_netconf
 from nodeworker.planning.resolve.objects import Nad, NetworkRef, PodObject
-from nodeworker.planning.resolve.plan import plan
+from nodeworker.planning.resolve.plan import make_plan
 from nodeworker.plugins.spec.cni_args import pod_of
 
 ARGS = "K8S_POD_NAMESPACE=test;K8S_POD_NAME=samplepod;K8S_POD_UID=u1"
@@ -31,7 +31,7 @@ def planned(annotations: Mapping[str, str], *nads: Nad, **stdin: Any) -> AttachP
     )
     networks = {NetworkRef(each.namespace, each.name, on_disk): each for each in nads for on_disk in (False, True)}
     pod = PodObject("test", "samplepod", "u1", dict(annotations))
-    return plan(request, "c1", parse_netconf(config, NodeDefaults()), pod, networks)
+    return make_plan(request, "c1", parse_netconf(config, NodeDefaults()), pod, networks)
 
 
 def attached(result: AttachPlanned) -> list[tuple[str, str, str]]:

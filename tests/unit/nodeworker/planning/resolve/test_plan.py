@@ -17,7 +17,7 @@ from nodeworker.errors import RequestFailedError
 from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
 from nodeworker.planning.resolve.netconf import NodeDefaults, parse_netconf
 from nodeworker.planning.resolve.objects import Nad, NetworkRef, PodObject
-from nodeworker.planning.resolve.plan import plan
+from nodeworker.planning.resolve.plan import make_plan
 from nodeworker.plugins.spec.cni_args import pod_of
 from nodeworker.plugins.spec.names import ifname_problem
 
@@ -86,7 +86,7 @@ def planned(
     networks = {NetworkRef(nad.namespace, nad.name, on_disk=nad.namespace in {"", "kube-system"}): nad for nad in nads}
     networks |= {NetworkRef("kube-system", nad.name, on_disk=True): nad for nad in nads if not nad.namespace}
     networks |= {NetworkRef(nad.namespace, nad.name): nad for nad in nads if nad.namespace}
-    return plan(request, CONTAINER, parse_netconf(config, NodeDefaults()), pod, networks)
+    return make_plan(request, CONTAINER, parse_netconf(config, NodeDefaults()), pod, networks)
 
 
 def refused(*args: Any, **kwargs: Any) -> Failure:
