@@ -87,11 +87,12 @@ class Runners(Protocol):
         """Raise PluginError (plugin_missing) unless everything that *plugin* needs is installed."""
         ...
 
-    def runs_in_pool(self, attachment: PlannedAttachment) -> bool:
-        """Return whether the native pool does the whole ADD and the whole DEL of *attachment*.
+    def is_one_pool_job(self, attachment: PlannedAttachment) -> bool:
+        """Return whether the ADD of *attachment* is one job of the native pool, and so is its DEL.
 
-        Two things follow. Several such ADDs are submitted together: the pool does them in order. And their effects are
-        recorded with the outcome: they take little time, and a repeated ADD or DEL finds what is there.
+        A chain is several jobs, also if all its plugins are native. Two things follow. Several such ADDs are submitted
+        together: the pool does them in order. And their effects are recorded with the outcome: they take little time,
+        and a repeated ADD or DEL finds what is there.
         """
         ...
 
@@ -121,7 +122,7 @@ class PluginExecutor:
         """See ``Runners``."""
         find(type_of(plugin), search)
 
-    def runs_in_pool(self, attachment: PlannedAttachment) -> bool:
+    def is_one_pool_job(self, attachment: PlannedAttachment) -> bool:
         """See ``Runners``."""
         return False
 

@@ -44,7 +44,7 @@ class PluginRunners:
         elif summary.ipam and not summary.native_ipam:
             find(summary.ipam, search)
 
-    def runs_in_pool(self, attachment: PlannedAttachment) -> bool:
+    def is_one_pool_job(self, attachment: PlannedAttachment) -> bool:
         """See ``Runners``."""
         if attachment.native != (True,) or attachment.device_info:
             return False

@@ -143,9 +143,9 @@ class Attacher:
             return effects.finish(outcome)
 
     def _batches(self, attachments: list[Attachment]) -> Iterator[list[Attachment]]:
-        """Yield *attachments*, in order, in batches whose ADDs the native pool gets together."""
-        for in_pool, group in groupby(attachments, lambda each: self._runners.runs_in_pool(each.plan)):
-            if in_pool:
+        """Yield *attachments*, in order, in batches: the native pool gets the ADDs of a batch together."""
+        for is_one_job, group in groupby(attachments, lambda each: self._runners.is_one_pool_job(each.plan)):
+            if is_one_job:
                 yield list(group)
             else:
                 yield from ([attachment] for attachment in group)
@@ -186,9 +186,9 @@ class Attacher:
     async def _log_effect(
         self, plan: PlannedAttachment, result: str, runs: tuple[PluginRun, ...], effects: EffectLog
     ) -> InterfaceAttached:
-        """Record the attachment of *plan*: with the outcome if the native pool made it, else at once.
+        """Record the attachment of *plan*: with the outcome if its ADD was one job of the native pool, else at once.
 
-        An executed plugin may take long, and may be unable to repeat its ADD.
+        A chain or an executed plugin may take long, and an executed plugin may be unable to repeat its ADD.
         """
         self._metrics.runs_done("ADD", runs)
         effect = InterfaceAttached(
@@ -199,7 +199,7 @@ class Attacher:
             runs=runs,
             device_info=await device_info.recorded(plan),
         )
-        if self._runners.runs_in_pool(plan):
+        if self._runners.is_one_pool_job(plan):
             effects.carry(effect)
         else:
             effects.append(effect)

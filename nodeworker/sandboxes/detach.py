@@ -92,7 +92,7 @@ class Detacher:
         """Detach, last first, what *sandbox* may still have, and return its outcome, which is recorded behind that.
 
         *outcome* makes it from the attachments that could not be detached, and why. Raises RequestFailedError if the
-        ledger did not take an event, after everything was tried; the journal offers it all events again.
+        ledger did not acknowledge an event, after everything was tried; the journal offers it all events again.
         """
         async with EffectLog(self._journal, event) as effects:
             left = {} if sandbox is None else await self._detach_all(sandbox, phase, effects)
@@ -108,10 +108,10 @@ class Detacher:
             done = await self._detach_one(sandbox, attachment, phase)
             if isinstance(done, InterfaceDetachFailed):
                 left[done.ifname] = done.failure
-            if isinstance(done, InterfaceDetached) and self._runners.runs_in_pool(attachment.plan):
+            if isinstance(done, InterfaceDetached) and self._runners.is_one_pool_job(attachment.plan):
                 effects.carry(done)
             else:
-                effects.append(done)  # an executed plugin may take long, and a failure is recorded at once
+                effects.append(done)  # a chain or an executed plugin may take long, and a failure is recorded at once
         return left
 
     async def _detach_one(
