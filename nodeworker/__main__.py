@@ -229,7 +229,7 @@ class _Worker:
             await hub.close()
 
     async def _consume(self, dispatcher: Dispatcher) -> None:
-        """Start the work for every intent that the ledger has taken (``Journal.append_intent``)."""
+        """Start the work for every intent that the ledger has acknowledged (``Journal.append_intent``)."""
         async for intent in self._journal.intents():
             dispatcher.dispatch(intent)
 

@@ -70,9 +70,9 @@ class Requests:
         """Give the request of *frame* up: its entry point is gone."""
         self._dispatcher.abandon(frame.request)
 
-    def taken(self, frame: Frame) -> None:
+    def answer_sent(self, frame: Frame) -> None:
         """Note that the answer to *frame* was sent."""
-        self._answers.taken(frame.request)
+        self._answers.answer_sent(frame.request)
 
     async def _fulfil(self, command: str, frame: Frame) -> Reply:
         config = frame.config

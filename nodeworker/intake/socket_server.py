@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
         reply = await self._intake.answer(frame)
         if self._transport is not None and not self._transport.is_closing():
             self._send(reply)
-            self._intake.taken(frame)
+            self._intake.answer_sent(frame)
 
     def _send(self, reply: Reply) -> None:
         assert self._transport is not None

@@ -17,7 +17,7 @@ T = TypeVar("T", bound=Data)
 
 
 async def confirm(recording: Recording) -> None:
-    """Return once *recording* is done. Raises RequestFailedError if the ledger did not take the event."""
+    """Return once *recording* is done. Raises RequestFailedError if the ledger did not acknowledge the event."""
     try:
         await recording
     except LedgerError as error:
@@ -28,7 +28,7 @@ class EffectLog:
     """The events of one intent's effects, each appended while the next effect is made, or carried by the outcome.
 
     As a context manager it exits once all its events are durable, whether its block succeeded or not: what follows
-    builds on them. It then raises RequestFailedError for the first event that the ledger did not take.
+    builds on them. It then raises RequestFailedError for the first event that the ledger did not acknowledge.
     """
 
     def __init__(self, journal: Journal, intent: Event) -> None:

@@ -48,7 +48,7 @@ The append goes on if the future is cancelled, or if nothing awaits it.
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _RETRY = 1.0
-"""Seconds between two attempts to append what the ledger did not take."""
+"""Seconds between two attempts to append an event that the ledger did not acknowledge."""
 
 
 class _OpenIntent:
@@ -77,7 +77,7 @@ class Journal:
         self._loaded = 0
         self._fence: Expect | None = None
         self.replaced = asyncio.Event()
-        """Set once another worker has taken the node over: the ledger takes nothing more from this one."""
+        """Set once another worker has taken the node over: the ledger refuses every event of this one."""
         self._listeners: list[Callable[[Event, Sandbox | None], None]] = []
 
     def subscribe(self, listener: Callable[[Event, Sandbox | None], None]) -> None:
@@ -92,7 +92,7 @@ class Journal:
             yield stored
 
     async def open_epoch(self, started: WorkerStarted) -> None:
-        """Take the node over from the worker before: from here on the ledger takes nothing from that one.
+        """Take the node over from the worker before: from here on the ledger refuses every event of that one.
 
         Raises ConflictError if another worker takes the node over at the same time.
         """
@@ -154,9 +154,9 @@ class Journal:
         """Start to append an event that is no intent, and return the future that is done once it is recorded.
 
         The future fails with LedgerUnavailableError or LedgerFullError if the ledger did not acknowledge the event. It
-        is then appended as soon as the ledger takes it: the ledger may have it, and state and ledger must not differ.
+        is then appended as soon as the ledger accepts it: the ledger may have it, and state and ledger must not differ.
         Later events of the same sandbox wait for that and fail until then, so the order stays. The future fails with
-        another LedgerError for an event that the ledger will never take.
+        another LedgerError for an event that the ledger will never accept.
 
         The intent *cause* may not be consumed yet: the event is appended behind it and applied after it.
         """
@@ -173,11 +173,11 @@ class Journal:
 
     @property
     def settled(self) -> bool:
-        """Whether the ledger has taken every event, also those that it refused at first."""
+        """Whether the ledger has acknowledged every event, also those that it refused at first."""
         return not self._postponed
 
     async def close(self) -> None:
-        """Wait for the appends in progress, then cancel those that the ledger does not take."""
+        """Wait for the appends in progress, then cancel those that the ledger does not acknowledge."""
         if self._appends:
             await asyncio.wait(self._appends, timeout=_RETRY)
         for task in self._appends:
@@ -187,7 +187,9 @@ class Journal:
         """Append *event*. *intent* is its cause, where that is open."""
         if any(earlier.sandbox == event.sandbox for earlier in self._postponed):
             self._postpone(event)
-            raise LedgerUnavailableError("the ledger has not yet taken what came before; it will be recorded later")
+            raise LedgerUnavailableError(
+                "the ledger has not yet acknowledged an earlier event of the sandbox; this one will be recorded later"
+            )
         try:
             sequence = await self._put(event)
         except (LedgerUnavailableError, LedgerFullError):

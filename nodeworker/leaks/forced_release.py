@@ -64,10 +64,10 @@ class ForcedRelease:
             runs += run
             if not freed:
                 unreleased = failure
-        taken = [
+        deleted = [
             end.name for end in node_ends(type_of(plan), attachment.result) if await asyncio.to_thread(free_link, end)
         ]
-        notes += [f"the node's link {name} was deleted" for name in taken]
+        notes += [f"the node's link {name} was deleted" for name in deleted]
         await device_info.withdraw(plan)
         if unreleased is None and refused and not final:
             unreleased = next(iter(refused.values()))

@@ -55,8 +55,8 @@ class Planner:
     async def plan(self, request: AttachRequested, container_id: ContainerId, readiness_wait: float) -> AttachPlanned:
         """Return the plan for *request*: its plugins are installed, and its interface names are free.
 
-        What is not Plumbline's is never deleted, so a name that is taken is an error. *readiness_wait*: seconds to wait
-        for a default network that is not ready. Raises RequestFailedError.
+        What is not Plumbline's is never deleted, so a name that is in use is an error. *readiness_wait*: seconds to
+        wait for a default network that is not ready. Raises RequestFailedError.
         """
         conf = parse_netconf(request.config, self.node_defaults)
         await self._readiness.wait(conf.readiness_file, readiness_wait, Phase.RESOLVE)
@@ -109,11 +109,11 @@ class Planner:
 
 
 def _require_free(planned: AttachPlanned, request: AttachRequested) -> None:
-    """Raise RequestFailedError (interface_exists) for an interface name that is taken."""
+    """Raise RequestFailedError (interface_exists) for an interface name that is in use."""
     names = {attachment.ifname for attachment in planned.attachments}
-    taken = interfaces_present(request.netns, names, Phase.RESOLVE)
+    in_use = interfaces_present(request.netns, names, Phase.RESOLVE)
     for attachment in planned.attachments:
-        if attachment.ifname in taken:
+        if attachment.ifname in in_use:
             raise failed(
                 ErrorClass.INTERFACE_EXISTS,
                 Phase.RESOLVE,

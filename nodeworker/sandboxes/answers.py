@@ -87,7 +87,7 @@ class Answers:
         """Expect no answer to *request* any more: its intent was not appended."""
         self._answers.pop(request, None)
 
-    def taken(self, request: RequestId) -> None:
+    def answer_sent(self, request: RequestId) -> None:
         """Forget *request*: its entry point has the answer and will not ask again.
 
         A failure stays for ``KEEP`` seconds: an intent that the ledger did not confirm may still arrive, and must find

@@ -1,7 +1,7 @@
 """Plan how to attach an interface again exactly as it was.
 
 Pure. The recorded plugins run again with their recorded configuration, except for the addresses: the ``static`` plugin
-assigns the recorded ones, so that the attachment's reservation is neither freed nor taken a second time.
+assigns the recorded ones, so that the attachment's reservation is neither freed nor made a second time.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class Subscriptions:
                 continue
             state = None if gone or name not in names else _LinkState(index, up, master, mtu)
             if state is None and (watched.state is None or watched.state.ifindex != index):
-                continue  # another link has taken the name since
+                continue  # another link has the name now
             if state != watched.state:
                 self._set_state(name, state)
                 concerned |= watched.sandboxes

@@ -1,7 +1,7 @@
 """Detect when a sandbox differs from the ledger, and record it as drift.
 
 Nothing is polled. The kernel sends events; shortly after one the worker inspects the sandbox. The inspection waits in
-the sandbox's queue behind its requests, so an attach, detach or repair in progress is never taken for drift. Changes
+the sandbox's queue behind its requests, so an attach, detach or repair in progress is never reported as drift. Changes
 without an event are found by the comparison of the whole node, at the start and at an interval.
 """
 

@@ -79,7 +79,7 @@ def from_multus(path: Path, section: InstallSection) -> Generated:
 def _keys(section: InstallSection) -> dict[str, Any]:
     for key in _DERIVED:
         if key in section.network:
-            raise InstallError(f"{key} can't be one of the configured keys: it is taken from the network")
+            raise InstallError(f"{key} can't be one of the configured keys: it comes from the network")
     if not isinstance(section.network.get("capabilities", {}), dict):
         raise InstallError("the configured key capabilities is not a JSON object")
     return dict(section.network)

@@ -45,7 +45,7 @@ class Counter:
     def abandon(self, frame: Frame) -> None:
         self.abandoned.append(frame)
 
-    def taken(self, frame: Frame) -> None:
+    def answer_sent(self, frame: Frame) -> None:
         self.handed_out.append(frame)
 
 

@@ -39,10 +39,10 @@ async def test_the_first_answer_counts() -> None:
 async def test_a_fetched_success_is_dropped_and_a_failure_stays() -> None:
     answers = Answers()
     answers.give(REQUEST, OK)
-    answers.taken(REQUEST)
+    answers.answer_sent(REQUEST)
     assert not answers.given(REQUEST)
     answers.give(REQUEST, Reply(1, b"{}", FAILURE))
-    answers.taken(REQUEST)
+    answers.answer_sent(REQUEST)
     assert answers.given(REQUEST)
 
 
@@ -76,6 +76,6 @@ async def test_a_fetched_answer_leaves_no_timer(monkeypatch: pytest.MonkeyPatch)
     answers = Answers()
     for number in range(3):
         answers.give(RequestId(f"r{number}"), OK)
-    answers.taken(RequestId("r1"))
+    answers.answer_sent(RequestId("r1"))
     assert [timer.cancelled() for timer in timers] == [False, True, False]
     assert not answers.given(RequestId("r1"))
