@@ -10,35 +10,23 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import ctypes
-import errno
-import gc
-import importlib
 import json
 import os
-import runpy
 import select
-import selectors
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
-from events.process.child_process import die_with_parent
+from tests.support.fork_server_main import NUMBER_BYTES, Request, enter
 from tests.support.repository import REPOSITORY
 
 _FLAGS = ("-W", "error")
-_CLONE_NEWNET = 0x40000000
-_MESSAGE_BYTES = 512 * 1024
-_NUMBER_BYTES = 4
 _POLL = 0.01
-_STANDARD_FILES = 3
 
 
 class ForkedProcess:
@@ -51,8 +39,8 @@ class ForkedProcess:
         self.pid = self._number()
 
     def _number(self) -> int:
-        data = self._reports.recv(_NUMBER_BYTES, socket.MSG_WAITALL)
-        assert len(data) == _NUMBER_BYTES, f"the fork server ended while it ran {self._args}"
+        data = self._reports.recv(NUMBER_BYTES, socket.MSG_WAITALL)
+        assert len(data) == NUMBER_BYTES, f"the fork server ended while it ran {self._args}"
         return int.from_bytes(data, "big", signed=True)
 
     def poll(self) -> int | None:
@@ -130,12 +118,19 @@ class ForkServer:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, *_FLAGS, "-m", "tests.support.fork_server", str(theirs.fileno()), *self._modules],
+                    [
+                        sys.executable,
+                        *_FLAGS,
+                        "-m",
+                        "tests.support.fork_server_main",
+                        str(theirs.fileno()),
+                        *self._modules,
+                    ],
                     cwd=REPOSITORY,
                     env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
                     stdin=subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
-                    preexec_fn=lambda: _enter(self._network),  # noqa: PLW1509  # no lock is taken there
+                    preexec_fn=lambda: enter(self._network),  # noqa: PLW1509  # no lock is taken there
                 )
             atexit.register(self.close)
         return self._control
@@ -152,7 +147,7 @@ class ForkServer:
 
         The program runs in the network namespace of the calling thread. *env* changes this process' environment.
         """
-        request = _Request(program, {**os.environ, **(env or {})}, str(cwd))
+        request = Request(program, {**os.environ, **(env or {})}, str(cwd))
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as stack:
             stack.enter_context(theirs)
@@ -208,107 +203,3 @@ RECONCILER = ForkServer("reconciler.__main__", "reconciler.cli.main", *_COMMANDS
 def plumbline(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run ``plumbline`` with *words* and the configuration at *config*."""
     return RECONCILER.run("-c", "from reconciler.cli.main import main; main()", "--config", str(config), *words)
-
-
-class _Request(NamedTuple):
-    program: Sequence[str]
-    env: Mapping[str, str]
-    cwd: str
-
-
-def _serve(control: socket.socket) -> tuple[_Request, Sequence[int]] | None:
-    """Fork for each request until the client closes *control*; return the request in the child, None in the server."""
-    running: dict[int, tuple[int, socket.socket]] = {}
-    with selectors.DefaultSelector() as selector:
-        selector.register(control, selectors.EVENT_READ)
-        while True:
-            for key, _ in selector.select():
-                if key.fileobj is not control:
-                    pid, reports = running.pop(key.fd)
-                    selector.unregister(key.fd)
-                    os.close(key.fd)
-                    _report(reports, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-                    reports.close()
-                    continue
-                message, descriptors, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 5)
-                if not message:
-                    return None
-                tie = die_with_parent()
-                pid = os.fork()
-                if not pid:
-                    tie()
-                    for pidfd, (_, reports) in running.items():
-                        os.close(pidfd)
-                        reports.close()
-                    return _Request(*json.loads(message)), descriptors
-                for descriptor in descriptors[1:]:
-                    os.close(descriptor)
-                reports = socket.socket(fileno=descriptors[0])
-                _report(reports, pid)
-                pidfd = os.pidfd_open(pid)
-                running[pidfd] = (pid, reports)
-                selector.register(pidfd, selectors.EVENT_READ)
-
-
-def _report(reports: socket.socket, number: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the client may have lost interest
-        reports.sendall(number.to_bytes(_NUMBER_BYTES, "big", signed=True))
-
-
-def _furnish(request: _Request, descriptors: Sequence[int]) -> None:
-    """Give the child what *request* asks for, and close what belongs to the server."""
-    _, network, *standard = descriptors
-    _enter(network)
-    for number, descriptor in enumerate(standard):
-        os.dup2(descriptor, number)
-    os.closerange(_STANDARD_FILES, os.sysconf("SC_OPEN_MAX"))
-    os.environ.clear()
-    os.environ.update(request.env)
-    os.chdir(request.cwd)
-
-
-def _enter(network: int) -> None:
-    """Enter the network namespace that *network* is open at; without root there is but one."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(network, _CLONE_NEWNET) and ctypes.get_errno() != errno.EPERM:
-        raise OSError(ctypes.get_errno(), "setns")
-
-
-def _run(program: Sequence[str]) -> None:
-    """Run *program* as the interpreter does that has it on its command line."""
-    kind, *rest = program
-    if kind == "-m":
-        sys.argv = rest
-        sys.path[0] = os.getcwd()
-        for module in (rest[0], f"{rest[0]}.__main__"):  # runpy warns of a module that it is to run and finds imported
-            if module.rpartition(".")[2] == "__main__" or not hasattr(sys.modules.get(module), "__path__"):
-                sys.modules.pop(module, None)
-        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-    elif kind == "-c":
-        sys.argv = ["-c", *rest[1:]]
-        sys.path[0] = ""
-        module = sys.modules["__main__"] = types.ModuleType("__main__")
-        exec(compile(rest[0], "<string>", "exec"), vars(module))
-    else:
-        sys.argv = [kind, *rest]
-        sys.path[0] = str(Path(kind).parent)
-        runpy.run_path(kind, run_name="__main__")
-
-
-def main() -> None:
-    """Import the modules that the command line names, and serve; in a child, run its program."""
-    control = socket.socket(fileno=int(sys.argv[1]))
-    for module in sys.argv[2:]:
-        importlib.import_module(module)
-    assert threading.active_count() == 1, "a fork takes along what other threads hold"
-    gc.freeze()  # a child that looked for garbage in all of this would copy it
-    forked = _serve(control)
-    control.close()
-    if forked is not None:
-        request, descriptors = forked
-        _furnish(request, descriptors)
-        _run(request.program)
-
-
-if __name__ == "__main__":
-    main()
