@@ -27,6 +27,7 @@ from nodeworker.plugins.spec.results import Result
 
 TYPE = "tap"
 
+_DEVICE: str = tuntap.TUNDEV
 _KIND = "tun"
 _IFREQ = struct.Struct("16sH22x")
 
@@ -125,11 +126,11 @@ def _make(name: str, config: Tap) -> None:
         | (ifinfmsg.IFT_MULTI_QUEUE if config.multi_queue else 0)
     )
     try:
-        device = os.open(tuntap.TUNDEV, os.O_RDWR | os.O_CLOEXEC)
+        device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno not in _ABSENT:
-            raise NativeError(f"can not make {name}: {tuntap.TUNDEV}: {error.strerror}") from error
-        words = f"this node's kernel offers no tap devices ({tuntap.TUNDEV}: {error.strerror}): load its module tun"
+            raise NativeError(f"can not make {name}: {_DEVICE}: {error.strerror}") from error
+        words = f"this node's kernel offers no tap devices ({_DEVICE}: {error.strerror}): load its module tun"
         raise NativeError(f"can not make {name}: {words}") from error
     try:
         with explaining(f"make {name} as a tap device"):
