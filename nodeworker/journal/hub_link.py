@@ -1,6 +1,7 @@
 """The worker's link to the hub: the uplink of its events, and the commands and notices that come down.
 
-No attach waits for it. It connects in the background; every failure is retried and none ends the worker.
+No append to the node's ledger waits for it; an answer may wait for the status. It connects in the background; every
+failure is retried and none ends the worker.
 """
 
 from __future__ import annotations
