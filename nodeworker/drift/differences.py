@@ -17,7 +17,7 @@ from nodeworker.kernel.rtnetlink import bridge_ports
 from nodeworker.kernel.rtnetlink.addresses import Assigned
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.routes import Route
-from nodeworker.plugins.native.kinds.bridge import vlans
+from nodeworker.plugins.native.kit import port_vlans
 
 _SCOPE_LINK = 253
 _NO_PREFIX_ROUTE = 0x200
@@ -66,8 +66,8 @@ def _of_link(expected: ExpectedLink, snapshot: Snapshot, first_mtu: int) -> Iter
         yield _drift(expected, DriftKind.PORT_DETACHED, f"port of {expected.parent}", port.name if port else "")
     elif expected.is_port and parent is not None:
         present_vlans = snapshot.vlans.get(expected.ifname, {})
-        if vlans.missing(present_vlans, bridge_ports.default_vlan(parent), expected.vlans):
-            yield _drift(expected, DriftKind.VLANS_CHANGED, expected.vlans, vlans.described(present_vlans))
+        if port_vlans.missing(present_vlans, bridge_ports.default_vlan(parent), expected.vlans):
+            yield _drift(expected, DriftKind.VLANS_CHANGED, expected.vlans, port_vlans.described(present_vlans))
     yield from _of_properties(expected, link, port)
     if (mtu := expected.mtu or first_mtu) and link.mtu != mtu:
         yield _drift(expected, DriftKind.MTU_CHANGED, mtu, _found_mtu(expected, link, parent, mtu))

@@ -18,7 +18,7 @@ from events.schema import IfName, NetworkName
 from nodeworker.drift.expected_rules import Address, ExpectedRules, rules_of
 from nodeworker.planning.resolve.route_claims import adjusted_result
 from nodeworker.plugins.native.api import NativeError
-from nodeworker.plugins.native.kinds.bridge.vlan_membership import Membership, Trunk, membership
+from nodeworker.plugins.native.kit.vlan_membership import Membership, Trunk, membership
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.results import IP, Result
 from nodeworker.plugins.spec.versions import at_least

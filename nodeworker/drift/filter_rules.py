@@ -55,9 +55,9 @@ def missing_rules(
 def restore(expected: ExpectedRules, kind: DriftKind, port: str) -> None:
     """Create the rules whose absence is a drift of *kind*; *port* is the veth end on the node. Raises NativeError."""
     if kind is DriftKind.MASQUERADE_MISSING:
-        masquerade.masquerade(expected.call, _backend(expected), expected.masqueraded)
+        masquerade.install(expected.call, _backend(expected), expected.masqueraded)
     else:
-        mac_filter.confine(expected.call, port, expected.mac)
+        mac_filter.install(expected.call, port, expected.mac)
 
 
 def _remaining(expected: ExpectedRules, present: Rules) -> Mapping[DriftKind, str]:

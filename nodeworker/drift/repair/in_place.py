@@ -27,10 +27,10 @@ from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.routes import Route
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import NativeError
-from nodeworker.plugins.native.kinds.bridge.vlans import joined
 from nodeworker.plugins.native.kit.addressing import Assignment
 from nodeworker.plugins.native.kit.announce import announce, announce_ipv4
 from nodeworker.plugins.native.kit.endpoints import Endpoints
+from nodeworker.plugins.native.kit.port_vlans import joined
 
 _ANNOUNCED = frozenset({DriftKind.LINK_MISSING, DriftKind.LINK_DOWN, DriftKind.MAC_CHANGED, DriftKind.ADDRESS_MISSING})
 _SILENT = frozenset({links.OPERSTATE_DOWN, links.OPERSTATE_LOWER_LAYER_DOWN})

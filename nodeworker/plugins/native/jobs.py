@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from events.process.decoding import convert
 from nodeworker.errors import RequestFailedError
 from nodeworker.plugins.native.api import GENERIC, Call, InterfacePlugin, IpamPlugin, NativeError
-from nodeworker.plugins.native.kit.endpoints import all_taken_away
+from nodeworker.plugins.native.kit.endpoints import remove_links
 from nodeworker.plugins.native.registry import collecting_plugin, interface_plugin, ipam_plugin
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.cni_args import parse_args
@@ -105,7 +105,7 @@ def perform(job: Job) -> JobResult:
     started = time.perf_counter()
     try:
         if isinstance(job, LinkRemoval):
-            all_taken_away(job.netns, job.ifnames)
+            remove_links(job.netns, job.ifnames)
             return JobResult(seconds=time.perf_counter() - started)
         plugin, ipam, call, valid = _prepare(job)
         result = JobResult()

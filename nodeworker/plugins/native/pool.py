@@ -26,7 +26,7 @@ import structlog
 from events.process.child_process import die_with_parent
 from nodeworker.plugins.native.api import BLOCKED_TIMEOUT, TRY_AGAIN
 from nodeworker.plugins.native.jobs import Job, JobResult, perform
-from nodeworker.plugins.native.kit.endpoints import kept_open
+from nodeworker.plugins.native.kit.endpoints import share_endpoints
 
 log = structlog.get_logger(__name__)
 
@@ -282,7 +282,7 @@ def _serve(requests: int, replies: int) -> None:
     """
     while (batch := _frame(requests)) is not None:
         blocked: set[str] = set()
-        with kept_open():
+        with share_endpoints():
             for job in _jobs.decode(batch):
                 retry_first = job.container_id in blocked
                 result = JobResult(code=TRY_AGAIN, attempted=False) if retry_first else perform(job)

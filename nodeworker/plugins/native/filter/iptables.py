@@ -116,7 +116,7 @@ def present(version: int, name: str) -> Chain | None:
     )
 
 
-def held(version: int, chain: Chain, packet_filter: Rules) -> int:
+def count_present(version: int, chain: Chain, packet_filter: Rules) -> int:
     """Return how many of the rules of *chain* and of its entrances there are. Raises NativeError, NetlinkError.
 
     The newer of the kernel's filters is asked itself; the older one only by the program, where it has the table.

@@ -15,8 +15,8 @@ from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.endpoints import explaining
-from nodeworker.plugins.native.kit.veth import names_for
+from nodeworker.plugins.native.kit.endpoints import error_context
+from nodeworker.plugins.native.kit.veth import end_names
 
 _TABLE = "nat"
 _PRE_ROUTING = Chain(nftsocket.NFPROTO_BRIDGE, _TABLE, "PREROUTING")
@@ -31,7 +31,7 @@ _MODULES = "the kernel's nf_tables"
 """What an administrator may have to load."""
 
 
-def confine(call: Call, outside: str, mac: str) -> None:
+def install(call: Call, outside: str, mac: str) -> None:
     """Let the container, which sends through *outside* of the node, send from *mac* only. Raises NativeError."""
     port, sender, comment = *_chains(call), _comment(call)
 
@@ -51,11 +51,11 @@ def confine(call: Call, outside: str, mac: str) -> None:
             client.rule(sender, expressions.drop(), comment=comment),
         ]
 
-    with explaining(f"filter what {call.ifname} sends (macspoofchk) with {_MODULES}"), Nftables.on_node() as nft:
+    with error_context(f"filter what {call.ifname} sends (macspoofchk) with {_MODULES}"), Nftables.on_node() as nft:
         nft.commit_planned(lambda: plan(nft))
 
 
-def release(call: Call) -> None:
+def remove(call: Call) -> None:
     """Take the filter of *call* away; it may be gone. Raises NativeError."""
     port, sender, comment = *_chains(call), _comment(call)
 
@@ -66,7 +66,7 @@ def release(call: Call) -> None:
             *(client.delete_chain(each) for each in (port, sender) if nft.has_chain(each)),
         ]
 
-    with explaining(f"take the filter of {call.ifname} away (macspoofchk)"), Nftables.on_node() as nft:
+    with error_context(f"take the filter of {call.ifname} away (macspoofchk)"), Nftables.on_node() as nft:
         nft.commit_planned(lambda: plan(nft))
 
 
@@ -90,7 +90,7 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
         ]
 
     with (
-        explaining(f"end the filtering (macspoofchk) of what is gone from {call.network}"),
+        error_context(f"end the filtering (macspoofchk) of what is gone from {call.network}"),
         Netlink.on_node() as node,
         Nftables.on_node() as nft,
     ):
@@ -99,7 +99,7 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the filter of *call* is there."""
-    with explaining(f"look up the filter of {call.ifname} (macspoofchk)"), Nftables.on_node() as nft:
+    with error_context(f"look up the filter of {call.ifname} (macspoofchk)"), Nftables.on_node() as nft:
         if left(call, nft) is not None:
             raise NativeError(f"the filter on the MAC address of {call.ifname} is gone: attach it again")
 
@@ -140,7 +140,7 @@ def _comment_on(container_id: str, ifname: str) -> str:
 def _is_free(rule: Rule, network: str, ports: Collection[str]) -> bool:
     """Return whether *rule* is for a port of *network*, or for one that is none of the node's *ports*."""
     port = expressions.came_in_by(rule.expressions)
-    return bool(port) and (port not in ports or any(port in names_for(*who) for who in _owners(rule, network)))
+    return bool(port) and (port not in ports or any(port in end_names(*who) for who in _owners(rule, network)))
 
 
 def _owners(rule: Rule, network: str) -> Iterator[tuple[str, str, str]]:

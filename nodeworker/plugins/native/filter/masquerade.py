@@ -19,7 +19,7 @@ from nodeworker.kernel.rtnetlink.addresses import Address
 from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.filter import iptables
-from nodeworker.plugins.native.kit.endpoints import addresses_left, explaining
+from nodeworker.plugins.native.kit.endpoints import error_context, list_container_addresses
 
 Backend: TypeAlias = Literal["iptables", "nftables"]
 
@@ -40,7 +40,7 @@ _MODULES = "the kernel's nf_tables and nft_masq"
 """What an administrator may have to load."""
 
 
-def masquerade(call: Call, backend: Backend | None, addresses: Sequence[Address]) -> None:
+def install(call: Call, backend: Backend | None, addresses: Sequence[Address]) -> None:
     """Let what *addresses* send appear to come from the node. Raises NativeError."""
     task = f"masquerade what {call.ifname} sends (ipMasq)"
     if _by_iptables(backend):
@@ -50,23 +50,23 @@ def masquerade(call: Call, backend: Backend | None, addresses: Sequence[Address]
         except NativeError as error:
             raise NativeError(f"can not {task} with iptables: {error}") from error
         return
-    with explaining(f"{task} with {_MODULES}"), Nftables.on_node() as nft:
+    with error_context(f"{task} with {_MODULES}"), Nftables.on_node() as nft:
         nft.commit_planned(lambda: _plan(call, nft, addresses))
 
 
-def unmask(call: Call) -> None:
+def remove(call: Call) -> None:
     """Take away what ``masquerade`` has made for *call*, whichever way; it may be gone, as its interface is.
 
     What other interfaces of the container need stays. Raises NativeError.
     """
-    with explaining(f"end the masquerading of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
+    with error_context(f"end the masquerading of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
         if _there(call, nft):
             nft.commit_planned(lambda: [client.delete_rule(_CHECKS, each) for each in _there(call, nft)])
             return
     addresses = _recorded(call)
     for version in _versions(addresses) or (4, 6):
         if iptables.installed(version):
-            iptables.remove(version, _chain(call, version, addresses), lambda: addresses_left(call.netns))
+            iptables.remove(version, _chain(call, version, addresses), lambda: list_container_addresses(call.netns))
 
 
 def collect(call: Call, backend: Backend | None, valid: Collection[tuple[str, str]]) -> None:
@@ -80,7 +80,7 @@ def collect(call: Call, backend: Backend | None, valid: Collection[tuple[str, st
         of_network = (each for each in nft.rules(_CHECKS) if each.comment.startswith(f"{_hashed(call.network)}-"))
         return [each for each in of_network if each.comment.partition(",")[0] not in kept]
 
-    with explaining(f"end the masquerading (ipMasq) of what is gone from {call.network}"), Nftables.on_node() as nft:
+    with error_context(f"end the masquerading (ipMasq) of what is gone from {call.network}"), Nftables.on_node() as nft:
         nft.commit_planned(lambda: [client.delete_rule(_CHECKS, each) for each in stale(nft)])
     if _by_iptables(backend):
         containers = {container_id for container_id, _ in valid}
@@ -92,7 +92,7 @@ def collect(call: Call, backend: Backend | None, valid: Collection[tuple[str, st
 
 def check(call: Call, backend: Backend | None) -> None:
     """Raise NativeError unless the recorded addresses of *call* are masqueraded."""
-    with explaining(f"look up the masquerading of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
+    with error_context(f"look up the masquerading of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
         if left(call, backend, _recorded(call), nft) is not None:
             raise NativeError(f"what {call.ifname} sends is no longer masqueraded: attach it again")
 
@@ -115,7 +115,7 @@ def left(call: Call, backend: Backend | None, addresses: Sequence[Address], pack
     if backend != "nftables":
         chains = {version: _chain(call, version, addresses) for version in _versions(addresses)}
         wanted = sum(len(chain.rules) + len(chain.entrances) for chain in chains.values())
-        rules = sum(iptables.held(version, chain, packet_filter) for version, chain in chains.items())
+        rules = sum(iptables.count_present(version, chain, packet_filter) for version, chain in chains.items())
         if rules == wanted:
             return None
         if rules:

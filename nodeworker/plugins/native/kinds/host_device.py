@@ -23,10 +23,10 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
-from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, name_taken, opened, present
-from nodeworker.plugins.native.kit.plugin_config import NetConf, checked_mac, load, misfit
-from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
+from nodeworker.plugins.native.kit.container_link import build_result, configure_link
+from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link, name_taken, open_endpoints
+from nodeworker.plugins.native.kit.plugin_config import NetConf, decode_options, load, parse_mac
+from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.spec.results import DNS, Result
 
 TYPE = "host-device"
@@ -95,11 +95,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return what *config* asks for that only the reference plugin knows, or an empty text."""
-    options = misfit(config, HostDevice)
+    options = decode_options(config, HostDevice)
     if isinstance(options, str):
         return options
     try:
-        checked_mac(options.hwaddr, "")
+        parse_mac(options.hwaddr, "")
     except NativeError:
         return "hwaddr"  # those of InfiniBand are longer
     named = (options.device, options.hwaddr, options.kernelpath, options.bus_address)
@@ -114,19 +114,19 @@ def add(call: Call, ipam: Result | None) -> Result:
     dns = DNS() if ipam is None else config.dns  # as the reference plugin has it
     if card.is_userspace:
         return replace(ipam or Result(cni_version=""), cni_version=config.cni_version, dns=dns)
-    with opened(call, Phase.ADD) as ends:
+    with open_endpoints(call, Phase.ADD) as ends:
         link = _lent(ends, call, card)
-        set_up(ends, call, link, given, ipam)
-    return result(call, config.cni_version, link, ipam, dns)
+        configure_link(ends, call, link, given, ipam)
+    return build_result(call, config.cni_version, link, ipam, dns)
 
 
 def check(call: Call) -> None:
     """Raise NativeError unless the card is in the container as ``call.prev_result`` says."""
-    before = recorded(call)
+    before = recorded_result(call)
     if _card(call, load(call, HostDevice)).is_userspace:
         return
-    with opened(call, Phase.CHECK) as ends:
-        addressed(ends, call, container_link(ends, call, before, None), before)
+    with open_endpoints(call, Phase.CHECK) as ends:
+        check_addresses(ends, call, check_link(ends, call, before, None), before)
 
 
 def delete(call: Call) -> None:
@@ -140,28 +140,28 @@ def delete(call: Call) -> None:
         with Netlink.on_node() as node:
             _rename_returned(node, call, card)
         return
-    with opened(call, Phase.DEL) as ends:
-        link = present(ends.container, call.ifname)
+    with open_endpoints(call, Phase.DEL) as ends:
+        link = find_link(ends.container, call.ifname)
         if link is None or not card.is_lent(link, call.ifname):
             return
-        if present(ends.node, link.alias) is not None:
+        if find_link(ends.node, link.alias) is not None:
             raise NativeError(
                 f"{call.ifname} can not be {link.alias} on the node again, which another interface is: rename that"
             )
-        with explaining(f"give {call.ifname} back to the node as {link.alias}"):
+        with error_context(f"give {call.ifname} back to the node as {link.alias}"):
             ends.container.do(links.change(link.index, name=link.alias, netns_fd=ends.netns.node_fd, alias=""))
 
 
 def _lent(ends: Endpoints, call: Call, card: Card) -> Link:
     """Return the card in the container, moved now or by an ADD that was cut."""
-    link = present(ends.container, call.ifname)
+    link = find_link(ends.container, call.ifname)
     if link is None:
         link = next(filter(card.is_on_node, _every(ends.node)), None)
         if link is None:
             raise NativeError(f"{card.words} is not on this node: it may be in another container")
-        with explaining(f"move {link.name} into the container as {call.ifname}"):
+        with error_context(f"move {link.name} into the container as {call.ifname}"):
             ends.node.do(links.change(link.index, name=call.ifname, netns_fd=ends.netns.fd, alias=link.name))
-        link = present(ends.container, call.ifname)
+        link = find_link(ends.container, call.ifname)
     if link is None or not card.is_lent(link, call.ifname):
         raise name_taken(call)
     return link
@@ -184,12 +184,12 @@ def _rename_returned(node: Netlink, call: Call, card: Card) -> None:
                 error="another interface of the node has that name",
             )
             continue
-        with explaining(f"name {link.name} {link.alias} again"):
+        with error_context(f"name {link.name} {link.alias} again"):
             node.do(links.change(link.index, up=False), links.change(link.index, name=link.alias, alias=""))
 
 
 def _every(node: Netlink) -> list[Link]:
-    with explaining("list the interfaces of the node"):
+    with error_context("list the interfaces of the node"):
         return links.list_all(node)
 
 
@@ -198,7 +198,7 @@ def _card(call: Call, config: HostDevice) -> Card:
     if config.device:
         return Card(words=f"device {config.device}", name=config.device)
     if config.hwaddr:
-        mac = checked_mac(config.hwaddr, call.ifname)
+        mac = parse_mac(config.hwaddr, call.ifname)
         return Card(words=f"the device with MAC address {mac}", mac=mac)
     if config.kernelpath:
         folder = Path(os.path.normpath(config.kernelpath))

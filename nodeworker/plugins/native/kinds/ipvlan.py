@@ -11,11 +11,11 @@ from nodeworker.kernel.layouts import ipvlan
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
-from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Endpoints, name_taken, opened, taken_away
-from nodeworker.plugins.native.kit.parent_link import carries, parent, rests_on, stacked
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit
-from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
+from nodeworker.plugins.native.kit.container_link import build_result, configure_link
+from nodeworker.plugins.native.kit.endpoints import Endpoints, name_taken, open_endpoints, remove_link
+from nodeworker.plugins.native.kit.parent_link import create_on_parent, find_parent, has_data, is_child_of
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load
+from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "ipvlan"
@@ -38,7 +38,7 @@ class Ipvlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return what *config* asks for that only the reference plugin knows, or an empty text."""
-    options = misfit(config, Ipvlan)
+    options = decode_options(config, Ipvlan)
     return options if isinstance(options, str) else ""
 
 
@@ -50,29 +50,29 @@ def add(call: Call, ipam: Result | None) -> Result:
     config = load(call, Ipvlan)
     assigned = ipam if ipam is not None else _of_chain(call)
     given = assignments(call, assigned)
-    with opened(call, Phase.ADD) as ends:
+    with open_endpoints(call, Phase.ADD) as ends:
         link = _link(ends, call, config)
-        set_up(ends, call, link, given, assigned, arp_notify=True)
-    return result(call, config.cni_version, link, assigned, config.dns)
+        configure_link(ends, call, link, given, assigned, arp_notify=True)
+    return build_result(call, config.cni_version, link, assigned, config.dns)
 
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config, before = load(call, Ipvlan), recorded(call)
-    with opened(call, Phase.CHECK) as ends:
-        link = container_link(ends, call, before, TYPE)
+    config, before = load(call, Ipvlan), recorded_result(call)
+    with open_endpoints(call, Phase.CHECK) as ends:
+        link = check_link(ends, call, before, TYPE)
         if config.master:
-            master = parent(ends, call, config.master, in_container=config.link_in_container)
-            if not rests_on(link, master, TYPE):
+            master = find_parent(ends, call, config.master, in_container=config.link_in_container)
+            if not is_child_of(link, master, TYPE):
                 raise NativeError(f"interface {call.ifname} no longer rests on {config.master}")
-        if not carries(link, _data(config)):
+        if not has_data(link, _data(config)):
             raise NativeError(f"interface {call.ifname} is no longer in mode {config.mode or 'l2'}")
-        addressed(ends, call, link, before)
+        check_addresses(ends, call, link, before)
 
 
 def delete(call: Call) -> None:
     """Take the interface away; it and its namespace may be gone. Raises NativeError."""
-    taken_away(call)
+    remove_link(call)
 
 
 def _of_chain(call: Call) -> Result:
@@ -86,8 +86,8 @@ def _of_chain(call: Call) -> Result:
 def _link(ends: Endpoints, call: Call, config: Ipvlan) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
     data = _data(config)
-    master = parent(ends, call, config.master or _before(call), in_container=config.link_in_container)
-    link = stacked(ends, call, master, TYPE, data, mtu=config.mtu)
+    master = find_parent(ends, call, config.master or _before(call), in_container=config.link_in_container)
+    link = create_on_parent(ends, call, master, TYPE, data, mtu=config.mtu)
     if link is None:
         raise name_taken(call)
     return link

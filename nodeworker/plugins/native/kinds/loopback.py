@@ -11,8 +11,8 @@ from nodeworker.kernel import namespaces
 from nodeworker.kernel.rtnetlink import addresses, links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, opened, present
-from nodeworker.plugins.native.kit.plugin_config import NetConf, load, misfit
+from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link, open_endpoints
+from nodeworker.plugins.native.kit.plugin_config import NetConf, decode_options, load
 from nodeworker.plugins.spec.results import IP, Interface, Result
 
 TYPE = "loopback"
@@ -22,16 +22,16 @@ _NO_MAC = "00:00:00:00:00:00"
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return what *config* asks for that only the reference plugin knows, or an empty text."""
-    options = misfit(config, NetConf)
+    options = decode_options(config, NetConf)
     return options if isinstance(options, str) else ""
 
 
 def add(call: Call, ipam: Result | None) -> Result:
     """Set the loopback interface up and return it with its addresses; *ipam* does not matter. Raises NativeError."""
     load(call, NetConf)
-    with opened(call, Phase.ADD) as ends:
+    with open_endpoints(call, Phase.ADD) as ends:
         link = _loopback(ends)
-        with explaining("set lo up"):
+        with error_context("set lo up"):
             ends.container.do(links.change(link.index, up=True))
             there = [each.address for each in addresses.list_of(ends.container, link.index)]
     strange = [str(each.ip) for each in there if not each.ip.is_loopback]
@@ -49,7 +49,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the loopback interface is up."""
-    with opened(call, Phase.CHECK) as ends:
+    with open_endpoints(call, Phase.CHECK) as ends:
         if not _loopback(ends).up:
             raise NativeError("lo is down")
 
@@ -58,12 +58,12 @@ def delete(call: Call) -> None:
     """Set the loopback interface down, if the namespace still is. Raises NativeError."""
     if not call.netns or not namespaces.is_namespace(call.netns):
         return
-    with opened(call, Phase.DEL) as ends, explaining("set lo down"):
+    with open_endpoints(call, Phase.DEL) as ends, error_context("set lo down"):
         ends.container.do(links.change(_loopback(ends).index, up=False))
 
 
 def _loopback(ends: Endpoints) -> Link:
-    link = present(ends.container, _NAME)
+    link = find_link(ends.container, _NAME)
     if link is None:
         raise NativeError("the container has no loopback interface")
     return link

@@ -14,11 +14,18 @@ from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
-from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Endpoints, made, name_taken, opened, present, taken_away
-from nodeworker.plugins.native.kit.parent_link import Parent, parent, rests_on
-from nodeworker.plugins.native.kit.plugin_config import NetConf, load, misfit, requested_mac
-from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
+from nodeworker.plugins.native.kit.container_link import build_result, configure_link
+from nodeworker.plugins.native.kit.endpoints import (
+    Endpoints,
+    create_link,
+    find_link,
+    name_taken,
+    open_endpoints,
+    remove_link,
+)
+from nodeworker.plugins.native.kit.parent_link import Parent, find_parent, is_child_of
+from nodeworker.plugins.native.kit.plugin_config import NetConf, decode_options, load, requested_mac
+from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "macvlan"
@@ -39,7 +46,7 @@ class Macvlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return what *config* asks for that only the reference plugin knows, or an empty text."""
-    options = misfit(config, Macvlan)
+    options = decode_options(config, Macvlan)
     return options if isinstance(options, str) else ""
 
 
@@ -48,28 +55,28 @@ def add(call: Call, ipam: Result | None) -> Result:
     config = load(call, Macvlan)
     mac = requested_mac(call, config, config.mac)
     given = [] if ipam is None else assignments(call, ipam)
-    with opened(call, Phase.ADD) as ends:
+    with open_endpoints(call, Phase.ADD) as ends:
         link = _link(ends, call, config, mac)
-        set_up(ends, call, link, given, ipam, arp_notify=True)
-    return result(call, config.cni_version, link, ipam, config.dns)
+        configure_link(ends, call, link, given, ipam, arp_notify=True)
+    return build_result(call, config.cni_version, link, ipam, config.dns)
 
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config, expected = load(call, Macvlan), recorded(call)
-    with opened(call, Phase.CHECK) as ends:
-        card = parent(ends, call, config.master)
-        link = container_link(ends, call, expected, TYPE)
+    config, expected = load(call, Macvlan), recorded_result(call)
+    with open_endpoints(call, Phase.CHECK) as ends:
+        card = find_parent(ends, call, config.master)
+        link = check_link(ends, call, expected, TYPE)
         if link.parent != card.link.index:
             raise NativeError(f"interface {call.ifname} no longer rests on {card.link.name}")
         if link.data.get("IFLA_MACVLAN_MODE") != (mode := config.mode or "bridge"):
             raise NativeError(f"interface {call.ifname} is no longer in mode {mode}")
-        addressed(ends, call, link, expected)
+        check_addresses(ends, call, link, expected)
 
 
 def delete(call: Call) -> None:
     """Take the interface away; it and its namespace may be gone. Raises NativeError."""
-    taken_away(call)
+    remove_link(call)
 
 
 def _link(ends: Endpoints, call: Call, config: Macvlan, mac: str) -> Link:
@@ -77,7 +84,7 @@ def _link(ends: Endpoints, call: Call, config: Macvlan, mac: str) -> Link:
     mode = config.mode or "bridge"
     if mode not in _MODES:
         raise NativeError(f"macvlan has no mode {config.mode!r}: use bridge, private, vepa or passthru")
-    card = parent(ends, call, config.master)
+    card = find_parent(ends, call, config.master)
     if not 0 <= config.mtu <= card.link.mtu:
         raise NativeError(f"mtu {config.mtu} is not between 0 and the {card.link.mtu} of {card.link.name}")
     create = links.create(
@@ -90,11 +97,11 @@ def _link(ends: Endpoints, call: Call, config: Macvlan, mac: str) -> Link:
         mac=mac,
         queue_length=0,
     )
-    link = made(ends.container, call.ifname, TYPE, create) or present(ends.container, call.ifname)
+    link = create_link(ends.container, call.ifname, TYPE, create) or find_link(ends.container, call.ifname)
     if link is None or not _ours(link, card, mode) or (mac and link.mac != mac):
         raise name_taken(call)
     return link
 
 
 def _ours(link: Link, card: Parent, mode: str) -> bool:
-    return rests_on(link, card, TYPE) and link.data.get("IFLA_MACVLAN_MODE") == mode
+    return is_child_of(link, card, TYPE) and link.data.get("IFLA_MACVLAN_MODE") == mode

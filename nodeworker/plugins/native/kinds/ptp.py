@@ -16,11 +16,17 @@ from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.routes import Gateway, Network, Route
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.filter import masquerade
-from nodeworker.plugins.native.kit.addressing import Assignment, assignments, configure, forward, with_interface
-from nodeworker.plugins.native.kit.endpoints import explaining, opened, taken_away
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit
-from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
-from nodeworker.plugins.native.kit.veth import pair
+from nodeworker.plugins.native.kit.addressing import (
+    Assignment,
+    assignments,
+    configure,
+    enable_forwarding,
+    with_interface,
+)
+from nodeworker.plugins.native.kit.endpoints import error_context, open_endpoints, remove_link
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load
+from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
+from nodeworker.plugins.native.kit.veth import create_pair
 from nodeworker.plugins.spec.results import DNS, Interface, Result
 
 TYPE = "ptp"
@@ -37,7 +43,7 @@ class Ptp(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fie
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return what *config* asks for that only the reference plugin knows, or an empty text."""
-    options = misfit(config, Ptp)
+    options = decode_options(config, Ptp)
     if isinstance(options, str):
         return options
     return "" if options.has_ipam else "no ipam"
@@ -50,18 +56,18 @@ def add(call: Call, ipam: Result | None) -> Result:
         raise NativeError(f"a point-to-point network has addresses: {call.network} has no ipam")
     given = assignments(call, ipam)
     gateways = [_gateway(call, each) for each in given]
-    forward(given)
-    with opened(call, Phase.ADD) as ends:
-        wire = pair(ends, call, mtu=config.mtu)
-        with explaining(f"set {wire.outside.name} up"):
+    enable_forwarding(given)
+    with open_endpoints(call, Phase.ADD) as ends:
+        wire = create_pair(ends, call, mtu=config.mtu)
+        with error_context(f"set {wire.outside.name} up"):
             ends.node.do(links.change(wire.outside.index, up=True))
         configure(ends, call, wire.inside, given, ipam, dad=False)
-        with explaining(f"route everything that {call.ifname} sends to the node"):
+        with error_context(f"route everything that {call.ifname} sends to the node"):
             ends.container.do(*_by_the_node(wire.inside, given, gateways))
-        with explaining(f"route to {call.ifname} through {wire.outside.name}"):
+        with error_context(f"route to {call.ifname} through {wire.outside.name}"):
             ends.node.do(*_to_the_container(wire.outside, given, gateways))
     if config.ip_masq:
-        masquerade.masquerade(call, config.ip_masq_backend, [each.address for each in given])
+        masquerade.install(call, config.ip_masq_backend, [each.address for each in given])
     return replace(
         ipam,
         cni_version=config.cni_version,
@@ -76,25 +82,25 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the wire is as ``call.prev_result`` says."""
-    config, result = load(call, Ptp), recorded(call)
-    with opened(call, Phase.CHECK) as ends:
-        link = container_link(ends, call, result, "veth")
-        addressed(ends, call, link, result)
+    config, result = load(call, Ptp), recorded_result(call)
+    with open_endpoints(call, Phase.CHECK) as ends:
+        link = check_link(ends, call, result, "veth")
+        check_addresses(ends, call, link, result)
     if config.ip_masq:
         masquerade.check(call, config.ip_masq_backend)
 
 
 def delete(call: Call) -> None:
     """Take the wire and its rules away; they and the container's namespace may be gone. Raises NativeError."""
-    taken_away(call)
-    config = misfit(call.config, Ptp)
+    remove_link(call)
+    config = decode_options(call.config, Ptp)
     if not isinstance(config, str) and config.ip_masq:
-        masquerade.unmask(call)
+        masquerade.remove(call)
 
 
 def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
     """Take away the rules of the network's interfaces that are none of *valid*. Raises NativeError."""
-    config = misfit(call.config, Ptp)
+    config = decode_options(call.config, Ptp)
     if not isinstance(config, str) and config.ip_masq:
         masquerade.collect(call, config.ip_masq_backend, valid)
 

@@ -22,9 +22,9 @@ from nodeworker.kernel.rtnetlink.policy_rules import Rule
 from nodeworker.kernel.rtnetlink.routes import Gateway, Route
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import Assignment
-from nodeworker.plugins.native.kit.chain_input import made_before, own_addresses, previous
-from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, opened
-from nodeworker.plugins.native.kit.plugin_config import NetConf, load, misfit
+from nodeworker.plugins.native.kit.chain_input import find_chained_link, own_addresses, require_prev_result
+from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, open_endpoints
+from nodeworker.plugins.native.kit.plugin_config import NetConf, decode_options, load
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "sbr"
@@ -55,7 +55,7 @@ class _Routing(msgspec.Struct, frozen=True):
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return what *config* asks for that only the reference plugin knows, or an empty text."""
-    options = misfit(config, NetConf)
+    options = decode_options(config, NetConf)
     if isinstance(options, str):
         return options
     return "ipam" if options.has_ipam else ""
@@ -67,15 +67,15 @@ def add(call: Call, ipam: Result | None) -> Result:
     Raises NativeError.
     """
     load(call, NetConf)
-    result = previous(call)
+    result = require_prev_result(call)
     if not result.ips:
         raise NativeError(f"the plugins before gave {call.ifname} no address whose packets sbr could route")
     given = own_addresses(call, result)
-    with opened(call, Phase.ADD) as ends:
-        link = made_before(ends, call)
+    with open_endpoints(call, Phase.ADD) as ends:
+        link = find_chained_link(ends, call)
         there = _routing(ends, call)
         main = [route for route in there.routes if (route.index, route.table) == (link.index, routes.MAIN)]
-        with explaining(f"route what comes from {call.ifname} by its source"):
+        with error_context(f"route what comes from {call.ifname} by its source"):
             ends.container.do(*_tables(there, link.index, main, given))
             # Only now: a gateway is found over the routes of the main table as long as the others are not complete.
             ends.container.do(*map(routes.delete, main))
@@ -84,9 +84,9 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless each address has its rule, and the rule's table a way to the gateway."""
-    result = previous(call)
-    with opened(call, Phase.CHECK) as ends:
-        link = made_before(ends, call)
+    result = require_prev_result(call)
+    with open_endpoints(call, Phase.CHECK) as ends:
+        link = find_chained_link(ends, call)
         there = _routing(ends, call)
         for each in own_addresses(call, result):
             source = each.address.ip
@@ -102,9 +102,9 @@ def delete(call: Call) -> None:
     if not call.netns or not namespaces.is_namespace(call.netns):
         return
     sources = {each.address.ip for each in own_addresses(call, call.prev_result)} if call.prev_result else set()
-    with opened(call, Phase.DEL) as ends:
+    with open_endpoints(call, Phase.DEL) as ends:
         there = _routing(ends, call)
-        with explaining(f"take the routing rules of {call.ifname} away"):
+        with error_context(f"take the routing rules of {call.ifname} away"):
             link = links.find(ends.container, links.by_name(call.ifname))
             if link is not None:
                 sources |= {each.address.ip for each in addresses.list_of(ends.container, link.index)}
@@ -112,7 +112,7 @@ def delete(call: Call) -> None:
 
 
 def _routing(ends: Endpoints, call: Call) -> _Routing:
-    with explaining(f"list the routes and routing rules of {call.ifname}"):
+    with error_context(f"list the routes and routing rules of {call.ifname}"):
         families = (socket.AF_INET, socket.AF_INET6)
         ways = [route for family in families for route in routes.list_all(ends.container, family)]
         return _Routing(policy_rules.list_all(ends.container), ways)

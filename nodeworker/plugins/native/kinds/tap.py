@@ -19,10 +19,17 @@ from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
-from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, name_taken, opened, present, taken_away
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit, requested_mac
-from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
+from nodeworker.plugins.native.kit.container_link import build_result, configure_link
+from nodeworker.plugins.native.kit.endpoints import (
+    Endpoints,
+    error_context,
+    find_link,
+    name_taken,
+    open_endpoints,
+    remove_link,
+)
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load, requested_mac
+from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "tap"
@@ -55,7 +62,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
     An SELinux context is given to a device by the process that makes it, and the worker does not change its own.
     """
-    options = misfit(config, Tap)
+    options = decode_options(config, Tap)
     if isinstance(options, str):
         return options
     return "selinuxContext" if options.selinux_context else ""
@@ -66,40 +73,40 @@ def add(call: Call, ipam: Result | None) -> Result:
     config = load(call, Tap)
     mac = requested_mac(call, config, config.mac)
     given = [] if ipam is None else assignments(call, ipam)
-    with opened(call, Phase.ADD) as ends:
+    with open_endpoints(call, Phase.ADD) as ends:
         port_of = _bridge(ends, config)
         link = _link(ends, call, config)
         if mac or config.mtu or port_of:
-            with explaining(f"give {call.ifname} its MAC address, MTU and bridge"):
+            with error_context(f"give {call.ifname} its MAC address, MTU and bridge"):
                 ends.container.do(links.change(link.index, mac=mac, mtu=config.mtu, master=port_of))
-            link = present(ends.container, call.ifname) or link
-        set_up(ends, call, link, given, ipam, arp_notify=True)
-    return result(call, config.cni_version, link, ipam, config.dns)
+            link = find_link(ends.container, call.ifname) or link
+        configure_link(ends, call, link, given, ipam, arp_notify=True)
+    return build_result(call, config.cni_version, link, ipam, config.dns)
 
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config, before = load(call, Tap), recorded(call)
-    with opened(call, Phase.CHECK) as ends:
-        link = container_link(ends, call, before, _KIND)
+    config, before = load(call, Tap), recorded_result(call)
+    with open_endpoints(call, Phase.CHECK) as ends:
+        link = check_link(ends, call, before, _KIND)
         if not _ours(link, config):
             raise NativeError(f"interface {call.ifname} is no longer the tap device of the ADD")
         port_of = _bridge(ends, config)
         if port_of and link.master != port_of:
             raise NativeError(f"interface {call.ifname} is no longer a port of {config.bridge}")
-        addressed(ends, call, link, before)
+        check_addresses(ends, call, link, before)
 
 
 def delete(call: Call) -> None:
     """Take the interface away; it and its namespace may be gone. Raises NativeError."""
-    taken_away(call)
+    remove_link(call)
 
 
 def _bridge(ends: Endpoints, config: Tap) -> int | None:
     """Return the index of the bridge that the interface is to be a port of, None for none."""
     if not config.bridge:
         return None
-    link = present(ends.container, config.bridge)
+    link = find_link(ends.container, config.bridge)
     if link is None or link.kind != "bridge":
         state = "missing" if link is None else "no bridge"
         raise NativeError(f"{config.bridge} is {state} in the container: an earlier network has to make it")
@@ -108,10 +115,10 @@ def _bridge(ends: Endpoints, config: Tap) -> int | None:
 
 def _link(ends: Endpoints, call: Call, config: Tap) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
-    link = present(ends.container, call.ifname)
+    link = find_link(ends.container, call.ifname)
     if link is None:
         ends.netns.inside(lambda: _make(call.ifname, config))
-        link = present(ends.container, call.ifname)
+        link = find_link(ends.container, call.ifname)
     if link is None or not _ours(link, config):
         raise name_taken(call)
     return link
@@ -133,7 +140,7 @@ def _make(name: str, config: Tap) -> None:
         words = f"this node's kernel offers no tap devices ({_DEVICE}: {error.strerror}): load its module tun"
         raise NativeError(f"can not make {name}: {words}") from error
     try:
-        with explaining(f"make {name} as a tap device"):
+        with error_context(f"make {name} as a tap device"):
             fcntl.ioctl(device, tuntap.TUNSETIFF, _IFREQ.pack(name.encode(), flags))
             for request, number in ((tuntap.TUNSETOWNER, config.owner), (tuntap.TUNSETGROUP, config.group)):
                 if number is not None:

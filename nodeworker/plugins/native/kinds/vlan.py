@@ -10,11 +10,11 @@ from nodeworker.kernel.codec import Values
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
-from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Endpoints, opened, taken_away
-from nodeworker.plugins.native.kit.parent_link import carries, parent, rests_on, stacked
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit
-from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
+from nodeworker.plugins.native.kit.container_link import build_result, configure_link
+from nodeworker.plugins.native.kit.endpoints import Endpoints, open_endpoints, remove_link
+from nodeworker.plugins.native.kit.parent_link import create_on_parent, find_parent, has_data, is_child_of
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load
+from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "vlan"
@@ -37,7 +37,7 @@ class Vlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fi
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return what *config* asks for that only the reference plugin knows, or an empty text."""
-    options = misfit(config, Vlan)
+    options = decode_options(config, Vlan)
     if isinstance(options, str):
         return options
     return "" if options.has_ipam else "no ipam"
@@ -49,30 +49,30 @@ def add(call: Call, ipam: Result | None) -> Result:
     if ipam is None:
         raise NativeError(f"a VLAN interface has addresses: {call.network} has no ipam")
     given = assignments(call, ipam)
-    with opened(call, Phase.ADD) as ends:
+    with open_endpoints(call, Phase.ADD) as ends:
         link = _link(ends, call, config)
-        set_up(ends, call, link, given, ipam)
-    return result(call, config.cni_version, link, ipam, config.dns)
+        configure_link(ends, call, link, given, ipam)
+    return build_result(call, config.cni_version, link, ipam, config.dns)
 
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config, before = load(call, Vlan), recorded(call)
-    with opened(call, Phase.CHECK) as ends:
-        master = parent(ends, call, config.master, in_container=config.link_in_container)
-        link = container_link(ends, call, before, TYPE)
-        if not rests_on(link, master, TYPE):
+    config, before = load(call, Vlan), recorded_result(call)
+    with open_endpoints(call, Phase.CHECK) as ends:
+        master = find_parent(ends, call, config.master, in_container=config.link_in_container)
+        link = check_link(ends, call, before, TYPE)
+        if not is_child_of(link, master, TYPE):
             raise NativeError(f"interface {call.ifname} no longer rests on {config.master}")
-        if not carries(link, _data(config)):
+        if not has_data(link, _data(config)):
             raise NativeError(f"interface {call.ifname} is no longer in VLAN {config.vlan_id}")
         if config.mtu and link.mtu != config.mtu:
             raise NativeError(f"interface {call.ifname} has mtu {link.mtu}, not {config.mtu}")
-        addressed(ends, call, link, before)
+        check_addresses(ends, call, link, before)
 
 
 def delete(call: Call) -> None:
     """Take the interface away; it and its namespace may be gone. Raises NativeError."""
-    taken_away(call)
+    remove_link(call)
 
 
 def _link(ends: Endpoints, call: Call, config: Vlan) -> Link:
@@ -81,10 +81,10 @@ def _link(ends: Endpoints, call: Call, config: Vlan) -> Link:
         raise NativeError(f"network {call.network} names no master interface, which a VLAN has to have")
     if config.vlan_id > _HIGHEST_ID:
         raise NativeError(f"there is no VLAN {config.vlan_id}: vlanId has to be between 0 and {_HIGHEST_ID}")
-    master = parent(ends, call, config.master, in_container=config.link_in_container)
+    master = find_parent(ends, call, config.master, in_container=config.link_in_container)
     if config.mtu > master.link.mtu:
         raise NativeError(f"mtu {config.mtu} is more than the {master.link.mtu} of {config.master}")
-    link = stacked(ends, call, master, TYPE, _data(config), mtu=config.mtu)
+    link = create_on_parent(ends, call, master, TYPE, _data(config), mtu=config.mtu)
     if link is None:
         raise NativeError(
             f"VLAN {config.vlan_id} of {config.master} has an interface elsewhere, and there can be only one: "

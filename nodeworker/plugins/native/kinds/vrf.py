@@ -22,9 +22,9 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.routes import Route
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.chain_input import made_before, previous
-from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, made, opened, present
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit
+from nodeworker.plugins.native.kit.chain_input import find_chained_link, require_prev_result
+from nodeworker.plugins.native.kit.endpoints import Endpoints, create_link, error_context, find_link, open_endpoints
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load
 from nodeworker.plugins.spec.results import Result
 from nodeworker.plugins.spec.versions import ConfigError, at_least
 
@@ -44,7 +44,7 @@ class Vrf(NetConf, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return what *config* asks for that only the reference plugin knows, or an empty text."""
-    options = misfit(config, Vrf)
+    options = decode_options(config, Vrf)
     if isinstance(options, str):
         return options
     if not options.vrfname:
@@ -60,10 +60,10 @@ def add(call: Call, ipam: Result | None) -> Result:
 
     Raises NativeError.
     """
-    config, before = load(call, Vrf), previous(call)
-    with opened(call, Phase.ADD) as ends:
+    config, before = load(call, Vrf), require_prev_result(call)
+    with open_endpoints(call, Phase.ADD) as ends:
         vrf = _vrf(ends, config)
-        link = made_before(ends, call)
+        link = find_chained_link(ends, call)
         if link.master != vrf.index:
             _enslave(ends, call, link, vrf)
     return before
@@ -72,9 +72,9 @@ def add(call: Call, ipam: Result | None) -> Result:
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is part of the VRF."""
     config = load(call, Vrf)
-    previous(call)
-    with opened(call, Phase.CHECK) as ends:
-        vrf, link = present(ends.container, config.vrfname), present(ends.container, call.ifname)
+    require_prev_result(call)
+    with open_endpoints(call, Phase.CHECK) as ends:
+        vrf, link = find_link(ends.container, config.vrfname), find_link(ends.container, call.ifname)
         if vrf is None or vrf.kind != TYPE:
             raise NativeError(f"VRF {config.vrfname} is gone")
         if link is None or link.master != vrf.index:
@@ -86,11 +86,11 @@ def delete(call: Call) -> None:
     config = load(call, Vrf)
     if not call.netns or not namespaces.is_namespace(call.netns):
         return
-    with opened(call, Phase.DEL) as ends:
-        vrf = present(ends.container, config.vrfname)
+    with open_endpoints(call, Phase.DEL) as ends:
+        vrf = find_link(ends.container, config.vrfname)
         if vrf is None or vrf.kind != TYPE:
             return
-        with explaining(f"take {call.ifname} out of VRF {config.vrfname}"):
+        with error_context(f"take {call.ifname} out of VRF {config.vrfname}"):
             parts = [each for each in links.list_all(ends.container) if each.master == vrf.index]
             ends.container.do(*(links.change(each.index, master=0) for each in parts if each.name == call.ifname))
             if all(each.name == call.ifname for each in parts):
@@ -138,17 +138,17 @@ def lost(link: Link, vrf: Link, there: Iterable[Assigned], ways: Iterable[Route]
 def _vrf(ends: Endpoints, config: Vrf) -> Link:
     """Return the VRF, which is up."""
     name = config.vrfname
-    vrf = present(ends.container, name)
+    vrf = find_link(ends.container, name)
     if vrf is None:
-        with explaining("list the container's interfaces"):
+        with error_context("list the container's interfaces"):
             table = config.table or free_table(links.list_all(ends.container))
-        vrf = made(ends.container, name, TYPE, create(name, table)) or present(ends.container, name)
+        vrf = create_link(ends.container, name, TYPE, create(name, table)) or find_link(ends.container, name)
     if vrf is None or vrf.kind != TYPE:
         raise NativeError(f"the container's interface {name} is no VRF: name another one in the configuration")
     if config.table and config.table != table_of(vrf):
         raise NativeError(f"VRF {name} has routing table {table_of(vrf)} already, not {config.table}: see table")
     if not vrf.up:
-        with explaining(f"set VRF {name} up"):
+        with error_context(f"set VRF {name} up"):
             ends.container.do(links.change(vrf.index, up=True))
     return vrf
 
@@ -156,8 +156,8 @@ def _vrf(ends: Endpoints, config: Vrf) -> Link:
 def _enslave(ends: Endpoints, call: Call, link: Link, vrf: Link) -> None:
     if link.master:
         raise NativeError(f"interface {call.ifname} is part of a bridge, bond or other VRF already")
-    with explaining(f"list the addresses and routes of {call.ifname}"):
+    with error_context(f"list the addresses and routes of {call.ifname}"):
         there = addresses.list_of(ends.container, link.index)
         ways = [way for family in (socket.AF_INET, socket.AF_INET6) for way in routes.list_all(ends.container, family)]
-    with explaining(f"make {call.ifname} part of VRF {vrf.name}"):
+    with error_context(f"make {call.ifname} part of VRF {vrf.name}"):
         ends.container.do(links.change(link.index, master=vrf.index), *lost(link, vrf, there, ways))

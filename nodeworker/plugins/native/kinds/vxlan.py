@@ -17,11 +17,18 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.routes import Gateway
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
-from nodeworker.plugins.native.kit.container_link import result, set_up
-from nodeworker.plugins.native.kit.endpoints import Endpoints, made, name_taken, opened, present, taken_away
-from nodeworker.plugins.native.kit.parent_link import Parent, carries, parent
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit, requested_mac
-from nodeworker.plugins.native.kit.verify import addressed, container_link, recorded
+from nodeworker.plugins.native.kit.container_link import build_result, configure_link
+from nodeworker.plugins.native.kit.endpoints import (
+    Endpoints,
+    create_link,
+    find_link,
+    name_taken,
+    open_endpoints,
+    remove_link,
+)
+from nodeworker.plugins.native.kit.parent_link import Parent, find_parent, has_data
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load, requested_mac
+from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "vxlan"
@@ -61,7 +68,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
     Whoever names a ``vxlanId`` means this one: a mistake beside it is an error, not a reason to look for a binary.
     """
-    options = misfit(config, Vxlan)
+    options = decode_options(config, Vxlan)
     return options if isinstance(options, str) and "vxlanId" not in config else ""
 
 
@@ -70,37 +77,37 @@ def add(call: Call, ipam: Result | None) -> Result:
     config = load(call, Vxlan)
     mac = requested_mac(call, config, config.mac)
     given = [] if ipam is None else assignments(call, ipam)
-    with opened(call, Phase.ADD) as ends:
+    with open_endpoints(call, Phase.ADD) as ends:
         link = _link(ends, call, config, mac)
-        set_up(ends, call, link, given, ipam, arp_notify=True)
-    return result(call, config.cni_version, link, ipam, config.dns)
+        configure_link(ends, call, link, given, ipam, arp_notify=True)
+    return build_result(call, config.cni_version, link, ipam, config.dns)
 
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config, before = load(call, Vxlan), recorded(call)
-    with opened(call, Phase.CHECK) as ends:
-        on = parent(ends, call, config.master)
-        link = container_link(ends, call, before, TYPE)
+    config, before = load(call, Vxlan), recorded_result(call)
+    with open_endpoints(call, Phase.CHECK) as ends:
+        on = find_parent(ends, call, config.master)
+        link = check_link(ends, call, before, TYPE)
         if not _ours(link, on, config):
             raise NativeError(f"interface {call.ifname} is no longer in VXLAN {config.vxlan_id} over {on.link.name}")
-        addressed(ends, call, link, before)
+        check_addresses(ends, call, link, before)
 
 
 def delete(call: Call) -> None:
     """Take the interface away; it and its namespace may be gone. Raises NativeError."""
-    taken_away(call)
+    remove_link(call)
 
 
 def _link(ends: Endpoints, call: Call, config: Vxlan, mac: str) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
-    on = parent(ends, call, config.master)
+    on = find_parent(ends, call, config.master)
     data = _data(config, on)
     room = on.link.mtu - _OVERHEAD[_version(config)]
     if config.mtu > room:
         raise NativeError(f"mtu {config.mtu} is more than the {room} that {on.link.name} leaves room for")
     create = links.create(call.ifname, TYPE, data=data, parent_netnsid=on.netnsid, mtu=config.mtu, mac=mac)
-    link = made(ends.container, call.ifname, TYPE, create) or present(ends.container, call.ifname)
+    link = create_link(ends.container, call.ifname, TYPE, create) or find_link(ends.container, call.ifname)
     if link is None:
         raise NativeError(
             f"this node has an interface in VXLAN {config.vxlan_id} on port {config.port} already, "
@@ -112,7 +119,7 @@ def _link(ends: Endpoints, call: Call, config: Vxlan, mac: str) -> Link:
 
 
 def _ours(link: Link, on: Parent, config: Vxlan) -> bool:
-    return (link.kind, link.parent_netnsid) == (TYPE, on.netnsid) and carries(link, _data(config, on))
+    return (link.kind, link.parent_netnsid) == (TYPE, on.netnsid) and has_data(link, _data(config, on))
 
 
 def _data(config: Vxlan, on: Parent) -> Values:

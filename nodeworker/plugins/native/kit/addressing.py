@@ -16,7 +16,7 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.routes import Gateway, Route
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining
+from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context
 from nodeworker.plugins.spec.results import IP, Result
 
 
@@ -55,9 +55,9 @@ def configure(
     tells the neighbours of the IPv4 addresses. Raises NativeError.
     """
     if any(each.address.version == 6 for each in given):
-        with explaining(f"enable IPv6 for {call.ifname}"):
+        with error_context(f"enable IPv6 for {call.ifname}"):
             ends.netns.inside(lambda: sysctl.enable_ipv6(call.ifname))
-    with explaining(f"configure {call.ifname} with {', '.join(str(each.address) for each in given)}"):
+    with error_context(f"configure {call.ifname} with {', '.join(str(each.address) for each in given)}"):
         ends.container.do(
             *([links.enable_arp_notify(link.index)] if notify else []),
             *(addresses.add(link.index, each.address, dad=dad) for each in given),
@@ -110,8 +110,8 @@ def _assignment(call: Call, ip: IP) -> Assignment:
 _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 
-def forward(given: Iterable[Assignment]) -> None:
+def enable_forwarding(given: Iterable[Assignment]) -> None:
     """Let the node forward packets of the families of *given*. Raises NativeError."""
     for version in sorted({each.address.version for each in given}):
-        with explaining(f"enable forwarding of IPv{version} on the node"):
+        with error_context(f"enable forwarding of IPv{version} on the node"):
             sysctl.ensure(_FORWARDING[version], "1")

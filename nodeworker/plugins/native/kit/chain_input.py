@@ -7,11 +7,11 @@ from msgspec.structs import replace
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import Assignment, assignments
-from nodeworker.plugins.native.kit.endpoints import Endpoints, present
+from nodeworker.plugins.native.kit.endpoints import Endpoints, find_link
 from nodeworker.plugins.spec.results import IP, Result
 
 
-def previous(call: Call) -> Result:
+def require_prev_result(call: Call) -> Result:
     """Return the result of the plugin before. Raises NativeError if there is none."""
     if call.prev_result is None:
         raise NativeError(
@@ -21,9 +21,9 @@ def previous(call: Call) -> Result:
     return call.prev_result
 
 
-def made_before(ends: Endpoints, call: Call) -> Link:
+def find_chained_link(ends: Endpoints, call: Call) -> Link:
     """Return the interface that the plugins before have made. Raises NativeError if it is gone."""
-    link = present(ends.container, call.ifname)
+    link = find_link(ends.container, call.ifname)
     if link is None:
         raise NativeError(f"the container has no interface {call.ifname}: the plugins before have to make it")
     return link

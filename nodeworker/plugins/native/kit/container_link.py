@@ -10,11 +10,11 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call
 from nodeworker.plugins.native.kit.addressing import Assignment, configure, with_interface
 from nodeworker.plugins.native.kit.announce import announce
-from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining
+from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context
 from nodeworker.plugins.spec.results import DNS, Interface, Result
 
 
-def set_up(
+def configure_link(
     ends: Endpoints,
     call: Call,
     link: Link,
@@ -29,7 +29,7 @@ def set_up(
     NativeError.
     """
     if ipam is None:
-        with explaining(f"set {call.ifname} up"):
+        with error_context(f"set {call.ifname} up"):
             ends.container.do(links.change(link.index, up=True))
         return
     configure(ends, call, link, given, ipam, dad=False, notify=True)
@@ -38,7 +38,7 @@ def set_up(
     announce(ends, link, given)
 
 
-def result(call: Call, version: str, link: Link, ipam: Result | None, dns: DNS) -> Result:
+def build_result(call: Call, version: str, link: Link, ipam: Result | None, dns: DNS) -> Result:
     """Return the result, in CNI version *version*, of an ADD that made *link* with what *ipam* assigns."""
     return Result(
         cni_version=version,

@@ -31,24 +31,24 @@ class Endpoints:
         self.node = node
         self.container = container
         self.netns = netns
-        self._cards: dict[str, Link] = {}
+        self._node_links: dict[str, Link] = {}
 
     @functools.cached_property
-    def node_number(self) -> int:
+    def node_netnsid(self) -> int:
         """The number that the node's namespace has in the container's. Raises NetlinkError."""
         return links.netnsid(self.container, self.netns.node_fd)
 
-    def card(self, name: str) -> Link | None:
+    def node_link(self, name: str) -> Link | None:
         """Return the node's interface *name*, looked at once; None if there is none. Raises NativeError."""
-        if name not in self._cards:
-            link = present(self.node, name)
+        if name not in self._node_links:
+            link = find_link(self.node, name)
             if link is None:
                 return None
-            self._cards[name] = link
-        return self._cards[name]
+            self._node_links[name] = link
+        return self._node_links[name]
 
 
-class _Kept:
+class _OpenEndpoints:
     """The ends of the container that was worked on last, for as long as that goes on."""
 
     def __init__(self) -> None:
@@ -75,13 +75,13 @@ class _Kept:
         self._stack.close()
 
 
-_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+_kept: ContextVar[_OpenEndpoints | None] = ContextVar("kept", default=None)
 
 
 @contextlib.contextmanager
-def kept_open() -> Iterator[None]:
-    """Keep what ``opened`` opens, while one container is worked on several times on end."""
-    kept = _Kept()
+def share_endpoints() -> Iterator[None]:
+    """Keep what ``open_endpoints`` opens, while one container is worked on several times on end."""
+    kept = _OpenEndpoints()
     token = _kept.set(kept)
     try:
         yield
@@ -91,10 +91,10 @@ def kept_open() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(call: Call, phase: Phase) -> Iterator[Endpoints]:
+def open_endpoints(call: Call, phase: Phase) -> Iterator[Endpoints]:
     """Hold both ends of *call* open. Raises NativeError if the container's namespace can't be used."""
     outer = _kept.get()
-    kept = outer or _Kept()
+    kept = outer or _OpenEndpoints()
     try:
         yield kept.open(call.netns, phase)
     except RequestFailedError as error:
@@ -105,7 +105,7 @@ def opened(call: Call, phase: Phase) -> Iterator[Endpoints]:
 
 
 @contextlib.contextmanager
-def explaining(task: str) -> Iterator[None]:
+def error_context(task: str) -> Iterator[None]:
     """Turn the kernel's refusal inside into a NativeError that says what could not be done: "can not *task*"."""
     try:
         yield
@@ -113,7 +113,7 @@ def explaining(task: str) -> Iterator[None]:
         raise NativeError(f"can not {task}: {error.strerror or error}") from error
 
 
-def made(netlink: Netlink, name: str, kind: str, create: Request, *, ability: str = "") -> Link | None:
+def create_link(netlink: Netlink, name: str, kind: str, create: Request, *, ability: str = "") -> Link | None:
     """Return the new interface *name*, None if that name, or that of its other end, is taken. Raises NativeError.
 
     *ability* is what it takes beside the *kind*, and what the kernel may lack instead.
@@ -132,9 +132,9 @@ def made(netlink: Netlink, name: str, kind: str, create: Request, *, ability: st
     raise NativeError(f"can not make {name} as a {kind}: {refused.strerror}") from refused
 
 
-def present(netlink: Netlink, name: str) -> Link | None:
+def find_link(netlink: Netlink, name: str) -> Link | None:
     """Return the interface *name*, None if there is none. Raises NativeError."""
-    with explaining(f"look up interface {name}"):
+    with error_context(f"look up interface {name}"):
         return links.find(netlink, links.by_name(name))
 
 
@@ -143,12 +143,12 @@ def name_taken(call: Call) -> NativeError:
     return NativeError(f"the container has another interface {call.ifname} already: ask for another name")
 
 
-def taken_away(call: Call) -> None:
+def remove_link(call: Call) -> None:
     """Take the container's interface of *call* away, if it and its namespace are there. Raises NativeError."""
-    all_taken_away(call.netns, [call.ifname])
+    remove_links(call.netns, [call.ifname])
 
 
-def all_taken_away(netns: str, ifnames: Sequence[str]) -> None:
+def remove_links(netns: str, ifnames: Sequence[str]) -> None:
     """Take interfaces of the container away together, those that are there; return when they are out of use.
 
     Raises NativeError.
@@ -158,7 +158,7 @@ def all_taken_away(netns: str, ifnames: Sequence[str]) -> None:
     try:
         with (
             Namespace(netns, Phase.DEL) as container,
-            explaining(f"take interface {', '.join(ifnames)} away"),
+            error_context(f"take interface {', '.join(ifnames)} away"),
             Remover.within(container) as remover,
         ):
             remover.remove(ifnames)
@@ -166,12 +166,12 @@ def all_taken_away(netns: str, ifnames: Sequence[str]) -> None:
         raise NativeError(error.failure.message, error.failure.code) from error
 
 
-def addresses_left(netns: str) -> list[Address]:
+def list_container_addresses(netns: str) -> list[Address]:
     """Return the addresses of all interfaces in the container's namespace; none if that is gone. Raises NativeError."""
     if not netns or not namespaces.is_namespace(netns):
         return []
     try:
-        with explaining("look up the container's addresses"), Netlink.in_namespace(netns, Phase.DEL) as container:
+        with error_context("look up the container's addresses"), Netlink.in_namespace(netns, Phase.DEL) as container:
             return [each.address for each in addresses.list_all(container)]
     except RequestFailedError as error:
         raise NativeError(error.failure.message, error.failure.code) from error

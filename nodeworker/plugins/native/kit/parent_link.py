@@ -14,7 +14,7 @@ from nodeworker.kernel.codec import Values
 from nodeworker.kernel.rtnetlink import links, routes
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, made, name_taken, present
+from nodeworker.plugins.native.kit.endpoints import Endpoints, create_link, error_context, find_link, name_taken
 
 
 class Parent(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,14 +25,14 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True):
     """Of the namespace that it is in; None: the container's own."""
 
 
-def parent(ends: Endpoints, call: Call, name: str, *, in_container: bool = False) -> Parent:
+def find_parent(ends: Endpoints, call: Call, name: str, *, in_container: bool = False) -> Parent:
     """Return the interface *name*; with an empty name, that which the default route leaves through.
 
     Raises NativeError if there is none.
     """
     where = "in the container" if in_container else "on this node"
     if name:
-        link = present(ends.container, name) if in_container else ends.card(name)
+        link = find_link(ends.container, name) if in_container else ends.node_link(name)
     else:
         link = _of_default_route(ends, in_container=in_container)
     if link is None and name:
@@ -43,11 +43,11 @@ def parent(ends: Endpoints, call: Call, name: str, *, in_container: bool = False
         )
     if in_container:
         return Parent(link=link, netnsid=None)
-    with explaining(f"name the node's namespace in that of {call.ifname}"):
-        return Parent(link=link, netnsid=ends.node_number)
+    with error_context(f"name the node's namespace in that of {call.ifname}"):
+        return Parent(link=link, netnsid=ends.node_netnsid)
 
 
-def stacked(ends: Endpoints, call: Call, on: Parent, kind: str, data: Values, *, mtu: int = 0) -> Link | None:
+def create_on_parent(ends: Endpoints, call: Call, on: Parent, kind: str, data: Values, *, mtu: int = 0) -> Link | None:
     """Return the interface of *kind* on *on* with the attributes *data*, made now or by an ADD that was cut.
 
     None: the parent has another interface that excludes this one. Raises NativeError.
@@ -61,25 +61,25 @@ def stacked(ends: Endpoints, call: Call, on: Parent, kind: str, data: Values, *,
         mtu=mtu,
         queue_length=0,
     )
-    link = made(ends.container, call.ifname, kind, create) or present(ends.container, call.ifname)
-    if link is not None and not (rests_on(link, on, kind) and carries(link, data)):
+    link = create_link(ends.container, call.ifname, kind, create) or find_link(ends.container, call.ifname)
+    if link is not None and not (is_child_of(link, on, kind) and has_data(link, data)):
         raise name_taken(call)
     return link
 
 
-def rests_on(link: Link, on: Parent, kind: str) -> bool:
+def is_child_of(link: Link, on: Parent, kind: str) -> bool:
     """Return whether *link* is of *kind* and rests on *on*."""
     return (link.kind, link.parent, link.parent_netnsid) == (kind, on.link.index, on.netnsid)
 
 
-def carries(link: Link, data: Values) -> bool:
+def has_data(link: Link, data: Values) -> bool:
     """Return whether *link* has all attributes in *data*."""
     return all(link.data.get(name) == value for name, value in data.items())
 
 
 def _of_default_route(ends: Endpoints, *, in_container: bool) -> Link | None:
     netlink = ends.container if in_container else ends.node
-    with explaining("find the interface of the default route"):
+    with error_context("find the interface of the default route"):
         for family in (socket.AF_INET, socket.AF_INET6):
             for route in routes.defaults(netlink, family):
                 link = links.find(netlink, links.by_index(route.index))

@@ -57,7 +57,7 @@ def load(call: Call, kind: type[C]) -> C:
         raise NativeError(f"the configuration of network {call.network} can not be used: {error}") from None
 
 
-def misfit(config: Mapping[str, Any], kind: type[C]) -> C | str:
+def decode_options(config: Mapping[str, Any], kind: type[C]) -> C | str:
     """Return the configuration, or what in it only the reference plugin understands."""
     try:
         return convert(config, kind)
@@ -65,7 +65,7 @@ def misfit(config: Mapping[str, Any], kind: type[C]) -> C | str:
         return str(error)
 
 
-def checked_mac(text: str, ifname: str) -> str:
+def parse_mac(text: str, ifname: str) -> str:
     """Return the MAC address in *text*, written with colons; empty if it is empty. Raises NativeError."""
     if text and not _MAC.fullmatch(text):
         raise NativeError(f"{text!r} is no MAC address for interface {ifname}: write it like 02:00:5e:10:00:01")
@@ -81,4 +81,4 @@ def requested_mac(call: Call, config: NetConf, *stated: str) -> str:
     chosen = next((each for each in reversed(asked) if each), "")
     if not isinstance(chosen, str):
         raise NativeError(f"{chosen!r} is no MAC address for interface {call.ifname}: it has to be a text")
-    return checked_mac(chosen, call.ifname)
+    return parse_mac(chosen, call.ifname)

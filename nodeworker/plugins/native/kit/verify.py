@@ -12,28 +12,28 @@ from nodeworker.kernel.rtnetlink import addresses, routes
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, present
+from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link
 from nodeworker.plugins.spec.results import Interface, Result
 
 
-def recorded(call: Call) -> Result:
+def recorded_result(call: Call) -> Result:
     """Return the attachment's result. Raises NativeError if the runtime gave none."""
     if call.prev_result is None:
         raise NativeError(f"CHECK of {call.ifname} needs prevResult, which the runtime did not give")
     return call.prev_result
 
 
-def container_link(ends: Endpoints, call: Call, result: Result, kind: str | None) -> Link:
+def check_link(ends: Endpoints, call: Call, result: Result, kind: str | None) -> Link:
     """Return the container's interface of *kind* (None: any), with the recorded MAC address. Raises NativeError."""
     wanted = next((each for each in result.interfaces if (each.name, each.sandbox) == (call.ifname, call.netns)), None)
     if wanted is None:
         raise NativeError(f"prevResult holds no interface {call.ifname} in {call.netns}")
-    return found(ends.container, wanted, kind)
+    return check_interface(ends.container, wanted, kind)
 
 
-def found(netlink: Netlink, wanted: Interface, kind: str | None) -> Link:
+def check_interface(netlink: Netlink, wanted: Interface, kind: str | None) -> Link:
     """Return the interface *wanted* of *kind* (None: any), with the recorded MAC address. Raises NativeError."""
-    link = present(netlink, wanted.name)
+    link = find_link(netlink, wanted.name)
     if link is None:
         raise NativeError(f"interface {wanted.name} is gone")
     if kind is not None and link.kind != kind:
@@ -43,9 +43,9 @@ def found(netlink: Netlink, wanted: Interface, kind: str | None) -> Link:
     return link
 
 
-def addressed(ends: Endpoints, call: Call, link: Link, result: Result) -> None:
+def check_addresses(ends: Endpoints, call: Call, link: Link, result: Result) -> None:
     """Raise NativeError unless *link* has the recorded addresses and the container the recorded routes."""
-    with explaining(f"list the addresses and routes of {call.ifname}"):
+    with error_context(f"list the addresses and routes of {call.ifname}"):
         there = {str(each.address) for each in addresses.list_of(ends.container, link.index)}
         families = {4: socket.AF_INET, 6: socket.AF_INET6}
         ways = [route for family in families.values() for route in routes.list_all(ends.container, family)]

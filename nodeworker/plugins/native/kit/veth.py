@@ -13,7 +13,7 @@ from nodeworker.kernel import sysctl
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, made, name_taken, present
+from nodeworker.plugins.native.kit.endpoints import Endpoints, create_link, error_context, find_link, name_taken
 
 _NAMES = 10
 """How many names to try for the node's end: another one's pair may have the same."""
@@ -28,23 +28,23 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
 def node_names(call: Call) -> list[str]:
     """Return the names that the node's end of *call* may have, in the order in which they are tried."""
-    return names_for(call.container_id, call.network, call.ifname)
+    return end_names(call.container_id, call.network, call.ifname)
 
 
-def names_for(*whom: str) -> list[str]:
+def end_names(*whom: str) -> list[str]:
     """Return the names that the end of a pair for *whom* may have, in the order in which they are tried."""
     digest = hashlib.sha256("\0".join(whom).encode()).hexdigest()
     return [f"veth{digest[place * 4 : place * 4 + 8]}" for place in range(_NAMES)]
 
 
-def pair(ends: Endpoints, call: Call, *, mtu: int = 0, mac: str = "") -> Pair:
+def create_pair(ends: Endpoints, call: Call, *, mtu: int = 0, mac: str = "") -> Pair:
     """Return the pair of *call*, made now or by an ADD that was cut; both ends may be down. Raises NativeError.
 
     As those of the reference plugins, the ends have no transmission queue, and the node's takes no router's advice.
     """
     names = node_names(call)
     inside = _inside(ends, call, names, mtu, mac)
-    with explaining(f"look up the other end of {call.ifname}"):
+    with error_context(f"look up the other end of {call.ifname}"):
         outside = links.find(ends.node, links.by_index(inside.parent))
     if outside is None or outside.name not in names or (outside.kind, outside.parent) != ("veth", inside.index):
         raise name_taken(call)
@@ -57,7 +57,7 @@ def _inside(ends: Endpoints, call: Call, names: list[str], mtu: int, mac: str) -
     for name in names:
         other = links.veth_peer(name, netns_fd=ends.netns.node_fd, mtu=mtu, queue_length=0)
         create = links.create(call.ifname, "veth", data=other, mtu=mtu, mac=mac, queue_length=0)
-        inside = made(ends.container, call.ifname, "veth", create) or present(ends.container, call.ifname)
+        inside = create_link(ends.container, call.ifname, "veth", create) or find_link(ends.container, call.ifname)
         if inside is not None:
             return inside
     raise NativeError(f"can not make {call.ifname}: the node has other interfaces named {', '.join(names)}")

@@ -16,16 +16,29 @@ from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.filter import mac_filter, masquerade
-from nodeworker.plugins.native.kinds.bridge import vlans
 from nodeworker.plugins.native.kinds.bridge.gateway import ensure_addresses, with_default_routes, with_gateways
-from nodeworker.plugins.native.kinds.bridge.vlan_membership import Membership, Trunk, membership
-from nodeworker.plugins.native.kinds.bridge.vlans import joined, node_interface
-from nodeworker.plugins.native.kit.addressing import Assignment, assignments, configure, forward, with_interface
+from nodeworker.plugins.native.kit import port_vlans
+from nodeworker.plugins.native.kit.addressing import (
+    Assignment,
+    assignments,
+    configure,
+    enable_forwarding,
+    with_interface,
+)
 from nodeworker.plugins.native.kit.announce import announce
-from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, made, opened, present, taken_away
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, load, misfit, requested_mac
-from nodeworker.plugins.native.kit.verify import addressed, container_link, found, recorded
-from nodeworker.plugins.native.kit.veth import Pair, pair
+from nodeworker.plugins.native.kit.endpoints import (
+    Endpoints,
+    create_link,
+    error_context,
+    find_link,
+    open_endpoints,
+    remove_link,
+)
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load, requested_mac
+from nodeworker.plugins.native.kit.port_vlans import joined, node_interface
+from nodeworker.plugins.native.kit.verify import check_addresses, check_interface, check_link, recorded_result
+from nodeworker.plugins.native.kit.veth import Pair, create_pair
+from nodeworker.plugins.native.kit.vlan_membership import Membership, Trunk, membership
 from nodeworker.plugins.spec.results import Interface, Result
 
 TYPE = "bridge"
@@ -70,7 +83,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
     Duplicate address detection is left to it, which would hold a thread for seconds.
     """
-    options = misfit(config, Bridge)
+    options = decode_options(config, Bridge)
     if isinstance(options, str):
         return options
     return "enabledad" if options.enabledad else ""
@@ -87,18 +100,18 @@ def add(call: Call, ipam: Result | None) -> Result:
         ipam = _with_gateways(ipam, given)
     if ipam is not None and config.is_default_gateway:
         ipam = with_default_routes(ipam, given)
-    with opened(call, Phase.ADD) as ends:
-        bridge = _usable(ends.node, config, vlans, present(ends.node, config.bridge))
-        wire = pair(ends, call, mtu=config.mtu, mac=mac)
+    with open_endpoints(call, Phase.ADD) as ends:
+        bridge = _usable(ends.node, config, vlans, find_link(ends.node, config.bridge))
+        wire = create_pair(ends, call, mtu=config.mtu, mac=mac)
         if config.macspoofchk:
-            mac_filter.confine(call, wire.outside.name, wire.inside.mac)
+            mac_filter.install(call, wire.outside.name, wire.inside.mac)
         _plug(ends.node, wire, bridge, config, vlans)
         _set_up(ends, call, wire, config, ipam, given)
         on_node = bridge
         if ipam is not None and config.gateway:
             bridge, on_node = _make_gateway(ends.node, wire, bridge, config, vlans, given)
         if ipam is not None and config.ip_masq:
-            masquerade.masquerade(call, config.ip_masq_backend, [each.address for each in given])
+            masquerade.install(call, config.ip_masq_backend, [each.address for each in given])
         if config.disable_container_interface:
             outside, bridge = _look(ends.node, wire, bridge)
         else:
@@ -122,23 +135,23 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface and its port are as ``call.prev_result`` says."""
-    config, result = load(call, Bridge), recorded(call)
-    with opened(call, Phase.CHECK) as ends:
-        inside = container_link(ends, call, result, "veth")
+    config, result = load(call, Bridge), recorded_result(call)
+    with open_endpoints(call, Phase.CHECK) as ends:
+        inside = check_link(ends, call, result, "veth")
         outer = {each.name: each for each in result.interfaces if not each.sandbox}
         bridge = _recorded_bridge(ends.node, config, outer)
         if bridge.promiscuous != config.promisc_mode:
             raise NativeError(f"bridge {bridge.name} is {'' if bridge.promiscuous else 'not '}promiscuous")
-        with explaining(f"look up the port of {call.ifname}"):
+        with error_context(f"look up the port of {call.ifname}"):
             outside = links.find(ends.node, links.by_index(inside.parent))
         if outside is None or outside.name not in outer:
             raise NativeError(f"interface {call.ifname} no longer has its other end on the node")
-        found(ends.node, outer[outside.name], "veth")
+        check_interface(ends.node, outer[outside.name], "veth")
         if outside.master != bridge.index:
             raise NativeError(f"interface {outside.name} is no longer a port of {bridge.name}")
         member = membership(config.vlan, config.vlan_trunk, keeps_default=config.preserve_default_vlan)
-        vlans.check(ends.node, outside, bridge, member)
-        addressed(ends, call, inside, result)
+        port_vlans.check(ends.node, outside, bridge, member)
+        check_addresses(ends, call, inside, result)
     if config.macspoofchk:
         mac_filter.check(call)
     if config.has_ipam and config.ip_masq:
@@ -147,19 +160,19 @@ def check(call: Call) -> None:
 
 def delete(call: Call) -> None:
     """Take the interface, its port and its rules away; they and the namespace may be gone. Raises NativeError."""
-    taken_away(call)
-    config = misfit(call.config, Bridge)
+    remove_link(call)
+    config = decode_options(call.config, Bridge)
     if isinstance(config, str):
         return  # nor has an ADD made rules for it
     if config.macspoofchk:
-        mac_filter.release(call)
+        mac_filter.remove(call)
     if config.has_ipam and config.ip_masq:
-        masquerade.unmask(call)
+        masquerade.remove(call)
 
 
 def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
     """Take away the rules of the network's interfaces that are none of *valid*. Raises NativeError."""
-    config = misfit(call.config, Bridge)
+    config = decode_options(call.config, Bridge)
     if isinstance(config, str):
         return
     if config.macspoofchk:
@@ -194,7 +207,7 @@ def _usable(node: Netlink, config: Bridge, vlans: Membership, bridge: Link | Non
         create = links.create(config.bridge, "bridge", data=data, mtu=config.mtu)
         # Somebody else's ADD may have been faster.
         ability = "VLAN filtering" if vlans.filtering else ""
-        bridge = made(node, config.bridge, "bridge", create, ability=ability) or present(node, config.bridge)
+        bridge = create_link(node, config.bridge, "bridge", create, ability=ability) or find_link(node, config.bridge)
     if bridge is None:
         raise NativeError(f"bridge {config.bridge} was taken away by somebody while it was made")
     if bridge.kind != "bridge":
@@ -202,7 +215,7 @@ def _usable(node: Netlink, config: Bridge, vlans: Membership, bridge: Link | Non
     sysctl.try_ensure(f"ipv6/conf/{bridge.name}/accept_ra", "0")
     promiscuous = config.promisc_mode and not bridge.promiscuous
     if promiscuous or not bridge.up:
-        with explaining(f"set bridge {bridge.name} up"):
+        with error_context(f"set bridge {bridge.name} up"):
             node.do(links.change(bridge.index, up=True, promiscuous=True if promiscuous else None))
     return bridge
 
@@ -212,12 +225,12 @@ def _recorded_bridge(node: Netlink, config: Bridge, outer: Mapping[str, Interfac
 
     The configuration may have another of its names than the result, which has the first of those it had then.
     """
-    there = present(node, config.bridge)
+    there = find_link(node, config.bridge)
     names = (config.bridge, *((there.name, *there.altnames) if there is not None else ()))
     wanted = next((outer[name] for name in names if name in outer), None)
     if wanted is None:
         raise NativeError(f"prevResult holds no bridge {config.bridge}")
-    return found(node, wanted, "bridge")
+    return check_interface(node, wanted, "bridge")
 
 
 def _plug(node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Membership) -> None:
@@ -226,7 +239,7 @@ def _plug(node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Member
     if config.hairpin_mode or config.port_isolation:
         requests.append(bridge_ports.change(port, hairpin=config.hairpin_mode, isolated=config.port_isolation))
     requests += joined(port, bridge, vlans)
-    with explaining(f"make {wire.outside.name} a port of bridge {bridge.name}"):
+    with error_context(f"make {wire.outside.name} a port of bridge {bridge.name}"):
         node.do(*requests)
 
 
@@ -238,7 +251,7 @@ def _set_up(
         ends.netns.inside(lambda: sysctl.try_ensure(f"ipv6/conf/{call.ifname}/accept_dad", "0", is_another=True))
         configure(ends, call, wire.inside, given, ipam, dad=True, notify=True)
     elif not config.disable_container_interface:
-        with explaining(f"set {call.ifname} up"):
+        with error_context(f"set {call.ifname} up"):
             ends.container.do(links.change(wire.inside.index, up=True))
 
 
@@ -250,7 +263,7 @@ def _make_gateway(
         _, bridge = _look(node, wire, bridge)
     on_node = node_interface(node, bridge, vlans) if vlans.untagged else bridge
     ensure_addresses(node, on_node, given, force=config.force_address)
-    forward(given)
+    enable_forwarding(given)
     return bridge, on_node
 
 
@@ -270,7 +283,7 @@ def _carrying(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:
 def _announce(ends: Endpoints, wire: Pair, given: list[Assignment]) -> None:
     """Tell the neighbours of the addresses, again: what the kernel said when the link came up, the port let drop."""
     if given:
-        with explaining(f"announce the addresses of {wire.inside.name}"):
+        with error_context(f"announce the addresses of {wire.inside.name}"):
             # That it is told its own MAC address is what makes the kernel speak, as ``arp_notify`` is set.
             ends.container.do(links.change(wire.inside.index, mac=wire.inside.mac))
         announce(ends, wire.inside, given)
@@ -278,6 +291,6 @@ def _announce(ends: Endpoints, wire: Pair, given: list[Assignment]) -> None:
 
 def _look(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:
     """Return the port and the bridge as they are now: the bridge's first port may have given it its MAC address."""
-    with explaining(f"look up {wire.outside.name} and bridge {bridge.name}"):
+    with error_context(f"look up {wire.outside.name} and bridge {bridge.name}"):
         outside, now = node.ask_all(links.by_index(wire.outside.index), links.by_index(bridge.index))
     return links.decode(outside), links.decode(now)

@@ -15,7 +15,7 @@ from nodeworker.kernel.rtnetlink.routes import Gateway
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.kit.addressing import Assignment
-from nodeworker.plugins.native.kit.endpoints import explaining
+from nodeworker.plugins.native.kit.endpoints import error_context
 from nodeworker.plugins.spec.results import Result, Route
 
 
@@ -40,7 +40,7 @@ def ensure_addresses(node: Netlink, bridge: Link, given: Sequence[Assignment], *
     Without that, the bridge changes its MAC address with its ports. An address that would stand in another's way is an
     error, or goes if *force*: any other of IPv4, of IPv6 those whose networks overlap. Raises NativeError.
     """
-    with explaining(f"list the addresses of {bridge.name}"):
+    with error_context(f"list the addresses of {bridge.name}"):
         there = [each.address for each in addresses.list_of(node, bridge.index)]
     requests: list[Request] = []
     for wanted in (_on_bridge(each.address, each.gateway) for each in given if each.gateway):
@@ -54,7 +54,7 @@ def ensure_addresses(node: Netlink, bridge: Link, given: Sequence[Assignment], *
             # The MAC address first: an ADD that is cut in between must not leave the address without it.
             requests += [links.change(bridge.index, mac=bridge.mac), addresses.add(bridge.index, wanted)]
             there.append(wanted)
-    with explaining(f"make {bridge.name} the gateway"):
+    with error_context(f"make {bridge.name} the gateway"):
         node.do(*requests)
 
 

@@ -23,9 +23,9 @@ from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kinds.tuning import link_properties
 from nodeworker.plugins.native.kinds.tuning.link_properties import NOTHING, Properties
 from nodeworker.plugins.native.kit.announce import announce
-from nodeworker.plugins.native.kit.chain_input import made_before, own_addresses, previous
-from nodeworker.plugins.native.kit.endpoints import Endpoints, explaining, opened, present
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, checked_mac, load, misfit
+from nodeworker.plugins.native.kit.chain_input import find_chained_link, own_addresses, require_prev_result
+from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link, open_endpoints
+from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load, parse_mac
 from nodeworker.plugins.spec.results import Interface, Result
 
 TYPE = "tuning"
@@ -79,7 +79,7 @@ _CNI_ARGS = {field.encode_name.casefold(): field.encode_name for field in msgspe
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return what *config* asks for that only the reference plugin knows, or an empty text."""
-    options = misfit(config, Tuning)
+    options = decode_options(config, Tuning)
     if isinstance(options, str):
         return options
     if options.has_ipam:
@@ -95,15 +95,15 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 def add(call: Call, ipam: Result | None) -> Result:
     """Change what is asked for, and return the previous result with it; there is no *ipam*. Raises NativeError."""
-    before, wanted, note = previous(call), _wanted(call), _note(call)
+    before, wanted, note = require_prev_result(call), _wanted(call), _note(call)
     files = _files(call, wanted)
     _refuse_unlisted(wanted.parameters)
-    with opened(call, Phase.ADD) as ends:
+    with open_endpoints(call, Phase.ADD) as ends:
         ends.netns.inside(lambda: _set(files))
         if wanted.properties == NOTHING:
             return before
-        link = made_before(ends, call)
-        with explaining(f"note in {note} what {call.ifname} was like"):
+        link = find_chained_link(ends, call)
+        with error_context(f"note in {note} what {call.ifname} was like"):
             link_properties.note(note, link_properties.current(link, wanted.properties))
         requests = list(link_properties.changes(link.index, wanted.properties))
         for (words, _), refused in zip(requests, ends.container.attempt(*(each for _, each in requests)), strict=True):
@@ -116,12 +116,12 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless everything is as it was asked for; an interface not asked to be promiscuous is not."""
-    previous(call)
+    require_prev_result(call)
     wanted = _wanted(call)
     files = _files(call, wanted)
-    with opened(call, Phase.CHECK) as ends:
+    with open_endpoints(call, Phase.CHECK) as ends:
         ends.netns.inside(lambda: _compare(files))
-        link = made_before(ends, call)
+        link = find_chained_link(ends, call)
     asked = replace(wanted.properties, promisc=bool(wanted.properties.promisc))
     if different := link_properties.differing(link_properties.current(link, asked), asked):
         raise NativeError(f"interface {call.ifname} has {different}")
@@ -130,18 +130,18 @@ def check(call: Call) -> None:
 def delete(call: Call) -> None:
     """Make the interface what it was before, if it is there. Raises NativeError."""
     note = _note(call)
-    with explaining(f"read in {note} what {call.ifname} was like"):
+    with error_context(f"read in {note} what {call.ifname} was like"):
         before = link_properties.noted(note)
     if before != NOTHING and call.netns and namespaces.is_namespace(call.netns):
-        with opened(call, Phase.DEL) as ends:
+        with open_endpoints(call, Phase.DEL) as ends:
             _restore(ends, call, before)
-    with explaining(f"take {note} away"):
+    with error_context(f"take {note} away"):
         link_properties.forget(note)
 
 
 def _restore(ends: Endpoints, call: Call, before: Properties) -> None:
     """Restore what can be: the interface's own plugin takes it away next, and must not wait for what can not be."""
-    link = present(ends.container, call.ifname)
+    link = find_link(ends.container, call.ifname)
     if link is None:
         return
     requests = list(link_properties.changes(link.index, before))
@@ -190,7 +190,7 @@ def _mac(call: Call, config: Tuning, args: _CniArgs) -> str:
     chosen = stated if args.mac is None else args.mac
     if not isinstance(chosen, str):
         raise NativeError(f"{chosen!r} is no MAC address for interface {call.ifname}: it has to be a text")
-    return checked_mac(chosen, call.ifname)
+    return parse_mac(chosen, call.ifname)
 
 
 def _files(call: Call, wanted: _Wanted) -> dict[str, str]:
@@ -231,13 +231,13 @@ def _pattern(line: str) -> re.Pattern[str]:
 def _set(files: Mapping[str, str]) -> None:
     """Write parameters of the namespace that the thread is in, even a value that is there: it then stays by itself."""
     for path, value in files.items():
-        with explaining(f"set {path} to {value!r}"), open(path, "wb", buffering=0) as file:
+        with error_context(f"set {path} to {value!r}"), open(path, "wb", buffering=0) as file:
             file.write(value.encode())
 
 
 def _compare(files: Mapping[str, str]) -> None:
     for path, value in files.items():
-        with explaining(f"read {path}"), open(path, "rb", buffering=0) as file:
+        with error_context(f"read {path}"), open(path, "rb", buffering=0) as file:
             found = file.read().decode(errors="replace")
         if found.split() != value.split():
             raise NativeError(f"{path} is {found.strip()!r}, not {value!r}")

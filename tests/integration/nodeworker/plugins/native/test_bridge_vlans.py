@@ -18,8 +18,9 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.message import Answer
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import NativeError
-from nodeworker.plugins.native.kinds.bridge import bridge, vlans
-from nodeworker.plugins.native.kinds.bridge.vlan_membership import Trunk, membership
+from nodeworker.plugins.native.kinds.bridge import bridge
+from nodeworker.plugins.native.kit import port_vlans
+from nodeworker.plugins.native.kit.vlan_membership import Trunk, membership
 from tests.support.plugins.kernel_view import container, filters_vlans, node
 from tests.support.plugins.native_harness import answer, call
 
@@ -76,13 +77,13 @@ def test_a_trunk_is_the_union_of_what_it_names_in_as_few_ranges_as_there_can_be(
 )
 def test_a_port_joins_what_is_asked_for(vlan: int, trunk: list[Trunk] | None, keeps: bool, wanted: list[Any]) -> None:
     member = membership(vlan, trunk, keeps_default=keeps)
-    assert vlans.joined(5, filtering_bridge(), member) == wanted
+    assert port_vlans.joined(5, filtering_bridge(), member) == wanted
     assert member.filtering == (vlan != 0 or trunk is not None)
 
 
 def test_a_bridge_without_a_default_vlan_has_none_to_leave() -> None:
     member = membership(7, None, keeps_default=False)
-    assert vlans.joined(5, filtering_bridge(default=0), member) == [bridge_ports.add_untagged_vlan(5, 7)]
+    assert port_vlans.joined(5, filtering_bridge(default=0), member) == [bridge_ports.add_untagged_vlan(5, 7)]
 
 
 PORTS = (
@@ -134,7 +135,7 @@ def test_what_a_port_is_told_to_join_is_read_back(trunk: list[Trunk]) -> None:
 def test_a_port_that_is_not_where_it_was_put_is_said(
     found: dict[int, int], vlan: int, trunk: list[Trunk] | None, keeps: bool, said: str
 ) -> None:
-    problem = vlans.missing(found, 1, membership(vlan, trunk, keeps_default=keeps))
+    problem = port_vlans.missing(found, 1, membership(vlan, trunk, keeps_default=keeps))
     assert (said in problem) if said else not problem, problem
 
 

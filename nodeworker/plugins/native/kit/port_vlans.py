@@ -14,9 +14,9 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import NativeError
-from nodeworker.plugins.native.kinds.bridge.vlan_membership import Membership, merged, shown
-from nodeworker.plugins.native.kit.endpoints import explaining, made, present
-from nodeworker.plugins.native.kit.veth import names_for
+from nodeworker.plugins.native.kit.endpoints import create_link, error_context, find_link
+from nodeworker.plugins.native.kit.veth import end_names
+from nodeworker.plugins.native.kit.vlan_membership import Membership, merged, shown
 
 _UNTAGGED = ifinfmsg.BRIDGE_VLAN_INFO_PVID | ifinfmsg.BRIDGE_VLAN_INFO_UNTAGGED
 
@@ -37,7 +37,7 @@ def check(node: Netlink, port: Link, bridge: Link, of: Membership) -> None:
     """Raise NativeError unless *port* of *bridge* is a member; in which VLANs others have put it besides is theirs."""
     if not of.any:
         return
-    with explaining(f"look up the VLANs of {port.name}"):
+    with error_context(f"look up the VLANs of {port.name}"):
         vlans = bridge_ports.decode_vlans(port.index, node.dump(bridge_ports.vlans_request()))
     if reason := missing(vlans, bridge_ports.default_vlan(bridge), of):
         raise NativeError(f"interface {port.name}, a port of bridge {bridge.name}, {reason}: attach it again")
@@ -69,12 +69,12 @@ def described(vlans: Mapping[int, int]) -> str:
 def node_interface(node: Netlink, bridge: Link, of: Membership) -> Link:
     """Return the node's own interface in the untagged VLAN, which is made if need be. Raises NativeError."""
     name = f"{bridge.name}.{of.untagged}"
-    ports = names_for(bridge.name, str(of.untagged))
-    link = present(node, name)
+    ports = end_names(bridge.name, str(of.untagged))
+    link = find_link(node, name)
     for port in ports if link is None else ():
         data = links.veth_peer(port, mtu=bridge.mtu, queue_length=0)
         create = links.create(name, "veth", data=data, mtu=bridge.mtu, queue_length=0)
-        link = made(node, name, "veth", create) or present(node, name)
+        link = create_link(node, name, "veth", create) or find_link(node, name)
         if link is not None:
             break
     if link is None:
@@ -86,7 +86,7 @@ def node_interface(node: Netlink, bridge: Link, of: Membership) -> Link:
 
 def _make_ready(node: Netlink, bridge: Link, link: Link, ports: Sequence[str], of: Membership) -> None:
     requests: list[Request] = []
-    with explaining(f"make {link.name} the node's interface in VLAN {of.untagged} of {bridge.name}"):
+    with error_context(f"make {link.name} the node's interface in VLAN {of.untagged} of {bridge.name}"):
         port = links.find(node, links.by_index(link.parent)) if link.kind == "veth" else None
         if port is not None and port.name in ports:
             sysctl.try_ensure(f"ipv6/conf/{port.name}/accept_ra", "0")
