@@ -63,9 +63,9 @@ class NodeComparison:
                     log.warning("comparison_not_recorded", error=str(error))
             await asyncio.sleep(self._interval)
 
-    async def compare(self, event: Event, command: ComparisonRequested) -> NodeCompared:
+    async def compare(self, intent: Event, command: ComparisonRequested) -> NodeCompared:
         """Carry out the *command* to compare the node, and return its outcome."""
-        return replace(await self._compare(command.request), seconds=seconds_since(event.at))
+        return replace(await self._compare(command.request), seconds=seconds_since(intent.at))
 
     async def _compare(self, request: RequestId) -> NodeCompared:
         sandboxes, drifted, unseen = await self._watcher.compare_all()

@@ -25,8 +25,8 @@ from nodeworker.plugins.spec.cni_args import pod_of
 from nodeworker.shim.frame import Frame
 
 
-def intent_of(command: str, frame: Frame, *, spooled: bool = False) -> tuple[Data, ContainerId]:
-    """Return the intent in *frame*, and its sandbox. Raises RequestFailedError for an unknown command."""
+def intent_data(command: str, frame: Frame, *, spooled: bool = False) -> tuple[Data, ContainerId]:
+    """Return the data of the intent for *frame*, and its sandbox. Raises RequestFailedError for an unknown command."""
     env = environment(frame)
     container_id = env.get("CNI_CONTAINERID", "")
     sandbox = ContainerId(container_id) if usable_container_id(container_id) else NO_SANDBOX

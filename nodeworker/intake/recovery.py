@@ -80,11 +80,11 @@ class Recovery:
         if not self._journal.settled:
             return []
         resumed: list[RequestId] = []
-        for intent in sorted(self._journal.state.pending.values(), key=lambda pending: pending.sequence):
-            if not self._scheduler.has(intent.event.id):
-                log.info("intent_resumed", type=intent.event.type, sandbox=intent.event.sandbox[:12])
-                self._dispatcher.dispatch(intent, resumed=True)
-                resumed.append(intent.event.data.request)  # type: ignore[union-attr]  # every intent has one
+        for pending in sorted(self._journal.state.pending.values(), key=lambda each: each.sequence):
+            if not self._scheduler.has(pending.event.id):
+                log.info("intent_resumed", type=pending.event.type, sandbox=pending.event.sandbox[:12])
+                self._dispatcher.dispatch(pending, resumed=True)
+                resumed.append(pending.event.data.request)  # type: ignore[union-attr]  # every intent has one
         return resumed
 
     async def _retry_detaches(self) -> None:
@@ -101,14 +101,14 @@ class Recovery:
             await self._retry_detach(sandbox, retry.attempts + 1)
 
     async def _retry_detach(self, sandbox: Sandbox, count: int) -> None:
-        intent = DetachRequested(
+        request = DetachRequested(
             request=RequestId(secrets.token_hex(16)),
             ifname=sandbox.key.ifname,
             netns=sandbox.netns,
             pod=sandbox.pod,
             retry=count,
         )
-        await self._journal.append_intent(self._journal.event(intent, sandbox.key.container_id, sandbox.intent))
+        await self._journal.append_intent(self._journal.event(request, sandbox.key.container_id, sandbox.intent))
 
 
 def _needs_detach(sandbox: Sandbox) -> bool:

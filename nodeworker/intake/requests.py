@@ -10,7 +10,7 @@ from events.ledger.ledger import LedgerError
 from events.schema import AttachRequested, ContainerId, Data, DetachRequested, IfName, Phase
 from nodeworker.errors import RequestFailedError, class_of, failed, internal, naming
 from nodeworker.intake.check import Checker
-from nodeworker.intake.intents import environment, intent_of
+from nodeworker.intake.intents import environment, intent_data
 from nodeworker.intake.request_log import RequestLog
 from nodeworker.intake.spool import Spool
 from nodeworker.journal.journal import Journal
@@ -81,21 +81,21 @@ class Requests:
         if command == "CHECK":
             return await self._check(frame, config)
         try:
-            intent, sandbox = intent_of(command, frame)
+            request, sandbox = intent_data(command, frame)
         except RequestFailedError as error:
             return refusal(error.failure, config)
-        if isinstance(intent, AttachRequested) and self._spool.has_one_of(sandbox):
+        if isinstance(request, AttachRequested) and self._spool.has_one_of(sandbox):
             try:  # the runtime takes that DEL for done: it must not undo this ADD later
                 await self._spool.drain()
             except LedgerError as error:
-                return self._without_ledger(frame, intent, error)
+                return self._without_ledger(frame, request, error)
         if self._answers.open(frame.request):
-            event = self._journal.event(intent, sandbox)
-            with self._plans.ahead(event, intent, frame.remaining):
+            intent = self._journal.event(request, sandbox)
+            with self._plans.ahead(intent, request, frame.remaining):
                 try:
-                    await self._journal.append_intent(event)
+                    await self._journal.append_intent(intent)
                 except LedgerError as error:
-                    self._answers.give(frame.request, self._without_ledger(frame, intent, error))
+                    self._answers.give(frame.request, self._without_ledger(frame, request, error))
                 return await self._answers.wait(frame.request)
         return await self._answers.wait(frame.request)
 
@@ -108,12 +108,12 @@ class Requests:
             container_id, lambda: self._checker.check(container_id, ifname, pod, config)
         )
 
-    def _without_ledger(self, frame: Frame, intent: Data, error: LedgerError) -> Reply:
-        """Return the answer while the ledger takes no intent: DEL is spooled, the runtime retries all else."""
+    def _without_ledger(self, frame: Frame, request: Data, error: LedgerError) -> Reply:
+        """Return the answer while the ledger accepts no intent: DEL is spooled, the runtime retries all else."""
         config = frame.config
         pod = pod_of(environment(frame).get("CNI_ARGS", ""))
         error_class = class_of(error)
-        if not isinstance(intent, DetachRequested):
+        if not isinstance(request, DetachRequested):
             return refusal(naming(pod, failed(error_class, Phase.INTAKE, str(error)).failure), config)
         try:
             self._spool.put(frame)

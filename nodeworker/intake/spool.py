@@ -17,7 +17,7 @@ import structlog
 
 from events.schema import RequestId
 from nodeworker.errors import RequestFailedError
-from nodeworker.intake.intents import intent_of
+from nodeworker.intake.intents import intent_data
 from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.sandboxes.answers import Answers
@@ -99,12 +99,12 @@ class Spool:
         """Append the intent of one request and return the request; none if it asks for nothing known."""
         frame = spooled.frame
         try:
-            intent, sandbox = intent_of(frame.env.get("CNI_COMMAND", ""), frame, spooled=True)
+            request, sandbox = intent_data(frame.env.get("CNI_COMMAND", ""), frame, spooled=True)
         except RequestFailedError as error:
             log.warning("spooled_request_refused", file=spooled.path.name, error=error.failure.message)
             return []
         # If the ledger does not confirm the intent, the next drain appends it again: DEL is idempotent.
-        await self._journal.append_intent(self._journal.event(intent, sandbox))
+        await self._journal.append_intent(self._journal.event(request, sandbox))
         self._answers.open(frame.request)
         return [frame.request]
 

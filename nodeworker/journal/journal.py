@@ -188,7 +188,7 @@ class Journal:
         if any(earlier.sandbox == event.sandbox for earlier in self._postponed):
             self._postpone(event)
             raise LedgerUnavailableError(
-                "the ledger has not yet acknowledged an earlier event of the sandbox; this one will be recorded later"
+                "the ledger has not yet acknowledged what came before in this sandbox; this event is recorded later"
             )
         try:
             sequence = await self._put(event)

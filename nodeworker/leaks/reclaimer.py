@@ -67,11 +67,11 @@ class Reclaimer:
         self._scheduler = scheduler
         self._metrics = metrics
 
-    async def reclaim(self, event: Event, command: ReclaimRequested) -> LeakReclaimed:
-        """Carry out the *command* of the intent *event*; return its outcome. Raises RequestFailedError."""
+    async def reclaim(self, intent: Event, command: ReclaimRequested) -> LeakReclaimed:
+        """Carry out the *command* of *intent*; return its outcome. Raises RequestFailedError."""
         try:
-            leaked = self._confirmed(event, command.leak)
-            evidence = await self._free(event, leaked)
+            leaked = self._confirmed(intent, command.leak)
+            evidence = await self._free(intent, leaked)
         except RequestFailedError as error:
             self._metrics.reclaim_refused(error.failure.error_class)
             raise
@@ -79,23 +79,23 @@ class Reclaimer:
         self._metrics.leak_reclaimed(command.leak.kind, seconds)
         log.info("leak_reclaimed", kind=command.leak.kind.value, what=command.leak.what, seconds=round(seconds, 3))
         return LeakReclaimed(
-            request=command.request, leak=command.leak, evidence=evidence, seconds=seconds_since(event.at)
+            request=command.request, leak=command.leak, evidence=evidence, seconds=seconds_since(intent.at)
         )
 
-    def _confirmed(self, event: Event, leak: Leak) -> Leaked:
-        """Return the ledger's record of *leak*. Raises RequestFailedError if *event* rests on an older one."""
+    def _confirmed(self, intent: Event, leak: Leak) -> Leaked:
+        """Return the ledger's record of *leak*. Raises RequestFailedError if *intent* rests on an older one."""
         leaked = self._journal.state.leaks.get((self._journal.node, leak.id))
         if leaked is None:
             raise _changed(leak, "it is no leak any more")
-        if leaked.event != event.cause or leaked.observed.leak != leak:
+        if leaked.event != intent.cause or leaked.observed.leak != leak:
             raise _changed(leak, "there is a newer observation")
         if leaked.observed.sightings < _SIGHTINGS:
             raise _changed(leak, "only one scan has found it")
-        if event.sandbox != leak.sandbox:
-            raise _changed(leak, f"the command is about container {event.sandbox[:12]!r}, which is not the leak's")
+        if intent.sandbox != leak.sandbox:
+            raise _changed(leak, f"the command is about container {intent.sandbox[:12]!r}, which is not the leak's")
         return leaked
 
-    async def _free(self, event: Event, leaked: Leaked) -> tuple[str, ...]:
+    async def _free(self, intent: Event, leaked: Leaked) -> tuple[str, ...]:
         """Free the leak; return the evidence of the scan immediately before."""
         leak = leaked.observed.leak
         finding = await self._scanner.rescan(leak)
@@ -104,7 +104,7 @@ class Reclaimer:
         if finding is None or (finding.leak, finding.judged) != (leak, leaked.observed.judged):
             raise _changed(leak, "the evidence for it does not hold any more")
         if leak.sandbox:
-            return (*finding.evidence, *await self._free_sandbox(event, leak, finding))
+            return (*finding.evidence, *await self._free_sandbox(intent, leak, finding))
         try:
             await asyncio.to_thread(self._release_of(leak))
         except release.ChangedError as error:
@@ -140,16 +140,16 @@ class Reclaimer:
         """Return whether the ledger has the container. Thread-safe."""
         return any(key.container_id == container_id for key in tuple(self._journal.state.sandboxes))
 
-    async def _free_sandbox(self, event: Event, leak: Leak, finding: Finding) -> tuple[str, ...]:
+    async def _free_sandbox(self, intent: Event, leak: Leak, finding: Finding) -> tuple[str, ...]:
         """Detach the sandbox, with force if needed; return sentences that say how."""
         key = _key(leak)
         sandbox = self._journal.state.sandboxes[key]
         if sandbox.sequence != finding.judged:
             raise _changed(leak, "there is a newer event of it")
-        intent = self._journal.state.pending.get(event.id)
+        pending = self._journal.state.pending.get(intent.id)
         try:
             await request_detach(
-                self._journal, self._answers, sandbox, event.id, last=intent.sequence if intent else finding.judged
+                self._journal, self._answers, sandbox, intent.id, last=pending.sequence if pending else finding.judged
             )
         except ConflictError as error:
             raise _changed(leak, "there is a newer event of its container") from error
@@ -159,14 +159,14 @@ class Reclaimer:
             return ("its own DEL freed it",)
         final = leak.kind is LeakKind.DETACH_UNFINISHED
         notes, failure = await self._scheduler.take_turn(
-            key.container_id, lambda: self._force(event, key, sandbox, final=final)
+            key.container_id, lambda: self._force(intent, key, sandbox, final=final)
         )
         if failure is not None:
             raise RequestFailedError(failure)
         return notes
 
     async def _force(
-        self, event: Event, key: SandboxKey, sandbox: Sandbox, *, final: bool
+        self, intent: Event, key: SandboxKey, sandbox: Sandbox, *, final: bool
     ) -> tuple[tuple[str, ...], Failure | None]:
         """Release the rest of the sandbox, in the container's queue; return notes, and the last failure."""
         left = self._left(key, sandbox)
@@ -174,7 +174,7 @@ class Reclaimer:
             return ("it was detached since",), None
         notes: list[str] = []
         failure: Failure | None = None
-        async with EffectLog(self._journal, event) as effects:
+        async with EffectLog(self._journal, intent) as effects:
             for attachment in reversed(left.attempted()):
                 if attachment.phase is AttachmentPhase.DETACHED:
                     continue
@@ -185,7 +185,7 @@ class Reclaimer:
                     failure = released.outcome.failure
         if failure is None:
             done = DetachCompleted(request=RequestId(""), ifname=key.ifname)
-            await confirm(self._journal.record(done, event.sandbox, event.id))
+            await confirm(self._journal.record(done, intent.sandbox, intent.id))
         return tuple(notes), failure
 
     def _left(self, key: SandboxKey, sandbox: Sandbox) -> Sandbox | None:

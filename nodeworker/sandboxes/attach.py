@@ -75,51 +75,51 @@ class Attacher:
         self._metrics = metrics
         self._statuses = statuses
 
-    async def attach(self, event: Event, request: AttachRequested, deadline: Deadline, *, resumed: bool) -> Reply:
-        """Fulfil the intent *event* and return the answer for the runtime.
+    async def attach(self, intent: Event, request: AttachRequested, deadline: Deadline, *, resumed: bool) -> Reply:
+        """Fulfil *intent* and return the answer for the runtime.
 
         *resumed*: an earlier attempt may have made interfaces that the ledger does not have. A failed attach leaves
         nothing behind but what its event lists as ``left``.
         """
-        sandbox = self._journal.state.sandboxes.get(SandboxKey(event.sandbox, request.ifname))
+        sandbox = self._journal.state.sandboxes.get(SandboxKey(intent.sandbox, request.ifname))
         try:
-            if sandbox is not None and sandbox.intent != event.id:
-                outcome = _outcome(event, request, _recorded_result(sandbox, request))
-                await confirm(self._journal.record(outcome, event.sandbox, event.id))
+            if sandbox is not None and sandbox.intent != intent.id:
+                outcome = _outcome(intent, request, _recorded_result(sandbox, request))
+                await confirm(self._journal.record(outcome, intent.sandbox, intent.id))
             else:
-                _check(event, request)
+                _check(intent, request)
                 readiness_wait = 0.0 if resumed else deadline.left  # a worker that starts waits for what it resumes
                 resumed = resumed and sandbox is not None and sandbox.plan is not None  # nothing is made without a plan
-                planned = await self._planned(event, request, deadline, readiness_wait)
-                outcome = await self._make(event, request, planned, deadline, resumed=resumed)
+                planned = await self._planned(intent, request, deadline, readiness_wait)
+                outcome = await self._make(intent, request, planned, deadline, resumed=resumed)
         except RequestFailedError as error:
-            return await self._roll_back(event, request, naming(request.pod, error.failure))
+            return await self._roll_back(intent, request, naming(request.pod, error.failure))
         except Exception as error:  # an unexpected error must not leave half an attach behind
-            log.exception("attach_broke", sandbox=event.sandbox[:12])
-            return await self._roll_back(event, request, internal(Phase.ADD, error))
+            log.exception("attach_broke", sandbox=intent.sandbox[:12])
+            return await self._roll_back(intent, request, internal(Phase.ADD, error))
         return reply_of(outcome, request.config)
 
     async def _planned(
-        self, event: Event, request: AttachRequested, deadline: Deadline, readiness_wait: float
+        self, intent: Event, request: AttachRequested, deadline: Deadline, readiness_wait: float
     ) -> Sandbox:
         """Return the sandbox with its plan, planned now if the ledger has no plan of it."""
-        key = SandboxKey(event.sandbox, request.ifname)
+        key = SandboxKey(intent.sandbox, request.ifname)
         for _ in range(2):  # a plan that reached the ledger before its request counts for nothing
             sandbox = self._journal.state.sandboxes[key]
             if sandbox.plan is not None:
                 break
-            await self._plans.ensure_recorded(event, request, deadline, readiness_wait)
+            await self._plans.ensure_recorded(intent, request, deadline, readiness_wait)
         return self._journal.state.sandboxes[key]
 
     async def _make(
-        self, event: Event, request: AttachRequested, sandbox: Sandbox, deadline: Deadline, *, resumed: bool
+        self, intent: Event, request: AttachRequested, sandbox: Sandbox, deadline: Deadline, *, resumed: bool
     ) -> AttachCompleted:
         """Make every attachment of *sandbox* that is planned only, and return the outcome; all of it is recorded."""
         if any(a.phase not in (AttachmentPhase.PLANNED, AttachmentPhase.ATTACHED) for a in sandbox.attachments):
             raise RequestFailedError(deadline.failure)  # an earlier worker was undoing it already
         if resumed and not self._detacher.target(sandbox).netns:
             raise _gone(sandbox)  # what is at its path now may be another pod's
-        async with EffectLog(self._journal, event) as effects:
+        async with EffectLog(self._journal, intent) as effects:
             missing = [each for each in sandbox.attachments if each.phase is AttachmentPhase.PLANNED]
             for attachment in missing if resumed else ():  # the earlier attempt may have begun it
                 await deadline.within(self._detacher.delete(sandbox, attachment))
@@ -138,7 +138,7 @@ class Attacher:
             await self._move_default_route(sandbox)
             if not deadline.left:
                 raise RequestFailedError(deadline.failure)
-            outcome = _outcome(event, request, _result(sandbox))
+            outcome = _outcome(intent, request, _result(sandbox))
             self._statuses.expect(sandbox)
             return effects.finish(outcome)
 
@@ -211,10 +211,10 @@ class Attacher:
         for route in claimed_routes(sandbox.attachments):
             await asyncio.to_thread(default_route.move, sandbox.plan.netns, route, sandbox.pod)
 
-    async def _roll_back(self, event: Event, request: AttachRequested, failure: Failure) -> Reply:
+    async def _roll_back(self, intent: Event, request: AttachRequested, failure: Failure) -> Reply:
         """Undo what the attach has made, record that it failed, and return the answer for the runtime."""
-        sandbox = self._journal.state.sandboxes.get(SandboxKey(event.sandbox, request.ifname))
-        own = sandbox if sandbox is not None and sandbox.intent == event.id else None
+        sandbox = self._journal.state.sandboxes.get(SandboxKey(intent.sandbox, request.ifname))
+        own = sandbox if sandbox is not None and sandbox.intent == intent.id else None
 
         def outcome(left: Mapping[IfName, Failure]) -> AttachFailed:
             return AttachFailed(
@@ -222,13 +222,13 @@ class Attacher:
                 ifname=request.ifname,
                 failure=failure,
                 left=tuple(left),
-                seconds=seconds_since(event.at),
+                seconds=seconds_since(intent.at),
             )
 
         try:
-            await self._detacher.undo(own, event, Phase.ROLLBACK, outcome)
+            await self._detacher.undo(own, intent, Phase.ROLLBACK, outcome)
         except RequestFailedError as error:
-            log.warning("attach_outcome_not_recorded", sandbox=event.sandbox[:12], error=error.failure.message)
+            log.warning("attach_outcome_not_recorded", sandbox=intent.sandbox[:12], error=error.failure.message)
         return refusal(failure, request.config)
 
 
@@ -240,9 +240,9 @@ def _failed(
     )
 
 
-def _outcome(event: Event, request: AttachRequested, result: str) -> AttachCompleted:
+def _outcome(intent: Event, request: AttachRequested, result: str) -> AttachCompleted:
     return AttachCompleted(
-        request=request.request, ifname=request.ifname, result=result, seconds=seconds_since(event.at)
+        request=request.request, ifname=request.ifname, result=result, seconds=seconds_since(intent.at)
     )
 
 
@@ -296,9 +296,9 @@ def _recorded_result(sandbox: Sandbox, request: AttachRequested) -> str:
     )
 
 
-def _check(event: Event, request: AttachRequested) -> None:
+def _check(intent: Event, request: AttachRequested) -> None:
     """Raise RequestFailedError for CNI parameters that ADD can't do without (CNI specification 1.1, section 2)."""
-    if not event.sandbox:
+    if not intent.sandbox:
         raise unusable_container_id(Phase.ADD)
     missing = [name for name, value in (("CNI_NETNS", request.netns), ("CNI_PATH", request.path)) if not value]
     if missing:

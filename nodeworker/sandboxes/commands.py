@@ -70,45 +70,45 @@ class CommandHandler:
         if not isinstance(command, Command):
             log.warning("command_unknown", type=event.type, sequence=stored.sequence)
             return
-        intent = replace(command, request=RequestId(event.id), command=stored.sequence)
+        request = replace(command, request=RequestId(event.id), command=stored.sequence)
         while True:
             try:
-                await self._journal.append_intent(self._journal.event(intent, event.sandbox, event.cause))
+                await self._journal.append_intent(self._journal.event(request, event.sandbox, event.cause))
             except LedgerError as error:
                 log.warning("command_postponed", type=event.type, error=str(error))
                 await asyncio.sleep(_RETRY)
             else:
                 return
 
-    async def fulfil(self, event: Event, command: Command) -> Reply:
-        """Fulfil the intent *event* and record its outcome, also after an unexpected error."""
+    async def fulfil(self, intent: Event, command: Command) -> Reply:
+        """Fulfil *intent* and record its outcome, also after an unexpected error."""
         try:
-            outcome = await self._outcome(event, command)
+            outcome = await self._outcome(intent, command)
         except RequestFailedError as error:
-            outcome = self._failed(event, command, error.failure)
+            outcome = self._failed(intent, command, error.failure)
         except Exception as error:  # rule: one bad command never stops the others
-            log.exception("order_broke", type=event.type, sandbox=event.sandbox[:12])
-            outcome = self._failed(event, command, internal(_phase(command), error))
+            log.exception("order_broke", type=intent.type, sandbox=intent.sandbox[:12])
+            outcome = self._failed(intent, command, internal(_phase(command), error))
         try:
-            await confirm(self._journal.record(outcome, event.sandbox, event.id))
+            await confirm(self._journal.record(outcome, intent.sandbox, intent.id))
         except RequestFailedError as error:
-            log.warning("order_outcome_not_recorded", type=event.type, error=error.failure.message)
+            log.warning("order_outcome_not_recorded", type=intent.type, error=error.failure.message)
             return refusal(error.failure, "")
         return OK
 
-    async def _outcome(self, event: Event, command: Command) -> Outcome:
+    async def _outcome(self, intent: Event, command: Command) -> Outcome:
         handler = self._handlers.get(type(command))
         if handler is None:
-            message = f"the worker of node {event.node} is configured not to: see drift and leaks in its configuration"
+            message = f"the worker of node {intent.node} is configured not to: see drift and leaks in its configuration"
             raise failed(ErrorClass.NOT_REPAIRABLE, _phase(command), message)
-        return await handler(event, command)
+        return await handler(intent, command)
 
-    def _failed(self, event: Event, command: Command, failure: Failure) -> Outcome:
-        seconds = seconds_since(event.at)
+    def _failed(self, intent: Event, command: Command, failure: Failure) -> Outcome:
+        seconds = seconds_since(intent.at)
         match command:
             case RepairRequested(request=request, ifname=ifname):
                 # The last observation counts: it may be more than the command asks for, or something else by now.
-                sandbox = self._journal.state.sandboxes.get(SandboxKey(event.sandbox, ifname))
+                sandbox = self._journal.state.sandboxes.get(SandboxKey(intent.sandbox, ifname))
                 left = command.drifts if sandbox is None else sandbox.drifts
                 return DriftRepairFailed(request=request, ifname=ifname, failure=failure, left=left, seconds=seconds)
             case ReclaimRequested(request=request, leak=leak):

@@ -54,19 +54,19 @@ class Detacher:
         self._delegate_timeout = delegate_timeout
         self._metrics = metrics
 
-    async def detach(self, event: Event, request: DetachRequested) -> Reply:
-        """Fulfil the intent *event* and return the answer for the runtime.
+    async def detach(self, intent: Event, request: DetachRequested) -> Reply:
+        """Fulfil *intent* and return the answer for the runtime.
 
-        The answer is success where the worker itself does the rest later: if the ledger can't take the last event, the
+        The answer is success where the worker itself does the rest later: if the ledger can't record the outcome, the
         intent is repeated until it has an outcome. The same holds for a sandbox whose ADD failed: a plugin that could
         not add may be unable to delete, and the deletion of a pod that never ran must not hang.
         """
-        key = SandboxKey(event.sandbox, request.ifname)
+        key = SandboxKey(intent.sandbox, request.ifname)
         before = self._journal.state.sandboxes.get(key)
-        refused = _detach_problem(event, request)
+        refused = _detach_problem(intent, request)
 
         def outcome(left: Mapping[IfName, Failure]) -> Data:
-            seconds = seconds_since(event.at)
+            seconds = seconds_since(intent.at)
             if not refused and not left:
                 return DetachCompleted(request=request.request, ifname=request.ifname, seconds=seconds)
             return DetachFailed(
@@ -78,23 +78,23 @@ class Detacher:
             )
 
         try:
-            recorded = await self.undo(None if refused else before, event, Phase.DEL, outcome)
+            recorded = await self.undo(None if refused else before, intent, Phase.DEL, outcome)
         except RequestFailedError as error:
-            log.warning("detach_outcome_not_recorded", sandbox=event.sandbox[:12], error=error.failure.message)
+            log.warning("detach_outcome_not_recorded", sandbox=intent.sandbox[:12], error=error.failure.message)
             return refusal(refused, request.config) if refused else OK
         never_attached = before is not None and not before.result
         gave_up = isinstance(recorded, DetachFailed) and bool(recorded.left)
         return OK if gave_up and never_attached else reply_of(recorded, request.config)
 
     async def undo(
-        self, sandbox: Sandbox | None, event: Event, phase: Phase, outcome: Callable[[Mapping[IfName, Failure]], Data]
+        self, sandbox: Sandbox | None, intent: Event, phase: Phase, outcome: Callable[[Mapping[IfName, Failure]], Data]
     ) -> Data:
         """Detach, last first, what *sandbox* may still have, and return its outcome, which is recorded behind that.
 
         *outcome* makes it from the attachments that could not be detached, and why. Raises RequestFailedError if the
         ledger did not acknowledge an event, after everything was tried; the journal offers it all events again.
         """
-        async with EffectLog(self._journal, event) as effects:
+        async with EffectLog(self._journal, intent) as effects:
             left = {} if sandbox is None else await self._detach_all(sandbox, phase, effects)
             return effects.finish(outcome(left))
 
@@ -172,20 +172,20 @@ async def request_detach(
     With *last*, the DEL is appended only if that is the sequence of the newest event of the container. Raises
     LedgerError, ConflictError among them.
     """
-    request = RequestId(secrets.token_hex(16))
-    answers.open(request)
-    intent = DetachRequested(request=request, ifname=sandbox.key.ifname, netns=sandbox.netns, pod=sandbox.pod)
+    request_id = RequestId(secrets.token_hex(16))
+    answers.open(request_id)
+    request = DetachRequested(request=request_id, ifname=sandbox.key.ifname, netns=sandbox.netns, pod=sandbox.pod)
     try:
-        await journal.append_intent(journal.event(intent, sandbox.key.container_id, cause), last=last)
+        await journal.append_intent(journal.event(request, sandbox.key.container_id, cause), last=last)
     except ConflictError:
-        answers.cancel(request)
+        answers.cancel(request_id)
         raise
-    return await answers.wait(request)
+    return await answers.wait(request_id)
 
 
-def _detach_problem(event: Event, request: DetachRequested) -> Failure | None:
+def _detach_problem(intent: Event, request: DetachRequested) -> Failure | None:
     """Return what makes a DEL unusable, if anything. Its namespace may be gone (CNI specification 1.1, section 2)."""
-    if not event.sandbox:
+    if not intent.sandbox:
         return unusable_container_id(Phase.DEL).failure
     if problem := ifname_problem(request.ifname):
         return failed(ErrorClass.INVALID_REQUEST, Phase.DEL, f"CNI_IFNAME {shown(request.ifname)} {problem}").failure

@@ -66,35 +66,38 @@ class Dispatcher:
         self._status_waits: set[asyncio.Task[None]] = set()
         self._deadlines: dict[RequestId, tuple[SandboxKey, Deadline]] = {}
 
-    def dispatch(self, intent: Stored | Pending, *, resumed: bool = False) -> None:
-        """Queue *intent* unless it is queued already. *resumed*: an earlier attempt may have had effects."""
-        event, data = intent.event, intent.event.data
-        if self._scheduler.has(event.id):
+    def dispatch(self, stored: Stored | Pending, *, resumed: bool = False) -> None:
+        """Queue the intent *stored* unless it is queued already. *resumed*: an earlier attempt may have had effects."""
+        intent, request = stored.event, stored.event.data
+        if self._scheduler.has(intent.id):
             return
-        match data:
+        match request:
             case AttachRequested():
-                deadline = Deadline(0 if self._answers.given(data.request) else seconds_until(data.deadline))
-                self._deadlines[data.request] = (SandboxKey(event.sandbox, data.ifname), deadline)
-                attach, config = self._attacher.attach, data.config
-                self._enqueue(event, data.request, config, lambda: attach(event, data, deadline, resumed=resumed))
+                deadline = Deadline(0 if self._answers.given(request.request) else seconds_until(request.deadline))
+                self._deadlines[request.request] = (SandboxKey(intent.sandbox, request.ifname), deadline)
+                attach, config = self._attacher.attach, request.config
+                self._enqueue(
+                    intent, request.request, config, lambda: attach(intent, request, deadline, resumed=resumed)
+                )
             case DetachRequested():
-                self._overtake(SandboxKey(event.sandbox, data.ifname))
-                self._enqueue(event, data.request, data.config, lambda: self._detacher.detach(event, data))
+                self._overtake(SandboxKey(intent.sandbox, request.ifname))
+                self._enqueue(intent, request.request, request.config, lambda: self._detacher.detach(intent, request))
             case GcRequested():
-                self._enqueue(event, data.request, data.config, lambda: self._collector.collect(event, data))
+                self._enqueue(intent, request.request, request.config, lambda: self._collector.collect(intent, request))
             case RepairRequested():
-                self._enqueue(event, data.request, "", lambda: self._commands.fulfil(event, data))
+                self._enqueue(intent, request.request, "", lambda: self._commands.fulfil(intent, request))
             case ReclaimRequested() | ComparisonRequested():
                 # Such a command may ask for detaches and wait for them, so it has a queue of its own.
                 fulfil = self._commands.fulfil
-                self._enqueue(event, data.request, "", lambda: fulfil(event, data), own_queue=True)
+                self._enqueue(intent, request.request, "", lambda: fulfil(intent, request), own_queue=True)
             case _:
-                raise TypeError(f"{event.type} is not an intent")
+                raise TypeError(f"{intent.type} is not an intent")
 
     def abandon(self, request: RequestId) -> None:
         """Undo *request* if it is an attach in progress: its entry point is gone."""
-        if (attach := self._deadlines.get(request)) is not None:
-            attach[1].end(_ABANDONED)
+        if (in_progress := self._deadlines.get(request)) is not None:
+            _, deadline = in_progress
+            deadline.end(_ABANDONED)
 
     async def finish(self, grace: float) -> None:
         """Give the answers that wait for a status, and stop the queues after at most *grace* seconds."""
@@ -103,31 +106,31 @@ class Dispatcher:
         await self._scheduler.finish(grace)
 
     def _overtake(self, key: SandboxKey) -> None:
-        for attached, deadline in self._deadlines.values():
-            if attached == key:
+        for sandbox, deadline in self._deadlines.values():
+            if sandbox == key:
                 deadline.end(_OVERTAKEN)
 
     def _enqueue(
         self,
-        event: Event,
+        intent: Event,
         request: RequestId,
         config: str,
         work: Callable[[], Awaitable[Reply]],
         *,
         own_queue: bool = False,
     ) -> None:
-        """Schedule *work* for the intent *event*, and answer *request* with its reply."""
+        """Schedule *work* for *intent*, and answer *request* with its reply."""
 
         def done(reply: Reply | Exception) -> None:
             self._deadlines.pop(request, None)
             if isinstance(reply, Exception):
-                log.error("request_broke", type=event.type, sandbox=event.sandbox[:12], exc_info=reply)
+                log.error("request_broke", type=intent.type, sandbox=intent.sandbox[:12], exc_info=reply)
                 reply = refusal(internal(Phase.INTAKE, reply), config)
-            self._answer(event, request, reply)
+            self._answer(intent, request, reply)
 
         self._answers.open(request)
-        queue = event.id if own_queue else event.sandbox
-        self._scheduler.enqueue(queue, work, done, intent=event.id, bounded=not own_queue)
+        queue = intent.id if own_queue else intent.sandbox
+        self._scheduler.enqueue(queue, work, done, intent=intent.id, bounded=not own_queue)
 
     def _answer(self, intent: Event, request: RequestId, reply: Reply) -> None:
         """Give the answer, after the pod's status is published where that is expected.

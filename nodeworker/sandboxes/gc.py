@@ -60,18 +60,18 @@ class GarbageCollector:
         self._readiness = readiness
         self._delegate_timeout = delegate_timeout
 
-    async def collect(self, event: Event, request: GcRequested) -> Reply:
-        """Fulfil the intent *event* and return the answer for the runtime."""
+    async def collect(self, intent: Event, request: GcRequested) -> Reply:
+        """Fulfil *intent* and return the answer for the runtime."""
         try:
             conf = self._configuration(request)
             await self._readiness.wait(conf.readiness_file, seconds_until(request.deadline), Phase.GC)
             stale = () if request.valid is None else tuple(self._stale(conf.name, frozenset(request.valid)))
-            failures = [failure for sandbox in stale if (failure := await self._detach(sandbox, event)) is not None]
+            failures = [failure for sandbox in stale if (failure := await self._detach(sandbox, intent)) is not None]
             if request.valid is not None:
                 failures += [
                     failure async for failure in self._collect(conf, conf.plugin_folders(request.path), request.valid)
                 ]
-            seconds = seconds_since(event.at)
+            seconds = seconds_since(intent.at)
             outcome = (
                 GcFailed(request=request.request, failure=failures[0], seconds=seconds)
                 if failures
@@ -80,9 +80,9 @@ class GarbageCollector:
                 )
             )
         except RequestFailedError as error:
-            outcome = GcFailed(request=request.request, failure=error.failure, seconds=seconds_since(event.at))
+            outcome = GcFailed(request=request.request, failure=error.failure, seconds=seconds_since(intent.at))
         try:
-            await self._journal.record(outcome, event.sandbox, event.id)
+            await self._journal.record(outcome, intent.sandbox, intent.id)
         except LedgerError as error:
             return refusal(failed(class_of(error), Phase.GC, str(error)).failure, request.config)
         return reply_of(outcome, request.config)
@@ -115,14 +115,14 @@ class GarbageCollector:
         except RequestFailedError:
             return False
 
-    async def _detach(self, sandbox: Sandbox, event: Event) -> Failure | None:
+    async def _detach(self, sandbox: Sandbox, intent: Event) -> Failure | None:
         """Detach one sandbox as a DEL does; return why that failed, if it did."""
         key = sandbox.key
         now = self._journal.state.sandboxes.get(key)
         if now is None or now.intent != sandbox.intent:
             return None  # a DEL came meanwhile
         try:
-            reply = await request_detach(self._journal, self._answers, sandbox, event.id)
+            reply = await request_detach(self._journal, self._answers, sandbox, intent.id)
         except LedgerError as error:
             return failed(class_of(error), Phase.GC, str(error)).failure
         return reply.failure

@@ -63,18 +63,18 @@ class Repairer:
         self._delegate_timeout = delegate_timeout
         self._metrics = metrics
 
-    async def repair(self, event: Event, command: RepairRequested) -> DriftRepaired | DriftRepairFailed:
+    async def repair(self, intent: Event, command: RepairRequested) -> DriftRepaired | DriftRepairFailed:
         """Carry out *command* and return its outcome.
 
         Raises RequestFailedError: evidence_changed if the sandbox changed since the observation that the command rests
         on, namespace_invalid if the namespace is gone.
         """
-        key = SandboxKey(event.sandbox, command.ifname)
+        key = SandboxKey(intent.sandbox, command.ifname)
         sandbox = self._journal.state.sandboxes.get(key)
         if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.plan is None:
-            raise _void(event, "the sandbox is not attached any more")
-        if not event.cause or event.cause != sandbox.drift:
-            raise _void(event, f"pod {sandbox.pod}: a newer observation differs")
+            raise _void(intent, "the sandbox is not attached any more")
+        if not intent.cause or intent.cause != sandbox.drift:
+            raise _void(intent, f"pod {sandbox.pod}: a newer observation differs")
         inspection = await self._inspector.inspect_present(sandbox, Phase.REPAIR)
         requested = {_identity(drift) for drift in command.drifts}
         confirmed = [drift for drift in inspection.drifts if _identity(drift) in requested]
@@ -95,7 +95,7 @@ class Repairer:
             inspection = await self._inspector.inspect_present(sandbox, Phase.REPAIR)
         left = inspection.drifts
         unmet = [drift for drift in left if _identity(drift) in requested]
-        seconds = seconds_since(event.at)
+        seconds = seconds_since(intent.at)
         if not unmet:
             return DriftRepaired(
                 request=command.request, ifname=command.ifname, drifts=command.drifts, left=left, seconds=seconds
@@ -233,9 +233,9 @@ def _failure(sandbox: Sandbox, unmet: Sequence[Drift], not_repaired: Sequence[No
     )
 
 
-def _void(event: Event, reason: str) -> RequestFailedError:
+def _void(intent: Event, reason: str) -> RequestFailedError:
     return failed(
         ErrorClass.EVIDENCE_CHANGED,
         Phase.REPAIR,
-        f"the repair of {event.sandbox[:12]} is void: {reason}; a new repair is requested if drift remains",
+        f"the repair of {intent.sandbox[:12]} is void: {reason}; a new repair is requested if drift remains",
     )
