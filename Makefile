@@ -17,10 +17,11 @@ test:
 	.ci/setup test
 	$(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
-# The inner loop: what needs neither root nor a server.
+# The inner loop: what needs no server, and the native plugins without what is tried at every cut or generated.
 test-fast:
 	.ci/setup test
-	$(BIN)/pytest --numprocesses $$(nproc) --dist loadfile $(PYTEST_ARGS) tests/unit
+	$(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS) \
+		-k "unit or not (cut_anywhere or generated)" tests/unit tests/integration/nodeworker/plugins/native
 
 bench:
 	.ci/setup

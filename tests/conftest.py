@@ -6,12 +6,14 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
 from nodeworker import shim
 from nodeworker.shim import build
+from tests.support.distribution import Distribution, order
 from tests.support.isolation import isolate
 
 # How long an example takes is the machine's affair, and the same code is to get the same examples.
@@ -69,8 +71,16 @@ def _may_be_absent(reason: str) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes longest without a break: a cross compiler that is run for the first time."""
-    items.sort(key=lambda item: item.path.name != "test_shim_build.py")
+    """Begin with the files that take long."""
+    items.sort(key=order)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Distribution | None:
+    """Distribute files among the processes in the order of the collection."""
+    if config.option.dist != "loadfile":
+        return None
+    config.option.loadscopereorder = False
+    return Distribution(config, log)
 
 
 class _SkipJudge:

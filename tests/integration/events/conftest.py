@@ -14,14 +14,6 @@ from tests.support.nats.hub_servers import HubServers, connect_hub
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def fast_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
     """A server with its store in memory, for tests with many events."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as store:
@@ -31,27 +23,10 @@ def fast_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
         server.stop()
 
 
-@pytest.fixture
-async def jetstream(server: EmbeddedServer) -> AsyncIterator[JetStreamLedger]:
-    ledger = await JetStreamLedger.connect(server.address)
-    yield ledger
-    await ledger.close()
-
-
 @pytest.fixture(params=["memory", "jetstream"])
-async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Ledger]:
+def ledger(request: pytest.FixtureRequest) -> Ledger:
     """Each implementation of the ``Ledger`` protocol, empty."""
-    if request.param == "memory":
-        yield MemoryLedger()
-        return
-    server = EmbeddedServer(tmp_path / "store", tmp_path / "run")
-    server.start()
-    try:
-        ledger = await JetStreamLedger.connect(server.address)
-        yield ledger
-        await ledger.close()
-    finally:
-        server.stop()
+    return MemoryLedger() if request.param == "memory" else request.getfixturevalue("jetstream")
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from events.nats.ledger import JetStreamLedger
-from events.nats.server import EmbeddedServer
 from reconciler.projection.sql.schema import upgrade
 from tests.support.kube.publishing import annotation, cluster, namespace
 from tests.support.reconciler.postgres import Postgres
@@ -51,15 +50,6 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    server = EmbeddedServer(tmp_path / "ledger", tmp_path / "run")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-async def ledger(server: EmbeddedServer) -> AsyncIterator[JetStreamLedger]:
-    ledger = await JetStreamLedger.connect(server.address)
-    yield ledger
-    await ledger.close()
+def ledger(jetstream: JetStreamLedger) -> JetStreamLedger:
+    """A node's ledger, empty."""
+    return jetstream
