@@ -51,7 +51,13 @@ async def jetstream(request: pytest.FixtureRequest) -> AsyncIterator[JetStreamLe
     server: EmbeddedServer = request.getfixturevalue("shared_server" if shared else "server")
     ledger = await JetStreamLedger.connect(server.address)
     yield ledger
+    await ledger.close()
     if shared:
-        for stream in msgspec.json.decode(await ledger.api("STREAM.NAMES", {}))["streams"]:
-            await ledger.api(f"STREAM.DELETE.{stream}", {})
+        await _delete_streams(server)
+
+
+async def _delete_streams(server: EmbeddedServer) -> None:
+    ledger = await JetStreamLedger.connect(server.address, ensure_stream=False)
+    for stream in msgspec.json.decode(await ledger.api("STREAM.NAMES", {}))["streams"] or ():
+        await ledger.api(f"STREAM.DELETE.{stream}", {})
     await ledger.close()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-BOUND = 60.0
+BOUND = 90.0
 """Seconds: far more than a busy machine needs, and less than a test may take."""
 
 _TURNS = 100

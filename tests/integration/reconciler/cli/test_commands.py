@@ -37,6 +37,12 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def ledger(server: EmbeddedServer, jetstream: JetStreamLedger) -> JetStreamLedger:
+    """The ledger on the test's own server, whose address the commands read."""
+    return jetstream
+
+
+@pytest.fixture
 async def story(ledger: JetStreamLedger) -> JetStreamLedger:
     node = Node()
     for event in busy_day(6, node):

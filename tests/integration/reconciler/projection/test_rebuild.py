@@ -238,6 +238,7 @@ async def test_what_is_no_whole_snapshot_is_refused_in_one_sentence(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.usefixtures("server")
 async def test_rebuild_and_snapshot_on_the_command_line(ledger: JetStreamLedger, tmp_path: Path) -> None:
     last = 0
     for event in busy_day(5):

@@ -130,8 +130,8 @@ async def test_a_shelf_that_holds_little_in_memory_makes_no_difference(
         ("UPDATE leaks SET what = '10.0.0.1'", "differs from the ledger in what"),
         ("DELETE FROM leaks", "is open in the ledger and not in the database"),
         ("UPDATE leaks SET leak_id = 'x'", "is open in the database and not in the ledger"),
-        ("UPDATE statuses SET text = '[{}]'", "what was published last differs from the ledger in text"),
-        ("DELETE FROM statuses", "does not know that its network-status was published"),
+        ("UPDATE statuses SET text = '[{}]'", "the last published status differs from the ledger in text"),
+        ("DELETE FROM statuses", "lacks the record of its published network-status"),
         ("UPDATE position SET sequence = sequence + 100", "but the ledger has only"),
     ],
 )
