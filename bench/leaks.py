@@ -45,8 +45,8 @@ from events.schema import (
     RequestId,
     WorkerStarted,
 )
-from nodeworker.intake.retention import Retention
 from nodeworker.journal.journal import Journal
+from nodeworker.journal.retention import Retention
 from nodeworker.leaks import reporter, scanner
 from nodeworker.leaks.evidence.container_runtime import RuntimeUnknownError, SharedRuntime
 from nodeworker.leaks.evidence.footprint import Footprint

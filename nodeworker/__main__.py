@@ -37,11 +37,11 @@ from nodeworker.intake.log_files import LogFiles
 from nodeworker.intake.recovery import Recovery
 from nodeworker.intake.request_log import RequestLog
 from nodeworker.intake.requests import Requests
-from nodeworker.intake.retention import Retention
 from nodeworker.intake.socket_server import SocketServer
 from nodeworker.intake.spool import Spool
 from nodeworker.journal.hub_link import HubLink
 from nodeworker.journal.journal import Journal
+from nodeworker.journal.retention import Retention
 from nodeworker.journal.worker_lock import only_worker, version
 from nodeworker.leaks.evidence.container_runtime import CriRuntime, SharedRuntime
 from nodeworker.leaks.evidence.footprint import Footprint

@@ -1,1 +1,1 @@
-"""Compares the node with the ledger and repairs it: a difference is drift."""
+"""Compares the node with the ledger and repairs it: a difference is drift. CHECK uses the same comparison."""

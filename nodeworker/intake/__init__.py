@@ -1,1 +1,1 @@
-"""A request becomes a durable intent, and its answer goes back to the entry point."""
+"""A request becomes a durable intent, and its answer goes back; CHECK and STATUS are answered at once."""

@@ -1,1 +1,1 @@
-"""What the worker writes to its ledger and reads back."""
+"""What the worker writes to its ledger, reads back and purges."""

@@ -50,9 +50,9 @@ from events.schema import (
 from nodeworker.intake import recovery as module
 from nodeworker.intake import retention as retention_module
 from nodeworker.intake.recovery import Recovery
-from nodeworker.intake.retention import Retention
 from nodeworker.intake.spool import Spool
 from nodeworker.journal.journal import Journal
+from nodeworker.journal.retention import Retention
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.sandboxes.answers import OK, Answers
 from nodeworker.sandboxes.dispatcher import Dispatcher
