@@ -30,9 +30,9 @@ def seconds_since(at: str) -> float:
 
 
 class Deadline:
-    """Ends after some seconds, or when ``end`` is called because the runtime no longer waits.
+    """Expires after *seconds*, or when ``end`` is called because the runtime no longer waits.
 
-    As a context manager it cancels its block when it ends and raises TimeoutError, as ``asyncio.timeout`` does. Work
+    As a context manager it cancels its block when it expires and raises TimeoutError, as ``asyncio.timeout`` does. Work
     that must not be cancelled, such as an append to the ledger or a rollback, stands outside such a block.
     """
 
@@ -43,7 +43,7 @@ class Deadline:
         self.failure: Failure = failed(
             ErrorClass.ABANDONED, Phase.ADD, "the time that the runtime gave for it has passed"
         ).failure
-        """Why it ended, or will end."""
+        """Why it expired, or will expire."""
 
     @property
     def left(self) -> float:
@@ -51,7 +51,7 @@ class Deadline:
         return max(0.0, self._until - self._loop.time())
 
     def end(self, failure: Failure) -> None:
-        """End the deadline now, because of *failure*."""
+        """Expire now, because of *failure*."""
         if not self.left:
             return
         self.failure = failure
@@ -60,7 +60,7 @@ class Deadline:
             self._scope.reschedule(self._until)
 
     async def within(self, work: Awaitable[T]) -> T:
-        """Return what *work* returns. Raises RequestFailedError with ``failure`` if the deadline ends first."""
+        """Return what *work* returns. Raises RequestFailedError with ``failure`` if the deadline expires first."""
         try:
             async with self:
                 return await work

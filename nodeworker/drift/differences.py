@@ -41,16 +41,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def differences(
-    expected: tuple[ExpectedLink, ...], snapshot: Snapshot, first_mtus: Mapping[str, int]
+    expected: tuple[ExpectedLink, ...], snapshot: Snapshot, wanted_mtus: Mapping[str, int]
 ) -> tuple[Drift, ...]:
     """Return all drift of the *expected* interfaces, in the order in which to repair it.
 
-    *first_mtus* has, by interface name, the MTU that the worker saw first.
+    *wanted_mtus* has, by interface name, the MTU of an interface that is expected without one.
     """
-    return tuple(drift for link in expected for drift in _of_link(link, snapshot, first_mtus.get(link.ifname, 0)))
+    return tuple(drift for link in expected for drift in _of_link(link, snapshot, wanted_mtus.get(link.ifname, 0)))
 
 
-def _of_link(expected: ExpectedLink, snapshot: Snapshot, first_mtu: int) -> Iterator[Drift]:
+def _of_link(expected: ExpectedLink, snapshot: Snapshot, wanted_mtu: int) -> Iterator[Drift]:
     link, parent, port = (
         snapshot.links.get(expected.ifname),
         snapshot.parents.get(expected.parent),
@@ -69,7 +69,7 @@ def _of_link(expected: ExpectedLink, snapshot: Snapshot, first_mtu: int) -> Iter
         if port_vlans.missing(present_vlans, bridge_ports.default_vlan(parent), expected.vlans):
             yield _drift(expected, DriftKind.VLANS_CHANGED, expected.vlans, port_vlans.described(present_vlans))
     yield from _of_properties(expected, link, port)
-    if (mtu := expected.mtu or first_mtu) and link.mtu != mtu:
+    if (mtu := expected.mtu or wanted_mtu) and link.mtu != mtu:
         yield _drift(expected, DriftKind.MTU_CHANGED, mtu, _found_mtu(expected, link, parent, mtu))
     present = {each.address: each for each in snapshot.addresses if each.index == link.index}
     yield from _of_addresses(expected, present)

@@ -1,4 +1,4 @@
-"""Inspect a sandbox in the kernel, and remember the MTUs that the ledger does not record."""
+"""Compare a sandbox in the kernel with the ledger, and remember each interface's MTU if no plan sets it."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Inspector:
     def _learn_mtus(
         self, sandbox: Sandbox, expected: tuple[ExpectedLink, ...], snapshot: Snapshot
     ) -> Mapping[str, int]:
-        """Return the MTU that each interface must have: the recorded one, else the first that a worker saw.
+        """Return the MTU that each interface must have: the planned or recorded one, else the first that a worker saw.
 
         Open MTU drift in the ledger carries the MTU that an earlier worker saw first.
         """

@@ -1,4 +1,6 @@
-"""The verbs of the specification for one attachment: a delegate is a chain, and each verb has rules of its own.
+"""The verbs of the specification for one attachment: its delegate is a chain of plugins, and each verb has its rules.
+
+A delegate is the CNI configuration, single or chain, that realises an attachment; a single one is a chain of one.
 
 The order of the chain, what one plugin gets of another, and what an error means follow the CNI specification 1.1,
 section 3. Everything comes from the recorded plan, nothing from today's configuration.
@@ -51,7 +53,7 @@ def planned_target(container_id: ContainerId, plan: AttachPlanned) -> Target:
 
 
 class DelegateError(RequestFailedError):
-    """A plugin of a chain failed; ``runs`` are all executions of the operation, up to and with that one."""
+    """A plugin of the delegate failed; ``runs`` are all executions of the operation, up to and with that one."""
 
     def __init__(self, failure: Failure, runs: tuple[PluginRun, ...]) -> None:
         super().__init__(failure)
@@ -278,7 +280,7 @@ class _Operation:
             code=code or CNI_CODES[error_class],
             network=network,
             ifname=ifname if self._phase in _ATTACHMENT_PHASES else "",
-            delegate=plugin_type,
+            delegate=plugin_type,  # the event field has this name; its value is the type of the plugin that failed
             details=details,
         )
         return DelegateError(failure, tuple(self.runs))

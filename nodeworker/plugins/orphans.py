@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 MARKER: Final = "PLUMBLINE_DELEGATE"
-"""Environment variable of every plugin. An entry point that finds it was called by a delegate of Plumbline: a loop."""
+"""Environment variable of every plugin. An entry point that finds it was called by a plugin of Plumbline: a loop."""
 
 
 def process_ids() -> Iterator[int]:

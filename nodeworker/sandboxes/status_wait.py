@@ -76,6 +76,7 @@ class StatusWait:
                 result = await self._expected[intent]
         except TimeoutError:
             result = "timeout"
+            # The event means "timed out": the answer goes out without the status, which will follow.
             log.warning("status_not_awaited", intent=intent, after=round(loop.time() - started, 3))
         finally:
             self.forget(intent)

@@ -1,4 +1,4 @@
-"""The CNI entry point: a small static program, so that a request costs a millisecond and no interpreter start.
+"""The CNI entry point, the program that the runtime executes: small and static, so a request costs a millisecond.
 
 ``plumbline.c`` is the program, ``frame`` the worker's side of its wire format, ``build`` the compilation.
 """

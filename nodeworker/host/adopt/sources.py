@@ -28,7 +28,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sources(files: SandboxFiles, links: frozenset[str] | None, notes: list[str]) -> list[Source]:
-    """Return the sources of all attachments of *files*; add a sentence to *notes* for each lost piece.
+    """Return the sources of all attachments of *files*; add a sentence to *notes* for each missing file.
 
     *links* are the interfaces in the sandbox's namespace; None: it is gone. Raises RecordError.
     """
@@ -42,7 +42,7 @@ def sources(files: SandboxFiles, links: frozenset[str] | None, notes: list[str])
     found += _further(files, links, found, notes)
     names = [source.ifname for source in found]
     if len(set(names)) != len(names):
-        raise RecordError(f"two of its interfaces have one name: {', '.join(names)}")
+        raise RecordError(f"two interfaces of the sandbox have the same name: {', '.join(names)}")
     return found
 
 
@@ -54,7 +54,7 @@ def _by_request(files: SandboxFiles, lost: str, notes: list[str]) -> list[Source
         raise RecordError(f"{lost}, and the runtime's own request, which names the default network, is missing")
     default = [entry for entry in files.entries if entry.ifname == files.request.ifname]
     if len(default) != 1:
-        raise RecordError(f"{lost}, and libcni has {len(default)} entries of its {files.request.ifname}, not one")
+        raise RecordError(f"{lost}, and libcni has {len(default)} entries for {files.request.ifname}, not one")
     notes.append(f"{lost}: the networks are named as in their CNI configurations")
     return [Source(ifname=default[0].ifname, delegate=None, entry=default[0])]
 
@@ -93,7 +93,7 @@ def _note_lost(files: SandboxFiles, ifname: IfName, links: frozenset[str] | None
     The runtime writes its request after everything is attached.
     """
     torn = next((str(each) for each in files.unreadable if _is_of(each, ifname)), "")
-    why = torn or f"libcni has no entry of its {ifname}"
+    why = torn or f"libcni has no entry for {ifname}"
     if links is not None and (files.request is None or ifname not in links):
         raise RecordError(f"{why}, so its ADD may be in progress or have failed; check again later")
     notes.append(f"{why}: the result of its ADD is lost; DEL does not need it, CHECK does")
@@ -113,7 +113,7 @@ def _further(
         if entry.ifname in known and any(entry is source.entry for source in found):
             continue
         if isinstance(files.scratch, Scratch) and links is not None and entry.ifname not in links:
-            notes.append(f"{entry.path} is of an interface that does not exist and was not requested: left out")
+            notes.append(f"{entry.path} names an interface that does not exist and was not requested: left out")
             continue
         further.append(Source(ifname=entry.ifname, delegate=None, entry=entry))
     return further
