@@ -63,7 +63,6 @@ def failed(
     *,
     network: str = "",
     ifname: str = "",
-    delegate: str = "",
     details: str = "",
     code: int | None = None,
 ) -> RequestFailedError:
@@ -76,7 +75,6 @@ def failed(
             code=CNI_CODES[error_class] if code is None else code,
             network=network,
             ifname=ifname,
-            delegate=delegate,
             details=details,
         )
     )

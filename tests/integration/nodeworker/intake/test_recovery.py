@@ -48,9 +48,9 @@ from events.schema import (
     rfc3339,
 )
 from nodeworker.intake import recovery as module
-from nodeworker.intake import retention as retention_module
 from nodeworker.intake.recovery import Recovery
 from nodeworker.intake.spool import Spool
+from nodeworker.journal import retention as retention_module
 from nodeworker.journal.journal import Journal
 from nodeworker.journal.retention import Retention
 from nodeworker.metrics import WorkerMetrics
