@@ -5,22 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from events.schema import Phase
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.addressing import assignments
-from nodeworker.plugins.native.kit.container_link import build_result, configure_link
-from nodeworker.plugins.native.kit.endpoints import (
-    Endpoints,
-    create_link,
-    find_link,
-    name_taken,
-    open_endpoints,
-    remove_link,
-)
+from nodeworker.plugins.native.kit.container_link import add_link, check_of, create_or_find, remove_link
+from nodeworker.plugins.native.kit.endpoints import Endpoints, name_taken
 from nodeworker.plugins.native.kit.plugin_config import NetConf, decode_options, load
-from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "dummy"
@@ -39,22 +29,17 @@ def add(call: Call, ipam: Result | None) -> Result:
     config = load(call, NetConf)
     if ipam is None:
         raise NativeError(f"a dummy interface is there for its addresses: {call.network} has no ipam")
-    given = assignments(call, ipam)
-    with open_endpoints(call, Phase.ADD) as ends:
-        link = _link(ends, call)
-        configure_link(ends, call, link, given, ipam)
-    return build_result(call, config.cni_version, link, ipam, ipam.dns)
+    return add_link(call, lambda ends: _create(ends, call), ipam, version=config.cni_version, dns=ipam.dns)
 
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is up and as ``call.prev_result`` says."""
     load(call, NetConf)
-    before = recorded_result(call)
-    with open_endpoints(call, Phase.CHECK) as ends:
-        link = check_link(ends, call, before, TYPE)
+    with check_of(call) as check:
+        link = check.link(TYPE)
         if not link.up:
             raise NativeError(f"interface {call.ifname} is down")
-        check_addresses(ends, call, link, before)
+        check.addresses(link)
 
 
 def delete(call: Call) -> None:
@@ -62,10 +47,9 @@ def delete(call: Call) -> None:
     remove_link(call)
 
 
-def _link(ends: Endpoints, call: Call) -> Link:
+def _create(ends: Endpoints, call: Call) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
-    create = links.create(call.ifname, TYPE)
-    link = create_link(ends.container, call.ifname, TYPE, create) or find_link(ends.container, call.ifname)
+    link = create_or_find(ends, call, TYPE, links.create(call.ifname, TYPE))
     if link is None or link.kind != TYPE:
         raise name_taken(call)
     return link

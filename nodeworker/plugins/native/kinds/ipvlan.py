@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from events.schema import Phase
 from nodeworker.kernel.codec import Values
 from nodeworker.kernel.layouts import ipvlan
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.addressing import assignments
-from nodeworker.plugins.native.kit.container_link import build_result, configure_link
-from nodeworker.plugins.native.kit.endpoints import Endpoints, name_taken, open_endpoints, remove_link
+from nodeworker.plugins.native.kit.container_link import add_link, check_of, remove_link
+from nodeworker.plugins.native.kit.endpoints import Endpoints
 from nodeworker.plugins.native.kit.parent_link import create_on_parent, find_parent, has_data, is_child_of
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load
-from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "ipvlan"
@@ -49,25 +46,28 @@ def add(call: Call, ipam: Result | None) -> Result:
     """
     config = load(call, Ipvlan)
     assigned = ipam if ipam is not None else _of_chain(call)
-    given = assignments(call, assigned)
-    with open_endpoints(call, Phase.ADD) as ends:
-        link = _link(ends, call, config)
-        configure_link(ends, call, link, given, assigned, arp_notify=True)
-    return build_result(call, config.cni_version, link, assigned, config.dns)
+    return add_link(
+        call,
+        lambda ends: _create(ends, call, config),
+        assigned,
+        version=config.cni_version,
+        dns=config.dns,
+        arp_notify=True,
+    )
 
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config, before = load(call, Ipvlan), recorded_result(call)
-    with open_endpoints(call, Phase.CHECK) as ends:
-        link = check_link(ends, call, before, TYPE)
+    config = load(call, Ipvlan)
+    with check_of(call) as check:
+        link = check.link(TYPE)
         if config.master:
-            master = find_parent(ends, call, config.master, in_container=config.link_in_container)
+            master = find_parent(check.ends, call, config.master, in_container=config.link_in_container)
             if not is_child_of(link, master, TYPE):
                 raise NativeError(f"interface {call.ifname} no longer rests on {config.master}")
         if not has_data(link, _data(config)):
             raise NativeError(f"interface {call.ifname} is no longer in mode {config.mode or 'l2'}")
-        check_addresses(ends, call, link, before)
+        check.addresses(link)
 
 
 def delete(call: Call) -> None:
@@ -83,14 +83,11 @@ def _of_chain(call: Call) -> Result:
     return call.prev_result
 
 
-def _link(ends: Endpoints, call: Call, config: Ipvlan) -> Link:
+def _create(ends: Endpoints, call: Call, config: Ipvlan) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
     data = _data(config)
     master = find_parent(ends, call, config.master or _before(call), in_container=config.link_in_container)
-    link = create_on_parent(ends, call, master, TYPE, data, mtu=config.mtu)
-    if link is None:
-        raise name_taken(call)
-    return link
+    return create_on_parent(ends, call, master, TYPE, data, mtu=config.mtu)
 
 
 def _before(call: Call) -> str:

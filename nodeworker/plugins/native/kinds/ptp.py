@@ -23,7 +23,8 @@ from nodeworker.plugins.native.kit.addressing import (
     enable_forwarding,
     with_interface,
 )
-from nodeworker.plugins.native.kit.endpoints import error_context, open_endpoints, remove_link
+from nodeworker.plugins.native.kit.container_link import remove_link
+from nodeworker.plugins.native.kit.endpoints import error_context, open_endpoints
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load
 from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.native.kit.veth import create_pair

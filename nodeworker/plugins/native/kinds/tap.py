@@ -13,23 +13,13 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from events.schema import Phase
 from nodeworker.kernel.layouts import ifinfmsg, tuntap
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.addressing import assignments
-from nodeworker.plugins.native.kit.container_link import build_result, configure_link
-from nodeworker.plugins.native.kit.endpoints import (
-    Endpoints,
-    error_context,
-    find_link,
-    name_taken,
-    open_endpoints,
-    remove_link,
-)
+from nodeworker.plugins.native.kit.container_link import add_link, check_of, remove_link
+from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link, name_taken
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load, requested_mac
-from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "tap"
@@ -72,29 +62,27 @@ def add(call: Call, ipam: Result | None) -> Result:
     """Make the interface and return the result. Raises NativeError."""
     config = load(call, Tap)
     mac = requested_mac(call, config, config.mac)
-    given = [] if ipam is None else assignments(call, ipam)
-    with open_endpoints(call, Phase.ADD) as ends:
-        port_of = _bridge(ends, config)
-        link = _link(ends, call, config)
-        if mac or config.mtu or port_of:
-            with error_context(f"give {call.ifname} its MAC address, MTU and bridge"):
-                ends.container.do(links.change(link.index, mac=mac, mtu=config.mtu, master=port_of))
-            link = find_link(ends.container, call.ifname) or link
-        configure_link(ends, call, link, given, ipam, arp_notify=True)
-    return build_result(call, config.cni_version, link, ipam, config.dns)
+    return add_link(
+        call,
+        lambda ends: _create(ends, call, config, mac),
+        ipam,
+        version=config.cni_version,
+        dns=config.dns,
+        arp_notify=True,
+    )
 
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config, before = load(call, Tap), recorded_result(call)
-    with open_endpoints(call, Phase.CHECK) as ends:
-        link = check_link(ends, call, before, _KIND)
+    config = load(call, Tap)
+    with check_of(call) as check:
+        link = check.link(_KIND)
         if not _ours(link, config):
             raise NativeError(f"interface {call.ifname} is no longer the tap device of the ADD")
-        port_of = _bridge(ends, config)
+        port_of = _bridge(check.ends, config)
         if port_of and link.master != port_of:
             raise NativeError(f"interface {call.ifname} is no longer a port of {config.bridge}")
-        check_addresses(ends, call, link, before)
+        check.addresses(link)
 
 
 def delete(call: Call) -> None:
@@ -113,7 +101,17 @@ def _bridge(ends: Endpoints, config: Tap) -> int | None:
     return link.index
 
 
-def _link(ends: Endpoints, call: Call, config: Tap) -> Link:
+def _create(ends: Endpoints, call: Call, config: Tap, mac: str) -> Link:
+    port_of = _bridge(ends, config)
+    link = _device(ends, call, config)
+    if mac or config.mtu or port_of:
+        with error_context(f"give {call.ifname} its MAC address, MTU and bridge"):
+            ends.container.do(links.change(link.index, mac=mac, mtu=config.mtu, master=port_of))
+        link = find_link(ends.container, call.ifname) or link
+    return link
+
+
+def _device(ends: Endpoints, call: Call, config: Tap) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
     link = find_link(ends.container, call.ifname)
     if link is None:

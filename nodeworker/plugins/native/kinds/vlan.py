@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from events.schema import Phase
 from nodeworker.kernel.codec import Values
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.addressing import assignments
-from nodeworker.plugins.native.kit.container_link import build_result, configure_link
-from nodeworker.plugins.native.kit.endpoints import Endpoints, open_endpoints, remove_link
+from nodeworker.plugins.native.kit.container_link import add_link, check_of, remove_link
+from nodeworker.plugins.native.kit.endpoints import Endpoints
 from nodeworker.plugins.native.kit.parent_link import create_on_parent, find_parent, has_data, is_child_of
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load
-from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "vlan"
@@ -48,26 +45,22 @@ def add(call: Call, ipam: Result | None) -> Result:
     config = load(call, Vlan)
     if ipam is None:
         raise NativeError(f"a VLAN interface has addresses: {call.network} has no ipam")
-    given = assignments(call, ipam)
-    with open_endpoints(call, Phase.ADD) as ends:
-        link = _link(ends, call, config)
-        configure_link(ends, call, link, given, ipam)
-    return build_result(call, config.cni_version, link, ipam, config.dns)
+    return add_link(call, lambda ends: _create(ends, call, config), ipam, version=config.cni_version, dns=config.dns)
 
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config, before = load(call, Vlan), recorded_result(call)
-    with open_endpoints(call, Phase.CHECK) as ends:
-        master = find_parent(ends, call, config.master, in_container=config.link_in_container)
-        link = check_link(ends, call, before, TYPE)
+    config = load(call, Vlan)
+    with check_of(call) as check:
+        master = find_parent(check.ends, call, config.master, in_container=config.link_in_container)
+        link = check.link(TYPE)
         if not is_child_of(link, master, TYPE):
             raise NativeError(f"interface {call.ifname} no longer rests on {config.master}")
         if not has_data(link, _data(config)):
             raise NativeError(f"interface {call.ifname} is no longer in VLAN {config.vlan_id}")
         if config.mtu and link.mtu != config.mtu:
             raise NativeError(f"interface {call.ifname} has mtu {link.mtu}, not {config.mtu}")
-        check_addresses(ends, call, link, before)
+        check.addresses(link)
 
 
 def delete(call: Call) -> None:
@@ -75,7 +68,7 @@ def delete(call: Call) -> None:
     remove_link(call)
 
 
-def _link(ends: Endpoints, call: Call, config: Vlan) -> Link:
+def _create(ends: Endpoints, call: Call, config: Vlan) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
     if not config.master:
         raise NativeError(f"network {call.network} names no master interface, which a VLAN has to have")
@@ -84,13 +77,11 @@ def _link(ends: Endpoints, call: Call, config: Vlan) -> Link:
     master = find_parent(ends, call, config.master, in_container=config.link_in_container)
     if config.mtu > master.link.mtu:
         raise NativeError(f"mtu {config.mtu} is more than the {master.link.mtu} of {config.master}")
-    link = create_on_parent(ends, call, master, TYPE, _data(config), mtu=config.mtu)
-    if link is None:
-        raise NativeError(
-            f"VLAN {config.vlan_id} of {config.master} has an interface elsewhere, and there can be only one: "
-            "put a bridge or macvlan network on that one"
-        )
-    return link
+    excluded = (
+        f"VLAN {config.vlan_id} of {config.master} has an interface elsewhere, and there can be only one: "
+        "put a bridge or macvlan network on that one"
+    )
+    return create_on_parent(ends, call, master, TYPE, _data(config), mtu=config.mtu, excluded=excluded)
 
 
 def _data(config: Vlan) -> Values:

@@ -10,25 +10,15 @@ import ipaddress
 from collections.abc import Mapping
 from typing import Any
 
-from events.schema import Phase
 from nodeworker.kernel.codec import Values
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.routes import Gateway
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.addressing import assignments
-from nodeworker.plugins.native.kit.container_link import build_result, configure_link
-from nodeworker.plugins.native.kit.endpoints import (
-    Endpoints,
-    create_link,
-    find_link,
-    name_taken,
-    open_endpoints,
-    remove_link,
-)
+from nodeworker.plugins.native.kit.container_link import add_link, check_of, create_or_find, remove_link
+from nodeworker.plugins.native.kit.endpoints import Endpoints, name_taken
 from nodeworker.plugins.native.kit.parent_link import Parent, find_parent, has_data
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load, requested_mac
-from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "vxlan"
@@ -76,22 +66,25 @@ def add(call: Call, ipam: Result | None) -> Result:
     """Make the interface and return the result. Raises NativeError."""
     config = load(call, Vxlan)
     mac = requested_mac(call, config, config.mac)
-    given = [] if ipam is None else assignments(call, ipam)
-    with open_endpoints(call, Phase.ADD) as ends:
-        link = _link(ends, call, config, mac)
-        configure_link(ends, call, link, given, ipam, arp_notify=True)
-    return build_result(call, config.cni_version, link, ipam, config.dns)
+    return add_link(
+        call,
+        lambda ends: _create(ends, call, config, mac),
+        ipam,
+        version=config.cni_version,
+        dns=config.dns,
+        arp_notify=True,
+    )
 
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config, before = load(call, Vxlan), recorded_result(call)
-    with open_endpoints(call, Phase.CHECK) as ends:
-        on = find_parent(ends, call, config.master)
-        link = check_link(ends, call, before, TYPE)
+    config = load(call, Vxlan)
+    with check_of(call) as check:
+        on = find_parent(check.ends, call, config.master)
+        link = check.link(TYPE)
         if not _ours(link, on, config):
             raise NativeError(f"interface {call.ifname} is no longer in VXLAN {config.vxlan_id} over {on.link.name}")
-        check_addresses(ends, call, link, before)
+        check.addresses(link)
 
 
 def delete(call: Call) -> None:
@@ -99,7 +92,7 @@ def delete(call: Call) -> None:
     remove_link(call)
 
 
-def _link(ends: Endpoints, call: Call, config: Vxlan, mac: str) -> Link:
+def _create(ends: Endpoints, call: Call, config: Vxlan, mac: str) -> Link:
     """Return the interface, made now or by an ADD that was cut."""
     on = find_parent(ends, call, config.master)
     data = _data(config, on)
@@ -107,7 +100,7 @@ def _link(ends: Endpoints, call: Call, config: Vxlan, mac: str) -> Link:
     if config.mtu > room:
         raise NativeError(f"mtu {config.mtu} is more than the {room} that {on.link.name} leaves room for")
     create = links.create(call.ifname, TYPE, data=data, parent_netnsid=on.netnsid, mtu=config.mtu, mac=mac)
-    link = create_link(ends.container, call.ifname, TYPE, create) or find_link(ends.container, call.ifname)
+    link = create_or_find(ends, call, TYPE, create)
     if link is None:
         raise NativeError(
             f"this node has an interface in VXLAN {config.vxlan_id} on port {config.port} already, "

@@ -143,11 +143,6 @@ def name_taken(call: Call) -> NativeError:
     return NativeError(f"the container has another interface {call.ifname} already: ask for another name")
 
 
-def remove_link(call: Call) -> None:
-    """Take the container's interface of *call* away, if it and its namespace are there. Raises NativeError."""
-    remove_links(call.netns, [call.ifname])
-
-
 def remove_links(netns: str, ifnames: Sequence[str]) -> None:
     """Take interfaces of the container away together, those that are there; return when they are out of use.
 

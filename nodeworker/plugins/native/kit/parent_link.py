@@ -1,7 +1,7 @@
-"""Interfaces that rest on another one, their parent, which is on the node or in the container already.
+"""Interfaces on a parent: another interface, on the node or in the container.
 
-They are asked for on the container's side of the wall, which names a parent on the node by the number that it has for
-the node's namespace: so the new name is looked for among the container's, on every kernel, and not among the node's.
+The request goes to the container's namespace, and names the node's namespace by its number there. So the kernel, in
+every version, compares the new name with those in the container and not with those on the node.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from nodeworker.kernel.codec import Values
 from nodeworker.kernel.rtnetlink import links, routes
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.endpoints import Endpoints, create_link, error_context, find_link, name_taken
+from nodeworker.plugins.native.kit.container_link import create_or_find
+from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link, name_taken
 
 
 class Parent(msgspec.Struct, frozen=True, kw_only=True):
-    """What an interface rests on, seen from the container."""
+    """The parent of an interface in the container."""
 
     link: Link
     netnsid: int | None
-    """Of the namespace that it is in; None: the container's own."""
+    """The number of its namespace in the container's; None: it is in the container."""
 
 
 def find_parent(ends: Endpoints, call: Call, name: str, *, in_container: bool = False) -> Parent:
-    """Return the interface *name*; with an empty name, that which the default route leaves through.
+    """Return the interface *name*; with an empty name, the interface of the default route.
 
     Raises NativeError if there is none.
     """
@@ -47,33 +48,46 @@ def find_parent(ends: Endpoints, call: Call, name: str, *, in_container: bool = 
         return Parent(link=link, netnsid=ends.node_netnsid)
 
 
-def create_on_parent(ends: Endpoints, call: Call, on: Parent, kind: str, data: Values, *, mtu: int = 0) -> Link | None:
-    """Return the interface of *kind* on *on* with the attributes *data*, made now or by an ADD that was cut.
+def create_on_parent(
+    ends: Endpoints,
+    call: Call,
+    parent: Parent,
+    kind: str,
+    data: Values,
+    *,
+    mtu: int = 0,
+    mac: str = "",
+    excluded: str = "",
+) -> Link:
+    """Return the interface of *kind* on *parent* with the attributes *data*, new or from an interrupted ADD.
 
-    None: the parent has another interface that excludes this one. Raises NativeError.
+    Raises NativeError, with the words *excluded* where the parent has another interface that excludes this one.
     """
     create = links.create(
         call.ifname,
         kind,
         data=data,
-        parent=on.link.index,
-        parent_netnsid=on.netnsid,
+        parent=parent.link.index,
+        parent_netnsid=parent.netnsid,
         mtu=mtu,
+        mac=mac,
         queue_length=0,
     )
-    link = create_link(ends.container, call.ifname, kind, create) or find_link(ends.container, call.ifname)
-    if link is not None and not (is_child_of(link, on, kind) and has_data(link, data)):
+    link = create_or_find(ends, call, kind, create)
+    if link is None and excluded:
+        raise NativeError(excluded)
+    if link is None or not (is_child_of(link, parent, kind) and has_data(link, data)) or (mac and link.mac != mac):
         raise name_taken(call)
     return link
 
 
-def is_child_of(link: Link, on: Parent, kind: str) -> bool:
-    """Return whether *link* is of *kind* and rests on *on*."""
-    return (link.kind, link.parent, link.parent_netnsid) == (kind, on.link.index, on.netnsid)
+def is_child_of(link: Link, parent: Parent, kind: str) -> bool:
+    """Return whether *link* is of *kind* and *parent* its parent."""
+    return (link.kind, link.parent, link.parent_netnsid) == (kind, parent.link.index, parent.netnsid)
 
 
 def has_data(link: Link, data: Values) -> bool:
-    """Return whether *link* has all attributes in *data*."""
+    """Return whether *link*, of the kind of *data*, has all its attributes."""
     return all(link.data.get(name) == value for name, value in data.items())
 
 

@@ -26,13 +26,13 @@ from nodeworker.plugins.native.kit.addressing import (
     with_interface,
 )
 from nodeworker.plugins.native.kit.announce import announce
+from nodeworker.plugins.native.kit.container_link import remove_link
 from nodeworker.plugins.native.kit.endpoints import (
     Endpoints,
     create_link,
     error_context,
     find_link,
     open_endpoints,
-    remove_link,
 )
 from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load, requested_mac
 from nodeworker.plugins.native.kit.port_vlans import joined, node_interface
