@@ -96,6 +96,7 @@ class _Base:
         connection: JetStreamLedger,
         hub: HubLink | None,
     ) -> None:
+        """*ledger* is *connection*, unless a test wraps it."""
         self.settings = settings
         self.metrics = metrics
         self.ledger = ledger
@@ -229,7 +230,7 @@ class _Worker:
             await hub.close()
 
     async def _consume(self, dispatcher: Dispatcher) -> None:
-        """Start the work for every intent that the ledger has acknowledged (``Journal.append_intent``)."""
+        """Dispatch every intent that the ledger sends back after ``Journal.append_intent``."""
         async for intent in self._journal.intents():
             dispatcher.dispatch(intent)
 
