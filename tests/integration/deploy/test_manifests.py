@@ -1,4 +1,4 @@
-"""The manifests that people apply, against a real API server: all of it is taken, and grants no more than is used."""
+"""The manifests against a real API server: it accepts all of them, and they grant no more rights than are used."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def kubectl_binary() -> str:
 
 
 def rendered(kustomization: str) -> list[dict[str, Any]]:
-    """Return the manifests as kubectl makes them, without any server."""
+    """Return the manifests as kubectl builds them, without a server."""
     command = [kubectl_binary(), "kustomize", str(DEPLOY / kustomization)]
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "KUBECONFIG": "/nonexistent"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -89,7 +89,7 @@ def kubectl(kube: KubeServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def contains(whole: Any, part: Any) -> bool:
-    """Return whether all of *part* is in *whole*: the server adds defaults, and drops what it does not know."""
+    """Return True if *whole* contains *part*: the server adds defaults and drops unknown keys."""
     if isinstance(part, dict):
         return isinstance(whole, dict) and all(key in whole and contains(whole[key], part[key]) for key in part)
     if isinstance(part, list):
@@ -98,7 +98,7 @@ def contains(whole: Any, part: Any) -> bool:
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
-def test_the_api_server_takes_every_manifest_whole(kubectl: Kubectl, kustomization: str) -> None:
+def test_the_api_server_accepts_every_manifest(kubectl: Kubectl, kustomization: str) -> None:
     done = kubectl("apply", "--validate=strict", "-k", str(DEPLOY / kustomization))
     assert done.returncode == 0, done.stderr
     for manifest in rendered(kustomization):
@@ -115,7 +115,7 @@ def test_removing_plumbline_removes_no_network() -> None:
 
 
 def may(kube: KubeServer, verb: str, resource: str) -> bool:
-    """Ask the server, as ``kubectl auth can-i`` does, also about kinds that this server does not have."""
+    """Ask the server, like ``kubectl auth can-i``, also about kinds that it does not have."""
     name, _, group = resource.partition(".")
     name, _, subresource = name.partition("/")
     what = {"verb": verb, "group": group, "resource": name, "subresource": subresource, "namespace": "elsewhere"}
@@ -124,13 +124,13 @@ def may(kube: KubeServer, verb: str, resource: str) -> bool:
     return kube.ask("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", body)["status"]["allowed"]
 
 
-def test_the_account_may_do_what_it_is_used_for_and_nothing_else(kubectl: Kubectl, kube: KubeServer) -> None:
+def test_the_account_has_exactly_the_rights_in_use(kubectl: Kubectl, kube: KubeServer) -> None:
     assert kubectl("apply", "-k", str(DEPLOY / "kubernetes/base")).returncode == 0
     granted = {resource: {verb for verb in VERBS if may(kube, verb, resource)} for resource in (*ALLOWED, *DENIED)}
     assert granted == {**ALLOWED, **{resource: set() for resource in DENIED}}
 
 
-def test_the_account_is_the_one_that_the_pods_have(kubectl: Kubectl) -> None:
+def test_the_pods_use_the_account(kubectl: Kubectl) -> None:
     assert kubectl("apply", "-k", str(DEPLOY / "kubernetes/base")).returncode == 0
     spec = pick(rendered("kubernetes/base"), "DaemonSet")["spec"]["template"]["spec"]
     account = f"system:serviceaccount:kube-system:{spec['serviceAccountName']}"
@@ -138,13 +138,13 @@ def test_the_account_is_the_one_that_the_pods_have(kubectl: Kubectl) -> None:
     assert kubectl("auth", "can-i", "get", "secrets", "--as", account, "-A").stdout.strip() == "no"
 
 
-def test_another_account_of_the_namespace_gets_nothing(kubectl: Kubectl) -> None:
+def test_another_account_of_the_namespace_has_no_rights(kubectl: Kubectl) -> None:
     other = "system:serviceaccount:kube-system:default"
     assert kubectl("auth", "can-i", "list", "pods", "--as", other).stdout.strip() == "no"
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS[:2])
-def test_the_configuration_is_one_that_plumbline_takes(kustomization: str, tmp_path: Path) -> None:
+def test_the_configuration_is_valid(kustomization: str, tmp_path: Path) -> None:
     data = pick(rendered(kustomization), "ConfigMap")["data"]
     path = tmp_path / "plumbline.json"
     path.write_text(data["plumbline.json"])
@@ -155,8 +155,8 @@ def test_the_configuration_is_one_that_plumbline_takes(kustomization: str, tmp_p
     load(path, ReconcilerSettings)
 
 
-def test_what_plumbline_writes_outlives_its_pod() -> None:
-    """Every folder that the configuration names is the node's."""
+def test_files_of_plumbline_outlive_its_pod() -> None:
+    """Every folder in the configuration is on the node."""
     spec = pick(rendered("kubernetes/base"), "DaemonSet")["spec"]["template"]["spec"]
     volumes = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in spec["volumes"]}
     (container,) = spec["containers"]
@@ -174,7 +174,7 @@ def pod_spec(manifests: list[dict[str, Any]], kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kustomization", HUBS)
-def test_with_a_hub_every_process_has_its_own_password_and_no_other(kustomization: str, tmp_path: Path) -> None:
+def test_with_a_hub_every_process_has_only_its_own_password(kustomization: str, tmp_path: Path) -> None:
     manifests = rendered(kustomization)
     path = tmp_path / "plumbline.json"
     path.write_text(next(m["data"]["plumbline.json"] for m in manifests if "plumbline.json" in m.get("data", {})))
@@ -192,7 +192,7 @@ def test_with_a_hub_every_process_has_its_own_password_and_no_other(kustomizatio
 
 
 @pytest.mark.parametrize("kustomization", HUBS)
-def test_no_secret_of_a_hub_is_readable_by_everybody(kustomization: str) -> None:
+def test_no_secret_of_a_hub_is_world_readable(kustomization: str) -> None:
     manifests = rendered(kustomization)
     for kind in ("DaemonSet", "Deployment", "StatefulSet"):
         secrets = [volume["secret"] for volume in pod_spec(manifests, kind)["volumes"] if "secret" in volume]
@@ -200,7 +200,7 @@ def test_no_secret_of_a_hub_is_readable_by_everybody(kustomization: str) -> None
         assert not [secret for secret in secrets if secret.get("defaultMode", 0o644) & 0o007]
 
 
-def test_with_tls_everybody_has_the_authority_and_the_servers_alone_their_key(tmp_path: Path) -> None:
+def test_with_tls_all_have_the_ca_and_only_servers_have_their_key(tmp_path: Path) -> None:
     manifests = rendered("kubernetes/with-hub-tls")
     path = tmp_path / "plumbline.json"
     path.write_text(next(m["data"]["plumbline.json"] for m in manifests if "plumbline.json" in m.get("data", {})))
@@ -220,4 +220,4 @@ def test_with_tls_everybody_has_the_authority_and_the_servers_alone_their_key(tm
         assert {name for name, secret in secrets.items() if secret == "plumbline-hub-tls"} == keys
         (mount,) = (mount for mount in spec["containers"][0]["volumeMounts"] if mount["mountPath"] == folder)
         assert named[mount["name"]]["configMap"]["name"] == "plumbline-hub-ca"
-        assert "subPath" not in mount  # else it is never renewed
+        assert "subPath" not in mount  # otherwise it is never renewed

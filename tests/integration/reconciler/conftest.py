@@ -16,7 +16,7 @@ __all__ = ["annotation", "cluster", "namespace"]
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A migrated database, to be copied."""
+    """A migrated SQLite file, to be copied."""
     path = tmp_path_factory.mktemp("empty") / "empty.db"
     upgrade(f"sqlite:///{path}")
     return path.read_bytes()
@@ -24,7 +24,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    with tempfile.TemporaryDirectory(prefix="plumbline-pg-") as folder:  # a socket's path is short
+    with tempfile.TemporaryDirectory(prefix="plumbline-pg-") as folder:  # a socket's path must be short
         Path(folder).chmod(0o755)
         server = Postgres(Path(folder) / "pg")
         yield server
@@ -33,7 +33,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def empty_postgres_database(postgres: Postgres) -> str:
-    """The name of a migrated database, to be copied."""
+    """The name of a migrated PostgreSQL database, to be copied."""
     name = postgres.database()
     upgrade(postgres.url(name))
     return name
@@ -41,7 +41,7 @@ def empty_postgres_database(postgres: Postgres) -> str:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a migrated database without rows, of each kind."""
+    """The URL of an empty migrated database of each kind."""
     if request.param == "postgresql":
         postgres: Postgres = request.getfixturevalue("postgres")
         return postgres.url(postgres.database(request.getfixturevalue("empty_postgres_database")))

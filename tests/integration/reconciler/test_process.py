@@ -1,4 +1,4 @@
-"""The process: killed at any instant it goes on where it was, and it ends and refuses as it should."""
+"""The process: a kill at any instant loses nothing; it stops in order, and refuses invalid configurations."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def said(child: ListenedProcess, words: str) -> str:
     raise AssertionError("".join(seen))
 
 
-async def test_kills_in_the_middle_lose_nothing_and_double_nothing(
+async def test_kills_lose_and_double_no_event(
     server: EmbeddedServer, ledger: JetStreamLedger, config: Path, tmp_path: Path
 ) -> None:
     extend(config, manifests=str(tmp_path / "manifests"))
@@ -93,7 +93,9 @@ def position(database: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_it_in_order(server: EmbeddedServer, config: Path, number: signal.Signals) -> None:
+async def test_a_signal_stops_the_process_in_order(
+    server: EmbeddedServer, config: Path, number: signal.Signals
+) -> None:
     async with process(config) as child:
         await said(child, "reconciler_ready")
         child.send_signal(number)
@@ -101,7 +103,7 @@ async def test_a_signal_ends_it_in_order(server: EmbeddedServer, config: Path, n
         assert await child.wait() == 0
 
 
-async def test_it_goes_on_after_the_ledger_was_restarted(
+async def test_the_process_continues_after_a_ledger_restart(
     server: EmbeddedServer, ledger: JetStreamLedger, config: Path, tmp_path: Path
 ) -> None:
     events = list(busy_day(20))
@@ -130,7 +132,9 @@ async def test_it_goes_on_after_the_ledger_was_restarted(
         ("{", "is not JSON"),
     ],
 )
-async def test_a_wrong_configuration_is_one_sentence_and_exit_code_2(tmp_path: Path, text: str, words: str) -> None:
+async def test_an_invalid_configuration_gives_one_sentence_and_exit_code_2(
+    tmp_path: Path, text: str, words: str
+) -> None:
     path = tmp_path / "wrong.json"
     path.write_text(text)
     async with process(path) as child:
@@ -172,18 +176,16 @@ async def test_a_database_of_a_newer_version_is_refused(server: EmbeddedServer, 
         assert await child.wait() == 2
 
 
-async def test_a_kubeconfig_that_is_missing_is_one_sentence_and_exit_code_2(
-    server: EmbeddedServer, config: Path
-) -> None:
+async def test_a_missing_kubeconfig_gives_one_sentence_and_exit_code_2(server: EmbeddedServer, config: Path) -> None:
     extend(config, reconciler={"kubernetes": {"kubeconfig": "/nonexistent"}})
     async with process(config) as child:
         assert "kubeconfig /nonexistent can't be used" in await said(child, "plumbline:")
         assert await child.wait() == 2
 
 
-async def test_it_verifies_from_time_to_time(server: EmbeddedServer, ledger: JetStreamLedger, config: Path) -> None:
+async def test_the_process_verifies_periodically(server: EmbeddedServer, ledger: JetStreamLedger, config: Path) -> None:
     extend(config, reconciler={"verifyInterval": 1})
-    for event in busy_day(3, Node("")):  # of a node that nobody has to be asked about
+    for event in busy_day(3, Node("")):  # of a node that need not answer
         await ledger.append(event)
     async with process(config) as child:
         line = await said(child, "event=verified")

@@ -13,7 +13,7 @@ SUPERUSER = "postgres"
 
 
 class Postgres:
-    """One server of its own; its databases are made from a template."""
+    """A private server; its databases are copies of a template."""
 
     def __init__(self, folder: Path, *, durable: bool = False) -> None:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -38,7 +38,7 @@ class Postgres:
         self._run("pg_ctl", "-w", "-D", f"{self.folder}/data", "-m", "immediate", "stop")
 
     def database(self, template: str = "template1") -> str:
-        """Make a database; return its name."""
+        """Create a database; return its name."""
         self._count += 1
         name = f"test{self._count}"
         self._run("createdb", "-h", str(self.folder), "-T", template, name)

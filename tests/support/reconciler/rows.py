@@ -1,4 +1,4 @@
-"""What the tables must hold for given events, computed without the store: the fold from zero."""
+"""The expected tables for given events, computed without the store, by a fold of all events."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def folded(events: Iterable[Stored], ledger: str = "NODE") -> dict[str, Table]:
 
 
 def _hold(rows: list[dict[str, Any]], stored: Stored, before: Sandbox | None, after: Sandbox) -> None:
-    """Begin and end what *stored* began and ended, by what is held before and after it."""
+    """Begin and end the holdings of *stored* by comparing the holdings before and after it."""
     had, has = address_holdings(before), address_holdings(after)
     for row in rows:
         if row["until"] is None and (row["container_id"], row["sandbox_ifname"]) == after.key:

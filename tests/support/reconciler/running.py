@@ -1,4 +1,4 @@
-"""Run a reconciler beside a test, and wait for what it does."""
+"""Run a reconciler inside a test, and wait for its effects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import until
 
 
 class Alone:
-    """An ``Leadership`` that is nobody else's."""
+    """A ``Leadership`` of the only replica."""
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = listeners
@@ -31,7 +31,7 @@ class Alone:
 
 
 class Running:
-    """A reconciler that runs."""
+    """A running reconciler."""
 
     def __init__(self, reconciler: Reconciler, metrics: Metrics, task: asyncio.Task[None]) -> None:
         self.reconciler = reconciler
@@ -62,7 +62,7 @@ async def running(
     also: Callable[[Metrics], Sequence[Listener]] = lambda metrics: (),
     bootstrap: Bootstrap | None = None,
 ) -> AsyncIterator[Running]:
-    """Run a reconciler meanwhile. *keep* is what to do about a status that somebody changed, maybe by network."""
+    """Run a reconciler during the block. *keep* is the drift policy for changed statuses, maybe by network."""
     metrics = Metrics()
     store = Store(database if isinstance(database, str) else f"sqlite:///{database}", "NODE")
     listeners: list[Listener] = [*also(metrics)]

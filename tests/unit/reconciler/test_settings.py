@@ -40,6 +40,6 @@ def test_sections_of_other_processes_are_tolerated(tmp_path: Path) -> None:
         ('{"database": "sqlite:///:memory:"}', "names no file"),
     ],
 )
-def test_a_wrong_section_is_refused_by_name(tmp_path: Path, section: str, said: str) -> None:
+def test_an_invalid_section_is_refused_by_name(tmp_path: Path, section: str, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         load(write(tmp_path, f'{{"reconciler": {section}}}'), ReconcilerSettings)

@@ -1,4 +1,4 @@
-"""The commands as people run them: real processes, real ledger."""
+"""The commands as users run them: real processes, real ledger."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def story(ledger: JetStreamLedger) -> JetStreamLedger:
     return ledger
 
 
-async def test_the_story_of_a_pod_is_told(story: JetStreamLedger, config: Path) -> None:
+async def test_timeline_shows_the_events_of_a_pod(story: JetStreamLedger, config: Path) -> None:
     done = await asyncio.to_thread(plumbline, config, "timeline", "shop/web-3")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -60,14 +60,14 @@ async def test_the_story_of_a_pod_is_told(story: JetStreamLedger, config: Path) 
     assert "\x1b" not in done.stdout
 
 
-async def test_a_pod_is_found_by_name_alone_and_by_container_id(story: JetStreamLedger, config: Path) -> None:
+async def test_a_pod_is_found_by_bare_name_and_by_container_id(story: JetStreamLedger, config: Path) -> None:
     by_name = await asyncio.to_thread(plumbline, config, "timeline", "web-2")
     assert by_name.stdout
     by_id = await asyncio.to_thread(plumbline, config, "timeline", "2000000")
     assert by_id.stdout == by_name.stdout
 
 
-async def test_everything_is_told_in_the_order_of_the_ledger(story: JetStreamLedger, config: Path) -> None:
+async def test_without_pod_all_events_are_shown_in_ledger_order(story: JetStreamLedger, config: Path) -> None:
     done = await asyncio.to_thread(plumbline, config, "timeline")
     times = [line.split()[0] for line in done.stdout.splitlines()]
     assert times == sorted(times)
@@ -77,13 +77,13 @@ async def test_everything_is_told_in_the_order_of_the_ledger(story: JetStreamLed
     assert told == [stored.event.id async for stored in story.read()]
 
 
-async def test_an_unknown_pod_is_refused_with_those_there_are(story: JetStreamLedger, config: Path) -> None:
+async def test_an_unknown_pod_is_refused_with_the_known_ones(story: JetStreamLedger, config: Path) -> None:
     done = await asyncio.to_thread(plumbline, config, "timeline", "shop/nope")
     assert (done.returncode, done.stdout) == (1, "")
     assert "neither a pod nor a container ID shop/nope; it knows the pods shop/web-0, shop/web-1" in done.stderr
 
 
-async def test_json_is_an_event_a_line_without_secrets(story: JetStreamLedger, config: Path) -> None:
+async def test_json_has_one_event_per_line_without_secrets(story: JetStreamLedger, config: Path) -> None:
     done = await asyncio.to_thread(plumbline, config, "timeline", "web-0", "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[0]["type"] == "AttachRequested"
@@ -92,7 +92,7 @@ async def test_json_is_an_event_a_line_without_secrets(story: JetStreamLedger, c
     assert SECRET not in done.stdout
 
 
-async def test_what_is_older_than_since_is_left_out_and_relative_times_stay(
+async def test_since_hides_older_events_but_keeps_relative_times(
     story: JetStreamLedger, config: Path
 ) -> None:
     everything = (await asyncio.to_thread(plumbline, config, "timeline", "web-0")).stdout.splitlines()
@@ -103,18 +103,18 @@ async def test_what_is_older_than_since_is_left_out_and_relative_times_stay(
 
 
 @pytest.mark.parametrize("since", ["yesterdayish", "", "9999999d", "9" * 20 + "d", "0001-01-01T00:00:00+14:00"])
-def test_a_since_that_is_no_time_is_wrong_usage(config: Path, since: str) -> None:
+def test_an_invalid_since_is_wrong_usage(config: Path, since: str) -> None:
     wrong = plumbline(config, "timeline", "--since", since)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 4)
     assert "neither a duration" in wrong.stderr
 
 
 def _interruptible() -> None:
-    """Undo what a shell does to a test run in its background: its children would ignore the signal."""
+    """Reset SIGINT: a test run in a shell's background ignores it, and so would its children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-async def test_following_goes_on_without_gap_and_ends_with_130(story: JetStreamLedger, config: Path) -> None:
+async def test_follow_continues_without_gap_and_ends_with_130(story: JetStreamLedger, config: Path) -> None:
     child = await asyncio.create_subprocess_exec(
         *MAIN,
         "--config",
@@ -164,7 +164,7 @@ async def test_a_terminal_sees_failures_in_red(story: JetStreamLedger, config: P
     assert "\x1b" not in next(line for line in seen.splitlines() if "planned" in line)
 
 
-async def test_a_name_that_the_terminal_cannot_show_hides_nothing_else(ledger: JetStreamLedger, config: Path) -> None:
+async def test_an_unprintable_name_hides_nothing_else(ledger: JetStreamLedger, config: Path) -> None:
     for event in Node().attach("f" * 64, Pod("shop", "m\u00fcsli", "u")):
         await ledger.append(event)
     ours, theirs = pty.openpty()
@@ -178,14 +178,14 @@ async def test_a_name_that_the_terminal_cannot_show_hides_nothing_else(ledger: J
     os.close(ours)
 
 
-def test_what_cannot_be_written_is_said(config: Path) -> None:
+def test_a_failed_write_to_stdout_is_reported(config: Path) -> None:
     with open("/dev/full", "w") as full:
         command = [*MAIN, "check-config", str(config)]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "plumbline: No space left on device\n")
 
 
-def test_who_is_interrupted_before_the_command_has_begun_ends_as_one_afterwards(config: Path) -> None:
+def test_an_early_interrupt_ends_like_a_late_one(config: Path) -> None:
     interrupted = "import importlib, os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     interrupted += "importlib.import_module = lambda _: os.kill(os.getpid(), signal.SIGINT); "
     done = subprocess.run(
@@ -197,40 +197,40 @@ def test_who_is_interrupted_before_the_command_has_begun_ends_as_one_afterwards(
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-async def test_what_the_reconciler_did_has_as_many_columns_as_the_rest(ledger: JetStreamLedger, config: Path) -> None:
+async def test_lines_of_the_reconciler_have_all_columns(ledger: JetStreamLedger, config: Path) -> None:
     elected = ReconcilerElected(replica="r")
     await ledger.append(new_event(elected, node=NO_NODE))
     done = await asyncio.to_thread(plumbline, config, "timeline")
     assert done.stdout.split()[1:4] == ["-", "-", "reconciler"]
 
 
-def test_a_ledger_that_may_not_be_read_is_said(config: Path) -> None:
+def test_a_ledger_without_permission_is_reported(config: Path) -> None:
     (config.parent / "run" / "ledger.json").mkdir(parents=True)
     done = plumbline(config, "timeline")
     named = f"{config.parent}/run/ledger.json"
     assert (done.returncode, done.stderr) == (2, f"plumbline: no ledger: {named} can't be read: Is a directory\n")
 
 
-def test_a_snapshot_of_a_database_that_is_not_there_makes_none(config: Path) -> None:
+def test_a_snapshot_of_a_missing_database_creates_no_database(config: Path) -> None:
     done = plumbline(config, "snapshot", str(config.parent / "s"))
     assert (done.returncode, "no reconciler has run here yet" in done.stderr) == (2, True)
     assert os.listdir(config.parent) == ["plumbline.json"]
 
 
-async def test_verify_takes_a_node_that_nobody_knows_for_no_proof(story: JetStreamLedger, config: Path) -> None:
+async def test_verify_of_an_unknown_node_proves_nothing(story: JetStreamLedger, config: Path) -> None:
     await JetStreamCommands(story).make(command_stream())
     done = await asyncio.to_thread(plumbline, config, "verify", "--wait", "0.1", "--node", "node-l")
     assert done.returncode == 2
     assert "not checked: node node-l: the ledger has no events of it" in done.stdout
 
 
-def test_a_ledger_that_is_nowhere_is_said(config: Path) -> None:
+def test_a_missing_ledger_address_is_reported(config: Path) -> None:
     done = plumbline(config, "timeline")
     assert done.returncode == 2
     assert "start `plumbline up`, or set ledger.url" in done.stderr
 
 
-def test_a_ledger_that_does_not_answer_is_said(server: EmbeddedServer, config: Path) -> None:
+def test_a_ledger_that_does_not_answer_is_reported(server: EmbeddedServer, config: Path) -> None:
     server.stop()
     for command, code in (("timeline", 4), ("verify", 2)):
         done = plumbline(config, command)
@@ -249,7 +249,7 @@ def test_an_unknown_command_is_wrong_usage(config: Path) -> None:
     assert plumbline(config, "timeliner").returncode == 2
 
 
-def test_a_valid_configuration_is_shown_with_its_defaults_and_without_password(tmp_path: Path) -> None:
+def test_check_config_shows_defaults_but_no_password(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     section = {"database": "postgresql://plumbline:hunter2@db/plumbline"}
     path.write_text(json.dumps({"node": "n1", "manifests": str(tmp_path), "reconciler": section}))
@@ -266,7 +266,7 @@ def test_a_valid_configuration_is_shown_with_its_defaults_and_without_password(t
     ("text", "said"),
     [('{"reconciler": {"metrcs": {}}}', "metrcs"), ('{"stateDir": "here"}', "not an absolute path"), ("{", "not JSON")],
 )
-def test_a_wrong_configuration_is_said_and_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_an_invalid_configuration_is_refused_with_its_error(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
     done = plumbline(path, "check-config")
@@ -274,13 +274,13 @@ def test_a_wrong_configuration_is_said_and_refused(tmp_path: Path, text: str, sa
     assert said in done.stderr
 
 
-def test_the_path_of_the_argument_goes_before_that_of_the_option(tmp_path: Path) -> None:
+def test_the_path_argument_overrides_the_option(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("[")
     done = plumbline(tmp_path / "good.json", "check-config", str(tmp_path / "bad.json"))
     assert "bad.json" in done.stderr
 
 
-def test_what_the_worker_refuses_is_refused(tmp_path: Path) -> None:
+def test_check_config_refuses_what_the_worker_refuses(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"worker": 3}')
     done = plumbline(path, "check-config")
@@ -288,7 +288,7 @@ def test_what_the_worker_refuses_is_refused(tmp_path: Path) -> None:
     assert "worker" in done.stderr
 
 
-async def test_verify_proves_the_database_or_says_what_differs(story: JetStreamLedger, config: Path) -> None:
+async def test_verify_proves_the_database_or_lists_differences(story: JetStreamLedger, config: Path) -> None:
     await JetStreamCommands(story).make(command_stream())
     arguments = ("verify", "--wait", "0.1")
     unseen = await asyncio.to_thread(plumbline, config, *arguments)
@@ -309,7 +309,7 @@ async def test_verify_proves_the_database_or_says_what_differs(story: JetStreamL
     store.close()
 
 
-def test_verify_without_a_ledger_cannot_look(config: Path) -> None:
+def test_verify_without_a_ledger_fails(config: Path) -> None:
     done = plumbline(config, "verify")
     assert done.returncode == 2
     assert "no ledger" in done.stderr

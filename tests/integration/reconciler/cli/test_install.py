@@ -1,4 +1,4 @@
-"""``plumbline install``, ``plumbline uninstall`` and what ``plumbline up`` makes of them, as people run them."""
+"""``plumbline install`` and ``uninstall``, and their effect on ``plumbline up``, as users run them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Host:
 
     @contextlib.contextmanager
     def running(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run a command that stays, meanwhile."""
+        """Run a long-lived command during the block."""
         # pytest has no other thread
         child = subprocess.Popen([*MAIN, "--config", str(self.config), *arguments], preexec_fn=die_with_parent())  # noqa: PLW1509
         try:
@@ -74,7 +74,7 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def test_without_worker_the_binary_is_installed_and_the_reason_is_said(host: Host) -> None:
+def test_without_worker_only_the_binary_is_installed_with_the_reason(host: Host) -> None:
     done = host.run("install", "--wait", "0")
     assert done.returncode == 1
     assert "the runtime is not configured yet" in done.stderr
@@ -83,7 +83,7 @@ def test_without_worker_the_binary_is_installed_and_the_reason_is_said(host: Hos
     assert not host.ours.exists()
 
 
-def test_only_the_binary_is_installed_where_only_that_is_wanted(host: Host, tmp_path: Path) -> None:
+def test_binary_only_installs_only_the_binary(host: Host, tmp_path: Path) -> None:
     build = tmp_path / "other-build"
     build.write_bytes(b"another build")
     other = tmp_path / "other"
@@ -105,13 +105,13 @@ def test_only_the_binary_is_installed_where_only_that_is_wanted(host: Host, tmp_
         (["--wach"], "--wach"),
     ],
 )
-def test_wrong_usage_is_said(host: Host, arguments: list[str], said: str) -> None:
+def test_wrong_usage_is_reported(host: Host, arguments: list[str], said: str) -> None:
     done = host.run("install", *arguments)
     assert done.returncode == 2
     assert said in done.stderr
 
 
-def test_a_key_of_the_section_that_is_none_is_refused(host: Host) -> None:
+def test_an_unknown_key_of_the_section_is_refused(host: Host) -> None:
     host.write(install={"cniBinDirectory": "/opt"})
     for command in ("install", "uninstall", "check-config"):
         done = host.run(command)
@@ -119,12 +119,12 @@ def test_a_key_of_the_section_that_is_none_is_refused(host: Host) -> None:
         assert "cniBinDirectory" in done.stderr
 
 
-def test_help_tells_the_exit_codes(host: Host) -> None:
+def test_help_lists_the_exit_codes(host: Host) -> None:
     assert "Exit codes: 0 done, 1 failed" in " ".join(host.run("install", "--help").stdout.split())
     assert "3 the configuration is removed" in " ".join(host.run("uninstall", "--help").stdout.split())
 
 
-def test_a_watching_installer_ends_with_0_and_leaves_everything(host: Host) -> None:
+def test_a_watching_installer_ends_with_0_and_removes_nothing(host: Host) -> None:
     with host.running("install", "--watch") as child:
         eventually((host.bin / "plumbline").exists, "the entry point is installed")
         child.send_signal(signal.SIGTERM)
@@ -132,7 +132,7 @@ def test_a_watching_installer_ends_with_0_and_leaves_everything(host: Host) -> N
     assert (host.bin / "plumbline").exists()
 
 
-def test_up_installs_follows_and_stays_installed_until_uninstalled(host: Host) -> None:
+def test_up_installs_and_follows_until_uninstall(host: Host) -> None:
     with host.running("up") as up:
         eventually(host.ours.exists, "the configuration is written")
         assert host.socket.exists()

@@ -33,7 +33,7 @@ async def everything(ledger: Ledger) -> list[Stored]:
 
 
 class ObservedLedger(MemoryLedger):
-    """Remembers from where it was read, and can be away for a while."""
+    """A ledger that records the start of each read, and can be absent for a while."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class ObservedLedger(MemoryLedger):
             yield stored
 
 
-async def test_what_is_there_and_what_comes_is_projected(ledger: JetStreamLedger, tmp_path: Path) -> None:
+async def test_old_and_new_events_are_projected(ledger: JetStreamLedger, tmp_path: Path) -> None:
     node = Node()
     there = await fill(ledger, busy_day(10, node))
     async with running(ledger, tmp_path / "x.db") as run:
@@ -70,7 +70,7 @@ async def test_what_is_there_and_what_comes_is_projected(ledger: JetStreamLedger
     assert stored_in(tmp_path / "x.db") == folded(await everything(ledger))
 
 
-async def test_a_restart_reads_only_what_came_after(tmp_path: Path) -> None:
+async def test_a_restart_reads_only_new_events(tmp_path: Path) -> None:
     ledger, node = ObservedLedger(), Node()
     first = await fill(ledger, busy_day(40, node))
     async with running(ledger, tmp_path / "x.db") as run:
@@ -90,7 +90,7 @@ async def test_a_restart_reads_only_what_came_after(tmp_path: Path) -> None:
     assert stored_in(tmp_path / "x.db") == folded(await everything(ledger))
 
 
-async def test_what_the_ledger_has_forgotten_stays_in_the_projection(tmp_path: Path) -> None:
+async def test_rows_remain_after_the_ledger_deleted_their_events(tmp_path: Path) -> None:
     ledger, node = MemoryLedger(), Node()
     last = await fill(ledger, busy_day(10, node))
     async with running(ledger, tmp_path / "x.db") as run:
@@ -104,7 +104,7 @@ async def test_what_the_ledger_has_forgotten_stays_in_the_projection(tmp_path: P
     assert stored_in(tmp_path / "x.db") == folded([*events, *await everything(ledger)])
 
 
-async def test_a_ledger_whose_events_were_all_forgotten_is_not_behind(tmp_path: Path) -> None:
+async def test_a_purged_ledger_is_not_behind_the_projection(tmp_path: Path) -> None:
     ledger = MemoryLedger()
     last = await fill(ledger, busy_day(3))
     await ledger.purge("plumbline.ev.>", last)
@@ -115,7 +115,7 @@ async def test_a_ledger_whose_events_were_all_forgotten_is_not_behind(tmp_path: 
     assert dict(place) == {"ledger": "NODE", "sequence": last, "election": 0, "forgotten": ""}
 
 
-async def test_a_ledger_that_has_less_than_the_database_is_refused(tmp_path: Path) -> None:
+async def test_a_ledger_shorter_than_the_database_is_refused(tmp_path: Path) -> None:
     ledger = MemoryLedger()
     last = await fill(ledger, busy_day(3))
     async with running(ledger, tmp_path / "x.db") as run:
@@ -125,7 +125,7 @@ async def test_a_ledger_that_has_less_than_the_database_is_refused(tmp_path: Pat
             await run.task
 
 
-async def test_a_ledger_that_is_away_at_the_start_is_waited_for(tmp_path: Path) -> None:
+async def test_the_start_waits_for_an_absent_ledger(tmp_path: Path) -> None:
     ledger = ObservedLedger()
     last = await fill(ledger, busy_day(3))
     ledger.away = 2
@@ -134,9 +134,7 @@ async def test_a_ledger_that_is_away_at_the_start_is_waited_for(tmp_path: Path) 
     assert stored_in(tmp_path / "x.db") == folded(await everything(ledger))
 
 
-async def test_a_database_that_is_away_costs_a_delay_and_no_event(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_an_absent_database_delays_but_loses_no_event(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger, node = MemoryLedger(), Node()
     last = await fill(ledger, busy_day(3, node))
     async with running(ledger, tmp_path / "x.db") as run:
@@ -156,7 +154,7 @@ async def test_a_database_that_is_away_costs_a_delay_and_no_event(
     assert stored_in(tmp_path / "x.db") == folded(await everything(ledger))
 
 
-async def test_lag_is_what_the_ledger_has_and_the_projection_has_not(tmp_path: Path) -> None:
+async def test_lag_is_the_number_of_unprojected_events(tmp_path: Path) -> None:
     ledger = MemoryLedger()
     last = await fill(ledger, busy_day(2))
     async with running(ledger, tmp_path / "x.db") as run:

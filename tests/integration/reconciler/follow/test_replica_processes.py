@@ -1,4 +1,4 @@
-"""Two reconcilers as processes at one hub: killed, frozen and let go on, one acts and nothing is done twice.
+"""Two reconciler processes at one hub, killed and frozen: one leads, and nothing is done twice.
 
 Each has a database of its own, or they share one.
 """
@@ -39,13 +39,13 @@ async def hub(server: EmbeddedServer) -> AsyncIterator[JetStreamLedger]:
 
 @pytest.fixture
 def shared(postgres: Postgres) -> str:
-    """The URL of an empty database for all."""
+    """The URL of an empty shared database."""
     return postgres.url(postgres.database())
 
 
 @pytest.fixture(params=["own", "shared"])
 def database(request: pytest.FixtureRequest) -> str:
-    """The URL of the database for all; empty: each has one of its own."""
+    """The URL of the shared database; empty: each process has its own."""
     return request.getfixturevalue("shared") if request.param == "shared" else ""
 
 
@@ -84,7 +84,7 @@ async def replica(
 
 
 async def heard(said: list[str], words: str) -> float:
-    """Wait for a line that holds *words*; return for how long."""
+    """Wait for a line with *words*; return the seconds that it took."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     await until(lambda: any(words in line for line in said))
@@ -105,7 +105,7 @@ async def publish(hub: JetStreamLedger, node: str, box: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-async def test_the_other_follows_within_seconds_and_nothing_is_published_twice(
+async def test_a_replica_takes_over_in_seconds_without_double_publication(
     server: EmbeddedServer, hub: JetStreamLedger, tmp_path: Path, number: signal.Signals, database: str
 ) -> None:
     async with replica(server, tmp_path, "r1", database) as (first, first_said):
@@ -129,7 +129,7 @@ async def test_the_other_follows_within_seconds_and_nothing_is_published_twice(
 
 
 async def is_projected(hub: JetStreamLedger, database: str) -> None:
-    """Assert that *database* comes to be exactly what follows from *hub*, and whoever was elected last has it."""
+    """Assert that *database* becomes exactly the fold of *hub*, and belongs to the last election's winner."""
     elections = [stored async for stored in hub.read(ELECTION)]
     events = [stored async for stored in hub.read()]
     wanted = folded(events)
@@ -141,7 +141,7 @@ async def is_projected(hub: JetStreamLedger, database: str) -> None:
     assert seen == wanted
 
 
-async def test_one_that_is_frozen_in_the_middle_of_a_batch_is_followed_and_its_batch_is_not_committed(
+async def test_a_leader_frozen_in_a_batch_is_replaced_and_commits_nothing(
     server: EmbeddedServer, hub: JetStreamLedger, tmp_path: Path, shared: str
 ) -> None:
     engine = open_engine(shared)
@@ -167,7 +167,7 @@ async def test_one_that_is_frozen_in_the_middle_of_a_batch_is_followed_and_its_b
     engine.dispose()
 
 
-async def test_one_that_stops_in_order_is_followed_at_once(
+async def test_a_leader_that_stops_in_order_is_replaced_at_once(
     server: EmbeddedServer, hub: JetStreamLedger, tmp_path: Path
 ) -> None:
     async with replica(server, tmp_path, "r1") as (first, first_said):

@@ -12,9 +12,7 @@ from tests.support.stories.node import BEGIN_NS, Node, busy_day
 DAY_NS = 86_400 * 10**9
 
 
-async def test_a_reconciler_forgets_what_is_older_than_the_days_that_it_is_to_remember(
-    database: str, tmp_path: Path
-) -> None:
+async def test_rows_older_than_the_retention_days_are_deleted(database: str, tmp_path: Path) -> None:
     ledger, node, clock = MemoryLedger(), Node(), [BEGIN_NS + DAY_NS]
     for event in busy_day(10, node):
         await ledger.append(event)

@@ -1,4 +1,4 @@
-"""What the database and the reconciler do to each other when one of them fails."""
+"""Failures of the database and of the reconciler, and their effects on each other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def project(url: str, events: Sequence[Stored]) -> None:
 
 
 def project_and_be_killed(url: str, events: Sequence[Stored], step: int) -> bool:
-    """Project *events* in a process that is killed at its *step*-th step; return whether it came to that."""
+    """Project *events* in a process that is killed at its step number *step*; return True if it was."""
     pid = os.fork()
     if pid == 0:
         steps = itertools.count(1)
@@ -61,7 +61,7 @@ def project_and_be_killed(url: str, events: Sequence[Stored], step: int) -> bool
     return status != 0
 
 
-def test_a_reconciler_killed_at_any_step_of_a_batch_neither_loses_nor_doubles_an_event(database: str) -> None:
+def test_a_kill_at_any_step_of_a_batch_loses_or_doubles_no_event(database: str) -> None:
     node = Node()
     story = [
         *busy_day(3, node),
@@ -75,7 +75,9 @@ def test_a_reconciler_killed_at_any_step_of_a_batch_neither_loses_nor_doubles_an
     project(database, whole[:begin])
     position = step = 0
     for step in itertools.count(1):
-        done = begin + step  # each process has one new event, and repeats those that the one before may have done
+        done = (
+            begin + step
+        )  # each process has one new event, and repeats those that the previous one may have projected
         killed = project_and_be_killed(database, whole[max(0, done - 3) : done + 8], step)
         tables = stored_in(database)
         (position,) = (dict(row)["sequence"] for row in tables["position"])
@@ -87,7 +89,7 @@ def test_a_reconciler_killed_at_any_step_of_a_batch_neither_loses_nor_doubles_an
     assert stored_in(database) == folded(whole[:position])
 
 
-async def test_a_postgresql_that_is_away_costs_a_delay_and_no_event(
+async def test_an_absent_postgresql_delays_but_loses_no_event(
     postgres: Postgres, empty_postgres_database: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = postgres.url(postgres.database(empty_postgres_database))
@@ -125,7 +127,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-async def test_a_full_disk_costs_a_delay_and_no_event(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_full_disk_delays_but_loses_no_event(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger, node, database = MemoryLedger(), Node(), small_disk / "x.db"
     last = await ledger.append(node.start())
     async with running(ledger, database) as run:
@@ -146,7 +148,7 @@ async def test_a_full_disk_costs_a_delay_and_no_event(small_disk: Path, capsys: 
     assert stored_in(database) == folded([stored async for stored in ledger.read()])
 
 
-def test_a_database_of_a_newer_version_is_refused_and_left_as_it_is(database: str) -> None:
+def test_a_database_of_a_newer_version_is_refused_unchanged(database: str) -> None:
     engine = open_engine(database)
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0999'"))
@@ -157,7 +159,7 @@ def test_a_database_of_a_newer_version_is_refused_and_left_as_it_is(database: st
     engine.dispose()
 
 
-def test_a_text_that_the_database_cannot_hold_stops_nobody(database: str) -> None:
+def test_a_text_that_the_database_cannot_hold_is_replaced(database: str) -> None:
     node = Node()
     events = stored(iter([*node.attach("a" * 64, Pod("d\0", "p\\u0000", "u")), *busy_day(2, node)]))
     project(database, events)
@@ -167,7 +169,7 @@ def test_a_text_that_the_database_cannot_hold_stops_nobody(database: str) -> Non
     assert Pod("d\0", "p\\u0000", "u") in pods
 
 
-def test_a_table_that_is_not_there_is_said_in_one_sentence(postgres: Postgres, empty_postgres_database: str) -> None:
+def test_a_missing_table_is_reported_in_one_sentence(postgres: Postgres, empty_postgres_database: str) -> None:
     url = postgres.url(postgres.database(empty_postgres_database))
     engine = open_engine(url)
     with engine.begin() as connection:

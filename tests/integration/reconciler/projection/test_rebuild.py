@@ -47,7 +47,7 @@ def spoil(url: str) -> None:
     engine.dispose()
 
 
-async def test_what_is_rebuilt_takes_the_place_of_what_was_there(database: str) -> None:
+async def test_a_rebuild_replaces_the_old_rows(database: str) -> None:
     ledger = MemoryLedger()
     events = await filled(ledger, 12)
     with closing(Store(database, "NODE")) as store:
@@ -63,7 +63,7 @@ async def test_what_is_rebuilt_takes_the_place_of_what_was_there(database: str) 
 
 
 def indexes_of(url: str) -> set[str | None]:
-    """The names of indexes, and the primary keys."""
+    """The names of indexes and primary keys."""
     engine = sa.create_engine(url)
     inspector = sa.inspect(engine)
     found = {index["name"] for table in metadata.tables for index in inspector.get_indexes(table)}
@@ -72,7 +72,7 @@ def indexes_of(url: str) -> set[str | None]:
     return found
 
 
-async def test_what_is_rebuilt_has_every_index(database: str, tmp_path: Path) -> None:
+async def test_a_rebuilt_database_has_every_index(database: str, tmp_path: Path) -> None:
     ledger = MemoryLedger()
     await filled(ledger, 12)
     before = indexes_of(database)
@@ -83,7 +83,7 @@ async def test_what_is_rebuilt_has_every_index(database: str, tmp_path: Path) ->
     assert indexes_of(database) == before
 
 
-async def test_a_reconciler_goes_on_where_the_rebuilt_projection_is(database: str) -> None:
+async def test_a_reconciler_continues_after_a_rebuild(database: str) -> None:
     ledger, node = MemoryLedger(), Node()
     events = await filled(ledger, 6, node)
     async with running(ledger, database) as run:
@@ -98,7 +98,7 @@ async def test_a_reconciler_goes_on_where_the_rebuilt_projection_is(database: st
 
 
 class Growing(MemoryLedger):
-    """A ledger that had but half of its events when it was read for the first time."""
+    """A ledger that had only half of its events at the first read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Growing(MemoryLedger):
         self.was_read = True
 
 
-async def test_what_came_during_the_rebuild_is_read_while_the_reconciler_waits(database: str) -> None:
+async def test_events_during_a_rebuild_are_read_before_the_swap_ends(database: str) -> None:
     ledger = Growing()
     last = 0
     for event in busy_day(12):
@@ -129,7 +129,7 @@ async def test_what_came_during_the_rebuild_is_read_while_the_reconciler_waits(d
     assert stored_in(database) == folded(events)
 
 
-async def test_a_snapshot_does_for_what_the_ledger_has_forgotten(database: str, tmp_path: Path) -> None:
+async def test_a_snapshot_replaces_deleted_events_of_the_ledger(database: str, tmp_path: Path) -> None:
     ledger, node = MemoryLedger(), Node()
     events = await filled(ledger, 12, node)
     with closing(Store(database, "NODE")) as store:
@@ -147,7 +147,7 @@ async def test_a_snapshot_does_for_what_the_ledger_has_forgotten(database: str, 
     assert after == live[1:]
 
 
-async def test_a_rebuild_that_fails_leaves_what_was_there(database: str, tmp_path: Path) -> None:
+async def test_a_failed_rebuild_leaves_the_database_unchanged(database: str, tmp_path: Path) -> None:
     ledger = MemoryLedger()
     events = await filled(ledger, 3)
     with closing(Store(database, "NODE")) as store:
@@ -172,7 +172,7 @@ time.sleep(60)
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files, with nothing else in it."""
+    """An empty folder for temporary files."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -181,14 +181,14 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def begun(url: str) -> subprocess.Popen[bytes]:
-    """A rebuild that has only begun."""
+    """A rebuild that has only started."""
     process = subprocess.Popen([sys.executable, "-c", BEGUN, url], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline()
     return process
 
 
-async def test_what_a_killed_rebuild_left_goes_with_the_next(database: str, temporary: Path) -> None:
+async def test_the_next_rebuild_removes_files_of_a_killed_one(database: str, temporary: Path) -> None:
     with begun(database) as process:
         process.kill()
     ledger = MemoryLedger()
@@ -198,7 +198,7 @@ async def test_what_a_killed_rebuild_left_goes_with_the_next(database: str, temp
     assert stored_in(database) == folded(events)
 
 
-def test_what_a_rebuild_works_with_and_what_is_not_a_rebuilds_stays(temporary: Path, postgres: Postgres) -> None:
+def test_a_rebuild_keeps_files_in_use_and_foreign_files(temporary: Path, postgres: Postgres) -> None:
     (temporary / "plumbline-rebuild-file").touch()
     (temporary / "elsewhere").mkdir()
     (temporary / "plumbline-rebuild-link").symlink_to(temporary / "elsewhere")
@@ -214,7 +214,7 @@ def test_what_a_rebuild_works_with_and_what_is_not_a_rebuilds_stays(temporary: P
 
 
 @pytest.mark.parametrize("spoilt", ["torn", "longer", "foreign", "empty", "scrambled"])
-async def test_what_is_no_whole_snapshot_is_refused_in_one_sentence(
+async def test_an_incomplete_snapshot_is_refused_in_one_sentence(
     empty_database: bytes, tmp_path: Path, spoilt: str
 ) -> None:
     url, path = f"sqlite:///{tmp_path}/x.db", tmp_path / "snapshot"

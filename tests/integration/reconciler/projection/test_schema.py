@@ -13,7 +13,7 @@ from reconciler.projection.sql.schema import upgrade
 from reconciler.projection.sql.tables import metadata
 
 
-def test_the_migrations_make_exactly_the_tables_of_the_code(database: str) -> None:
+def test_the_migrations_create_exactly_the_declared_tables(database: str) -> None:
     engine = open_engine(database)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
@@ -42,18 +42,18 @@ def test_the_database_is_readable_by_its_owner_only_and_so_is_its_log(tmp_path: 
     assert "x.db-wal" in modes
 
 
-def test_a_folder_that_cannot_be_made_is_said_in_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ProjectionError, match="can't be opened"):
         open_engine(f"sqlite:///{tmp_path}/file/x.db")
 
 
-def test_a_driver_that_is_not_installed_is_said_in_one_sentence() -> None:
+def test_a_missing_driver_is_reported_in_one_sentence() -> None:
     with pytest.raises(ProjectionError, match="can't be opened"):
         open_engine("postgresql+nosuchdriver://localhost/x")
 
 
-def test_two_writers_wait_for_each_other_and_then_one_is_told_that_the_database_is_away(tmp_path: Path) -> None:
+def test_a_second_writer_waits_and_then_gets_database_away(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/x.db"
     first, second = open_engine(url), open_engine(url)
     with transaction(first), pytest.raises(DatabaseUnavailableError, match="locked"), transaction(second):

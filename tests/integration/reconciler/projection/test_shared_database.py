@@ -1,4 +1,4 @@
-"""Of reconcilers that share a database the one that was elected last writes, whatever became of the others."""
+"""Reconcilers with a shared database: only the last election's winner writes, whatever the others do."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def second(shared: str) -> Iterator[Store]:
 
 
 def elected(url: str, election: int, events: list[Stored]) -> dict[str, list[tuple[object, ...]]]:
-    """Return the tables for *events*, written by the one of that *election*."""
+    """Return the tables for *events*, written by the winner of *election*."""
     sequence = events[-1].sequence if events else 0
     place = (("election", election), ("forgotten", ""), ("ledger", "NODE"), ("sequence", sequence))
     return {**folded(events), "position": [place]}
 
 
 @pytest.mark.parametrize("done", [0, 20])
-def test_one_that_was_replaced_writes_nothing(
+def test_a_replaced_leader_writes_nothing(
     shared: str, events: list[Stored], first: Store, second: Store, done: int
 ) -> None:
     first.claim(7)
@@ -69,7 +69,7 @@ def test_one_that_was_replaced_writes_nothing(
     assert stored_in(shared) == elected(shared, 9, events)
 
 
-def test_one_that_is_elected_again_writes_again(shared: str, events: list[Stored], first: Store, second: Store) -> None:
+def test_a_reelected_leader_writes_again(shared: str, events: list[Stored], first: Store, second: Store) -> None:
     first.claim(7)
     first.apply(events[:20])
     second.claim(9)
@@ -81,7 +81,7 @@ def test_one_that_is_elected_again_writes_again(shared: str, events: list[Stored
         second.apply(events)
 
 
-def test_of_two_that_take_an_empty_database_at_once_the_newer_has_it(shared: str, events: list[Stored]) -> None:
+def test_of_two_claims_of_an_empty_database_the_newer_wins(shared: str, events: list[Stored]) -> None:
     begin = threading.Barrier(2)
 
     def take(election: int) -> None:
@@ -101,7 +101,7 @@ def test_of_two_that_take_an_empty_database_at_once_the_newer_has_it(shared: str
     assert stored_in(shared) == elected(shared, 9, events[:20])
 
 
-def test_one_that_is_frozen_in_a_batch_keeps_its_successor_waiting_for_seconds_and_commits_nothing(
+def test_a_leader_frozen_in_a_batch_blocks_for_seconds_only(
     shared: str, events: list[Stored], first: Store, second: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first.claim(7)
@@ -135,7 +135,7 @@ def test_one_that_is_frozen_in_a_batch_keeps_its_successor_waiting_for_seconds_a
     assert stored_in(shared) == elected(shared, 9, events[:30])
 
 
-def test_a_rebuild_leaves_the_fence_where_it_is(shared: str, events: list[Stored], first: Store, second: Store) -> None:
+def test_a_rebuild_keeps_the_fence(shared: str, events: list[Stored], first: Store, second: Store) -> None:
     first.claim(7)
     second.claim(9)
     second.apply(events[:20])
@@ -152,7 +152,7 @@ def test_a_rebuild_leaves_the_fence_where_it_is(shared: str, events: list[Stored
     assert stored_in(shared) == elected(shared, 9, events)
 
 
-def test_a_database_of_ones_own_needs_no_election(database: str, events: list[Stored]) -> None:
+def test_an_unshared_database_needs_no_election(database: str, events: list[Stored]) -> None:
     with closing(Store(database, "NODE")) as store:
         store.apply(events)
     engine = open_engine(database)

@@ -40,7 +40,7 @@ def of_live(events: list[Stored]) -> list[object]:
 
 @pytest.fixture
 async def written(tmp_path: Path, empty_database: bytes) -> tuple[MemoryLedger, Path]:
-    """A ledger, and the folder with a snapshot of it."""
+    """A ledger, and a folder with a snapshot of it."""
     ledger, folder = await filled(), tmp_path / "snapshots"
     (tmp_path / "first.db").write_bytes(empty_database)
     url = f"sqlite:///{tmp_path}/first.db"
@@ -50,7 +50,7 @@ async def written(tmp_path: Path, empty_database: bytes) -> tuple[MemoryLedger, 
     return ledger, folder
 
 
-async def test_the_newest_snapshots_stay_and_a_start_without_a_database_begins_with_the_last(
+async def test_an_empty_start_uses_the_newest_of_the_kept_snapshots(
     database: str, empty_database: bytes, tmp_path: Path
 ) -> None:
     node = Node()
@@ -75,10 +75,10 @@ async def test_the_newest_snapshots_stay_and_a_start_without_a_database_begins_w
     assert stored_in(tmp_path / "y.db")["sandboxes"] == of_live(events + await everything(ledger))
 
 
-async def test_a_shared_database_begins_with_a_snapshot_too(database: str, written: tuple[MemoryLedger, Path]) -> None:
+async def test_a_shared_database_starts_from_a_snapshot_too(database: str, written: tuple[MemoryLedger, Path]) -> None:
     ledger, folder = written
     with closing(Store(database, "NODE")) as store:
-        store.claim(7)  # as whoever was elected does first
+        store.claim(7)  # the first act of every winner
     async with running(ledger, database, bootstrap=SnapshotBootstrap(SnapshotFolder(folder, 3), ledger, "NODE")) as run:
         await run.at(await ledger.last_sequence())
     assert stored_in(database)["sandboxes"] == of_live(await everything(ledger))
@@ -86,7 +86,7 @@ async def test_a_shared_database_begins_with_a_snapshot_too(database: str, writt
 
 
 @pytest.mark.parametrize("newest", ["torn", "other stream", "ahead", "other events", "nothing"])
-async def test_what_is_torn_or_of_another_ledger_is_passed_over(
+async def test_torn_and_foreign_snapshots_are_skipped(
     written: tuple[MemoryLedger, Path], empty_database: bytes, tmp_path: Path, newest: str
 ) -> None:
     ledger, folder = written
@@ -110,7 +110,7 @@ async def test_what_is_torn_or_of_another_ledger_is_passed_over(
     assert tables["sandboxes"] == of_live(events), "the older one, which is right, was not used"
 
 
-async def test_a_snapshot_is_never_put_over_rows(written: tuple[MemoryLedger, Path], database: str) -> None:
+async def test_a_snapshot_never_overwrites_rows(written: tuple[MemoryLedger, Path], database: str) -> None:
     ledger, folder = written
     events = await everything(ledger)
     (path,) = SnapshotFolder(folder, 3).newest_first()
@@ -123,7 +123,7 @@ async def test_a_snapshot_is_never_put_over_rows(written: tuple[MemoryLedger, Pa
     assert stored_in(database) == folded(events)
 
 
-async def test_names_that_the_database_cannot_hold_keep_no_snapshot_out_of_it(
+async def test_names_that_the_database_cannot_hold_do_not_block_a_snapshot(
     database: str, empty_database: bytes, tmp_path: Path
 ) -> None:
     odd = Pod("d\0", "p\\u0000\t\\N", "u")
@@ -139,7 +139,7 @@ async def test_names_that_the_database_cannot_hold_keep_no_snapshot_out_of_it(
 
 
 @pytest.mark.parametrize("looked_at", [False, True])
-async def test_a_file_begins_with_a_snapshot_also_while_somebody_looks_at_it_and_has_a_log_afterwards(
+async def test_a_file_with_a_reader_is_filled_and_has_a_wal_afterwards(
     written: tuple[MemoryLedger, Path], empty_database: bytes, tmp_path: Path, looked_at: bool
 ) -> None:
     ledger, folder = written
@@ -154,7 +154,7 @@ async def test_a_file_begins_with_a_snapshot_also_while_somebody_looks_at_it_and
     assert stored_in(file)["sandboxes"] == of_live(await everything(ledger))
 
 
-async def test_a_postgresql_that_goes_away_while_it_is_filled_is_away_and_stays_empty(
+async def test_a_postgresql_lost_during_the_fill_stays_empty(
     postgres: Postgres, empty_postgres_database: str, written: tuple[MemoryLedger, Path]
 ) -> None:
     url = postgres.url(postgres.database(empty_postgres_database))
@@ -179,7 +179,7 @@ async def test_a_postgresql_that_goes_away_while_it_is_filled_is_away_and_stays_
         assert store.position() == inspect(path).sequence
 
 
-async def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path, database: str) -> None:
+async def test_an_unwritable_snapshot_folder_stops_nothing(tmp_path: Path, database: str) -> None:
     (tmp_path / "file").write_text("")
     ledger, kept = await filled(5), SnapshotFolder(tmp_path / "file" / "snapshots", 1)
     async with running(

@@ -55,7 +55,7 @@ def stored(events: Iterable[Event]) -> list[Stored]:
 
 
 def project(url: str, events: Sequence[Stored], cuts: Iterable[int] = (), *, restarts: bool = True) -> None:
-    """Project *events* in batches that end at *cuts*, each with a store of its own unless *restarts* is false."""
+    """Project *events* in batches that end at *cuts*, each with a new store unless *restarts* is false."""
     begin = 0
     store = Store(url, "NODE")
     for end in (*sorted(cuts), len(events)):
@@ -82,7 +82,7 @@ def test_a_busy_day_event_by_event_equals_the_fold(database: str) -> None:
     assert stored_in(database) == folded(events)
 
 
-def test_a_batch_that_comes_again_changes_nothing(database: str) -> None:
+def test_a_repeated_batch_changes_nothing(database: str) -> None:
     events = stored(busy_day(5))
     project(database, events)
     before = stored_in(database)
@@ -93,14 +93,14 @@ def test_a_batch_that_comes_again_changes_nothing(database: str) -> None:
     assert stored_in(database) == before
 
 
-def test_a_batch_that_overlaps_adds_what_is_new(database: str) -> None:
+def test_an_overlapping_batch_adds_only_new_events(database: str) -> None:
     events = stored(busy_day(5))
     project(database, events[:20])
     project(database, events[10:])
     assert stored_in(database) == folded(events)
 
 
-def test_a_repeated_detach_leaves_the_story_of_the_sandbox(database: str) -> None:
+def test_a_repeated_detach_keeps_the_rows_of_the_sandbox(database: str) -> None:
     node, pod = Node(), Pod("d", "p", "u")
     events = stored([*node.attach("a" * 64, pod), *node.detach("a" * 64, pod), *node.detach("a" * 64, pod)])
     project(database, events, range(1, len(events)))
@@ -110,14 +110,14 @@ def test_a_repeated_detach_leaves_the_story_of_the_sandbox(database: str) -> Non
     assert [dict(r)["addresses"] for r in stored_in(database)["attachments"]] == ["10.0.0.208/24", "10.1.0.208/24"]
 
 
-def test_a_sandbox_that_is_attached_anew_with_fewer_networks_loses_the_rows_of_the_others(database: str) -> None:
+def test_an_attach_with_fewer_networks_deletes_the_other_rows(database: str) -> None:
     node, pod = Node(), Pod("d", "p", "u")
     first = [*node.attach("a" * 64, pod), *node.detach("a" * 64, pod)]
     project(database, stored([*first, *node.attach("a" * 64, pod, ["other"])]), [len(first)])
     assert [dict(row)["network"] for row in stored_in(database)["attachments"]] == ["other"]
 
 
-def test_an_effect_of_nobody_knows_which_request_belongs_to_the_older_of_two_that_have_a_place_for_it(
+def test_an_effect_without_request_belongs_to_the_older_open_one(
     database: str,
 ) -> None:
     node, pod = Node(), Pod("", "", "")
@@ -149,7 +149,7 @@ def test_a_request_is_pending_until_its_outcome(database: str) -> None:
     assert stored_in(database)["pending"] == []
 
 
-def test_events_that_make_no_sense_are_kept_as_anomalies(database: str) -> None:
+def test_contradictory_events_are_stored_as_anomalies(database: str) -> None:
     node = Node()
     started = node.start()
     unknown = node.event(Unknown(type="PortOpened", version=3, data=msgspec.Raw(b"{}")))
@@ -161,7 +161,7 @@ def test_events_that_make_no_sense_are_kept_as_anomalies(database: str) -> None:
     ]
 
 
-def test_a_forged_epoch_stops_nobody(database: str) -> None:
+def test_a_forged_epoch_does_not_stop_the_projection(database: str) -> None:
     node = Node()
     project(database, stored([node.event(WorkerStarted(version="0", pid=1), epoch=2**70), *busy_day(2, node)]))
     assert len(stored_in(database)["sandboxes"]) == 2
@@ -172,7 +172,7 @@ def published(sandbox: str, pod: Pod, text: str, intent: str = "i") -> Event:
     return replace(Node().event(data, sandbox, intent, epoch=0), node=NO_NODE)
 
 
-def test_of_live_pods_it_is_told_what_they_have_and_what_is_published_of_them(database: str) -> None:
+def test_map_live_pods_gets_sandboxes_and_last_publication(database: str) -> None:
     events = [*busy_day(10), published(container_id(4), Pod("shop", "web-4", "uid-4"), "[]")]
     project(database, stored(events))
     store = Store(database, "NODE")
@@ -189,7 +189,7 @@ def test_of_live_pods_it_is_told_what_they_have_and_what_is_published_of_them(da
     ]
 
 
-def test_a_pod_of_two_live_sandboxes_is_told_once(database: str) -> None:
+def test_a_pod_with_two_live_sandboxes_appears_once(database: str) -> None:
     node, pod = Node(), Pod("d", "p", "u")
     project(database, stored([*node.attach("a" * 64, pod), *node.attach("b" * 64, pod)]))
     with closing(Store(database, "NODE")) as store:
@@ -198,7 +198,7 @@ def test_a_pod_of_two_live_sandboxes_is_told_once(database: str) -> None:
 
 @st.composite
 def statuses_said(draw: st.DrawFn) -> list[Event]:
-    """Draw sandboxes of two pods that come, are told of, refused, repaired and go, one container maybe twice."""
+    """Draw sandboxes of two pods that are attached, published, refused, repaired and detached, some twice."""
     node = Node()
     events: list[Event] = []
     asked: list[tuple[Event, Pod]] = []
@@ -247,7 +247,7 @@ def due_of_unsettled(store: Store) -> list[PendingStatus]:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=statuses_said())
-def test_what_is_due_is_due_of_the_pods_that_the_rows_do_not_call_settled(
+def test_every_pending_status_is_of_an_unsettled_pod(
     tmp_path_factory: pytest.TempPathFactory, empty_database: bytes, events: list[Event]
 ) -> None:
     path = tmp_path_factory.mktemp("due") / "x.db"
@@ -257,7 +257,7 @@ def test_what_is_due_is_due_of_the_pods_that_the_rows_do_not_call_settled(
         assert due_of_unsettled(store) == due_of_all(store)
 
 
-def test_what_is_due_of_some_pods_is_what_is_due_of_them_among_all(database: str) -> None:
+def test_a_lookup_of_some_pods_equals_the_lookup_of_all(database: str) -> None:
     events = [*busy_day(20), told(next(iter(Node("node-2").attach(container_id(4), WEB))), WEB, "[]", refused=False)]
     project(database, stored(events))
     with closing(Store(database, "NODE")) as store:
@@ -269,7 +269,7 @@ def test_what_is_due_of_some_pods_is_what_is_due_of_them_among_all(database: str
         assert store.map_some_live_pods([PodName("shop", "gone")], lambda *_: 1) == []
 
 
-def test_of_pods_whose_status_was_published_no_fold_is_read(database: str) -> None:
+def test_no_fold_is_read_for_published_pods(database: str) -> None:
     node, before = Node(), "c" * 64
     events = [*node.attach("a" * 64, WEB), *node.attach("b" * 64, DB), *node.attach(before, Pod("d", "old", "u3"))]
     events += [told(events[0], WEB, "[]", refused=False), told(events[5], DB, "", refused=True)]
@@ -285,7 +285,7 @@ def test_of_pods_whose_status_was_published_no_fold_is_read(database: str) -> No
         assert store.live({PodName("d", "web"), PodName("d", "gone")}) == {PodName("d", "web")}
 
 
-def test_of_pods_that_nobody_publishes_a_status_for_no_fold_is_read(database: str) -> None:
+def test_no_fold_is_read_for_pods_without_publication(database: str) -> None:
     node, before = Node(), "c" * 64
     events = [*node.attach("a" * 64, WEB, silent=True), *node.attach("b" * 64, DB)]
     events += node.attach(before, Pod("d", "old", "u3"), silent=True)
@@ -300,7 +300,7 @@ def test_of_pods_that_nobody_publishes_a_status_for_no_fold_is_read(database: st
         assert [each.pod.name for each in due_of_unsettled(store)] == ["db"]
 
 
-def test_folds_of_before_they_were_compressed_are_read(database: str) -> None:
+def test_uncompressed_folds_of_older_versions_are_read(database: str) -> None:
     events = stored(busy_day(12))
     project(database, events[:90])
     engine = sa.create_engine(database)
@@ -319,7 +319,7 @@ def test_folds_of_before_they_were_compressed_are_read(database: str) -> None:
     ]
 
 
-def test_for_a_batch_sqlite_reads_no_table_whole(tmp_path: Path, empty_database: bytes) -> None:
+def test_a_batch_causes_no_full_table_scan_in_sqlite(tmp_path: Path, empty_database: bytes) -> None:
     (tmp_path / "x.db").write_bytes(empty_database)
     node, told_of = Node(), Node("node-2")
     events = [*busy_day(20, node), *told_of.leak("b" * 64, ends="failed"), *told_of.leak("c" * 64)]
@@ -353,7 +353,7 @@ def test_sandboxes_are_counted_by_phase(database: str) -> None:
     store.close()
 
 
-def test_a_batch_tells_what_became_of_its_pods(database: str) -> None:
+def test_changes_list_attached_and_detached_pods(database: str) -> None:
     node, stays, goes = Node(), Pod("d", "stays", "u1"), Pod("d", "goes", "u2")
     before = [*node.attach("a" * 64, stays), *node.attach("b" * 64, goes)]
     said = published("a" * 64, stays, "[]")
@@ -373,7 +373,7 @@ def test_a_batch_tells_what_became_of_its_pods(database: str) -> None:
     assert changes.detached_pods == {PodName("d", "goes")}
 
 
-def test_the_last_word_about_a_pods_status_is_kept_and_the_reconciler_is_no_node(database: str) -> None:
+def test_the_last_status_record_is_stored_and_adds_no_node(database: str) -> None:
     pod = Pod("d", "p", "u")
     failure = Failure(error_class=ErrorClass.API_REFUSED, phase=Phase.PUBLISH, message="no", code=0)
     passing, final = (
@@ -394,7 +394,7 @@ def test_the_last_word_about_a_pods_status_is_kept_and_the_reconciler_is_no_node
     assert [(dict(row)["text"], dict(row)["refused"]) for row in stored_in(database)["statuses"]] == [("", True)]
 
 
-def test_the_rows_of_another_ledger_are_not_mixed_with_these(database: str) -> None:
+def test_rows_of_another_ledger_are_refused(database: str) -> None:
     project(database, stored(busy_day(1)))
     store = Store(database, "LEDGER")
     with pytest.raises(ProjectionError, match="projection of the ledger NODE, not of LEDGER"):
@@ -403,7 +403,7 @@ def test_the_rows_of_another_ledger_are_not_mixed_with_these(database: str) -> N
 
 
 @pytest.mark.parametrize("fold", [b"{}", b"x", zlib.compress(b"{}")])
-def test_rows_that_cannot_be_read_are_said_in_one_sentence(database: str, fold: bytes) -> None:
+def test_unreadable_rows_are_reported_in_one_sentence(database: str, fold: bytes) -> None:
     events = stored(busy_day(1))
     project(database, events[:4])
     engine = sa.create_engine(database)
@@ -414,7 +414,7 @@ def test_rows_that_cannot_be_read_are_said_in_one_sentence(database: str, fold: 
         store.apply(events[4:])
 
 
-def test_of_what_drifts_it_is_told_until_it_is_as_it_was_or_on_its_way_out(database: str) -> None:
+def test_drifting_lists_sandboxes_until_repair_or_detach(database: str) -> None:
     node, pod = Node(), Pod("d", "p", "u")
     attached = [*node.attach("a" * 64, pod), *node.attach("b" * 64, pod), *node.attach("c" * 64, pod)]
     drifted = [
@@ -434,7 +434,7 @@ def test_of_what_drifts_it_is_told_until_it_is_as_it_was_or_on_its_way_out(datab
     ]
 
 
-def test_of_leaks_it_is_told_until_they_are_none(database: str) -> None:
+def test_leaks_lists_leaks_until_they_close(database: str) -> None:
     node, other = Node(), Node("node-2")
     before = [*node.leak("a" * 64), *other.leak("a" * 64, ends="failed")]
     after = [*node.leak("b" * 64, ends="reclaimed"), *node.leak("a" * 64, ends="gone"), *other.leak("c" * 64)]
@@ -455,7 +455,7 @@ def test_of_leaks_it_is_told_until_they_are_none(database: str) -> None:
     assert [(name, leaked.observed.leak.holder[0]) for name, leaked in changes.leaks] == [("node-2", "c")]
 
 
-def test_of_a_node_the_last_command_that_it_took_is_known(database: str) -> None:
+def test_a_node_row_has_the_last_command_that_the_node_took(database: str) -> None:
     node = Node()
     events = stored([node.start(), *node.leak("a" * 64), *node.drift("b" * 64, Pod())])
     project(database, events, [3])
@@ -464,9 +464,9 @@ def test_of_a_node_the_last_command_that_it_took_is_known(database: str) -> None
     assert [dict(row)["type"] for row in stored_in(database)["pending"]] == ["ReclaimRequested", "RepairRequested"]
 
 
-def test_who_held_an_address_is_told_for_any_time(database: str) -> None:
+def test_holders_returns_the_holder_at_any_time(database: str) -> None:
     node, first, second = Node(), Pod("d", "first", "u1"), Pod("d", "second", "u2")
-    one, other = "ab" * 32, "ba" * 32  # whose addresses are the same
+    one, other = "ab" * 32, "ba" * 32  # with the same addresses
     before = [*node.attach(one, first), *node.detach(one, first, fails=True)]
     events = stored([*before, *node.detach(one, first), *node.attach(other, second)])
     project(database, events, [4, len(before), len(before) + 2])
@@ -483,7 +483,7 @@ def test_who_held_an_address_is_told_for_any_time(database: str) -> None:
     assert (last.network, last.prefix_length, last.until) == ("default/storage", 24, None)
 
 
-def test_the_versions_of_a_network_are_told_without_what_is_of_one_pod(database: str) -> None:
+def test_network_versions_omit_keys_of_a_single_pod(database: str) -> None:
     def plan(node: Node, sandbox: str, config: dict[str, object]) -> list[Event]:
         asked, planned, *_ = node.attach(sandbox, Pod("d", "p", "u"), ["one"])
         assert isinstance(planned.data, AttachPlanned)
@@ -506,7 +506,7 @@ def test_the_versions_of_a_network_are_told_without_what_is_of_one_pod(database:
     assert json.loads(rows[0]["config"]) == {"cniVersion": "1.1.0", "plugins": [{"type": "bridge", "vlan": 1}]}
 
 
-def test_what_was_seen_and_done_about_drift_and_leaks_stays(database: str) -> None:
+def test_the_history_of_drift_and_leaks_is_stored(database: str) -> None:
     node, pod = Node(), Pod("d", "p", "u")
     drift = [*node.attach("a" * 64, pod), *node.drift("a" * 64, pod, ends="repaired")]
     events = stored([*drift, *node.drift("a" * 64, pod, ends="failed"), *node.leak("b" * 64, ends="reclaimed")])
@@ -523,7 +523,7 @@ def test_what_was_seen_and_done_about_drift_and_leaks_stays(database: str) -> No
 
 
 @pytest.mark.parametrize("failed", [InterfaceAttachFailed, InterfaceDetachFailed])
-def test_an_interface_that_fails_after_it_was_detached_is_held_again(
+def test_a_failure_after_a_detach_holds_the_address_again(
     database: str, failed: type[InterfaceAttachFailed] | type[InterfaceDetachFailed]
 ) -> None:
     node, sandbox = Node(), "a" * 64
@@ -540,7 +540,7 @@ def test_an_interface_that_fails_after_it_was_detached_is_held_again(
 
 @st.composite
 def nonsense(draw: st.DrawFn) -> list[Event]:
-    """Draw stories that are cut, mixed, repeated and misattributed."""
+    """Draw stories that are cut, mixed, repeated and assigned to other sandboxes."""
     node = Node()
     sandboxes = ["a" * 64, "b" * 64, "c" * 64]
     pods = [Pod("d", "p", "u1"), Pod("d", "p", "u2"), Pod("", "", "")]
@@ -581,7 +581,7 @@ def nonsense(draw: st.DrawFn) -> list[Event]:
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data(), events=nonsense())
-def test_the_projection_equals_the_fold_whatever_comes_and_wherever_it_restarts(
+def test_the_projection_equals_the_fold_for_any_events_and_restarts(
     tmp_path_factory: pytest.TempPathFactory, empty_database: bytes, data: st.DataObject, events: list[Event]
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "x.db"
@@ -594,7 +594,7 @@ def test_the_projection_equals_the_fold_whatever_comes_and_wherever_it_restarts(
 
 
 def remembered(events: Sequence[Stored], before: str) -> dict[str, Table]:
-    """Return the tables for *events* without what was over before that time."""
+    """Return the tables for *events* without the rows that ended before that time."""
     tables = {name: [dict(row) for row in rows] for name, rows in folded(events).items()}
     awaited = {row["container_id"] for row in tables["pending"]}
     gone = {
@@ -620,7 +620,7 @@ def remembered(events: Sequence[Stored], before: str) -> dict[str, Table]:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data(), events=nonsense())
-def test_what_is_over_is_forgotten_and_nothing_else_however_few_rows_go_at_once(
+def test_retention_deletes_only_ended_rows_at_any_step_size(
     tmp_path_factory: pytest.TempPathFactory, empty_database: bytes, data: st.DataObject, events: list[Event]
 ) -> None:
     path = tmp_path_factory.mktemp("old") / "x.db"
@@ -634,7 +634,7 @@ def test_what_is_over_is_forgotten_and_nothing_else_however_few_rows_go_at_once(
     assert stored_in(url) == remembered(ledger, before)
 
 
-def test_what_is_over_is_forgotten_in_every_kind_of_database(database: str) -> None:
+def test_retention_works_in_every_database(database: str) -> None:
     events = [*busy_day(30), published(container_id(1), Pod("shop", "web-1", "uid-1"), "[]")]
     events += [*Node("node-2").leak("b" * 64, ends="reclaimed"), *Node("node-2").drift("c" * 64, Pod(), ends="failed")]
     events += [Node("node-2").event(WorkerStarted(version="0", pid=1), epoch=0) for _ in range(2)]
@@ -649,7 +649,7 @@ def test_what_is_over_is_forgotten_in_every_kind_of_database(database: str) -> N
     assert stored_in(database) == remembered(stored(events), before)
 
 
-def test_a_sandbox_that_was_forgotten_begins_anew_with_what_comes_of_it(database: str) -> None:
+def test_a_deleted_sandbox_starts_anew_at_its_next_event(database: str) -> None:
     node, pod = Node(), Pod("d", "p", "u")
     first = [*node.attach("a" * 64, pod), *node.detach("a" * 64, pod)]
     again = list(node.attach("a" * 64, pod, ["other"]))

@@ -1,4 +1,4 @@
-"""The annotation, at a real API server: only ours, and only of the pod that was meant."""
+"""The annotation at a real API server: the sink writes only its own key, and only at the right pod."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.kube.server import NOBODY, KubeServer
 # --- one request -----------------------------------------------------------------------------------------------------
 
 
-async def test_the_text_arrives_byte_for_byte_and_the_keys_of_others_stay(
+async def test_the_text_arrives_unchanged_and_foreign_keys_remain(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     pod = create(cluster, namespace, annotations={"of/others": "stays", ANNOTATION: "of Multus"})
@@ -34,7 +34,7 @@ async def test_the_text_arrives_byte_for_byte_and_the_keys_of_others_stay(
     assert metadata(cluster, pod)["annotations"] == {"of/others": "stays", ANNOTATION: text}
 
 
-async def test_what_is_published_is_not_written_again(
+async def test_a_published_status_is_not_written_again(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     status = PodStatus(create(cluster, namespace), "[]")
@@ -45,7 +45,7 @@ async def test_what_is_published_is_not_written_again(
     assert await annotation.put(status, replace(status, pod=replace(status.pod, uid="of its predecessor")))
 
 
-async def test_a_pod_of_the_same_name_is_not_given_the_status_of_its_predecessor(
+async def test_a_new_pod_of_the_same_name_does_not_get_the_old_status(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     first = create(cluster, namespace)
@@ -58,7 +58,7 @@ async def test_a_pod_of_the_same_name_is_not_given_the_status_of_its_predecessor
     assert ANNOTATION not in metadata(cluster, second).get("annotations", {})
 
 
-async def test_a_pod_that_is_gone_is_a_final_failure(
+async def test_a_deleted_pod_is_a_final_failure(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     with pytest.raises(PublishError, match=f"pod {namespace}/web is gone") as error:
@@ -67,7 +67,7 @@ async def test_a_pod_that_is_gone_is_a_final_failure(
     assert error.value.failure.error_class is ErrorClass.POD_NOT_FOUND
 
 
-async def test_a_text_that_no_annotation_can_hold_is_a_final_failure(
+async def test_a_too_long_text_is_a_final_failure(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     pod = create(cluster, namespace)
@@ -77,7 +77,7 @@ async def test_a_text_that_no_annotation_can_hold_is_a_final_failure(
 
 
 @pytest.mark.parametrize(("token", "code"), [(NOBODY, 403), ("of nobody at all", 401)])
-async def test_a_right_that_is_missing_may_be_granted(
+async def test_a_missing_right_is_not_final(
     cluster: KubeServer, namespace: str, tmp_path: Path, token: str, code: int
 ) -> None:
     pod = create(cluster, namespace)
@@ -90,7 +90,7 @@ async def test_a_right_that_is_missing_may_be_granted(
 
 
 @pytest.mark.parametrize(("namespace_", "name"), [("..", "web"), ("default", "../secrets/x"), ("default", "%2e%2e")])
-async def test_a_name_that_no_pod_can_have_never_leaves(annotation: AnnotationSink, namespace_: str, name: str) -> None:
+async def test_an_invalid_pod_name_is_never_sent(annotation: AnnotationSink, namespace_: str, name: str) -> None:
     with pytest.raises(PublishError, match="RFC 1123") as error:
         await annotation.put(PodStatus(Pod(namespace_, name, "u"), "[]"), None)
     assert error.value.final
@@ -108,7 +108,7 @@ async def test_nothing_is_withdrawn(cluster: KubeServer, namespace: str, annotat
 
 
 class Scripted:
-    """An API server that says what it is told to say, one answer after another."""
+    """An API server with scripted answers."""
 
     def __init__(self, *answers: str) -> None:
         self.answers = list(answers)
@@ -164,7 +164,7 @@ def said(code: int, message: str, headers: str = "") -> str:
         (said(400, "what?"), True, None),
     ],
 )
-async def test_an_answer_says_whether_and_when_to_try_again(
+async def test_an_answer_decides_on_retry_and_delay(
     tmp_path: Path, answer: str, final: bool, retry_after: float | None
 ) -> None:
     async with scripted(tmp_path, answer) as (_, publisher):
@@ -173,16 +173,14 @@ async def test_an_answer_says_whether_and_when_to_try_again(
         assert (error.value.final, error.value.retry_after) == (final, retry_after)
 
 
-async def test_a_connection_that_the_server_closed_while_it_was_idle_costs_no_failure(tmp_path: Path) -> None:
+async def test_a_connection_closed_while_idle_causes_no_failure(tmp_path: Path) -> None:
     async with scripted(tmp_path, DONE, "", DONE) as (fake, publisher):
         await publisher.put(STATUS, None)
         await publisher.put(STATUS, None)
         assert fake.requests == 3
 
 
-async def test_it_is_ready_while_the_server_answers_and_asks_only_when_it_has_not_heard_for_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_ready_pings_the_server_only_after_idleness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted(tmp_path, DONE, said(500, "sick"), said(403, "no"), DONE, "", "") as (fake, publisher):
         assert await publisher.ready()
         assert await publisher.ready()
@@ -198,7 +196,7 @@ async def test_it_is_ready_while_the_server_answers_and_asks_only_when_it_has_no
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "kind: Config", "clusters: 3\ncurrent-context: a\ncontexts: []"])
-async def test_a_kubeconfig_that_is_none_is_said_in_one_sentence(tmp_path: Path, text: str) -> None:
+async def test_an_invalid_kubeconfig_is_reported_in_one_sentence(tmp_path: Path, text: str) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(text)
     with pytest.raises(SettingsError, match=f"kubeconfig {path} can't be used") as error:
@@ -206,6 +204,6 @@ async def test_a_kubeconfig_that_is_none_is_said_in_one_sentence(tmp_path: Path,
     assert "\n" not in str(error.value)
 
 
-async def test_without_service_account_it_is_said_that_there_is_none() -> None:
+async def test_a_missing_service_account_is_reported() -> None:
     with pytest.raises(SettingsError, match="service account of this pod can't be used"):
         await AnnotationSink.connect("")

@@ -1,4 +1,4 @@
-"""From the ledger to the pod's annotation at a real API server: once for each attach, whatever is away meanwhile."""
+"""From the ledger to the pod's annotation at a real API server: one write per attach, despite outages."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def published(events: list[Event]) -> bool:
     return any(isinstance(event.data, StatusPublished) for event in events)
 
 
-async def test_an_attach_is_one_write_and_a_restart_none(
+async def test_an_attach_costs_one_write_and_a_restart_none(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
@@ -62,13 +62,13 @@ async def test_an_attach_is_one_write_and_a_restart_none(
         await attach(ledger, other, OTHER, Node("node-2"))
         await until_said(run, ledger, lambda events: len(events) == 2)
     assert metadata(cluster, pod)["resourceVersion"] == found["resourceVersion"]
-    assert cluster.etcd.writes("pods", namespace, "web") == 2  # it was made, and it was published
+    assert cluster.etcd.writes("pods", namespace, "web") == 2  # created and published
 
 
-async def test_the_status_of_a_static_pod_is_its_mirrors(
+async def test_a_static_pod_gets_the_status_at_its_mirror_pod(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
-    """The runtime names a static pod by a UID that the API server has never heard of; the plan has its mirror's."""
+    """The runtime's UID of a static pod is unknown to the API server; the plan has its mirror pod's UID."""
     mirror = create(cluster, namespace, annotations=MIRROR)
     asked = replace(mirror, uid="0123456789abcdef")
     async with running(ledger, tmp_path / "x.db", annotation) as run:
@@ -79,7 +79,7 @@ async def test_the_status_of_a_static_pod_is_its_mirrors(
     assert ANNOTATION in metadata(cluster, mirror)["annotations"]
 
 
-async def test_a_pod_that_is_deleted_while_it_attaches_is_told_of_once(
+async def test_a_pod_deleted_during_attach_gets_one_failure_record(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
@@ -94,7 +94,7 @@ async def test_a_pod_that_is_deleted_while_it_attaches_is_told_of_once(
     assert failed.data.final
 
 
-async def test_what_the_server_missed_is_written_once_when_it_is_back(
+async def test_a_missed_status_is_written_once_after_an_outage(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
@@ -114,7 +114,7 @@ async def test_what_the_server_missed_is_written_once_when_it_is_back(
     assert ANNOTATION in metadata(cluster, pod)["annotations"]
 
 
-async def test_a_right_that_is_granted_later_is_made_use_of(
+async def test_a_right_granted_later_is_used(
     cluster: KubeServer, namespace: str, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)

@@ -1,4 +1,4 @@
-"""A network-status that somebody edits or removes: said, brought back by one write, and not fought over for ever."""
+"""Foreign edits of a network-status: recorded, restored by one write, and with backoff against another controller."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def attach(ledger: MemoryLedger, pod: Pod, box: str = BOX) -> None:
 
 
 async def said(run: Running, ledger: MemoryLedger, *types: str) -> list[Event]:
-    """Wait until the reconciler has said what is of *types*, in this order and nothing else."""
+    """Wait until the reconciler has appended exactly *types*, in this order."""
     found: list[Event] = []
     async with asyncio.timeout(60):
         while len(found) < len(types):
@@ -67,7 +67,7 @@ def forge(cluster: KubeServer, pod: Pod, text: Any) -> None:
 
 
 @pytest.mark.parametrize("text", [FORGED, None, ""])
-async def test_what_somebody_changed_is_said_and_brought_back_by_one_write(
+async def test_a_foreign_change_is_recorded_and_restored_by_one_write(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path, text: Any
 ) -> None:
     pod = create(cluster, namespace)
@@ -87,10 +87,10 @@ async def test_what_somebody_changed_is_said_and_brought_back_by_one_write(
     assert isinstance(again.data, StatusPublished)
     assert isinstance(published.data, StatusPublished)
     assert again.data.text == published.data.text == right
-    assert cluster.etcd.writes("pods", namespace, "web") == 4  # made, published, forged, brought back
+    assert cluster.etcd.writes("pods", namespace, "web") == 4  # created, published, forged, restored
 
 
-async def test_what_was_changed_while_nobody_watched_is_brought_back(
+async def test_a_change_during_downtime_is_restored(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
@@ -104,7 +104,7 @@ async def test_what_was_changed_while_nobody_watched_is_brought_back(
     assert text_of(cluster, pod)
 
 
-async def test_other_changes_of_the_pod_are_nobodys_business(
+async def test_other_changes_of_the_pod_are_ignored(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
@@ -117,7 +117,7 @@ async def test_other_changes_of_the_pod_are_nobodys_business(
         await said(run, ledger, "StatusPublished")
 
 
-async def test_what_is_only_observed_is_said_once_and_left(
+async def test_with_policy_observe_a_change_is_recorded_once_only(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
@@ -141,7 +141,7 @@ def told_of(path: Path) -> list[dict[str, Any]]:
 
 
 def tell(path: Path, elements: list[dict[str, Any]]) -> None:
-    """Have the file say *elements* in the form that it has."""
+    """Write *elements* to the file in its own format."""
     status = json.loads(path.read_text())
     status["annotations"][ANNOTATION] = json.dumps(elements)
     draft = path.with_suffix(".draft")
@@ -159,7 +159,7 @@ def tell(path: Path, elements: list[dict[str, Any]]) -> None:
         (NETWORKS, ("DriftObserved", "StatusPublished")),
     ],
 )
-async def test_what_is_done_about_an_edit_is_up_to_the_networks_that_it_is_about(
+async def test_the_changed_networks_decide_on_the_policy(
     ledger: MemoryLedger, tmp_path: Path, edited: Sequence[str], then: Sequence[str]
 ) -> None:
     pod, path = Pod("shop", "web", "u"), tmp_path / "status/shop/web.json"
@@ -177,7 +177,7 @@ async def test_what_is_done_about_an_edit_is_up_to_the_networks_that_it_is_about
         assert told_of(path) == (right if "StatusPublished" in then else wrong)
 
 
-async def test_against_another_controller_it_is_done_ever_more_rarely_and_said_on_the_pod(
+async def test_another_controller_causes_backoff_and_a_pod_event(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod, warned = create(cluster, namespace), list[PodEvent]()
@@ -193,13 +193,13 @@ async def test_against_another_controller_it_is_done_ever_more_rarely_and_said_o
         restored = run.value("status_restored_total")
         assert run.value("status_contested") == 1
     assert restored is not None
-    assert 3 <= restored <= 4  # at once, and after 1, 2 and 4 seconds
+    assert 3 <= restored <= 4  # at once, then after 1, 2 and 4 seconds
     (warning,) = warned
     assert (warning.pod, warning.reason) == (pod, "NetworkStatusContested")
     assert f"{namespace}/web" in warning.message
 
 
-async def test_a_pod_that_was_made_again_is_another(
+async def test_a_recreated_pod_is_another_pod(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
@@ -213,7 +213,7 @@ async def test_a_pod_that_was_made_again_is_another(
     assert text_of(cluster, successor) is None
 
 
-async def test_it_goes_on_watching_after_the_api_server_was_restarted(
+async def test_the_watch_continues_after_an_api_server_restart(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink, ledger: MemoryLedger, tmp_path: Path
 ) -> None:
     pod = create(cluster, namespace)
@@ -228,7 +228,7 @@ async def test_it_goes_on_watching_after_the_api_server_was_restarted(
     assert text_of(cluster, pod) != FORGED
 
 
-async def test_of_a_pod_on_another_node_nothing_is_heard(
+async def test_the_watch_of_a_node_omits_pods_on_other_nodes(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink
 ) -> None:
     create(cluster, namespace, "here")
@@ -238,7 +238,7 @@ async def test_of_a_pod_on_another_node_nothing_is_heard(
     assert "here" in names
 
 
-async def test_a_list_of_many_pages_is_whole(
+async def test_a_list_of_many_pages_is_complete(
     cluster: KubeServer, namespace: str, annotation: AnnotationSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from reconciler.status.kubernetes import annotation_watch  # noqa: PLC0415
@@ -251,7 +251,7 @@ async def test_a_list_of_many_pages_is_whole(
 
 
 @pytest.mark.parametrize("content", ["{", '{"annotations": {}}', None])
-async def test_a_status_file_that_somebody_changed_or_removed_is_written_again(
+async def test_a_changed_or_removed_status_file_is_restored(
     ledger: MemoryLedger, tmp_path: Path, content: str | None
 ) -> None:
     pod, path = Pod("shop", "web", "u"), tmp_path / "status/shop/web.json"
@@ -272,9 +272,7 @@ async def test_a_status_file_that_somebody_changed_or_removed_is_written_again(
         await said(run, ledger, "StatusPublished", "DriftObserved", "StatusPublished")
 
 
-async def test_an_interface_that_was_made_again_with_another_result_is_published(
-    ledger: MemoryLedger, tmp_path: Path
-) -> None:
+async def test_a_reattached_interface_with_a_new_result_is_published(ledger: MemoryLedger, tmp_path: Path) -> None:
     pod, path, node = Pod("shop", "web", "u"), tmp_path / "status/shop/web.json", Node()
     async with running(ledger, tmp_path / "x.db", FolderSink(tmp_path)) as run:
         story = list(node.attach(BOX, pod))
@@ -287,7 +285,7 @@ async def test_an_interface_that_was_made_again_with_another_result_is_published
         await ledger.append(node.event(data, BOX, story[0].id))
         await said(run, ledger, "StatusPublished", "StatusPublished")
     assert "02:00:00:00:00:99" in json.loads(path.read_text())["annotations"][ANNOTATION]
-    await ledger.append(node.event(same, BOX, story[0].id))  # while nobody runs
+    await ledger.append(node.event(same, BOX, story[0].id))  # while no reconciler runs
     async with running(ledger, tmp_path / "x.db", FolderSink(tmp_path)) as run:
         await said(run, ledger, "StatusPublished", "StatusPublished", "StatusPublished")
     assert "02:00:00:00:00:99" not in path.read_text()

@@ -1,4 +1,4 @@
-"""What is said on a pod, at a real API server, by an account that may do no more than it needs."""
+"""Kubernetes Events at a real API server, by an account with minimal rights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def cluster(kube: KubeServer) -> KubeServer:
 
 
 async def written(cluster: KubeServer, folder: Path, story: list[Event], metrics: Metrics) -> None:
-    """Have the writer say all that *story* means."""
+    """Write all Events for *story*."""
     publisher = await AnnotationSink.connect(str(cluster.kubeconfig(folder / "kubeconfig", token=SPEAKER)))
     assert isinstance(publisher.api, client.ApiClient)
     writer = PodEventWriter(publisher.api, metrics)
@@ -68,7 +68,7 @@ def events_of(cluster: KubeServer, pod: str) -> list[dict[str, Any]]:
     return [each for each in found if each["involvedObject"]["name"] == pod]
 
 
-async def test_each_interface_is_told_on_the_pod(cluster: KubeServer, tmp_path: Path) -> None:
+async def test_each_interface_has_an_event_on_the_pod(cluster: KubeServer, tmp_path: Path) -> None:
     pod = Pod("shop", "web", "uid-web")
     metrics = Metrics()
     await written(cluster, tmp_path, list(Node().attach(container_id(1), pod)), metrics)
@@ -79,7 +79,7 @@ async def test_each_interface_is_told_on_the_pod(cluster: KubeServer, tmp_path: 
     assert metrics.registry.get_sample_value("plumbline_reconciler_pod_events_written_total") == 2
 
 
-async def test_the_same_failure_again_is_one_event_that_counts(cluster: KubeServer, tmp_path: Path) -> None:
+async def test_a_repeated_failure_is_one_event_with_a_count(cluster: KubeServer, tmp_path: Path) -> None:
     pod = Pod("shop", "unlucky", "uid-unlucky")
     node = Node()
     story = [event for number in range(3) for event in node.attach(container_id(number), pod, fails_at=1)]
@@ -90,7 +90,7 @@ async def test_the_same_failure_again_is_one_event_that_counts(cluster: KubeServ
     assert len(events_of(cluster, "unlucky")) == 1, "a reconciler that starts again goes on with it"
 
 
-async def test_a_namespace_that_is_gone_costs_nothing_but_the_event(cluster: KubeServer, tmp_path: Path) -> None:
+async def test_a_deleted_namespace_loses_only_the_event(cluster: KubeServer, tmp_path: Path) -> None:
     metrics = Metrics()
     await written(cluster, tmp_path, list(Node().attach(container_id(1), Pod("nowhere", "web", "u"))), metrics)
     assert metrics.registry.get_sample_value("plumbline_reconciler_pod_events_dropped_total") == 2

@@ -1,4 +1,4 @@
-"""Verification of the projection: silent about what is true, whatever was forgotten, and loud about every other row."""
+"""Verification of the projection: no false alarms after deletion, and a report of every changed row."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def fill(ledger: MemoryLedger, events: Iterable[Event]) -> None:
 
 
 def days() -> list[Event]:
-    """Two nodes, drift, leaks, and what was published."""
+    """Two nodes, drift, leaks, and published statuses."""
     events: list[Event] = []
     for name in ("node-1", "node-2"):
         node = Node(name)
@@ -87,7 +87,7 @@ def tamper(path: Path, statement: str) -> None:
 
 
 @pytest.mark.parametrize("node", ["", "node-1"])
-async def test_what_is_true_is_said_to_be_true(ledger: MemoryLedger, path: Path, node: str) -> None:
+async def test_a_true_projection_has_no_differences(ledger: MemoryLedger, path: Path, node: str) -> None:
     report = await check(ledger, path, node)
     assert (report.exit_code, report.differences, report.unseen, report.unproved) == (0, (), (), 0)
     assert report.sequence == await ledger.last_sequence()
@@ -95,7 +95,7 @@ async def test_what_is_true_is_said_to_be_true(ledger: MemoryLedger, path: Path,
     assert lines(report)[-1].startswith("true (")
 
 
-async def test_a_shelf_that_holds_little_in_memory_makes_no_difference(
+async def test_a_tiny_memory_limit_changes_no_result(
     ledger: MemoryLedger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spill_store.SpillStore.__init__, "__defaults__", (1,))
@@ -135,9 +135,7 @@ async def test_a_shelf_that_holds_little_in_memory_makes_no_difference(
         ("UPDATE position SET sequence = sequence + 100", "but the ledger has only"),
     ],
 )
-async def test_a_row_that_somebody_changed_is_told_of(
-    ledger: MemoryLedger, path: Path, statement: str, words: str
-) -> None:
+async def test_a_changed_row_is_reported(ledger: MemoryLedger, path: Path, statement: str, words: str) -> None:
     tamper(path, statement)
     report = await check(ledger, path)
     assert report.exit_code == 1
@@ -146,13 +144,13 @@ async def test_a_row_that_somebody_changed_is_told_of(
     assert lines(report)[-1].startswith(f"differs: {len(report.differences)} projection")
 
 
-async def test_of_one_node_nothing_is_said_about_the_others(ledger: MemoryLedger, path: Path) -> None:
+async def test_a_check_of_one_node_ignores_other_nodes(ledger: MemoryLedger, path: Path) -> None:
     tamper(path, "UPDATE sandboxes SET phase = 'planned' WHERE node = 'node-2'")
     assert (await check(ledger, path, "node-1")).exit_code == 0
     assert {each.node for each in (await check(ledger, path, "node-2")).differences} == {"node-2"}
 
 
-async def test_what_the_ledger_forgot_is_counted_and_no_difference(ledger: MemoryLedger, path: Path) -> None:
+async def test_deleted_events_make_rows_unproved_not_different(ledger: MemoryLedger, path: Path) -> None:
     gone = container_id(0)
     assert await ledger.purge(f"plumbline.ev.node-1.{gone}.>", await ledger.last_sequence())
     await fill(ledger, Node("node-1").detach(gone, Pod("shop", "web-0", "uid-0")))  # by its runtime, a week later
@@ -162,20 +160,20 @@ async def test_what_the_ledger_forgot_is_counted_and_no_difference(ledger: Memor
     assert lines(report)[0].startswith("not proved: 1 rows")
 
 
-async def test_what_the_database_forgot_of_what_has_ended_is_no_difference(ledger: MemoryLedger, path: Path) -> None:
+async def test_rows_deleted_by_retention_are_no_difference(ledger: MemoryLedger, path: Path) -> None:
     tamper(path, "DELETE FROM sandboxes WHERE NOT live")
     tamper(path, "DELETE FROM attachments WHERE container_id NOT IN (SELECT container_id FROM sandboxes)")
     assert (await check(ledger, path)).exit_code == 0
 
 
-async def test_a_database_that_is_behind_is_compared_as_far_as_it_is(ledger: MemoryLedger, path: Path) -> None:
+async def test_a_lagging_database_is_compared_at_its_position(ledger: MemoryLedger, path: Path) -> None:
     reached = await ledger.last_sequence()
     await fill(ledger, Node("node-3").attach("c" * 64, Pod("shop", "late", "u")))
     report = await check(ledger, path)
     assert (report.exit_code, report.sequence) == (0, reached)
 
 
-async def test_a_database_that_grows_meanwhile_is_compared_as_of_one_instant(ledger: MemoryLedger, path: Path) -> None:
+async def test_a_growing_database_is_compared_at_one_instant(ledger: MemoryLedger, path: Path) -> None:
     node, store = Node("node-4"), Store(f"sqlite:///{path}", "NODE")
 
     async def go_on() -> None:
@@ -201,7 +199,7 @@ async def test_a_database_that_grows_meanwhile_is_compared_as_of_one_instant(led
         ("UPDATE position SET ledger = 'OTHER'", "projection of the ledger OTHER"),
     ],
 )
-async def test_a_database_that_cannot_be_judged_is_said_to_be_unseen(
+async def test_an_unreadable_database_is_reported_as_unchecked(
     ledger: MemoryLedger, path: Path, statement: str, words: str
 ) -> None:
     tamper(path, statement)
@@ -211,14 +209,14 @@ async def test_a_database_that_cannot_be_judged_is_said_to_be_unseen(
     assert any(line.startswith("not checked: the projection: ") for line in lines(report))
 
 
-async def test_a_file_that_is_no_database_is_said_to_be_unseen(ledger: MemoryLedger, tmp_path: Path) -> None:
+async def test_a_file_that_is_no_database_is_reported_as_unchecked(ledger: MemoryLedger, tmp_path: Path) -> None:
     (tmp_path / "x.db").write_text("this is no database, and longer than the head of one would be" * 4)
     report = await check(ledger, tmp_path / "x.db")
     assert report.exit_code == 2
     assert report.unseen[0].startswith("the projection: the database refused a statement (file is not a database)")
 
 
-async def test_a_database_that_is_not_there_is_not_made(ledger: MemoryLedger, tmp_path: Path) -> None:
+async def test_a_missing_database_is_not_created(ledger: MemoryLedger, tmp_path: Path) -> None:
     report = await check(ledger, tmp_path / "none.db")
     assert report.exit_code == 2
     assert "no reconciler has run here yet" in report.unseen[0]
@@ -226,8 +224,8 @@ async def test_a_database_that_is_not_there_is_not_made(ledger: MemoryLedger, tm
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_events_that_make_no_sense_are_the_same_to_both(seed: int, path: Path) -> None:
-    """Doubled, out of order, of unknown causes: whatever the fold makes of them, both make it."""
+async def test_contradictory_events_give_no_difference(seed: int, path: Path) -> None:
+    """Repeated, reordered, or with unknown causes: projection and replay fold them alike."""
     chance, ledger = random.Random(seed), MemoryLedger()
     events = days()
     for _ in range(40):
@@ -255,7 +253,7 @@ def _renamed(event: Event, event_id: str, cause: str) -> Event:
 
 
 async def forgetful(ledger: MemoryLedger, path: Path, more: Iterable[Event], before: str = "9") -> None:
-    """Have the database forget what was over *before*, and go on with *more*."""
+    """Delete what ended before *before* from the database, then project *more*."""
     store = Store(f"sqlite:///{path}", "NODE")
     while store.forget(before, 3).more:
         pass
@@ -266,9 +264,7 @@ async def forgetful(ledger: MemoryLedger, path: Path, more: Iterable[Event], bef
 
 
 @pytest.mark.parametrize("then", ["nothing", "attach", "detach", "detach begins", "detach fails", "both"])
-async def test_what_the_database_has_forgotten_is_no_difference_whatever_comes_then(
-    ledger: MemoryLedger, path: Path, then: str
-) -> None:
+async def test_events_after_retention_give_no_difference(ledger: MemoryLedger, path: Path, then: str) -> None:
     node, sandbox, pod = Node(), container_id(1), Pod("shop", "web-1", "uid-1")
     more = {
         "nothing": [],
@@ -286,9 +282,7 @@ async def test_what_the_database_has_forgotten_is_no_difference_whatever_comes_t
     assert (report.exit_code, report.differences) == (0, ())
 
 
-async def test_what_was_published_lately_is_missed_though_the_database_forgets(
-    ledger: MemoryLedger, path: Path
-) -> None:
+async def test_a_missing_recent_status_row_is_reported_despite_retention(ledger: MemoryLedger, path: Path) -> None:
     await forgetful(ledger, path, [], "2000")
     tamper(path, "DELETE FROM statuses")
     report = await check(ledger, path)

@@ -1,4 +1,4 @@
-"""Decisions about drift: what is asked for, in which order, how often, and when no more."""
+"""Decisions about drift: which repairs, in which order, how often, and when to give up."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ POLICIES = st.fixed_dictionaries({network: st.sampled_from(["repair", "observe",
 
 
 @given(DRIFTS, POLICIES)
-def test_what_the_policy_lets_is_repaired_and_nothing_else(drifts: Sequence[Drift], policies: dict[str, str]) -> None:
+def test_only_networks_with_policy_repair_are_repaired(drifts: Sequence[Drift], policies: dict[str, str]) -> None:
     wanted = repairs(sandbox(*drifts), lambda network: policies[network])
     allowed = {each for each in drifts if policies[each.network] == "repair" and each.kind in KINDS}
     assert set(wanted) == allowed
@@ -88,7 +88,7 @@ def test_what_the_policy_lets_is_repaired_and_nothing_else(drifts: Sequence[Drif
 
 
 @given(DRIFTS)
-def test_interfaces_come_in_the_order_of_the_plan_and_what_others_need_before_them(drifts: Sequence[Drift]) -> None:
+def test_repairs_come_in_plan_order_and_dependencies_first(drifts: Sequence[Drift]) -> None:
     wanted = repairs(sandbox(*drifts), always)
     places = [IFNAMES.index(each.ifname) for each in wanted]
     assert places == sorted(places)
@@ -97,7 +97,7 @@ def test_interfaces_come_in_the_order_of_the_plan_and_what_others_need_before_th
         assert ranks == sorted(ranks)
 
 
-def test_drift_of_an_interface_that_is_not_planned_is_nobodys_to_repair() -> None:
+def test_drift_of_an_unplanned_interface_is_not_repaired() -> None:
     stranger = Drift(kind=DriftKind.LINK_DOWN, network=NetworkName("default"), ifname=IfName("eth7"))
     assert not repairs(sandbox(stranger), always)
 
@@ -112,7 +112,7 @@ def test_drift_of_an_interface_that_is_not_planned_is_nobodys_to_repair() -> Non
         max_size=120,
     )
 )
-def test_orders_are_bounded_and_rest_on_the_newest_observation(story: list[tuple[float, int, str]]) -> None:
+def test_orders_are_limited_and_rest_on_the_newest_observation(story: list[tuple[float, int, str]]) -> None:
     now = 0.0
     judge = RepairSchedule(always)
     boxes: dict[int, Sandbox] = {}
@@ -155,7 +155,7 @@ def test_orders_are_bounded_and_rest_on_the_newest_observation(story: list[tuple
 
 
 @given(st.integers(1, 200))
-def test_a_node_is_not_flooded_and_none_is_forgotten(count: int) -> None:
+def test_the_rate_limit_of_a_node_delays_but_drops_nothing(count: int) -> None:
     judge = RepairSchedule(always)
     for number in range(count):
         judge.observed(sandbox(drift(), number=number), AT, 0.0)
@@ -175,7 +175,7 @@ def test_a_node_is_not_flooded_and_none_is_forgotten(count: int) -> None:
     assert not judge.open
 
 
-def test_one_who_undoes_each_repair_is_answered_more_and_more_slowly() -> None:
+def test_recurring_drift_is_repaired_with_growing_backoff() -> None:
     judge, now = RepairSchedule(always), 0.0
     times: list[float] = []
     for count in range(12):
@@ -195,7 +195,7 @@ def test_one_who_undoes_each_repair_is_answered_more_and_more_slowly() -> None:
     assert max(pauses) <= module.MAX_BACKOFF
 
 
-def test_after_a_rest_repairs_are_immediate_again() -> None:
+def test_after_a_quiet_time_repairs_are_immediate_again() -> None:
     judge, now = RepairSchedule(always), 0.0
     for count in range(6):
         judge.observed(sandbox(drift(), cause=f"seen-{count}"), AT, now)
@@ -222,7 +222,7 @@ def fail_until_given_up(judge: RepairSchedule, error_class: ErrorClass) -> int:
             now += wait
 
 
-def test_what_fails_again_and_again_is_given_up_until_something_else_differs() -> None:
+def test_repeated_failures_are_given_up_until_the_drift_changes() -> None:
     judge = RepairSchedule(always)
     judge.observed(sandbox(drift()), AT, 0.0)
     assert fail_until_given_up(judge, ErrorClass.PLUGIN_FAILED) == MAX_FAILURES
@@ -236,14 +236,14 @@ def test_what_fails_again_and_again_is_given_up_until_something_else_differs() -
 
 
 @pytest.mark.parametrize("error_class", [ErrorClass.NOT_REPAIRABLE, ErrorClass.NAMESPACE_INVALID])
-def test_what_no_worker_can_do_is_asked_once(error_class: ErrorClass) -> None:
+def test_an_impossible_repair_is_requested_once(error_class: ErrorClass) -> None:
     judge = RepairSchedule(always)
     judge.observed(sandbox(drift()), AT, 0.0)
     assert fail_until_given_up(judge, error_class) == 1
     assert judge.due(1e9) == ([], None)
 
 
-def test_an_order_that_nothing_is_heard_of_is_given_once_more() -> None:
+def test_an_order_without_answer_is_repeated_after_the_timeout() -> None:
     judge = RepairSchedule(always)
     judge.observed(sandbox(drift()), AT, 0.0)
     assert len(judge.due(0.0)[0]) == 1
@@ -251,7 +251,7 @@ def test_an_order_that_nothing_is_heard_of_is_given_once_more() -> None:
     assert len(judge.due(COMMAND_TIMEOUT)[0]) == 1
 
 
-def test_an_order_that_could_not_be_sent_is_due_at_once() -> None:
+def test_an_unsent_order_is_due_at_once() -> None:
     judge = RepairSchedule(always)
     judge.observed(sandbox(drift()), AT, 0.0)
     (order,), _ = judge.due(0.0)
@@ -259,7 +259,7 @@ def test_an_order_that_could_not_be_sent_is_due_at_once() -> None:
     assert judge.due(1.0)[0] == [order]
 
 
-def test_only_what_is_new_is_told_of() -> None:
+def test_observed_returns_only_new_drift() -> None:
     judge = RepairSchedule(always)
     down, mtu = drift(), drift(DriftKind.MTU_CHANGED)
     assert judge.observed(sandbox(down), AT, 0.0) == (down,)

@@ -1,7 +1,7 @@
-"""Drift and leaks of one node, decided side by side, whatever happens in whatever order.
+"""Drift and leaks of one node, decided together, for any events in any order.
 
-No live address is freed, every dead one is in the end, and what differs is put right: the real fold, the real judgement
-of leaks, and the real decisions about both, against a model of the node.
+No live address is released, every dead one finally is, and drift is repaired: the real fold, the real judgement of
+leaks, and the real decisions about both, against a model of the node.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from reconciler.decisions.leaks import LastReclaim, LeakKey, Reclaim
 from tests.support.stories.node import ETH0, NETWORKS, Node
 
 BOXES = [f"{letter}" * 64 for letter in "abcd"]
-BOOT = "5d1e5a6e-0000-4000-8000-000000000001"  # that of the stories
+BOOT = "5d1e5a6e-0000-4000-8000-000000000001"  # the sandboxes of the stories
 WRONG = [
     Drift(kind=kind, network=NetworkName(NETWORKS[place]), ifname=IfName(ifname), expected=kind.value)
     for kind in (DriftKind.LINK_MISSING, DriftKind.ADDRESS_MISSING, DriftKind.ROUTE_MISSING)
@@ -54,14 +54,14 @@ WRONG = [
 
 
 class Box:
-    """A pod's sandbox as it really is."""
+    """The actual state of a pod's sandbox."""
 
     def __init__(self) -> None:
         self.namespace = True
         self.runtime = "running"
-        """Or ``ended``, or empty: it does not know it."""
+        """``ended``, or empty: unknown."""
         self.address = True
-        """Whether its addresses are reserved."""
+        """True if its addresses are reserved."""
         self.wrong: set[Drift] = set()
 
     @property
@@ -83,7 +83,7 @@ class Together(RuleBasedStateMachine):
         self.reclaims: list[tuple[Reclaim, EventId]] = []
         self.plugins_work = True
         self.failed: set[str] = set()
-        """Of which a repair failed, so that it may be given up."""
+        """Sandboxes with a failed repair, which may be given up."""
         self.violations: list[str] = []
         self.restart_reconciler()
 
@@ -95,7 +95,7 @@ class Together(RuleBasedStateMachine):
         return event
 
     def append(self, event: Event) -> None:
-        """Append *event*, and let the reconciler hear of it, as its keepers do."""
+        """Append *event*, and pass it to the reconciler's decisions."""
         before = set(self.state.leaks)
         sandbox = self.state.apply(Stored(self.state.sequence + 1, event))
         self.asked = leaks.without_freed(self.asked, (LeakKey(*key) for key in before - set(self.state.leaks)))
@@ -153,7 +153,7 @@ class Together(RuleBasedStateMachine):
 
     @rule(box=st.sampled_from(BOXES), state=st.sampled_from(["running", "ended", ""]))
     def runtime_says(self, box: str, state: str) -> None:
-        if box in self.boxes and self.boxes[box].alive:  # nothing that is over comes back
+        if box in self.boxes and self.boxes[box].alive:  # nothing that has ended comes back
             self.boxes[box].runtime = state
 
     @rule()
@@ -236,7 +236,7 @@ class Together(RuleBasedStateMachine):
             self.reclaim(reclaim, command)
 
     def repair(self, order: RepairOrder) -> None:
-        """Do what ``nodeworker.drift.repair`` does: void is what does not rest on the newest look."""
+        """Act like ``nodeworker.drift.repair``: only commands for the newest observation are valid."""
         box = order.sandbox.container_id
         sandbox, real = self.recorded(box), self.boxes[box]
         void = sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.drift != order.cause
@@ -261,7 +261,7 @@ class Together(RuleBasedStateMachine):
         self.say(DriftRepairFailed(request=RequestId("r"), ifname=ETH0, failure=failure, left=left), box)
 
     def reclaim(self, reclaim: Reclaim, command: EventId) -> None:
-        """Do what ``nodeworker.leaks.reclaimer`` does: look once more, and free what is judged as it was."""
+        """Act like ``nodeworker.leaks.reclaimer``: observe once more, and release what is judged as before."""
         box, leaked = reclaim.leak.holder, self.open_leaks().get(LeakKey(reclaim.node, reclaim.leak.id))
         finding = judge(self.facts()).findings.get(reclaim.leak.id)
         void = leaked is None or leaked.event != reclaim.cause or finding is None
@@ -306,7 +306,7 @@ class Together(RuleBasedStateMachine):
             assert real.address or self.recorded(box) is None
 
     def settle(self) -> None:
-        """Let everybody do their work, with nothing happening besides."""
+        """Run all parts without further events."""
         for _ in range(12):
             self.compare()
             self.look()
@@ -315,7 +315,7 @@ class Together(RuleBasedStateMachine):
             self.now += max(COMMAND_TIMEOUT, leaks.COMMAND_TIMEOUT) + 400.0
 
     def teardown(self) -> None:
-        """In the end what is dead is free, and what lives is as recorded; what was given up, from the next start on."""
+        """Finally, dead addresses are released and live ones are as recorded; given-up ones after the next start."""
         self.plugins_work = True
         self.settle()
         self.assert_settled(self.boxes.keys() - self.failed)

@@ -1,4 +1,4 @@
-"""What is asked of nodes about leaks: what was seen twice, once; what was refused, ever more rarely and without end."""
+"""Reclaim commands: one after the second observation, and retries with backoff, forever, after refusals."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Sent(MemoryCommands):
-    """Commands, with the time at which each was sent."""
+    """Commands, with the time of each send."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Sent(MemoryCommands):
 
 
 class World:
-    """A node that tells of leaks, and what is asked of it."""
+    """A node that reports leaks, and the commands that it gets."""
 
     def __init__(self, folder: Path) -> None:
         self.ledger, self.commands, self.node = MemoryLedger(), Sent(), Node()
@@ -77,7 +77,7 @@ class World:
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Run the keeper meanwhile."""
+        """Run the sender during the block."""
         self.metrics = Metrics()
         store = Store(self._database, "NODE")
         keeper = ReclaimSender(self.commands, self.metrics)
@@ -96,7 +96,7 @@ class World:
         return event.id
 
     async def tell(self, command: Event, error_class: ErrorClass | None, *, request: str = "") -> None:
-        """Answer *command*: it is done, or refused for *error_class*."""
+        """Answer *command*: done, or refused with *error_class*."""
         assert isinstance(command.data, ReclaimRequested)
         leak, answered = command.data.leak, RequestId(request or command.id)
         data = LeakReclaimed(request=answered, leak=leak)
@@ -107,7 +107,7 @@ class World:
         await self.ledger.append(self.node.event(data, leak.sandbox, command.id))
 
     async def asked(self, count: int) -> Sequence[tuple[float, Event]]:
-        """Return what was asked once it is *count* commands."""
+        """Return the commands once there are *count*."""
         async with asyncio.timeout(20):
             while len(self.commands.all) < count:
                 await asyncio.sleep(0.005)
@@ -117,7 +117,7 @@ class World:
         return self.commands.all
 
     async def tried(self, count: int) -> None:
-        """Wait until it was tried *count* times to send something."""
+        """Wait for *count* attempts to send."""
         async with asyncio.timeout(20):
             while self.commands.tried < count:  # noqa: ASYNC110  # another task does it
                 await asyncio.sleep(0.005)
@@ -139,7 +139,7 @@ def leak(number: int = 9, kind: LeakKind = LeakKind.ADDRESS_UNOWNED) -> Leak:
 
 
 @pytest.mark.parametrize("kind", [LeakKind.ADDRESS_UNOWNED, LeakKind.SANDBOX_GONE])
-async def test_what_was_seen_twice_is_asked_for_once_and_rests_on_the_second_look(world: World, kind: LeakKind) -> None:
+async def test_a_leak_seen_twice_is_reclaimed_by_the_second_observation(world: World, kind: LeakKind) -> None:
     lost = leak(kind=kind)
     async with world.kept():
         await world.see(lost, 1)
@@ -152,7 +152,7 @@ async def test_what_was_seen_twice_is_asked_for_once_and_rests_on_the_second_loo
     assert (command.data.request, command.sandbox) == (command.id, lost.sandbox)
 
 
-async def test_what_has_an_owner_again_is_not_asked_for(world: World) -> None:
+async def test_a_closed_leak_is_not_reclaimed(world: World) -> None:
     back = LeakObserved(leak=leak(), gone=True)
     async with world.kept():
         await world.see(leak(), 1)
@@ -167,7 +167,7 @@ async def test_what_has_an_owner_again_is_not_asked_for(world: World) -> None:
         assert world.metrics.registry.get_sample_value("plumbline_reconciler_leaks_open") == 0
 
 
-async def test_what_has_an_owner_before_the_command_could_be_sent_is_not_asked_for(world: World) -> None:
+async def test_a_leak_closed_before_the_send_is_not_reclaimed(world: World) -> None:
     world.commands.available = False
     async with world.kept():
         for number in (1, 2):
@@ -183,7 +183,7 @@ async def test_what_has_an_owner_before_the_command_could_be_sent_is_not_asked_f
         assert command.cause == latest
 
 
-async def test_a_command_that_cannot_be_sent_is_sent_later_and_once(world: World) -> None:
+async def test_an_unsent_command_is_sent_later_and_once(world: World) -> None:
     world.commands.available = False
     async with world.kept():
         await world.see(leak(), 2)
@@ -193,7 +193,7 @@ async def test_a_command_that_cannot_be_sent_is_sent_later_and_once(world: World
         await world.asked_no_more_than(1)
 
 
-async def test_what_is_refused_is_asked_for_ever_more_rarely_and_never_given_up(world: World) -> None:
+async def test_a_refused_reclaim_is_retried_with_backoff_forever(world: World) -> None:
     async with world.kept():
         await world.see(leak(), 2)
         refused: list[float] = []
@@ -208,9 +208,7 @@ async def test_what_is_refused_is_asked_for_ever_more_rarely_and_never_given_up(
     assert len({command.id for _, command in world.commands.all}) == 6
 
 
-async def test_what_was_looked_at_again_is_asked_for_without_a_pause(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_new_observation_is_reclaimed_without_backoff(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaks, "_FIRST_BACKOFF", 3600.0)
     async with world.kept():
         await world.see(leak(), 2)
@@ -222,7 +220,7 @@ async def test_what_was_looked_at_again_is_asked_for_without_a_pause(
         assert command.cause == latest
 
 
-async def test_what_nobody_answers_is_asked_for_again_when_it_is_overdue(world: World) -> None:
+async def test_an_unanswered_command_is_repeated_after_the_timeout(world: World) -> None:
     async with world.kept():
         await world.see(leak(), 2)
         ((_, command),) = await world.asked(1)
@@ -231,7 +229,7 @@ async def test_what_nobody_answers_is_asked_for_again_when_it_is_overdue(world: 
     assert second - first > OVERDUE
 
 
-async def test_what_was_freed_is_not_asked_for_again_and_another_leak_of_it_at_once(world: World) -> None:
+async def test_a_reclaimed_leak_is_done_and_its_recurrence_is_new(world: World) -> None:
     async with world.kept():
         await world.see(leak(), 2)
         ((_, command),) = await world.asked(1)
@@ -241,7 +239,7 @@ async def test_what_was_freed_is_not_asked_for_again_and_another_leak_of_it_at_o
         await world.asked(2)
 
 
-async def test_a_keeper_that_starts_takes_up_what_is_open(world: World) -> None:
+async def test_a_start_takes_up_the_open_leaks(world: World) -> None:
     latest = await world.see(leak(1), 2)
     await world.see(leak(2), 1)
     async with world.kept():
@@ -252,7 +250,7 @@ async def test_a_keeper_that_starts_takes_up_what_is_open(world: World) -> None:
         await world.asked(2)  # the node takes one of the two
 
 
-async def test_a_node_that_does_not_answer_has_so_many_commands_and_keeps_no_other_waiting(
+async def test_a_silent_node_has_limited_commands_and_delays_no_other(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leaks, "COMMAND_TIMEOUT", 3600.0)
@@ -267,7 +265,7 @@ async def test_a_node_that_does_not_answer_has_so_many_commands_and_keeps_no_oth
         await world.asked(leaks.MAX_CONCURRENT + 2)
 
 
-async def test_one_that_was_replaced_asks_for_nothing_more(world: World) -> None:
+async def test_a_replaced_sender_sends_no_more_commands(world: World) -> None:
     world.commands.replaced = True
     async with world.kept():
         await world.see(leak(), 2)

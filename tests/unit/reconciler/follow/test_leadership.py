@@ -1,4 +1,4 @@
-"""Of several reconcilers one acts, another in its place within seconds, and the one before can do no harm."""
+"""One of several replicas leads, another replaces it within seconds, and the previous leader can't write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.waiting import until
 
 
 class Clock:
-    """What replicas take for the time since boot; it runs with the loop's, and can be moved on."""
+    """A clock instead of the time since boot; it follows the event loop's clock, and can be advanced."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -108,7 +108,9 @@ async def elections(ledger: MemoryLedger) -> int:
     return len([stored async for stored in ledger.read(ELECTION)])
 
 
-async def test_the_first_acts_at_once_and_the_others_wait(ledger: MemoryLedger, commands: MemoryCommands) -> None:
+async def test_the_first_replica_leads_at_once_and_the_others_wait(
+    ledger: MemoryLedger, commands: MemoryCommands
+) -> None:
     async with several(ledger, commands, 3) as (first, *others):
         await asyncio.sleep(1.0)
         assert first.serving
@@ -118,7 +120,9 @@ async def test_the_first_acts_at_once_and_the_others_wait(ledger: MemoryLedger, 
         assert others[0].metrics.registry.get_sample_value("plumbline_reconciler_active") == 0.0
 
 
-async def test_one_that_leaves_in_order_is_followed_at_once(ledger: MemoryLedger, commands: MemoryCommands) -> None:
+async def test_a_leader_that_leaves_in_order_is_replaced_at_once(
+    ledger: MemoryLedger, commands: MemoryCommands
+) -> None:
     async with several(ledger, commands, 2) as (first, second):
         await asyncio.sleep(0.1)
         began = asyncio.get_running_loop().time()
@@ -128,7 +132,7 @@ async def test_one_that_leaves_in_order_is_followed_at_once(ledger: MemoryLedger
         assert second.since == [await ledger.last_sequence()]
 
 
-async def test_of_several_that_wait_one_follows(ledger: MemoryLedger, commands: MemoryCommands) -> None:
+async def test_one_of_several_waiting_replicas_takes_over(ledger: MemoryLedger, commands: MemoryCommands) -> None:
     async with several(ledger, commands, 5) as (first, *others):
         await asyncio.sleep(0.1)
         await first.stop()
@@ -136,7 +140,7 @@ async def test_of_several_that_wait_one_follows(ledger: MemoryLedger, commands: 
         assert sum(other.serving for other in others) == 1
 
 
-async def test_one_that_is_replaced_steps_down_and_nothing_of_it_is_taken(
+async def test_a_replaced_leader_steps_down_and_its_writes_are_refused(
     ledger: MemoryLedger, commands: MemoryCommands
 ) -> None:
     async with several(ledger, commands, 1) as (first,):
@@ -158,8 +162,8 @@ async def test_one_that_is_replaced_steps_down_and_nothing_of_it_is_taken(
         await newer.stop()
 
 
-async def test_a_conflict_alone_makes_it_step_down(ledger: MemoryLedger, commands: MemoryCommands) -> None:
-    """Also where it hears nobody."""
+async def test_a_conflict_alone_ends_the_term(ledger: MemoryLedger, commands: MemoryCommands) -> None:
+    """Also without any notice."""
     async with several(ledger, commands, 1) as (first,):
         (turn,) = first.turns
         other = Node("").event(turn.mandate.event.data)
@@ -167,24 +171,24 @@ async def test_a_conflict_alone_makes_it_step_down(ledger: MemoryLedger, command
         with pytest.raises(ConflictError):
             await turn.ledger.append(Node("x").event(ComparisonRequested(request=RequestId("r"))))
         await first.until(serving=False)
-        await first.until(serving=True)  # the other is never heard
+        await first.until(serving=True)  # the other's notices never arrive
         assert len(first.turns) == 2
 
 
-async def test_one_that_was_frozen_writes_nowhere_before_it_has_looked(
+async def test_a_frozen_leader_checks_before_it_writes(
     ledger: MemoryLedger, commands: MemoryCommands, clock: Clock
 ) -> None:
     async with several(ledger, commands, 1) as (first,):
         (turn,) = first.turns
         await turn.confirm()
-        await ledger.append(Node("").event(turn.mandate.event.data))  # another, while this one is frozen
+        await ledger.append(Node("").event(turn.mandate.event.data))  # another one, while this one is frozen
         clock.ahead += 3600.0
         with pytest.raises(ConflictError):
             await turn.confirm()
         assert turn.over.is_set()
 
 
-async def test_one_that_is_cut_off_writes_nowhere_and_is_active_again_when_nobody_followed(
+async def test_a_cut_off_leader_waits_and_resumes_without_successor(
     ledger: MemoryLedger, commands: MemoryCommands
 ) -> None:
     async with several(ledger, commands, 1) as (first,):
@@ -198,7 +202,7 @@ async def test_one_that_is_cut_off_writes_nowhere_and_is_active_again_when_nobod
         assert first.serving
 
 
-async def test_a_passive_one_that_was_frozen_asks_before_it_has_itself_elected(
+async def test_a_frozen_replica_asks_before_it_tries_an_election(
     ledger: MemoryLedger, commands: MemoryCommands, clock: Clock
 ) -> None:
     async with several(ledger, commands, 2) as (first, second):
@@ -210,7 +214,7 @@ async def test_a_passive_one_that_was_frozen_asks_before_it_has_itself_elected(
         assert await elections(ledger) == 1
 
 
-async def test_an_unreachable_ledger_is_tried_again(
+async def test_an_unreachable_ledger_is_retried(
     ledger: MemoryLedger, commands: MemoryCommands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leadership, "delays", lambda: iter([0.01] * 1000))
@@ -225,7 +229,7 @@ async def test_an_unreachable_ledger_is_tried_again(
     await replica.stop()
 
 
-async def test_words_that_are_none_are_passed_over(ledger: MemoryLedger, commands: MemoryCommands) -> None:
+async def test_malformed_notices_are_ignored(ledger: MemoryLedger, commands: MemoryCommands) -> None:
     async with several(ledger, commands, 2) as (first, second):
         for payload in (b"", b"{", b"\xff", b'{"replica": 1}', b'{"replica": "old", "epoch": 0, "leaves": true}'):
             await ledger.publish(RECONCILER_PRESENT, payload)
@@ -233,7 +237,7 @@ async def test_words_that_are_none_are_passed_over(ledger: MemoryLedger, command
         assert (first.serving, second.serving) == (True, False)
 
 
-async def test_a_mistake_of_a_listener_ends_the_process(ledger: MemoryLedger, commands: MemoryCommands) -> None:
+async def test_a_defect_of_a_listener_ends_the_process(ledger: MemoryLedger, commands: MemoryCommands) -> None:
     def broken(turn: Term) -> Sequence[Listener]:
         raise RuntimeError("broken")
 

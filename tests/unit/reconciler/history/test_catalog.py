@@ -16,17 +16,17 @@ def catalog(*pods: tuple[str, str, str]) -> Catalog:
     return made
 
 
-def test_a_name_with_namespace_stands_for_every_sandbox_it_ever_had() -> None:
+def test_a_full_name_stands_for_all_its_sandboxes() -> None:
     made = catalog(("aa1", "shop", "web"), ("aa2", "shop", "web"), ("b", "shop", "db"))
     assert made.resolve("shop/web") == "shop/web"
     assert made.sandboxes("shop/web") == {"aa1", "aa2"}
 
 
-def test_a_name_alone_is_looked_for_in_default_first() -> None:
+def test_a_bare_name_is_searched_in_default_first() -> None:
     assert catalog(("a", "shop", "web"), ("b", "default", "web")).resolve("web") == "default/web"
 
 
-def test_a_name_alone_is_found_wherever_it_is_unique() -> None:
+def test_a_unique_bare_name_is_found_in_any_namespace() -> None:
     assert catalog(("a", "shop", "web")).resolve("web") == "shop/web"
 
 
@@ -35,14 +35,14 @@ def test_a_name_in_two_namespaces_is_refused_with_both() -> None:
         catalog(("a", "shop", "web"), ("b", "lab", "web")).resolve("web")
 
 
-def test_the_beginning_of_a_container_id_finds_sandboxes_without_pod_too() -> None:
+def test_a_container_id_prefix_also_finds_sandboxes_without_pod() -> None:
     made = catalog(("abc1", "shop", "web"), ("abd2", "", ""))
     assert made.sandboxes(made.resolve("abd")) == {"abd2"}
     assert made.sandboxes(made.resolve("ab")) == {"abc1", "abd2"}
 
 
 @pytest.mark.parametrize("wanted", ["nope", "shop/nope", "/", "other/web"])
-def test_what_is_unknown_is_refused_with_what_there_is(wanted: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(wanted: str) -> None:
     with pytest.raises(NotFoundError, match=r"it knows the pods shop/db, shop/web$"):
         catalog(("aa1", "shop", "web"), ("aa2", "shop", "db")).resolve(wanted)
 

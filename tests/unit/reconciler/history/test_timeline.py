@@ -58,7 +58,7 @@ def told(events: Iterable[Event]) -> list[str]:
     return [str(line) for sequence, event in enumerate(events, 1) for line in timeline.tell(Stored(sequence, event))]
 
 
-def test_a_pod_that_came_and_went() -> None:
+def test_an_attach_and_a_detach() -> None:
     node = Node()
     events = [*node.attach("a" * 64, POD), *node.detach("a" * 64, POD)]
     story = """
@@ -77,7 +77,7 @@ def test_a_pod_that_came_and_went() -> None:
     assert [line[:40] + line[62:] for line in lines] == story.strip().splitlines()
 
 
-def test_the_effects_that_an_outcome_carries_are_told_before_it() -> None:
+def test_effects_inside_an_outcome_come_before_it() -> None:
     node, pod = Node(), "a" * 64
     apart = [*node.attach(pod, POD), *node.detach(pod, POD)]
     carried = [*node.attach(pod, POD, carried=True), *node.detach(pod, POD, carried=True)]
@@ -86,14 +86,14 @@ def test_the_effects_that_an_outcome_carries_are_told_before_it() -> None:
     assert one == other
 
 
-def test_what_a_later_worker_went_on_with_is_told() -> None:
+def test_work_continued_by_a_later_worker_is_marked() -> None:
     requested, planned, *rest = Node().attach("a" * 64, POD)
     lines = told([requested, planned, *(replace(event, epoch=event.epoch + 1) for event in rest)])
     continued = f"[by the worker of epoch {requested.epoch + 1}, as that of epoch {requested.epoch} was gone]"
     assert [continued in line for line in lines] == [False, False, *(True for _ in rest)]
 
 
-def test_failures_have_their_sentence_and_class() -> None:
+def test_failures_show_message_and_class() -> None:
     node, timeline = Node(), Timeline()
     events = [*node.attach("a" * 64, POD, fails_at=1), *node.detach("a" * 64, POD, fails=True)]
     lines = [line for sequence, event in enumerate(events, 1) for line in timeline.tell(Stored(sequence, event))]
@@ -197,7 +197,7 @@ def test_other_events_in_words(data: Data, said: str) -> None:
     assert words(Node().event(data)) == said
 
 
-def test_the_publication_of_a_status_is_told_of_the_node_that_it_was_for() -> None:
+def test_a_publication_shows_the_node_of_the_pod() -> None:
     node, failure = Node(), Failure(error_class=ErrorClass.API_REFUSED, phase=Phase.PUBLISH, message="no.", code=0)
     events = [
         replace(node.event(data, "a" * 64, epoch=0), node=NO_NODE)
@@ -216,7 +216,7 @@ def test_the_publication_of_a_status_is_told_of_the_node_that_it_was_for() -> No
     ("found", "said"),
     [("", "network-status was removed"), ('[\n  {"name": "x"}\n]', 'network-status was changed to [ {"name": "x"} ]')],
 )
-def test_what_became_of_a_status_is_told_without_what_it_should_be(found: str, said: str) -> None:
+def test_a_status_change_shows_only_the_found_text(found: str, said: str) -> None:
     drift = Drift(kind=DriftKind.STATUS_CHANGED, network=NetworkName(""), ifname=IfName(""), expected="[]", found=found)
     data = DriftObserved(ifname=ETH0, pod=POD, node=NodeName("node-7"), drifts=(drift,))
     assert words(Node().event(data)) == f"drift of shop/web-0: {said}"
@@ -228,7 +228,7 @@ def test_no_configuration_and_no_plugin_input_is_printed() -> None:
     assert SECRET not in "\n".join(told(events))
 
 
-def test_a_secret_that_a_plugin_printed_is_not_printed_again() -> None:
+def test_a_secret_in_a_plugins_message_is_redacted() -> None:
     node = Node()
     *_, failed = node.attach("a" * 64, POD, fails_at=0)
     message = 'cannot parse {"type": "rest", "password": "hunter2"}'
@@ -239,17 +239,17 @@ def test_a_secret_that_a_plugin_printed_is_not_printed_again() -> None:
 
 
 @given(st.text())
-def test_whatever_a_name_holds_stays_on_its_line_and_away_from_the_terminal(name: str) -> None:
+def test_any_name_stays_on_its_line_without_control_characters(name: str) -> None:
     line = told([Node().event(WorkerStopped(reason=name))])[0]
     assert line.splitlines() == [line]
     assert line.isprintable()
 
 
-def test_control_characters_are_shown() -> None:
+def test_control_characters_are_escaped() -> None:
     assert printable("a\x1b[31mb\nc\u202e") == "a\\x1b[31mb c\\x202e"
 
 
-def test_an_outcome_whose_request_was_not_told_of_has_no_relative_time() -> None:
+def test_an_outcome_without_known_request_has_no_relative_time() -> None:
     node = Node()
     (line,) = Timeline().tell(
         Stored(9, node.event(AttachCompleted(request=RequestId("r"), ifname=ETH0, result=""), "a", "x"))
@@ -257,7 +257,7 @@ def test_an_outcome_whose_request_was_not_told_of_has_no_relative_time() -> None
     assert line.since_request is None
 
 
-def test_networks_with_plugins_that_cannot_be_read_are_planned_all_the_same() -> None:
+def test_a_plan_with_unreadable_plugins_is_shown() -> None:
     planned = list(Node().attach("a" * 64, POD, NETWORKS[:1]))[1]
     attachment = replace(planned.data.attachments[0], plugins=("{", json.dumps({"type": "tuning"})))  # type: ignore[union-attr]
     assert "(?+tuning, default)" in words(replace(planned, data=replace(planned.data, attachments=(attachment,))))  # type: ignore[arg-type]

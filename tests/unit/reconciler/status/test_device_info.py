@@ -1,4 +1,4 @@
-"""``device-info`` in the annotation, to the byte."""
+"""``device-info`` in the annotation, byte for byte."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ EMPTY_TEXT = """    "device-info": {
 
 
 def status_of(info: str, interfaces: int = 1) -> str:
-    """Return the status of a pod whose second attachment has a device, and is of so many interfaces."""
+    """Return the status of a pod whose second attachment has a device and that many interfaces."""
     state = State()
     for sequence, event in enumerate(Node().attach("a" * 64, Pod("d", "p", "u")), 1):
         state.apply(Stored(sequence, with_device(event, info, interfaces)))
@@ -124,18 +124,18 @@ def with_device(event: Event, info: str, interfaces: int) -> Event:
     ],
     ids=["pci", "vdpa", "vhost-user", "memif", "empty"],
 )
-def test_the_device_is_told_after_dns_as_go_prints_it(info: dict[str, object], told: str) -> None:
+def test_the_device_comes_after_dns_as_go_prints_it(info: dict[str, object], told: str) -> None:
     default, element = status_of(json.dumps(info)).split("},{")
     assert "device-info" not in default
     assert element.endswith(f'    "dns": {{}},\n{told}\n}}]')
 
 
-def test_the_device_stands_before_the_gateways() -> None:
+def test_the_device_comes_before_the_gateways() -> None:
     element = Element(name="n", dns=Dns(), device_info=DeviceInfo(type="pci"), gateway=("10.0.0.1",))
     assert list(json.loads(text([element]))[0]) == ["name", "dns", "device-info", "gateway"]
 
 
-def test_each_of_several_interfaces_is_told_with_the_device() -> None:
+def test_each_of_several_interfaces_has_the_device() -> None:
     told = json.loads(status_of(json.dumps(MEMIF), interfaces=2))
     assert [(element["interface"], "device-info" in element) for element in told] == [
         ("eth0", False),
@@ -145,7 +145,7 @@ def test_each_of_several_interfaces_is_told_with_the_device() -> None:
 
 
 @pytest.mark.parametrize("info", ["", "[]", "{", '{"type": 1}', '{"type": "pci", "pci": "x"}', "[" * 5000])
-def test_a_device_that_can_not_be_told_spoils_nothing(info: str) -> None:
+def test_an_unreadable_device_is_omitted(info: str) -> None:
     assert read(info) is None
     assert [element["name"] for element in json.loads(status_of(info))][1] == "default/storage"
     assert "device-info" not in status_of(info)

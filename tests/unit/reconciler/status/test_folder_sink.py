@@ -1,4 +1,4 @@
-"""The status beside the manifests: one whole file a pod, and nothing else anywhere."""
+"""The status beside the manifests: one complete file per pod, and no other files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def of(pod: PodName) -> PodStatus:
     return PodStatus(Pod(pod.namespace, pod.name, "uid"), "[{}]")
 
 
-async def test_the_file_says_the_pod_and_its_annotation_and_everyone_may_read_it(tmp_path: Path) -> None:
+async def test_the_file_has_pod_and_annotation_and_is_world_readable(tmp_path: Path) -> None:
     assert await FolderSink(tmp_path).put(STATUS, None)
     path = tmp_path / "status/shop/web-0.json"
     assert json.loads(path.read_text()) == {
@@ -46,7 +46,7 @@ async def test_an_equal_status_is_not_written_again(tmp_path: Path) -> None:
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-async def test_a_file_that_is_missing_is_written_though_the_ledger_says_that_it_is_there(tmp_path: Path) -> None:
+async def test_a_missing_file_is_written_despite_the_ledgers_record(tmp_path: Path) -> None:
     assert await FolderSink(tmp_path).put(STATUS, STATUS)
     assert (tmp_path / "status/shop/web-0.json").exists()
 
@@ -61,7 +61,7 @@ async def test_a_torn_file_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "status/shop/web-0.json").read_bytes() == whole
 
 
-async def test_pods_of_one_namespace_are_written_side_by_side(tmp_path: Path) -> None:
+async def test_pods_of_one_namespace_have_separate_files(tmp_path: Path) -> None:
     folder, names = FolderSink(tmp_path), [PodName("shop", f"web-{number}") for number in range(40)]
     assert all(await asyncio.gather(*(folder.put(of(name), None) for name in names)))
     assert await folder.withdrawable() == set(names)
@@ -69,7 +69,7 @@ async def test_pods_of_one_namespace_are_written_side_by_side(tmp_path: Path) ->
         assert json.loads((tmp_path / f"status/shop/{name.name}.json").read_text())["name"] == name.name
 
 
-async def test_a_withdrawn_status_is_gone_and_withdrawing_it_again_is_nothing(tmp_path: Path) -> None:
+async def test_a_second_withdrawal_changes_nothing(tmp_path: Path) -> None:
     folder = FolderSink(tmp_path)
     await folder.put(STATUS, None)
     assert await folder.withdrawable() == {POD}
@@ -85,7 +85,7 @@ async def test_a_withdrawn_status_is_gone_and_withdrawing_it_again_is_nothing(tm
         ("shop", ".x"), ("shop", "x\n"), ("shop", "x\0"), ("a" * 64, "x"), ("shop", "a" * 254), ("a.b", "x"),
     ],
 )  # fmt: skip
-async def test_a_name_that_no_pod_can_have_touches_no_file(tmp_path: Path, namespace: str, name: str) -> None:
+async def test_an_invalid_pod_name_touches_no_file(tmp_path: Path, namespace: str, name: str) -> None:
     folder = FolderSink(tmp_path / "m")
     for call in (folder.put(of(PodName(namespace, name)), None), folder.withdraw(PodName(namespace, name))):
         with pytest.raises(PublishError, match="RFC 1123") as error:
@@ -94,7 +94,7 @@ async def test_a_name_that_no_pod_can_have_touches_no_file(tmp_path: Path, names
     assert os.listdir(tmp_path) == []
 
 
-async def test_a_link_in_the_place_of_the_new_file_is_not_followed(tmp_path: Path) -> None:
+async def test_a_symbolic_link_at_the_temporary_file_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "status/shop").mkdir(parents=True)
     (tmp_path / "status/shop/.web-0").symlink_to(tmp_path / "victim")
     with pytest.raises(PublishError, match="symbolic links") as error:
@@ -103,7 +103,7 @@ async def test_a_link_in_the_place_of_the_new_file_is_not_followed(tmp_path: Pat
     assert not (tmp_path / "victim").exists()
 
 
-async def test_a_folder_that_cannot_be_written_to_may_be_mended(tmp_path: Path) -> None:
+async def test_an_unwritable_folder_is_not_final(tmp_path: Path) -> None:
     (tmp_path / "status").write_text("in the way")
     folder = FolderSink(tmp_path)
     with pytest.raises(PublishError, match=r"pod shop/web-0: .*Not a directory; check the folder") as error:

@@ -1,4 +1,4 @@
-"""What people read on the pod: Multus' words where it succeeded, the error's sentence where it did not."""
+"""Kubernetes Events of a pod: Multus' text after a success, the error's message after a failure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ POD = Pod("shop", "web", "uid-1")
 
 
 def told(events: Iterable[Event]) -> list[PodEvent]:
-    """What is said when *events* have come one after another."""
+    """Return the Events after *events*."""
     state = State(keep_closed=True)
     said: list[PodEvent] = []
     for sequence, event in enumerate(events, 1):
@@ -36,7 +36,7 @@ def told(events: Iterable[Event]) -> list[PodEvent]:
 
 
 def told_of_failure(error_class: ErrorClass, message: str, pod: Pod = POD) -> list[PodEvent]:
-    """What is said of an ADD that fails at once."""
+    """Return the events of an ADD that fails at once."""
     node = Node()
     asked = next(node.attach(BOX, pod))
     failure = Failure(error_class=error_class, phase=Phase.RESOLVE, message=message, code=7)
@@ -45,7 +45,7 @@ def told_of_failure(error_class: ErrorClass, message: str, pod: Pod = POD) -> li
     return told([asked, node.event(failed, BOX, asked.id)])
 
 
-def test_each_interface_is_told_with_its_addresses_and_network_as_multus_tells_it() -> None:
+def test_each_interface_has_multus_text_with_addresses_and_network() -> None:
     said = told(Node().attach(BOX, POD, ("pods", "shop/macvlan")))
     assert [(each.pod, each.type, each.reason) for each in said] == [(POD, "Normal", "AddedInterface")] * 2
     number = sum(BOX.encode()) % 250
@@ -55,41 +55,41 @@ def test_each_interface_is_told_with_its_addresses_and_network_as_multus_tells_i
     ]
 
 
-def test_a_network_that_does_not_exist_has_the_reason_that_people_grep_for() -> None:
+def test_a_missing_network_has_multus_reason() -> None:
     (said,) = told_of_failure(ErrorClass.NETWORK_NOT_FOUND, "pod shop/web: network shop/nope does not exist")
     assert (said.type, said.reason) == ("Warning", "NoNetworkFound")
     assert said.message == "pod shop/web: network shop/nope does not exist"
 
 
-def test_any_other_failure_is_a_warning_with_its_sentence() -> None:
+def test_any_other_failure_is_a_warning_with_its_message() -> None:
     said = told(Node().attach(BOX, POD, fails_at=1))
     assert [(each.type, each.reason) for each in said] == [("Warning", "FailedAddingInterface")]
     assert "no free address" in said[0].message
 
 
-def test_a_detach_that_failed_is_a_warning_too() -> None:
+def test_a_failed_detach_is_a_warning_too() -> None:
     node = Node()
     said = told([*node.attach(BOX, POD), *node.detach(BOX, POD, fails=True)])
     assert [each.reason for each in said] == ["AddedInterface", "AddedInterface", "FailedRemovingInterface"]
 
 
-def test_a_repeated_add_that_is_given_the_recorded_result_says_nothing_again() -> None:
+def test_a_repeated_add_writes_no_event() -> None:
     node = Node()
     first = list(node.attach(BOX, POD))
     asked, *_, completed = node.attach(BOX, POD)
     assert len(told([*first, asked, completed])) == 2
 
 
-def test_a_pod_without_uid_gets_no_events_that_its_successor_would_inherit() -> None:
+def test_a_pod_without_uid_gets_no_events() -> None:
     assert told_of_failure(ErrorClass.PLUGIN_FAILED, "no", replace(POD, uid="")) == []
 
 
-def test_nothing_is_said_of_a_sandbox_that_is_not_known() -> None:
+def test_an_unknown_sandbox_gets_no_events() -> None:
     *_, failed = Node().attach(BOX, POD, fails_at=0)
     assert pod_events(failed, None) == []
 
 
-def test_a_long_sentence_keeps_its_beginning_and_its_end() -> None:
+def test_a_long_message_keeps_beginning_and_end() -> None:
     (said,) = told_of_failure(ErrorClass.PLUGIN_FAILED, "begin" + "x" * 3000 + "end")
     assert len(said.message) <= MESSAGE_LIMIT
     assert said.message.startswith("begin")
@@ -103,28 +103,28 @@ def saying(number: int = 0, uid: str = "u") -> PodEvent:
     return PodEvent(Pod("default", "p", uid), NodeName("n"), "Warning", "FailedAddingInterface", f"sentence {number}")
 
 
-def test_the_same_words_about_the_same_pod_are_one_event_that_counts() -> None:
+def test_equal_text_about_a_pod_is_one_event_with_a_count() -> None:
     throttle = Throttle()
     assert [throttle.admit(saying(), at).times for at in (0.0, 1.0, 2.0)] == [1, 2, 3]
     assert saying().name == saying().name
     assert len({saying().name, saying(1).name, saying(uid="other").name}) == 3
 
 
-def test_a_pod_that_fails_all_the_time_is_told_of_less_and_less() -> None:
+def test_a_constantly_failing_pod_gets_events_at_a_limited_rate() -> None:
     throttle = Throttle()
     in_an_hour = [throttle.admit(saying(number), float(number * 5)).admitted for number in range(720)]
     assert all(in_an_hour[:25])
     assert sum(in_an_hour) <= 25 + 3600 / 300 + 1
 
 
-def test_one_noisy_pod_does_not_silence_another() -> None:
+def test_one_noisy_pod_does_not_limit_another() -> None:
     throttle = Throttle()
     for number in range(100):
         throttle.admit(saying(number), 0.0)
     assert throttle.admit(saying(uid="other"), 0.0).admitted
 
 
-def test_what_was_said_long_ago_is_forgotten_so_that_memory_stays_bounded() -> None:
+def test_old_entries_are_evicted() -> None:
     throttle = Throttle()
     throttle.admit(saying(), 0.0)
     for number in range(5000):

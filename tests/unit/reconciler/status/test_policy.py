@@ -1,4 +1,4 @@
-"""Which networks a changed status is about, and what is done then."""
+"""The networks that a changed status concerns, and the resulting policy."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ def test_the_networks_are_those_whose_elements_differ(found: str | None, network
 
 
 @given(st.lists(st.sampled_from([A, B, C, {"name": "forged"}]), max_size=5), st.sets(st.sampled_from(sorted(ALL))))
-def test_a_pod_whose_networks_are_all_off_is_left_and_one_to_repair_is_enough_where_it_is_concerned(
-    elements: list[object], repaired: set[str]
-) -> None:
+def test_one_changed_network_with_repair_suffices(elements: list[object], repaired: set[str]) -> None:
     found = text(*elements)
     assert verdict(RIGHT, found, lambda _: "off") == "off"
     expected = "repair" if repaired & concerned(RIGHT, found) else "observe"
@@ -62,5 +60,5 @@ def test_a_pod_whose_networks_are_all_off_is_left_and_one_to_repair_is_enough_wh
     ("found", "policy"),
     [(None, "repair"), (text(A, C), "observe"), (text(A, B), "off"), (text(A), "observe"), (text(B, C), "repair")],
 )
-def test_the_strongest_policy_of_those_decides(found: str | None, policy: str) -> None:
+def test_the_strongest_policy_decides(found: str | None, policy: str) -> None:
     assert verdict(RIGHT, found, POLICIES.__getitem__) == policy

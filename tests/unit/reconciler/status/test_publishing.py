@@ -1,5 +1,4 @@
-"""StatusPublisher: what the ledger says is due is published once, tried again when it can be, and said in the
-ledger."""
+"""StatusPublisher publishes each pending status once, retries, and records the result in the ledger."""
 
 from __future__ import annotations
 
@@ -40,14 +39,14 @@ BOX, OTHER = "a" * 64, "b" * 64
 
 
 class Board:
-    """A ``StatusSink`` that remembers what it was asked for, and does as it is told."""
+    """A ``StatusSink`` that records its calls and fails on request."""
 
     def __init__(self) -> None:
         self.puts: list[PodStatus] = []
         self.befores: list[PodStatus | None] = []
         self.withdrawn: list[PodName] = []
         self.errors: list[Exception] = []
-        """What the next calls raise."""
+        """Errors for the next calls."""
         self.open = asyncio.Event()
         self.open.set()
         self.under_way = 0
@@ -92,7 +91,7 @@ class Board:
         return self.well
 
     async def close(self) -> None:
-        """Hold nothing."""
+        """Do nothing: there are no connections."""
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def ledger() -> MemoryLedger:
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts follow one another at once: what is tested is whether, not when."""
+    """Remove the delays between attempts: the tests check attempts, not times."""
 
     def at_once() -> Iterable[float]:
         while True:
@@ -124,7 +123,7 @@ async def fill(ledger: MemoryLedger, events: Iterable[Event]) -> int:
 
 
 async def said(ledger: MemoryLedger) -> list[Any]:
-    """What the reconciler has written."""
+    """Return the events that the reconciler appended."""
     return [stored.event.data async for stored in ledger.read("plumbline.ev.-.>")]
 
 
@@ -146,9 +145,7 @@ def gone() -> PublishError:
     return PublishError(ErrorClass.POD_NOT_FOUND, "pod shop/web is gone", final=True)
 
 
-async def test_what_is_attached_is_published_and_said_in_the_ledger(
-    ledger: MemoryLedger, board: Board, tmp_path: Path
-) -> None:
+async def test_an_attach_is_published_and_recorded(ledger: MemoryLedger, board: Board, tmp_path: Path) -> None:
     async with running(ledger, tmp_path / "x.db", board) as run:
         story = list(Node().attach(BOX, POD))
         await fill(ledger, story)
@@ -164,10 +161,10 @@ async def test_what_is_attached_is_published_and_said_in_the_ledger(
 
 
 @pytest.mark.parametrize("failing", [None, 1])
-async def test_what_is_not_to_be_published_is_not(
+async def test_a_plan_without_publication_is_not_published(
     ledger: MemoryLedger, board: Board, tmp_path: Path, failing: int | None
 ) -> None:
-    """Of a sandbox without pod, and of an attach that failed."""
+    """A sandbox without pod, and a failed attach."""
     async with running(ledger, tmp_path / "x.db", board) as run:
         node = Node()
         pod = Pod() if failing is None else POD
@@ -177,22 +174,20 @@ async def test_what_is_not_to_be_published_is_not(
     assert [status.pod.name for status in board.puts] == ["next"]
 
 
-async def test_a_restart_publishes_what_was_not_and_nothing_else(
-    ledger: MemoryLedger, board: Board, tmp_path: Path
-) -> None:
+async def test_a_restart_publishes_only_what_is_missing(ledger: MemoryLedger, board: Board, tmp_path: Path) -> None:
     node = Node()
     async with running(ledger, tmp_path / "x.db", board) as run:
         await fill(ledger, node.attach(BOX, POD))
         await until_said(run, ledger, 1)
         await run.at(await ledger.last_sequence())
-    async with running(ledger, tmp_path / "x.db") as run:  # publishes nowhere
+    async with running(ledger, tmp_path / "x.db") as run:  # without a sink
         await run.at(await fill(ledger, node.attach(OTHER, Pod("shop", "late", "u2"))))
     async with running(ledger, tmp_path / "x.db", board) as run:
         await until_said(run, ledger, 2)
     assert [status.pod.name for status in board.puts] == ["web", "late"]
 
 
-async def test_a_database_that_is_made_anew_knows_from_the_ledger_what_was_published(
+async def test_a_rebuilt_database_has_the_publications_of_the_ledger(
     ledger: MemoryLedger, board: Board, tmp_path: Path
 ) -> None:
     async with running(ledger, tmp_path / "x.db", board) as run:
@@ -205,7 +200,7 @@ async def test_a_database_that_is_made_anew_knows_from_the_ledger_what_was_publi
     assert dict(row)["text"] == board.puts[0].text
 
 
-async def test_another_sandbox_of_the_pod_is_published_too_and_the_publisher_knows_what_was_before(
+async def test_a_second_sandbox_is_published_with_the_previous_status(
     ledger: MemoryLedger, board: Board, tmp_path: Path
 ) -> None:
     node = Node()
@@ -220,11 +215,11 @@ async def test_another_sandbox_of_the_pod_is_published_too_and_the_publisher_kno
     assert board.withdrawn == []
 
 
-async def test_what_is_published_already_is_said_for_the_new_sandbox_all_the_same(
+async def test_an_unchanged_status_is_recorded_for_the_new_sandbox(
     ledger: MemoryLedger, board: Board, tmp_path: Path
 ) -> None:
-    """A pod with fixed addresses: its worker waits for the word, though there is nothing to write."""
-    node, same = Node(), ("ab" + BOX[2:], "ba" + BOX[2:])  # the address is made of the sum
+    """A pod with fixed addresses: its worker waits for the record, although nothing has to be written."""
+    node, same = Node(), ("ab" + BOX[2:], "ba" + BOX[2:])  # the address is derived from the sum
     async with running(ledger, tmp_path / "x.db", board) as run:
         for number, box in enumerate(same, 1):
             await fill(ledger, node.attach(box, POD))
@@ -233,7 +228,7 @@ async def test_what_is_published_already_is_said_for_the_new_sandbox_all_the_sam
     assert board.puts[0] == board.puts[1] == board.befores[1]
 
 
-async def test_a_failure_that_may_pass_is_said_once_and_tried_until_it_passes(
+async def test_a_temporary_failure_is_recorded_once_and_retried(
     ledger: MemoryLedger, board: Board, tmp_path: Path
 ) -> None:
     board.errors = [away() for _ in range(20)]
@@ -246,9 +241,7 @@ async def test_a_failure_that_may_pass_is_said_once_and_tried_until_it_passes(
     assert isinstance(published, StatusPublished)
 
 
-async def test_a_final_failure_is_said_and_never_tried_again(
-    ledger: MemoryLedger, board: Board, tmp_path: Path
-) -> None:
+async def test_a_final_failure_is_recorded_and_not_retried(ledger: MemoryLedger, board: Board, tmp_path: Path) -> None:
     board.errors = [gone()]
     async with running(ledger, tmp_path / "x.db", board) as run:
         await fill(ledger, Node().attach(BOX, POD))
@@ -262,7 +255,7 @@ async def test_a_final_failure_is_said_and_never_tried_again(
     assert [status.pod.name for status in board.puts] == ["web", "next"]
 
 
-async def test_a_mistake_in_a_publisher_stops_no_other_pod(ledger: MemoryLedger, board: Board, tmp_path: Path) -> None:
+async def test_a_defect_in_a_sink_stops_no_other_pod(ledger: MemoryLedger, board: Board, tmp_path: Path) -> None:
     board.errors = [RuntimeError("nobody has foreseen this")]
     async with running(ledger, tmp_path / "x.db", board) as run:
         await fill(ledger, Node().attach(BOX, POD))
@@ -271,7 +264,7 @@ async def test_a_mistake_in_a_publisher_stops_no_other_pod(ledger: MemoryLedger,
     assert isinstance(published, StatusPublished)
 
 
-async def test_a_status_that_cannot_be_told_is_a_final_failure(
+async def test_a_status_that_cannot_be_rendered_is_a_final_failure(
     ledger: MemoryLedger, board: Board, tmp_path: Path
 ) -> None:
     story = list(Node().attach(BOX, POD))
@@ -290,7 +283,7 @@ def unreadable(event: Event) -> Event:
     return replace(event, data=replace(event.data, result="{"))
 
 
-async def test_only_the_latest_of_a_pod_counts_and_a_new_one_is_tried_at_once(
+async def test_only_the_latest_status_counts_and_is_tried_at_once(
     ledger: MemoryLedger, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "delays", lambda: iter([3600.0]))
@@ -305,7 +298,7 @@ async def test_only_the_latest_of_a_pod_counts_and_a_new_one_is_tried_at_once(
     assert [len(json.loads(status.text)) for status in board.puts] == [2, 1]
 
 
-async def test_what_a_retry_waits_for_is_dropped_when_the_pod_is_gone(
+async def test_a_retry_is_dropped_when_the_pod_is_gone(
     ledger: MemoryLedger, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "delays", lambda: iter([3600.0]))
@@ -320,7 +313,7 @@ async def test_what_a_retry_waits_for_is_dropped_when_the_pod_is_gone(
     assert len(board.puts) == 1
 
 
-async def test_a_server_that_asks_for_a_pause_gets_it(ledger: MemoryLedger, board: Board, tmp_path: Path) -> None:
+async def test_retry_after_is_respected(ledger: MemoryLedger, board: Board, tmp_path: Path) -> None:
     board.errors = [PublishError(ErrorClass.API_REFUSED, "too many", retry_after=3600.0)]
     async with running(ledger, tmp_path / "x.db", board) as run:
         await fill(ledger, Node().attach(BOX, POD))
@@ -330,7 +323,7 @@ async def test_a_server_that_asks_for_a_pause_gets_it(ledger: MemoryLedger, boar
     assert [status.pod.name for status in board.puts] == ["web", "next"]
 
 
-async def test_there_is_a_bound_over_all_and_the_projection_waits_for_none(
+async def test_concurrency_is_limited_and_never_blocks_the_projection(
     ledger: MemoryLedger, board: Board, tmp_path: Path
 ) -> None:
     board.open.clear()
@@ -347,7 +340,7 @@ async def test_there_is_a_bound_over_all_and_the_projection_waits_for_none(
     assert board.most == publishing.CONCURRENCY
 
 
-async def test_a_ledger_that_does_not_take_the_word_is_told_again(
+async def test_a_record_is_retried_until_the_ledger_accepts_it(
     ledger: MemoryLedger, board: Board, tmp_path: Path
 ) -> None:
     async with running(ledger, tmp_path / "x.db", board) as run:
@@ -362,7 +355,7 @@ async def test_a_ledger_that_does_not_take_the_word_is_told_again(
     assert len(board.puts) == 1
 
 
-async def test_a_start_withdraws_what_should_not_be_there(ledger: MemoryLedger, board: Board, tmp_path: Path) -> None:
+async def test_a_start_withdraws_statuses_of_missing_pods(ledger: MemoryLedger, board: Board, tmp_path: Path) -> None:
     await fill(ledger, Node().attach(BOX, POD))
     board.there = {PodName("shop", "web"), PodName("shop", "gone")}
     async with running(ledger, tmp_path / "x.db", board) as run:
@@ -370,10 +363,10 @@ async def test_a_start_withdraws_what_should_not_be_there(ledger: MemoryLedger, 
         await run.until(lambda: board.withdrawn == [PodName("shop", "gone")])
 
 
-async def test_a_turn_begins_at_once_and_what_is_open_is_looked_up_some_after_others(
+async def test_a_term_starts_before_all_open_pods_are_looked_up(
     ledger: MemoryLedger, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What happens meanwhile to a pod that was just looked up, and is not wanted yet, is not undone by that."""
+    """An event during the lookup of a pod sets a target that the lookup must not overwrite."""
     monkeypatch.setattr(publishing, "LOOKUP_BATCH", 2)
     url, node = f"sqlite:///{tmp_path}/x.db", Node()
     pods = {f"web-{number}": Pod("shop", f"web-{number}", f"u{number}") for number in range(5)}
@@ -408,7 +401,7 @@ async def test_a_turn_begins_at_once_and_what_is_open_is_looked_up_some_after_ot
     assert board.withdrawn == [PodName("shop", "web-1")]
 
 
-async def test_it_says_that_it_is_there_while_it_can_publish(
+async def test_presence_is_announced_while_the_sink_is_ready(
     ledger: MemoryLedger, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "PRESENCE_INTERVAL", 0.0)
@@ -423,7 +416,7 @@ async def test_it_says_that_it_is_there_while_it_can_publish(
     assert publishing.PRESENCE_INTERVAL < PRESENCE_LOST
 
 
-async def test_a_pods_file_is_there_from_attach_to_detach(ledger: MemoryLedger, tmp_path: Path) -> None:
+async def test_a_pods_file_exists_from_attach_to_detach(ledger: MemoryLedger, tmp_path: Path) -> None:
     node, path = Node(), tmp_path / "status/shop/web.json"
     async with running(ledger, tmp_path / "x.db", FolderSink(tmp_path)) as run:
         for _ in range(2):  # the second time with the text of the first

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from reconciler.status.guard.restore_backoff import CONTESTED, MAX_BACKOFF, QUIET_TIME, RestoreBackoff
 
 
-def test_the_first_time_is_at_once_and_each_further_one_later() -> None:
+def test_the_first_restore_is_immediate_and_later_ones_wait() -> None:
     contests, now, pauses = RestoreBackoff(), 0.0, list[float]()
     for _ in range(14):
         pause = contests.wait("x", now)
@@ -17,7 +17,7 @@ def test_the_first_time_is_at_once_and_each_further_one_later() -> None:
     assert max(pauses) == MAX_BACKOFF
 
 
-def test_after_a_long_quiet_it_is_the_first_time_again() -> None:
+def test_after_a_quiet_time_a_restore_is_immediate_again() -> None:
     contests = RestoreBackoff()
     for now in range(5):
         contests.restored("x", float(now))
@@ -27,7 +27,7 @@ def test_after_a_long_quiet_it_is_the_first_time_again() -> None:
     assert contests.contested(4.0 + QUIET_TIME) == 0
 
 
-def test_of_one_thing_another_knows_nothing() -> None:
+def test_each_thing_has_its_own_backoff() -> None:
     contests = RestoreBackoff()
     for _ in range(CONTESTED):
         contests.restored("x", 0.0)
@@ -35,8 +35,8 @@ def test_of_one_thing_another_knows_nothing() -> None:
 
 
 @given(st.lists(st.floats(0.0, 30.0), max_size=300))
-def test_whoever_changes_something_how_often_ever_it_is_restored_rarely(gaps: list[float]) -> None:
-    """In an hour of changes no more than a dozen times, and a few for each ten minutes after that."""
+def test_frequent_changes_cause_rare_restores(gaps: list[float]) -> None:
+    """At most a dozen restores in an hour of changes, and a few per ten minutes afterwards."""
     contests, now, done = RestoreBackoff(), 0.0, list[float]()
     for gap in gaps:
         now += gap

@@ -1,4 +1,4 @@
-"""The annotation's text, to the byte. The samples follow the rules of the programs that read it."""
+"""The annotation's text, byte for byte. The samples follow the rules of the programs that read it."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ BRIDGE_TEXT = """[{
 }]"""
 
 
-def test_a_bridge_attachment_is_told_in_full() -> None:
+def test_a_bridge_attachment_is_rendered_in_full() -> None:
     assert status_text(BRIDGE, default=True) == BRIDGE_TEXT
 
 
-def test_an_attachment_that_is_not_the_default_does_not_say_so() -> None:
+def test_an_attachment_other_than_the_default_has_no_default_key() -> None:
     assert status_text(BRIDGE) == BRIDGE_TEXT.replace('    "default": true,\n', "")
 
 
-def test_one_interface_gets_all_addresses_and_what_is_empty_is_left_out_but_for_dns() -> None:
+def test_one_interface_has_all_addresses_and_no_empty_keys_but_dns() -> None:
     result = {
         "cniVersion": "0.3.1",
         "interfaces": [{"name": "net1", "mac": "02:00:00:00:00:04", "mtu": 9000, "sandbox": "/run/netns/a"}],
@@ -94,12 +94,12 @@ def test_one_interface_gets_all_addresses_and_what_is_empty_is_left_out_but_for_
     )
 
 
-def test_one_interface_on_the_node_yields_an_element_without_interface() -> None:
+def test_an_interface_on_the_node_gives_an_element_without_interface() -> None:
     result = {"cniVersion": "1.0.0", "interfaces": [{"name": "vf0", "mac": "02:00:00:00:00:05"}], "dns": None}
     assert status_text(result) == '[{\n    "name": "default/net",\n    "dns": {}\n}]'
 
 
-def test_several_interfaces_yield_an_element_each_and_the_owner_of_the_gateway_is_the_default() -> None:
+def test_the_interface_with_the_gateway_is_the_default() -> None:
     result = {
         "cniVersion": "1.0.0",
         "interfaces": [
@@ -125,7 +125,7 @@ def test_several_interfaces_yield_an_element_each_and_the_owner_of_the_gateway_i
     assert list(told[1]) == ["name", "interface", "ips", "default", "dns", "gateway"]
 
 
-def test_several_interfaces_without_gateway_make_the_first_in_the_pod_the_default() -> None:
+def test_without_gateway_the_first_interface_in_the_pod_is_the_default() -> None:
     result = {
         "cniVersion": "1.0.0",
         "interfaces": [{"name": "h"}, {"name": "a", "sandbox": "/n"}, {"name": "b", "sandbox": "/n"}],
@@ -134,12 +134,12 @@ def test_several_interfaces_without_gateway_make_the_first_in_the_pod_the_defaul
 
 
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
-def test_results_of_the_first_versions_name_no_interface_and_so_yield_nothing(version: str) -> None:
+def test_results_of_the_first_cni_versions_give_no_elements(version: str) -> None:
     result = {"cniVersion": version, "ip4": {"ip": "10.0.0.5/24", "gateway": "10.0.0.1"}}
     assert status_text(result) == "[]"
 
 
-def test_a_result_without_interfaces_yields_nothing() -> None:
+def test_a_result_without_interfaces_gives_no_elements() -> None:
     assert status_text({"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.5/24"}]}) == "[]"
 
 
@@ -152,14 +152,14 @@ def test_a_default_route_without_gateway_is_printed_as_go_prints_it() -> None:
     assert '"gateway": [\n        "\\u003cnil\\u003e"\n    ]' in status_text(result)
 
 
-def test_what_go_escapes_is_escaped_and_the_rest_is_not() -> None:
+def test_only_characters_that_go_escapes_are_escaped() -> None:
     told = status_text(
         {"cniVersion": "1.0.0", "interfaces": [{"name": "a", "sandbox": "/n"}]}, network='x/<&>\u2028é"\\\t'
     )
     assert '"name": "x/\\u003c\\u0026\\u003e\\u2028é\\"\\\\\\t"' in told
 
 
-def test_the_mtu_is_told_of_results_that_have_it_in_their_version() -> None:
+def test_the_mtu_appears_if_the_results_version_has_it() -> None:
     interfaces = [{"name": "a", "sandbox": "/n", "mtu": 1500}]
     assert '"mtu": 1500' in status_text({"interfaces": interfaces}, version="1.1.0")
     assert "mtu" not in status_text({"cniVersion": "1.0.0", "interfaces": interfaces}, version="1.1.0")
@@ -184,13 +184,13 @@ def folded(*stories: Iterable[Event]) -> list[Sandbox]:
     return list(state.sandboxes.values())
 
 
-def test_a_pod_has_no_status_before_it_is_attached_and_after_it_failed() -> None:
+def test_a_pod_has_no_status_before_attach_and_after_failure() -> None:
     node, pod = Node(), Pod("d", "p", "u")
     for events in (list(node.attach("a" * 64, pod))[:-1], list(node.attach("b" * 64, pod, fails_at=1))):
         assert pod_status(folded(events)) is None
 
 
-def test_a_pod_that_was_made_again_has_the_status_of_its_new_sandbox() -> None:
+def test_a_recreated_pod_has_the_status_of_its_new_sandbox() -> None:
     node = Node()
     old, new = Pod("d", "p", "old"), Pod("d", "p", "new")
     sandboxes = folded(node.attach("a" * 64, old), node.attach("b" * 64, new))
@@ -202,7 +202,7 @@ def test_a_pod_that_was_made_again_has_the_status_of_its_new_sandbox() -> None:
     assert status.pod.uid == "old"
 
 
-def test_the_status_stays_as_it_is_while_the_pod_is_being_detached() -> None:
+def test_the_status_remains_during_a_detach() -> None:
     node, pod = Node(), Pod("d", "p", "u")
     attached = list(node.attach("a" * 64, pod))
     before = pod_status(folded(attached))
@@ -214,12 +214,12 @@ def test_the_status_stays_as_it_is_while_the_pod_is_being_detached() -> None:
 @pytest.mark.parametrize(
     "broken", ["", "[]", "{", '{"ips": [{}]}', '{"cniVersion": "one"}', '{"interfaces": 3}', "[" * 5000]
 )
-def test_what_is_no_result_is_refused(broken: str) -> None:
+def test_an_invalid_result_is_refused(broken: str) -> None:
     with pytest.raises(ResultError):
         read(broken, "1.0.0")
 
 
-def test_an_address_that_is_none_is_refused_with_pod_and_network() -> None:
+def test_an_invalid_address_is_refused_with_pod_and_network() -> None:
     node = Node()
     events = [
         broken_result(event) if isinstance(event.data, InterfaceAttached) and event.data.ifname == "net1" else event

@@ -1,4 +1,4 @@
-"""What ``gateway`` says once an attachment claims the pod's default routes, to the byte."""
+"""``gateway`` after an attachment claims the pod's default routes, byte for byte."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def expected(eth0: list[str], net1: list[str]) -> str:
     return ELEMENTS.format(gateway(eth0), gateway(net1))
 
 
-def test_without_a_claim_the_plugins_words_are_repeated() -> None:
+def test_without_a_claim_the_plugins_routes_are_repeated() -> None:
     assert status_of(attachment(0, ETH0, None), attachment(1, NET1, None)) == expected(
         ["10.244.0.1", "fd00::1"], ["10.1.0.1", "fd01::1"]
     )
@@ -92,22 +92,22 @@ def test_without_a_claim_the_plugins_words_are_repeated() -> None:
         ((), ({"dst": "0.0.0.0/0"},), ["fd00::1"], ["\\u003cnil\\u003e"]),
     ],
 )
-def test_a_claim_says_where_each_family_goes(
+def test_a_claim_sets_the_gateway_of_each_family(
     claim: tuple[str, ...], routes: Any, eth0: list[str], net1: list[str]
 ) -> None:
     assert status_of(attachment(0, ETH0, None), attachment(1, routes, claim)) == expected(eth0, net1)
 
 
-def test_the_default_network_stays_the_default_one_without_the_routes() -> None:
+def test_the_default_network_keeps_default_but_loses_routes() -> None:
     text = status_of(attachment(0, ETH0, None), attachment(1, (), ("10.1.0.254", "fd01::fe")))
     assert [element.get("default") for element in json.loads(text)] == [True, None]
 
 
-def test_a_default_network_that_claims_takes_the_others_routes() -> None:
+def test_a_claim_of_the_default_network_removes_other_routes() -> None:
     text = status_of(attachment(0, ETH0, ()), attachment(1, NET1, None))
     assert text == expected(["10.244.0.1", "fd00::1"], [])
 
 
-def test_a_result_that_cannot_be_read_is_named_as_ever() -> None:
+def test_an_unreadable_result_is_refused_with_pod_and_network() -> None:
     with pytest.raises(StatusError, match=r"pod default/p: the result of network default/net \(net1\) is unusable"):
         status_of(attachment(0, ETH0, None), attachment(1, [{"dst": "here"}], ()))

@@ -1,4 +1,4 @@
-"""Verification of reality: nodes and pods are looked at anew, and what nobody could look at is said."""
+"""Verification of reality: nodes and pods are observed again, and missing checks are reported."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def fill(ledger: MemoryLedger, events: Iterable[Event]) -> None:
 async def worker(
     ledger: MemoryLedger, commands: MemoryCommands, node: Node, *seen: Event, unseen: tuple[str, ...] = ()
 ) -> AsyncIterator[None]:
-    """Answer as the worker of *node* does: first what it has seen, then that it has compared."""
+    """Answer like the worker of *node*: first its observations, then that it has compared."""
 
     async def answer() -> None:
         async for sequence, command in commands.receive(node.name):
@@ -84,7 +84,7 @@ async def check(
     return await verify(ledger, "NODE", database, commands, folder, node=NodeName(node), patience=patience)
 
 
-async def test_a_node_that_is_as_recorded_is_true(
+async def test_a_node_as_recorded_has_no_differences(
     ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path
 ) -> None:
     node = Node()
@@ -94,7 +94,7 @@ async def test_a_node_that_is_as_recorded_is_true(
     assert (report.exit_code, report.nodes, report.unseen) == (0, 1, ())
 
 
-async def test_what_the_worker_sees_only_now_is_told_with_pod_network_and_remedy(
+async def test_newly_seen_drift_is_reported_with_pod_network_and_remedy(
     ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path
 ) -> None:
     node = Node()
@@ -112,7 +112,7 @@ async def test_what_the_worker_sees_only_now_is_told_with_pod_network_and_remedy
     assert "node node-1 holds 10.0.0.9 of network k8s-pod-network without an owner" in leak.message
 
 
-async def test_a_node_that_does_not_answer_and_what_a_node_could_not_see_are_unseen(
+async def test_missing_answers_and_partial_comparisons_are_unseen(
     ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path
 ) -> None:
     here, away, left = Node("here"), Node("away"), Node("left")
@@ -126,7 +126,9 @@ async def test_a_node_that_does_not_answer_and_what_a_node_could_not_see_are_uns
     ]
 
 
-async def test_of_one_node_only_that_is_asked(ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path) -> None:
+async def test_a_check_of_one_node_asks_only_that_node(
+    ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path
+) -> None:
     here, away = Node("here"), Node("away")
     await fill(ledger, [here.start(), away.start()])
     async with worker(ledger, commands, here):
@@ -134,7 +136,9 @@ async def test_of_one_node_only_that_is_asked(ledger: MemoryLedger, commands: Me
     assert (report.exit_code, report.nodes) == (0, 1)
 
 
-async def test_commands_that_are_away_are_said(ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path) -> None:
+async def test_an_absent_command_stream_is_reported(
+    ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path
+) -> None:
     await fill(ledger, [Node().start()])
     commands.available = False
     report = await check(ledger, tmp_path / "x.db", commands)
@@ -156,7 +160,7 @@ async def published(ledger: MemoryLedger, folder: FolderSink) -> None:
     await ledger.append(Node("").event(data, BOX, story[0].id))
 
 
-async def test_a_status_that_is_as_published_is_true(ledger: MemoryLedger, tmp_path: Path) -> None:
+async def test_a_status_as_published_has_no_differences(ledger: MemoryLedger, tmp_path: Path) -> None:
     folder = FolderSink(tmp_path)
     await published(ledger, folder)
     await fill(ledger, Node("node-2").attach("b" * 64, Pod("shop", "not-yet", "u2")))
@@ -165,7 +169,7 @@ async def test_a_status_that_is_as_published_is_true(ledger: MemoryLedger, tmp_p
 
 
 @pytest.mark.parametrize(("text", "words"), [(None, "is missing"), ("{}", "is missing")])
-async def test_a_status_that_was_changed_or_removed_is_told(
+async def test_a_changed_or_removed_status_is_reported(
     ledger: MemoryLedger, tmp_path: Path, text: str | None, words: str
 ) -> None:
     folder, path = FolderSink(tmp_path), tmp_path / "status/shop/web.json"
