@@ -210,6 +210,7 @@ async def test_a_refused_reclaim_is_retried_with_backoff_forever(world: World) -
 
 async def test_a_new_observation_is_reclaimed_without_backoff(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaks, "_FIRST_BACKOFF", 3600.0)
+    monkeypatch.setattr(leaks, "COMMAND_TIMEOUT", 3600.0)  # on a slow machine it would come first
     async with world.kept():
         await world.see(leak(), 2)
         ((_, command),) = await world.asked(1)
