@@ -92,9 +92,7 @@ async def test_json_has_one_event_per_line_without_secrets(story: JetStreamLedge
     assert SECRET not in done.stdout
 
 
-async def test_since_hides_older_events_but_keeps_relative_times(
-    story: JetStreamLedger, config: Path
-) -> None:
+async def test_since_hides_older_events_but_keeps_relative_times(story: JetStreamLedger, config: Path) -> None:
     everything = (await asyncio.to_thread(plumbline, config, "timeline", "web-0")).stdout.splitlines()
     cut = everything[2].split()[0]
     done = await asyncio.to_thread(plumbline, config, "timeline", "web-0", "--since", cut)
