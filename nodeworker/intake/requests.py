@@ -85,7 +85,7 @@ class Requests:
         except RequestFailedError as error:
             return refusal(error.failure, config)
         if isinstance(request, AttachRequested) and self._spool.has_one_of(sandbox):
-            try:  # the runtime takes that DEL for done: it must not undo this ADD later
+            try:  # the runtime considers that DEL done: it must not undo this ADD later
                 await self._spool.drain()
             except LedgerError as error:
                 return self._without_ledger(frame, request, error)

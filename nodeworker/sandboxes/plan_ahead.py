@@ -1,4 +1,4 @@
-"""Plan an attach while the ledger takes its request, and record the plan behind the request.
+"""Plan an attach while the ledger stores its request, and record the plan behind the request.
 
 Planning only looks things up, so it may start before the request is durable. It starts and ends in ``PlanAhead.ahead``;
 an attach whose plan was not started early is planned in ``PlanAhead.ensure_recorded``.

@@ -71,7 +71,7 @@ def find(settings: AdoptSettings, recorded: Recorded) -> tuple[list[Verdict], tu
     Raises OSError.
     """
     section = settings.adopt
-    # Read the files before the namespaces: a sandbox that is attached meanwhile is not taken for a removed one.
+    # Read the files before the namespaces: a sandbox that is attached meanwhile is not considered removed.
     state = read_state(Path(section.cni_dir), [Path(folder) for folder in section.cache_dirs])
     new = [files for files in state.sandboxes if files.container_id not in recorded.sandboxes]
     finder = NamespaceFinder()
