@@ -121,7 +121,7 @@ async def take_turn(server: EmbeddedServer, client: type[Client], events: Iterat
         count = appends // _TOGETHER * _TOGETHER
         together, together_cpu = count / (time.perf_counter() - start), (time.process_time() - cpu) / count
         start, cpu, read = time.perf_counter(), time.process_time(), 0
-        async with aclosing(ledger.read_texts()) as batches:
+        async with aclosing(ledger.read_messages()) as batches:
             async for messages in batches:
                 read += len(messages)
         seconds, read_cpu = time.perf_counter() - start, time.process_time() - cpu

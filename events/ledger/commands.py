@@ -97,4 +97,4 @@ class MemoryCommands:
 
     def _check(self) -> None:
         if not self.available:
-            raise LedgerUnavailableError("the commands are away")
+            raise LedgerUnavailableError("the commands are unavailable")

@@ -91,7 +91,7 @@ class FencedLedger:
         return self._ledger.read(subject, after)
 
     def follow(
-        self, subjects: tuple[str, ...] = (f"{subjects.ROOT}.>",), after: int = 0
+        self, patterns: tuple[str, ...] = (f"{subjects.ROOT}.>",), after: int = 0
     ) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.follow``."""
         return self._ledger.follow(subjects, after)

@@ -61,7 +61,7 @@ class Ledger(Readable, Protocol):
         """
         ...
 
-    def follow(self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0) -> AsyncGenerator[Stored, None]:
+    def follow(self, patterns: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0) -> AsyncGenerator[Stored, None]:
         """Yield events as ``read``, but without end: each once and in order, over reconnects and server restarts."""
         ...
 

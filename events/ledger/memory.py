@@ -65,7 +65,7 @@ class MemoryLedger:
                 yield Stored(sequence, decode(text))
 
     async def follow(
-        self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0
+        self, patterns: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0
     ) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.follow``."""
         while True:
@@ -75,7 +75,7 @@ class MemoryLedger:
                 fresh = self._behind(after)
                 after = self._next - 1
             for sequence, name, text in fresh:
-                if any(matches(name, pattern) for pattern in subjects):
+                if any(matches(name, pattern) for pattern in patterns):
                     yield Stored(sequence, decode(text))
 
     async def last(self, subject: str) -> Stored | None:
@@ -137,7 +137,7 @@ class MemoryLedger:
 
     def _check(self) -> None:
         if not self.available:
-            raise LedgerUnavailableError("the ledger is away")
+            raise LedgerUnavailableError("the ledger is unavailable")
 
 
 class _Subscriber:

@@ -56,7 +56,9 @@ class JetStreamCommands:
         subject = subjects.command(command.node, command.type)
         headers = {"Nats-Msg-Id": command.id, **no_expiry(command.type)}
         try:
-            return await self._stream.store(subject, encode(command), what=command.type, headers=headers, expect=expect)
+            return await self._stream.store(
+                subject, encode(command), label=command.type, headers=headers, expect=expect
+            )
         except ConflictError:
             last = await self.last(subject)  # a single server checks the condition before it looks for duplicates
             if last is not None and last.event.id == command.id:

@@ -26,8 +26,9 @@ from events.schema import (
 
 log = structlog.get_logger(__name__)
 
-_CONNECT_SOON = 5.0
-_SUBJECT_BYTES = 1024  # the server ends a connection after a line of 4096 bytes, and readers' lines are longer
+_CONNECT_TIMEOUT = 5.0
+_MAX_SUBJECT_BYTES = 1024
+"""The server ends a connection after a line of 4096 bytes, and a consumer's request has a longer line."""
 
 
 class JetStreamLedger:
@@ -41,7 +42,7 @@ class JetStreamLedger:
         self.stream = config.name
         self.connection = connection
         self._stream = Stream(connection, config.name)
-        self._ages = config.max_age > 0
+        self._has_max_age = config.max_age > 0
         self._observe = observe
 
     @classmethod
@@ -55,7 +56,7 @@ class JetStreamLedger:
         patience: float = 4.0,
         observe_ack: Callable[[float], None] = lambda seconds: None,
     ) -> JetStreamLedger:
-        """Connect, however long it takes; with *ensure_stream* create or update the stream as *config* says.
+        """Connect, without a time limit; with *ensure_stream* create or update the stream as *config* says.
 
         *observe_ack* gets the seconds that each append took. Raises LedgerError if the server refuses the credentials
         or the stream.
@@ -86,11 +87,16 @@ class JetStreamLedger:
         loop = asyncio.get_running_loop()
         started = loop.time()
         subject = subjects.subject(event.node, event.sandbox, event.type)
-        if len(subject) > _SUBJECT_BYTES:
-            raise LedgerError(f"the ledger can't confirm {event.type}: its node and sandbox make a subject too long")
-        headers = {"Nats-Msg-Id": event.id, **(no_expiry(event.type) if self._ages else {})}
+        if len(subject) > _MAX_SUBJECT_BYTES:
+            raise LedgerError(
+                f"the ledger can't confirm {event.type}: the subject exceeds {_MAX_SUBJECT_BYTES} bytes: the name of "
+                "the node or sandbox is too long"
+            )
+        headers = {"Nats-Msg-Id": event.id, **(no_expiry(event.type) if self._has_max_age else {})}
         try:
-            sequence = await self._stream.store(subject, encode(event), what=event.type, headers=headers, expect=expect)
+            sequence = await self._stream.store(
+                subject, encode(event), label=event.type, headers=headers, expect=expect
+            )
         except ConflictError:
             if expect is None:
                 raise
@@ -106,16 +112,16 @@ class JetStreamLedger:
 
     async def read(self, subject: str = f"{subjects.ROOT}.>", after: int = 0) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.read``."""
-        async with aclosing(self.read_texts(subject, after)) as batches:
+        async with aclosing(self.read_messages(subject, after)) as batches:
             async for messages in batches:
                 for message in messages:
                     if (stored := decode_message(message)) is not None:
                         yield stored
 
-    async def read_texts(
+    async def read_messages(
         self, subject: str = f"{subjects.ROOT}.>", after: int = 0
     ) -> AsyncGenerator[list[Message], None]:
-        """Yield the same events undecoded, in batches."""
+        """Yield the messages of the same events, undecoded, in batches."""
         end = await self.last_sequence()
         while after < end:
             consumer = Consumer(self.connection, self.stream, (subject,), after, endless=False)
@@ -135,11 +141,11 @@ class JetStreamLedger:
                 return
 
     async def follow(
-        self, subjects: tuple[str, ...] = (f"{subjects.ROOT}.>",), after: int = 0
+        self, patterns: tuple[str, ...] = (f"{subjects.ROOT}.>",), after: int = 0
     ) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.follow``."""
         while True:
-            consumer = Consumer(self.connection, self.stream, subjects, after, endless=True)
+            consumer = Consumer(self.connection, self.stream, patterns, after, endless=True)
             try:
                 async with aclosing(consumer.pull()) as batches:
                     async for messages in batches:
@@ -187,13 +193,13 @@ class JetStreamLedger:
         return await self._stream.api(call, body)
 
 
-async def connect_soon(address: LedgerAddress, config: StreamConfig, name: str) -> JetStreamLedger:
-    """Return the ledger at *address*, whose stream must exist, or fail within a few seconds.
+async def connect_or_fail(address: LedgerAddress, config: StreamConfig, name: str) -> JetStreamLedger:
+    """Return the ledger at *address*, whose stream must exist, within 5 seconds.
 
     Raises LedgerError; LedgerUnavailableError if the server does not answer.
     """
     try:
-        async with asyncio.timeout(_CONNECT_SOON):
+        async with asyncio.timeout(_CONNECT_TIMEOUT):
             return await JetStreamLedger.connect(address, config=config, ensure_stream=False, name=name)
     except TimeoutError:
         raise LedgerUnavailableError(f"the ledger at {address.url} does not answer: is nats-server running?") from None

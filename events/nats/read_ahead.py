@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from events import subjects
 from events.ledger.ledger import LedgerError, LedgerUnavailableError
 from events.nats.client.consumer import Message
-from events.nats.ledger import JetStreamLedger, connect_soon, decode_message
+from events.nats.ledger import JetStreamLedger, connect_or_fail, decode_message
 from events.nats.streams import NODE_STREAM
 from events.process import logs
 from events.process.settings import LedgerAddress
@@ -102,9 +102,9 @@ async def _read(task: _Task) -> None:
 
 
 async def _forward(task: _Task, pipe: StreamWriter) -> None:
-    ledger = await connect_soon(task.address, replace(NODE_STREAM, name=task.stream), "plumbline-ahead")
+    ledger = await connect_or_fail(task.address, replace(NODE_STREAM, name=task.stream), "plumbline-ahead")
     try:
-        async with aclosing(ledger.read_texts(task.subject, task.after)) as batches:
+        async with aclosing(ledger.read_messages(task.subject, task.after)) as batches:
             async for messages in batches:
                 await _write(messages, pipe)
     finally:

@@ -216,20 +216,20 @@ class Stream:
         subject: str,
         payload: bytes,
         *,
-        what: str,
+        label: str,
         headers: Mapping[str, str],
         expect: Expect | None = None,
         each: float = _STORE,
     ) -> int:
         """Store a message and return its sequence. *headers* must have its ID, so that it is stored once.
 
-        *what* completes the sentence "the ledger did not confirm …". The request is retried every *each* seconds.
+        *label* completes the sentence "the ledger did not confirm …". The request is retried every *each* seconds.
         Raises LedgerUnavailableError, LedgerFullError, LedgerError, and ConflictError if *expect* does not hold; a
         retried message may conflict with itself.
         """
         if expect is not None:
             headers = {**headers, **expect_headers(expect)}
-        answer = await self.connection.request(subject, payload, what=f"confirm {what}", each=each, headers=headers)
+        answer = await self.connection.request(subject, payload, action=f"confirm {label}", each=each, headers=headers)
         ack = _ack.decode(answer)
         if ack.error is not None:
             raise _refusal(ack.error)
@@ -246,7 +246,7 @@ class Stream:
     async def api(self, call: str, body: object) -> bytes:
         """Return the answer of the JetStream API *call*. Raises LedgerUnavailableError."""
         return await self.connection.request(
-            f"$JS.API.{call}", msgspec.json.encode(body), what=f"answer {call}", each=_API
+            f"$JS.API.{call}", msgspec.json.encode(body), action=f"answer {call}", each=_API
         )
 
     async def _info(self) -> StreamInfo:

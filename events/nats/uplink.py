@@ -185,7 +185,7 @@ class Uplink:
         sequence = await self._to.store(
             copy.subject,
             copy.payload,
-            what="a copied event",
+            label="a copied event",
             headers=self._headers(copy),
             expect=Expect(self._pattern, self._last),
             each=_EACH,
@@ -206,7 +206,7 @@ class Uplink:
             "Nats-Batch-Sequence": str(len(batch)),
             "Nats-Batch-Commit": "1",
         }
-        sequence = await self._to.store(last.subject, last.payload, what="copied events", headers=headers, each=5.0)
+        sequence = await self._to.store(last.subject, last.payload, label="copied events", headers=headers, each=5.0)
         self._advance(last, sequence)
 
     def _advance(self, copy: _Copy, sequence: int) -> None:

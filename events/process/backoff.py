@@ -1,4 +1,4 @@
-"""Backoff between attempts to reach a server that is away, or refuses.
+"""Backoff between attempts to reach a server that is unavailable, or refuses.
 
 An attach waits for the node's own server, which is on loopback and has few clients, so the worker tries it ten times a
 second. A hub has thousands of clients, and each attempt may cost it a TLS handshake: at that rate they would keep it
@@ -33,7 +33,7 @@ def delays() -> Iterator[float]:
 class Backoff:
     """Tries each server once, and all again after a pause, which doubles up to *longest* seconds.
 
-    It outlives the clients, because the connection replaces its client while a server is away.
+    It outlives the clients, because the connection replaces its client while a server is unavailable.
     """
 
     def __init__(self, longest: float = LOCAL_PAUSE) -> None:

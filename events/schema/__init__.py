@@ -16,7 +16,10 @@ To add an event type:
 2. Add its golden file, with every field set: a test names the missing file.
 3. If the event changes a sandbox, add a step to ``events.fold.steps``; if it changes the node's other state, add one
    to ``events.fold.state``. A type without a step changes no state except the pending requests.
-4. If its name is not enough for people, add words to ``reconciler.history.timeline``.
+4. If it is an ``Intent``, add a case to ``Dispatcher.dispatch`` in ``nodeworker/sandboxes/dispatcher.py``. A
+   ``Command`` also needs a handler in ``nodeworker/__main__.py``.
+5. If its name is not enough for people, add words to ``reconciler/history/words.py``.
+6. Add its row to ``docs/reference/events.md``: a test names the missing type.
 """
 # ruff: noqa: F403  # each module's names are exported by the module itself, so that no list repeats them
 

@@ -1,8 +1,8 @@
 """What was done to a sandbox for an attach or a detach, and how the intent ended.
 
-An outcome carries the effects that no reader needed earlier: that saves one message for each, in the node's ledger and
-in each copy. The worker records an effect by itself, before the outcome, if it took long, can't be repeated, or a
-failure follows.
+An outcome carries the effects that no reader needed earlier. This saves one message per effect, in the node's ledger
+and in each copy. The worker records an effect as a separate event, before the outcome, if it took long, can't be
+repeated, or a failure follows.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class DetachFailed(Outcome, frozen=True, kw_only=True):
 
 
 class GcCompleted(Outcome, frozen=True, kw_only=True):
-    """Stale attachments of a network were detached. An intent needs an outcome, so GC has one."""
+    """Stale attachments of a network were detached."""
 
     topic: ClassVar[str] = "gc"
 
@@ -120,4 +120,4 @@ class SandboxAdopted(Observation, frozen=True, kw_only=True):
     """The network configuration that the runtime gave."""
     args: str = ""
     evidence: tuple[str, ...] = ()
-    """The files that were read for all this."""
+    """The files that were read for the adoption."""

@@ -1,4 +1,4 @@
-"""The spool: DEL requests on disk, for times when the worker or the ledger is away.
+"""The spool: DEL requests on disk, for times when the worker or the ledger is unavailable.
 
 The entry point writes a request here if no worker answers, and the worker does if the ledger does not accept it. In
 both cases the runtime gets success, because the request is durable. A file is removed only after its intent is in the

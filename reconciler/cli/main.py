@@ -73,9 +73,11 @@ def main(ctx: click.Context, config: Path | None) -> None:
     \b
     Exit codes:
       0    done
-      1    not found
+      1    not found, or it could not be done
       2    wrong usage or configuration
-      4    the ledger does not answer
+      4    the ledger does not answer; for verify this is 2
       130  interrupted
+
+    Some commands have more exit codes: see their help.
     """
     ctx.obj = config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from events.ledger.ledger import LedgerError
-from events.nats.ledger import connect_soon
+from events.nats.ledger import connect_or_fail
 from events.nats.read_ahead import ReadAhead
 from events.process import logs
 from events.process.settings import SettingsError, load
@@ -80,7 +80,7 @@ def _run(work: Callable[[ReconcilerSettings], int], config: Path | None) -> int:
 async def _rebuild(settings: ReconcilerSettings, start_from: Path | None) -> int:
     collect_garbage_rarely()
     address, config = whole_ledger(settings)
-    ledger = await connect_soon(address, config, "plumbline-cli")
+    ledger = await connect_or_fail(address, config, "plumbline-cli")
     columns = (TextColumn("events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True)) as bar:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from events import subjects
 from events.ledger.ledger import Ledger, LedgerError
-from events.nats.ledger import connect_soon
+from events.nats.ledger import connect_or_fail
 from events.process import logs
 from events.process.settings import Settings, SettingsError, load
 from events.schema import Stored, rfc3339
@@ -104,7 +104,7 @@ class _Printer:
 
 
 async def _run(settings: Settings, wanted: str, since: str, printer: _Printer, *, follow: bool) -> None:
-    ledger = await connect_soon(*nearest_ledger(settings), "plumbline-cli")
+    ledger = await connect_or_fail(*nearest_ledger(settings), "plumbline-cli")
     try:
         timeline = Timeline()
         async with aclosing(story(ledger, wanted, follow=follow)) as events:

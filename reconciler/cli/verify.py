@@ -1,4 +1,4 @@
-"""``plumbline verify``: prove that projection, ledger and reality agree, or list the differences."""
+"""``plumbline verify``: check that projection, ledger and reality agree, or list the differences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reconciler.verify.reality import PATIENCE
 from reconciler.verify.report import lines
 from reconciler.verify.run import verify_configured
 
-_NOT_SEEN = 2
+_NOT_CHECKED = 2
 
 
 @click.command("verify")
@@ -37,7 +37,8 @@ def command(config: Path | None, node: str, wait: float, as_json: bool) -> None:
     """Compare projection, ledger and reality.
 
     The command replays the ledger and compares it with the database, asks every node to compare itself with the ledger,
-    and reads the network-status of all pods. It changes nothing.
+    and reads the network-status of all pods. It repairs nothing itself; it records what it finds, and
+    the reconciler may repair that.
 
     \b
     Examples:
@@ -45,13 +46,14 @@ def command(config: Path | None, node: str, wait: float, as_json: bool) -> None:
       plumbline verify --node worker-1 --wait 60
       plumbline verify --json
 
-    Exit codes: 0 no differences, 1 differences, 2 some checks were impossible.
+    Exit codes: 0 no differences, 1 differences, 2 some checks were impossible: the configuration is wrong, or
+    the ledger, the database or a node does not answer.
     """
     try:
         settings = load(config, ReconcilerSettings)
         logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
         report = asyncio.run(verify_configured(settings, NodeName(node), wait))
     except (SettingsError, LedgerError) as error:
-        raise refusal(error, _NOT_SEEN) from error
+        raise refusal(error, _NOT_CHECKED) from error
     click.echo(msgspec.json.encode(report).decode() if as_json else "\n".join(lines(report)))
     sys.exit(report.exit_code)

@@ -25,7 +25,7 @@ MAX_BACKOFF = 300.0
 QUIET_TIME = 60.0
 """Seconds without drift, beyond the last backoff, after which the backoff starts anew."""
 COMMAND_TIMEOUT = 120.0
-"""Seconds until a command without an answer is sent again: the node or the hub may have been away."""
+"""Seconds until a command without an answer is sent again: the node or the hub may have been unavailable."""
 NODE_BURST = 50
 NODE_RATE = 50.0
 """Rate limit of one node: repairs at once, and per second."""

@@ -18,7 +18,7 @@ MIN_SIGHTINGS = 2
 MAX_CONCURRENT = 32
 """Maximum number of reclaims in progress on one node."""
 COMMAND_TIMEOUT = 120.0
-"""Seconds until a command without an answer is sent again: the node may have lost it, or been away."""
+"""Seconds until a command without an answer is sent again: the node may have lost it, or been unavailable."""
 _FIRST_BACKOFF = 5.0
 _MAX_BACKOFF = 3600.0
 

@@ -200,7 +200,7 @@ class Reconciler:
         return await self._in_database(lambda: work(self._store))
 
     async def _in_database(self, work: Callable[[], T]) -> T:
-        """Return the result of *work*. Retries while the database is away or fenced."""
+        """Return the result of *work*. Retries while the database is unavailable or fenced."""
         for delay in delays():
             try:
                 return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -57,7 +57,7 @@ class Catalog:
 
     def _known(self) -> str:
         if not self._pods:
-            return "it knows no pod at all"
+            return "it knows no pod"
         names = sorted(self._pods)
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         return f"it knows the pods {', '.join(names[:_LISTED])}{more}"

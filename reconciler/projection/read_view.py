@@ -13,7 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 
 from reconciler.projection.fold.rows import Row
-from reconciler.projection.sql.engine import DatabaseUnavailableError, ProjectionError, refused, require_database
+from reconciler.projection.sql.engine import (
+    DatabaseUnavailableError,
+    ProjectionError,
+    require_database,
+    statement_error,
+)
 from reconciler.projection.sql.schema import require_current
 from reconciler.projection.sql.tables import (
     addresses,
@@ -112,7 +117,7 @@ def open_read_view(url: str, ledger: str) -> Iterator[ReadView]:
         reason = error.orig if isinstance(error, exc.DBAPIError) else error
         raise DatabaseUnavailableError(f"the database does not answer: {reason}") from error
     except exc.DBAPIError as error:
-        raise refused(error.orig) from error
+        raise statement_error(error.orig) from error
     finally:
         engine.dispose()
 

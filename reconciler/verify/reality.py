@@ -1,8 +1,8 @@
 """Compare the ledger with the actual state of nodes and pods.
 
 Only a node's worker can see its namespaces and files. So the nodes get a command to compare themselves with the ledger.
-They append all differences before their answer, so after the answer the fold has them. No command changes anything on a
-node.
+They append all differences before their answer, so after the answer the fold has them. The
+command itself changes nothing on a node; the reconciler may repair what a node then records.
 """
 
 from __future__ import annotations

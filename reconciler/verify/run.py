@@ -8,7 +8,7 @@ import time
 from events.ledger.commands import Commands
 from events.ledger.ledger import Ledger
 from events.nats.commands import JetStreamCommands
-from events.nats.ledger import connect_soon
+from events.nats.ledger import connect_or_fail
 from events.schema import NO_NODE, NodeName
 from reconciler.follow.connections import whole_ledger
 from reconciler.projection.read_view import open_read_view
@@ -29,7 +29,7 @@ async def verify_configured(
     Each node has *patience* seconds to answer. Raises SettingsError, LedgerError.
     """
     async with contextlib.AsyncExitStack() as stack:
-        ledger = await connect_soon(*whole_ledger(settings), "plumbline-verify")
+        ledger = await connect_or_fail(*whole_ledger(settings), "plumbline-verify")
         stack.push_async_callback(ledger.close)
         sink = await open_sink(settings)
         if sink is not None:

@@ -1,4 +1,4 @@
-"""Hold more sandboxes than memory has room for, during a fold of a whole ledger.
+"""Store sandboxes that do not fit into memory, during a fold of a whole ledger.
 
 Recently used sandboxes stay in memory. The others spill to an anonymous SQLite file, which disappears with the process.
 Events of one sandbox are close together in a ledger, so few are read back.

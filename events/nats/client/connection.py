@@ -1,7 +1,7 @@
 """Keep one connection to a nats-server until its owner closes it.
 
-nats-py reconnects while a server is away. But it gives up for ever after a server's error, sends buffered messages when
-they are too late, and lets requests wait that died with a server. This module does the rest.
+nats-py reconnects while a server is unavailable. But it gives up for ever after a server's error, sends buffered
+messages too late, and leaves requests waiting that died with a server. This module does the rest.
 """
 
 from __future__ import annotations
@@ -143,11 +143,11 @@ class Connection:
             await self._client.close()
 
     async def request(
-        self, subject: str, payload: bytes, *, what: str, each: float, headers: Mapping[str, str] | None = None
+        self, subject: str, payload: bytes, *, action: str, each: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
         """Return the answer to an idempotent request, which is retried every *each* seconds.
 
-        *what* completes the sentence "the ledger did not …". Raises LedgerUnavailableError after ``patience``,
+        *action* completes the sentence "the ledger did not …". Raises LedgerUnavailableError after ``patience``,
         LedgerError if the request is too large.
         """
         loop = asyncio.get_running_loop()
@@ -162,7 +162,7 @@ class Connection:
                 reason = error.description
             except errors.MaxPayloadError:
                 raise LedgerError(
-                    f"the ledger can't {what}: its {len(payload)} bytes are more than nats-server takes (max_payload)"
+                    f"the ledger can't {action}: its {len(payload)} bytes are more than nats-server takes (max_payload)"
                 ) from None
             except TimeoutError:
                 reason = "no answer"
@@ -173,7 +173,7 @@ class Connection:
             trouble = reason
             await self._pause(min(left, RETRY))
         raise LedgerUnavailableError(
-            f"the ledger did not {what} within {self._patience:g} s ({trouble}): "
+            f"the ledger did not {action} within {self._patience:g} s ({trouble}): "
             "is nats-server running, and has its disk room?"
         )
 

@@ -40,7 +40,7 @@ class Link(Protocol):
     inbox: str
 
     async def request(
-        self, subject: str, payload: bytes, *, what: str, each: float, headers: Mapping[str, str] | None = None
+        self, subject: str, payload: bytes, *, action: str, each: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
         """Return the answer to a request. Raises LedgerUnavailableError."""
         ...
@@ -189,7 +189,7 @@ class Consumer:
         answer = await self._link.request(
             f"$JS.API.CONSUMER.CREATE.{self._stream}.{self._name}",
             msgspec.json.encode(body),
-            what="create a reader",
+            action="create a reader",
             each=_API,
         )
         created = msgspec.json.decode(answer, type=_Created)

@@ -32,7 +32,7 @@ class ProjectionError(Exception):
 
 
 class DatabaseUnavailableError(Exception):
-    """The database does not answer now. The caller can retry every operation."""
+    """The database is unavailable. The caller can retry every operation."""
 
 
 class ReplacedError(Exception):
@@ -51,22 +51,22 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
     except exc.DBAPIError as error:
         if error.connection_invalidated:
             raise DatabaseUnavailableError(_first_line(error.orig)) from error
-        raise refused(error.orig) from error
+        raise statement_error(error.orig) from error
     except _driver(engine).OperationalError as error:  # of statements that bypass SQLAlchemy
         raise DatabaseUnavailableError(_first_line(error)) from error
     except _driver(engine).Error as error:
-        raise refused(error) from error
+        raise statement_error(error) from error
 
 
 def _driver(engine: sa.Engine) -> Any:
     return engine.dialect.loaded_dbapi
 
 
-def refused(error: BaseException | None) -> ProjectionError:
+def statement_error(error: BaseException | None) -> ProjectionError:
     """Return the ProjectionError for the driver's *error*."""
     return ProjectionError(
-        f"the database refused a statement ({_first_line(error)}): read its log, or move it away, and the "
-        "reconciler rebuilds it from the ledger"
+        f"the database refused a statement ({_first_line(error)}): read the database's log, or move "
+        "the database away: the reconciler then rebuilds it from the ledger"
     )
 
 

@@ -54,8 +54,8 @@ class FaultyLedger:
     def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
         return self._inner.read(subject, after)
 
-    def follow(self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0) -> AsyncGenerator[Stored, None]:
-        return self._inner.follow(subjects, after)
+    def follow(self, patterns: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0) -> AsyncGenerator[Stored, None]:
+        return self._inner.follow(patterns, after)
 
     async def last(self, subject: str) -> Stored | None:
         return await self._inner.last(subject)

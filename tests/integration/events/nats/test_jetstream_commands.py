@@ -121,7 +121,7 @@ async def test_malformed_command_hides_no_later_one(jetstream: JetStreamLedger, 
     await commands.send(command(factory, 0))
     stream = Stream(jetstream.connection, "COMMANDS")
     for subject in (subjects.command(NODE, "ComparisonRequested"), subjects.command(NODE, "Mist")):
-        await stream.store(subject, b'{"id": "torn', what="mist", headers={})
+        await stream.store(subject, b'{"id": "torn', label="mist", headers={})
     await commands.send(command(factory, 1))
     assert await receiver.until(2) == numbers(2)
     await receiver.stop()

@@ -106,7 +106,7 @@ async def test_only_events_of_the_node_are_copied(jetstream: JetStreamLedger, ab
 async def test_copy_equals_its_event_byte_for_byte(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
     text = encode(EventFactory(NODE).note("from tomorrow")).replace(b'"data":{', b'"later": [1], "data":{"more":"it",')
     subject = subjects.subject(NODE, "", "WorkerStopped")
-    await Stream(jetstream.connection, "NODE").store(subject, text, what="it", headers={})
+    await Stream(jetstream.connection, "NODE").store(subject, text, label="it", headers={})
     async with copying(jetstream, above):
         await same(jetstream, above)
     kept = await Stream(above.connection, above.stream).message(last_by_subj=subject)
@@ -225,7 +225,7 @@ async def test_malformed_event_does_not_stop_the_uplink(jetstream: JetStreamLedg
     factory, stream = EventFactory(NODE), Stream(jetstream.connection, "NODE")
     for text in (b"", b'{"id":"torn', b"\xff\xfe", encode(EventFactory(OTHER).note())):
         await write(jetstream, factory, 1)
-        await stream.store(subjects.subject(NODE, "", "WorkerStopped"), text, what="mist", headers={})
+        await stream.store(subjects.subject(NODE, "", "WorkerStopped"), text, label="mist", headers={})
     await write(jetstream, factory, 1)
     async with copying(jetstream, above) as uplink:
         await until(lambda: uplink.done == 9)
@@ -241,7 +241,7 @@ async def test_uplink_continues_after_foreign_events_of_the_node(
     async with copying(jetstream, above):
         before = await same(jetstream, above)
     subject = subjects.subject(NODE, container(99), "WorkerStopped")
-    await Stream(above.connection, above.stream).store(subject, text, what="mist", headers={})
+    await Stream(above.connection, above.stream).store(subject, text, label="mist", headers={})
     factory.event(before[0].data)  # the ID that the event from elsewhere has, too
     await write(jetstream, factory, 10)
     async with copying(jetstream, above) as uplink:

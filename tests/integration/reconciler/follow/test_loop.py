@@ -44,7 +44,7 @@ class ObservedLedger(MemoryLedger):
     async def last_sequence(self) -> int:
         if self.away:
             self.away -= 1
-            raise LedgerUnavailableError("the ledger is away")
+            raise LedgerUnavailableError("the ledger is unavailable")
         return await super().last_sequence()
 
     async def read(self, subject: str = "plumbline.ev.>", after: int = 0) -> AsyncGenerator[Stored, None]:
@@ -53,10 +53,10 @@ class ObservedLedger(MemoryLedger):
             yield stored
 
     async def follow(
-        self, subjects: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0
+        self, patterns: tuple[str, ...] = ("plumbline.ev.>",), after: int = 0
     ) -> AsyncGenerator[Stored, None]:
         self.followed_after.append(after)
-        async for stored in super().follow(subjects, after):
+        async for stored in super().follow(patterns, after):
             yield stored
 
 

@@ -41,7 +41,7 @@ class FailingLedger(MemoryLedger):
     async def append(self, event: Event, expect: Expect | None = None) -> int:
         if isinstance(event.data, SandboxAdopted):
             if not self.left:
-                raise LedgerUnavailableError("the ledger is away")
+                raise LedgerUnavailableError("the ledger is unavailable")
             self.left -= 1
         return await super().append(event, expect)
 
