@@ -94,7 +94,7 @@ class FencedLedger:
         self, patterns: tuple[str, ...] = (f"{subjects.ROOT}.>",), after: int = 0
     ) -> AsyncGenerator[Stored, None]:
         """See ``Ledger.follow``."""
-        return self._ledger.follow(subjects, after)
+        return self._ledger.follow(patterns, after)
 
     async def last(self, subject: str) -> Stored | None:
         """See ``Ledger.last``."""
