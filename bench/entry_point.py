@@ -44,7 +44,7 @@ _SILENT = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
 
 
 def _peak_memory() -> float:
-    """Return the most that an entry point had resident, with nobody to answer it, in MiB."""
+    """Return the peak resident memory of an entry point without a worker, in MiB."""
     read, write = os.pipe()
     env = {"CNI_COMMAND": "ADD", "PLUMBLINE_SOCKET": "/nonexistent/worker.sock", "PLUMBLINE_DEADLINE": "0.2"}
     pid = os.posix_spawn(shim.binary(), [shim.binary()], env, file_actions=[(os.POSIX_SPAWN_DUP2, read, 0), *_SILENT])

@@ -74,7 +74,7 @@ async def read_and_fold(ledger: JetStreamLedger, count: int) -> float:
 
 
 async def transport_only(server: EmbeddedServer, count: int) -> tuple[float, list[bytes]]:
-    """Return the events per second that arrive when nobody looks at them, and a sample of their texts."""
+    """Return the events per second that arrive while no code decodes them, and a sample of their texts."""
     connection = Connection(server.address, "bench", 4.0)
     await connection.open()
     start = time.perf_counter()

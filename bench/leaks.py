@@ -142,7 +142,7 @@ class _Attacher:
 
 
 class _NoStatuses:
-    """Nobody waits for a status."""
+    """No answer waits for a status."""
 
     def expects(self, _: EventId) -> bool:
         return False
@@ -233,7 +233,7 @@ class Worker:
 
 
 class World:
-    """What is so, whoever knows it."""
+    """The actual state of the simulated node, independent of what the worker knows."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
@@ -253,7 +253,7 @@ class World:
         return {_holder(path) for path in self._files()} - {""}
 
     def check(self, journal: Journal) -> None:
-        """Note whoever lives, was attached, and has lost what it had."""
+        """Record each live pod that was attached and has lost its resources."""
         boxes = {key.container_id: box for key, box in journal.state.sandboxes.items()}
         attached = [pod for pod in self.alive.values() if pod.attached or ((box := boxes.get(pod.id)) and box.result)]
         fresh = [pod for pod in attached if not pod.attached]
@@ -337,7 +337,7 @@ class World:
 
 
 def _holder(path: Path) -> str:
-    """Return whom a file of host-local names; nobody where there is none."""
+    """Return the container that a file of host-local names; empty if the file is gone."""
     try:
         return path.read_bytes().partition(b"\r\n")[0].decode()
     except FileNotFoundError:

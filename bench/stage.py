@@ -79,7 +79,7 @@ class Stage:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def stop_worker(self) -> None:
-        """Have the worker end in order, if it runs."""
+        """Stop the worker in order, if it runs."""
         if self.worker is not None:
             self.worker.terminate()
             self.worker.wait(30)
