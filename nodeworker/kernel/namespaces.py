@@ -1,7 +1,7 @@
-"""The one way into a network namespace.
+"""Open network namespaces, and run a function inside one.
 
-A thread enters it just long enough to open something there; a socket keeps its namespace and answers afterwards from
-anywhere. No process is forked, and a path that is no namespace is refused instead of being made one.
+A thread enters a namespace only to open something there: a socket keeps its namespace, so any thread can use it later.
+Nothing here forks a process, or creates a namespace where a path has none.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def interfaces_present(path: str, names: Iterable[str], phase: Phase, inode: int = 0) -> set[str]:
-    """Return which of *names* are interfaces in the network namespace at *path*, as of ``Namespace``.
+    """Return which of *names* are interfaces in the network namespace at *path*; *inode* as for ``Namespace``.
 
-    It takes a tenth of a millisecond, less than a thread would cost. Raises RequestFailedError (namespace_invalid).
+    It takes 0.1 ms, less than a thread would cost. Raises RequestFailedError (namespace_invalid).
     """
     with _probe(path, phase, inode) as probe:
         return {name for name in names if _exists(probe, name)}
 
 
 def mtu_of(path: str, name: str, phase: Phase) -> int:
-    """Return the MTU of interface *name* in the network namespace at *path*; 0 if there is no such thing.
+    """Return the MTU of interface *name* in the network namespace at *path*; 0 if the interface does not exist.
 
     Raises RequestFailedError (namespace_invalid).
     """
@@ -54,7 +54,7 @@ def mtu_of(path: str, name: str, phase: Phase) -> int:
 
 
 def is_namespace(path: str) -> bool:
-    """Return whether there is a network namespace at *path*; what it was mounted on may outlive it as a plain file."""
+    """Return whether *path* is a network namespace; after an unmount, its mount point remains as a plain file."""
     try:
         os.close(_open(path, Phase.DEL))
     except RequestFailedError:
@@ -63,7 +63,7 @@ def is_namespace(path: str) -> bool:
 
 
 def inode(path: str) -> int:
-    """Return what tells the namespace at *path* from others that are there at the same time; 0 if there is none."""
+    """Return the inode of the namespace at *path*, which no other existing namespace has; 0 if there is none."""
     try:
         return os.stat(path).st_ino
     except OSError:
@@ -71,9 +71,9 @@ def inode(path: str) -> int:
 
 
 def loss(path: str, inode: int = 0) -> str:
-    """Return how it is known that the namespace at *path*, which had that *inode*, is gone; nothing where it is not.
+    """Return the evidence that the namespace at *path*, which had that *inode*, is gone; an empty text if none.
 
-    What can't be looked at is not gone. An *inode* of 0 is not known. What a namespace was mounted on may outlive it.
+    An unreadable path is no evidence. *inode* 0: unknown. After an unmount, the mount point remains as a plain file.
     """
     if not path:
         return ""
@@ -102,12 +102,12 @@ def loss(path: str, inode: int = 0) -> str:
 
 
 class Namespace:
-    """A container's network namespace, held open. A context manager; for threads that do nothing else meanwhile."""
+    """A container's network namespace, open. A context manager; for one thread at a time."""
 
     def __init__(self, path: str, phase: Phase, inode: int = 0) -> None:
-        """Open the namespace at *path*, which has that *inode*; 0: whichever.
+        """Open the namespace at *path*, which must have that *inode*, if it is not 0.
 
-        Raises RequestFailedError (namespace_invalid) if there is none, or another, or the one that the thread is in.
+        Raises RequestFailedError (namespace_invalid) if there is none, or another one, or the thread's own.
         """
         self.path = path
         self._phase = phase
@@ -136,9 +136,9 @@ class Namespace:
         os.close(self.node_fd)
 
     def inside(self, act: Callable[[], T]) -> T:
-        """Return what *act* returns in the namespace, where the calling thread is as long as that takes.
+        """Return what *act* returns; the calling thread is in the namespace meanwhile.
 
-        What *act* opens there stays there. Raises RequestFailedError (namespace_invalid).
+        Sockets that *act* opens stay in the namespace. Raises RequestFailedError (namespace_invalid).
         """
         if _libc.setns(self.fd, _CLONE_NEWNET):
             raise _invalid(self.path, self._phase, os.strerror(ctypes.get_errno()))
@@ -146,11 +146,11 @@ class Namespace:
             return act()
         finally:
             if _libc.setns(self.node_fd, _CLONE_NEWNET):
-                os.abort()  # a worker thread lost in a pod's namespace would work on the wrong interfaces
+                os.abort()  # a thread that stays in a pod's namespace would change the wrong interfaces
 
 
 def _probe(path: str, phase: Phase, inode: int = 0) -> socket.socket:
-    """Return a socket in the namespace at *path*, of which interfaces are asked. Raises as ``Namespace``."""
+    """Return a socket in the namespace at *path*, for queries about interfaces. Raises what ``Namespace`` raises."""
     with Namespace(path, phase, inode) as container:
         return container.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
 

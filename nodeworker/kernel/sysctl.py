@@ -1,6 +1,6 @@
-"""Kernel parameters of the namespace that the thread is in; what is so already is not written.
+"""Kernel parameters of the calling thread's namespace.
 
-Many of these writes wait for the lock that all link operations of the node share.
+A parameter that already has the value is not written: many writes wait for the lock that all link operations share.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _LONGEST = 256
 
 
 def ensure(name: str, value: str) -> None:
-    """Make the parameter *name*, a path below ``net``, *value*. Raises OSError."""
+    """Set the parameter *name*, a path below ``net``, to *value*. Raises OSError."""
     if _read(name) != value:
         _write(name, value)
 
 
 def try_ensure(name: str, value: str, *, is_another: bool = False) -> None:
-    """Make the parameter *name* *value* where there is such a parameter and it may be written.
+    """Set the parameter *name* to *value*, if the parameter exists and is writable.
 
-    *is_another*: it is known to be another, as on an interface that was just made, so there is no need to look.
+    *is_another*: the caller knows that the value differs, as on a new interface, so it is not read first.
     """
     with contextlib.suppress(OSError):
         if is_another:
@@ -35,13 +35,13 @@ def try_ensure(name: str, value: str, *, is_another: bool = False) -> None:
 
 
 def reset(ifname: str, family: str, name: str) -> None:
-    """Make the parameter *name* of *ifname* what it is for a new interface, where there is such a parameter."""
+    """Set the parameter *name* of *ifname* to the value of a new interface, if the parameter exists."""
     with contextlib.suppress(OSError):
         ensure(f"{family}/conf/{ifname}/{name}", _read(f"{family}/conf/default/{name}"))
 
 
 def enable_ipv6(ifname: str) -> None:
-    """Let ``lo`` and *ifname* have IPv6 addresses. Raises OSError if that is forbidden."""
+    """Enable IPv6 on ``lo`` and *ifname*. Raises OSError if the parameter is read-only."""
     for name in (f"ipv6/conf/{each}/disable_ipv6" for each in ("lo", ifname)):
         if os.path.exists(f"{_ROOT}/{name}"):
             ensure(name, "0")
@@ -56,7 +56,7 @@ def _read(name: str) -> str:
 
 
 def _within(path: str, flags: int, act: Callable[[int], T]) -> T:
-    """Return what *act* returns with the file open; file objects would take five times as long."""
+    """Return what *act* returns with the open file. A file object would take five times as long."""
     fd = os.open(path, flags | os.O_CLOEXEC)
     try:
         return act(fd)

@@ -1,7 +1,7 @@
-"""The packet filter's rules, read once for all who ask, until they change.
+"""A cache of the packet filter's rules, valid until the rules change.
 
-A node may have hundreds of pods, and a rule or two for each in the same chain: to read that for every pod would cost
-more with each pod. The kernel counts the changes of its rules, so that what was read is known to be as it is now.
+A node may have hundreds of pods, each with one or two rules in the same chain: without the cache, a check of all pods
+would take quadratic time. The kernel numbers every change of its rules, so the cache knows when it is out of date.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from nodeworker.kernel.nftables.client import Chain, Nftables, Rule, Rules
 
 
 class RulesetCache:
-    """What was read of the rules in the namespace of the worker. Not for two threads at once."""
+    """The rules in the worker's namespace. For one thread at a time."""
 
     def __init__(self) -> None:
         self._generation: int | None = None
@@ -21,9 +21,9 @@ class RulesetCache:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Rules]:
-        """Hold the rules as they are now, or later. Raises OSError."""
+        """Yield the rules as of now or later. Raises OSError."""
         with Nftables.on_node() as nft:
-            generation = nft.generation()  # first: what is read after it is not older
+            generation = nft.generation()  # first: rules that are read after it are not older
             if generation is None or generation != self._generation:
                 self._chains.clear()
             self._generation = generation
@@ -31,7 +31,7 @@ class RulesetCache:
 
 
 class _Open:
-    """Reads what is not known."""
+    """Reads the rules that the cache lacks."""
 
     def __init__(self, nft: Nftables, chains: dict[Chain, list[Rule]]) -> None:
         self._nft = nft

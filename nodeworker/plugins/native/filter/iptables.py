@@ -1,7 +1,7 @@
-"""Chains of ``iptables`` for one network of a container, by that program: it alone knows which kernel filter it means.
+"""Chains for one network of a container, through ``iptables``: only that program knows which kernel filter it uses.
 
-What belongs together is one run of ``iptables-restore``, which does all of it or nothing. Several interfaces may share
-a chain: a rule is known by what it matches, and nothing is taken away that may be another interface's.
+Related changes are one run of ``iptables-restore``, which makes all of them or none. Several interfaces may share a
+chain: a rule is identified by what it matches, and a rule that another interface may need stays.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _OLDER_TABLES = {4: "ip_tables_names", 6: "ip6_tables_names"}
 """Files in which the older of the kernel's two filters names its tables, and which are there with it."""
 _SOUGHT = re.compile(r"(?<!\S)(! )?-([sd]) ([\da-f.:]+/\d+)(?!\S)")
 _LOCK_PATIENCE = 5
-"""Seconds that the program may wait for others of its kind."""
+"""Seconds that the program may wait for its lock."""
 _PATIENCE = 10.0
-"""Seconds that it may take."""
+"""Timeout of the program, in seconds."""
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -56,7 +56,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def installed(version: int) -> bool:
-    """Return whether the program for IP *version* is there."""
+    """Return whether the program for IP *version* is installed."""
     return bool(shutil.which(_RESTORE[version]) and shutil.which(_LIST[version]))
 
 
@@ -68,14 +68,14 @@ def rule(chain: str, seeks: Sought, then: str) -> Rule:
 
 
 def ensure(version: int, chain: Chain) -> None:
-    """Make *chain* with its entrances; others that it has stay. Raises NativeError."""
+    """Create *chain* with its entrances; further rules that it has stay. Raises NativeError."""
     if not _restored(version, [f"-N {chain.name}", *_appended(chain.name, chain.rules), *_led(chain.entrances)]):
         return
-    # Another interface's, or what an ADD has left that was cut.
+    # The chain exists: from another interface, or from an interrupted ADD.
     there = present(version, chain.name)
     make = f"-N {chain.name}" if there is None else f"-F {chain.name}"
     rules, entrances = (there.rules, there.entrances) if there is not None else ((), ())
-    # Others first: what they except from masquerading has to come before that.
+    # Existing rules first: their exceptions must come before the masquerading.
     rules = (*_without(rules, chain.rules), *chain.rules)
     lacking = _without(chain.entrances, entrances)
     if said := _restored(version, [make, *_appended(chain.name, rules), *_led(lacking)]):
@@ -104,7 +104,7 @@ def remove(version: int, chain: Chain, others: Callable[[], Collection[Address]]
 
 
 def present(version: int, name: str) -> Chain | None:
-    """Return the chain *name* as it is, None if there is none. Raises NativeError."""
+    """Return the existing chain *name*, None if there is none. Raises NativeError."""
     lines = _listed(version)
     if f"-N {name}" not in lines:
         return None
@@ -117,9 +117,9 @@ def present(version: int, name: str) -> Chain | None:
 
 
 def count_present(version: int, chain: Chain, packet_filter: Rules) -> int:
-    """Return how many of the rules of *chain* and of its entrances there are. Raises NativeError, NetlinkError.
+    """Return how many of the rules of *chain* and of its entrances exist. Raises NativeError, NetlinkError.
 
-    The newer of the kernel's filters is asked itself; the older one only by the program, where it has the table.
+    It asks nf_tables directly, and the older filter, if it has the table, through the program.
     """
     mine, everybodys = (client.Chain(_FAMILIES[version], _TABLE, each) for each in (chain.name, _POST_ROUTING))
     way = expressions.verdict_chain(chain.name)
@@ -174,7 +174,7 @@ def _is_offered(version: int) -> bool:
 
 
 def _older_tables(version: int) -> list[str] | None:
-    """Return the tables of the older of the kernel's filters, None if it is not there. Raises OSError."""
+    """Return the tables of the older kernel filter, None if the kernel lacks it. Raises OSError."""
     folder = Path("/proc/thread-self/net")
     try:
         return (folder / _OLDER_TABLES[version]).read_text().split()
@@ -185,7 +185,7 @@ def _older_tables(version: int) -> list[str] | None:
 
 
 def _rule(words: str) -> Rule:
-    """Return the rule that is listed as *words*."""
+    """Return the rule that the program lists as *words*."""
     compared = [
         Sought(side == "s", ipaddress.ip_network(network, strict=False), elsewhere=bool(negation))
         for negation, side, network in _SOUGHT.findall(words)
@@ -221,14 +221,14 @@ def _closed(entrances: Iterable[Rule]) -> Iterable[str]:
 
 
 def _restored(version: int, commands: Sequence[str]) -> str:
-    """Carry out *commands* together; return why that was not possible, or an empty text. Raises NativeError."""
+    """Run *commands* as one transaction; return its error, or an empty text. Raises NativeError."""
     script = "\n".join((f"*{_TABLE}", *commands, "COMMIT", ""))
     code, _, said = _run([_RESTORE[version], f"--wait={_LOCK_PATIENCE}", "--noflush"], script)
     return (said or f"exit code {code}") if code else ""
 
 
 def _run(words: Sequence[str], script: str = "") -> tuple[int, str, str]:
-    """Return exit code, output, and the last line of what was said of it. Raises NativeError."""
+    """Return exit code, output and the last line of the error output. Raises NativeError."""
     try:
         ran = subprocess.run(
             words,

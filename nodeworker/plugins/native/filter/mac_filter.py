@@ -1,7 +1,7 @@
-"""A filter on a bridge's port that lets through only frames with the MAC address that the container was given.
+"""The MAC filter (``macspoofchk``): a bridge's port accepts only frames from the container's MAC address.
 
-The rules and chains are those of the reference plugin, in the table ``nat`` of the family ``bridge``: either takes away
-what the other has made.
+The rules and chains are those of the reference plugin, in the table ``nat`` of the family ``bridge``. So each plugin
+can delete the rules of the other.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _TABLE = "nat"
 _PRE_ROUTING = Chain(nftsocket.NFPROTO_BRIDGE, _TABLE, "PREROUTING")
 _PRIORITY = -300
 _PREFIX = "macspoofchk-"
-"""Of comments."""
+"""The prefix of comments."""
 MARK = rf"{_PREFIX}[^\0]+"
 _CHAIN = "cni-br-iface-"
 _RULES = [1, 1, 2]
-"""How many there are in the chain of all, and in both of an attachment."""
+"""The number of an attachment's rules in the shared chain, and in each of its own two."""
 _MODULES = "the kernel's nf_tables"
-"""What an administrator may have to load."""
+"""Kernel modules that the administrator may have to load, for errors."""
 
 
 def install(call: Call, outside: str, mac: str) -> None:
-    """Let the container, which sends through *outside* of the node, send from *mac* only. Raises NativeError."""
+    """Restrict the container, whose port on the node is *outside*, to frames from *mac*. Raises NativeError."""
     port, sender, comment = *_chains(call), _comment(call)
 
     def plan(nft: Nftables) -> list[Request]:
@@ -56,7 +56,7 @@ def install(call: Call, outside: str, mac: str) -> None:
 
 
 def remove(call: Call) -> None:
-    """Take the filter of *call* away; it may be gone. Raises NativeError."""
+    """Delete the filter of *call*; a missing one is no error. Raises NativeError."""
     port, sender, comment = *_chains(call), _comment(call)
 
     def plan(nft: Nftables) -> list[Request]:
@@ -71,7 +71,7 @@ def remove(call: Call) -> None:
 
 
 def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
-    """Take away the filters of this network's ports that are none of *valid*, (container ID, interface name).
+    """Delete the filters of this network's ports except those of *valid*, (container ID, interface name).
 
     *call* is for no container. A filter does not say which network it is for. It is this one's if its port has the
     name that it is given here; and it is nobody's if the node has no such port any more. Raises NativeError.
@@ -80,7 +80,7 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
 
     def plan(node: Netlink, nft: Nftables) -> list[Request]:
         there = [each for each in nft.rules(_PRE_ROUTING) if each.comment.startswith(_PREFIX)]
-        ports = {each.name for each in links.list_all(node)}  # only now: a port is made before its filter
+        ports = {each.name for each in links.list_all(node)}  # after the rules: a port is created before its filter
         stale = [each for each in there if each.comment not in kept and _is_free(each, call.network, ports)]
         names = dict.fromkeys(_CHAIN + each.comment.removeprefix(_PREFIX) for each in stale)
         chains = [chain for name in names for chain in _chains_named(name) if nft.has_chain(chain)]
@@ -98,14 +98,14 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
 
 
 def check(call: Call) -> None:
-    """Raise NativeError unless the filter of *call* is there."""
+    """Raise NativeError unless the filter of *call* is complete."""
     with error_context(f"look up the filter of {call.ifname} (macspoofchk)"), Nftables.on_node() as nft:
         if left(call, nft) is not None:
             raise NativeError(f"the filter on the MAC address of {call.ifname} is gone: attach it again")
 
 
 def left(call: Call, packet_filter: Rules) -> str | None:
-    """Return what is left of the filter of *call*; None: all of it is there. Raises NetlinkError."""
+    """Return what remains of the filter of *call*; None: it is complete. Raises NetlinkError."""
     comment = _comment(call)
     there = [
         [each.comment for each in packet_filter.rules(chain)].count(comment) for chain in (_PRE_ROUTING, *_chains(call))
@@ -116,12 +116,12 @@ def left(call: Call, packet_filter: Rules) -> str | None:
 
 
 def mark(call: Call) -> str:
-    """Return what all rules of the filter of *call* have in them; it fits ``MARK``."""
+    """Return the text that all rules of the filter of *call* contain; it matches ``MARK``."""
     return _comment(call)
 
 
 def _chains(call: Call) -> tuple[Chain, Chain]:
-    """Return the chains for what comes in by the container's port, and for who has sent it."""
+    """Return the chains for the container's port, and for the sender of its frames."""
     return _chains_named(f"{_CHAIN}{call.container_id}-{call.ifname}")
 
 
@@ -138,13 +138,13 @@ def _comment_on(container_id: str, ifname: str) -> str:
 
 
 def _is_free(rule: Rule, network: str, ports: Collection[str]) -> bool:
-    """Return whether *rule* is for a port of *network*, or for one that is none of the node's *ports*."""
+    """Return whether *rule* is for a port of *network*, or for a port that is not among the node's *ports*."""
     port = expressions.came_in_by(rule.expressions)
     return bool(port) and (port not in ports or any(port in end_names(*who) for who in _owners(rule, network)))
 
 
 def _owners(rule: Rule, network: str) -> Iterator[tuple[str, str, str]]:
-    """Yield whom the comment of *rule* may name: container and interface names may have the mark between them too."""
+    """Yield the container and interface that the comment of *rule* may name: the separator may be part of a name."""
     words = rule.comment.removeprefix(_PREFIX).split("-")
     for place in range(1, len(words)):
         yield "-".join(words[:place]), network, "-".join(words[place:])

@@ -1,4 +1,4 @@
-"""The node's address instead of the container's, for what the container sends beyond its network (``ipMasq``).
+"""Masquerading (``ipMasq``): packets that leave the container's network get the node's address.
 
 Rules and chains are those of the reference plugins, with ``iptables`` as with nftables: either takes away what the
 other has made.
@@ -24,24 +24,24 @@ from nodeworker.plugins.native.kit.endpoints import error_context, list_containe
 Backend: TypeAlias = Literal["iptables", "nftables"]
 
 _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
-"""What stays as it is in every network, by IP version."""
+"""Destinations that are never masqueraded, by IP version."""
 _TABLE = "cni_plugins_masquerade"
 _CHECKS = Chain(nftsocket.NFPROTO_INET, _TABLE, "masq_checks")
 WAY = Chain(nftsocket.NFPROTO_INET, _TABLE, "postrouting")
-"""By which packets come to the rules for single containers."""
+"""The base chain that leads to the rules of the containers."""
 _PRIORITY = 100
 _ABOUT_TABLE = "Masquerading for plugins from github.com/containernetworking/plugins"
 _ABOUT_CHECKS = "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet"
 _LONGEST_COMMENT = 128
 _PREFIX = "CNI-"
-"""Of the chains of ``iptables``."""
+"""The prefix of chains in ``iptables``."""
 MARK = rf"{_PREFIX}[0-9a-f]{{24}}|[0-9a-f]{{16}}-[0-9a-f]{{16}}"
 _MODULES = "the kernel's nf_tables and nft_masq"
-"""What an administrator may have to load."""
+"""Kernel modules that the administrator may have to load, for errors."""
 
 
 def install(call: Call, backend: Backend | None, addresses: Sequence[Address]) -> None:
-    """Let what *addresses* send appear to come from the node. Raises NativeError."""
+    """Masquerade packets from *addresses*. Raises NativeError."""
     task = f"masquerade what {call.ifname} sends (ipMasq)"
     if _by_iptables(backend):
         try:
@@ -55,7 +55,7 @@ def install(call: Call, backend: Backend | None, addresses: Sequence[Address]) -
 
 
 def remove(call: Call) -> None:
-    """Take away what ``masquerade`` has made for *call*, whichever way; it may be gone, as its interface is.
+    """Delete the rules of *call*, with either backend; missing rules are no error.
 
     What other interfaces of the container need stays. Raises NativeError.
     """
@@ -70,7 +70,7 @@ def remove(call: Call) -> None:
 
 
 def collect(call: Call, backend: Backend | None, valid: Collection[tuple[str, str]]) -> None:
-    """Take away what ``masquerade`` has made for this network and none of *valid*, (container ID, interface name).
+    """Delete the network's rules except those of *valid*, (container ID, interface name).
 
     *call* is for no container. Raises NativeError.
     """
@@ -98,7 +98,7 @@ def check(call: Call, backend: Backend | None) -> None:
 
 
 def left(call: Call, backend: Backend | None, addresses: Sequence[Address], packet_filter: Rules) -> str | None:
-    """Return what is left of the rules by which *addresses* are masqueraded; None: all of them are there.
+    """Return what remains of the rules for *addresses*; None: all exist.
 
     Where no *backend* was asked for, it may be either: the choice of the ADD is not recorded, and ``iptables`` may have
     come or gone since. Raises NativeError, NetlinkError.
@@ -124,17 +124,17 @@ def left(call: Call, backend: Backend | None, addresses: Sequence[Address], pack
 
 
 def marks(call: Call) -> tuple[str, ...]:
-    """Return of what each rule that is made for *call* alone has one in it; they fit ``MARK``."""
+    """Return texts, one of which every rule for *call* alone contains; they match ``MARK``."""
     return _mark(call), _chain_name(call.network, call.container_id)
 
 
 def _recorded(call: Call) -> list[Address]:
-    """Return the addresses in the attachment's result: none if the runtime gave none."""
+    """Return the addresses in the attachment's result; none if the runtime passed no result."""
     return [ipaddress.ip_interface(each.address) for each in call.prev_result.ips] if call.prev_result else []
 
 
 def _by_iptables(backend: Backend | None) -> bool:
-    """As the reference plugins choose: what is asked for, else ``iptables`` wherever it is."""
+    """Return whether to use ``iptables``, as the reference plugins do: by configuration, else if it is installed."""
     return backend == "iptables" or (backend is None and iptables.installed(4))
 
 
@@ -197,7 +197,7 @@ def _there(call: Call, packet_filter: Rules) -> list[client.Rule]:
 
 
 def _mark(call: Call) -> str:
-    """Return what the comments of the rules of *call* begin with, and no others do."""
+    """Return the beginning of the comments of all rules of *call*, and of no other rules."""
     return _mark_of(call.network, call.container_id, call.ifname)
 
 

@@ -67,7 +67,7 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    """Return the first part of *config* that only the reference plugin supports, or an empty text."""
     net = ipam_config.misfit(config, _Net)
     if isinstance(net, str):
         return net

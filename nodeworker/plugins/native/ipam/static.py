@@ -45,7 +45,7 @@ class _Assigned(msgspec.Struct, frozen=True):
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    """Return the first part of *config* that only the reference plugin supports, or an empty text."""
     net = ipam_config.misfit(config, _Net)
     return net if isinstance(net, str) else ""
 

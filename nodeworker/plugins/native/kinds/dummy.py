@@ -1,4 +1,4 @@
-"""An interface that leads nowhere: a place in the container for addresses that others route to it."""
+"""The dummy plugin: an interface without a link, for addresses that other hosts route to the container."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TYPE = "dummy"
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    """Return the first part of *config* that only the reference plugin supports, or an empty text."""
     options = decode_options(config, NetConf)
     if isinstance(options, str):
         return options
@@ -25,7 +25,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 
 def add(call: Call, ipam: Result | None) -> Result:
-    """Make the interface and return the result, whose resolver configuration is that of *ipam*. Raises NativeError."""
+    """Create the interface and return the result, with the resolver configuration of *ipam*. Raises NativeError."""
     config = load(call, NetConf)
     if ipam is None:
         raise NativeError(f"a dummy interface is there for its addresses: {call.network} has no ipam")
@@ -43,12 +43,12 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Take the interface away; it and its namespace may be gone. Raises NativeError."""
+    """Delete the interface; it, or its namespace, may be gone. Raises NativeError."""
     remove_link(call)
 
 
 def _create(ends: Endpoints, call: Call) -> Link:
-    """Return the interface, made now or by an ADD that was cut."""
+    """Return the interface, new or from an interrupted ADD."""
     link = create_or_find(ends, call, TYPE, links.create(call.ifname, TYPE))
     if link is None or link.kind != TYPE:
         raise name_taken(call)

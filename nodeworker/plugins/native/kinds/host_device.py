@@ -1,4 +1,4 @@
-"""A network card of the node, lent to the container: it moves in, and back when the container goes.
+"""The host-device plugin: move a network card of the node into the container, and back after it.
 
 The card carries the name that it has on the node as its alias, which every version of the reference plugin reads. Each
 move is one message to the kernel, renaming included: cut anywhere, the card is either here or there.
@@ -36,9 +36,9 @@ _AUXILIARY = Path("/sys/bus/auxiliary/devices")
 _KERNEL = Path("/sys/devices")
 _BUS_ADDRESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_:.\-]*")
 _USERSPACE_DRIVERS = frozenset({"vfio-pci", "uio_pci_generic", "igb_uio"})
-"""Drivers of cards that a program in the container works with itself; the kernel has no interface for them."""
+"""Drivers of cards that a program in the container drives; the kernel has no interface for them."""
 _KERNELS_NAME = re.compile(r"dev[0-9]+")
-"""The name that a card gets that returns from a container by itself to a node where its name is taken."""
+"""The name that the kernel gives a card that returns to a node where its name is taken."""
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +56,7 @@ class HostDevice(NetConf, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     @property
     def bus_address(self) -> Any:
-        """Its place on a bus; that which the runtime says goes before that of the configuration."""
+        """Its address on a bus; the runtime's takes precedence over the configuration's."""
         return self.runtime_config.get("deviceID") or self.pci_bus_id
 
 
@@ -64,14 +64,14 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """The card that a configuration names, by one of ``name``, ``mac`` and ``listed``."""
 
     words: str
-    """For sentences."""
+    """For error texts."""
     name: str = ""
-    """On the node, when nobody has borrowed it; it may be another one than the kernel shows."""
+    """Its name on the node while no container has it, which may differ from the kernel's."""
     mac: str = ""
     listed: str = ""
-    """Name that sysfs lists it under on the node right now."""
+    """Its current name in the node's sysfs."""
     bus_folder: Path | None = None
-    """Its device, for one that is named by its place on the PCI bus."""
+    """Its device, if the configuration names a PCI address."""
 
     @property
     def is_userspace(self) -> bool:
@@ -94,7 +94,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    """Return the first part of *config* that only the reference plugin supports, or an empty text."""
     options = decode_options(config, HostDevice)
     if isinstance(options, str):
         return options
@@ -130,12 +130,12 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Give the card back with the name that it had; it may be back, and its namespace gone. Raises NativeError."""
+    """Return the card to the node with its earlier name; it may be back already. Raises NativeError."""
     config = load(call, HostDevice)
     try:
         card = _card(call, config)
     except NativeError:
-        return  # no ADD has found a card either
+        return  # an ADD would have found no card either
     if not call.netns or not namespaces.is_namespace(call.netns):
         with Netlink.on_node() as node:
             _rename_returned(node, call, card)
@@ -153,7 +153,7 @@ def delete(call: Call) -> None:
 
 
 def _lent(ends: Endpoints, call: Call, card: Card) -> Link:
-    """Return the card in the container, moved now or by an ADD that was cut."""
+    """Return the card in the container, moved now or by an interrupted ADD."""
     link = find_link(ends.container, call.ifname)
     if link is None:
         link = next(filter(card.is_on_node, _every(ends.node)), None)
@@ -168,7 +168,7 @@ def _lent(ends: Endpoints, call: Call, card: Card) -> Link:
 
 
 def _rename_returned(node: Netlink, call: Call, card: Card) -> None:
-    """Give the card its name again if the kernel brought it back, under the name that it had in the container."""
+    """Rename the card to its node name if the kernel returned it, under its container name."""
     there = _every(node)
     for link in there:
         returned = link.name == call.ifname or _KERNELS_NAME.fullmatch(link.name)
@@ -221,7 +221,7 @@ def _on_bus(call: Call, address: Any) -> Card:
 
 
 def _listed(*folders: Path) -> str:
-    """Return the first interface in the first of *folders* that is there, empty if there is none."""
+    """Return the first interface in the first existing folder of *folders*, empty if there is none."""
     for folder in folders:
         if folder.is_dir():
             return min(os.listdir(folder), default="")

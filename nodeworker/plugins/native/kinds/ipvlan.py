@@ -1,4 +1,4 @@
-"""An interface with addresses of its own on a network card of the node, whose MAC address it shares."""
+"""The ipvlan plugin: an interface with addresses of its own on a network card, whose MAC address it shares."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Ipvlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_
     """The configuration of an ipvlan network."""
 
     master: str = ""
-    """The card; empty for the one interface of the plugin before, else for that of the default route."""
+    """The card; empty: the one interface of the previous plugin, else the interface of the default route."""
     mode: str = ""
     mtu: U32 = 0
-    """0 for the card's."""
+    """0: the card's."""
     link_in_container: bool = False
     """Whether the card is in the container."""
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    """Return the first part of *config* that only the reference plugin supports, or an empty text."""
     options = decode_options(config, Ipvlan)
     return options if isinstance(options, str) else ""
 
@@ -42,7 +42,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 def add(call: Call, ipam: Result | None) -> Result:
     """Make the interface and return the result. Raises NativeError.
 
-    Without *ipam* it has the addresses and routes that a plugin before it in the chain assigned.
+    Without *ipam* it gets the addresses and routes that an earlier plugin in the chain assigned.
     """
     config = load(call, Ipvlan)
     assigned = ipam if ipam is not None else _of_chain(call)
@@ -71,7 +71,7 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Take the interface away; it and its namespace may be gone. Raises NativeError."""
+    """Delete the interface; it, or its namespace, may be gone. Raises NativeError."""
     remove_link(call)
 
 
@@ -84,14 +84,14 @@ def _of_chain(call: Call) -> Result:
 
 
 def _create(ends: Endpoints, call: Call, config: Ipvlan) -> Link:
-    """Return the interface, made now or by an ADD that was cut."""
+    """Return the interface, new or from an interrupted ADD."""
     data = _data(config)
     master = find_parent(ends, call, config.master or _before(call), in_container=config.link_in_container)
     return create_on_parent(ends, call, master, TYPE, data, mtu=config.mtu)
 
 
 def _before(call: Call) -> str:
-    """Return the name of the interface that the plugin before made, empty if this one is the first."""
+    """Return the name of the previous plugin's interface, empty if this plugin is the first."""
     if call.prev_result is None:
         return ""
     names = [each.name for each in call.prev_result.interfaces]

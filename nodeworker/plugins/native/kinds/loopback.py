@@ -1,4 +1,4 @@
-"""The loopback interface of a container, which every namespace has and nobody but this plugin sets up."""
+"""The loopback plugin: set up the loopback interface, which every namespace has, down."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _NO_MAC = "00:00:00:00:00:00"
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    """Return the first part of *config* that only the reference plugin supports, or an empty text."""
     options = decode_options(config, NetConf)
     return options if isinstance(options, str) else ""
 
 
 def add(call: Call, ipam: Result | None) -> Result:
-    """Set the loopback interface up and return it with its addresses; *ipam* does not matter. Raises NativeError."""
+    """Set the loopback interface up and return it with its addresses; *ipam* is ignored. Raises NativeError."""
     load(call, NetConf)
     with open_endpoints(call, Phase.ADD) as ends:
         link = _loopback(ends)
@@ -55,7 +55,7 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Set the loopback interface down, if the namespace still is. Raises NativeError."""
+    """Set the loopback interface down, if the namespace exists. Raises NativeError."""
     if not call.netns or not namespaces.is_namespace(call.netns):
         return
     with open_endpoints(call, Phase.DEL) as ends, error_context("set lo down"):

@@ -1,4 +1,4 @@
-"""A wire between the container and the node, which routes all that the container sends."""
+"""The ptp plugin: a veth pair between the container and the node, which routes the container's packets."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Ptp(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fie
     ip_masq: bool = False
     ip_masq_backend: masquerade.Backend | None = None
     mtu: U32 = 0
-    """0 for the kernel's choice."""
+    """0: the kernel chooses."""
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    """Return the first part of *config* that only the reference plugin supports, or an empty text."""
     options = decode_options(config, Ptp)
     if isinstance(options, str):
         return options
@@ -51,7 +51,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 
 def add(call: Call, ipam: Result | None) -> Result:
-    """Make the wire and return the result. Raises NativeError."""
+    """Create the veth pair and return the result. Raises NativeError."""
     config = load(call, Ptp)
     if ipam is None:
         raise NativeError(f"a point-to-point network has addresses: {call.network} has no ipam")
@@ -82,7 +82,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 
 def check(call: Call) -> None:
-    """Raise NativeError unless the wire is as ``call.prev_result`` says."""
+    """Raise NativeError unless the veth pair is as ``call.prev_result`` says."""
     config, result = load(call, Ptp), recorded_result(call)
     with open_endpoints(call, Phase.CHECK) as ends:
         link = check_link(ends, call, result, "veth")
@@ -92,7 +92,7 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Take the wire and its rules away; they and the container's namespace may be gone. Raises NativeError."""
+    """Delete the veth pair and its rules; they, or the container's namespace, may be gone. Raises NativeError."""
     remove_link(call)
     config = decode_options(call.config, Ptp)
     if not isinstance(config, str) and config.ip_masq:
@@ -100,7 +100,7 @@ def delete(call: Call) -> None:
 
 
 def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
-    """Take away the rules of the network's interfaces that are none of *valid*. Raises NativeError."""
+    """Delete the rules of the network's interfaces that are not in *valid*. Raises NativeError."""
     config = decode_options(call.config, Ptp)
     if not isinstance(config, str) and config.ip_masq:
         masquerade.collect(call, config.ip_masq_backend, valid)
@@ -113,14 +113,14 @@ def _gateway(call: Call, given: Assignment) -> Gateway:
 
 
 def _by_the_node(link: Link, given: Sequence[Assignment], gateways: Sequence[Gateway]) -> Iterator[Request]:
-    """Yield the requests that put a route to the gateway, and one by it, in the place of the kernel's own route."""
+    """Yield the requests that replace the kernel's prefix route by a route to the gateway and one through it."""
     for each, gateway in zip(given, gateways, strict=True):
         network, source = each.address.network, each.address.ip
         kernels = Route(
             destination=network, index=link.index, scope=rtmsg.RT_SCOPE_NOWHERE, protocol=routes.PROTOCOL_KERNEL
         )
         beside = Route(destination=_host(gateway), index=link.index, scope=rtmsg.RT_SCOPE_LINK, source=source)
-        yield routes.add(beside)  # first: cut in between, the container must still know where its gateway is
+        yield routes.add(beside)  # first: after an interruption the container must still have a route to its gateway
         yield routes.delete(kernels)
         yield routes.add(Route(destination=network, index=link.index, gateway=gateway, source=source))
 

@@ -1,4 +1,4 @@
-"""Source based routing: what leaves with an address of the interface leaves through the interface.
+"""The sbr plugin, source based routing: packets from an address of the interface leave through the interface.
 
 Each address gets a routing table of its own with the interface's routes, and a rule that leads there; the main table is
 left to the other interfaces. By the rule an ADD that is repeated after it was cut finds its table.
@@ -39,7 +39,7 @@ class _Routing(msgspec.Struct, frozen=True):
     routes: list[Route]
 
     def rules_for(self, sources: Collection[Gateway], index: int) -> Iterator[Rule]:
-        """Yield the rules for *sources* that sbr has made for the interface *index*: no other one uses their tables."""
+        """Yield the rules for *sources* that sbr added for the interface *index*: no other one uses their tables."""
         hosts = {ipaddress.ip_network(source) for source in sources}
         foreign = {route.table for route in self.routes if route.index != index}
         for rule in self.rules:
@@ -54,7 +54,7 @@ class _Routing(msgspec.Struct, frozen=True):
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    """Return the first part of *config* that only the reference plugin supports, or an empty text."""
     options = decode_options(config, NetConf)
     if isinstance(options, str):
         return options
@@ -77,13 +77,13 @@ def add(call: Call, ipam: Result | None) -> Result:
         main = [route for route in there.routes if (route.index, route.table) == (link.index, routes.MAIN)]
         with error_context(f"route what comes from {call.ifname} by its source"):
             ends.container.do(*_tables(there, link.index, main, given))
-            # Only now: a gateway is found over the routes of the main table as long as the others are not complete.
+            # Last: the kernel finds gateways through the main table until the other tables are complete.
             ends.container.do(*map(routes.delete, main))
     return result
 
 
 def check(call: Call) -> None:
-    """Raise NativeError unless each address has its rule, and the rule's table a way to the gateway."""
+    """Raise NativeError unless each address has its rule, and the rule's table a route to the gateway."""
     result = require_prev_result(call)
     with open_endpoints(call, Phase.CHECK) as ends:
         link = find_chained_link(ends, call)
@@ -98,7 +98,7 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Take the rules away; the tables go with the interface. All of it may be gone. Raises NativeError."""
+    """Delete the rules; the tables go with the interface. Missing rules are no error. Raises NativeError."""
     if not call.netns or not namespaces.is_namespace(call.netns):
         return
     sources = {each.address.ip for each in own_addresses(call, call.prev_result)} if call.prev_result else set()
@@ -119,7 +119,7 @@ def _routing(ends: Endpoints, call: Call) -> _Routing:
 
 
 def _tables(there: _Routing, index: int, main: list[Route], given: list[Assignment]) -> Iterator[Request]:
-    """Yield the requests that make the rules and fill the tables with the default routes and those of *main*."""
+    """Yield the requests that add the rules and fill the tables with the default routes and those of *main*."""
     taken = {rule.table for rule in there.rules} | {route.table for route in there.routes}
     for each in given:
         source = each.address.ip
@@ -138,6 +138,6 @@ def _tables(there: _Routing, index: int, main: list[Route], given: list[Assignme
 
 
 def _serves(route: Route, given: Assignment) -> bool:
-    """Return whether *route* is for packets from an address: it names something in its network, or nothing at all."""
+    """Return whether *route* is for packets from an address: its gateway and source are in the network, or absent."""
     named = [each for each in (route.source, route.gateway) if each is not None]
     return not named or any(each in given.address.network for each in named)

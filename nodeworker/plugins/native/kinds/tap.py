@@ -1,7 +1,7 @@
-"""An interface whose other end is a file descriptor: a virtual machine in the container opens it and is on the wire.
+"""The tap plugin: an interface whose other end is a file descriptor, for a virtual machine in the container.
 
-The kernel makes these for whoever opens ``/dev/net/tun`` and not over netlink. Its owner and its permanence are settled
-before that file is closed, so one that an ADD was cut over either has all of this or is gone.
+The kernel creates a tap device for a process that opens ``/dev/net/tun``, not through netlink. The plugin sets its
+owner and makes it persistent before it closes that file: after an interrupted ADD the device is complete or gone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KIND = "tun"
 _IFREQ = struct.Struct("16sH22x")
 
 _ABSENT = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
-"""What opening the device ends with on a kernel without it."""
+"""Errors of the open call on a kernel without tap devices."""
 
 
 class Tap(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -37,20 +37,20 @@ class Tap(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fie
 
     multi_queue: bool = False
     mtu: U32 = 0
-    """0 for the kernel's choice."""
+    """0: the kernel chooses."""
     mac: str = ""
     owner: U32 | None = None
-    """User ID that may open it; None: anyone who may administer the network."""
+    """The user ID that may open it; None: any process with CAP_NET_ADMIN."""
     group: U32 | None = None
     selinux_context: str = ""
     bridge: str = ""
-    """A bridge in the container that it becomes a port of."""
+    """A bridge in the container; the interface becomes its port."""
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text.
+    """Return the first part of *config* that only the reference plugin supports, or an empty text.
 
-    An SELinux context is given to a device by the process that makes it, and the worker does not change its own.
+    A device gets the SELinux context of the process that creates it, and the worker does not change its own context.
     """
     options = decode_options(config, Tap)
     if isinstance(options, str):
@@ -59,7 +59,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 
 def add(call: Call, ipam: Result | None) -> Result:
-    """Make the interface and return the result. Raises NativeError."""
+    """Create the interface and return the result. Raises NativeError."""
     config = load(call, Tap)
     mac = requested_mac(call, config, config.mac)
     return add_link(
@@ -86,12 +86,12 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Take the interface away; it and its namespace may be gone. Raises NativeError."""
+    """Delete the interface; it, or its namespace, may be gone. Raises NativeError."""
     remove_link(call)
 
 
 def _bridge(ends: Endpoints, config: Tap) -> int | None:
-    """Return the index of the bridge that the interface is to be a port of, None for none."""
+    """Return the index of the configured bridge, None if none is configured."""
     if not config.bridge:
         return None
     link = find_link(ends.container, config.bridge)
@@ -112,7 +112,7 @@ def _create(ends: Endpoints, call: Call, config: Tap, mac: str) -> Link:
 
 
 def _device(ends: Endpoints, call: Call, config: Tap) -> Link:
-    """Return the interface, made now or by an ADD that was cut."""
+    """Return the interface, new or from an interrupted ADD."""
     link = find_link(ends.container, call.ifname)
     if link is None:
         ends.netns.inside(lambda: _make(call.ifname, config))
@@ -123,7 +123,7 @@ def _device(ends: Endpoints, call: Call, config: Tap) -> Link:
 
 
 def _make(name: str, config: Tap) -> None:
-    """Make the device in the namespace that the thread is in. Raises NativeError."""
+    """Create the device in the calling thread's namespace. Raises NativeError."""
     flags = (
         ifinfmsg.IFT_TAP
         | ifinfmsg.IFT_NO_PI

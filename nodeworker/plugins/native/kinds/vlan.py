@@ -1,4 +1,4 @@
-"""An interface that sends and receives the frames of one VLAN of a network card."""
+"""The vlan plugin: an interface for the frames of one VLAN of a network card."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Vlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fi
     """The card."""
     vlan_id: U32 = 0
     mtu: U32 = 0
-    """0 for the card's."""
+    """0: the card's."""
     link_in_container: bool = False
     """Whether the card is in the container."""
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    """Return the first part of *config* that only the reference plugin supports, or an empty text."""
     options = decode_options(config, Vlan)
     if isinstance(options, str):
         return options
@@ -41,7 +41,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 
 def add(call: Call, ipam: Result | None) -> Result:
-    """Make the interface and return the result. Raises NativeError."""
+    """Create the interface and return the result. Raises NativeError."""
     config = load(call, Vlan)
     if ipam is None:
         raise NativeError(f"a VLAN interface has addresses: {call.network} has no ipam")
@@ -64,12 +64,12 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Take the interface away; it and its namespace may be gone. Raises NativeError."""
+    """Delete the interface; it, or its namespace, may be gone. Raises NativeError."""
     remove_link(call)
 
 
 def _create(ends: Endpoints, call: Call, config: Vlan) -> Link:
-    """Return the interface, made now or by an ADD that was cut."""
+    """Return the interface, new or from an interrupted ADD."""
     if not config.master:
         raise NativeError(f"network {call.network} names no master interface, which a VLAN has to have")
     if config.vlan_id > _HIGHEST_ID:

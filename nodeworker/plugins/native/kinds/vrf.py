@@ -1,7 +1,7 @@
-"""A routing table of their own for some interfaces of a container, so that their networks may overlap with others.
+"""The vrf plugin: a separate routing table for some interfaces of a container, whose networks may overlap with others.
 
-It comes after the plugin that made the interface. Making an interface part of a VRF takes it down and up again: what
-it loses by that, IPv6 addresses and routes, is put back in the same system call, which no kill of the worker divides.
+It comes after the plugin that created the interface. An interface that enters a VRF goes down and up, and loses IPv6
+addresses and routes. The plugin restores them in the same system call, which a kill of the worker can't divide.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Vrf(NetConf, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     vrfname: str = ""
     table: U32 = 0
-    """Of routes; 0 for the lowest that no other VRF of the container has."""
+    """The routing table; 0: the lowest that no other VRF of the container has."""
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    """Return the first part of *config* that only the reference plugin supports, or an empty text."""
     options = decode_options(config, Vrf)
     if isinstance(options, str):
         return options
@@ -56,7 +56,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 
 def add(call: Call, ipam: Result | None) -> Result:
-    """Make the interface part of the VRF, which is made if need be, and return the previous result.
+    """Add the interface to the VRF, which is created if missing, and return the previous result.
 
     Raises NativeError.
     """
@@ -82,7 +82,7 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Take the interface out of the VRF, and the VRF away if it was the last; all may be gone. Raises NativeError."""
+    """Remove the interface from the VRF, and delete the VRF after its last one. Raises NativeError."""
     config = load(call, Vrf)
     if not call.netns or not namespaces.is_namespace(call.netns):
         return
@@ -114,9 +114,9 @@ def create(name: str, table: int) -> Request:
 
 
 def lost(link: Link, vrf: Link, there: Iterable[Assigned], ways: Iterable[Route]) -> list[Request]:
-    """Return the requests that give *link* back what entering *vrf* costs it of addresses *there* and *ways*.
+    """Return the requests that restore what *link* loses of its addresses *there* and routes *ways* on entering *vrf*.
 
-    What the kernel itself has made or learned from routers it will have again, its routes in the VRF's table.
+    The kernel restores the addresses and routes that it created itself or learned from routers.
     """
     kept = [
         addresses.add(link.index, each.address, dad=False)
@@ -131,7 +131,7 @@ def lost(link: Link, vrf: Link, there: Iterable[Assigned], ways: Iterable[Route]
         if (each.index, each.table, each.type) == (link.index, routes.MAIN, routes.UNICAST)
         and each.protocol not in _OF_THE_KERNEL
     ]
-    # A gateway has to be reachable before anything can go by it.
+    # A gateway must be reachable before a route through it.
     return kept + [routes.add(each) for each in sorted(own, key=lambda route: route.gateway is not None)]
 
 

@@ -1,7 +1,7 @@
-"""An interface in a network that is carried in UDP packets between nodes (RFC 7348).
+"""The vxlan plugin, one of Plumbline's own: an interface in a network that UDP packets carry between nodes (RFC 7348).
 
-The packets are the node's: the interface is made in the container and bound to the node's namespace, so the container
-needs neither a route to the other nodes nor a socket. A type of Plumbline's own; no reference plugin does this.
+The node sends the packets: the kernel creates the interface in the container, bound to the node's namespace. So the
+container needs neither a route to the other nodes nor a socket.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 
 def add(call: Call, ipam: Result | None) -> Result:
-    """Make the interface and return the result. Raises NativeError."""
+    """Create the interface and return the result. Raises NativeError."""
     config = load(call, Vxlan)
     mac = requested_mac(call, config, config.mac)
     return add_link(
@@ -88,12 +88,12 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Take the interface away; it and its namespace may be gone. Raises NativeError."""
+    """Delete the interface; it, or its namespace, may be gone. Raises NativeError."""
     remove_link(call)
 
 
 def _create(ends: Endpoints, call: Call, config: Vxlan, mac: str) -> Link:
-    """Return the interface, made now or by an ADD that was cut."""
+    """Return the interface, new or from an interrupted ADD."""
     on = find_parent(ends, call, config.master)
     data = _data(config, on)
     room = on.link.mtu - _OVERHEAD[_version(config)]
@@ -146,7 +146,7 @@ def _named(name: str, address: Gateway | None) -> Values:
 
 
 def _peer(config: Vxlan) -> Gateway | None:
-    """Return where packets go whose addressee is not known yet. Raises NativeError."""
+    """Return the destination of packets to unknown MAC addresses. Raises NativeError."""
     if config.group and config.remote:
         raise NativeError("group and remote exclude each other: leave one out")
     group, remote = _address("group", config.group), _address("remote", config.remote)

@@ -1,4 +1,4 @@
-"""Addresses and routes of an interface in a container, as an IPAM plugin has assigned them."""
+"""Configure an interface in a container with the addresses and routes that an IPAM plugin assigned."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from nodeworker.plugins.spec.results import IP, Result
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """An address for the container, and the gateway of its network if there is one."""
+    """An address for the container, and its network's gateway if there is one."""
 
     address: Address
     gateway: Gateway | None
 
 
 def assignments(call: Call, ipam: Result) -> list[Assignment]:
-    """Return what *ipam* assigns. Raises NativeError if that is no address, or is not one."""
+    """Return the addresses that *ipam* assigns. Raises NativeError if it assigns none, or one is malformed."""
     if not ipam.ips:
         raise NativeError(f"the IPAM plugin assigned no address to {call.ifname}")
     return [_assignment(call, ip) for ip in ipam.ips]
 
 
 def with_interface(ips: Sequence[IP], index: int) -> tuple[IP, ...]:
-    """Return *ips* as those of the interface *index* of a result."""
+    """Return *ips*, assigned to the interface *index* of a result."""
     return tuple(replace(ip, interface=index) for ip in ips)
 
 
@@ -49,10 +49,10 @@ def configure(
     dad: bool,
     notify: bool = False,
 ) -> None:
-    """Give *link*, in the container, the addresses *given* and the routes of *result*, and set it up.
+    """Add the addresses *given* and the routes of *result* to *link*, in the container, and set it up.
 
-    Without *dad* IPv6 addresses are usable at once: IPAM sees to it that they are unique. With *notify* the kernel
-    tells the neighbours of the IPv4 addresses. Raises NativeError.
+    Without *dad* IPv6 addresses are usable at once: IPAM assigns each only once. With *notify* the kernel announces the
+    IPv4 addresses to the neighbours. Raises NativeError.
     """
     if any(each.address.version == 6 for each in given):
         with error_context(f"enable IPv6 for {call.ifname}"):
@@ -71,7 +71,7 @@ def configure(
 
 
 def _routes(call: Call, link: Link, given: Sequence[Assignment], result: Result) -> list[tuple[Route, Request]]:
-    """Return the routes of *result*; those of it that name no gateway have the first one of their family."""
+    """Return the routes of *result*; one without a gateway gets the first gateway of its family."""
     gateways: dict[int, Gateway] = {}
     for each in given:
         if each.gateway:
@@ -111,7 +111,7 @@ _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 
 def enable_forwarding(given: Iterable[Assignment]) -> None:
-    """Let the node forward packets of the families of *given*. Raises NativeError."""
+    """Enable forwarding on the node for the IP versions of *given*. Raises NativeError."""
     for version in sorted({each.address.version for each in given}):
         with error_context(f"enable forwarding of IPv{version} on the node"):
             sysctl.ensure(_FORWARDING[version], "1")

@@ -1,8 +1,8 @@
-"""Tell the neighbours of an interface where its addresses now live, because they may know an older place.
+"""Announce an interface's addresses to its neighbours, whose caches may hold an older MAC address.
 
-For a new interface the kernel does it for IPv4, asked by ``arp_notify``; it is silent about addresses that come to a
-link that is up. For IPv6 it would do it after duplicate address detection, which native interfaces don't wait for. That
-packet is a raw ICMPv6 one: closing a packet socket, as ARP needs it, holds the thread for 12 ms.
+For IPv4 the kernel does so when a link with ``arp_notify`` comes up, and not when a link that is up gets an address.
+For IPv6 it does so after duplicate address detection, for which native plugins do not wait. The announcement of IPv6 is
+a raw ICMPv6 packet; that of ARP needs a packet socket, and closing one blocks the thread for 12 ms.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _OVERRIDE = 0x20
 _TARGET_LINK_LAYER_ADDRESS = 2
 _HOPS = 255
 _NOT_YET = frozenset({errno.ENETUNREACH, errno.EINVAL})
-"""The link has no route for multicast yet; the address is still tentative."""
+"""Errors while the link has no multicast route yet, or the address is still tentative."""
 _PAUSES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
-"""Seconds; mostly none is needed, and on a busy node a few."""
+"""Seconds between attempts. Most announcements need no second attempt; on a busy node some need a few."""
 
 
 def announce(ends: Endpoints, link: Link, given: Sequence[Assignment]) -> None:
     """Send an unsolicited neighbour advertisement for each IPv6 address (RFC 4861, section 7.2.6).
 
-    That nobody hears it is no failure: neighbours then find out by themselves, later.
+    A failure is ignored: without an announcement the neighbours learn the address later, from traffic.
     """
     local = [each.address.ip for each in given if isinstance(each.address.ip, ipaddress.IPv6Address)]
     if not local:
@@ -62,7 +62,7 @@ def announce(ends: Endpoints, link: Link, given: Sequence[Assignment]) -> None:
 
 
 def _send(send: Callable[[], object], ends: Endpoints, link: Link) -> None:
-    """Do *send*, again where the kernel has yet to do its part: a link that came up, an address that nobody asks about.
+    """Call *send*, and retry while the kernel has not finished its work on a link that is up, or on the address.
 
     Raises OSError.
     """
@@ -80,15 +80,15 @@ def _send(send: Callable[[], object], ends: Endpoints, link: Link) -> None:
 
 
 def advertisement(address: ipaddress.IPv6Address, mac: str) -> bytes:
-    """Return the advertisement that *address* is at *mac*; the kernel puts the checksum in (RFC 4861, section 4.4)."""
+    """Return the advertisement that *address* is at *mac*; the kernel adds the checksum (RFC 4861, section 4.4)."""
     head = bytes([_NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, _OVERRIDE, 0, 0, 0])
     return head + address.packed + bytes([_TARGET_LINK_LAYER_ADDRESS, 1]) + bytes.fromhex(mac.replace(":", ""))
 
 
 def announce_ipv4(ends: Endpoints, link: Link, given: Sequence[Assignment]) -> None:
-    """Broadcast an ARP announcement for each IPv4 address (RFC 5227, section 3), where *link* speaks ARP.
+    """Broadcast an ARP announcement for each IPv4 address (RFC 5227, section 3), if *link* uses ARP.
 
-    That nobody hears it is no failure: neighbours then find out by themselves, later.
+    A failure is ignored: without an announcement the neighbours learn the address later, from traffic.
     """
     local = [each.address.ip for each in given if isinstance(each.address.ip, ipaddress.IPv4Address)]
     mac = bytes.fromhex(link.mac.replace(":", ""))
@@ -101,7 +101,7 @@ def announce_ipv4(ends: Endpoints, link: Link, given: Sequence[Assignment]) -> N
 
 
 def arp_announcement(address: ipaddress.IPv4Address, mac: bytes) -> bytes:
-    """Return the ARP request in which *mac* asks for its own *address*: whoever has an entry for that corrects it."""
+    """Return the ARP request of *mac* for its own *address*; a neighbour that has it in its cache updates the entry."""
     return _ARP_ETHERNET_IPV4_REQUEST + mac + address.packed + bytes(_MAC_LENGTH) + address.packed
 
 

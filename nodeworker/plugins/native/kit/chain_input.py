@@ -1,4 +1,4 @@
-"""What the plugins before in a chain have made: what a plugin that only changes something starts from."""
+"""The input of a plugin that changes the interface of an earlier plugin in the chain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nodeworker.plugins.spec.results import IP, Result
 
 
 def require_prev_result(call: Call) -> Result:
-    """Return the result of the plugin before. Raises NativeError if there is none."""
+    """Return the result of the previous plugin. Raises NativeError if there is none."""
     if call.prev_result is None:
         raise NativeError(
             f"{call.config.get('type')} changes what other plugins have made for {call.ifname}, and prevResult is "
@@ -22,7 +22,7 @@ def require_prev_result(call: Call) -> Result:
 
 
 def find_chained_link(ends: Endpoints, call: Call) -> Link:
-    """Return the interface that the plugins before have made. Raises NativeError if it is gone."""
+    """Return the interface that the previous plugins created. Raises NativeError if it is gone."""
     link = find_link(ends.container, call.ifname)
     if link is None:
         raise NativeError(f"the container has no interface {call.ifname}: the plugins before have to make it")
@@ -30,13 +30,13 @@ def find_chained_link(ends: Endpoints, call: Call) -> Link:
 
 
 def own_addresses(call: Call, result: Result) -> list[Assignment]:
-    """Return those addresses of *result* that are not another interface's. Raises NativeError."""
+    """Return the addresses of *result* without those of other interfaces. Raises NativeError."""
     own = tuple(ip for ip in result.ips if _owner(result, ip) in {None, call.ifname})
     return assignments(call, replace(result, ips=own)) if own else []
 
 
 def _owner(result: Result, ip: IP) -> str | None:
-    """Return the name of the interface that has *ip*, None if the result does not tell."""
+    """Return the name of the interface of *ip*, None if the result names none."""
     if ip.interface is None or not 0 <= ip.interface < len(result.interfaces):
         return None
     return result.interfaces[ip.interface].name

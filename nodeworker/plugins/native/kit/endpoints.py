@@ -1,4 +1,4 @@
-"""The two ends of an attachment, open for work: the node, and the container's namespace."""
+"""Sockets at both ends of an attachment, the node and the container, and what plugins do with links there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import Call, NativeError
 
 _MODULES = {"vlan": "8021q"}
-"""The kernel modules that are not named like the kind of interface that they bring."""
+"""Kinds of interface whose kernel module has another name."""
 
 
 class Endpoints:
@@ -35,11 +35,11 @@ class Endpoints:
 
     @functools.cached_property
     def node_netnsid(self) -> int:
-        """The number that the node's namespace has in the container's. Raises NetlinkError."""
+        """The number of the node's namespace in the container's. Raises NetlinkError."""
         return links.netnsid(self.container, self.netns.node_fd)
 
     def node_link(self, name: str) -> Link | None:
-        """Return the node's interface *name*, looked at once; None if there is none. Raises NativeError."""
+        """Return the node's interface *name*, from a cache; None if there is none. Raises NativeError."""
         if name not in self._node_links:
             link = find_link(self.node, name)
             if link is None:
@@ -49,7 +49,7 @@ class Endpoints:
 
 
 class _OpenEndpoints:
-    """The ends of the container that was worked on last, for as long as that goes on."""
+    """The endpoints of the most recent container, open until the next one."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -57,7 +57,7 @@ class _OpenEndpoints:
         self._ends: Endpoints | None = None
 
     def open(self, netns: str, phase: Phase) -> Endpoints:
-        """Return the ends of the container with *netns*. Raises RequestFailedError."""
+        """Return the endpoints of the container with *netns*. Raises RequestFailedError."""
         if self._ends is None or self._netns != netns:
             self.close()
             container = self._stack.enter_context(Namespace(netns, phase))
@@ -70,7 +70,7 @@ class _OpenEndpoints:
         return self._ends
 
     def close(self) -> None:
-        """Let go of them."""
+        """Close them."""
         self._ends = None
         self._stack.close()
 
@@ -80,7 +80,7 @@ _kept: ContextVar[_OpenEndpoints | None] = ContextVar("kept", default=None)
 
 @contextlib.contextmanager
 def share_endpoints() -> Iterator[None]:
-    """Keep what ``open_endpoints`` opens, while one container is worked on several times on end."""
+    """Keep open what ``open_endpoints`` opens, for several calls in a row about one container."""
     kept = _OpenEndpoints()
     token = _kept.set(kept)
     try:
@@ -92,7 +92,7 @@ def share_endpoints() -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_endpoints(call: Call, phase: Phase) -> Iterator[Endpoints]:
-    """Hold both ends of *call* open. Raises NativeError if the container's namespace can't be used."""
+    """Yield the endpoints of *call*. Raises NativeError if the container's namespace is unusable."""
     outer = _kept.get()
     kept = outer or _OpenEndpoints()
     try:
@@ -106,7 +106,7 @@ def open_endpoints(call: Call, phase: Phase) -> Iterator[Endpoints]:
 
 @contextlib.contextmanager
 def error_context(task: str) -> Iterator[None]:
-    """Turn the kernel's refusal inside into a NativeError that says what could not be done: "can not *task*"."""
+    """Turn an OSError inside into a NativeError that begins with "can not *task*"."""
     try:
         yield
     except OSError as error:
@@ -114,9 +114,9 @@ def error_context(task: str) -> Iterator[None]:
 
 
 def create_link(netlink: Netlink, name: str, kind: str, create: Request, *, ability: str = "") -> Link | None:
-    """Return the new interface *name*, None if that name, or that of its other end, is taken. Raises NativeError.
+    """Create the interface *name* and return it; None if its name, or that of its other end, is taken.
 
-    *ability* is what it takes beside the *kind*, and what the kernel may lack instead.
+    *ability*: a feature of *kind* that the request needs, for the error of a kernel that lacks it. Raises NativeError.
     """
     refused, answer = netlink.do_and_ask(create, links.by_name(name))
     if refused is None and answer is not None:
@@ -139,12 +139,12 @@ def find_link(netlink: Netlink, name: str) -> Link | None:
 
 
 def name_taken(call: Call) -> NativeError:
-    """Return the error for an interface that has the name of *call* and was made by somebody else."""
+    """Return the error for a foreign interface with the name of *call*."""
     return NativeError(f"the container has another interface {call.ifname} already: ask for another name")
 
 
 def remove_links(netns: str, ifnames: Sequence[str]) -> None:
-    """Take interfaces of the container away together, those that are there; return when they are out of use.
+    """Delete those of the container's interfaces *ifnames* that exist, together; return when they are out of use.
 
     Raises NativeError.
     """
@@ -162,7 +162,7 @@ def remove_links(netns: str, ifnames: Sequence[str]) -> None:
 
 
 def list_container_addresses(netns: str) -> list[Address]:
-    """Return the addresses of all interfaces in the container's namespace; none if that is gone. Raises NativeError."""
+    """Return the addresses of all interfaces in the container's namespace; none if it is gone. Raises NativeError."""
     if not netns or not namespaces.is_namespace(netns):
         return []
     try:

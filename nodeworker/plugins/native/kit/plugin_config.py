@@ -1,9 +1,7 @@
-"""What a native plugin reads of its configuration, and nothing beyond: anything else is the reference plugin's.
+"""Decode the configuration of a native plugin. Pure.
 
-A key that is not known here may be an option of a newer reference plugin, and a value of another type means to it what
-only it knows. So both are reasons to execute the binary instead, never to guess.
-
-Pure.
+An unknown key may be an option of a newer reference plugin, and so may a value of another type. In both cases the
+worker executes the reference plugin.
 """
 
 from __future__ import annotations
@@ -58,7 +56,7 @@ def load(call: Call, kind: type[C]) -> C:
 
 
 def decode_options(config: Mapping[str, Any], kind: type[C]) -> C | str:
-    """Return the configuration, or what in it only the reference plugin understands."""
+    """Return the configuration, or the first part of it that only the reference plugin supports."""
     try:
         return convert(config, kind)
     except msgspec.ValidationError as error:
@@ -66,16 +64,16 @@ def decode_options(config: Mapping[str, Any], kind: type[C]) -> C | str:
 
 
 def parse_mac(text: str, ifname: str) -> str:
-    """Return the MAC address in *text*, written with colons; empty if it is empty. Raises NativeError."""
+    """Return the MAC address in *text*, with colons; empty if *text* is. Raises NativeError."""
     if text and not _MAC.fullmatch(text):
         raise NativeError(f"{text!r} is no MAC address for interface {ifname}: write it like 02:00:5e:10:00:01")
     return text.replace("-", ":").lower()
 
 
 def requested_mac(call: Call, config: NetConf, *stated: str) -> str:
-    """Return the MAC address that the interface must have, empty for any: the runtime's word goes before the rest.
+    """Return the requested MAC address of the interface, empty for any. The runtime's takes precedence.
 
-    *stated* are those that the plugin's own options give, the strongest last. Raises NativeError.
+    *stated* are the addresses in the plugin's own options, the strongest last. Raises NativeError.
     """
     asked = [call.args.get("MAC", ""), *stated, config.runtime_config.get("mac", "")]
     chosen = next((each for each in reversed(asked) if each), "")

@@ -1,6 +1,7 @@
-"""Put a bridge's port into its VLANs, and the node itself into one by an interface.
+"""Add a bridge's port to its VLANs, and the node to one of them through an interface.
 
-A bridge that is made for such a port filters by VLAN; one that is there is left as it is, as by the reference plugin.
+A bridge that a plugin creates for such a port filters by VLAN; an existing bridge stays as it is, as with the reference
+plugin.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _UNTAGGED = ifinfmsg.BRIDGE_VLAN_INFO_PVID | ifinfmsg.BRIDGE_VLAN_INFO_UNTAGGED
 
 
 def joined(port: int, bridge: Link, of: Membership) -> list[Request]:
-    """Return the requests that make *port* of *bridge* a member."""
+    """Return the requests that add *port* of *bridge* to the VLANs."""
     requests: list[Request] = []
     if of.any and not of.keeps_default and (default := bridge_ports.default_vlan(bridge)):
         requests.append(bridge_ports.remove_vlan(port, default))
@@ -34,7 +35,7 @@ def joined(port: int, bridge: Link, of: Membership) -> list[Request]:
 
 
 def check(node: Netlink, port: Link, bridge: Link, of: Membership) -> None:
-    """Raise NativeError unless *port* of *bridge* is a member; in which VLANs others have put it besides is theirs."""
+    """Raise NativeError unless *port* of *bridge* is in the VLANs; further VLANs are no error."""
     if not of.any:
         return
     with error_context(f"look up the VLANs of {port.name}"):
@@ -44,7 +45,7 @@ def check(node: Netlink, port: Link, bridge: Link, of: Membership) -> None:
 
 
 def missing(vlans: Mapping[int, int], default: int, of: Membership) -> str:
-    """Return what of the membership a port with *vlans*, each with its flags, lacks; or an empty text.
+    """Return what a port with *vlans*, each with its flags, lacks; an empty text if nothing.
 
     *default* is the VLAN that its bridge puts every port into, 0 for none.
     """
@@ -60,14 +61,14 @@ def missing(vlans: Mapping[int, int], default: int, of: Membership) -> str:
 
 
 def described(vlans: Mapping[int, int]) -> str:
-    """Return in which *vlans*, each with its flags, a port is."""
+    """Return *vlans* of a port, each with its flags, as text."""
     without_tag = [f"{number} untagged" for number, flags in sorted(vlans.items()) if flags & _UNTAGGED == _UNTAGGED]
     by_tag = shown(merged((number, number) for number, flags in vlans.items() if flags & _UNTAGGED != _UNTAGGED))
     return f"VLAN {', '.join([*without_tag, *by_tag])}" if vlans else "no VLAN"
 
 
 def node_interface(node: Netlink, bridge: Link, of: Membership) -> Link:
-    """Return the node's own interface in the untagged VLAN, which is made if need be. Raises NativeError."""
+    """Return the node's interface in the untagged VLAN; create it if it does not exist. Raises NativeError."""
     name = f"{bridge.name}.{of.untagged}"
     ports = end_names(bridge.name, str(of.untagged))
     link = find_link(node, name)
@@ -79,7 +80,7 @@ def node_interface(node: Netlink, bridge: Link, of: Membership) -> Link:
             break
     if link is None:
         raise NativeError(f"can not make {name}: the node has other interfaces named {', '.join(ports)}")
-    if not link.up:  # it is set up last: so it is ready, unless an ADD was cut
+    if not link.up:  # an interface is set up last: this one is from an interrupted ADD
         _make_ready(node, bridge, link, ports, of)
     return link
 

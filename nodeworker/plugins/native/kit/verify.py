@@ -1,6 +1,6 @@
-"""What CHECK compares: the interface, addresses and routes that ADD has reported with those that are there.
+"""Compare the interface, addresses and routes that ADD reported with the kernel's (CNI specification 1.1, "CHECK").
 
-CNI specification 1.1, section 2, "CHECK". Routes are looked for in every table, as the pod may use them from any.
+A route may be in any table: the pod may have policy rules that lead there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nodeworker.plugins.spec.results import Interface, Result
 
 
 def recorded_result(call: Call) -> Result:
-    """Return the attachment's result. Raises NativeError if the runtime gave none."""
+    """Return the recorded result of the attachment. Raises NativeError if the runtime passed none."""
     if call.prev_result is None:
         raise NativeError(f"CHECK of {call.ifname} needs prevResult, which the runtime did not give")
     return call.prev_result
@@ -44,7 +44,7 @@ def check_interface(netlink: Netlink, wanted: Interface, kind: str | None) -> Li
 
 
 def check_addresses(ends: Endpoints, call: Call, link: Link, result: Result) -> None:
-    """Raise NativeError unless *link* has the recorded addresses and the container the recorded routes."""
+    """Raise NativeError unless *link* has the recorded addresses, and the container the recorded routes."""
     with error_context(f"list the addresses and routes of {call.ifname}"):
         there = {str(each.address) for each in addresses.list_of(ends.container, link.index)}
         families = {4: socket.AF_INET, 6: socket.AF_INET6}

@@ -1,6 +1,6 @@
-"""Pairs of virtual ethernet devices: one end in the container, the other on the node, each made where it stays.
+"""Veth pairs: one end in the container, the other on the node; the kernel creates each end in its namespace.
 
-The node's end has a name that looks random and is not: by it, an ADD that is repeated after it was cut finds its pair.
+The name of the node's end is a hash: by it, the repetition of an interrupted ADD finds its pair.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.endpoints import Endpoints, create_link, error_context, find_link, name_taken
 
 _NAMES = 10
-"""How many names to try for the node's end: another one's pair may have the same."""
+"""Names to try for the node's end: another pair may have the same hash."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,20 +27,20 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def node_names(call: Call) -> list[str]:
-    """Return the names that the node's end of *call* may have, in the order in which they are tried."""
+    """Return the possible names of the node's end for *call*, in the order of the attempts."""
     return end_names(call.container_id, call.network, call.ifname)
 
 
 def end_names(*whom: str) -> list[str]:
-    """Return the names that the end of a pair for *whom* may have, in the order in which they are tried."""
+    """Return the possible names of an end for *whom*, in the order of the attempts."""
     digest = hashlib.sha256("\0".join(whom).encode()).hexdigest()
     return [f"veth{digest[place * 4 : place * 4 + 8]}" for place in range(_NAMES)]
 
 
 def create_pair(ends: Endpoints, call: Call, *, mtu: int = 0, mac: str = "") -> Pair:
-    """Return the pair of *call*, made now or by an ADD that was cut; both ends may be down. Raises NativeError.
+    """Return the pair of *call*, new or from an interrupted ADD; both ends may be down. Raises NativeError.
 
-    As those of the reference plugins, the ends have no transmission queue, and the node's takes no router's advice.
+    As with the reference plugins, the ends have no transmission queue, and the node's ignores router advertisements.
     """
     names = node_names(call)
     inside = _inside(ends, call, names, mtu, mac)
@@ -53,7 +53,7 @@ def create_pair(ends: Endpoints, call: Call, *, mtu: int = 0, mac: str = "") -> 
 
 
 def _inside(ends: Endpoints, call: Call, names: list[str], mtu: int, mac: str) -> Link:
-    """Return the container's end, or whatever has its name."""
+    """Return the container's end, or another interface with its name."""
     for name in names:
         other = links.veth_peer(name, netns_fd=ends.netns.node_fd, mtu=mtu, queue_length=0)
         create = links.create(call.ifname, "veth", data=other, mtu=mtu, mac=mac, queue_length=0)

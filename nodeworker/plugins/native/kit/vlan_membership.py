@@ -1,7 +1,4 @@
-"""Which VLANs a port of a bridge is to belong to, as the configuration of its network says.
-
-Pure.
-"""
+"""The VLANs of a bridge's port, by the configuration of its network. Pure."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ import msgspec
 from nodeworker.plugins.native.api import NativeError
 
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
-"""First and last of VLANs that follow one another."""
+"""The first and the last VLAN of each range."""
 
 HIGHEST = 4094
 _IDS = range(1, HIGHEST + 1)
 
 
 class Trunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """VLANs that a port belongs to by their tags: one, those from one to another, or both."""
+    """VLANs that a port has with tags: one VLAN, a range, or both."""
 
     min_id: int | None = msgspec.field(name="minID", default=None)
     max_id: int | None = msgspec.field(name="maxID", default=None)
@@ -28,20 +25,20 @@ class Trunk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
-    """The VLANs of a port; none at all for a port that is left as the bridge makes it."""
+    """The VLANs of a port; without any, the bridge's default applies."""
 
     untagged: int = 0
-    """The VLAN of what the container sends and gets without a tag; 0 for what the bridge says."""
+    """The VLAN of the container's untagged frames; 0: the bridge's default."""
     tagged: Ranges = ()
-    """Those that it takes part in by their tags."""
+    """The VLANs with tags."""
     filtering: bool = False
-    """Whether a bridge that is made for it filters by VLAN."""
+    """Whether a bridge that is created for the port filters by VLAN."""
     keeps_default: bool = True
-    """Whether it stays in the VLAN that the bridge puts every port into."""
+    """Whether the port stays in the bridge's default VLAN."""
 
     @property
     def any(self) -> bool:
-        """Whether there is a VLAN that it names."""
+        """Whether it names a VLAN."""
         return bool(self.untagged or self.tagged)
 
     def __str__(self) -> str:
@@ -51,7 +48,7 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def membership(vlan: int, trunk: Sequence[Trunk] | None, *, keeps_default: bool) -> Membership:
-    """Return what the configuration asks for. Raises NativeError if that can't be."""
+    """Return the membership that the configuration requests. Raises NativeError if the request is invalid."""
     if vlan and vlan not in _IDS:
         raise NativeError(f"vlan {vlan} is not between 0 and {HIGHEST}")
     tagged = _ranges(trunk or ())
@@ -63,7 +60,7 @@ def membership(vlan: int, trunk: Sequence[Trunk] | None, *, keeps_default: bool)
 
 
 def merged(wanted: Iterable[tuple[int, int]]) -> Ranges:
-    """Return the same VLANs as *wanted*, as ranges that neither meet nor overlap, in their order."""
+    """Return the VLANs of *wanted* as sorted ranges that neither touch nor overlap."""
     found: list[tuple[int, int]] = []
     for first, last in sorted(wanted):
         if found and first <= found[-1][1] + 1:
@@ -74,7 +71,7 @@ def merged(wanted: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def shown(ranges: Ranges) -> list[str]:
-    """Return *ranges* for people."""
+    """Return *ranges* as texts, such as ``7`` and ``10-20``."""
     return [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
 
 

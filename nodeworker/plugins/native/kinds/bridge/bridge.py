@@ -61,7 +61,7 @@ class Bridge(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_
     ip_masq: bool = False
     ip_masq_backend: masquerade.Backend | None = None
     mtu: U32 = 0
-    """0 for the kernel's choice."""
+    """0: the kernel chooses."""
     hairpin_mode: bool = False
     promisc_mode: bool = False
     vlan: int = 0
@@ -79,7 +79,7 @@ class Bridge(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text.
+    """Return the first part of *config* that only the reference plugin supports, or an empty text.
 
     Duplicate address detection is left to it, which would hold a thread for seconds.
     """

@@ -1,4 +1,4 @@
-"""What can be tuned about an interface, and a note on disk of what it was before.
+"""The properties of an interface that tuning changes, and a note on disk of their earlier values.
 
 The note is the reference plugin's: whoever attached, either can detach.
 """
@@ -19,7 +19,7 @@ from nodeworker.kernel.rtnetlink.message import Request
 
 
 class Properties(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Properties of an interface, as they are or as they are wanted; what is not stated does not matter."""
+    """Current or requested properties of an interface; None: not stated."""
 
     mac: str = ""
     promisc: bool | None = None
@@ -35,7 +35,7 @@ _decoder = msgspec.json.Decoder(Properties)
 
 
 def current(link: Link, like: Properties) -> Properties:
-    """Return how those properties of *link* are that *like* states."""
+    """Return the current values of the properties that *like* states."""
     return Properties(
         mac=link.mac if like.mac else "",
         promisc=None if like.promisc is None else link.promiscuous,
@@ -46,7 +46,7 @@ def current(link: Link, like: Properties) -> Properties:
 
 
 def changes(index: int, wanted: Properties) -> Iterator[tuple[str, Request]]:
-    """Yield what the interface *index* is given, in words, and the request that does it."""
+    """Yield a description of each change of the interface *index*, and its request."""
     if wanted.mac:
         yield f"MAC address {wanted.mac}", links.change(index, mac=wanted.mac)
     if wanted.promisc is not None:
@@ -60,13 +60,13 @@ def changes(index: int, wanted: Properties) -> Iterator[tuple[str, Request]]:
 
 
 def differing(there: Properties, wanted: Properties) -> str:
-    """Return which of the *wanted* properties are not *there*, in words."""
+    """Return a description of each property in *wanted* that differs in *there*."""
     found, asked = asdict(there), asdict(wanted)
     return ", ".join(f"{name} {found[name]} instead of {asked[name]}" for name in asked if found[name] != asked[name])
 
 
 def noted(path: str) -> Properties:
-    """Return what is noted at *path*: nothing if there is no note, or none that can be read. Raises OSError."""
+    """Return the note at *path*; an empty one if it is missing or malformed. Raises OSError."""
     try:
         with open(path, "rb") as file:
             return _decoder.decode(file.read())
@@ -91,7 +91,7 @@ def note(path: str, found: Properties) -> None:
 
 
 def forget(path: str) -> None:
-    """Take the note at *path* away; there may be none. Raises OSError."""
+    """Delete the note at *path*; a missing one is no error. Raises OSError."""
     for each in (path, _unfinished(path)):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(each)

@@ -1,4 +1,4 @@
-"""Change an interface that other plugins have made, and parameters of its namespace.
+"""The tuning plugin: change the interface of earlier plugins, and parameters of its namespace.
 
 It shares its notes with the reference plugin, and differs from version 1.1.1 of that on purpose in this: a repeated ADD
 does not take what the first has changed for the original, a note does not outlive the DEL, CHECK knows ``IFNAME`` and
@@ -31,14 +31,14 @@ from nodeworker.plugins.spec.results import Interface, Result
 TYPE = "tuning"
 
 DATA_DIR = "/run/cni/tuning"
-"""Where the notes are unless the configuration says otherwise."""
+"""The folder of the notes, if the configuration names none."""
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
-"""Regular expressions, one per line: where there is such a file, a parameter must match one."""
+"""Regular expressions, one per line. If the file exists, a parameter must match one of them."""
 
 _ROOT = "/proc/sys"
 _NETWORK = f"{_ROOT}/net/"
 _ONLY_IN_GO = "[:"
-"""How a class of characters begins that Python would take for something else."""
+"""Beginnings of character classes that Python reads in another way."""
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +56,7 @@ class Tuning(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_
 
 
 class _CniArgs(msgspec.Struct, frozen=True):
-    """``args.cni``, which goes before everything else."""
+    """``args.cni``, which takes precedence over everything else."""
 
     sysctl: dict[str, str] = {}
     mac: str | None = None
@@ -67,10 +67,10 @@ class _CniArgs(msgspec.Struct, frozen=True):
 
 
 class _Wanted(msgspec.Struct, frozen=True):
-    """What is asked for in all places together."""
+    """The options of all sources, merged."""
 
     parameters: dict[str, str]
-    """By their names as they are written, like ``net.ipv4.conf.IFNAME.arp_filter``."""
+    """Values by parameter name as configured, such as ``net.ipv4.conf.IFNAME.arp_filter``."""
     properties: Properties
 
 
@@ -78,7 +78,7 @@ _CNI_ARGS = {field.encode_name.casefold(): field.encode_name for field in msgspe
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only the reference plugin knows, or an empty text."""
+    """Return the first part of *config* that only the reference plugin supports, or an empty text."""
     options = decode_options(config, Tuning)
     if isinstance(options, str):
         return options
@@ -94,7 +94,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 
 def add(call: Call, ipam: Result | None) -> Result:
-    """Change what is asked for, and return the previous result with it; there is no *ipam*. Raises NativeError."""
+    """Apply the options and return the updated previous result; there is no *ipam*. Raises NativeError."""
     before, wanted, note = require_prev_result(call), _wanted(call), _note(call)
     files = _files(call, wanted)
     _refuse_unlisted(wanted.parameters)
@@ -115,7 +115,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 
 def check(call: Call) -> None:
-    """Raise NativeError unless everything is as it was asked for; an interface not asked to be promiscuous is not."""
+    """Raise NativeError unless all options are in effect; without ``promisc`` the interface must not be promiscuous."""
     require_prev_result(call)
     wanted = _wanted(call)
     files = _files(call, wanted)
@@ -128,7 +128,7 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Make the interface what it was before, if it is there. Raises NativeError."""
+    """Restore the interface to its noted state, if it exists. Raises NativeError."""
     note = _note(call)
     with error_context(f"read in {note} what {call.ifname} was like"):
         before = link_properties.noted(note)
@@ -140,7 +140,7 @@ def delete(call: Call) -> None:
 
 
 def _restore(ends: Endpoints, call: Call, before: Properties) -> None:
-    """Restore what can be: the interface's own plugin takes it away next, and must not wait for what can not be."""
+    """Restore what the kernel permits: a failure must not stop the DEL of the interface's own plugin, which is next."""
     link = find_link(ends.container, call.ifname)
     if link is None:
         return
@@ -185,7 +185,7 @@ def _cni_args(config: Tuning) -> _CniArgs:
 
 
 def _mac(call: Call, config: Tuning, args: _CniArgs) -> str:
-    """Return the MAC address: unlike for plugins that make the interface, an empty one in ``args.cni`` means none."""
+    """Return the MAC address: unlike plugins that create interfaces, this one reads an empty ``args.cni`` as none."""
     stated = config.runtime_config.get("mac") or call.args.get("MAC") or config.mac
     chosen = stated if args.mac is None else args.mac
     if not isinstance(chosen, str):
@@ -194,12 +194,12 @@ def _mac(call: Call, config: Tuning, args: _CniArgs) -> str:
 
 
 def _files(call: Call, wanted: _Wanted) -> dict[str, str]:
-    """Return the parameters by the files that stand for them. Raises NativeError."""
+    """Return the values by the file of each parameter. Raises NativeError."""
     return {_file(key, call.ifname): value for key, value in wanted.parameters.items()}
 
 
 def _file(key: str, ifname: str) -> str:
-    # The name last: its dots are its own.
+    # The interface name last: a dot in it is no separator.
     path = os.path.normpath(f"{_ROOT}/{key.replace('.', '/').replace('IFNAME', ifname, 1)}")
     if not path.startswith(_NETWORK) or "\0" in path:
         raise NativeError(f"{key!r} is no parameter of the network: tuning sets those that begin with net. only")
@@ -207,7 +207,7 @@ def _file(key: str, ifname: str) -> str:
 
 
 def _refuse_unlisted(keys: Collection[str]) -> None:
-    """Raise NativeError unless the administrator allows *keys*, or has said nothing."""
+    """Raise NativeError unless the administrator's file, if there is one, allows *keys*."""
     if not keys:
         return
     try:
@@ -229,7 +229,7 @@ def _pattern(line: str) -> re.Pattern[str]:
 
 
 def _set(files: Mapping[str, str]) -> None:
-    """Write parameters of the namespace that the thread is in, even a value that is there: it then stays by itself."""
+    """Write parameters in the thread's namespace, also equal ones: a written value no longer follows the default."""
     for path, value in files.items():
         with error_context(f"set {path} to {value!r}"), open(path, "wb", buffering=0) as file:
             file.write(value.encode())
@@ -250,7 +250,7 @@ def _as_tuned(interface: Interface, call: Call, wanted: Properties) -> Interface
 
 
 def _note(call: Call) -> str:
-    """Return where it is noted what the interface was before. Raises NativeError."""
+    """Return the path of the note on the interface's earlier state. Raises NativeError."""
     name = f"{call.container_id}_{call.ifname}.json"
     if not call.container_id or not call.ifname or "/" in name or "\0" in name:
         raise NativeError(f"{name!r} is no name for a file: the container ID or the interface name is not usable", 4)
