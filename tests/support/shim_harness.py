@@ -124,9 +124,7 @@ class Runtime:
         """Run one command to its end; *env* changes the environment, and None takes a variable out."""
         merged = {**self.environment(command), **(env or {})}
         raw = {os.fsencode(key): os.fsencode(value) for key, value in merged.items() if value is not None}
-        with (
-            tempfile.TemporaryFile() as file
-        ):  # there from the start: no deadline hangs on who writes to a pipe, and when
+        with tempfile.TemporaryFile() as file:  # made at the start: no deadline depends on when a pipe is written to
             file.write(stdin)
             file.seek(0)
             done = subprocess.run([self.binary], stdin=file, env=raw, capture_output=True, timeout=60, check=False)

@@ -26,7 +26,7 @@ NODE = NodeName("node-1")
 BOX = ContainerId("box")
 ETH0 = IfName("eth0")
 
-FAILURE = Failure(error_class=ErrorClass.ABANDONED, phase=Phase.ADD, message="nobody waits", code=11)
+FAILURE = Failure(error_class=ErrorClass.ABANDONED, phase=Phase.ADD, message="the runtime gave up", code=11)
 PLANNED = AttachPlanned(
     ifname=ETH0,
     netns="/run/netns/box",

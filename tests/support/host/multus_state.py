@@ -142,7 +142,7 @@ class MultusNode:
     def request(self, sandbox: Sandbox) -> Path:
         return self.cache_dir / "results" / f"{MULTUS['name']}-{sandbox.container_id}-{sandbox.ifname}"
 
-    # --- who writes it ---
+    # --- the writers ---
 
     def write(self, sandbox: Sandbox) -> None:
         """Write all that an ADD leaves, with the results that the networks have."""

@@ -62,7 +62,7 @@ class Reply:
         await self.raw(b"0\r\n\r\n")
 
     async def hold(self) -> None:
-        """Say nothing more until the client goes away."""
+        """Send nothing more until the client disconnects."""
         await self._reader.read()
 
     def hang_up(self) -> None:
@@ -86,7 +86,7 @@ async def missing(_: Request, reply: Reply) -> None:
 
 
 class FakeApi:
-    """Behaves as it is told for networks, and for a pod that is asked for; no pod is listed, or ever changes."""
+    """Answers as configured for networks and for a single pod; it lists no pod, and no pod changes."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []

@@ -1,4 +1,4 @@
-"""An API server to publish to, as whoever may do nothing else."""
+"""An API server, and an account that may only publish statuses."""
 
 from __future__ import annotations
 

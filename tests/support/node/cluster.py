@@ -19,7 +19,7 @@ NETWORK = "macvlan-conf"
 class Cluster:
     """*node* without worker, and the API server *kube* with the network ``macvlan-conf``.
 
-    *pod_wait* is so long that a pod is either told of by the worker's watch, or a test fails.
+    *pod_wait* is so long that a test fails unless the worker's watch reports the pod.
     """
 
     def __init__(self, node: Node, kube: KubeServer) -> None:

@@ -61,7 +61,7 @@ path = "{folder}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{image}"
 netns_mounts_under_state_dir = true
-# What is not given to whoever is root in a container.
+# Host facilities that root in a container does not get.
 disable_apparmor = true
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
@@ -203,8 +203,8 @@ class Containerd:
 
     def sandbox(self, pod: str, container_id: str) -> CriSandbox:
         """Return the running sandbox *container_id*."""
-        told = self._cri.call("PodSandboxStatus", pod_sandbox_id=container_id, verbose=True)
-        info = json.loads(told.info["info"])
+        answer = self._cri.call("PodSandboxStatus", pod_sandbox_id=container_id, verbose=True)
+        info = json.loads(answer.info["info"])
         (netns,) = [each["path"] for each in info["runtimeSpec"]["linux"]["namespaces"] if each["type"] == "network"]
         return CriSandbox(pod, container_id, netns, info["pid"])
 
@@ -230,10 +230,10 @@ class Containerd:
 
     def calls(self, plugin: str) -> bool:
         """Return whether containerd is ready and calls *plugin* for the next pod."""
-        told = self._cri.call("Status", verbose=True)
-        networks = json.loads(told.info["cniconfig"])["Networks"]
+        answer = self._cri.call("Status", verbose=True)
+        networks = json.loads(answer.info["cniconfig"])["Networks"]
         called = {each["Network"]["type"] for network in networks for each in network["Config"]["Plugins"]}
-        return plugin in called and all(condition.status for condition in told.status.conditions)
+        return plugin in called and all(condition.status for condition in answer.status.conditions)
 
     # --- files and processes ---
 

@@ -107,8 +107,8 @@ def _serve(socket: str, known: str) -> None:
         return find(f"runtime.v1.{name}")
 
     def on_sandboxes(_: Any, __: Any) -> Any:
-        told = json.loads(Path(known).read_text())
-        listed = [(name, 0) for name in told["running"]] + [(name, 1) for name in told["ended"]]
+        known_state = json.loads(Path(known).read_text())
+        listed = [(name, 0) for name in known_state["running"]] + [(name, 1) for name in known_state["ended"]]
         items = [
             message("PodSandbox")(
                 id=name,
@@ -123,10 +123,10 @@ def _serve(socket: str, known: str) -> None:
         return message("ListPodSandboxResponse")(items=items)
 
     def on_containers(_: Any, __: Any) -> Any:
-        told = json.loads(Path(known).read_text())
+        known_state = json.loads(Path(known).read_text())
         containers = [
             message("Container")(id=name, pod_sandbox_id=sandbox, state=1, image={"image": "busybox"})
-            for name, sandbox in told["containers"]
+            for name, sandbox in known_state["containers"]
         ]
         return message("ListContainersResponse")(containers=containers)
 

@@ -1,6 +1,6 @@
 """The kernel's state and the result of an attachment, with random values made comparable.
 
-Two attachments that nobody can tell apart have equal views. Meant for whoever compares a native plugin with the
+Two indistinguishable attachments have equal views. For tests that compare a native plugin with the
 reference's binary, or a repeated request with an undisturbed one.
 """
 

@@ -497,7 +497,7 @@ def drifted_and_repaired(factory: EventFactory, sandbox: ContainerId) -> Iterato
 
 
 def drifted_and_given_up(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
-    """The pod is deleted while it drifts: nobody minds its drift any more."""
+    """The pod is deleted while it drifts: its drift no longer counts."""
     life = Life(factory, sandbox)
     yield from life.add()
     drift = _drift(life)
@@ -506,7 +506,7 @@ def drifted_and_given_up(factory: EventFactory, sandbox: ContainerId) -> Iterato
 
 
 def leaked_and_reclaimed(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
-    """Its DEL never came: the worker sees so twice, is told to reclaim it, and does what a DEL would have."""
+    """Its DEL never came: the worker finds the leak twice, gets a command to reclaim it, and detaches the sandbox."""
     life = Life(factory, sandbox)
     yield from life.add()
     leak = Leak(
@@ -557,7 +557,7 @@ ENDINGS: dict[Story, tuple[IfName, ...]] = {
 
 def carried(story: Iterable[Stored]) -> list[Stored]:
     """Return *story* as a worker tells it that makes all interfaces itself: outcomes carry their effects."""
-    told: list[Stored] = []
+    stream: list[Stored] = []
     held: list[Stored] = []
     for stored in story:
         event = stored.event
@@ -568,10 +568,10 @@ def carried(story: Iterable[Stored]) -> list[Stored]:
         held = [each for each in held if each not in mine]
         if isinstance(event.data, AttachCompleted | DetachCompleted):
             effects = tuple(each.event.data for each in mine)
-            told.append(Stored(stored.sequence, replace(event, data=replace(event.data, effects=effects))))
+            stream.append(Stored(stored.sequence, replace(event, data=replace(event.data, effects=effects))))
         else:
-            told += [*mine, stored]
-    return sorted((*told, *held), key=lambda each: each.sequence)
+            stream += [*mine, stored]
+    return sorted((*stream, *held), key=lambda each: each.sequence)
 
 
 def interleave(stories: Iterable[Iterator[Event]], choose: Callable[[int], int]) -> Iterator[Event]:

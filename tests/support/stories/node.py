@@ -101,7 +101,7 @@ class Node:
 
         *carried*: its outcome carries the effects, as that of a worker that makes interfaces itself.
 
-        *silent*: nobody is to publish a status, as for a pod of the cluster's own.
+        *silent*: no status is published, as for a pod of the cluster's own.
         """
         asked = self.event(
             AttachRequested(
@@ -208,8 +208,8 @@ class Node:
             network=NETWORKS[0],
             path="/var/lib/cni/networks/k8s-pod-network/10.0.0.9",
         )
-        yield self.event(LeakObserved(leak=leak, evidence=("nobody knows its holder",)), sandbox)
-        seen = self.event(LeakObserved(leak=leak, evidence=("nobody knows its holder",), sightings=2), sandbox)
+        yield self.event(LeakObserved(leak=leak, evidence=("its holder is unknown",)), sandbox)
+        seen = self.event(LeakObserved(leak=leak, evidence=("its holder is unknown",), sightings=2), sandbox)
         yield seen
         if ends == "gone":
             yield self.event(LeakObserved(leak=leak, gone=True), sandbox)
