@@ -68,8 +68,8 @@ def carried(story: tuple[str, ...]) -> tuple[str, ...]:
 class Node:
     """A node. Enter it: inside, the node's own network is this process' network too.
 
-    *worker* is the section of that name in the configuration file, *leaks* another. Without *leaks* the worker does not look for
-    leaks, so that the story of a test is its own.
+    *worker* is the section of that name in the configuration file, *leaks* another. Without *leaks* the worker
+    does not look for leaks, so that a test's ledger has only the test's own events.
     """
 
     def __init__(
