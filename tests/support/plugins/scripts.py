@@ -14,6 +14,7 @@ from typing import Any
 
 from events.schema import IfName, NetworkName, PlannedAttachment
 from nodeworker.plugins.spec import conflist
+from tests.support.waiting import BOUND
 
 _CLONE_NEWNET = 0x40000000
 
@@ -115,7 +116,7 @@ async def gone(pid: int) -> None:
     ended: asyncio.Future[None] = loop.create_future()
     loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND):
             await ended
     finally:
         loop.remove_reader(pidfd)

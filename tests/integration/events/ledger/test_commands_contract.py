@@ -25,6 +25,7 @@ from events.schema import (
     Stored,
 )
 from tests.support.stories.lives import EventFactory
+from tests.support.waiting import BOUND
 
 NODE = NodeName("example.node-1")
 OTHER = NodeName("example.node-2")
@@ -49,7 +50,7 @@ def command(factory: EventFactory, number: int = 0) -> Event:
 
 
 async def take(received: AsyncGenerator[Stored, None], count: int) -> list[Stored]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND):
         return [await anext(received) for _ in range(count)]
 
 

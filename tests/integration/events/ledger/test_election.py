@@ -20,6 +20,7 @@ from events.nats.streams import command_stream
 from events.schema import NO_NODE, ComparisonRequested, NodeName, ReconcilerElected, RequestId
 from tests.support.nats.hub_servers import connect_hub
 from tests.support.stories.lives import EventFactory, container
+from tests.support.waiting import BOUND
 
 NODE = NodeName("node-1")
 
@@ -139,7 +140,7 @@ async def test_election_outlives_the_age_limit_of_its_stream(hub: JetStreamLedge
     limits = {"max_age": 1_000_000_000, "duplicate_window": 1_000_000_000}
     for stream in (hub.stream, "COMMANDS"):
         await shorten(hub, stream, limits)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND):
         while await hub.last(f"plumbline.ev.{NODE}.>") is not None:  # noqa: ASYNC110  # the server tells nobody
             await asyncio.sleep(0.1)
     await FencedLedger(hub, mandate).append(EventFactory(NO_NODE).note())

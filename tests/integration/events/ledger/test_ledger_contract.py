@@ -19,6 +19,7 @@ from events.schema import (
     WorkerStopped,
 )
 from tests.support.stories.lives import EventFactory, container
+from tests.support.waiting import BOUND
 
 ONE, TWO = container(1), container(2)
 
@@ -30,7 +31,7 @@ async def everything(ledger: Ledger, subject: str = "plumbline.ev.>", after: int
 async def take(events: AsyncGenerator[Stored, None], count: int) -> list[Stored]:
     """Return the next *count* events, and close the iterator."""
     taken: list[Stored] = []
-    async with asyncio.timeout(20), aclosing(events):
+    async with asyncio.timeout(BOUND), aclosing(events):
         async for stored in events:
             taken.append(stored)
             if len(taken) == count:
@@ -314,7 +315,7 @@ async def test_sequences_continue_after_a_purge_of_everything(ledger: Ledger) ->
 async def test_read_ends_if_its_remaining_events_are_purged(ledger: Ledger) -> None:
     await fill(ledger, 1500)
     seen = 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND):
         async for _ in ledger.read():
             if not seen:
                 await ledger.purge("plumbline.ev.>", 1500)

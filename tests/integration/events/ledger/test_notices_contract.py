@@ -15,6 +15,7 @@ from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
 from events.schema import NO_NODE, decode
 from tests.support.stories.lives import EventFactory, container
+from tests.support.waiting import BOUND
 
 Carrier = MemoryLedger | JetStreamLedger
 """Both implement ``Notices`` and ``Ledger``."""
@@ -26,7 +27,7 @@ def carrier(ledger: Carrier) -> Carrier:
 
 
 async def take(heard: AsyncIterator[Notice], count: int) -> list[Notice]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         return [await anext(heard) for _ in range(count)]
 
 

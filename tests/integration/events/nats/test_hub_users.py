@@ -26,6 +26,7 @@ from events.schema import NO_NODE, ComparisonRequested, NodeName, RequestId
 from tests.support.nats.hub_servers import HubServers
 from tests.support.repository import REPOSITORY
 from tests.support.stories.lives import EventFactory
+from tests.support.waiting import BOUND
 
 DEPLOY = REPOSITORY / "deploy" / "kubernetes" / "with-hub"
 NODE = NodeName("worker-1.example.net")
@@ -99,19 +100,19 @@ async def test_users_have_the_rights_that_they_need(desk: Desk, jetstream: JetSt
         await jetstream.append(factory.note(str(number)))
     copying = asyncio.create_task(Uplink(jetstream, worker, NODE).run())
     pattern = subjects.pattern(NODE)
-    async with asyncio.timeout(20), aclosing(reconciler.follow((pattern,))) as followed:
+    async with asyncio.timeout(BOUND), aclosing(reconciler.follow((pattern,))) as followed:
         copied = [(await anext(followed)).event for _ in range(20)]
     assert copied == [stored.event async for stored in jetstream.read(pattern)]
     copying.cancel()
 
     command = EventFactory(NODE).event(ComparisonRequested(request=RequestId("x")))
-    async with asyncio.timeout(20), aclosing(JetStreamCommands(worker).receive(NODE)) as received:
+    async with asyncio.timeout(BOUND), aclosing(JetStreamCommands(worker).receive(NODE)) as received:
         receiving = asyncio.ensure_future(anext(received))
         await FencedCommands(commands, mandate).send(command)
         assert (await receiving).event == command
 
     told = subjects.down(NODE, "StatusPublished")
-    async with worker.subscribe("plumbline.presence.publisher", told) as heard, asyncio.timeout(20):
+    async with worker.subscribe("plumbline.presence.publisher", told) as heard, asyncio.timeout(BOUND):
         hearing = asyncio.ensure_future(anext(heard))
         while not hearing.done():
             await reconciler.publish(told)

@@ -35,7 +35,7 @@ from events.schema import (
 )
 from events.subjects import matches
 from tests.support.stories.lives import EventFactory, container
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 ONE = container(1)
 
@@ -143,7 +143,7 @@ async def test_server_crashes_lose_repeat_or_reorder_no_event(
             server.start()
 
     following = asyncio.create_task(take(jetstream.follow(), writers * each, seconds=60))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(BOUND):
         await asyncio.gather(crash(), *(write(number) for number in range(writers)))
     followed = await following
     stored = await everything(jetstream)
@@ -172,7 +172,7 @@ async def test_conditions_hold_over_a_server_crash(server: EmbeddedServer, jetst
 async def test_read_continues_over_a_server_crash(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
     stored = await fill(jetstream, 2500)
     seen: list[Stored] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND):
         async for entry in jetstream.read():
             seen.append(entry)
             if len(seen) in (1, 700, 1600):
@@ -416,7 +416,7 @@ async def test_reader_replaces_a_deleted_consumer(jetstream: JetStreamLedger) ->
 
     for events in (jetstream.read(), jetstream.follow()):
         seen: list[Stored] = []
-        async with asyncio.timeout(20), aclosing(events):
+        async with asyncio.timeout(BOUND), aclosing(events):
             async for entry in events:
                 seen.append(entry)
                 if len(seen) in (1, 999, 1700):
@@ -447,7 +447,7 @@ async def test_waiting_follower_renews_expired_pull_requests(
     monkeypatch.setattr(consumer, "_HEARTBEAT", 0.05)
     monkeypatch.setattr(consumer, "BATCH", 5)
     factory, seen = EventFactory(), []
-    async with asyncio.timeout(20), aclosing(jetstream.follow()) as following:
+    async with asyncio.timeout(BOUND), aclosing(jetstream.follow()) as following:
         for burst in (1, 3, 4, 7, 2, 11, 1, 30, 6):
             waiting = asyncio.ensure_future(anext(following))
             await asyncio.wait([waiting], timeout=0.17)
@@ -470,7 +470,7 @@ async def test_slow_follower_loses_nothing_and_buffers_little(fast_server: Embed
         watched = await at_rest(ledger)
         assert watched["delivered"]["consumer_seq"] <= 2 * consumer.BATCH + 1
         assert watched["num_pending"] >= 20_000 - 2 * consumer.BATCH - 1
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(BOUND):
             seen += [await anext(following) for _ in range(19_999)]
     assert seen == stored
     await ledger.close()
@@ -479,7 +479,7 @@ async def test_slow_follower_loses_nothing_and_buffers_little(fast_server: Embed
 async def test_slow_follower_buffers_little_of_large_events(fast_server: EmbeddedServer) -> None:
     ledger = await JetStreamLedger.connect(fast_server.address)
     stored = await fill(ledger, 60, size=1024 * 1024, at_once=4)
-    async with asyncio.timeout(20), aclosing(ledger.follow()) as following:
+    async with asyncio.timeout(BOUND), aclosing(ledger.follow()) as following:
         seen = [await anext(following)]
         watched = await at_rest(ledger)
         assert watched["delivered"]["consumer_seq"] <= 2 * consumer.BATCH_BYTES // (1024 * 1024) + 1

@@ -18,6 +18,7 @@ from events.nats.streams import Stream, command_stream
 from events.schema import ComparisonRequested, Event, NodeName, RequestId
 from tests.support.nats.hub_servers import HubServers
 from tests.support.stories.lives import EventFactory
+from tests.support.waiting import BOUND
 
 NODE = NodeName("worker-1.example.net")
 
@@ -50,7 +51,7 @@ class Receiver:
                 await asyncio.sleep(pause)
 
     async def until(self, count: int) -> list[str]:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(BOUND):
             while len(self.got) < count:
                 self._more.clear()
                 await self._more.wait()
@@ -159,7 +160,7 @@ async def test_command_is_announced_only_after_it_is_stored(
 ) -> None:
     async with jetstream.subscribe(subjects.down_pattern(NODE)) as heard:
         await commands.send(command(EventFactory(NODE), 0))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND):
             notice = await anext(heard)
     assert notice.subject == subjects.command(NODE, "ComparisonRequested").replace(
         subjects.COMMAND_ROOT, subjects.DOWN_ROOT

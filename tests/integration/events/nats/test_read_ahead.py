@@ -20,6 +20,7 @@ from events.nats.server import EmbeddedServer
 from events.process.settings import LedgerAddress
 from events.schema import Event
 from tests.support.stories.lives import EventFactory, container
+from tests.support.waiting import BOUND
 
 
 def readers(of: int | None = None) -> list[int]:
@@ -127,7 +128,7 @@ async def test_process_ends_with_its_parent(fast_server: EmbeddedServer) -> None
     (reading,) = readers(asking.pid)
     asking.kill()
     await asking.wait()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND):
         said = await asking.stderr.read()  # which it shares, so this ends when both have
     assert not runs(reading)
     assert b"Traceback" not in said

@@ -23,7 +23,7 @@ from events.nats.uplink import BATCH, Lag, Uplink
 from events.schema import NO_NODE, Event, NodeName, encode
 from tests.support.nats.hub_servers import HubServers, connect_hub
 from tests.support.stories.lives import EventFactory, container
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 NODE = NodeName("worker-1.example.net")
 OTHER = NodeName("other")
@@ -75,7 +75,7 @@ async def events(ledger: JetStreamLedger) -> list[Event]:
 
 async def same(node: JetStreamLedger, above: JetStreamLedger) -> list[Event]:
     """Return the events of both ledgers once they are equal."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(BOUND):
         while True:
             at_node, at_hub = await events(node), await events(above)
             assert at_hub == at_node[: len(at_hub)]

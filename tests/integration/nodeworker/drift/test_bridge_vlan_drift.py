@@ -27,6 +27,7 @@ from nodeworker.plugins.spec.results import Interface, Result
 from tests.integration.nodeworker.plugins.native.test_bridge_vlans import PVID_UNTAGGED, filtering_bridge, needs_vlans
 from tests.support.plugins.kernel_view import container, node
 from tests.support.plugins.native_harness import answer, call, encoded, ip
+from tests.support.waiting import BOUND
 
 IN_VLAN: dict[str, Any] = {"type": "bridge", "bridge": "br0", "vlan": 100, "preserveDefaultVlan": False}
 IN_TRUNK: dict[str, Any] = {"type": "bridge", "bridge": "br0", "vlanTrunk": [{"minID": 5, "maxID": 6}]}
@@ -124,7 +125,7 @@ async def test_bridge_port_event_is_received() -> None:
         )
         with KernelEvents(silent):
             ip("link set a0 type bridge_slave hairpin on")
-            assert await asyncio.wait_for(heard.get(), 10) == port.index
+            assert await asyncio.wait_for(heard.get(), BOUND) == port.index
 
 
 @needs_vlans

@@ -58,7 +58,7 @@ from nodeworker.sandboxes.answers import OK, Answers
 from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.shim.frame import Frame
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 from tests.support.worker_harness import (
     BOX,
     ETH0,
@@ -405,7 +405,7 @@ async def test_retention_retries_when_the_ledger_was_unavailable(
     await asyncio.sleep(0.01)
     assert not running.done()
     ledger.available = True
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(BOUND):
         while await of(ledger, BOX):  # noqa: ASYNC110  # what is looked at has no event to wait for
             await asyncio.sleep(0.001)
     running.cancel()

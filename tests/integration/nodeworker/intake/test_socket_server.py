@@ -21,7 +21,7 @@ from nodeworker.intake.requests import Requests
 from nodeworker.intake.socket_server import SocketServer
 from nodeworker.sandboxes.answers import Reply
 from nodeworker.shim.frame import BODY_MAX, Frame, encode_request
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 FRAME = Frame(request=RequestId("ab" * 16), remaining=30.0, env={"CNI_COMMAND": "ADD"}, stdin=b"{}")
 REQUEST = encode_request(FRAME)
@@ -75,7 +75,7 @@ async def exchange(path: Path, *parts: bytes) -> bytes:
             writer.write(part)
             await writer.drain()
             await asyncio.sleep(0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND):
             return await reader.read()
     except ConnectionError:
         return b""

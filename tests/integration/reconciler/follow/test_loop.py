@@ -19,6 +19,7 @@ from reconciler.projection.sql.engine import ProjectionError
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.reconciler.running import running
 from tests.support.stories.node import Node, busy_day
+from tests.support.waiting import BOUND
 
 
 async def fill(ledger: Ledger, events: Iterable[Event]) -> int:
@@ -143,7 +144,7 @@ async def test_an_absent_database_delays_but_loses_no_event(tmp_path: Path, caps
         blocker.execute("BEGIN EXCLUSIVE")
         last = await fill(ledger, node.attach("e" * 64, Pod("d", "p", "u")))
         said = ""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(BOUND):
             while "database_away" not in said:
                 await asyncio.wait({run.task}, timeout=0.05)
                 said += capsys.readouterr().out

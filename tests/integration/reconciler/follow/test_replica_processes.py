@@ -25,7 +25,7 @@ from tests.support.fork_server import RECONCILER, ListenedProcess
 from tests.support.reconciler.postgres import Postgres
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.stories.node import Node
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 BOX, OTHER = "a" * 64, "b" * 64
 
@@ -99,7 +99,7 @@ async def publish(hub: JetStreamLedger, node: str, box: str, name: str) -> None:
     before = len(await published(hub))
     for event in Node(node).attach(box, Pod("shop", name, f"u-{name}")):
         await hub.append(event)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(BOUND):
         while len(await published(hub)) == before:  # noqa: ASYNC110  # another process does it
             await asyncio.sleep(0.05)
 
@@ -135,7 +135,7 @@ async def is_projected(hub: JetStreamLedger, database: str) -> None:
     wanted = folded(events)
     place = {"election": elections[-1].sequence, "forgotten": "", "ledger": "LEDGER"}
     wanted["position"] = [(*place.items(), ("sequence", events[-1].sequence))]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND):
         while (seen := stored_in(database))["position"] != wanted["position"]:  # noqa: ASYNC110  # another process does it
             await asyncio.sleep(0.05)
     assert seen == wanted
@@ -153,7 +153,7 @@ async def test_a_leader_frozen_in_a_batch_is_replaced_and_commits_nothing(
                 connection.execute(sa.text("LOCK TABLE sandboxes IN EXCLUSIVE MODE"))
                 for event in Node("node-1").attach(BOX, Pod("shop", "web", "u-web")):
                     await hub.append(event)
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(BOUND):
                     while not connection.scalar(sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")):  # noqa: ASYNC110
                         await asyncio.sleep(0.02)
                 first.send_signal(signal.SIGSTOP)

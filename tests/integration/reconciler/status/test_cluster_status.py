@@ -17,6 +17,7 @@ from tests.support.kube.publishing import WITH_PUBLISHER, connected, create, met
 from tests.support.kube.server import NOBODY, KubeServer
 from tests.support.reconciler.running import Running, running
 from tests.support.stories.node import Node
+from tests.support.waiting import BOUND
 
 BOX, OTHER = "a" * 64, "b" * 64
 MIRROR = {"kubernetes.io/config.source": "file", "kubernetes.io/config.mirror": "0123456789abcdef"}
@@ -34,7 +35,7 @@ async def attach(ledger: MemoryLedger, pod: Pod, box: str = BOX, node: Node | No
 
 async def until_said(run: Running, ledger: MemoryLedger, enough: Callable[[list[Event]], bool]) -> list[Event]:
     found: list[Event] = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(BOUND):
         while not enough(found):
             await asyncio.wait({run.task}, timeout=0.01)
             found = [stored.event async for stored in ledger.read("plumbline.ev.-.>")]

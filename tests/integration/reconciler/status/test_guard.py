@@ -25,6 +25,7 @@ from tests.support.kube.publishing import WITH_PUBLISHER, create, metadata
 from tests.support.kube.server import KubeServer
 from tests.support.reconciler.running import Running, running
 from tests.support.stories.node import ETH0, NETWORKS, Node, result
+from tests.support.waiting import BOUND
 
 BOX, OTHER = "a" * 64, "b" * 64
 FORGED = '[{"name": "forged"}]'
@@ -49,7 +50,7 @@ async def attach(ledger: MemoryLedger, pod: Pod, box: str = BOX) -> None:
 async def said(run: Running, ledger: MemoryLedger, *types: str) -> list[Event]:
     """Wait until the reconciler has appended exactly *types*, in this order."""
     found: list[Event] = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(BOUND):
         while len(found) < len(types):
             await asyncio.wait({run.task}, timeout=0.02)
             assert not run.task.done() or run.task.result()

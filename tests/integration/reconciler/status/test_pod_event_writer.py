@@ -21,6 +21,7 @@ from reconciler.status.kubernetes.pod_event_writer import PodEventWriter
 from tests.support.kube.publishing import WITH_PUBLISHER
 from tests.support.kube.server import KubeServer
 from tests.support.stories.node import Node, container_id
+from tests.support.waiting import BOUND
 
 SPEAKER = "speaker-token"
 RULES = [{"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}]
@@ -56,7 +57,7 @@ async def written(cluster: KubeServer, folder: Path, story: list[Event], metrics
         stored = [Stored(sequence, event) for sequence, event in enumerate(story, 1)]
         changes = project(Loaded(), stored)
         writer.changed(changes)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND):
             await writer.written()
     finally:
         running.cancel()

@@ -14,6 +14,7 @@ from structlog.typing import EventDict
 from events.process import metrics_server
 from events.process.metrics_server import serve_metrics
 from events.process.settings import MetricsSettings
+from tests.support.waiting import BOUND
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ async def test_busy_port_is_logged_once_and_used_when_free(
     monkeypatch.setattr(metrics_server, "PAUSE", 0.01)
     with capture_logs() as logs, taken() as holder:
         port = holder.getsockname()[1]
-        async with asyncio.timeout(30), serve_metrics(registry, MetricsSettings(port=port)):
+        async with asyncio.timeout(BOUND), serve_metrics(registry, MetricsSettings(port=port)):
             await said(logs, "metrics_not_served")
             await asyncio.sleep(0.05)
             holder.close()
@@ -70,13 +71,13 @@ async def test_port_is_free_after_the_block(registry: CollectorRegistry) -> None
     with taken() as holder:
         port = holder.getsockname()[1]
     for _ in range(2):
-        async with asyncio.timeout(30), serve_metrics(registry, MetricsSettings(port=port)):
+        async with asyncio.timeout(BOUND), serve_metrics(registry, MetricsSettings(port=port)):
             assert "answer 42.0" in await scraped(port)
 
 
 async def test_unknown_host_stops_nothing(registry: CollectorRegistry) -> None:
     with capture_logs() as logs:
-        async with asyncio.timeout(30), serve_metrics(registry, MetricsSettings(host="192.0.2.1", port=9)):
+        async with asyncio.timeout(BOUND), serve_metrics(registry, MetricsSettings(host="192.0.2.1", port=9)):
             await said(logs, "metrics_not_served")
     assert logs[0]["event"] == "metrics_not_served"
 

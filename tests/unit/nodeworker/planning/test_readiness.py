@@ -11,6 +11,7 @@ from events.schema import ErrorClass, Phase
 from nodeworker.errors import RequestFailedError
 from nodeworker.planning import readiness
 from nodeworker.planning.readiness import Readiness, absence
+from tests.support.waiting import BOUND
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ async def test_request_goes_on_when_the_file_appears(tmp_path: Path) -> None:
     assert not waiting.done()
     file.parent.mkdir()
     file.touch()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         await waiting
 
 
@@ -55,7 +56,7 @@ async def test_request_fails_with_code_11_and_the_file_before_its_time_is_up(tmp
 @pytest.mark.usefixtures("quick")
 async def test_no_request_waits_longer_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readiness, "LONGEST", 0.01)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         await refusal(Readiness(seats=1), tmp_path / "absent", 3600)
 
 
@@ -64,7 +65,7 @@ async def test_requests_without_a_seat_fail_and_seats_are_reused(tmp_path: Path)
     gate = Readiness(seats=1)
     first = asyncio.create_task(gate.wait(str(tmp_path / "absent"), 3600, Phase.RESOLVE))
     await asyncio.sleep(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         await refusal(gate, tmp_path / "absent", 3600)
     assert not first.done()
     first.cancel()
@@ -73,7 +74,7 @@ async def test_requests_without_a_seat_fail_and_seats_are_reused(tmp_path: Path)
     await asyncio.sleep(0)
     assert not again.done()
     (tmp_path / "absent").touch()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         await again
 
 

@@ -45,6 +45,7 @@ from nodeworker.errors import failed
 from nodeworker.journal.journal import Journal
 from nodeworker.sandboxes import commands as module
 from nodeworker.sandboxes.commands import Command, CommandHandler
+from tests.support.waiting import BOUND
 from tests.support.worker_harness import BOX, ETH0, NODE, PLANNED
 
 DRIFT = Drift(kind=DriftKind.LINK_DOWN, network=NetworkName("n"), ifname=ETH0)
@@ -151,7 +152,7 @@ class Bench:
 
     async def told(self, count: int) -> list[Event]:
         """Return the events once there are *count*."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND):
             while len(events := await self.story()) < count:  # noqa: ASYNC110  # as in until
                 await asyncio.sleep(0)
         return events

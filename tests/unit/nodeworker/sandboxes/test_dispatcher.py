@@ -36,7 +36,7 @@ from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.gc import GarbageCollector
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.sandboxes.status_wait import StatusWait
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 from tests.support.worker_harness import BOX, ETH0, NODE, attach, detach
 
 
@@ -118,7 +118,7 @@ def answers() -> Answers:
 async def dispatching(
     work: Work, answers: Answers, concurrency: int = 10, statuses: StatusWait | None = None
 ) -> AsyncIterator[tuple[Scheduler, Dispatcher]]:
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(BOUND), asyncio.TaskGroup() as tasks:
         scheduler = Scheduler(tasks, concurrency)
         yield (
             scheduler,

@@ -30,7 +30,7 @@ from nodeworker.metrics import WorkerMetrics
 from nodeworker.sandboxes import status_wait
 from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal
 from nodeworker.sandboxes.status_wait import StatusWait
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 from tests.support.worker_harness import BOX, ETH0, FAILURE, NODE, PLANNED
 from tests.unit.nodeworker.sandboxes.test_dispatcher import Work, adding, deleting, dispatching
 
@@ -50,7 +50,7 @@ class Stage:
 
     async def be_present(self) -> None:
         """Send the presence until it is received."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND):
             while not self._would_wait():
                 await self.ledger.publish(PUBLISHER_PRESENT)
                 await asyncio.sleep(0)
@@ -113,7 +113,7 @@ async def test_the_wait_ends_when_its_status_is_published(stage: Stage, data: Da
     await stage.ledger.publish(subjects.down(NODE, "StatusPublished"), b"no event")
     await until(lambda: not waiting.done())
     await stage.say(data, "a1")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         await waiting
     assert stage.waited(result) == 1
     assert not stage.statuses.expects(EventId("a1"))
@@ -123,7 +123,7 @@ async def test_a_status_that_comes_before_the_wait_is_not_lost(stage: Stage) -> 
     await stage.be_present()
     stage.statuses.expect(sandbox("a1"))
     await stage.say(PUBLISHED, "a1")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         await stage.statuses.wait(EventId("a1"), FOREVER)
     assert stage.waited("published") == 1
 
@@ -132,7 +132,7 @@ async def test_a_status_that_comes_before_the_wait_is_not_lost(stage: Stage) -> 
 async def test_the_wait_ends_at_its_timeout_and_at_the_runtimes_deadline(stage: Stage, deadline: float) -> None:
     await stage.be_present()
     stage.statuses.expect(sandbox("a1"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         await stage.statuses.wait(EventId("a1"), deadline)
     assert stage.waited("timeout") == 1
 
@@ -160,7 +160,7 @@ async def test_no_status_is_expected_once_the_reconciler_is_away(stage: Stage, m
 
 async def test_with_zero_seconds_the_wait_does_not_listen() -> None:
     stage = Stage(0.0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         await stage.statuses.run()
 
 

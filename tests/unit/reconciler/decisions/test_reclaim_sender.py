@@ -35,6 +35,7 @@ from reconciler.metrics import Metrics
 from reconciler.projection.store import Store
 from tests.support.reconciler.running import Alone
 from tests.support.stories.node import NETWORKS, Node, failure_of
+from tests.support.waiting import BOUND
 
 FIRST_PAUSE, LAST_PAUSE, OVERDUE, WHILE = 0.1, 0.4, 0.5, 0.3
 BOX = "a" * 64
@@ -108,7 +109,7 @@ class World:
 
     async def asked(self, count: int) -> Sequence[tuple[float, Event]]:
         """Return the commands once there are *count*."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND):
             while len(self.commands.all) < count:
                 await asyncio.sleep(0.005)
                 assert self.task is not None
@@ -118,7 +119,7 @@ class World:
 
     async def tried(self, count: int) -> None:
         """Wait for *count* attempts to send."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(BOUND):
             while self.commands.tried < count:  # noqa: ASYNC110  # another task does it
                 await asyncio.sleep(0.005)
 

@@ -33,6 +33,7 @@ from reconciler.status.text import PodStatus
 from tests.support.reconciler.rows import stored_in
 from tests.support.reconciler.running import Running, running
 from tests.support.stories.node import Node
+from tests.support.waiting import BOUND
 
 POD = Pod("shop", "web", "u")
 BOX, OTHER = "a" * 64, "b" * 64
@@ -129,7 +130,7 @@ async def said(ledger: MemoryLedger) -> list[Any]:
 
 async def until_said(run: Running, ledger: MemoryLedger, count: int) -> Sequence[Any]:
     found: list[Any] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         while len(found) < count:
             await asyncio.wait({run.task}, timeout=0.005)
             assert not run.task.done() or run.task.result()
@@ -390,7 +391,7 @@ async def test_a_term_starts_before_all_open_pods_are_looked_up(
         assert all(map(turn.busy, asked[0]))
         task = asyncio.create_task(turn.run())
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(BOUND):
                 while any(map(turn.busy, asked[0])):
                     await asyncio.wait({task}, timeout=0.005)
         finally:
@@ -406,7 +407,7 @@ async def test_presence_is_announced_while_the_sink_is_ready(
 ) -> None:
     monkeypatch.setattr(publishing, "PRESENCE_INTERVAL", 0.0)
     async with ledger.subscribe(PUBLISHER_PRESENT) as heard, running(ledger, tmp_path / "x.db", board):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND):
             await anext(heard)
             board.well = False
             with pytest.raises(TimeoutError):  # noqa: PT012  # those that were told before run out

@@ -85,7 +85,7 @@ async def test_cache_survives_an_api_server_outage_and_catches_up(kube: KubeServ
             await asyncio.sleep(0)
             kube.kill_api()
             # The watch is gone, so the wait for that pod has ended.
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(40):
                 with pytest.raises(SourceUnavailableError, match="can't be reached"):
                     await waiting
             await until(lambda: not pods.connected and not nads.connected)

@@ -76,7 +76,7 @@ async def test_late_pod_is_awaited(kube: KubeServer, tmp_path: Path) -> None:
         await asyncio.sleep(0.5)
         assert not any(task.done() for task in asked)
         uid = await asyncio.to_thread(kube.create_pod, "default", node, node, selecting("a"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             assert {pod.uid for pod in await asyncio.gather(*asked) if pod} == {uid}
 
 
@@ -86,7 +86,7 @@ async def test_late_incarnation_of_a_pod_is_awaited(kube: KubeServer, tmp_path: 
     async with running(worker(kube, tmp_path), node, tmp_path, pod_wait=60.0) as source:
         kube.delete_pod("default", node)
         new = kube.create_pod("default", node, node, selecting("new"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             found = await source.pod("default", node, new)
         assert found == PodObject("default", node, new, selecting("new"))
         assert old != new
@@ -96,7 +96,7 @@ async def test_static_pod_is_found_under_any_uid(kube: KubeServer, tmp_path: Pat
     node = unique("node")
     kube.create_pod("default", node, node, {"kubernetes.io/config.source": "file"})
     async with running(worker(kube, tmp_path), node, tmp_path, pod_wait=60.0) as source:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             found = await source.pod("default", node, "the-hash-that-the-runtime-knows")
         assert found
         assert found.static
@@ -116,7 +116,7 @@ async def test_uncached_object_is_requested(kube: KubeServer, tmp_path: Path) ->
     uid = kube.create_pod("default", node, node, selecting("a"))
     kube.create_nad("default", name, "{}")
     source = Kubernetes(worker(kube, tmp_path), node, tmp_path, pod_wait=60.0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         assert await source.pod("default", node) == PodObject("default", node, uid, selecting("a"))
         assert await source.nad("default", name) == Nad("default", name, "{}")
     assert not source.synced

@@ -20,6 +20,7 @@ from nodeworker.plugins.native.kinds import ipvlan, macvlan, vlan
 from nodeworker.plugins.native.kinds.bridge import bridge
 from tests.support.plugins.kernel_view import container, node
 from tests.support.plugins.native_harness import BOTH, call, card, ip, kernel_has
+from tests.support.waiting import BOUND
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -138,9 +139,9 @@ async def test_who_misses_a_parent_hears_when_one_comes_to_have_its_name() -> No
             ip("link add par0 type bridge")
             ip(f"link property add dev par0 altname {ALTNAMES[1]}")
             ip("link set par0 up")  # of one that is down the kernel does not tell that it has another name
-            link = await asyncio.wait_for(heard.get(), 10)
+            link = await asyncio.wait_for(heard.get(), BOUND)
             while ALTNAMES[1] not in link.names:
-                link = await asyncio.wait_for(heard.get(), 10)
+                link = await asyncio.wait_for(heard.get(), BOUND)
         with Netlink.on_node() as netlink:
             par0 = links.find(netlink, links.by_name(ALTNAMES[1]))
     assert par0 is not None

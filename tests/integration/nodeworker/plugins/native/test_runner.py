@@ -27,6 +27,7 @@ from nodeworker.plugins.native.registry import AUTO
 from nodeworker.plugins.native.runner import NativeRunner
 from tests.support.plugins.kernel_view import container, node
 from tests.support.plugins.native_harness import card, ip, names, shown
+from tests.support.waiting import BOUND
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -479,7 +480,7 @@ async def test_a_blocked_job_and_those_behind_it_are_cancelled_at_once(
         )  # it is done behind those two
         for task in adding:
             task.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND):
             await asyncio.wait(adding)
         assert all(task.cancelled() for task in adding)
         assert interfaces(bridge.netns) == ["lo"]
@@ -516,7 +517,7 @@ async def test_jobs_are_cancelled_when_their_process_has_died(bridge: Plugin, pr
             os.kill(pid, signal.SIGKILL)
         await asyncio.wait([adding])
     assert adding.cancelled()
-    await asyncio.wait_for(processes.died.wait(), 10)
+    await asyncio.wait_for(processes.died.wait(), BOUND)
     coming = asyncio.create_task(bridge.run("ADD"))
     await asyncio.wait([coming])
     assert coming.cancelled()
