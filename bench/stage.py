@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyroute2 import IPRoute, NetlinkError
+
 from events.nats.server import EmbeddedServer
 from nodeworker import shim
 
@@ -74,8 +76,10 @@ class Stage:
             subprocess.run(["ip", "netns", "del", pod], check=False, capture_output=True)
         self.stop_worker()
         self.server.stop()
-        for link in (BRIDGE, PARENT):
-            subprocess.run(["ip", "link", "del", link], check=False, capture_output=True)
+        with IPRoute() as node:
+            for link in (BRIDGE, PARENT):
+                with contextlib.suppress(NetlinkError):
+                    node.link("del", ifname=link)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def stop_worker(self) -> None:
@@ -131,12 +135,10 @@ class Stage:
         return {"PLUMBLINE_SOCKET": str(self.socket), "PLUMBLINE_SPOOL": str(self.folder / "state" / "spool")}
 
     def _make_parent(self) -> None:
-        for argv in (
-            ["ip", "link", "add", PARENT, "type", "veth", "peer", "name", PEER],
-            ["ip", "link", "set", PARENT, "up"],
-            ["ip", "link", "set", PEER, "up"],
-        ):
-            subprocess.run(argv, check=True)
+        with IPRoute() as node:
+            node.link("add", ifname=PARENT, kind="veth", peer=PEER)
+            for link in (PARENT, PEER):
+                node.link("set", ifname=link, state="up")
 
     def cluster_settings(self) -> dict[str, Any]:
         """Make the pod and its network known; return the settings that say where they are."""

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from output import expect, print_command, print_indented, run, run_silently, wait_for
+from pyroute2 import IPRoute
 
 from events.process import logs
 from events.process.child_process import die_with_parent
@@ -71,9 +72,10 @@ class Stage:
             "leaks": {"policy": "off"},  # only a container runtime can say that a pod is gone, and there is none here
         }
         self._config.write_text(json.dumps(settings, indent=2))
-        run_silently("ip", "link", "add", _PARENT, "type", "veth", "peer", "name", _PARENT_PEER)
-        for link in ("lo", _PARENT, _PARENT_PEER):
-            run_silently("ip", "link", "set", link, "up")
+        with IPRoute() as node:
+            node.link("add", ifname=_PARENT, kind="veth", peer=_PARENT_PEER)
+            for link in ("lo", _PARENT, _PARENT_PEER):
+                node.link("set", ifname=link, state="up")
         return self
 
     def __exit__(
