@@ -70,7 +70,7 @@ def inode(path: str) -> int:
         return 0
 
 
-def loss(path: str, inode: int = 0) -> str:
+def why_gone(path: str, inode: int = 0) -> str:
     """Return the evidence that the namespace at *path*, which had that *inode*, is gone; an empty text if none.
 
     An unreadable path is no evidence. *inode* 0: unknown. After an unmount, the mount point remains as a plain file.
@@ -135,7 +135,7 @@ class Namespace:
         os.close(self.fd)
         os.close(self.node_fd)
 
-    def inside(self, act: Callable[[], T]) -> T:
+    def run_inside(self, act: Callable[[], T]) -> T:
         """Return what *act* returns; the calling thread is in the namespace meanwhile.
 
         Sockets that *act* opens stay in the namespace. Raises RequestFailedError (namespace_invalid).
@@ -152,7 +152,7 @@ class Namespace:
 def _probe(path: str, phase: Phase, inode: int = 0) -> socket.socket:
     """Return a socket in the namespace at *path*, for queries about interfaces. Raises what ``Namespace`` raises."""
     with Namespace(path, phase, inode) as container:
-        return container.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        return container.run_inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
 
 
 def _exists(probe: socket.socket, name: str) -> bool:

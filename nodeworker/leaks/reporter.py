@@ -16,7 +16,7 @@ from events.fold import Leaked, Sandbox
 from events.ledger.ledger import LedgerError
 from events.schema import Event, LeakId, LeakObserved, LeakReclaimed
 from nodeworker.journal.journal import Journal
-from nodeworker.kernel.namespaces import loss
+from nodeworker.kernel.namespaces import why_gone
 from nodeworker.leaks.evidence.namespace_watch import NamespaceWatch
 from nodeworker.leaks.judge import Finding, Judgement, ordered
 from nodeworker.leaks.scanner import LeakScanner
@@ -90,7 +90,7 @@ class LeakReporter:
     def _namespaces_removed(self, names: set[str]) -> None:
         """Scan soon if the ledger still has a sandbox in one of the namespaces: it had no DEL."""
         sandboxes = self._journal.state.sandboxes.values()
-        if any(os.path.basename(sandbox.netns) in names and loss(sandbox.netns) for sandbox in sandboxes):
+        if any(os.path.basename(sandbox.netns) in names and why_gone(sandbox.netns) for sandbox in sandboxes):
             self._namespace_removed.set()
 
     async def _scan_for_pause(self) -> float:

@@ -15,7 +15,7 @@ import msgspec
 
 from events.fold import State
 from events.schema import AttachRequested, ContainerId, DetachRequested, Leak, LeakKind
-from nodeworker.kernel.namespaces import loss
+from nodeworker.kernel.namespaces import why_gone
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.socket import Netlink
@@ -68,7 +68,7 @@ class LeakScanner:
         runtime, reason, absent = await self._ask_runtime()
         sandboxes = {key: box for key, box in self._state.sandboxes.items() if includes(key.container_id)}
         netns = {key: (box.netns, box.plan.netns_inode if box.plan else 0) for key, box in sandboxes.items()}
-        lost = await asyncio.to_thread(lambda: {key: how for key, at in netns.items() if (how := loss(*at))})
+        lost = await asyncio.to_thread(lambda: {key: how for key, at in netns.items() if (how := why_gone(*at))})
         live = self._live()
         suspects = [held for held in listed.files if held.holder not in live and not _has_holder(runtime, held)]
         timed = await asyncio.to_thread(_timed, suspects)

@@ -34,7 +34,7 @@ from nodeworker.deadline import seconds_since
 from nodeworker.errors import RequestFailedError, failed, naming, unusable_container_id
 from nodeworker.journal.effect_log import EffectLog
 from nodeworker.journal.journal import Journal
-from nodeworker.kernel.namespaces import is_namespace, loss
+from nodeworker.kernel.namespaces import is_namespace, why_gone
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.planning.resolve.route_claims import adjusted_result
 from nodeworker.plugins import chain, device_info
@@ -153,7 +153,7 @@ class Detacher:
         target = target_of(sandbox)
         assert sandbox.plan is not None
         rebooted = sandbox.boot_id not in ("", self._journal.boot_id)
-        if rebooted or not is_namespace(target.netns) or loss(target.netns, sandbox.plan.netns_inode):
+        if rebooted or not is_namespace(target.netns) or why_gone(target.netns, sandbox.plan.netns_inode):
             return replace(target, netns="")
         return target
 

@@ -200,7 +200,7 @@ class _Repair:
     def _address(self, link: Link, expected: ExpectedLink, drift: Drift) -> None:
         address = ipaddress.ip_interface(drift.expected)
         if address.version == 6:
-            self._ends.netns.inside(lambda: sysctl.enable_ipv6(expected.ifname))
+            self._ends.netns.run_inside(lambda: sysctl.enable_ipv6(expected.ifname))
         replaced = any(each.replaces_kernels(address) for each in expected.routes)
         self._inside(
             addresses.add(link.index, address, dad=False),

@@ -62,7 +62,7 @@ class Netlink:
     @classmethod
     def within(cls, container: Namespace) -> Self:
         """Return a socket in the namespace of *container*. Raises RequestFailedError (namespace_invalid)."""
-        return cls(container.inside(lambda: _socket(cls.protocol)))
+        return cls(container.run_inside(lambda: _socket(cls.protocol)))
 
     @classmethod
     def in_namespace(cls, path: str, phase: Phase) -> Self:

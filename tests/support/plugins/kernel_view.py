@@ -65,7 +65,7 @@ def container() -> Iterator[str]:
     try:
         path = f"/run/netns/{name}"
         with Namespace(path, Phase.ADD) as opened:
-            opened.inside(_hasten)
+            opened.run_inside(_hasten)
         yield path
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
@@ -90,11 +90,11 @@ def view(netns: str, result: Any = None) -> dict[str, Any]:
     with Namespace(netns, Phase.CHECK) as opened:
         until = time.monotonic() + _IPV6_PATIENCE
         while True:
-            begins, tentative = (any(each) for each in zip(opened.inside(_unsettled), _unsettled(), strict=True))
+            begins, tentative = (any(each) for each in zip(opened.run_inside(_unsettled), _unsettled(), strict=True))
             if not tentative and not (begins and time.monotonic() < until):
                 break
             time.sleep(_PAUSE)
-        seen = {"result": result, "container": opened.inside(_namespace), "node": _namespace()}
+        seen = {"result": result, "container": opened.run_inside(_namespace), "node": _namespace()}
     text = json.dumps(_lasting(seen), sort_keys=True).replace(netns, "<netns>")
     return _sorted(json.loads(_without_chance(text)))
 

@@ -115,7 +115,7 @@ def _device(ends: Endpoints, call: Call, config: Tap) -> Link:
     """Return the interface, new or from an interrupted ADD."""
     link = find_link(ends.container, call.ifname)
     if link is None:
-        ends.netns.inside(lambda: _make(call.ifname, config))
+        ends.netns.run_inside(lambda: _make(call.ifname, config))
         link = find_link(ends.container, call.ifname)
     if link is None or not _ours(link, config):
         raise name_taken(call)

@@ -56,7 +56,7 @@ def configure(
     """
     if any(each.address.version == 6 for each in given):
         with error_context(f"enable IPv6 for {call.ifname}"):
-            ends.netns.inside(lambda: sysctl.enable_ipv6(call.ifname))
+            ends.netns.run_inside(lambda: sysctl.enable_ipv6(call.ifname))
     with error_context(f"configure {call.ifname} with {', '.join(str(each.address) for each in given)}"):
         ends.container.do(
             *([links.enable_arp_notify(link.index)] if notify else []),

@@ -47,7 +47,7 @@ def announce(ends: Endpoints, link: Link, given: Sequence[Assignment]) -> None:
     local = [each.address.ip for each in given if isinstance(each.address.ip, ipaddress.IPv6Address)]
     if not local:
         return
-    with contextlib.suppress(OSError), ends.netns.inside(_socket) as connection:
+    with contextlib.suppress(OSError), ends.netns.run_inside(_socket) as connection:
         connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, _HOPS)
         connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, link.index)
         for address in local:
@@ -94,7 +94,7 @@ def announce_ipv4(ends: Endpoints, link: Link, given: Sequence[Assignment]) -> N
     mac = bytes.fromhex(link.mac.replace(":", ""))
     if not local or link.flags & ifinfmsg.IFF_NOARP or len(mac) != _MAC_LENGTH:
         return
-    with contextlib.suppress(OSError), ends.netns.inside(_packet_socket) as connection:
+    with contextlib.suppress(OSError), ends.netns.run_inside(_packet_socket) as connection:
         for address in local:
             place = (link.name, _ETH_P_ARP, socket.PACKET_BROADCAST, _ARPHRD_ETHER, _BROADCAST)
             connection.sendto(arp_announcement(address, mac), socket.MSG_DONTWAIT, place)

@@ -106,7 +106,7 @@ def configure_link(
         return
     configure(ends, call, link, assigned, ipam, dad=False, notify=True)
     if not arp_notify:
-        ends.netns.inside(lambda: sysctl.reset(call.ifname, "ipv4", "arp_notify"))
+        ends.netns.run_inside(lambda: sysctl.reset(call.ifname, "ipv4", "arp_notify"))
     announce(ends, link, assigned)
 
 

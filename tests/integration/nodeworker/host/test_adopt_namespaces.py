@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from nodeworker.host.adopt.namespaces import NO_INODE, NamespaceFinder, without_false_claims
 from nodeworker.host.adopt.plan import Adoption, FoundNamespace, judge
 from nodeworker.host.adopt.read import SandboxFiles, read_state
-from nodeworker.kernel.namespaces import loss
+from nodeworker.kernel.namespaces import why_gone
 from tests.support.host.multus_pods import DEFAULT, MACVLAN, POD, result
 from tests.support.host.multus_state import MultusNode
 
@@ -96,7 +96,7 @@ def test_reused_process_id_is_not_accepted(multus: MultusNode, make_namespace: M
             path = f"/proc/{process.pid}/ns/net"
             place = NamespaceFinder().find(files(multus, path))
             assert place == FoundNamespace(netns=path, inode=NO_INODE)
-            assert "another one" in loss(path, place.inode), "nor does anybody look into it later"
+            assert "another one" in why_gone(path, place.inode), "nor does anybody look into it later"
             mine = replace(DEFAULT, result=result("eth0", "10.244.9.9/24", "02:00:00:00:00:99", path))
             multus.write(replace(POD, networks=(mine,), netns=path))
             (found,) = read_state(multus.cni_dir, [multus.cache_dir], multus.host_local_dir).sandboxes

@@ -248,7 +248,7 @@ def _set_up(
 ) -> None:
     if ipam is not None:
         # Nor is the address that the kernel itself gives the interface to be asked around for.
-        ends.netns.inside(lambda: sysctl.try_ensure(f"ipv6/conf/{call.ifname}/accept_dad", "0", is_another=True))
+        ends.netns.run_inside(lambda: sysctl.try_ensure(f"ipv6/conf/{call.ifname}/accept_dad", "0", is_another=True))
         configure(ends, call, wire.inside, given, ipam, dad=True, notify=True)
     elif not config.disable_container_interface:
         with error_context(f"set {call.ifname} up"):

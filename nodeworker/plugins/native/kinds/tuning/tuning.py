@@ -99,7 +99,7 @@ def add(call: Call, ipam: Result | None) -> Result:
     files = _files(call, wanted)
     _refuse_unlisted(wanted.parameters)
     with open_endpoints(call, Phase.ADD) as ends:
-        ends.netns.inside(lambda: _set(files))
+        ends.netns.run_inside(lambda: _set(files))
         if wanted.properties == NOTHING:
             return before
         link = find_chained_link(ends, call)
@@ -120,7 +120,7 @@ def check(call: Call) -> None:
     wanted = _wanted(call)
     files = _files(call, wanted)
     with open_endpoints(call, Phase.CHECK) as ends:
-        ends.netns.inside(lambda: _compare(files))
+        ends.netns.run_inside(lambda: _compare(files))
         link = find_chained_link(ends, call)
     asked = replace(wanted.properties, promisc=bool(wanted.properties.promisc))
     if different := link_properties.differing(link_properties.current(link, asked), asked):

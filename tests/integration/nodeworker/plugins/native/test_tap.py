@@ -73,7 +73,7 @@ def test_the_kernel_has_what_was_configured(netns: str, options: dict[str, Any],
 def test_what_is_written_to_the_device_arrives_on_the_interface(netns: str) -> None:
     tap.add(call(TAP | {"mac": "02:00:5e:10:00:01"}, netns), answer("10.77.0.5/24"))
     with Namespace(netns, Phase.ADD) as opened:
-        device = opened.inside(lambda: os.open("/dev/net/tun", os.O_RDWR))
+        device = opened.run_inside(lambda: os.open("/dev/net/tun", os.O_RDWR))
         try:
             fcntl.ioctl(device, tuntap.TUNSETIFF, tap._IFREQ.pack(b"net1", ifinfmsg.IFT_TAP | ifinfmsg.IFT_NO_PI))
             frame = b""

@@ -212,7 +212,7 @@ def test_the_result_tells_what_was_changed_and_of_no_other_interface(netns: str,
 
 def test_the_neighbours_hear_the_new_mac_address(netns: str, tmp_path: Path) -> None:
     with Namespace(netns, Phase.ADD) as opened:
-        wire = opened.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x86DD)))
+        wire = opened.run_inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x86DD)))
     with wire:
         wire.bind(("other", 0))
         wire.settimeout(10)
