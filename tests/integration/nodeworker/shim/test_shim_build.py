@@ -52,6 +52,7 @@ def test_a_missing_binary_says_how_to_build_it(tmp_path: Path, monkeypatch: pyte
 
 @needs_zig
 @needs_hatchling
+@pytest.mark.timeout(600)  # the first run of the cross compiler builds a C library
 def test_wheel_has_the_binary_and_a_platform_tag(tmp_path: Path):
     tree = tmp_path / "tree"
     shutil.copytree(
