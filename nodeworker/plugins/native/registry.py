@@ -1,4 +1,4 @@
-"""Which plugins are native, and whether one can do what a configuration asks for.
+"""Tell which plugins are native, and whether one supports a configuration.
 
 A module is imported when a configuration first needs it, so that only nodes that use a plugin pay for its memory.
 """
@@ -42,10 +42,13 @@ _INTERFACES = {
 _IPAM = {"host-local": "host_local", "static": "static"}
 
 _ALWAYS = frozenset({"passthru", "vxlan"})
+"""Types that run natively even with ``never``: a node need not have a binary for them."""
 
 _LINK_ONLY = frozenset({"bridge", "dummy", "ipvlan", "macvlan", "ptp", "tap", "vlan", "vxlan"})
+"""Types whose DEL only removes the container's interface, so their DELs can share one kernel request."""
 
 _COLLECTING = frozenset({"bridge", "ptp"})
+"""Types that take part in GC: their rules stay on the node when the interface disappears without a DEL."""
 
 TYPES = frozenset({*_INTERFACES, *_IPAM})
 
@@ -113,7 +116,7 @@ def is_gone_with_its_link(plugin_type: str) -> bool:
 
 
 def obstacle(plugin_type: str, config: Mapping[str, Any], switch: Switch) -> str:
-    """Return why *config* can't be done natively, or an empty text. A type that is never native has no reason."""
+    """Return why *config* can't run natively, or an empty text; ``off`` if its type is not enabled."""
     plugin = interface_plugin(plugin_type)
     if plugin is None or not enabled(plugin_type, switch):
         return "off"
@@ -121,13 +124,13 @@ def obstacle(plugin_type: str, config: Mapping[str, Any], switch: Switch) -> str
 
 
 def choose(plugins: tuple[str, ...], switch: Switch) -> tuple[bool, ...]:
-    """Return for each of a chain's rendered *plugins* whether it is to run natively; log once why one is not."""
+    """Return for each of a chain's rendered *plugins* whether it runs natively; log once why one does not."""
     return tuple(_is_native(plugin, switch) for plugin in plugins)
 
 
 @functools.lru_cache(128)
 def _is_native(plugin: str, switch: Switch) -> bool:
-    """Return whether the rendered *plugin* is to run natively. It is cached: most pods of a network have the same."""
+    """Return whether the rendered *plugin* runs natively. Cached: most pods of a network have the same."""
     config = cast("dict[str, Any]", msgspec.json.decode(plugin))
     kind = str(config.get("type", ""))
     if not _INTERFACES.get(kind) or not enabled(kind, switch):

@@ -1,1 +1,1 @@
-"""The IPAM plugins host-local and static; they keep the same files as the executed ones."""
+"""The IPAM plugins host-local and static; they use the same files as the executed ones."""

@@ -1,6 +1,6 @@
-"""Addresses in text as CNI plugins read them, because Python's own reading takes more than theirs.
+"""Parse addresses as CNI plugins do; Python's own parser accepts more.
 
-Zones, netmasks and missing prefix lengths are refused; an IPv4 address in IPv6 notation is the IPv4 address.
+Zones, netmasks and missing prefix lengths are errors; an IPv4 address in IPv6 notation becomes the IPv4 address.
 
 Pure.
 """
@@ -16,7 +16,7 @@ Interface: TypeAlias = IPv4Interface | IPv6Interface
 Network: TypeAlias = IPv4Network | IPv6Network
 
 _MAPPED_BITS = 96
-"""Length of the prefix ::ffff:0:0, which holds the IPv4 addresses (RFC 4291, section 2.5.5.2)."""
+"""Length of the prefix ::ffff:0:0, which contains the IPv4 addresses (RFC 4291, section 2.5.5.2)."""
 
 
 def address(text: str) -> Address:
@@ -30,7 +30,7 @@ def address(text: str) -> Address:
 
 
 def with_prefix(text: str) -> Interface:
-    """Return the address and the prefix length in *text*, which keeps its host bits. Raises ValueError."""
+    """Return the address in *text*, host bits included, with its prefix length. Raises ValueError."""
     base, slash, length = text.partition("/")
     if not slash or len(length) > 3 or not (length.isascii() and length.isdigit()):
         raise ValueError(f"{text!r} is no IP address with a prefix length: write it like 10.1.2.3/24")
@@ -42,5 +42,5 @@ def with_prefix(text: str) -> Interface:
 
 
 def optional(text: str) -> Address | None:
-    """Return the address in *text*, None for an empty one. Raises ValueError."""
+    """Return the address in *text*, or None if *text* is empty. Raises ValueError."""
     return address(text) if text else None

@@ -1,4 +1,4 @@
-"""Whether host-local could reserve an address now, found out without its lock, which an ADD may be holding."""
+"""Tell whether host-local could reserve an address now, without its lock, which an ADD may hold."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from nodeworker.plugins.native.ipam.ranges import RangeSet, range_of, room, show
 
 
 def obstacle(folder: str, range_sets: Iterable[RangeSet]) -> str:
-    """Return why no address of each of *range_sets* could be reserved in *folder*, or an empty text.
+    """Return why *folder* can't reserve an address of each of *range_sets*, or an empty text.
 
-    The folder need not be there: an ADD makes it.
+    The folder may be missing: an ADD creates it.
     """
     try:
         if reason := _unusable(folder):
@@ -27,27 +27,27 @@ def obstacle(folder: str, range_sets: Iterable[RangeSet]) -> str:
 
 
 def _unusable(folder: str) -> str:
-    there = folder
-    while not os.path.lexists(there):
-        there = os.path.dirname(there)
-    if not os.path.isdir(there):
-        return f"{there} is no folder: move it out of the way"
-    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
-        return f"{there} can't be written: mend the file system"
-    system = os.statvfs(there)
-    # Some file systems do not count their files.
+    existing = folder
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        return f"{existing} is no folder: move it out of the way"
+    if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+        return f"{existing} can't be written: mend the file system"
+    system = os.statvfs(existing)
+    # Some file systems report 0 files in total.
     if not system.f_bfree or (system.f_files and not system.f_ffree):
-        return f"no space is left for {there}: make room on its file system"
+        return f"no space is left for {existing}: make room on its file system"
     return ""
 
 
 def _used_up(ranges: RangeSet, names: Collection[str]) -> bool:
-    """Return whether the files of those *names* are one for each address of *ranges*."""
-    places = room(ranges)
-    if len(names) < places:
+    """Return whether *names* contains the file of every address of *ranges*."""
+    left = room(ranges)
+    if len(names) < left:
         return False
     for each in filter(None, map(reservations.address_of, names)):
         of = range_of(ranges, each)
         if of is not None and each != of.gateway:
-            places -= 1
-    return places <= 0
+            left -= 1
+    return left <= 0

@@ -1,8 +1,8 @@
-"""The ``host-local`` IPAM plugin: addresses of ranges that are the node's own.
+"""The ``host-local`` IPAM plugin: assigns addresses of the node's own ranges.
 
-It shares its folder with the executed plugin, so that each can free what the other has assigned. On purpose it differs
-in this: an ADD that is repeated gets the addresses that it has already, all addresses are assigned under one lock, a
-DEL needs no sound ranges, and an address that can't be freed is an error.
+It shares its folder with the executed plugin, so each can free the other's addresses. Intended differences: a repeated
+ADD gets the same addresses, one lock covers all addresses of an ADD, a DEL works with invalid ranges, and an address
+that can't be freed is an error.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from nodeworker.plugins.spec.results import DNS, IP, Result, Route
 TYPE = "host-local"
 
 DATA_DIR = "/var/lib/cni/networks"
-"""Where the folders of the networks are unless the configuration says otherwise."""
+"""The default of ``dataDir``: the folder of the networks' folders."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _OWNER = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.\-]*\r\n[^\s/]{1,15}")
-"""What a reservation says: container ID and interface name."""
+"""Content of a reservation: container ID and interface name."""
 _IO_FAILURE, _INVALID_CONFIG, _NOT_AVAILABLE = 5, 7, 50
 
 log = structlog.get_logger(__name__)
 
 
 class _HostLocal(RangeConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """``ipam``, which may have a first range among its own keys."""
+    """The ``ipam`` object; its own keys may describe the first range."""
 
     type: str = TYPE
     name: str = ""
@@ -57,11 +57,11 @@ class _Net(ipam_config.NetConf, frozen=True, kw_only=True, rename="camel"):
 
 
 class _Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What an ADD asks for."""
+    """The parsed request of an ADD."""
 
     range_sets: tuple[RangeSet, ...]
     requested: tuple[Address | None, ...]
-    """For each range set the address that it has to be."""
+    """The requested address for each range set, None for any."""
     routes: tuple[Route, ...]
     dns: DNS
 
@@ -75,7 +75,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 
 def add(call: Call) -> Result:
-    """Reserve an address of each range set and return them. Raises NativeError."""
+    """Reserve one address of each range set and return the result. Raises NativeError."""
     net = _load(call)
     request = _request(call, net)
     with _folder(call, net, _owner(call)) as folder:
@@ -101,7 +101,7 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Free the addresses of the interface; there may be none, and no folder. Raises NativeError."""
+    """Free the addresses of the interface. Missing ones, or a missing folder, are no error. Raises NativeError."""
     with contextlib.suppress(FileNotFoundError), _folder(call, _load(call)) as folder:
         for owner in (_owner(call), _old_owner(call)):
             if held := folder.held_by(owner):
@@ -110,7 +110,7 @@ def delete(call: Call) -> None:
 
 
 def status(call: Call) -> None:
-    """Raise NativeError unless there is an address left of each range set, and a folder to reserve it in."""
+    """Raise NativeError unless each range set has a free address and the folder is usable."""
     net = _load(call)
     try:
         sets = _range_sets(net) if net.ipam.subnet or net.ipam.ranges or not _with_each_add(call) else ()
@@ -121,14 +121,14 @@ def status(call: Call) -> None:
 
 
 def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
-    """Free the network's addresses of interfaces that are none of *valid*: (container ID, interface name).
+    """Free the network's addresses whose interface is not in *valid*: (container ID, interface name).
 
-    Files that are no reservation of an interface stay, those of plugins before 0.8 among them. Raises NativeError.
+    Other files stay, such as the reservations of plugins before 0.8, which name no interface. Raises NativeError.
     """
-    kept = {_reservation(container_id, ifname) for container_id, ifname in valid}
+    valid_owners = {_reservation(container_id, ifname) for container_id, ifname in valid}
     with contextlib.suppress(FileNotFoundError), _folder(call, _load(call)) as folder:
         for each, owner in folder.reservations().items():
-            if owner not in kept and _OWNER.fullmatch(owner) and folder.free(each, owner):
+            if owner not in valid_owners and _OWNER.fullmatch(owner) and folder.free(each, owner):
                 container_id, ifname = owner.decode().split("\r\n")
                 log.info(
                     "address_freed", network=call.network, sandbox=container_id[:12], ifname=ifname, address=str(each)
@@ -173,7 +173,7 @@ def _range_sets(net: _Net) -> tuple[RangeSet, ...]:
 
 
 def _with_each_add(call: Call) -> bool:
-    """Return whether the runtime gives the ranges, which it does for an ADD only."""
+    """Return whether the runtime supplies the ranges, which it does only for an ADD."""
     capabilities = call.config.get("capabilities")
     return isinstance(capabilities, dict) and bool(capabilities.get("ipRanges"))
 
@@ -182,9 +182,9 @@ def _requested(text: str) -> Address:
     return with_prefix(text).ip if "/" in text else address(text)
 
 
-def _matched(wanted: Iterable[Address], sets: tuple[RangeSet, ...]) -> tuple[Address | None, ...]:
-    """Return for each range set the first of the *wanted* addresses in it. Raises ValueError for what is left."""
-    left = list(dict.fromkeys(wanted))
+def _matched(requested: Iterable[Address], sets: tuple[RangeSet, ...]) -> tuple[Address | None, ...]:
+    """Return for each range set the first *requested* address in it. Raises ValueError if an address fits no set."""
+    left = list(dict.fromkeys(requested))
     matched: list[Address | None] = []
     for ranges in sets:
         found = next((each for each in left if range_of(ranges, each)), None)
@@ -197,7 +197,7 @@ def _matched(wanted: Iterable[Address], sets: tuple[RangeSet, ...]) -> tuple[Add
 
 
 def _assign(folder: reservations.Folder, call: Call, request: _Request) -> dict[Address, Range]:
-    """Return an address of each range set, reserved now or by an ADD that was cut. Raises NativeError, OSError."""
+    """Return an address of each range set, reserved now or by an interrupted ADD. Raises NativeError, OSError."""
     owner = _owner(call)
     held = folder.held_by(owner)
     assigned: dict[Address, Range] = {}
@@ -209,7 +209,7 @@ def _assign(folder: reservations.Folder, call: Call, request: _Request) -> dict[
             assert of is not None
             assigned[chosen] = of
     except (NativeError, OSError):
-        # What can't be taken back now is taken by the DEL that follows.
+        # The DEL that follows frees what this can't.
         with contextlib.suppress(OSError):
             _free(folder, set(folder.held_by(owner)) - set(held), owner)
         raise
@@ -220,7 +220,7 @@ def _assign(folder: reservations.Folder, call: Call, request: _Request) -> dict[
 def _reserve(
     folder: reservations.Folder, call: Call, number: int, ranges: RangeSet, requested: Address | None
 ) -> Address:
-    """Reserve and return an address of *ranges*, which are range set *number*. Raises NativeError, OSError."""
+    """Reserve and return an address of *ranges*, the range set with index *number*. Raises NativeError, OSError."""
     if requested is not None:
         offered = iter([requested])
         of = range_of(ranges, requested)
@@ -228,7 +228,7 @@ def _reserve(
             raise _refusal(call, f"requested address {requested} is the gateway's")
     else:
         if any(range_of(ranges, each) for each in folder.held_by(_old_owner(call))):
-            # It may be another interface's.
+            # A reservation of plugins before 0.8 may belong to another interface.
             raise _refusal(call, f"container {call.container_id} has an address in {shown(ranges)} already")
         offered = candidates(ranges, folder.last_reserved(number))
     for each in offered:
@@ -254,16 +254,16 @@ def _reservation(container_id: str, ifname: str) -> bytes:
 
 
 def _old_owner(call: Call) -> bytes:
-    """Return what a file of plugins before 0.8 says, which do not tell interfaces apart."""
+    """Return the content of a reservation by plugins before 0.8, which names no interface."""
     return call.container_id.encode()
 
 
 @contextlib.contextmanager
 def _folder(call: Call, net: _Net, owner: bytes | None = None) -> Iterator[reservations.Folder]:
-    """Hold the network's folder. Raises NativeError, and FileNotFoundError where none is made for an *owner*."""
+    """Lock the network's folder, created for an *owner*. Raises NativeError; without *owner* FileNotFoundError."""
     path = _path(net)
     try:
-        with reservations.locked(path, owner=owner, patience=call.lock_timeout) as folder:
+        with reservations.locked(path, owner=owner, timeout=call.lock_timeout) as folder:
             yield folder
     except reservations.BusyError as error:
         raise NativeError(f"host-local can't use network {call.network} now: {error}; try again", TRY_AGAIN) from None

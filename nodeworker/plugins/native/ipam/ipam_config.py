@@ -1,7 +1,7 @@
-"""What both IPAM plugins read the same way out of a network configuration.
+"""The parts of a network configuration that both IPAM plugins share.
 
-As with the other native plugins, what is not known here is a reason to execute the binary, never to guess. The binaries
-also take keys in another case, which no one should rely on and somebody may: that is such a reason too.
+As with the other native plugins, the worker executes the binary for a configuration with unknown keys. It also does
+so for keys in another case, which the binaries accept.
 
 Pure.
 """
@@ -21,7 +21,7 @@ from nodeworker.plugins.spec.results import Route
 
 
 class RouteConfig(Route, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A route as it is configured."""
+    """A configured route."""
 
 
 class _CniArgs(msgspec.Struct, frozen=True):
@@ -33,13 +33,13 @@ class _Args(msgspec.Struct, frozen=True):
 
 
 class RuntimeConfig(msgspec.Struct, frozen=True):
-    """What the runtime says through capabilities."""
+    """The capability arguments (``runtimeConfig``) that IPAM plugins read."""
 
     ips: tuple[str, ...] = ()
 
 
 class NetConf(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The part of the main plugin's configuration that is meant for its IPAM plugin; a plugin adds ``ipam``."""
+    """The main plugin's keys that an IPAM plugin reads; a subclass adds ``ipam``."""
 
     name: str = ""
     cni_version: str = ""
@@ -55,7 +55,7 @@ _PATHS = {
     ("args", "cni"): ("ips",),
     ("runtimeConfig",): ("ips", "ipRanges"),
 }
-"""Where keys of others stand beside those that matter here."""
+"""The keys read here, by the path of their object, which may have other keys too."""
 
 
 def load(config: Mapping[str, Any], kind: type[C]) -> C:
@@ -67,9 +67,9 @@ def load(config: Mapping[str, Any], kind: type[C]) -> C:
 
 
 def misfit(config: Mapping[str, Any], kind: type[C]) -> C | str:
-    """Return the configuration, or what in it only the reference plugin understands."""
-    if stranger := _in_another_case(config):
-        return f"key {stranger!r} is written in another way"
+    """Return the configuration, or the first part of it that only the reference plugin supports."""
+    if unknown := _in_another_case(config):
+        return f"key {unknown!r} is written in another way"
     try:
         return load(config, kind)
     except ValueError as error:
@@ -77,13 +77,13 @@ def misfit(config: Mapping[str, Any], kind: type[C]) -> C | str:
 
 
 def cni_args(call: Call, known: Collection[str]) -> Mapping[str, str]:
-    """Return CNI_ARGS. Raises ValueError for one that is not among *known* unless it says to ignore those."""
+    """Return CNI_ARGS. Raises ValueError for an argument not in *known*, unless ``IgnoreUnknown`` is true."""
     ignore = call.args.get("IgnoreUnknown", "false").lower()
     if ignore not in {"0", "1", "false", "true"}:
         raise ValueError(f"IgnoreUnknown in CNI_ARGS is {ignore!r}: use 1 or 0")
-    strangers = sorted(set(call.args) - {*known, "IgnoreUnknown"})
-    if strangers and ignore in {"0", "false"}:
-        raise ValueError(f"CNI_ARGS holds {', '.join(strangers)}, and not IgnoreUnknown=1")
+    unknown = sorted(set(call.args) - {*known, "IgnoreUnknown"})
+    if unknown and ignore in {"0", "false"}:
+        raise ValueError(f"CNI_ARGS holds {', '.join(unknown)}, and not IgnoreUnknown=1")
     return call.args
 
 
@@ -104,7 +104,7 @@ def routes(configured: Iterable[RouteConfig]) -> tuple[Route, ...]:
 
 
 def refuse_many(version: str, families: Iterable[int]) -> None:
-    """Raise ValueError if a result in *version* can't hold addresses of all *families*."""
+    """Raise ValueError if a result in *version* can't have the addresses: before 0.3.0, one per family."""
     found = list(families)
     if len(found) > len(set(found)) and not versions.at_least(version, "0.3.0"):
         raise ValueError(
@@ -114,19 +114,19 @@ def refuse_many(version: str, families: Iterable[int]) -> None:
 
 def _in_another_case(config: Mapping[str, Any]) -> str:
     for path, names in _PATHS.items():
-        place: Any = config
+        found: Any = config
         for step in path:
-            place = cast("Mapping[str, Any]", place).get(step) if isinstance(place, Mapping) else None
-        if isinstance(place, Mapping):
+            found = cast("Mapping[str, Any]", found).get(step) if isinstance(found, Mapping) else None
+        if isinstance(found, Mapping):
             folded = {name.casefold() for name in names}
-            for key in cast("Mapping[str, Any]", place):
+            for key in cast("Mapping[str, Any]", found):
                 if key not in names and key.casefold() in folded:
                     return key
     return ""
 
 
 def _without_nulls(value: Any) -> Any:
-    """Null is as good as nothing, but not in a list."""
+    """Return *value* without members that are null: null means absent, except in a list."""
     if isinstance(value, Mapping):
         members = cast("Mapping[str, Any]", value).items()
         return {key: _without_nulls(member) for key, member in members if member is not None}

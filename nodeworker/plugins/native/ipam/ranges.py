@@ -1,6 +1,6 @@
-"""Which addresses a host-local network may hand out, and in which order.
+"""The addresses that a host-local network may assign, and their order.
 
-A network has range sets: a container gets one address of each. A set is a list of ranges of one family.
+A container gets one address of each range set of its network. A range set is a list of ranges of one family.
 
 Pure.
 """
@@ -18,7 +18,7 @@ from nodeworker.plugins.native.ipam.addresses import Address, Network, optional,
 
 
 class RangeConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """A range as it is configured."""
+    """A configured range."""
 
     subnet: str = ""
     range_start: str = ""
@@ -27,14 +27,14 @@ class RangeConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True):
-    """A range with everything that its configuration leaves to the default."""
+    """A range with its defaults filled in."""
 
     subnet: Network
     first: Address
     last: Address
-    """Both are handed out too."""
+    """Both ends can be assigned."""
     gateway: Address
-    """Never handed out. It may lie outside the subnet."""
+    """Never assigned. It may be outside the subnet."""
 
     def __contains__(self, address: Address) -> bool:
         return address.version == self.subnet.version and int(self.first) <= int(address) <= int(self.last)
@@ -48,9 +48,9 @@ RangeSet: TypeAlias = tuple[Range, ...]
 
 @functools.lru_cache(128)
 def range_sets(configured: tuple[tuple[RangeConfig, ...], ...]) -> tuple[RangeSet, ...]:
-    """Return the range sets of a network. Raises ValueError unless they are sound and apart from each other.
+    """Return the range sets of a network. Raises ValueError if one is invalid or two overlap.
 
-    Most interfaces of a network have the same, and to work them out takes as long as to reserve an address.
+    Cached: most interfaces of a network have the same, and parsing takes as long as reserving an address.
     """
     if not configured:
         raise ValueError("no range is configured: name a subnet or ranges")
@@ -67,24 +67,24 @@ def range_sets(configured: tuple[tuple[RangeConfig, ...], ...]) -> tuple[RangeSe
 
 
 def shown(ranges: RangeSet) -> str:
-    """Return *ranges* for people."""
+    """Return *ranges* as text for messages."""
     return ", ".join(str(each) for each in ranges)
 
 
 def room(ranges: RangeSet) -> int:
-    """Return how many addresses *ranges* have to hand out."""
+    """Return how many addresses of *ranges* can be assigned."""
     return sum(int(each.last) - int(each.first) + (0 if each.gateway in each else 1) for each in ranges)
 
 
 def range_of(ranges: RangeSet, address: Address) -> Range | None:
-    """Return the range that holds *address*."""
+    """Return the range that contains *address*, or None."""
     return next((each for each in ranges if address in each), None)
 
 
 def candidates(ranges: RangeSet, last_reserved: Address | None) -> Iterator[Address]:
-    """Return every address of *ranges* once, beginning after *last_reserved* so that one just freed comes late.
+    """Return every address of *ranges* once, starting after *last_reserved*, so a freed address is reused late.
 
-    An address that is in none of them, as after a change of the configuration, begins at the start.
+    If no range contains *last_reserved*, as after a change of the configuration, the first address comes first.
     """
     at = next((i for i, each in enumerate(ranges) if last_reserved is not None and last_reserved in each), None)
     if at is None or last_reserved is None:

@@ -1,18 +1,17 @@
-"""The folder in which host-local remembers who has which address, shared with the executed plugin.
+"""The folder in which host-local reserves addresses, shared with the executed plugin.
 
-One file for each address, named after it, says whose it is; ``last_reserved_ip.<range set>`` says where to go on; all
-of it is done under an exclusive flock(2) of the file ``lock``. To read all files costs 6 ms when there are 2,000, so
-what they say is kept from one use to the next.
+Each reserved address has a file of its name, which contains the owner. ``last_reserved_ip.<range set>`` contains the
+last address of a range set. All changes need an exclusive flock(2) of the file ``lock``. Reading 2,000 files takes
+6 ms, so the process caches their contents.
 
-What is kept must not be trusted after somebody else was here. Every change of the folder sets its modification time,
-but to a clock that stands still for milliseconds; so whoever keeps what it says sets that time to a nanosecond of its
-own choice, the seal, which such a clock does not hit again. After somebody else was here, what is the same file by name
-and inode is taken to say the same: an inode may come again, so what a file says is read once more where it is acted on.
+The cache is invalid after another process changed the folder. Each change sets the folder's modification time, but by a
+clock with a resolution of milliseconds. So before it caches, this process sets that time to a nanosecond of its own,
+the seal, which such a clock does not hit again. After a foreign change, a file with the same name and inode is taken to
+be unchanged. Inodes are reused, so a file is read again before an action depends on it.
 
-A file appears complete or not at all, whenever its writer is killed: it is written without a name, and then linked.
-The disk is not waited for, as the executed plugin does not wait either: a power cut may leave a name without content,
-but no container either, and what is torn is freed with what the reboot has left (``nodeworker.leaks``). All addresses
-of one interface are links to one file.
+A kill leaves a complete file or none: it is written without a name and then linked. Like the executed plugin, this one
+does not wait for the disk. A power cut may leave a file without content, but its container is gone too, and the cleanup
+after the reboot frees it (``nodeworker.leaks``). All addresses of one interface are links to one file.
 """
 
 from __future__ import annotations
@@ -32,24 +31,24 @@ import msgspec
 
 from nodeworker.plugins.native.ipam.addresses import Address, address
 
-_LOCK_PATIENCE: Final = 10.0
+_LOCK_TIMEOUT: Final = 10.0
 _LOCK_PAUSES: Final = (0.0005, 0.01)
 """Seconds between attempts to lock: the first pause, which doubles, and the longest."""
-_FILES_KEPT: Final = 16_384
-"""How many files' contents are kept, over all folders: at most some 5 MB."""
+_MAX_CACHED_FILES: Final = 16_384
+"""Upper bound of cached files over all folders: about 5 MB."""
 LONGEST: Final = 4096
-"""Bytes that are read of a file: more than any owner's name has."""
+"""Bytes read of a file: more than any owner has."""
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY
 _NO_UNNAMED_FILES: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR})
-"""What opening a file without a name ends with where the file system has no such thing."""
+"""Errors of opening a file without a name if the file system does not support it."""
 
 
 class _File(NamedTuple):
-    """One of a folder."""
+    """A file of the folder."""
 
     inode: int
     owner: bytes
-    """What it says; an empty text for what can't be read."""
+    """Its content; empty if it can't be read."""
 
 
 _Contents: TypeAlias = dict[str, _File]
@@ -57,69 +56,69 @@ _Contents: TypeAlias = dict[str, _File]
 
 
 class BusyError(Exception):
-    """Somebody else held the folder's lock for all the time, or replaced the folder."""
+    """Another process or thread held the folder's lock until the timeout, or replaced the folder."""
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class _CacheEntry(msgspec.Struct, frozen=True):
     seal: int
-    """The folder's modification time in nanoseconds: while it has that, it contains what is kept."""
+    """The folder's modification time in nanoseconds: while it is the same, the contents are valid."""
     contents: _Contents
 
 
-class _Memory:
-    """What folders contained when this process last had their locks."""
+class _ContentsCache:
+    """The contents of folders when this process last had their locks."""
 
     def __init__(self) -> None:
-        self._folders: OrderedDict[tuple[int, int], _Kept] = OrderedDict()
+        self._folders: OrderedDict[tuple[int, int], _CacheEntry] = OrderedDict()
         self._mutex = threading.Lock()
 
-    def recall(self, folder: os.stat_result) -> tuple[_Contents, bool]:
-        """Return what was in *folder*, and whether it is certain that nobody has changed it."""
-        kept = self._folders.get((folder.st_dev, folder.st_ino))
-        return (kept.contents, kept.seal == folder.st_mtime_ns) if kept else ({}, False)
+    def get(self, folder: os.stat_result) -> tuple[_Contents, bool]:
+        """Return the cached contents of *folder*, and whether they are certainly unchanged."""
+        entry = self._folders.get((folder.st_dev, folder.st_ino))
+        return (entry.contents, entry.seal == folder.st_mtime_ns) if entry else ({}, False)
 
-    def keep(self, folder: os.stat_result, contents: _Contents) -> None:
-        """Keep what is in *folder*, and forget what is older if that is too much."""
+    def put(self, folder: os.stat_result, contents: _Contents) -> None:
+        """Cache the contents of *folder*, and evict the oldest folders above the bound."""
         with self._mutex:
             key = (folder.st_dev, folder.st_ino)
-            self._folders[key] = _Kept(folder.st_mtime_ns, contents)
+            self._folders[key] = _CacheEntry(folder.st_mtime_ns, contents)
             self._folders.move_to_end(key)
-            while self._folders and sum(len(each.contents) for each in self._folders.values()) > _FILES_KEPT:
+            while self._folders and sum(len(each.contents) for each in self._folders.values()) > _MAX_CACHED_FILES:
                 self._folders.popitem(last=False)
 
 
-_memory = _Memory()
-"""Of the process, because plugins are modules. Forgetting it costs time and nothing else."""
+_cache = _ContentsCache()
+"""One for the process, because plugins are modules."""
 
-_turns: weakref.WeakValueDictionary[str, threading.Lock] = weakref.WeakValueDictionary()
-"""For each folder that is waited for, whose turn it is among the threads of the process."""
-_turns_mutex = threading.Lock()
+_thread_locks: weakref.WeakValueDictionary[str, threading.Lock] = weakref.WeakValueDictionary()
+"""A lock per folder among the threads of the process, which flock(2) with its pauses would slow down."""
+_thread_locks_mutex = threading.Lock()
 
 
 class Folder:
-    """The folder, while its lock is held. All methods raise OSError."""
+    """The locked folder. All methods raise OSError."""
 
     def __init__(self, fd: int, staged: int | None) -> None:
         self._fd = fd
         self._staged = staged
-        known, unchanged = _memory.recall(os.fstat(fd))
+        known, unchanged = _cache.get(os.fstat(fd))
         self._contents = known if unchanged else _read_all(fd, known)
         self._changed = not unchanged
 
     def held_by(self, owner: bytes) -> list[Address]:
-        """Return the addresses whose files say *owner*, in their order."""
+        """Return the addresses of *owner*, IPv4 first, in ascending order."""
         names = [name for name, file in self._contents.items() if file.owner == owner]
-        # The folder's time does not tell of a file that was written to in place.
+        # A write into an existing file does not change the folder's time.
         names = [name for name in names if _read(self._fd, name) == owner]
         found = [each for name in names if (each := address_of(name)) is not None]
         return sorted(found, key=lambda each: (each.version, int(each)))
 
     def reservations(self) -> dict[Address, bytes]:
-        """Return the addresses that have a file, and what it was last known to say."""
+        """Return the reserved addresses with their owners, as of the last reading."""
         return {each: file.owner for name, file in self._contents.items() if (each := address_of(name)) is not None}
 
     def reserve(self, wanted: Address, owner: bytes) -> bool:
-        """Make *wanted* the *owner*'s; return False if it is taken, be it by something that is no reservation."""
+        """Reserve *wanted* for *owner*; return False if a file of its name exists, even if that is no reservation."""
         name = str(wanted)
         if name in self._contents:
             return False
@@ -127,14 +126,14 @@ class Folder:
         try:
             inode = self._create(name, owner)
         except FileExistsError:
-            # Somebody who does not lock was here.
+            # Another process created it without the lock.
             self._contents[name] = _File(0, _read(self._fd, name))
             return False
         self._contents[name] = _File(inode, owner)
         return True
 
     def free(self, held: Address, owner: bytes) -> bool:
-        """Free *held* if its file says *owner* indeed, and return whether it did."""
+        """Free *held* if its file still names *owner*; return whether it did."""
         name = str(held)
         confirmed = _read(self._fd, name) == owner
         if confirmed:
@@ -145,19 +144,20 @@ class Folder:
         return confirmed
 
     def last_reserved(self, range_set: int) -> Address | None:
-        """Return the address that was reserved last of the *range_set*, None if that is not known."""
+        """Return the last reserved address of the *range_set*, None if unknown."""
         try:
             return address(_read(self._fd, _last_reserved(range_set)).decode())
         except ValueError:
             return None
 
     def remember(self, range_set: int, reserved: Address) -> None:
-        """Note *reserved* as the last of the *range_set*."""
+        """Record *reserved* as the last address of the *range_set*."""
         name = _last_reserved(range_set)
         self._changed |= name not in self._contents
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644, dir_fd=self._fd)
         try:
-            # Not emptied before: ext4 would write the blocks out at once. What a kill leaves is a worse start at most.
+            # No truncation before the write: ext4 would flush the blocks at once. A kill in between only changes the
+            # address at which the next search starts.
             text = str(reserved).encode()
             _write(fd, text)
             os.ftruncate(fd, len(text))
@@ -166,19 +166,19 @@ class Folder:
         self._contents.setdefault(name, _File(0, b""))
 
     def seal(self) -> None:
-        """Keep what is known of the folder for the next time, if it can be told then whether it still holds."""
+        """Cache the contents, if the file system can store the seal that proves them unchanged."""
         if not self._changed:
             return
-        # Odd, so that a file system which keeps microseconds or less can't have it either: that would be no seal.
+        # Odd, so that a file system with a resolution of microseconds or less can't store it: it would be no seal.
         chosen = time.time_ns() | 1
         with contextlib.suppress(OSError):
             os.utime(self._fd, ns=(chosen, chosen))
             status = os.fstat(self._fd)
             if status.st_mtime_ns == chosen:
-                _memory.keep(status, self._contents)
+                _cache.put(status, self._contents)
 
     def _create(self, name: str, owner: bytes) -> int:
-        """Make the file, and return its inode."""
+        """Create the file and return its inode."""
         if self._staged is not None:
             os.link(f"/proc/self/fd/{self._staged}", name, dst_dir_fd=self._fd, follow_symlinks=True)
             return os.fstat(self._staged).st_ino
@@ -194,12 +194,12 @@ class Folder:
 
 
 @contextlib.contextmanager
-def locked(path: str, *, owner: bytes | None = None, patience: float = _LOCK_PATIENCE) -> Iterator[Folder]:
-    """Hold the lock of the folder at *path*, which is made if it is missing and there is an *owner* to reserve for.
+def locked(path: str, *, owner: bytes | None = None, timeout: float = _LOCK_TIMEOUT) -> Iterator[Folder]:
+    """Lock the folder at *path*, which is created if missing when an *owner* is to reserve in it.
 
-    *patience* are the seconds to wait for the lock, which is held for milliseconds by whoever is alive.
+    *timeout*: seconds to wait for the lock, which a live process holds for milliseconds.
 
-    Raises OSError, FileNotFoundError among them when there is no folder; BusyError.
+    Raises BusyError; OSError, of which FileNotFoundError means that the folder is missing.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -211,8 +211,8 @@ def locked(path: str, *, owner: bytes | None = None, patience: float = _LOCK_PAT
             fd = _opened(stack, path, _FOLDER)
         staged = None if owner is None else _stage(stack, fd, owner)
         lock = _opened(stack, "lock", os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK, 0o750, folder=fd)
-        _wait_for(stack, lock, path, patience)
-        # Closing is not enough while a child that was just forked still has the file open.
+        _wait_for(stack, lock, path, timeout)
+        # Closing does not unlock while a child that was just forked has the file open.
         stack.callback(fcntl.flock, lock, fcntl.LOCK_UN)
         if not os.path.samestat(os.fstat(lock), os.stat(f"{path}/lock")):
             raise BusyError(f"{path} was replaced in the meantime")
@@ -224,7 +224,7 @@ def locked(path: str, *, owner: bytes | None = None, patience: float = _LOCK_PAT
 
 
 def address_of(name: str) -> Address | None:
-    """Return the address that a file of that *name* stands for, None for a file of another kind."""
+    """Return the address that a file called *name* reserves, None for any other file."""
     try:
         parsed = address(name)
     except ValueError:
@@ -239,7 +239,7 @@ def _opened(stack: contextlib.ExitStack, name: str, flags: int, mode: int = 0o64
 
 
 def _stage(stack: contextlib.ExitStack, folder: int, owner: bytes) -> int | None:
-    """Return a file without a name that says *owner*; None where there is no such thing."""
+    """Return a file without a name that contains *owner*; None if the file system does not support it."""
     try:
         fd = _opened(stack, ".", os.O_WRONLY | os.O_TMPFILE, folder=folder)
     except OSError as error:
@@ -250,14 +250,14 @@ def _stage(stack: contextlib.ExitStack, folder: int, owner: bytes) -> int | None
     return fd
 
 
-def _wait_for(stack: contextlib.ExitStack, lock: int, path: str, patience: float) -> None:
-    """Wait for the turn among the threads of this process, which costs no pauses, then for other processes."""
-    deadline = time.monotonic() + patience
-    with _turns_mutex:
-        turn = _turns.setdefault(path, threading.Lock())
-    if not turn.acquire(timeout=patience):
+def _wait_for(stack: contextlib.ExitStack, lock: int, path: str, timeout: float) -> None:
+    """Lock out the other threads of this process, which needs no polling, then other processes."""
+    deadline = time.monotonic() + timeout
+    with _thread_locks_mutex:
+        thread_lock = _thread_locks.setdefault(path, threading.Lock())
+    if not thread_lock.acquire(timeout=timeout):
         raise _busy(path)
-    stack.callback(turn.release)
+    stack.callback(thread_lock.release)
     pause, longest = _LOCK_PAUSES
     while True:
         try:
@@ -276,7 +276,7 @@ def _busy(path: str) -> BusyError:
 
 
 def _read_all(folder: int, known: _Contents) -> _Contents:
-    """Return the files of the folder; those that are *known* are not read again."""
+    """Return the files of the folder; the content of *known* ones is not read again."""
     contents: _Contents = {}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -288,7 +288,7 @@ def _read_all(folder: int, known: _Contents) -> _Contents:
 
 
 def _read(folder: int, name: str) -> bytes:
-    """Return what the file says without the space around it, an empty text for what is no file that can be read."""
+    """Return the stripped content of the file, empty if it can't be read."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError:

@@ -1,4 +1,4 @@
-"""Suggest to containers the DNS servers that a file of the node names (resolv.conf(5))."""
+"""Read the DNS settings for containers from a file of the node (resolv.conf(5))."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from nodeworker.plugins.spec.results import DNS
 
 _LONGEST = 64 * 1024
-"""Bytes that are read: a real one has a few hundred."""
+"""Maximum bytes read; a usual file has a few hundred."""
 
 
 def resolver(path: str) -> DNS:
-    """Return what the file at *path* says. Raises OSError."""
+    """Return the DNS settings in the file at *path*. Raises OSError."""
     nameservers: list[str] = []
     search: list[str] = []
     options: list[str] = []

@@ -1,4 +1,4 @@
-"""The ``static`` IPAM plugin: addresses that somebody has written down, in the configuration or in the request.
+"""The ``static`` IPAM plugin: addresses from the configuration or the request.
 
 Nothing is reserved, so there is nothing to free.
 """
@@ -51,7 +51,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 
 def add(call: Call) -> Result:
-    """Return the addresses, routes and dns that are written down. Raises NativeError."""
+    """Return the configured or requested addresses, with the configured routes and dns. Raises NativeError."""
     try:
         net = ipam_config.load(call.config, _Net)
         assigned = _assigned(call, net)
@@ -68,7 +68,7 @@ def add(call: Call) -> Result:
 
 
 def check(call: Call) -> None:
-    """Raise NativeError if an address of ``call.prev_result`` has another gateway than is written down."""
+    """Raise NativeError if an address of ``call.prev_result`` has another gateway than ADD would return."""
     if call.prev_result is None:
         raise NativeError(f"static can't check network {call.network} without prevResult: the runtime has to give it")
     try:
@@ -97,19 +97,22 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
 
 
 def _assigned(call: Call, net: _Net) -> tuple[_Assigned, ...]:
-    """Return the addresses, the last of three places winning over the others. Raises ValueError."""
+    """Return the addresses. Raises ValueError.
+
+    Those of ``runtimeConfig``, else of ``args.cni``, replace those of the configuration and CNI_ARGS, which add up.
+    """
     from_args = _from_args(ipam_config.cni_args(call, ("IP", "GATEWAY")))
     if requested := net.runtime_config.ips or net.args.cni.ips:
         found = tuple(_Assigned(with_prefix(text)) for text in requested)
     else:
-        written = tuple(_Assigned(with_prefix(each.address), optional(each.gateway)) for each in net.ipam.addresses)
-        found = (*written, *from_args)
+        configured = tuple(_Assigned(with_prefix(each.address), optional(each.gateway)) for each in net.ipam.addresses)
+        found = (*configured, *from_args)
     ipam_config.refuse_many(net.cni_version, (each.address.version for each in found))
     return found
 
 
 def _from_args(args: Mapping[str, str]) -> tuple[_Assigned, ...]:
-    """Return the addresses of CNI_ARGS, each with the last gateway that is in its network."""
+    """Return the addresses of CNI_ARGS, each with the last gateway in its network."""
     gateways = [address(text) for text in _listed(args.get("GATEWAY", ""))]
     found = [with_prefix(text) for text in _listed(args.get("IP", ""))]
     return tuple(

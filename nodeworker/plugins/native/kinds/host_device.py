@@ -1,7 +1,7 @@
-"""The host-device plugin: move a network card of the node into the container, and back after it.
+"""The host-device plugin: move a network card of the node into the container, and back on DEL.
 
-The card carries the name that it has on the node as its alias, which every version of the reference plugin reads. Each
-move is one message to the kernel, renaming included: cut anywhere, the card is either here or there.
+The card's alias is its name on the node, as every version of the reference plugin expects. Each move is one message to
+the kernel, renaming included: after an interruption, the card is entirely on one side.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _KERNEL = Path("/sys/devices")
 _BUS_ADDRESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_:.\-]*")
 _USERSPACE_DRIVERS = frozenset({"vfio-pci", "uio_pci_generic", "igb_uio"})
 """Drivers of cards that a program in the container drives; the kernel has no interface for them."""
-_KERNELS_NAME = re.compile(r"dev[0-9]+")
+_KERNEL_NAME = re.compile(r"dev[0-9]+")
 """The name that the kernel gives a card that returns to a node where its name is taken."""
 
 log = structlog.get_logger(__name__)
@@ -66,7 +66,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     words: str
     """For error texts."""
     name: str = ""
-    """Its name on the node while no container has it, which may differ from the kernel's."""
+    """Its configured name on the node, which may be an alternative name."""
     mac: str = ""
     listed: str = ""
     """Its current name in the node's sysfs."""
@@ -111,11 +111,11 @@ def add(call: Call, ipam: Result | None) -> Result:
     config = load(call, HostDevice)
     card = _card(call, config)
     given = [] if ipam is None else assignments(call, ipam)
-    dns = DNS() if ipam is None else config.dns  # as the reference plugin has it
+    dns = DNS() if ipam is None else config.dns  # as in the reference plugin
     if card.is_userspace:
         return replace(ipam or Result(cni_version=""), cni_version=config.cni_version, dns=dns)
     with open_endpoints(call, Phase.ADD) as ends:
-        link = _lent(ends, call, card)
+        link = _ensure_lent(ends, call, card)
         configure_link(ends, call, link, given, ipam)
     return build_result(call, config.cni_version, link, ipam, dns)
 
@@ -152,11 +152,11 @@ def delete(call: Call) -> None:
             ends.container.do(links.change(link.index, name=link.alias, netns_fd=ends.netns.node_fd, alias=""))
 
 
-def _lent(ends: Endpoints, call: Call, card: Card) -> Link:
+def _ensure_lent(ends: Endpoints, call: Call, card: Card) -> Link:
     """Return the card in the container, moved now or by an interrupted ADD."""
     link = find_link(ends.container, call.ifname)
     if link is None:
-        link = next(filter(card.is_on_node, _every(ends.node)), None)
+        link = next(filter(card.is_on_node, _list_links(ends.node)), None)
         if link is None:
             raise NativeError(f"{card.words} is not on this node: it may be in another container")
         with error_context(f"move {link.name} into the container as {call.ifname}"):
@@ -169,12 +169,12 @@ def _lent(ends: Endpoints, call: Call, card: Card) -> Link:
 
 def _rename_returned(node: Netlink, call: Call, card: Card) -> None:
     """Rename the card to its node name if the kernel returned it, under its container name."""
-    there = _every(node)
-    for link in there:
-        returned = link.name == call.ifname or _KERNELS_NAME.fullmatch(link.name)
+    on_node = _list_links(node)
+    for link in on_node:
+        returned = link.name == call.ifname or _KERNEL_NAME.fullmatch(link.name)
         if not returned or link.alias in {"", link.name} or not (link.alias == card.name or card.is_on_node(link)):
             continue
-        if any(other.name == link.alias for other in there):
+        if any(other.name == link.alias for other in on_node):
             log.warning(
                 "card_not_renamed",
                 network=call.network,
@@ -188,7 +188,7 @@ def _rename_returned(node: Netlink, call: Call, card: Card) -> None:
             node.do(links.change(link.index, up=False), links.change(link.index, name=link.alias, alias=""))
 
 
-def _every(node: Netlink) -> list[Link]:
+def _list_links(node: Netlink) -> list[Link]:
     with error_context("list the interfaces of the node"):
         return links.list_all(node)
 

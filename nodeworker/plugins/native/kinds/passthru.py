@@ -1,6 +1,6 @@
-"""The plugin that does nothing, natively, because a chain of plugins that only change what is there needs a first one.
+"""The passthru plugin, which does nothing: the first plugin of a chain whose others only change interfaces.
 
-Multus ships a binary of that name for its auxiliary chain; here no node has to have it.
+Multus ships a binary of that name for its auxiliary chain; the native plugin needs none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _INCOMPATIBLE = 1
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return nothing: there is nothing to ask for."""
+    """Return an empty text: the plugin has no options."""
     return ""
 
 
@@ -42,8 +42,8 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 
 def check(call: Call) -> None:
-    """Object to nothing."""
+    """Do nothing: the plugin creates nothing."""
 
 
 def delete(call: Call) -> None:
-    """Delete nothing."""
+    """Do nothing: the plugin creates nothing."""

@@ -59,22 +59,22 @@ def add(call: Call, ipam: Result | None) -> Result:
     gateways = [_gateway(call, each) for each in given]
     enable_forwarding(given)
     with open_endpoints(call, Phase.ADD) as ends:
-        wire = create_pair(ends, call, mtu=config.mtu)
-        with error_context(f"set {wire.outside.name} up"):
-            ends.node.do(links.change(wire.outside.index, up=True))
-        configure(ends, call, wire.inside, given, ipam, dad=False)
+        pair = create_pair(ends, call, mtu=config.mtu)
+        with error_context(f"set {pair.outside.name} up"):
+            ends.node.do(links.change(pair.outside.index, up=True))
+        configure(ends, call, pair.inside, given, ipam, dad=False)
         with error_context(f"route everything that {call.ifname} sends to the node"):
-            ends.container.do(*_by_the_node(wire.inside, given, gateways))
-        with error_context(f"route to {call.ifname} through {wire.outside.name}"):
-            ends.node.do(*_to_the_container(wire.outside, given, gateways))
+            ends.container.do(*_routes_through_node(pair.inside, given, gateways))
+        with error_context(f"route to {call.ifname} through {pair.outside.name}"):
+            ends.node.do(*_routes_to_container(pair.outside, given, gateways))
     if config.ip_masq:
         masquerade.install(call, config.ip_masq_backend, [each.address for each in given])
     return replace(
         ipam,
         cni_version=config.cni_version,
         interfaces=(
-            Interface(name=wire.outside.name, mac=wire.outside.mac),
-            Interface(name=wire.inside.name, mac=wire.inside.mac, mtu=wire.inside.mtu, sandbox=call.netns),
+            Interface(name=pair.outside.name, mac=pair.outside.mac),
+            Interface(name=pair.inside.name, mac=pair.inside.mac, mtu=pair.inside.mtu, sandbox=call.netns),
         ),
         ips=with_interface(ipam.ips, 1),
         dns=config.dns if config.dns != DNS() else ipam.dns,
@@ -112,20 +112,21 @@ def _gateway(call: Call, given: Assignment) -> Gateway:
     return given.gateway
 
 
-def _by_the_node(link: Link, given: Sequence[Assignment], gateways: Sequence[Gateway]) -> Iterator[Request]:
-    """Yield the requests that replace the kernel's prefix route by a route to the gateway and one through it."""
+def _routes_through_node(link: Link, given: Sequence[Assignment], gateways: Sequence[Gateway]) -> Iterator[Request]:
+    """Yield the requests that replace the kernel's prefix route with a route to the gateway and one through it."""
     for each, gateway in zip(given, gateways, strict=True):
         network, source = each.address.network, each.address.ip
-        kernels = Route(
+        prefix_route = Route(
             destination=network, index=link.index, scope=rtmsg.RT_SCOPE_NOWHERE, protocol=routes.PROTOCOL_KERNEL
         )
-        beside = Route(destination=_host(gateway), index=link.index, scope=rtmsg.RT_SCOPE_LINK, source=source)
-        yield routes.add(beside)  # first: after an interruption the container must still have a route to its gateway
-        yield routes.delete(kernels)
+        gateway_route = Route(destination=_host(gateway), index=link.index, scope=rtmsg.RT_SCOPE_LINK, source=source)
+        # First: after an interruption, the container must still have a route to its gateway.
+        yield routes.add(gateway_route)
+        yield routes.delete(prefix_route)
         yield routes.add(Route(destination=network, index=link.index, gateway=gateway, source=source))
 
 
-def _to_the_container(link: Link, given: Sequence[Assignment], gateways: Sequence[Gateway]) -> Iterator[Request]:
+def _routes_to_container(link: Link, given: Sequence[Assignment], gateways: Sequence[Gateway]) -> Iterator[Request]:
     for each, gateway in zip(given, gateways, strict=True):
         yield addresses.add(link.index, ipaddress.ip_interface(gateway), dad=False)
         yield routes.add(Route(destination=_host(each.address.ip), index=link.index, scope=rtmsg.RT_SCOPE_HOST))

@@ -1,7 +1,7 @@
-"""The sbr plugin, source based routing: packets from an address of the interface leave through the interface.
+"""The sbr plugin, source based routing: packets with a source address of the interface leave through it.
 
-Each address gets a routing table of its own with the interface's routes, and a rule that leads there; the main table is
-left to the other interfaces. By the rule an ADD that is repeated after it was cut finds its table.
+Each address gets a routing table with the interface's routes, and a rule that selects the table; the main table is for
+the other interfaces. A repeated ADD finds its table through the rule.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def add(call: Call, ipam: Result | None) -> Result:
     given = own_addresses(call, result)
     with open_endpoints(call, Phase.ADD) as ends:
         link = find_chained_link(ends, call)
-        there = _routing(ends, call)
-        main = [route for route in there.routes if (route.index, route.table) == (link.index, routes.MAIN)]
+        routing = _routing(ends, call)
+        main = [route for route in routing.routes if (route.index, route.table) == (link.index, routes.MAIN)]
         with error_context(f"route what comes from {call.ifname} by its source"):
-            ends.container.do(*_tables(there, link.index, main, given))
-            # Last: the kernel finds gateways through the main table until the other tables are complete.
+            ends.container.do(*_tables(routing, link.index, main, given))
+            # Delete last: until the tables are complete, the kernel resolves gateways through the main table.
             ends.container.do(*map(routes.delete, main))
     return result
 
@@ -87,13 +87,13 @@ def check(call: Call) -> None:
     result = require_prev_result(call)
     with open_endpoints(call, Phase.CHECK) as ends:
         link = find_chained_link(ends, call)
-        there = _routing(ends, call)
+        routing = _routing(ends, call)
         for each in own_addresses(call, result):
             source = each.address.ip
-            rule = next(there.rules_for([source], link.index), None)
+            rule = next(routing.rules_for([source], link.index), None)
             if rule is None:
                 raise NativeError(f"the routing rule for what {call.ifname} sends from {source} is gone")
-            if each.gateway and not there.has_default(rule.table, each.gateway.version):
+            if each.gateway and not routing.has_default(rule.table, each.gateway.version):
                 raise NativeError(f"routing table {rule.table} of {call.ifname} has lost the way to {each.gateway}")
 
 
@@ -103,35 +103,35 @@ def delete(call: Call) -> None:
         return
     sources = {each.address.ip for each in own_addresses(call, call.prev_result)} if call.prev_result else set()
     with open_endpoints(call, Phase.DEL) as ends:
-        there = _routing(ends, call)
+        routing = _routing(ends, call)
         with error_context(f"take the routing rules of {call.ifname} away"):
             link = links.find(ends.container, links.by_name(call.ifname))
             if link is not None:
                 sources |= {each.address.ip for each in addresses.list_of(ends.container, link.index)}
-            ends.container.do(*map(policy_rules.delete, there.rules_for(sources, link.index if link else 0)))
+            ends.container.do(*map(policy_rules.delete, routing.rules_for(sources, link.index if link else 0)))
 
 
 def _routing(ends: Endpoints, call: Call) -> _Routing:
     with error_context(f"list the routes and routing rules of {call.ifname}"):
         families = (socket.AF_INET, socket.AF_INET6)
-        ways = [route for family in families for route in routes.list_all(ends.container, family)]
-        return _Routing(policy_rules.list_all(ends.container), ways)
+        found = [route for family in families for route in routes.list_all(ends.container, family)]
+        return _Routing(policy_rules.list_all(ends.container), found)
 
 
-def _tables(there: _Routing, index: int, main: list[Route], given: list[Assignment]) -> Iterator[Request]:
+def _tables(routing: _Routing, index: int, main: list[Route], given: list[Assignment]) -> Iterator[Request]:
     """Yield the requests that add the rules and fill the tables with the default routes and those of *main*."""
-    taken = {rule.table for rule in there.rules} | {route.table for route in there.routes}
+    taken = {rule.table for rule in routing.rules} | {route.table for route in routing.routes}
     for each in given:
         source = each.address.ip
-        rule = next(there.rules_for([source], index), None)
+        rule = next(routing.rules_for([source], index), None)
         if rule is None:
             free = next(table for table in itertools.count(FIRST_TABLE) if table not in taken)
             taken.add(free)
             rule = Rule(source=ipaddress.ip_network(source), table=free)
             yield policy_rules.add(rule)
-        if each.gateway and not there.has_default(rule.table, each.gateway.version):
-            everywhere = routes.DEFAULT_V4 if each.gateway.version == 4 else routes.DEFAULT_V6
-            yield routes.add(Route(destination=everywhere, index=index, gateway=each.gateway, table=rule.table))
+        if each.gateway and not routing.has_default(rule.table, each.gateway.version):
+            default = routes.DEFAULT_V4 if each.gateway.version == 4 else routes.DEFAULT_V6
+            yield routes.add(Route(destination=default, index=index, gateway=each.gateway, table=rule.table))
         for route in main:
             if _serves(route, each):
                 yield routes.replace(msgspec.structs.replace(route, table=rule.table))

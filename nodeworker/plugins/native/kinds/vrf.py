@@ -1,7 +1,7 @@
 """The vrf plugin: a separate routing table for some interfaces of a container, whose networks may overlap with others.
 
 It comes after the plugin that created the interface. An interface that enters a VRF goes down and up, and loses IPv6
-addresses and routes. The plugin restores them in the same system call, which a kill of the worker can't divide.
+addresses and routes. The plugin restores them in the same system call, which a kill of the worker can't interrupt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nodeworker.plugins.spec.versions import ConfigError, at_least
 TYPE = "vrf"
 
 _TABLES = range(1, 2**32 - 1)
-_OF_THE_KERNEL = frozenset({routes.PROTOCOL_KERNEL, routes.PROTOCOL_RA})
+_KERNEL_PROTOCOLS = frozenset({routes.PROTOCOL_KERNEL, routes.PROTOCOL_RA})
 
 
 class Vrf(NetConf, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,9 +91,9 @@ def delete(call: Call) -> None:
         if vrf is None or vrf.kind != TYPE:
             return
         with error_context(f"take {call.ifname} out of VRF {config.vrfname}"):
-            parts = [each for each in links.list_all(ends.container) if each.master == vrf.index]
-            ends.container.do(*(links.change(each.index, master=0) for each in parts if each.name == call.ifname))
-            if all(each.name == call.ifname for each in parts):
+            members = [each for each in links.list_all(ends.container) if each.master == vrf.index]
+            ends.container.do(*(links.change(each.index, master=0) for each in members if each.name == call.ifname))
+            if all(each.name == call.ifname for each in members):
                 ends.container.do(links.delete(vrf.index))
 
 
@@ -102,9 +102,9 @@ def table_of(link: Link) -> int:
     return link.data.get("IFLA_VRF_TABLE", 0)
 
 
-def free_table(there: Iterable[Link]) -> int:
-    """Return the lowest routing table that no VRF among *there* has."""
-    taken = {table_of(each) for each in there if each.kind == TYPE}
+def free_table(interfaces: Iterable[Link]) -> int:
+    """Return the lowest routing table that no VRF among *interfaces* has."""
+    taken = {table_of(each) for each in interfaces if each.kind == TYPE}
     return next(table for table in _TABLES if table not in taken)
 
 
@@ -113,26 +113,30 @@ def create(name: str, table: int) -> Request:
     return links.create(name, TYPE, data={"IFLA_VRF_TABLE": table}, queue_length=0)
 
 
-def lost(link: Link, vrf: Link, there: Iterable[Assigned], ways: Iterable[Route]) -> list[Request]:
-    """Return the requests that restore what *link* loses of its addresses *there* and routes *ways* on entering *vrf*.
+def lost(link: Link, vrf: Link, assigned: Iterable[Assigned], all_routes: Iterable[Route]) -> list[Request]:
+    """Return the requests that restore the addresses and routes that *link* loses on entering *vrf*.
+
+    *assigned* and *all_routes* are the container's before that.
 
     The kernel restores the addresses and routes that it created itself or learned from routers.
     """
-    kept = [
+    lost_addresses = [
         addresses.add(link.index, each.address, dad=False)
-        for each in there
+        for each in assigned
         if isinstance(each.address, ipaddress.IPv6Interface)
         and each.flags & ifaddrmsg.IFA_F_PERMANENT
         and not each.address.is_link_local
     ]
-    own = [
+    lost_routes = [
         replace(each, table=table_of(vrf))
-        for each in ways
+        for each in all_routes
         if (each.index, each.table, each.type) == (link.index, routes.MAIN, routes.UNICAST)
-        and each.protocol not in _OF_THE_KERNEL
+        and each.protocol not in _KERNEL_PROTOCOLS
     ]
     # A gateway must be reachable before a route through it.
-    return kept + [routes.add(each) for each in sorted(own, key=lambda route: route.gateway is not None)]
+    return lost_addresses + [
+        routes.add(each) for each in sorted(lost_routes, key=lambda route: route.gateway is not None)
+    ]
 
 
 def _vrf(ends: Endpoints, config: Vrf) -> Link:
@@ -157,7 +161,9 @@ def _enslave(ends: Endpoints, call: Call, link: Link, vrf: Link) -> None:
     if link.master:
         raise NativeError(f"interface {call.ifname} is part of a bridge, bond or other VRF already")
     with error_context(f"list the addresses and routes of {call.ifname}"):
-        there = addresses.list_of(ends.container, link.index)
-        ways = [way for family in (socket.AF_INET, socket.AF_INET6) for way in routes.list_all(ends.container, family)]
+        assigned = addresses.list_of(ends.container, link.index)
+        all_routes = [
+            route for family in (socket.AF_INET, socket.AF_INET6) for route in routes.list_all(ends.container, family)
+        ]
     with error_context(f"make {call.ifname} part of VRF {vrf.name}"):
-        ends.container.do(links.change(link.index, master=vrf.index), *lost(link, vrf, there, ways))
+        ends.container.do(links.change(link.index, master=vrf.index), *lost(link, vrf, assigned, all_routes))

@@ -1,4 +1,4 @@
-"""An interface whose other end is a port of a bridge on the node, which is made when the first one needs it."""
+"""The bridge plugin: a veth pair whose node end is a port of a bridge, which the first ADD creates."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ from nodeworker.plugins.spec.results import Interface, Result
 TYPE = "bridge"
 
 _NO_MAC = "00:00:00:00:00:00"
-"""What a bridge has that lost its last port, until it gets another."""
-_PORT_PATIENCE = 2.5
-"""Seconds until a port that carries no traffic is an error."""
+"""The MAC address of a bridge without ports."""
+_PORT_TIMEOUT = 2.5
+"""Seconds to wait until a port carries traffic."""
 _PORT_PAUSE = 0.001
-"""Seconds before the second look at a port; each pause is twice the one before."""
+"""Seconds before the second query of a port; the pause doubles each time."""
 
 
 class Bridge(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -81,7 +81,7 @@ class Bridge(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return the first part of *config* that only the reference plugin supports, or an empty text.
 
-    Duplicate address detection is left to it, which would hold a thread for seconds.
+    Duplicate address detection (``enabledad``) is such a part: it would block a thread for seconds.
     """
     options = decode_options(config, Bridge)
     if isinstance(options, str):
@@ -90,37 +90,37 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 
 def add(call: Call, ipam: Result | None) -> Result:
-    """Make the interface, and the bridge if need be, and return the result. Raises NativeError."""
-    config = _checked(load(call, Bridge), ipam)
+    """Create the interface, and the bridge if missing, and return the result. Raises NativeError."""
+    config = _validated(load(call, Bridge), ipam)
     vlans = membership(config.vlan, config.vlan_trunk, keeps_default=config.preserve_default_vlan)
     mac = requested_mac(call, config, _cni_args_mac(config))
-    given = [] if ipam is None else assignments(call, ipam)
+    assigned = [] if ipam is None else assignments(call, ipam)
     if ipam is not None and config.gateway:
-        given = with_gateways(given)
-        ipam = _with_gateways(ipam, given)
+        assigned = with_gateways(assigned)
+        ipam = _with_gateways(ipam, assigned)
     if ipam is not None and config.is_default_gateway:
-        ipam = with_default_routes(ipam, given)
+        ipam = with_default_routes(ipam, assigned)
     with open_endpoints(call, Phase.ADD) as ends:
-        bridge = _usable(ends.node, config, vlans, find_link(ends.node, config.bridge))
-        wire = create_pair(ends, call, mtu=config.mtu, mac=mac)
+        bridge = _ensure_bridge(ends.node, config, vlans, find_link(ends.node, config.bridge))
+        pair = create_pair(ends, call, mtu=config.mtu, mac=mac)
         if config.macspoofchk:
-            mac_filter.install(call, wire.outside.name, wire.inside.mac)
-        _plug(ends.node, wire, bridge, config, vlans)
-        _set_up(ends, call, wire, config, ipam, given)
+            mac_filter.install(call, pair.outside.name, pair.inside.mac)
+        _make_port(ends.node, pair, bridge, config, vlans)
+        _set_up(ends, call, pair, config, ipam, assigned)
         on_node = bridge
         if ipam is not None and config.gateway:
-            bridge, on_node = _make_gateway(ends.node, wire, bridge, config, vlans, given)
+            bridge, on_node = _make_gateway(ends.node, pair, bridge, config, vlans, assigned)
         if ipam is not None and config.ip_masq:
-            masquerade.install(call, config.ip_masq_backend, [each.address for each in given])
+            masquerade.install(call, config.ip_masq_backend, [each.address for each in assigned])
         if config.disable_container_interface:
-            outside, bridge = _look(ends.node, wire, bridge)
+            outside, bridge = _refresh(ends.node, pair, bridge)
         else:
-            outside, bridge = _carrying(ends.node, wire, bridge)
-            _announce(ends, wire, given)
+            outside, bridge = _wait_for_carrier(ends.node, pair, bridge)
+            _announce(ends, pair, assigned)
     interfaces = (
         Interface(name=bridge.name, mac=bridge.mac),
         Interface(name=outside.name, mac=outside.mac),
-        Interface(name=wire.inside.name, mac=wire.inside.mac, mtu=wire.inside.mtu, sandbox=call.netns),
+        Interface(name=pair.inside.name, mac=pair.inside.mac, mtu=pair.inside.mtu, sandbox=call.netns),
         *([] if on_node.index == bridge.index else [Interface(name=on_node.name, mac=on_node.mac)]),
     )
     result = Result(cni_version=config.cni_version, interfaces=interfaces, dns=config.dns)
@@ -159,11 +159,11 @@ def check(call: Call) -> None:
 
 
 def delete(call: Call) -> None:
-    """Take the interface, its port and its rules away; they and the namespace may be gone. Raises NativeError."""
+    """Delete the interface, its port and its rules; they, or the namespace, may be gone. Raises NativeError."""
     remove_link(call)
     config = decode_options(call.config, Bridge)
     if isinstance(config, str):
-        return  # nor has an ADD made rules for it
+        return  # an ADD would have failed too, so there are no rules
     if config.macspoofchk:
         mac_filter.remove(call)
     if config.has_ipam and config.ip_masq:
@@ -171,7 +171,7 @@ def delete(call: Call) -> None:
 
 
 def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
-    """Take away the rules of the network's interfaces that are none of *valid*. Raises NativeError."""
+    """Delete the rules of the network's interfaces that are not in *valid*. Raises NativeError."""
     config = decode_options(call.config, Bridge)
     if isinstance(config, str):
         return
@@ -181,8 +181,8 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
         masquerade.collect(call, config.ip_masq_backend, valid)
 
 
-def _checked(config: Bridge, ipam: Result | None) -> Bridge:
-    """Return *config*, which asks for nothing that can't be. Raises NativeError."""
+def _validated(config: Bridge, ipam: Result | None) -> Bridge:
+    """Return *config*. Raises NativeError if its options exclude each other."""
     if config.hairpin_mode and config.promisc_mode:
         raise NativeError("hairpinMode and promiscMode exclude each other: leave one out")
     if config.disable_container_interface and ipam is not None:
@@ -191,21 +191,21 @@ def _checked(config: Bridge, ipam: Result | None) -> Bridge:
 
 
 def _cni_args_mac(config: Bridge) -> Any:
-    given = config.args.get("cni")
-    return given.get("mac", "") if isinstance(given, dict) else ""
+    cni = config.args.get("cni")
+    return cni.get("mac", "") if isinstance(cni, dict) else ""
 
 
-def _with_gateways(ipam: Result, given: list[Assignment]) -> Result:
-    ips = zip(ipam.ips, given, strict=True)
+def _with_gateways(ipam: Result, assigned: list[Assignment]) -> Result:
+    ips = zip(ipam.ips, assigned, strict=True)
     return replace(ipam, ips=tuple(replace(ip, gateway=str(each.gateway)) for ip, each in ips))
 
 
-def _usable(node: Netlink, config: Bridge, vlans: Membership, bridge: Link | None) -> Link:
-    """Return the bridge, made if there was none, and set up; of an existing one only *promisc_mode* is changed."""
+def _ensure_bridge(node: Netlink, config: Bridge, vlans: Membership, bridge: Link | None) -> Link:
+    """Return the bridge, created if missing, and up; of an existing one only *promisc_mode* is changed."""
     if bridge is None:
         data = {"IFLA_BR_VLAN_FILTERING": 1} if vlans.filtering else None
         create = links.create(config.bridge, "bridge", data=data, mtu=config.mtu)
-        # Somebody else's ADD may have been faster.
+        # If another ADD created it first, ``create_link`` returns None.
         ability = "VLAN filtering" if vlans.filtering else ""
         bridge = create_link(node, config.bridge, "bridge", create, ability=ability) or find_link(node, config.bridge)
     if bridge is None:
@@ -221,57 +221,57 @@ def _usable(node: Netlink, config: Bridge, vlans: Membership, bridge: Link | Non
 
 
 def _recorded_bridge(node: Netlink, config: Bridge, outer: Mapping[str, Interface]) -> Link:
-    """Return the bridge, which is one of the recorded interfaces *outer* of the node. Raises NativeError.
+    """Return the bridge, which must be in *outer*, the recorded interfaces of the node. Raises NativeError.
 
-    The configuration may have another of its names than the result, which has the first of those it had then.
+    The configuration may use an alternative name; the result has the primary name at the time of the ADD.
     """
-    there = find_link(node, config.bridge)
-    names = (config.bridge, *((there.name, *there.altnames) if there is not None else ()))
+    existing = find_link(node, config.bridge)
+    names = (config.bridge, *((existing.name, *existing.altnames) if existing is not None else ()))
     wanted = next((outer[name] for name in names if name in outer), None)
     if wanted is None:
         raise NativeError(f"prevResult holds no bridge {config.bridge}")
     return check_interface(node, wanted, "bridge")
 
 
-def _plug(node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Membership) -> None:
-    port = wire.outside.index
+def _make_port(node: Netlink, pair: Pair, bridge: Link, config: Bridge, vlans: Membership) -> None:
+    port = pair.outside.index
     requests: list[Request] = [links.change(port, up=True, master=bridge.index)]
     if config.hairpin_mode or config.port_isolation:
         requests.append(bridge_ports.change(port, hairpin=config.hairpin_mode, isolated=config.port_isolation))
     requests += joined(port, bridge, vlans)
-    with error_context(f"make {wire.outside.name} a port of bridge {bridge.name}"):
+    with error_context(f"make {pair.outside.name} a port of bridge {bridge.name}"):
         node.do(*requests)
 
 
 def _set_up(
-    ends: Endpoints, call: Call, wire: Pair, config: Bridge, ipam: Result | None, given: list[Assignment]
+    ends: Endpoints, call: Call, pair: Pair, config: Bridge, ipam: Result | None, assigned: list[Assignment]
 ) -> None:
     if ipam is not None:
-        # Nor is the address that the kernel itself gives the interface to be asked around for.
+        # No duplicate address detection for the link-local address either, which the kernel assigns.
         ends.netns.run_inside(lambda: sysctl.try_ensure(f"ipv6/conf/{call.ifname}/accept_dad", "0", is_another=True))
-        configure(ends, call, wire.inside, given, ipam, dad=True, notify=True)
+        configure(ends, call, pair.inside, assigned, ipam, dad=True, notify=True)
     elif not config.disable_container_interface:
         with error_context(f"set {call.ifname} up"):
-            ends.container.do(links.change(wire.inside.index, up=True))
+            ends.container.do(links.change(pair.inside.index, up=True))
 
 
 def _make_gateway(
-    node: Netlink, wire: Pair, bridge: Link, config: Bridge, vlans: Membership, given: list[Assignment]
+    node: Netlink, pair: Pair, bridge: Link, config: Bridge, vlans: Membership, assigned: list[Assignment]
 ) -> tuple[Link, Link]:
-    """Give the node the gateways' addresses; return the bridge as it is then, and the interface that has them."""
+    """Assign the gateways' addresses on the node; return the bridge, and the interface that has the addresses."""
     if bridge.mac == _NO_MAC:
-        _, bridge = _look(node, wire, bridge)
+        _, bridge = _refresh(node, pair, bridge)
     on_node = node_interface(node, bridge, vlans) if vlans.untagged else bridge
-    ensure_addresses(node, on_node, given, force=config.force_address)
-    enable_forwarding(given)
+    ensure_addresses(node, on_node, assigned, force=config.force_address)
+    enable_forwarding(assigned)
     return bridge, on_node
 
 
-def _carrying(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:
-    """Return the port and the bridge once the port carries traffic. Raises NativeError if it never does."""
-    pause, until = _PORT_PAUSE, time.monotonic() + _PORT_PATIENCE
+def _wait_for_carrier(node: Netlink, pair: Pair, bridge: Link) -> tuple[Link, Link]:
+    """Return the port and the bridge when the port carries traffic. Raises NativeError on timeout."""
+    pause, until = _PORT_PAUSE, time.monotonic() + _PORT_TIMEOUT
     while True:
-        outside, bridge = _look(node, wire, bridge)
+        outside, bridge = _refresh(node, pair, bridge)
         if outside.operstate == links.OPERSTATE_UP:
             return outside, bridge
         if time.monotonic() > until:
@@ -280,17 +280,17 @@ def _carrying(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:
         pause *= 2
 
 
-def _announce(ends: Endpoints, wire: Pair, given: list[Assignment]) -> None:
-    """Tell the neighbours of the addresses, again: what the kernel said when the link came up, the port let drop."""
-    if given:
-        with error_context(f"announce the addresses of {wire.inside.name}"):
-            # That it is told its own MAC address is what makes the kernel speak, as ``arp_notify`` is set.
-            ends.container.do(links.change(wire.inside.index, mac=wire.inside.mac))
-        announce(ends, wire.inside, given)
+def _announce(ends: Endpoints, pair: Pair, assigned: list[Assignment]) -> None:
+    """Announce the addresses again: the port dropped the announcement that the kernel sent when the link came up."""
+    if assigned:
+        with error_context(f"announce the addresses of {pair.inside.name}"):
+            # With ``arp_notify`` set, a MAC address set to its current value makes the kernel announce.
+            ends.container.do(links.change(pair.inside.index, mac=pair.inside.mac))
+        announce(ends, pair.inside, assigned)
 
 
-def _look(node: Netlink, wire: Pair, bridge: Link) -> tuple[Link, Link]:
-    """Return the port and the bridge as they are now: the bridge's first port may have given it its MAC address."""
-    with error_context(f"look up {wire.outside.name} and bridge {bridge.name}"):
-        outside, now = node.ask_all(links.by_index(wire.outside.index), links.by_index(bridge.index))
+def _refresh(node: Netlink, pair: Pair, bridge: Link) -> tuple[Link, Link]:
+    """Return the current port and bridge: the first port may have changed the bridge's MAC address."""
+    with error_context(f"look up {pair.outside.name} and bridge {bridge.name}"):
+        outside, now = node.ask_all(links.by_index(pair.outside.index), links.by_index(bridge.index))
     return links.decode(outside), links.decode(now)

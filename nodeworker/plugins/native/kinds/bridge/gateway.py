@@ -1,4 +1,4 @@
-"""The bridge as the gateway of its network: which addresses that takes, and how the bridge comes to have them."""
+"""The bridge as the gateway of its network: the gateway addresses, and their assignment to the bridge."""
 
 from __future__ import annotations
 
@@ -19,41 +19,43 @@ from nodeworker.plugins.native.kit.endpoints import error_context
 from nodeworker.plugins.spec.results import Result, Route
 
 
-def with_gateways(given: Sequence[Assignment]) -> list[Assignment]:
-    """Return *given*, each with a gateway: where IPAM names none, the first address of its network."""
-    return [each if each.gateway else replace(each, gateway=each.address.network.network_address + 1) for each in given]
+def with_gateways(assigned: Sequence[Assignment]) -> list[Assignment]:
+    """Return *assigned*, each with a gateway, by default the first address of its network."""
+    return [
+        each if each.gateway else replace(each, gateway=each.address.network.network_address + 1) for each in assigned
+    ]
 
 
-def with_default_routes(ipam: Result, given: Sequence[Assignment]) -> Result:
-    """Return *ipam* with a default route by each family's first gateway, where it has none that names its own."""
-    ways = list(ipam.routes)
-    for each in given:
-        everywhere = routes.DEFAULT_V4 if each.address.version == 4 else routes.DEFAULT_V6
-        if not any(route.gw and ipaddress.ip_network(route.dst, strict=False) == everywhere for route in ways):
-            ways.append(Route(dst=str(everywhere), gw=str(each.gateway)))
-    return replace(ipam, routes=tuple(ways))
+def with_default_routes(ipam: Result, assigned: Sequence[Assignment]) -> Result:
+    """Return *ipam* with a default route through each family's first gateway, unless it has one with a gateway."""
+    all_routes = list(ipam.routes)
+    for each in assigned:
+        default = routes.DEFAULT_V4 if each.address.version == 4 else routes.DEFAULT_V6
+        if not any(route.gw and ipaddress.ip_network(route.dst, strict=False) == default for route in all_routes):
+            all_routes.append(Route(dst=str(default), gw=str(each.gateway)))
+    return replace(ipam, routes=tuple(all_routes))
 
 
-def ensure_addresses(node: Netlink, bridge: Link, given: Sequence[Assignment], *, force: bool) -> None:
-    """Give *bridge* the gateways of *given* as its addresses, and for good the MAC address that it is described with.
+def ensure_addresses(node: Netlink, bridge: Link, assigned: Sequence[Assignment], *, force: bool) -> None:
+    """Give *bridge* the gateways of *assigned* as its addresses, and fix its MAC address, which changes with its ports.
 
-    Without that, the bridge changes its MAC address with its ports. An address that would stand in another's way is an
-    error, or goes if *force*: any other of IPv4, of IPv6 those whose networks overlap. Raises NativeError.
+    Another IPv4 address, or an IPv6 address of an overlapping network, is an error, or is deleted if *force*. Raises
+    NativeError.
     """
     with error_context(f"list the addresses of {bridge.name}"):
-        there = [each.address for each in addresses.list_of(node, bridge.index)]
+        existing = [each.address for each in addresses.list_of(node, bridge.index)]
     requests: list[Request] = []
-    for wanted in (_on_bridge(each.address, each.gateway) for each in given if each.gateway):
-        obstacles = [] if wanted in there else [each for each in there if _in_the_way(each, wanted)]
+    for wanted in (_on_bridge(each.address, each.gateway) for each in assigned if each.gateway):
+        obstacles = [] if wanted in existing else [each for each in existing if _conflict(each, wanted)]
         if obstacles and not force:
             others = ", ".join(str(each) for each in obstacles)
             raise NativeError(f"bridge {bridge.name} has {others} already, and not {wanted}: see forceAddress")
         requests += [addresses.delete(bridge.index, each) for each in obstacles]
-        there = [each for each in there if each not in obstacles]
-        if wanted not in there:
-            # The MAC address first: an ADD that is cut in between must not leave the address without it.
+        existing = [each for each in existing if each not in obstacles]
+        if wanted not in existing:
+            # The MAC address first: after an interruption, no address may be left without it.
             requests += [links.change(bridge.index, mac=bridge.mac), addresses.add(bridge.index, wanted)]
-            there.append(wanted)
+            existing.append(wanted)
     with error_context(f"make {bridge.name} the gateway"):
         node.do(*requests)
 
@@ -62,7 +64,7 @@ def _on_bridge(address: Address, gateway: Gateway) -> Address:
     return ipaddress.ip_interface(f"{gateway}/{address.network.prefixlen}")
 
 
-def _in_the_way(there: Address, wanted: Address) -> bool:
-    if there.version != wanted.version:
+def _conflict(existing: Address, wanted: Address) -> bool:
+    if existing.version != wanted.version:
         return False
-    return there.version == 4 or wanted.ip in there.network or there.ip in wanted.network
+    return existing.version == 4 or wanted.ip in existing.network or existing.ip in wanted.network

@@ -172,9 +172,9 @@ def test_no_address_is_given_twice_whoever_asks(tmp_path: Path, ways: list[str])
 
 
 def test_what_is_kept_of_folders_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reservations, "_FILES_KEPT", 10)
-    memory = reservations._Memory()
-    monkeypatch.setattr(reservations, "_memory", memory)
+    monkeypatch.setattr(reservations, "_MAX_CACHED_FILES", 10)
+    memory = reservations._ContentsCache()
+    monkeypatch.setattr(reservations, "_cache", memory)
     for base in range(6):
         for number in range(3):
             assert native("ADD", network(tmp_path / str(base), SUBNET), f"c{number}").code == 0
@@ -234,5 +234,5 @@ def test_results_do_not_depend_on_what_is_remembered(tmp_path: Path, monkeypatch
         return json.dumps(seen)
 
     with_memory = life(tmp_path / "a")
-    monkeypatch.setattr(reservations, "_FILES_KEPT", 0)
+    monkeypatch.setattr(reservations, "_MAX_CACHED_FILES", 0)
     assert life(tmp_path / "b") == with_memory
