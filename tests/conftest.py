@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _may_be_absent(reason: str) -> bool:
-    """Return whether a skip for *reason* is in order: the API server is for whoever runs the tests to bring."""
+    """Return whether a skip for *reason* is allowed: the API server's binaries are optional."""
     return reason.startswith(IN_ORDER) or ("KUBEBUILDER_ASSETS" in reason and "KUBEBUILDER_ASSETS" not in os.environ)
 
 

@@ -200,7 +200,7 @@ def test_gc_detaches_sandboxes_unknown_to_the_runtime(node: Node, key: str) -> N
 
 @pytest.mark.skipif(not shutil.which("iptables"), reason="iptables is not installed")
 def test_gc_removes_masquerading_without_a_ledger_entry(node: Node) -> None:
-    """A pod of before Plumbline, whose DEL nobody gave."""
+    """A pod of before Plumbline that got no DEL."""
     conf = node.conf(node.bridge("1.1.0", ipMasq=True), version="1.1.0")
     before, live = node.pod("before"), node.pod("live", config=conf)
     stdin = json.dumps(node.bridge("1.0.0", ipMasq=True))

@@ -57,7 +57,7 @@ def intents(node: Node) -> list[Event]:
 
 
 def outcomes(node: Node) -> list[str]:
-    """Return the requests that were answered, of those that somebody made."""
+    """Return the requests of the comparisons that were requested and made."""
     answered = [stored.event.data for stored in node.events() if isinstance(stored.event.data, NodeCompared)]
     return [data.request for data in answered if data.request]
 

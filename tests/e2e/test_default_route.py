@@ -49,7 +49,7 @@ def pod_of(node: Node, networks: Any, *, version: str = "1.0.0", name: str = "ro
         {"cniVersion": version, "type": "ptp", "ipam": dual_stack(node, "10.9.0.0/24", "fd09::/64", routes=True)},
     )
     pod = node.pod(name, networks, node.conf(default, version=version))
-    for scope in ("all", "default"):  # it takes plugins two seconds to find out that an address is nobody else's
+    for scope in ("all", "default"):  # duplicate address detection takes plugins two seconds
         ip("netns", "exec", pod.namespace, "sysctl", "-qw", f"net.ipv6.conf.{scope}.accept_dad=0")
     return pod
 

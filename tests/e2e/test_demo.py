@@ -22,7 +22,7 @@ _AS_SOMEBODY = ("unshare", "--user", "--map-user=1000", "--map-group=1000") if o
 
 @functools.cache
 def allowed() -> str:
-    """Return why the kernel lets nobody but root have a network of his own, or an empty text."""
+    """Return why only root can create a network namespace on this kernel, or an empty text."""
     if not shutil.which("unshare"):
         return "util-linux is not installed"
     words = [*_AS_SOMEBODY, "unshare", "--user", "--map-root-user", "--net", "--mount", "true"]

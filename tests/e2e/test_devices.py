@@ -177,7 +177,7 @@ def test_interrupted_attach_continues_with_the_recorded_device(devices: DeviceNo
     (file,) = devices.files()
     node.kill()
     gate.open()
-    node.start()  # the kubelet is away, and nobody needs it: the ledger has the device
+    node.start()  # without the kubelet: the ledger has the device
     answer = call.answer()
     assert answer.exit_code == 0, answer
     eventually(lambda: devices.files() == [file], "the file is there again")

@@ -1,4 +1,4 @@
-"""``plumbline verify`` against the real kernel: true as long as nobody touched anything, and then it names the pod."""
+"""``plumbline verify`` against the real kernel: it succeeds until a change from outside, and then names the pod."""
 
 from __future__ import annotations
 

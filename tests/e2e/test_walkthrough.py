@@ -86,7 +86,7 @@ def node(make_node: MakeNode) -> Node:
 
 @pytest.fixture
 def kube(node: Node) -> Iterator[KubeServer]:
-    """An API server in the network of the node, where nobody has installed anything."""
+    """An API server in the network of the node, with nothing installed."""
     server = KubeServer()
     try:
         server.start()

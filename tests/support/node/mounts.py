@@ -20,8 +20,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def own_mounts(replaced: Mapping[Path, Path], shared: Path) -> Iterator[Callable[[], Callable[[], None]]]:
     """Make a mount namespace in which each folder of *replaced* is replaced by its value.
 
-    Return what makes a ``preexec_fn`` that enters it, and ends the process with this one. Whoever enters it finds what
-    others have mounted there before; of that, the node sees what is in *shared*, which is unmounted in the end.
+    Yield a function that returns a ``preexec_fn``, which enters it and ends the process with this one. Mounts in it are
+    visible to later processes; the node sees those in *shared*, which is unmounted at the end.
     """
     _mount(shared, shared, _MS_BIND)
     try:

@@ -141,7 +141,7 @@ async def test_election_outlives_the_age_limit_of_its_stream(hub: JetStreamLedge
     for stream in (hub.stream, "COMMANDS"):
         await shorten(hub, stream, limits)
     async with asyncio.timeout(BOUND):
-        while await hub.last(f"plumbline.ev.{NODE}.>") is not None:  # noqa: ASYNC110  # the server tells nobody
+        while await hub.last(f"plumbline.ev.{NODE}.>") is not None:  # noqa: ASYNC110  # the server sends no notification
             await asyncio.sleep(0.1)
     await FencedLedger(hub, mandate).append(EventFactory(NO_NODE).note())
     await FencedCommands(commands, mandate).send(EventFactory(NODE).event(ComparisonRequested(request=RequestId("x"))))

@@ -1,4 +1,4 @@
-"""Interfaces are out of use when they are said to be gone, and nobody waits for what the kernel does after that."""
+"""A removal returns when the interfaces are out of use; it does not wait for the kernel's cleanup."""
 
 from __future__ import annotations
 

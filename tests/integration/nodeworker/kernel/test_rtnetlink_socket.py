@@ -1,4 +1,4 @@
-"""The kernel's answers reach whoever asked, together, in order, and in its own words."""
+"""A batch of requests returns the kernel's answers in order, with its own error texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log files that configurations name: whose they are, how they grow, and that they are nobody else's problem."""
+"""Log files of configurations: their owner and growth, and that their errors affect nothing else."""
 
 from __future__ import annotations
 

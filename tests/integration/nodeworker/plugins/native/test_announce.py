@@ -1,4 +1,4 @@
-"""Whoever knew an older place of an address hears where it is now, and the address works at once."""
+"""Neighbours with an older MAC address of an IP address get the new one, and the address works at once."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_neighbours_hear_where_the_addresses_are(
                 assert frame[:6] == _ALL_NODES
                 assert (frame[21], frame[22:38], frame[58], frame[78:86]) == (255, V6, 0x20, b"\x02\x01" + mac)
                 heard.add("advertisement")
-            # Nobody is asked whether the address is taken: that would take a second of the pod's start.
+            # No duplicate address detection: it would delay the pod's start by a second.
             assert not (frame[12:14] == b"\x86\xdd" and frame[54] == _NEIGHBOUR_SOLICITATION and frame[62:78] == V6)
 
 

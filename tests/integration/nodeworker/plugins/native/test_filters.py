@@ -1,4 +1,4 @@
-"""Rules for what a container sends are those of the reference plugins, and gone when it is, whoever made them."""
+"""A container's filter rules equal the reference plugins', and each side deletes the other's rules."""
 
 from __future__ import annotations
 

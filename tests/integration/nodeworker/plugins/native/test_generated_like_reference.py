@@ -1,7 +1,7 @@
-"""Configurations that nobody thought of: natively and by the reference's binaries they come to the same.
+"""Generated configurations have the same result natively and with the reference's binaries.
 
-The same every time, and few, so that they fit a minute of everybody's gate; ``PLUMBLINE_EXAMPLES`` says how many others
-to try instead, as in ``PLUMBLINE_EXAMPLES=2000 pytest -k generated_like_reference``.
+A run uses the same few examples, which take a minute; ``PLUMBLINE_EXAMPLES`` sets the number of random ones instead,
+as in ``PLUMBLINE_EXAMPLES=2000 pytest -k generated_like_reference``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ FURNITURE = (
     "link set card0 up",
     "link set card1 up",
 )
-"""A card with a default route, a bridge that somebody uses, one with an address in the way, and a card to give away."""
+"""A card with a default route, a bridge in use, one with an address in the way, and a card to give away."""
 
 WITH_CHECK = {"0.4.0", "1.0.0"}
 

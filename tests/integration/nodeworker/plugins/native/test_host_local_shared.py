@@ -49,7 +49,7 @@ def test_what_others_do_within_a_tick_of_the_clock_is_seen(tmp_path: Path) -> No
     folder = tmp_path / "net"
     for number in range(100):
         native("ADD", config, f"a{number}")
-        # As fast as can be, as somebody else who locks and knows the format, on a kernel with such a clock.
+        # As fast as possible, like another process with the lock and the format, on a kernel with a coarse clock.
         (folder / f"10.1.0.{number + 2}").unlink()
         (folder / "10.1.0.200").write_text(f"b{number}\r\nnet1")
         now = time.clock_gettime_ns(REALTIME_COARSE)

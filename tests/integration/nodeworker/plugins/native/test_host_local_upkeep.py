@@ -48,7 +48,7 @@ def test_status_changes_from_one_address_left_to_none(tmp_path: Path, ipam: dict
         if native("ADD", config, f"c{containers}").code:
             break
         containers += 1
-        if containers == (5 if ipam is SUBNET else 6):  # the gateways are nobody's
+        if containers == (5 if ipam is SUBNET else 6):  # the gateways are not assigned
             break
     code, words = refused(config)
     assert code == 50

@@ -1,4 +1,4 @@
-"""Nobody can tell a native interface from the reference plugin's: not by the result, not by the kernel."""
+"""A native plugin and the reference plugin produce the same result and the same state in the kernel."""
 
 from __future__ import annotations
 

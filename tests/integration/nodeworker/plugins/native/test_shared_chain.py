@@ -95,7 +95,7 @@ def sources() -> list[str]:
 
 
 def reaches_outside(netns: str, address: str) -> bool:
-    """Return whether there are answers from somebody who knows no way to *address*, but to the node."""
+    """Return whether a host answers that has a route to the node but none to *address*."""
     name = netns.rpartition("/")[2]
     ping = ["ip", "netns", "exec", name, "ping", "-c", "1", "-W", "1", "-I", address, OUTSIDE]
     return subprocess.run(ping, check=False, capture_output=True).returncode == 0

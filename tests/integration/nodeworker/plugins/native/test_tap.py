@@ -1,4 +1,4 @@
-"""A tap device in a pod: whoever it belongs to can open it, and what is sent there arrives."""
+"""A tap device in a pod: its owner can open it, and packets pass through it."""
 
 from __future__ import annotations
 
