@@ -259,7 +259,8 @@ def _run_child(tie: Callable[[], None], keep: Collection[int], requests: int, re
         sys.stdout, sys.stderr = (
             os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2)
         )  # the worker may have replaced them
-        _serve(requests, replies)
+        with contextlib.suppress(BrokenPipeError):  # the worker ended; its successor resumes the jobs
+            _serve(requests, replies)
         code = 0
     except Exception:
         log.exception("native_process_broke")
