@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,8 +26,8 @@ _counter = itertools.count(1)
 
 
 def unique(prefix: str) -> str:
-    """Return a name that no other test uses: the API server is shared."""
-    return f"{prefix}-{next(_counter)}"
+    """Return a name that no other test uses: all test processes share the API server."""
+    return f"{prefix}-{os.getpid()}-{next(_counter)}"
 
 
 @asynccontextmanager
