@@ -73,8 +73,8 @@ def remove(call: Call) -> None:
 def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
     """Delete the filters of this network's ports except those of *valid*, (container ID, interface name).
 
-    *call* is for no container. A filter does not say which network it is for. It is this one's if its port has the
-    name that it is given here; and it is nobody's if the node has no such port any more. Raises NativeError.
+    *call* is for no container. A filter does not name its network. It belongs to this network if its port has the
+    name that this network gives its ports. It is without an owner if its port no longer exists. Raises NativeError.
     """
     kept = {_comment_on(container_id, ifname) for container_id, ifname in valid}
 

@@ -54,9 +54,9 @@ class Vxlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_f
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only somebody else's plugin of this name knows, or an empty text.
+    """Return what *config* asks for that only another plugin of this name knows, or an empty text.
 
-    Whoever names a ``vxlanId`` means this one: a mistake beside it is an error, not a reason to look for a binary.
+    A configuration with ``vxlanId`` is for this plugin: a mistake in it is an error, not a reason to execute a binary.
     """
     options = decode_options(config, Vxlan)
     return options if isinstance(options, str) and "vxlanId" not in config else ""

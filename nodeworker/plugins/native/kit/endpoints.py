@@ -122,7 +122,7 @@ def create_link(netlink: Netlink, name: str, kind: str, create: Request, *, abil
     if refused is None and answer is not None:
         return links.decode(answer)
     if refused is None:
-        raise NativeError(f"interface {name} was taken away by somebody while it was made")
+        raise NativeError(f"interface {name} disappeared while the worker created it")
     if refused.errno == errno.EEXIST:
         return None
     if refused.errno == errno.EOPNOTSUPP:

@@ -209,7 +209,7 @@ def _ensure_bridge(node: Netlink, config: Bridge, vlans: Membership, bridge: Lin
         ability = "VLAN filtering" if vlans.filtering else ""
         bridge = create_link(node, config.bridge, "bridge", create, ability=ability) or find_link(node, config.bridge)
     if bridge is None:
-        raise NativeError(f"bridge {config.bridge} was taken away by somebody while it was made")
+        raise NativeError(f"bridge {config.bridge} disappeared while the worker created it")
     if bridge.kind != "bridge":
         raise NativeError(f"interface {config.bridge} of the node is no bridge: name another one in the configuration")
     sysctl.try_ensure(f"ipv6/conf/{bridge.name}/accept_ra", "0")
