@@ -201,7 +201,7 @@ class Worker:
                 try:
                     yield
                 finally:
-                    for task in [*background, *scheduler._workers]:  # as hard as a kill gets
+                    for task in [*background, *scheduler._queue_tasks]:  # as hard as a kill gets
                         task.cancel()
         await journal.close()
         processes.close()

@@ -17,7 +17,7 @@ from nodeworker.journal.journal import Journal
 from nodeworker.kernel.namespaces import interfaces_present
 from nodeworker.planning.planner import Planner
 from nodeworker.planning.readiness import absence, not_ready
-from nodeworker.planning.resolve.netconf import NetConf, parse_netconf
+from nodeworker.planning.resolve.netconf import RuntimeNetConf, parse_netconf
 from nodeworker.planning.resolve.route_claims import adjusted_result, claimed_routes
 from nodeworker.plugins import chain
 from nodeworker.plugins.exec import Runners
@@ -26,7 +26,7 @@ from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.ipam import host_local
 from nodeworker.plugins.spec.versions import at_least
 from nodeworker.sandboxes import default_route
-from nodeworker.sandboxes.answers import OK, Reply, refusal
+from nodeworker.sandboxes.answers import OK, Reply, error_reply
 from nodeworker.sandboxes.detach import target_of
 
 _UNKNOWN_CONTAINER = 3
@@ -65,7 +65,7 @@ class Checker:
                 )
             await self._check(SandboxKey(container_id, ifname), pod)
         except RequestFailedError as error:
-            return refusal(error.failure, config)
+            return error_reply(error.failure, config)
         return OK
 
     async def status(self, config: str, path: str) -> Reply:
@@ -89,7 +89,7 @@ class Checker:
                 raise not_ready(conf.readiness_file, reason, Phase.STATUS, _NOT_AVAILABLE)
             await self._default_network_ready(conf, conf.plugin_folders(path))
         except RequestFailedError as error:
-            return refusal(error.failure, config)
+            return error_reply(error.failure, config)
         return OK
 
     async def _check(self, key: SandboxKey, pod: Pod) -> None:
@@ -150,7 +150,7 @@ class Checker:
                 ifname=drift.ifname,
             )
 
-    async def _default_network_ready(self, conf: NetConf, folders: tuple[str, ...]) -> None:
+    async def _default_network_ready(self, conf: RuntimeNetConf, folders: tuple[str, ...]) -> None:
         """Ask the plugins of the default network, which every pod needs, if an ADD would get as far as to them."""
         try:
             async with asyncio.timeout(_STATUS_SECONDS):

@@ -34,7 +34,7 @@ def intent_data(command: str, frame: Frame, *, spooled: bool = False) -> tuple[D
         "request": RequestId(frame.request),
         "config": frame.config,
         "path": env.get("CNI_PATH", ""),
-        "deadline": "" if spooled else deadline_in(frame.remaining),
+        "deadline": "" if spooled else deadline_in(frame.seconds_left),
     }
     match command:
         case "ADD":

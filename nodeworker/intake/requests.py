@@ -16,7 +16,7 @@ from nodeworker.intake.spool import Spool
 from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.plugins.spec.cni_args import pod_of
-from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal
+from nodeworker.sandboxes.answers import OK, Answers, Reply, error_reply
 from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.plan_ahead import PlanAhead
 from nodeworker.sandboxes.scheduler import Scheduler
@@ -59,7 +59,7 @@ class Requests:
             reply = await self._fulfil(command, frame)
         except Exception as error:  # one bad request never stops the others
             log.exception("intake_broke", command=command, request=frame.request)
-            reply = refusal(internal(Phase.INTAKE, error), frame.config)
+            reply = error_reply(internal(Phase.INTAKE, error), frame.config)
         seconds = loop.time() - started
         known = command if command in ("ADD", "DEL", "CHECK", "GC", "STATUS") else "other"
         self._metrics.request_done(known, seconds, reply.failure)
@@ -83,7 +83,7 @@ class Requests:
         try:
             request, sandbox = intent_data(command, frame)
         except RequestFailedError as error:
-            return refusal(error.failure, config)
+            return error_reply(error.failure, config)
         if isinstance(request, AttachRequested) and self._spool.has_one_of(sandbox):
             try:  # the runtime considers that DEL done: it must not undo this ADD later
                 await self._spool.drain()
@@ -91,7 +91,7 @@ class Requests:
                 return self._without_ledger(frame, request, error)
         if self._answers.open(frame.request):
             intent = self._journal.event(request, sandbox)
-            with self._plans.ahead(intent, request, frame.remaining):
+            with self._plans.ahead(intent, request, frame.seconds_left):
                 try:
                     await self._journal.append_intent(intent)
                 except LedgerError as error:
@@ -114,11 +114,11 @@ class Requests:
         pod = pod_of(environment(frame).get("CNI_ARGS", ""))
         error_class = class_of(error)
         if not isinstance(request, DetachRequested):
-            return refusal(naming(pod, failed(error_class, Phase.INTAKE, str(error)).failure), config)
+            return error_reply(naming(pod, failed(error_class, Phase.INTAKE, str(error)).failure), config)
         try:
             self._spool.put(frame)
         except OSError as problem:
             message = f"{error}; and DEL can't be spooled on disk either: {problem.strerror}"
-            return refusal(naming(pod, failed(error_class, Phase.INTAKE, message).failure), config)
+            return error_reply(naming(pod, failed(error_class, Phase.INTAKE, message).failure), config)
         log.warning("detach_spooled", request=frame.request, error=str(error))
         return OK

@@ -14,7 +14,7 @@ import structlog
 from events.schema import ErrorClass, Phase
 from nodeworker.errors import failed
 from nodeworker.intake.requests import Requests
-from nodeworker.sandboxes.answers import Reply, refusal
+from nodeworker.sandboxes.answers import Reply, error_reply
 from nodeworker.shim.frame import HEADER, Frame, FrameError, body_length, decode_request, encode_reply
 
 log = structlog.get_logger(__name__)
@@ -25,8 +25,8 @@ _PEERCRED = struct.Struct("iII")
 class Connection(asyncio.Protocol):
     """One entry point's connection: it carries one request and its answer."""
 
-    def __init__(self, intake: Requests, open_connections: set[Connection]) -> None:
-        self._intake = intake
+    def __init__(self, requests: Requests, open_connections: set[Connection]) -> None:
+        self._requests = requests
         self._open = open_connections
         self._received = bytearray()
         self._frame: Frame | None = None
@@ -59,7 +59,7 @@ class Connection(asyncio.Protocol):
         except FrameError as error:
             log.warning("request_refused", error=str(error))
             failure = failed(ErrorClass.INVALID_REQUEST, Phase.INTAKE, str(error)).failure
-            self._send(refusal(failure, ""))
+            self._send(error_reply(failure, ""))
             return
         self._received.clear()
         self._answering = asyncio.get_running_loop().create_task(self._answer(self._frame))
@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
         """Abandon the request: if an entry point disconnects before the answer, its runtime has ended it."""
         self._open.discard(self)
         if self._frame is not None and self._answering is not None and not self._answering.done():
-            self._intake.abandon(self._frame)
+            self._requests.abandon(self._frame)
 
     def close(self) -> None:
         """Disconnect the entry point without an answer; it reconnects, to the next worker."""
@@ -79,10 +79,10 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     async def _answer(self, frame: Frame) -> None:
-        reply = await self._intake.answer(frame)
+        reply = await self._requests.answer(frame)
         if self._transport is not None and not self._transport.is_closing():
             self._send(reply)
-            self._intake.answer_sent(frame)
+            self._requests.answer_sent(frame)
 
     def _send(self, reply: Reply) -> None:
         assert self._transport is not None
@@ -93,9 +93,9 @@ class Connection(asyncio.Protocol):
 class SocketServer:
     """The listening socket and its connections."""
 
-    def __init__(self, path: Path, intake: Requests) -> None:
+    def __init__(self, path: Path, requests: Requests) -> None:
         self._path = path
-        self._intake = intake
+        self._requests = requests
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
 
@@ -108,7 +108,7 @@ class SocketServer:
         listening.bind(str(draft))
         draft.chmod(0o600)
         self._server = await asyncio.get_running_loop().create_unix_server(
-            lambda: Connection(self._intake, self._connections), sock=listening, backlog=1024
+            lambda: Connection(self._requests, self._connections), sock=listening, backlog=1024
         )
         draft.rename(self._path)
 

@@ -17,7 +17,7 @@ from nodeworker.planning.cluster.gather import gather, gather_default
 from nodeworker.planning.cluster.source import Source
 from nodeworker.planning.devices.source import DeviceSource, find_devices
 from nodeworker.planning.readiness import Readiness
-from nodeworker.planning.resolve.netconf import NetConf, NodeDefaults, parse_netconf
+from nodeworker.planning.resolve.netconf import NodeDefaults, RuntimeNetConf, parse_netconf
 from nodeworker.planning.resolve.plan import definition, make_plan
 from nodeworker.plugins import chain
 from nodeworker.plugins.exec import PluginError, Runners
@@ -65,13 +65,13 @@ class Planner:
         planned = make_plan(request, container_id, conf, pod, networks, devices, self._info_folder)
         if registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins):
             # The first import of a plugin's module takes tens of milliseconds: too long for the event loop.
-            planned = await asyncio.to_thread(self._with_native, planned, container_id)
+            planned = await asyncio.to_thread(self._choose_and_require, planned, container_id)
         else:
-            planned = self._with_native(planned, container_id)
+            planned = self._choose_and_require(planned, container_id)
         _require_free(planned, request)
         return replace(planned, netns_inode=inode(request.netns))
 
-    async def default_attachment(self, conf: NetConf, folders: tuple[str, ...]) -> PlannedAttachment:
+    async def default_attachment(self, conf: RuntimeNetConf, folders: tuple[str, ...]) -> PlannedAttachment:
         """Return the default network as if it were to be attached. Raises RequestFailedError."""
         subject = "the default network"
         found = await gather_default(conf, self._source)
@@ -94,9 +94,9 @@ class Planner:
             native=native,
         )
 
-    def _with_native(self, planned: AttachPlanned, container_id: ContainerId) -> AttachPlanned:
-        """Return *planned* with the choice which plugins run natively. Raises DelegateError if one is missing."""
-        registry.load(registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins))
+    def _choose_and_require(self, planned: AttachPlanned, container_id: ContainerId) -> AttachPlanned:
+        """Return *planned* with the choice which plugins run natively. Raises PluginFailedError if one is missing."""
+        registry.import_modules(registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins))
         choices = (registry.choose(attachment.plugins, self._native) for attachment in planned.attachments)
         attachments = (
             replace(each, native=native if any(native) else ())

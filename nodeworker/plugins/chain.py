@@ -52,8 +52,8 @@ def planned_target(container_id: ContainerId, plan: AttachPlanned) -> Target:
     return Target(container_id=container_id, netns=plan.netns, path=folders)
 
 
-class DelegateError(RequestFailedError):
-    """A plugin of the delegate failed; ``runs`` are all executions of the operation, up to and with that one."""
+class PluginFailedError(RequestFailedError):
+    """A plugin of an attachment failed; ``runs`` are all runs of the operation, up to and with that plugin's."""
 
     def __init__(self, failure: Failure, runs: tuple[PluginRun, ...]) -> None:
         super().__init__(failure)
@@ -61,7 +61,7 @@ class DelegateError(RequestFailedError):
 
 
 def require(runners: Runners, attachment: PlannedAttachment, target: Target) -> None:
-    """Raise DelegateError (plugin_missing) unless every plugin of the attachment is installed.
+    """Raise PluginFailedError (plugin_missing) unless every plugin of the attachment is installed.
 
     Call it before the first plugin runs: a plugin that is not installed can't delete what the chain has made.
     """
@@ -82,7 +82,7 @@ async def add(
     """Add the attachment; return the last plugin's result as it was printed, with its ``cniVersion``, and the runs.
 
     *timeout* is in seconds, for the whole chain. The caller deletes what a failed chain left behind. Raises
-    DelegateError. Section 3, "Adding an attachment".
+    PluginFailedError. Section 3, "Adding an attachment".
     """
     operation = _Operation(runners, attachment, target, Phase.ADD, timeout)
     version = attachment.cni_version
@@ -117,7 +117,7 @@ async def delete(
     """Delete the attachment, last plugin first; return the runs.
 
     *result* is what ``add`` returned, None if it did not; *timeout* is in seconds, for the whole chain. Raises
-    DelegateError at the first plugin that fails. Section 3, "Deleting an attachment".
+    PluginFailedError at the first plugin that fails. Section 3, "Deleting an attachment".
     """
     operation = _Operation(runners, attachment, target, Phase.DEL, timeout)
     previous = _previous(attachment, result)
@@ -143,7 +143,7 @@ async def sweep(
     for plugin, native in reversed(_chain(attachment)):
         try:
             await operation.run(plugin, native, with_prev_result(plugin, previous))
-        except DelegateError as error:
+        except PluginFailedError as error:
             failures[plugin] = error.failure
     return tuple(operation.runs), failures
 
@@ -158,7 +158,7 @@ async def check(
     """Check the attachment against *result*, which is what ``add`` returned; return the runs.
 
     No plugin runs below version 0.4.0, or if the configuration disables CHECK. *timeout* is in seconds, for the whole
-    chain. Raises DelegateError at the first plugin that fails. Section 3, "Checking an attachment".
+    chain. Raises PluginFailedError at the first plugin that fails. Section 3, "Checking an attachment".
     """
     if attachment.disable_check or not at_least(attachment.cni_version, "0.4.0"):
         return ()
@@ -183,7 +183,7 @@ async def gc(
     """Run GC of every plugin with the *valid* (container ID, interface name); return the runs.
 
     No plugin runs below version 1.1.0, or if the configuration disables GC. With an empty *valid*, all is garbage.
-    *timeout* is in seconds, for the whole chain. Raises DelegateError when all plugins have run and some failed.
+    *timeout* is in seconds, for the whole chain. Raises PluginFailedError when all plugins have run and some failed.
     Section 3, "Garbage-collecting a network".
     """
     if attachment.disable_gc or not at_least(attachment.cni_version, "1.1.0"):
@@ -196,11 +196,11 @@ async def gc(
     for plugin, native in _chain(attachment):
         try:
             await operation.run(plugin, native, _of_network(plugin, keys))
-        except DelegateError as error:
+        except PluginFailedError as error:
             failures.append(error.failure)
     if failures:
         message = "; ".join(failure.message for failure in failures)
-        raise DelegateError(msgspec.structs.replace(failures[0], message=message), tuple(operation.runs))
+        raise PluginFailedError(msgspec.structs.replace(failures[0], message=message), tuple(operation.runs))
     return tuple(operation.runs)
 
 
@@ -212,8 +212,8 @@ async def status(
 ) -> tuple[PluginRun, ...]:
     """Ask every plugin whether an ADD would work now; return the runs.
 
-    No plugin runs below version 1.1.0. *timeout* is in seconds, for the whole chain. Raises DelegateError at the first
-    plugin that is not ready. Section 2, "STATUS".
+    No plugin runs below version 1.1.0. *timeout* is in seconds, for the whole chain. Raises PluginFailedError at the
+    first plugin that is not ready. Section 2, "STATUS".
     """
     if not at_least(attachment.cni_version, "1.1.0"):
         return ()
@@ -245,7 +245,7 @@ class _Operation:
         self._deadline = time.monotonic() + seconds
 
     async def run(self, plugin: str, native: bool, stdin: bytes) -> bytes:
-        """Return what *plugin* printed; *native*: it was planned to run natively. Raises DelegateError."""
+        """Return what *plugin* printed; *native*: it was planned to run natively. Raises PluginFailedError."""
         try:
             run, stdout = await self._runners.runner(plugin, native, self._search).run(
                 type_of(plugin),
@@ -267,7 +267,7 @@ class _Operation:
 
     def failure(
         self, error_class: ErrorClass, plugin: str, message: str, *, code: int = 0, details: str = ""
-    ) -> DelegateError:
+    ) -> PluginFailedError:
         """Return the error for *plugin*; *message* is the reason, *code* the plugin's own code."""
         plugin_type, network, ifname = type_of(plugin), self._attachment.network, self._attachment.ifname
         sentence = f"{plugin_type} {_TASKS[self._phase].format(ifname=ifname, network=network)}: {message}"
@@ -283,7 +283,7 @@ class _Operation:
             delegate=plugin_type,  # the event field has this name; its value is the type of the plugin that failed
             details=details,
         )
-        return DelegateError(failure, tuple(self.runs))
+        return PluginFailedError(failure, tuple(self.runs))
 
 
 def _previous(attachment: PlannedAttachment, result: str | None) -> Any:

@@ -12,7 +12,7 @@ from events.schema import PlannedAttachment
 from nodeworker.plugins.exec import PluginError, PluginExecutor, Runner, find, type_of
 from nodeworker.plugins.native.jobs import LinkRemoval
 from nodeworker.plugins.native.pool import NativePool
-from nodeworker.plugins.native.registry import AUTO, Switch, interface_plugin, is_gone_with_its_link, obstacle
+from nodeworker.plugins.native.registry import AUTO, Switch, interface_plugin, link_removable_first, obstacle
 from nodeworker.plugins.native.runner import NativeRunner, summary_of
 
 
@@ -58,14 +58,14 @@ class PluginRunners:
         In a chain the DEL of other plugins comes before that of the plugin with the interface, so chains are left out,
         and all that is deleted after them.
         """
-        together = list(takewhile(_is_gone_with_its_link, attachments))
+        together = list(takewhile(_link_removable_first, attachments))
         if netns and len(together) > 1:
             removal = LinkRemoval(netns=netns, ifnames=tuple(each.ifname for each in together))
             await self._pool.submit(removal, netns)  # if that failed, the DEL of each plugin says why
 
 
-def _is_gone_with_its_link(attachment: PlannedAttachment) -> bool:
-    return attachment.native == (True,) and is_gone_with_its_link(type_of(attachment.plugins[0]))
+def _link_removable_first(attachment: PlannedAttachment) -> bool:
+    return attachment.native == (True,) and link_removable_first(type_of(attachment.plugins[0]))
 
 
 def _installed(plugin_type: str, search: Sequence[str]) -> bool:

@@ -36,7 +36,7 @@ class Reply(NamedTuple):
 OK = Reply(0, b"")
 
 
-def refusal(failure: Failure, config: str) -> Reply:
+def error_reply(failure: Failure, config: str) -> Reply:
     """Return the reply that reports *failure*, in the version of *config*."""
     return Reply(1, error_json(failure, requested_version(config)), failure)
 
@@ -47,7 +47,7 @@ def reply_of(outcome: Data, config: str) -> Reply:
         case AttachCompleted(result=result):
             return Reply(0, result.encode())
         case AttachFailed(failure=failure) | DetachFailed(failure=failure) | GcFailed(failure=failure):
-            return refusal(failure, config)
+            return error_reply(failure, config)
         case _:
             return OK
 

@@ -43,7 +43,7 @@ from nodeworker.plugins.exec import Runners
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.names import ifname_problem, shown
 from nodeworker.sandboxes import default_route
-from nodeworker.sandboxes.answers import Reply, refusal, reply_of
+from nodeworker.sandboxes.answers import Reply, error_reply, reply_of
 from nodeworker.sandboxes.detach import Detacher, target_of
 from nodeworker.sandboxes.plan_ahead import PlanAhead
 from nodeworker.sandboxes.scheduler import Scheduler
@@ -134,9 +134,9 @@ class Attacher:
                 try:
                     await deadline.within(asyncio.gather(*adds, return_exceptions=True))
                 except (RequestFailedError, asyncio.CancelledError) as error:
-                    await self._log_adds(batch, adds, effects, loop.time() - started, error)
+                    await self._record_adds(batch, adds, effects, loop.time() - started, error)
                     raise
-                for effect in await self._log_adds(batch, adds, effects, loop.time() - started):
+                for effect in await self._record_adds(batch, adds, effects, loop.time() - started):
                     sandbox = sandbox.with_attached(effect)
             await self._move_default_route(sandbox)
             if not deadline.left:
@@ -158,7 +158,7 @@ class Attacher:
         for attachment in batch:
             await device_info.provide(attachment.plan)
 
-    async def _log_adds(
+    async def _record_adds(
         self,
         batch: list[Attachment],
         adds: list[_Add],
@@ -175,10 +175,10 @@ class Attacher:
         for plan, add in zip((attachment.plan for attachment in batch), adds, strict=True):
             error = (interrupted or asyncio.CancelledError()) if add.cancelled() else add.exception()
             if error is None:
-                made.append(await self._log_effect(plan, *add.result(), effects))
+                made.append(await self._record_effect(plan, *add.result(), effects))
                 continue
             if isinstance(error, RequestFailedError):
-                runs = error.runs if isinstance(error, chain.DelegateError) else ()
+                runs = error.runs if isinstance(error, chain.PluginFailedError) else ()
                 self._metrics.runs_done("ADD", runs)
                 effects.append(_failed(plan, error, seconds, runs))
             failures.append(error)
@@ -186,7 +186,7 @@ class Attacher:
             raise failures[0]
         return made
 
-    async def _log_effect(
+    async def _record_effect(
         self, plan: PlannedAttachment, result: str, runs: tuple[PluginRun, ...], effects: EffectLog
     ) -> InterfaceAttached:
         """Record the attachment of *plan*: with the outcome if its ADD was one job of the native pool, else at once.
@@ -232,7 +232,7 @@ class Attacher:
             await self._detacher.undo(own, intent, Phase.ROLLBACK, outcome)
         except RequestFailedError as error:
             log.warning("attach_outcome_not_recorded", sandbox=intent.sandbox[:12], error=error.failure.message)
-        return refusal(failure, request.config)
+        return error_reply(failure, request.config)
 
 
 def _failed(

@@ -37,7 +37,7 @@ from nodeworker.deadline import seconds_since
 from nodeworker.errors import RequestFailedError, failed, internal
 from nodeworker.journal.effect_log import confirm
 from nodeworker.journal.journal import Journal
-from nodeworker.sandboxes.answers import OK, Reply, refusal
+from nodeworker.sandboxes.answers import OK, Reply, error_reply
 
 log = structlog.get_logger(__name__)
 
@@ -93,7 +93,7 @@ class CommandHandler:
             await confirm(self._journal.record(outcome, intent.sandbox, intent.id))
         except RequestFailedError as error:
             log.warning("order_outcome_not_recorded", type=intent.type, error=error.failure.message)
-            return refusal(error.failure, "")
+            return error_reply(error.failure, "")
         return OK
 
     async def _outcome(self, intent: Event, command: Command) -> Outcome:

@@ -40,7 +40,7 @@ from nodeworker.planning.resolve.route_claims import adjusted_result
 from nodeworker.plugins import chain, device_info
 from nodeworker.plugins.exec import Runners
 from nodeworker.plugins.spec.names import ifname_problem, shown
-from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal, reply_of
+from nodeworker.sandboxes.answers import OK, Answers, Reply, error_reply, reply_of
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +81,7 @@ class Detacher:
             recorded = await self.undo(None if refused else before, intent, Phase.DEL, outcome)
         except RequestFailedError as error:
             log.warning("detach_outcome_not_recorded", sandbox=intent.sandbox[:12], error=error.failure.message)
-            return refusal(refused, request.config) if refused else OK
+            return error_reply(refused, request.config) if refused else OK
         never_attached = before is not None and not before.result
         gave_up = isinstance(recorded, DetachFailed) and bool(recorded.left)
         return OK if gave_up and never_attached else reply_of(recorded, request.config)
@@ -122,7 +122,7 @@ class Detacher:
         network, ifname = attachment.plan.network, attachment.plan.ifname
         try:
             runs = await self.delete(sandbox, attachment)
-        except chain.DelegateError as error:
+        except chain.PluginFailedError as error:
             self._metrics.runs_done("DEL", error.runs)
             log.warning("interface_detach_failed", pod=str(sandbox.pod), phase=phase.value, error=error.failure.message)
             return InterfaceDetachFailed(
@@ -132,7 +132,7 @@ class Detacher:
         return InterfaceDetached(network=network, ifname=ifname, seconds=loop.time() - started, runs=runs)
 
     async def delete(self, sandbox: Sandbox, attachment: Attachment) -> tuple[PluginRun, ...]:
-        """Run DEL of one attachment with its recorded configuration; return the runs. Raises DelegateError.
+        """Run DEL of one attachment with its recorded configuration; return the runs. Raises PluginFailedError.
 
         The plugins get no path of a namespace that is gone (CNI specification 1.1, section 2, "DEL"): it has nothing to
         delete, some plugins refuse such a path, and another pod's namespace may be there now.

@@ -23,7 +23,7 @@ from events.schema import (
 )
 from nodeworker.deadline import Deadline, seconds_until
 from nodeworker.errors import failed, internal
-from nodeworker.sandboxes.answers import Answers, Reply, refusal
+from nodeworker.sandboxes.answers import Answers, Reply, error_reply
 from nodeworker.sandboxes.attach import Attacher
 from nodeworker.sandboxes.commands import CommandHandler
 from nodeworker.sandboxes.detach import Detacher
@@ -125,7 +125,7 @@ class Dispatcher:
             self._deadlines.pop(request, None)
             if isinstance(reply, Exception):
                 log.error("request_broke", type=intent.type, sandbox=intent.sandbox[:12], exc_info=reply)
-                reply = refusal(internal(Phase.INTAKE, reply), config)
+                reply = error_reply(internal(Phase.INTAKE, reply), config)
             self._answer(intent, request, reply)
 
         self._answers.open(request)

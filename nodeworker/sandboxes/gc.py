@@ -28,11 +28,11 @@ from nodeworker.errors import RequestFailedError, class_of, failed
 from nodeworker.journal.journal import Journal
 from nodeworker.planning.planner import Planner
 from nodeworker.planning.readiness import Readiness
-from nodeworker.planning.resolve.netconf import NetConf, parse_netconf
+from nodeworker.planning.resolve.netconf import RuntimeNetConf, parse_netconf
 from nodeworker.plugins import chain
 from nodeworker.plugins.exec import Runners
 from nodeworker.plugins.spec.versions import at_least
-from nodeworker.sandboxes.answers import Answers, Reply, refusal, reply_of
+from nodeworker.sandboxes.answers import Answers, Reply, error_reply, reply_of
 from nodeworker.sandboxes.detach import request_detach
 from nodeworker.sandboxes.scheduler import Scheduler
 
@@ -84,10 +84,10 @@ class GarbageCollector:
         try:
             await self._journal.record(outcome, intent.sandbox, intent.id)
         except LedgerError as error:
-            return refusal(failed(class_of(error), Phase.GC, str(error)).failure, request.config)
+            return error_reply(failed(class_of(error), Phase.GC, str(error)).failure, request.config)
         return reply_of(outcome, request.config)
 
-    def _configuration(self, request: GcRequested) -> NetConf:
+    def _configuration(self, request: GcRequested) -> RuntimeNetConf:
         conf = parse_netconf(request.config, self._planner.node_defaults)
         if not at_least(conf.cni_version, "1.1.0"):
             raise failed(
@@ -128,7 +128,7 @@ class GarbageCollector:
         return reply.failure
 
     async def _collect(
-        self, conf: NetConf, folders: tuple[str, ...], runtime_valid: tuple[tuple[str, str], ...]
+        self, conf: RuntimeNetConf, folders: tuple[str, ...], runtime_valid: tuple[tuple[str, str], ...]
     ) -> AsyncIterator[Failure]:
         """Run GC of the default network and of every network in use, once each; yield the failures."""
         default = await self._default(conf, folders)
@@ -143,11 +143,11 @@ class GarbageCollector:
                 target = chain.Target(container_id="", netns="", path=folders)
                 try:
                     await chain.gc(self._runners, attachment, target, valid, self._delegate_timeout)
-                except chain.DelegateError as error:
+                except chain.PluginFailedError as error:
                     log.warning("gc_failed", network=attachment.network, error=error.failure.message)
                     yield error.failure
 
-    async def _default(self, conf: NetConf, folders: tuple[str, ...]) -> PlannedAttachment | None:
+    async def _default(self, conf: RuntimeNetConf, folders: tuple[str, ...]) -> PlannedAttachment | None:
         """Return the default network, which may have garbage even if no sandbox is left; None if it is unknown."""
         try:
             return await self._planner.default_attachment(conf, folders)

@@ -26,7 +26,7 @@ class PlanAhead:
         self._journal = journal
         self._scheduler = scheduler
         self._planner = planner
-        self._started: dict[EventId, asyncio.Task[Recording]] = {}
+        self._planning: dict[EventId, asyncio.Task[Recording]] = {}
 
     @contextlib.contextmanager
     def ahead(self, intent: Event, request: Data, seconds: float) -> Iterator[None]:
@@ -37,11 +37,11 @@ class PlanAhead:
         still change.
         """
         if isinstance(request, AttachRequested) and self._may_start(intent, request):
-            self._started[intent.id] = asyncio.create_task(self._record_plan_after_request(intent, request, seconds))
+            self._planning[intent.id] = asyncio.create_task(self._record_plan_after_request(intent, request, seconds))
         try:
             yield
         finally:
-            if (planning := self._started.pop(intent.id, None)) is not None:
+            if (planning := self._planning.pop(intent.id, None)) is not None:
                 planning.cancel()
                 planning.add_done_callback(lambda task: task.cancelled() or task.exception())
 
@@ -52,7 +52,7 @@ class PlanAhead:
 
         *readiness_wait*: seconds to wait for a default network that is not ready.
         """
-        planning = self._started.pop(intent.id, None) or self._record_plan(intent, request, readiness_wait)
+        planning = self._planning.pop(intent.id, None) or self._record_plan(intent, request, readiness_wait)
         await confirm(await deadline.within(planning))
 
     def _may_start(self, intent: Event, request: AttachRequested) -> bool:

@@ -32,7 +32,7 @@ class Scheduler:
         self._tasks = tasks
         self._slots = asyncio.Semaphore(concurrency)
         self._queues: dict[str, deque[_Job]] = {}
-        self._workers: set[asyncio.Task[None]] = set()
+        self._queue_tasks: set[asyncio.Task[None]] = set()
         self._intents: set[EventId] = set()
         self._collections: dict[str, asyncio.Event] = {}
         self.in_progress = 0
@@ -78,8 +78,8 @@ class Scheduler:
         self._queues[queue] = deque()
         slots = self._slots if bounded else contextlib.nullcontext()
         task = self._tasks.create_task(self._run_queue(queue, job, slots), name=f"queue-{queue[:12]}")
-        self._workers.add(task)
-        task.add_done_callback(self._workers.discard)
+        self._queue_tasks.add(task)
+        task.add_done_callback(self._queue_tasks.discard)
 
     async def take_turn(self, container_id: str, work: Callable[[], Awaitable[T]]) -> T:
         """Return what *work* returns once the earlier requests for the container are done. Raises what it raises."""
@@ -98,9 +98,9 @@ class Scheduler:
 
     async def finish(self, grace: float) -> None:
         """Wait up to *grace* seconds for the jobs in progress, then cancel them. The next worker resumes the rest."""
-        if self._workers:
-            await asyncio.wait(self._workers, timeout=grace)
-        for task in self._workers:
+        if self._queue_tasks:
+            await asyncio.wait(self._queue_tasks, timeout=grace)
+        for task in self._queue_tasks:
             task.cancel()
 
     @contextlib.asynccontextmanager

@@ -38,7 +38,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
 
     request: RequestId
     """32 hexadecimal digits. A request that is sent again, after a reconnect or from the spool, keeps its id."""
-    remaining: float
+    seconds_left: float
     """Seconds until the entry point's deadline when it sent the request; meaningless in the spool."""
     env: dict[str, str]
     """The variables that begin with ``CNI_``. Bytes that are not UTF-8 are surrogate escapes, as in ``os.environ``."""
@@ -93,7 +93,7 @@ def decode_request(body: bytes) -> Frame:
         raise FrameError(f"the request's body has {len(body) - end} bytes too many")
     if len(stdin) > STDIN_MAX or len(body) - len(stdin) > REST_MAX:
         raise FrameError("the request's standard input or environment is larger than the entry point accepts")
-    return Frame(request=RequestId(request.hex()), remaining=milliseconds / 1000, env=env, stdin=stdin)
+    return Frame(request=RequestId(request.hex()), seconds_left=milliseconds / 1000, env=env, stdin=stdin)
 
 
 def encode_request(frame: Frame) -> bytes:
@@ -102,7 +102,7 @@ def encode_request(frame: Frame) -> bytes:
     Raises FrameError for values that the entry point never sends.
     """
     try:
-        head = _HEAD.pack(bytes.fromhex(frame.request), round(frame.remaining * 1000), len(frame.env))
+        head = _HEAD.pack(bytes.fromhex(frame.request), round(frame.seconds_left * 1000), len(frame.env))
         entries = [f"{key}={value}".encode(errors="surrogateescape") for key, value in frame.env.items()]
     except (ValueError, OverflowError, struct.error) as error:
         raise FrameError(f"a frame can't carry this request: {error}") from error

@@ -20,7 +20,7 @@ import msgspec
 from events.nats.server import EmbeddedServer, ServerError
 from events.process.settings import Settings, SettingsError, ledger_address, load
 from events.schema import NO_CAUSE, ContainerId, Event, EventId, NodeName, Pod, SandboxAdopted
-from reconciler.cli.refusal import refusal
+from reconciler.cli.errors import exit_with
 from reconciler.history.redact import redacted, without_secrets
 from reconciler.history.timeline import printable
 from reconciler.history.words import SANDBOX_LETTERS, words
@@ -94,9 +94,9 @@ def command(config: Path | None, dry_run: bool, cni_dir: str | None, cache_dir: 
         with contextlib.nullcontext() if dry_run else _ledger(settings):
             done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
     except SettingsError as error:
-        raise refusal(error, _WRONG) from error
+        raise exit_with(error, _WRONG) from error
     except (ServerError, OSError) as error:
-        raise refusal(error, _NO_LEDGER) from error
+        raise exit_with(error, _NO_LEDGER) from error
     if done.stdout:
         report = msgspec.json.decode(done.stdout, type=_Report)
         click.echo(_json(report) if output == "json" else "\n".join(_lines(report)))

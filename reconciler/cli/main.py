@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from events.process.settings import DEFAULT_PATH
-from reconciler.cli.refusal import refusal
+from reconciler.cli.errors import exit_with
 
 _WRONG, _INTERRUPTED = 2, 130
 COMMANDS = {
@@ -50,7 +50,7 @@ class _Commands(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # the reader closed the pipe: click ends silently
-            raise refusal(error, _WRONG) from error
+            raise exit_with(error, _WRONG) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

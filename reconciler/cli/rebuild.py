@@ -15,7 +15,7 @@ from events.nats.ledger import connect_or_fail
 from events.nats.read_ahead import ReadAhead
 from events.process import logs
 from events.process.settings import SettingsError, load
-from reconciler.cli.refusal import refusal
+from reconciler.cli.errors import exit_with
 from reconciler.follow.connections import whole_ledger
 from reconciler.projection.batching import collect_garbage_rarely
 from reconciler.projection.rebuild.rebuild import rebuild as rebuild_projection
@@ -72,9 +72,9 @@ def _run(work: Callable[[ReconcilerSettings], int], config: Path | None) -> int:
         logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
         return work(settings)
     except (SettingsError, ProjectionError) as error:
-        raise refusal(error, 2) from error
+        raise exit_with(error, 2) from error
     except (LedgerError, DatabaseUnavailableError) as error:
-        raise refusal(error, 4) from error
+        raise exit_with(error, 4) from error
 
 
 async def _rebuild(settings: ReconcilerSettings, start_from: Path | None) -> int:

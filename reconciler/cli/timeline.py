@@ -21,7 +21,7 @@ from events.nats.ledger import connect_or_fail
 from events.process import logs
 from events.process.settings import Settings, SettingsError, load
 from events.schema import Stored, rfc3339
-from reconciler.cli.refusal import refusal
+from reconciler.cli.errors import exit_with
 from reconciler.follow.connections import nearest_ledger
 from reconciler.history.catalog import Catalog, NotFoundError
 from reconciler.history.redact import redacted
@@ -78,11 +78,11 @@ def command(config: Path | None, pod: str | None, since: str | None, follow: boo
         logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
         asyncio.run(_run(settings, pod or "", since or "", _Printer(as_json=as_json), follow=follow))
     except NotFoundError as error:
-        raise refusal(error, 1) from error
+        raise exit_with(error, 1) from error
     except SettingsError as error:
-        raise refusal(error, 2) from error
+        raise exit_with(error, 2) from error
     except LedgerError as error:
-        raise refusal(error, 4) from error
+        raise exit_with(error, 4) from error
 
 
 class _Printer:

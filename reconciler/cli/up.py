@@ -20,7 +20,7 @@ from events.nats.server import EmbeddedServer, ServerError
 from events.process import logs
 from events.process.child_process import die_with_parent
 from events.process.settings import Settings, SettingsError, load
-from reconciler.cli.refusal import refusal
+from reconciler.cli.errors import exit_with
 
 log = structlog.get_logger(__name__)
 
@@ -191,6 +191,6 @@ def command(config: Path | None, adopt: bool) -> None:
         logs.configure(settings.log_level, "up")
         sys.exit(_Supervisor(settings, config, stop, adopt=adopt).run())
     except SettingsError as error:
-        raise refusal(error, _CONFIGURATION) from error
+        raise exit_with(error, _CONFIGURATION) from error
     except (ServerError, OSError) as error:
-        raise refusal(error, 1) from error
+        raise exit_with(error, 1) from error

@@ -13,7 +13,7 @@ from events.ledger.ledger import LedgerError
 from events.process import logs
 from events.process.settings import SettingsError, load
 from events.schema import NodeName
-from reconciler.cli.refusal import refusal
+from reconciler.cli.errors import exit_with
 from reconciler.settings import ReconcilerSettings
 from reconciler.verify.reality import PATIENCE
 from reconciler.verify.report import lines
@@ -54,6 +54,6 @@ def command(config: Path | None, node: str, wait: float, as_json: bool) -> None:
         logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
         report = asyncio.run(verify_configured(settings, NodeName(node), wait))
     except (SettingsError, LedgerError) as error:
-        raise refusal(error, _NOT_CHECKED) from error
+        raise exit_with(error, _NOT_CHECKED) from error
     click.echo(msgspec.json.encode(report).decode() if as_json else "\n".join(lines(report)))
     sys.exit(report.exit_code)

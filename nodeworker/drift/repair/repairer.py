@@ -138,13 +138,14 @@ class Repairer:
             raise failed(ErrorClass.NOT_REPAIRABLE, Phase.REPAIR, message) from error
         try:
             self._metrics.runs_done("DEL", await chain.delete(self._runners, plan, target, recorded, seconds))
-        except chain.DelegateError as error:  # some plugins fail as the interface is gone; ADD shows whether it matters
+        except chain.PluginFailedError as error:
+            # Some plugins fail because the interface is gone: ADD shows whether that matters.
             self._metrics.runs_done("DEL", error.runs)
             log.info("remake_undo_refused", pod=str(sandbox.pod), ifname=plan.ifname, error=error.failure.message)
         await device_info.provide(plan)
         try:
             _, runs = await chain.add(self._runners, plan, target, seconds)
-        except chain.DelegateError as error:
+        except chain.PluginFailedError as error:
             self._metrics.runs_done("ADD", error.runs)
             raise
         self._metrics.runs_done("ADD", runs)

@@ -17,7 +17,7 @@ from nodeworker.kernel import codec
 from nodeworker.kernel.layouts import nfnetlink, nftsocket, nl
 from nodeworker.kernel.nftables.expressions import Expression
 from nodeworker.kernel.rtnetlink.message import Request
-from nodeworker.kernel.rtnetlink.socket import Netlink, NetlinkError, refusal
+from nodeworker.kernel.rtnetlink.socket import Netlink, NetlinkError, error_in_ack
 
 PRE_ROUTING, POST_ROUTING = 0, 4
 """Hooks (``NF_INET_PRE_ROUTING``, ``NF_INET_POST_ROUTING``, which pyroute2 has no names for)."""
@@ -108,7 +108,7 @@ class Nftables(Netlink):
             for kind, flags, sequence, answer in self._receive():
                 if kind != nl.NLMSG_ERROR or not first - 1 <= sequence <= first + len(requests):
                     continue
-                refused = refusal(kind, answer, flags)
+                refused = error_in_ack(kind, answer, flags)
                 if first <= sequence < first + len(requests):
                     errors[sequence] = refused
                 elif refused is not None:  # older kernels acknowledge neither beginning nor end

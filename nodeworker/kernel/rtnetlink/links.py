@@ -218,7 +218,7 @@ def decode(answer: Answer) -> Link:
     )
 
 
-class Notice(msgspec.Struct, frozen=True):
+class LinkNotice(msgspec.Struct, frozen=True):
     """An interface in a message that the kernel sends to subscribers."""
 
     family: int
@@ -231,10 +231,10 @@ class Notice(msgspec.Struct, frozen=True):
     mtu: int
 
 
-def decode_notice(body: bytes) -> Notice:
+def decode_notice(body: bytes) -> LinkNotice:
     """Return the interface that the notice *body* describes, in less time than ``decode`` takes."""
     found = LAYOUT.decode(body)
-    return Notice(
+    return LinkNotice(
         family=found["family"],
         index=found["index"],
         names=(found.get("IFLA_IFNAME", ""), *_altnames(found)),

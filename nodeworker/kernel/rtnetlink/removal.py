@@ -21,7 +21,7 @@ from typing import Final
 from nodeworker.kernel.layouts import nl, rtnl
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.message import Request
-from nodeworker.kernel.rtnetlink.socket import Netlink, NetlinkError, refusal
+from nodeworker.kernel.rtnetlink.socket import Netlink, NetlinkError, error_in_ack
 
 _POLL = struct.pack("@ll", 0, 100_000)
 """Seconds and microseconds after which the caller checks whether the call failed without an answer."""
@@ -67,7 +67,7 @@ class Remover(Netlink):
                     if kind == rtnl.RTM_DELLINK:
                         left.discard(links.deleted_index(body))
                     elif kind == nl.NLMSG_ERROR and sequence == last:
-                        return left, refusal(kind, body, flags)
+                        return left, error_in_ack(kind, body, flags)
             except OSError as error:
                 if error.errno == errno.ENOBUFS:  # the kernel dropped announcements, so ask
                     call.join()

@@ -152,7 +152,7 @@ class Netlink:
                     continue
                 if kind == nl.NLMSG_ERROR:
                     pending.discard(position)
-                    refused = refusal(kind, body, flags)
+                    refused = error_in_ack(kind, body, flags)
                     if refused is not None and refused.errno not in requests[position].ignored:
                         errors[position] = refused
                 else:
@@ -170,7 +170,7 @@ class Netlink:
                     continue
                 is_consistent = is_consistent and not flags & nl.NLM_F_DUMP_INTR
                 if kind in {nl.NLMSG_ERROR, nl.NLMSG_DONE}:
-                    refused = refusal(kind, body, flags)
+                    refused = error_in_ack(kind, body, flags)
                     if refused is not None:
                         raise refused
                     return answers if is_consistent else None
@@ -214,7 +214,7 @@ def _socket(protocol: int) -> socket.socket:
     return connection
 
 
-def refusal(kind: int, body: bytes, flags: int) -> NetlinkError | None:
+def error_in_ack(kind: int, body: bytes, flags: int) -> NetlinkError | None:
     """Return the error in an acknowledgement or at the end of a dump, None if there is none."""
     size = _ERROR.fields.size
     code = -_ERROR.decode(body)["error"] if len(body) >= size else 0

@@ -12,7 +12,7 @@ from events.schema import ErrorClass, Phase, Pod
 from nodeworker.errors import RequestFailedError, failed
 from nodeworker.planning.cluster import node_files
 from nodeworker.planning.cluster.source import Source, SourceUnavailableError
-from nodeworker.planning.resolve.netconf import NetConf
+from nodeworker.planning.resolve.netconf import RuntimeNetConf
 from nodeworker.planning.resolve.networks import NetworkEntry, default_network, networks_of
 from nodeworker.planning.resolve.objects import Nad, NetworkRef, PodObject
 from nodeworker.plugins.spec.names import shown
@@ -34,7 +34,7 @@ class DefaultNetwork(NamedTuple):
     networks: dict[NetworkRef, Nad]
 
 
-async def gather(conf: NetConf, pod: Pod, source: Source | None) -> Gathered:
+async def gather(conf: RuntimeNetConf, pod: Pod, source: Source | None) -> Gathered:
     """Return the pod and its networks from *source*, each with its configuration.
 
     Without *source*, the pod is as the runtime named it, and networks are files of the node.
@@ -48,7 +48,7 @@ async def gather(conf: NetConf, pod: Pod, source: Source | None) -> Gathered:
         return Gathered(found, await _networks(networks_of(conf, found), conf, source, subject))
 
 
-async def gather_default(conf: NetConf, source: Source | None) -> DefaultNetwork:
+async def gather_default(conf: RuntimeNetConf, source: Source | None) -> DefaultNetwork:
     """Return the node's default network, which every pod gets unless its annotation names another one.
 
     Raises RequestFailedError: SOURCE_UNAVAILABLE, NETWORK_NOT_FOUND.
@@ -73,7 +73,7 @@ def _source_errors(subject: str) -> Generator[None]:
 
 
 async def _networks(
-    entries: Iterable[NetworkEntry], conf: NetConf, source: Source | None, subject: str
+    entries: Iterable[NetworkEntry], conf: RuntimeNetConf, source: Source | None, subject: str
 ) -> dict[NetworkRef, Nad]:
     networks: dict[NetworkRef, Nad] = {}
     for entry in entries:
@@ -100,7 +100,7 @@ async def _pod(pod: Pod, source: Source | None) -> PodObject | None:
     return found
 
 
-async def _network(ref: NetworkRef, conf: NetConf, source: Source | None, subject: str) -> Nad | None:
+async def _network(ref: NetworkRef, conf: RuntimeNetConf, source: Source | None, subject: str) -> Nad | None:
     """Return the network with its configuration, from the cluster or else from a file; None: it does not exist."""
     is_path = "/" in ref.name
     nad = None if source is None or is_path else await source.nad(ref.namespace, ref.name)
@@ -123,7 +123,7 @@ async def _network(ref: NetworkRef, conf: NetConf, source: Source | None, subjec
     )
 
 
-async def _auxiliary(conf: NetConf, subject: str) -> Nad | None:
+async def _auxiliary(conf: RuntimeNetConf, subject: str) -> Nad | None:
     """Return the auxiliary chain; None: its folder has no plugin."""
     name = conf.auxiliary_chain
     found = await asyncio.to_thread(node_files.auxiliary_chain, Path(conf.cluster_network), name, conf.cni_version)

@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 from events.schema import ErrorClass, Phase, Pod
 from nodeworker.errors import failed
 from nodeworker.planning.resolve import device_assignment
-from nodeworker.planning.resolve.netconf import NetConf
+from nodeworker.planning.resolve.netconf import RuntimeNetConf
 from nodeworker.planning.resolve.networks import networks_of
 from nodeworker.planning.resolve.objects import Nad, NetworkRef, PodObject
 from nodeworker.plugins.spec.names import shown
@@ -33,7 +33,7 @@ class DeviceSource(Protocol):
 
 
 async def find_devices(
-    conf: NetConf,
+    conf: RuntimeNetConf,
     asked: Pod,
     pod: PodObject | None,
     networks: Mapping[NetworkRef, Nad],

@@ -59,7 +59,7 @@ class NodeDefaults(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     log_options: LogOptions = LogOptions()
 
 
-class NetConf(NodeDefaults, frozen=True, kw_only=True, rename="camel"):
+class RuntimeNetConf(NodeDefaults, frozen=True, kw_only=True, rename="camel"):
     """The configuration of one request."""
 
     name: str
@@ -80,11 +80,11 @@ class NetConf(NodeDefaults, frozen=True, kw_only=True, rename="camel"):
         return folders if self.bin_dir in folders else (self.bin_dir, *folders)
 
 
-KEYS = names_of(NetConf)
+KEYS = names_of(RuntimeNetConf)
 """The keys of a runtime's configuration that have an effect."""
 
 
-def parse_netconf(config: str, defaults: NodeDefaults) -> NetConf:
+def parse_netconf(config: str, defaults: NodeDefaults) -> RuntimeNetConf:
     """Return the runtime's *config*, with *defaults* for keys that are null, empty or missing.
 
     If *config* has one of ``clusterNetwork`` and ``delegates``, the default of the other is ignored.
@@ -103,7 +103,7 @@ def parse_netconf(config: str, defaults: NodeDefaults) -> NetConf:
     if given.keys() & _DEFAULT_NETWORK:
         own = {key: value for key, value in own.items() if key not in _DEFAULT_NETWORK}
     try:
-        conf = msgspec.convert({**own, **given}, NetConf)
+        conf = msgspec.convert({**own, **given}, RuntimeNetConf)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from error
     if problem := _problem(conf):
@@ -145,7 +145,7 @@ def requested_version(config: str) -> str:
     return version if version in SUPPORTED else SUPPORTED[-1]
 
 
-def _problem(conf: NetConf) -> str:
+def _problem(conf: RuntimeNetConf) -> str:
     """Return what is wrong with keys that are valid alone, or an empty text."""
     if not conf.cluster_network and not conf.delegates:
         return "it names no default network; set clusterNetwork or delegates"

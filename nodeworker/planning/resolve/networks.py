@@ -20,7 +20,7 @@ from nodeworker.planning.resolve.annotation import (
     parse_default_network,
     parse_networks,
 )
-from nodeworker.planning.resolve.netconf import NetConf
+from nodeworker.planning.resolve.netconf import RuntimeNetConf
 from nodeworker.planning.resolve.objects import NetworkRef, PodObject
 
 
@@ -37,7 +37,7 @@ class NetworkEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it is the auxiliary chain, which is left out if its folder is empty. It is last, so no name shifts."""
 
 
-def networks_of(conf: NetConf, pod: PodObject | None) -> tuple[NetworkEntry, ...]:
+def networks_of(conf: RuntimeNetConf, pod: PodObject | None) -> tuple[NetworkEntry, ...]:
     """Return the networks of *pod* in the order of attachment, the default network first.
 
     Without *pod* (a runtime that knows no pods) they are the node's. Raises RequestFailedError: INVALID_ANNOTATION;
@@ -59,16 +59,16 @@ def networks_of(conf: NetConf, pod: PodObject | None) -> tuple[NetworkEntry, ...
     return (default, *further, *map(_selected, selections), *last)
 
 
-def default_network(conf: NetConf) -> NetworkEntry:
+def default_network(conf: RuntimeNetConf) -> NetworkEntry:
     """Return the node's default network, without a pod's override."""
     return next(_of_node(conf, None))
 
 
-def _auxiliary(conf: NetConf) -> NetworkEntry:
+def _auxiliary(conf: RuntimeNetConf) -> NetworkEntry:
     return NetworkEntry(ref=NetworkRef("", conf.auxiliary_chain, on_disk=True), auxiliary=True)
 
 
-def _of_node(conf: NetConf, pod: PodObject | None) -> Iterator[NetworkEntry]:
+def _of_node(conf: RuntimeNetConf, pod: PodObject | None) -> Iterator[NetworkEntry]:
     """Yield the networks that the node's configuration gives every pod.
 
     ``defaultNetworks`` need ``clusterNetwork``: beside ``delegates`` they are ignored, as in Multus.
@@ -87,7 +87,7 @@ def _selected(selection: Selection) -> NetworkEntry:
 
 
 def _check_isolation(
-    conf: NetConf, pod: PodObject, selection: Selection, shared: frozenset[str], annotation: str
+    conf: RuntimeNetConf, pod: PodObject, selection: Selection, shared: frozenset[str], annotation: str
 ) -> None:
     if not conf.namespace_isolation or selection.namespace == pod.namespace or selection.namespace in shared:
         return

@@ -17,7 +17,7 @@ from events.schema import AttachPlanned, AttachRequested, ErrorClass, IfName, Ne
 from nodeworker.errors import failed
 from nodeworker.planning.resolve import device_assignment
 from nodeworker.planning.resolve.annotation import PortMapping, Selection
-from nodeworker.planning.resolve.netconf import NetConf
+from nodeworker.planning.resolve.netconf import RuntimeNetConf
 from nodeworker.planning.resolve.networks import NetworkEntry, networks_of
 from nodeworker.planning.resolve.objects import Nad, NetworkRef, PodObject
 from nodeworker.planning.resolve.route_claims import claimed_gateways
@@ -39,7 +39,7 @@ _ALSO_IN_CNI_ARGS = frozenset({"ips", "mac"})
 def make_plan(
     request: AttachRequested,
     container_id: str,
-    conf: NetConf,
+    conf: RuntimeNetConf,
     pod: PodObject | None,
     networks: Mapping[NetworkRef, Nad],
     devices: Mapping[str, tuple[str, ...]] = _NO_DEVICES,

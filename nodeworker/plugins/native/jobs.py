@@ -114,7 +114,7 @@ def perform(job: Job) -> JobResult:
                 ipam_started = time.perf_counter()
                 assigned = ipam.add(call) if ipam else job.assigned
                 ipam_seconds = time.perf_counter() - ipam_started
-                result = _printed(call, plugin.add(call, assigned), ipam_seconds)
+                result = _add_result(call, plugin.add(call, assigned), ipam_seconds)
             case "DEL":  # an address is free for others only once it is out of use
                 plugin.delete(call)
                 if ipam:
@@ -138,8 +138,8 @@ def perform(job: Job) -> JobResult:
         return JobResult(error=f"Plumbline itself is at fault: {error!r}", code=GENERIC)
 
 
-def printed(result: Result, before: Result | None) -> Result:
-    """Return *result* as the reference plugins print it: with the MTUs only that the result *before* it has too."""
+def without_new_mtus(result: Result, before: Result | None) -> Result:
+    """Return *result* as the reference plugins print it: with only those MTUs that the result *before* it has, too."""
     with_mtu = {(each.name, each.sandbox) for each in (before.interfaces if before else ()) if each.mtu}
     interfaces = (each if (each.name, each.sandbox) in with_mtu else replace(each, mtu=0) for each in result.interfaces)
     return replace(result, interfaces=tuple(interfaces))
@@ -164,11 +164,11 @@ def _prepare(job: PluginJob) -> _Prepared:
     return _Prepared(plugin, ipam, _call(job, config, previous), valid)
 
 
-def _printed(call: Call, result: Result, ipam_seconds: float) -> JobResult:
+def _add_result(call: Call, result: Result, ipam_seconds: float) -> JobResult:
     """Return the result of an ADD. Raises NativeError for one that the version can't express."""
     mtu = next((each.mtu for each in result.interfaces if each.sandbox and each.name == call.ifname), 0)
     try:
-        text = results.encode(printed(result, call.prev_result), version_of(call.config))
+        text = results.encode(without_new_mtus(result, call.prev_result), version_of(call.config))
     except results.ResultError as error:
         raise NativeError(str(error)) from error
     return JobResult(stdout=text.encode(), mtu=mtu, ipam_seconds=ipam_seconds)

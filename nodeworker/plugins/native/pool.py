@@ -91,7 +91,7 @@ class NativePool:
             process.close()
 
 
-class _Reply(asyncio.Future[JobResult]):
+class _PendingJob(asyncio.Future[JobResult]):
     """The future of one job's result; its own ``cancel`` does what ``NativePool.submit`` promises."""
 
     def __init__(self, job: Job, queue: str) -> None:
@@ -125,9 +125,9 @@ class _Process:
 
     def __init__(self, keep: Collection[int], on_death: Callable[[], None]) -> None:
         self._on_death = on_death
-        self._waiting: deque[_Reply] = deque()
-        self._sent: deque[_Reply] = deque()
-        self._blocked: dict[str, list[_Reply]] = {}
+        self._waiting: deque[_PendingJob] = deque()
+        self._sent: deque[_PendingJob] = deque()
+        self._blocked: dict[str, list[_PendingJob]] = {}
         """By queue: the jobs to retry, and all that came behind them, in order."""
         self._received = bytearray()
         self._dead = False
@@ -144,9 +144,9 @@ class _Process:
         os.set_blocking(self._replies, False)
         asyncio.get_running_loop().add_reader(self._replies, self._read)
 
-    def submit(self, job: Job, queue: str) -> _Reply:
+    def submit(self, job: Job, queue: str) -> _PendingJob:
         """Queue *job* behind the earlier ones."""
-        reply = _Reply(job, queue)
+        reply = _PendingJob(job, queue)
         if self._dead:
             reply.drop()
             return reply
@@ -168,7 +168,7 @@ class _Process:
             os.waitpid(self.pid, 0)
 
     def _forget(self, reply: asyncio.Future[JobResult]) -> None:
-        assert isinstance(reply, _Reply)
+        assert isinstance(reply, _PendingJob)
         self.open_jobs[reply.queue] -= 1
         if not self.open_jobs[reply.queue]:
             del self.open_jobs[reply.queue]
@@ -211,7 +211,7 @@ class _Process:
         del self._received[:start]
         self._send_batch()
 
-    def _take(self, reply: _Reply, result: JobResult) -> None:
+    def _take(self, reply: _PendingJob, result: JobResult) -> None:
         """Pass *result* on, or retry the job later, with all jobs of its queue behind it."""
         loop = asyncio.get_running_loop()
         reply.sent = False

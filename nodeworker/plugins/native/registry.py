@@ -44,8 +44,11 @@ _IPAM = {"host-local": "host_local", "static": "static"}
 _ALWAYS = frozenset({"passthru", "vxlan"})
 """Types that run natively even with ``never``: a node need not have a binary for them."""
 
-_LINK_ONLY = frozenset({"bridge", "dummy", "ipvlan", "macvlan", "ptp", "tap", "vlan", "vxlan"})
-"""Types whose DEL only removes the container's interface, so their DELs can share one kernel request."""
+_LINK_REMOVABLE_FIRST = frozenset({"bridge", "dummy", "ipvlan", "macvlan", "ptp", "tap", "vlan", "vxlan"})
+"""Types whose container interface may be removed before their DEL runs, so one kernel request removes several.
+
+The DEL still follows, and removes the rest, such as the rules of bridge and ptp.
+"""
 
 _COLLECTING = frozenset({"bridge", "ptp"})
 """Types that take part in GC: their rules stay on the node when the interface disappears without a DEL."""
@@ -75,7 +78,7 @@ def unloaded(plugins: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for plugin in plugins for name in _modules(plugin) if name not in sys.modules)
 
 
-def load(modules: Iterable[str]) -> None:
+def import_modules(modules: Iterable[str]) -> None:
     """Import *modules*. It takes up to 50 ms, once."""
     for name in modules:
         _module(name)
@@ -110,9 +113,9 @@ def enabled(plugin_type: str, switch: Switch) -> bool:
     return plugin_type in _ALWAYS or (plugin_type in switch if isinstance(switch, tuple) else switch == AUTO)
 
 
-def is_gone_with_its_link(plugin_type: str) -> bool:
-    """Return whether DEL of that plugin type only removes the container's interface."""
-    return plugin_type in _LINK_ONLY
+def link_removable_first(plugin_type: str) -> bool:
+    """Return whether the container's interface may be removed before DEL of that plugin type."""
+    return plugin_type in _LINK_REMOVABLE_FIRST
 
 
 def obstacle(plugin_type: str, config: Mapping[str, Any], switch: Switch) -> str:

@@ -15,7 +15,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from nodeworker.kernel.codec import Values
 from nodeworker.kernel.rtnetlink import links, message
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.jobs import printed
+from nodeworker.plugins.native.jobs import without_new_mtus
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.results import Result
 from tests.integration.nodeworker.plugins.native.test_cut_short import Cut, cut_after
@@ -81,7 +81,7 @@ def card(name: str = "par0") -> None:
 
 def encoded(result: Result) -> dict[str, Any]:
     """Return *result* as a plugin prints it that is first in its chain."""
-    return json.loads(results.encode(printed(result, None), "1.0.0"))
+    return json.loads(results.encode(without_new_mtus(result, None), "1.0.0"))
 
 
 def outcome(plugin: Any, config: dict[str, Any], ipam: dict[str, Any], furnish: Callable[[], None]) -> list[Any]:

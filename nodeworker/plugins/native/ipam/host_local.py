@@ -51,7 +51,7 @@ class _RuntimeConfig(ipam_config.RuntimeConfig, frozen=True):
     ip_ranges: tuple[tuple[RangeConfig, ...], ...] = msgspec.field(default=(), name="ipRanges")
 
 
-class _Net(ipam_config.NetConf, frozen=True, kw_only=True, rename="camel"):
+class _Net(ipam_config.IpamNetConf, frozen=True, kw_only=True, rename="camel"):
     ipam: _HostLocal
     runtime_config: _RuntimeConfig = _RuntimeConfig()
 
@@ -137,7 +137,7 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
 
 def _load(call: Call) -> _Net:
     try:
-        net = ipam_config.load(call.config, _Net)
+        net = ipam_config.decode(call.config, _Net)
     except ValueError as error:
         raise _refusal(call, error) from None
     if not _NAME.fullmatch(net.name):

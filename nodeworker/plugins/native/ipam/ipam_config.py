@@ -38,7 +38,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True):
     ips: tuple[str, ...] = ()
 
 
-class NetConf(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class IpamNetConf(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The main plugin's keys that an IPAM plugin reads; a subclass adds ``ipam``."""
 
     name: str = ""
@@ -47,7 +47,7 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     runtime_config: RuntimeConfig = RuntimeConfig()
 
 
-C = TypeVar("C", bound=NetConf)
+C = TypeVar("C", bound=IpamNetConf)
 
 _PATHS = {
     (): ("name", "cniVersion", "ipam", "args", "runtimeConfig"),
@@ -58,7 +58,7 @@ _PATHS = {
 """The keys read here, by the path of their object, which may have other keys too."""
 
 
-def load(config: Mapping[str, Any], kind: type[C]) -> C:
+def decode(config: Mapping[str, Any], kind: type[C]) -> C:
     """Return the configuration. Raises ValueError."""
     try:
         return convert(_without_nulls(config), kind)
@@ -71,7 +71,7 @@ def misfit(config: Mapping[str, Any], kind: type[C]) -> C | str:
     if unknown := _in_another_case(config):
         return f"key {unknown!r} is written in another way"
     try:
-        return load(config, kind)
+        return decode(config, kind)
     except ValueError as error:
         return str(error)
 

@@ -35,7 +35,7 @@ class _Static(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     dns: _DNSConfig = _DNSConfig()
 
 
-class _Net(ipam_config.NetConf, frozen=True, kw_only=True, rename="camel"):
+class _Net(ipam_config.IpamNetConf, frozen=True, kw_only=True, rename="camel"):
     ipam: _Static
 
 
@@ -53,7 +53,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 def add(call: Call) -> Result:
     """Return the configured or requested addresses, with the configured routes and dns. Raises NativeError."""
     try:
-        net = ipam_config.load(call.config, _Net)
+        net = ipam_config.decode(call.config, _Net)
         assigned = _assigned(call, net)
         routes = ipam_config.routes(net.ipam.routes)
     except ValueError as error:
@@ -72,7 +72,7 @@ def check(call: Call) -> None:
     if call.prev_result is None:
         raise NativeError(f"static can't check network {call.network} without prevResult: the runtime has to give it")
     try:
-        expected = {each.address.ip: each.gateway for each in _assigned(call, ipam_config.load(call.config, _Net))}
+        expected = {each.address.ip: each.gateway for each in _assigned(call, ipam_config.decode(call.config, _Net))}
         recorded = [(with_prefix(each.address).ip, optional(each.gateway)) for each in call.prev_result.ips]
     except ValueError as error:
         raise _refusal(call, error) from None

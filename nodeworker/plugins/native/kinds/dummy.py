@@ -10,7 +10,7 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.container_link import add_link, check_of, create_or_find, remove_link
 from nodeworker.plugins.native.kit.endpoints import Endpoints, name_taken
-from nodeworker.plugins.native.kit.plugin_config import NetConf, decode_options, load
+from nodeworker.plugins.native.kit.plugin_config import PluginConfig, decode_config, decode_options
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "dummy"
@@ -18,7 +18,7 @@ TYPE = "dummy"
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return the first part of *config* that only the reference plugin supports, or an empty text."""
-    options = decode_options(config, NetConf)
+    options = decode_options(config, PluginConfig)
     if isinstance(options, str):
         return options
     return "" if options.has_ipam else "no ipam"
@@ -26,7 +26,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 def add(call: Call, ipam: Result | None) -> Result:
     """Create the interface and return the result, with the resolver configuration of *ipam*. Raises NativeError."""
-    config = load(call, NetConf)
+    config = decode_config(call, PluginConfig)
     if ipam is None:
         raise NativeError(f"a dummy interface is there for its addresses: {call.network} has no ipam")
     return add_link(call, lambda ends: _create(ends, call), ipam, version=config.cni_version, dns=ipam.dns)
@@ -34,7 +34,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is up and as ``call.prev_result`` says."""
-    load(call, NetConf)
+    decode_config(call, PluginConfig)
     with check_of(call) as check:
         link = check.link(TYPE)
         if not link.up:

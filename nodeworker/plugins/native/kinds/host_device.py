@@ -25,7 +25,7 @@ from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import assignments
 from nodeworker.plugins.native.kit.container_link import build_result, configure_link
 from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link, name_taken, open_endpoints
-from nodeworker.plugins.native.kit.plugin_config import NetConf, decode_options, load, parse_mac
+from nodeworker.plugins.native.kit.plugin_config import PluginConfig, decode_config, decode_options, parse_mac
 from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.spec.results import DNS, Result
 
@@ -43,7 +43,7 @@ _KERNEL_NAME = re.compile(r"dev[0-9]+")
 log = structlog.get_logger(__name__)
 
 
-class HostDevice(NetConf, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class HostDevice(PluginConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The configuration of a network of one card, which one of the keys names."""
 
     device: str = ""
@@ -108,7 +108,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 def add(call: Call, ipam: Result | None) -> Result:
     """Move the card in and return the result, without an interface if it has none. Raises NativeError."""
-    config = load(call, HostDevice)
+    config = decode_config(call, HostDevice)
     card = _card(call, config)
     given = [] if ipam is None else assignments(call, ipam)
     dns = DNS() if ipam is None else config.dns  # as in the reference plugin
@@ -123,7 +123,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 def check(call: Call) -> None:
     """Raise NativeError unless the card is in the container as ``call.prev_result`` says."""
     before = recorded_result(call)
-    if _card(call, load(call, HostDevice)).is_userspace:
+    if _card(call, decode_config(call, HostDevice)).is_userspace:
         return
     with open_endpoints(call, Phase.CHECK) as ends:
         check_addresses(ends, call, check_link(ends, call, before, None), before)
@@ -131,7 +131,7 @@ def check(call: Call) -> None:
 
 def delete(call: Call) -> None:
     """Return the card to the node with its earlier name; it may be back already. Raises NativeError."""
-    config = load(call, HostDevice)
+    config = decode_config(call, HostDevice)
     try:
         card = _card(call, config)
     except NativeError:

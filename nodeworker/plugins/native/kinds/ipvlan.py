@@ -12,7 +12,7 @@ from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.container_link import add_link, check_of, remove_link
 from nodeworker.plugins.native.kit.endpoints import Endpoints
 from nodeworker.plugins.native.kit.parent_link import create_on_parent, find_parent, has_data, is_child_of
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load
+from nodeworker.plugins.native.kit.plugin_config import U32, PluginConfig, decode_config, decode_options
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "ipvlan"
@@ -21,7 +21,7 @@ _MODES = {"l2": ipvlan.modes["IPVLAN_MODE_L2"], "l3": ipvlan.modes["IPVLAN_MODE_
 """By name. (pyroute2 has none for l3s.)"""
 
 
-class Ipvlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+class Ipvlan(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The configuration of an ipvlan network."""
 
     master: str = ""
@@ -44,7 +44,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
     Without *ipam* it gets the addresses and routes that an earlier plugin in the chain assigned.
     """
-    config = load(call, Ipvlan)
+    config = decode_config(call, Ipvlan)
     assigned = ipam if ipam is not None else _of_chain(call)
     return add_link(
         call,
@@ -58,7 +58,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config = load(call, Ipvlan)
+    config = decode_config(call, Ipvlan)
     with check_of(call) as check:
         link = check.link(TYPE)
         if config.master:

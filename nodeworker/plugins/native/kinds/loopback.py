@@ -12,7 +12,7 @@ from nodeworker.kernel.rtnetlink import addresses, links
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link, open_endpoints
-from nodeworker.plugins.native.kit.plugin_config import NetConf, decode_options, load
+from nodeworker.plugins.native.kit.plugin_config import PluginConfig, decode_config, decode_options
 from nodeworker.plugins.spec.results import IP, Interface, Result
 
 TYPE = "loopback"
@@ -22,13 +22,13 @@ _NO_MAC = "00:00:00:00:00:00"
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return the first part of *config* that only the reference plugin supports, or an empty text."""
-    options = decode_options(config, NetConf)
+    options = decode_options(config, PluginConfig)
     return options if isinstance(options, str) else ""
 
 
 def add(call: Call, ipam: Result | None) -> Result:
     """Set the loopback interface up and return it with its addresses; *ipam* is ignored. Raises NativeError."""
-    load(call, NetConf)
+    decode_config(call, PluginConfig)
     with open_endpoints(call, Phase.ADD) as ends:
         link = _loopback(ends)
         with error_context("set lo up"):

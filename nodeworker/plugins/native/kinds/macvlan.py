@@ -10,7 +10,7 @@ from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.container_link import add_link, check_of, remove_link
 from nodeworker.plugins.native.kit.endpoints import Endpoints
 from nodeworker.plugins.native.kit.parent_link import create_on_parent, find_parent
-from nodeworker.plugins.native.kit.plugin_config import NetConf, decode_options, load, requested_mac
+from nodeworker.plugins.native.kit.plugin_config import PluginConfig, decode_config, decode_options, requested_mac
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "macvlan"
@@ -18,7 +18,7 @@ TYPE = "macvlan"
 _MODES = ("bridge", "private", "vepa", "passthru")
 
 
-class Macvlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+class Macvlan(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The configuration of a macvlan network."""
 
     master: str = ""
@@ -38,7 +38,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 def add(call: Call, ipam: Result | None) -> Result:
     """Create the interface and return the result. Raises NativeError."""
-    options = load(call, Macvlan)
+    options = decode_config(call, Macvlan)
     mac = requested_mac(call, options, options.mac)
     return add_link(
         call,
@@ -52,7 +52,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    options = load(call, Macvlan)
+    options = decode_config(call, Macvlan)
     with check_of(call) as check:
         card = find_parent(check.ends, call, options.master).link
         link = check.link(TYPE)

@@ -25,7 +25,7 @@ from nodeworker.plugins.native.kit.addressing import (
 )
 from nodeworker.plugins.native.kit.container_link import remove_link
 from nodeworker.plugins.native.kit.endpoints import error_context, open_endpoints
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load
+from nodeworker.plugins.native.kit.plugin_config import U32, PluginConfig, decode_config, decode_options
 from nodeworker.plugins.native.kit.verify import check_addresses, check_link, recorded_result
 from nodeworker.plugins.native.kit.veth import create_pair
 from nodeworker.plugins.spec.results import DNS, Interface, Result
@@ -33,7 +33,7 @@ from nodeworker.plugins.spec.results import DNS, Interface, Result
 TYPE = "ptp"
 
 
-class Ptp(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+class Ptp(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The configuration of a point-to-point network."""
 
     ip_masq: bool = False
@@ -52,7 +52,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 def add(call: Call, ipam: Result | None) -> Result:
     """Create the veth pair and return the result. Raises NativeError."""
-    config = load(call, Ptp)
+    config = decode_config(call, Ptp)
     if ipam is None:
         raise NativeError(f"a point-to-point network has addresses: {call.network} has no ipam")
     given = assignments(call, ipam)
@@ -83,7 +83,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the veth pair is as ``call.prev_result`` says."""
-    config, result = load(call, Ptp), recorded_result(call)
+    config, result = decode_config(call, Ptp), recorded_result(call)
     with open_endpoints(call, Phase.CHECK) as ends:
         link = check_link(ends, call, result, "veth")
         check_addresses(ends, call, link, result)

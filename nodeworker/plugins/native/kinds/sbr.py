@@ -24,7 +24,7 @@ from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.addressing import Assignment
 from nodeworker.plugins.native.kit.chain_input import find_chained_link, own_addresses, require_prev_result
 from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, open_endpoints
-from nodeworker.plugins.native.kit.plugin_config import NetConf, decode_options, load
+from nodeworker.plugins.native.kit.plugin_config import PluginConfig, decode_config, decode_options
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "sbr"
@@ -55,7 +55,7 @@ class _Routing(msgspec.Struct, frozen=True):
 
 def unsupported(config: Mapping[str, Any]) -> str:
     """Return the first part of *config* that only the reference plugin supports, or an empty text."""
-    options = decode_options(config, NetConf)
+    options = decode_options(config, PluginConfig)
     if isinstance(options, str):
         return options
     return "ipam" if options.has_ipam else ""
@@ -66,7 +66,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
     Raises NativeError.
     """
-    load(call, NetConf)
+    decode_config(call, PluginConfig)
     result = require_prev_result(call)
     if not result.ips:
         raise NativeError(f"the plugins before gave {call.ifname} no address whose packets sbr could route")

@@ -19,7 +19,7 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.container_link import add_link, check_of, remove_link
 from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link, name_taken
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load, requested_mac
+from nodeworker.plugins.native.kit.plugin_config import U32, PluginConfig, decode_config, decode_options, requested_mac
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "tap"
@@ -32,7 +32,7 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
 """Errors of the open call on a kernel without tap devices."""
 
 
-class Tap(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+class Tap(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The configuration of a network of tap devices."""
 
     multi_queue: bool = False
@@ -60,7 +60,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 def add(call: Call, ipam: Result | None) -> Result:
     """Create the interface and return the result. Raises NativeError."""
-    config = load(call, Tap)
+    config = decode_config(call, Tap)
     mac = requested_mac(call, config, config.mac)
     return add_link(
         call,
@@ -74,7 +74,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config = load(call, Tap)
+    config = decode_config(call, Tap)
     with check_of(call) as check:
         link = check.link(_KIND)
         if not _ours(link, config):

@@ -11,7 +11,7 @@ from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.container_link import add_link, check_of, remove_link
 from nodeworker.plugins.native.kit.endpoints import Endpoints
 from nodeworker.plugins.native.kit.parent_link import create_on_parent, find_parent, has_data, is_child_of
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load
+from nodeworker.plugins.native.kit.plugin_config import U32, PluginConfig, decode_config, decode_options
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "vlan"
@@ -20,7 +20,7 @@ _HIGHEST_ID = 4094
 """IEEE 802.1Q reserves 4095."""
 
 
-class Vlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+class Vlan(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The configuration of a network on a VLAN."""
 
     master: str = ""
@@ -42,7 +42,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 def add(call: Call, ipam: Result | None) -> Result:
     """Create the interface and return the result. Raises NativeError."""
-    config = load(call, Vlan)
+    config = decode_config(call, Vlan)
     if ipam is None:
         raise NativeError(f"a VLAN interface has addresses: {call.network} has no ipam")
     return add_link(call, lambda ends: _create(ends, call, config), ipam, version=config.cni_version, dns=config.dns)
@@ -50,7 +50,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config = load(call, Vlan)
+    config = decode_config(call, Vlan)
     with check_of(call) as check:
         master = find_parent(check.ends, call, config.master, in_container=config.link_in_container)
         link = check.link(TYPE)

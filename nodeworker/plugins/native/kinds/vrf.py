@@ -24,7 +24,7 @@ from nodeworker.kernel.rtnetlink.routes import Route
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.chain_input import find_chained_link, require_prev_result
 from nodeworker.plugins.native.kit.endpoints import Endpoints, create_link, error_context, find_link, open_endpoints
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load
+from nodeworker.plugins.native.kit.plugin_config import U32, PluginConfig, decode_config, decode_options
 from nodeworker.plugins.spec.results import Result
 from nodeworker.plugins.spec.versions import ConfigError, at_least
 
@@ -34,7 +34,7 @@ _TABLES = range(1, 2**32 - 1)
 _KERNEL_PROTOCOLS = frozenset({routes.PROTOCOL_KERNEL, routes.PROTOCOL_RA})
 
 
-class Vrf(NetConf, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Vrf(PluginConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The configuration of the plugin."""
 
     vrfname: str = ""
@@ -60,7 +60,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
     Raises NativeError.
     """
-    config, before = load(call, Vrf), require_prev_result(call)
+    config, before = decode_config(call, Vrf), require_prev_result(call)
     with open_endpoints(call, Phase.ADD) as ends:
         vrf = _vrf(ends, config)
         link = find_chained_link(ends, call)
@@ -71,7 +71,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is part of the VRF."""
-    config = load(call, Vrf)
+    config = decode_config(call, Vrf)
     require_prev_result(call)
     with open_endpoints(call, Phase.CHECK) as ends:
         vrf, link = find_link(ends.container, config.vrfname), find_link(ends.container, call.ifname)
@@ -83,7 +83,7 @@ def check(call: Call) -> None:
 
 def delete(call: Call) -> None:
     """Remove the interface from the VRF, and delete the VRF after its last one. Raises NativeError."""
-    config = load(call, Vrf)
+    config = decode_config(call, Vrf)
     if not call.netns or not namespaces.is_namespace(call.netns):
         return
     with open_endpoints(call, Phase.DEL) as ends:

@@ -18,7 +18,7 @@ from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.container_link import add_link, check_of, create_or_find, remove_link
 from nodeworker.plugins.native.kit.endpoints import Endpoints, name_taken
 from nodeworker.plugins.native.kit.parent_link import Parent, find_parent, has_data
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load, requested_mac
+from nodeworker.plugins.native.kit.plugin_config import U32, PluginConfig, decode_config, decode_options, requested_mac
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "vxlan"
@@ -30,7 +30,7 @@ _OVERHEAD = {4: 50, 6: 70}
 """Bytes that the outer headers take of the card's MTU, by IP version."""
 
 
-class Vxlan(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+class Vxlan(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The configuration of a VXLAN network."""
 
     vxlan_id: U32
@@ -64,7 +64,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 def add(call: Call, ipam: Result | None) -> Result:
     """Create the interface and return the result. Raises NativeError."""
-    config = load(call, Vxlan)
+    config = decode_config(call, Vxlan)
     mac = requested_mac(call, config, config.mac)
     return add_link(
         call,
@@ -78,7 +78,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
-    config = load(call, Vxlan)
+    config = decode_config(call, Vxlan)
     with check_of(call) as check:
         on = find_parent(check.ends, call, config.master)
         link = check.link(TYPE)

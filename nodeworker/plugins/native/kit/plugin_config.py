@@ -22,7 +22,7 @@ U32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 """A number that fits the messages to the kernel."""
 
 
-class NetConf(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+class PluginConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The keys that every plugin's configuration may have (CNI specification 1.1, section 1)."""
 
     type: str
@@ -44,10 +44,10 @@ class NetConf(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_
         return bool(self.ipam.get("type"))
 
 
-C = TypeVar("C", bound=NetConf)
+C = TypeVar("C", bound=PluginConfig)
 
 
-def load(call: Call, kind: type[C]) -> C:
+def decode_config(call: Call, kind: type[C]) -> C:
     """Return the configuration of *call*. Raises NativeError."""
     try:
         return convert(call.config, kind)
@@ -70,7 +70,7 @@ def parse_mac(text: str, ifname: str) -> str:
     return text.replace("-", ":").lower()
 
 
-def requested_mac(call: Call, config: NetConf, *stated: str) -> str:
+def requested_mac(call: Call, config: PluginConfig, *stated: str) -> str:
     """Return the requested MAC address of the interface, empty for any. The runtime's takes precedence.
 
     *stated* are the addresses in the plugin's own options, the strongest last. Raises NativeError.

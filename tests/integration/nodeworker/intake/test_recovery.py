@@ -74,7 +74,7 @@ from tests.support.worker_harness import (
 
 DEL = Frame(
     request=RequestId("de" * 16),
-    remaining=0.0,
+    seconds_left=0.0,
     env={"CNI_COMMAND": "DEL", "CNI_CONTAINERID": BOX, "CNI_IFNAME": ETH0},
     stdin=b"{}",
 )
@@ -207,7 +207,7 @@ async def test_a_spooled_request_stays_until_the_ledger_takes_it(worker: Worker,
 
 
 async def test_a_spooled_request_with_an_unknown_command_is_dropped(worker: Worker) -> None:
-    worker.spool.put(Frame(request=RequestId("00" * 16), remaining=0.0, env={"CNI_COMMAND": "UPDATE"}, stdin=b""))
+    worker.spool.put(Frame(request=RequestId("00" * 16), seconds_left=0.0, env={"CNI_COMMAND": "UPDATE"}, stdin=b""))
     worker.spool.put(DEL)
     assert await worker.spool.drain() == [DEL.request]
     assert len(worker.spool) == 0

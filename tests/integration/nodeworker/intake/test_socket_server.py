@@ -23,7 +23,7 @@ from nodeworker.sandboxes.answers import Reply
 from nodeworker.shim.frame import BODY_MAX, Frame, encode_request
 from tests.support.waiting import BOUND, until
 
-FRAME = Frame(request=RequestId("ab" * 16), remaining=30.0, env={"CNI_COMMAND": "ADD"}, stdin=b"{}")
+FRAME = Frame(request=RequestId("ab" * 16), seconds_left=30.0, env={"CNI_COMMAND": "ADD"}, stdin=b"{}")
 REQUEST = encode_request(FRAME)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from events.schema import ErrorClass, Phase
 from nodeworker.plugins import chain
-from nodeworker.plugins.chain import DelegateError, Target
+from nodeworker.plugins.chain import PluginFailedError, Target
 from nodeworker.plugins.exec import PluginExecutor
 from tests.support.plugins.scripts import Plugins, calls, planned
 
@@ -106,7 +106,7 @@ async def test_add_stops_at_the_first_error_and_reports_what_ran(
     report = '{"cniVersion":"1.0.0","code":11,"msg":"pool is\\nempty","details":"10.0.0.0/30"}'
     plugins.script("second", f"cat > /dev/null; printf '%s' '{report}'; exit 1")
     plugins.recorder("third", log, "echo '{}'")
-    with pytest.raises(DelegateError) as raised:
+    with pytest.raises(PluginFailedError) as raised:
         await chain.add(executor, planned(network("1.0.0", "first", "second", "third")), target, SECONDS)
     failure = raised.value.failure
     assert failure.message == "second failed to add net1 of default/net: pool is empty"
@@ -148,7 +148,7 @@ async def test_a_failure_of_a_plugin_becomes_one_sentence(
 ) -> None:
     plugins.script("bad", body)
     seconds = 0.5 if error_class is ErrorClass.PLUGIN_TIMEOUT else SECONDS
-    with pytest.raises(DelegateError) as raised:
+    with pytest.raises(PluginFailedError) as raised:
         await chain.add(executor, planned(network("1.0.0", "bad")), target, seconds)
     failure = raised.value.failure
     assert failure.message.startswith("bad failed to add net1 of default/net: ")
@@ -160,13 +160,13 @@ async def test_a_failure_of_a_plugin_becomes_one_sentence(
 
 async def test_a_long_message_of_a_plugin_is_cut(executor: PluginExecutor, plugins: Plugins, target: Target) -> None:
     plugins.script("bad", "head -c 8000 /dev/zero | tr '\\0' x >&2; exit 1")
-    with pytest.raises(DelegateError) as raised:
+    with pytest.raises(PluginFailedError) as raised:
         await chain.add(executor, planned(network("1.0.0", "bad")), target, SECONDS)
     assert 1000 < len(raised.value.failure.message) < 1200
 
 
 async def test_missing_plugin_fails_before_anything_ran(executor: PluginExecutor, target: Target) -> None:
-    with pytest.raises(DelegateError, match=r"plugin absent is not in .* or /opt/cni/bin: install it") as raised:
+    with pytest.raises(PluginFailedError, match=r"plugin absent is not in .* or /opt/cni/bin: install it") as raised:
         await chain.add(executor, planned(network("1.0.0", "absent")), target, SECONDS)
     assert (raised.value.failure.error_class, raised.value.failure.code) == (ErrorClass.PLUGIN_MISSING, 101)
     assert raised.value.runs == ()
@@ -177,7 +177,7 @@ async def test_the_timeout_is_for_the_whole_chain(
 ) -> None:
     plugins.recorder("quick", log, "sleep 0.4; echo '{}'")
     plugins.recorder("slow", log, "sleep 1000")
-    with pytest.raises(DelegateError) as raised:
+    with pytest.raises(PluginFailedError) as raised:
         await chain.add(executor, planned(network("1.0.0", "quick", "slow")), target, 0.9)
     assert raised.value.failure.error_class is ErrorClass.PLUGIN_TIMEOUT
     assert raised.value.failure.delegate == "slow"
@@ -233,7 +233,7 @@ async def test_delete_stops_at_the_first_error(
 ) -> None:
     plugins.recorder("first", log)
     plugins.script("last", "exit 1")
-    with pytest.raises(DelegateError, match=r"last failed to delete net1 of default/net") as raised:
+    with pytest.raises(PluginFailedError, match=r"last failed to delete net1 of default/net") as raised:
         await chain.delete(executor, planned(network("1.0.0", "first", "last")), target, None, SECONDS)
     assert raised.value.failure.phase is Phase.DEL
     assert not ran(log)
@@ -251,7 +251,7 @@ async def test_failed_delete_is_never_worded_as_containerd_reads_success(
     executor: PluginExecutor, plugins: Plugins, target: Target, body: str
 ) -> None:
     plugins.script("plugin", body)
-    with pytest.raises(DelegateError) as raised:
+    with pytest.raises(PluginFailedError) as raised:
         await chain.delete(executor, planned(network("1.0.0", "plugin")), target, None, SECONDS)
     said = (raised.value.failure.message + raised.value.failure.details).lower()
     assert "missing" in said
@@ -261,7 +261,7 @@ async def test_failed_delete_is_never_worded_as_containerd_reads_success(
 
 async def test_other_verbs_keep_the_plugins_words(executor: PluginExecutor, plugins: Plugins, target: Target) -> None:
     plugins.script("plugin", "echo 'Link not found' >&2; exit 1")
-    with pytest.raises(DelegateError, match="Link not found"):
+    with pytest.raises(PluginFailedError, match="Link not found"):
         await chain.add(executor, planned(network("1.0.0", "plugin")), target, SECONDS)
 
 
@@ -289,14 +289,16 @@ async def test_check_runs_nothing_when_old_or_disabled(
 
 async def test_check_fails_with_the_plugins_code(executor: PluginExecutor, plugins: Plugins, target: Target) -> None:
     plugins.script("plugin", """echo '{"code":999,"msg":"address is gone"}'; exit 1""")
-    with pytest.raises(DelegateError, match="plugin failed to check net1 of default/net: address is gone") as raised:
+    with pytest.raises(
+        PluginFailedError, match="plugin failed to check net1 of default/net: address is gone"
+    ) as raised:
         await chain.check(executor, planned(network("0.4.0", "plugin")), target, RESULT % "0.4.0", SECONDS)
     assert (raised.value.failure.code, raised.value.failure.phase) == (999, Phase.CHECK)
 
 
 async def test_check_refuses_an_unreadable_record(executor: PluginExecutor, plugins: Plugins, target: Target) -> None:
     plugins.script("plugin", "exit 0")
-    with pytest.raises(DelegateError, match="what ADD returned can't be read"):
+    with pytest.raises(PluginFailedError, match="what ADD returned can't be read"):
         await chain.check(executor, planned(network("1.0.0", "plugin")), target, "{", SECONDS)
 
 
@@ -337,7 +339,7 @@ async def test_gc_continues_after_an_error_and_reports_all(
     plugins.script("first", """echo '{"code":5,"msg":"disk is full"}'; exit 1""")
     plugins.recorder("middle", log)
     plugins.script("last", "echo broken >&2; exit 1")
-    with pytest.raises(DelegateError) as raised:
+    with pytest.raises(PluginFailedError) as raised:
         await chain.gc(executor, planned(network("1.1.0", "first", "middle", "last")), target, [], SECONDS)
     failure = raised.value.failure
     assert failure.message == (
@@ -370,7 +372,7 @@ async def test_status_asks_every_plugin(
 
 async def test_status_keeps_the_specifications_code(executor: PluginExecutor, plugins: Plugins, target: Target) -> None:
     plugins.script("plugin", """echo '{"code":50,"msg":"daemon is down"}'; exit 1""")
-    with pytest.raises(DelegateError, match="plugin is not ready to serve default/net: daemon is down") as raised:
+    with pytest.raises(PluginFailedError, match="plugin is not ready to serve default/net: daemon is down") as raised:
         await chain.status(executor, planned(network("1.1.0", "plugin")), target, SECONDS)
     assert (raised.value.failure.code, raised.value.failure.phase) == (50, Phase.STATUS)
 

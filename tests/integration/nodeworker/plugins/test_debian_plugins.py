@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nodeworker.plugins import chain
-from nodeworker.plugins.chain import DelegateError, Target
+from nodeworker.plugins.chain import PluginFailedError, Target
 from nodeworker.plugins.exec import PluginExecutor
 from nodeworker.plugins.spec import results
 from tests.support.plugins.scripts import addresses, ip, links, planned
@@ -138,20 +138,20 @@ async def test_check_sees_a_lost_interface(
     attachment = planned({"cniVersion": "1.0.0", "name": "net", "plugins": [macvlan]})
     result, _ = await chain.add(executor, attachment, target, SECONDS)
     ip("-n", netns, "link", "del", "net1")
-    with pytest.raises(DelegateError, match="macvlan failed to check net1 of default/net: "):
+    with pytest.raises(PluginFailedError, match="macvlan failed to check net1 of default/net: "):
         await chain.check(executor, attachment, target, result, SECONDS)
     await chain.delete(executor, attachment, target, result, SECONDS)
 
 
 async def test_plugins_own_message_and_code_are_passed_on(executor: PluginExecutor, target: Target) -> None:
     attachment = planned({"cniVersion": "1.0.0", "name": "net", "type": "macvlan", "master": "absent0", "ipam": {}})
-    with pytest.raises(DelegateError, match="macvlan failed to add net1 of default/net: Link not found") as raised:
+    with pytest.raises(PluginFailedError, match="macvlan failed to add net1 of default/net: Link not found") as raised:
         await chain.add(executor, attachment, target, SECONDS)
     assert raised.value.failure.code == 999
 
 
 async def test_version_that_the_plugin_does_not_speak_is_its_error(executor: PluginExecutor, target: Target) -> None:
     attachment = planned({"cniVersion": "1.1.0", "name": "net", "type": "macvlan", "ipam": {}})
-    with pytest.raises(DelegateError, match="incompatible CNI versions") as raised:
+    with pytest.raises(PluginFailedError, match="incompatible CNI versions") as raised:
         await chain.add(executor, attachment, target, SECONDS)
     assert raised.value.failure.code == 1

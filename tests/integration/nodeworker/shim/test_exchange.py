@@ -68,7 +68,7 @@ def test_a_broken_connection_is_tried_again_with_the_same_request(runtime: Runti
     requests = worker.requests
     assert len(requests) == 4
     assert len({request.request for request in requests}) == 1
-    left = [request.remaining for request in requests]
+    left = [request.seconds_left for request in requests]
     assert 20 >= left[0] > left[1] > left[2] > left[3] > 15
 
 
@@ -148,7 +148,7 @@ def test_status_waits_two_seconds_at_most(runtime: Runtime):
     with runtime.worker(hang) as worker:
         error = error_of(runtime.call("STATUS"))
     assert error["code"] == 11
-    assert worker.requests[0].remaining <= 2
+    assert worker.requests[0].seconds_left <= 2
 
 
 @pytest.mark.parametrize(

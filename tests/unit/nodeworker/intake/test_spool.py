@@ -21,7 +21,10 @@ from tests.support.worker_harness import NODE
 
 def frame(number: int) -> Frame:
     return Frame(
-        request=RequestId(f"{number:032x}"), remaining=0.0, env={"CNI_COMMAND": "DEL", "CNI_IFNAME": "e"}, stdin=b"{}"
+        request=RequestId(f"{number:032x}"),
+        seconds_left=0.0,
+        env={"CNI_COMMAND": "DEL", "CNI_IFNAME": "e"},
+        stdin=b"{}",
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from events.schema import AttachCompleted, AttachFailed, DetachCompleted, ErrorClass, Failure, IfName, Phase, RequestId
 from nodeworker.sandboxes import answers as module
-from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal, reply_of
+from nodeworker.sandboxes.answers import OK, Answers, Reply, error_reply, reply_of
 from tests.support.waiting import until
 
 REQUEST = RequestId("00" * 16)
@@ -60,7 +60,7 @@ def test_replies_follow_the_specification() -> None:
     assert reply_of(DetachCompleted(request=REQUEST, ifname=eth0), "") == OK
     refused = reply_of(AttachFailed(request=REQUEST, ifname=eth0, failure=FAILURE), '{"cniVersion":"0.4.0"}')
     assert refused == (1, b'{"cniVersion":"0.4.0","code":42,"msg":"no more uplinks"}', FAILURE)
-    assert refusal(FAILURE, "no JSON").stdout.startswith(b'{"cniVersion":"1.1.0"')
+    assert error_reply(FAILURE, "no JSON").stdout.startswith(b'{"cniVersion":"1.1.0"')
 
 
 async def test_a_fetched_answer_leaves_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:

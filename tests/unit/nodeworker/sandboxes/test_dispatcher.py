@@ -28,7 +28,7 @@ from events.schema import (
 )
 from nodeworker.deadline import Deadline, deadline_in
 from nodeworker.metrics import WorkerMetrics
-from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal
+from nodeworker.sandboxes.answers import OK, Answers, Reply, error_reply
 from nodeworker.sandboxes.attach import Attacher
 from nodeworker.sandboxes.commands import CommandHandler
 from nodeworker.sandboxes.detach import Detacher
@@ -55,7 +55,7 @@ class Work:
             async with deadline:
                 return await self.collect(event, data)
         except TimeoutError:
-            return refusal(deadline.failure, "")
+            return error_reply(deadline.failure, "")
 
     async def detach(self, event: Event, data: object) -> Reply:
         return await self.collect(event, data)

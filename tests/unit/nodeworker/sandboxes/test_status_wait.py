@@ -28,7 +28,7 @@ from events.schema import (
 )
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.sandboxes import status_wait
-from nodeworker.sandboxes.answers import OK, Answers, Reply, refusal
+from nodeworker.sandboxes.answers import OK, Answers, Reply, error_reply
 from nodeworker.sandboxes.status_wait import StatusWait
 from tests.support.waiting import BOUND, until
 from tests.support.worker_harness import BOX, ETH0, FAILURE, NODE, PLANNED
@@ -178,7 +178,7 @@ class Attaching(Work):
     async def attach(self, event: Event, data: object, deadline: object, *, resumed: bool) -> Reply:
         self.started.append(event.id)
         self._statuses.expect(sandbox(event.id))
-        return refusal(FAILURE, "") if self._fails else OK
+        return error_reply(FAILURE, "") if self._fails else OK
 
 
 @pytest.fixture

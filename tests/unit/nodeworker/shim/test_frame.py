@@ -15,12 +15,12 @@ values = st.binary(max_size=64).map(lambda raw: raw.replace(b"\0", b"").decode(e
 frames = st.builds(
     frame.Frame,
     request=st.binary(min_size=16, max_size=16).map(lambda raw: RequestId(raw.hex())),
-    remaining=st.integers(0, 10**9).map(lambda milliseconds: milliseconds / 1000),
+    seconds_left=st.integers(0, 10**9).map(lambda milliseconds: milliseconds / 1000),
     env=st.dictionaries(keys, values, max_size=frame.ENTRIES_MAX),
     stdin=st.binary(max_size=512),
 )
 
-SAMPLE = frame.Frame(request=RequestId("00" * 15 + "ff"), remaining=1.5, env={"CNI_COMMAND": "ADD"}, stdin=b"{}")
+SAMPLE = frame.Frame(request=RequestId("00" * 15 + "ff"), seconds_left=1.5, env={"CNI_COMMAND": "ADD"}, stdin=b"{}")
 SAMPLE_BYTES = (
     b"PLB1\x35\0\0\0" + b"\0" * 15 + b"\xff\xdc\x05\0\0\0\0\0\0\x01\0\0\0\x0f\0\0\0CNI_COMMAND=ADD\x02\0\0\0{}"
 )

@@ -34,7 +34,7 @@ from nodeworker.plugins.native.kit.endpoints import (
     find_link,
     open_endpoints,
 )
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load, requested_mac
+from nodeworker.plugins.native.kit.plugin_config import U32, PluginConfig, decode_config, decode_options, requested_mac
 from nodeworker.plugins.native.kit.port_vlans import joined, node_interface
 from nodeworker.plugins.native.kit.verify import check_addresses, check_interface, check_link, recorded_result
 from nodeworker.plugins.native.kit.veth import Pair, create_pair
@@ -51,7 +51,7 @@ _PORT_PAUSE = 0.001
 """Seconds before the second query of a port; the pause doubles each time."""
 
 
-class Bridge(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+class Bridge(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The configuration of a network on a bridge."""
 
     bridge: str = "cni0"
@@ -91,7 +91,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 
 def add(call: Call, ipam: Result | None) -> Result:
     """Create the interface, and the bridge if missing, and return the result. Raises NativeError."""
-    config = _validated(load(call, Bridge), ipam)
+    config = _validated(decode_config(call, Bridge), ipam)
     vlans = membership(config.vlan, config.vlan_trunk, keeps_default=config.preserve_default_vlan)
     mac = requested_mac(call, config, _cni_args_mac(config))
     assigned = [] if ipam is None else assignments(call, ipam)
@@ -135,7 +135,7 @@ def add(call: Call, ipam: Result | None) -> Result:
 
 def check(call: Call) -> None:
     """Raise NativeError unless the interface and its port are as ``call.prev_result`` says."""
-    config, result = load(call, Bridge), recorded_result(call)
+    config, result = decode_config(call, Bridge), recorded_result(call)
     with open_endpoints(call, Phase.CHECK) as ends:
         inside = check_link(ends, call, result, "veth")
         outer = {each.name: each for each in result.interfaces if not each.sandbox}

@@ -25,7 +25,7 @@ from nodeworker.plugins.native.kinds.tuning.link_properties import NOTHING, Prop
 from nodeworker.plugins.native.kit.announce import announce
 from nodeworker.plugins.native.kit.chain_input import find_chained_link, own_addresses, require_prev_result
 from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link, open_endpoints
-from nodeworker.plugins.native.kit.plugin_config import U32, NetConf, decode_options, load, parse_mac
+from nodeworker.plugins.native.kit.plugin_config import U32, PluginConfig, decode_config, decode_options, parse_mac
 from nodeworker.plugins.spec.results import Interface, Result
 
 TYPE = "tuning"
@@ -43,7 +43,7 @@ _ONLY_IN_GO = "[:"
 log = structlog.get_logger(__name__)
 
 
-class Tuning(NetConf, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+class Tuning(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The configuration of the plugin."""
 
     data_dir: str = ""
@@ -158,7 +158,7 @@ def _restore(ends: Endpoints, call: Call, before: Properties) -> None:
 
 
 def _wanted(call: Call) -> _Wanted:
-    config = load(call, Tuning)
+    config = decode_config(call, Tuning)
     args = _cni_args(config)
     promisc = config.promisc if args.promisc is None else args.promisc
     return _Wanted(
@@ -254,4 +254,4 @@ def _note(call: Call) -> str:
     name = f"{call.container_id}_{call.ifname}.json"
     if not call.container_id or not call.ifname or "/" in name or "\0" in name:
         raise NativeError(f"{name!r} is no name for a file: the container ID or the interface name is not usable", 4)
-    return os.path.join(load(call, Tuning).data_dir or DATA_DIR, name)
+    return os.path.join(decode_config(call, Tuning).data_dir or DATA_DIR, name)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nodeworker.plugins.native import registry
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.plugin_config import NetConf
+from nodeworker.plugins.native.kit.plugin_config import PluginConfig
 from nodeworker.plugins.spec.results import Result
 from tests.support.plugins.kernel_view import container, node
 from tests.support.plugins.native_harness import BOTH, card, ip, names
@@ -92,8 +92,8 @@ VALUES = st.one_of(
 
 def keys(plugin: Any) -> list[str]:
     """Return the keys that *plugin* reads."""
-    structs = [NetConf] + [
-        each for each in vars(plugin).values() if isinstance(each, type) and issubclass(each, NetConf)
+    structs = [PluginConfig] + [
+        each for each in vars(plugin).values() if isinstance(each, type) and issubclass(each, PluginConfig)
     ]
     found = {field.encode_name for struct in structs for field in msgspec.structs.fields(struct)}
     return sorted(found - {"type", "ipam", "prevResult", "name", "dataDir"})

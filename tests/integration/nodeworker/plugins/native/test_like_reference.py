@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nodeworker.plugins.native.api import Call
-from nodeworker.plugins.native.jobs import printed
+from nodeworker.plugins.native.jobs import without_new_mtus
 from nodeworker.plugins.native.kinds import loopback, macvlan, ptp
 from nodeworker.plugins.native.kinds.bridge import bridge
 from nodeworker.plugins.spec import results
@@ -122,7 +122,7 @@ def natively(config: dict[str, Any], ipam: dict[str, Any]) -> list[dict[str, Any
         furnish()
         call = Call(container_id="sandbox", netns=netns, ifname="net1", config=config)
         result = plugin.add(call, assigned(ipam) if ipam else None)
-        attached = view(netns, {"dns": {}} | json.loads(results.encode(printed(result, None), "1.0.0")))
+        attached = view(netns, {"dns": {}} | json.loads(results.encode(without_new_mtus(result, None), "1.0.0")))
         plugin.delete(call)
         return [attached, view(netns)]
 

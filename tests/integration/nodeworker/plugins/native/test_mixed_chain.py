@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from events.schema import ErrorClass, IfName, NetworkName, PlannedAttachment, PluginRun
 from nodeworker.plugins import chain
-from nodeworker.plugins.chain import DelegateError, Target
+from nodeworker.plugins.chain import PluginFailedError, Target
 from nodeworker.plugins.exec import PluginExecutor
 from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.native.registry import AUTO
@@ -174,11 +174,11 @@ async def test_native_plugins_need_no_binary(
     printed, _ = await chain.add(runners, attachment, target(netns, binaries), 30)
     await chain.delete(runners, attachment, target(netns, binaries), printed, 30)
     assert_gone(netns, tmp_path)
-    with pytest.raises(DelegateError, match="plugin bridge is not in") as caught:
+    with pytest.raises(PluginFailedError, match="plugin bridge is not in") as caught:
         chain.require(runners, planned(tmp_path, False, False, True), target(netns, binaries))
     assert caught.value.failure.error_class is ErrorClass.PLUGIN_MISSING
     (binaries / "portmap").unlink()
-    with pytest.raises(DelegateError, match="plugin portmap is not in"):
+    with pytest.raises(PluginFailedError, match="plugin portmap is not in"):
         chain.require(runners, attachment, target(netns, binaries))
 
 
@@ -203,7 +203,7 @@ async def test_an_error_names_its_plugin_and_a_del_removes_the_rest(
     broken = conflist.NetworkConfig("net", "1.0.0", (config,), disable_check=False, disable_gc=False)
     attachment = replace(attachment, plugins=(*attachment.plugins[:2], *conflist.render(broken)))
     with pytest.raises(
-        DelegateError, match="tuning failed to add net1 of default/net: can not give net1 MTU 7"
+        PluginFailedError, match="tuning failed to add net1 of default/net: can not give net1 MTU 7"
     ) as caught:
         await chain.add(runners, attachment, target(netns, binaries), 30)
     assert (caught.value.failure.code, caught.value.failure.delegate) == (999, "tuning")
@@ -259,7 +259,7 @@ async def test_gc_and_status_reach_every_plugin_of_the_chain(
     ]
     printed, _ = await chain.add(runners, attachment, there, 30)
     assert shown("link show net1", netns)[0]["mtu"] == 1400
-    with pytest.raises(DelegateError, match=r"bridge is not ready to serve default/net: .* are taken") as caught:
+    with pytest.raises(PluginFailedError, match=r"bridge is not ready to serve default/net: .* are taken") as caught:
         await chain.status(runners, attachment, there, 30)
     assert caught.value.failure.code == 50
     await chain.gc(runners, attachment, there, [("sandbox", "net1")], 30)

@@ -12,7 +12,7 @@ from nodeworker.errors import RequestFailedError
 from nodeworker.planning.devices.source import Devices, DevicesUnknownError, find_devices
 from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
 from nodeworker.planning.resolve.device_assignment import MAX_ID, info_path, is_device_id
-from nodeworker.planning.resolve.netconf import NetConf, NodeDefaults, parse_netconf
+from nodeworker.planning.resolve.netconf import NodeDefaults, RuntimeNetConf, parse_netconf
 from nodeworker.planning.resolve.objects import RESOURCE_NAME, Nad, NetworkRef, PodObject
 from nodeworker.planning.resolve.plan import make_plan
 from nodeworker.settings import DeviceSettings
@@ -43,7 +43,7 @@ class Given:
         self.config = json.dumps({"cniVersion": "1.0.0", "name": "p", "runtimeConfig": runtime or {}, **network})
 
     @property
-    def conf(self) -> NetConf:
+    def conf(self) -> RuntimeNetConf:
         return parse_netconf(self.config, NodeDefaults())
 
     def planned(self, devices: Devices, **options: Any) -> AttachPlanned:

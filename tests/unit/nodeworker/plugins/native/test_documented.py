@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from nodeworker.plugins.native import registry
-from nodeworker.plugins.native.kit.plugin_config import NetConf
+from nodeworker.plugins.native.kit.plugin_config import PluginConfig
 from tests.support.repository import REPOSITORY
 
 TEXT = (REPOSITORY / "docs/reference/native-plugins.md").read_text(encoding="utf-8")
-COMMON = {field.encode_name for field in msgspec.structs.fields(NetConf)}
+COMMON = {field.encode_name for field in msgspec.structs.fields(PluginConfig)}
 
 
 def row(plugin_type: str) -> str:
@@ -27,6 +27,6 @@ def row(plugin_type: str) -> str:
 def test_every_native_plugin_and_option_is_documented(plugin_type: str) -> None:
     said = row(plugin_type)
     members = vars(registry.interface_plugin(plugin_type) or registry.ipam_plugin(plugin_type)).values()
-    structs = [each for each in members if isinstance(each, type) and issubclass(each, NetConf)]
+    structs = [each for each in members if isinstance(each, type) and issubclass(each, PluginConfig)]
     options = {field.encode_name for struct in structs for field in msgspec.structs.fields(struct)} - COMMON
     assert {name for name in options if f"`{name}`" not in said} == set()

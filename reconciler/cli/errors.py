@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 
-def refusal(error: Exception, code: int) -> SystemExit:
+def exit_with(error: Exception, code: int) -> SystemExit:
     """Print *error*; return the exception to raise."""
     click.echo(f"plumbline: {_sentence(error)}", err=True)
     return SystemExit(code)
