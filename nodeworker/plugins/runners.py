@@ -41,8 +41,8 @@ class PluginRunners:
         summary = summary_of(plugin.encode(), self._switch)
         if not native:
             find(type_of(plugin), search)
-        elif summary.ipam and not summary.native_ipam:
-            find(summary.ipam, search)
+        elif summary.ipam_type and not summary.native_ipam:
+            find(summary.ipam_type, search)
 
     def is_one_pool_job(self, attachment: PlannedAttachment) -> bool:
         """See ``Runners``."""
@@ -50,7 +50,7 @@ class PluginRunners:
             return False
         (plugin,) = attachment.plugins
         summary = summary_of(plugin.encode(), self._switch)
-        return interface_plugin(type_of(plugin)) is not None and (summary.native_ipam or not summary.ipam)
+        return interface_plugin(type_of(plugin)) is not None and (summary.native_ipam or not summary.ipam_type)
 
     async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
         """See ``Runners``: the kernel removes several interfaces in the time of one.

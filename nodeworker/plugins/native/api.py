@@ -62,8 +62,8 @@ class InterfacePlugin(Protocol):
         """Return the option of *config* that only the reference plugin supports, or an empty text. Pure."""
         ...
 
-    def add(self, call: Call, ipam: Result | None) -> Result:
-        """Make the interface and return the result; *ipam* is what the IPAM plugin has assigned, None without one.
+    def add(self, call: Call, ipam_result: Result | None) -> Result:
+        """Make the interface and return the result. *ipam_result*: of the IPAM plugin; None: the network has none.
 
         The result includes the interface's MTU, which is recorded and not printed. A repeated call, after one that was
         interrupted anywhere, gives the same interface. Raises NativeError.

@@ -16,9 +16,9 @@ from msgspec.structs import replace
 
 from events.process.decoding import convert
 from nodeworker.errors import RequestFailedError
+from nodeworker.plugins.native import registry
 from nodeworker.plugins.native.api import GENERIC, Call, InterfacePlugin, IpamPlugin, NativeError
 from nodeworker.plugins.native.kit.endpoints import remove_links
-from nodeworker.plugins.native.registry import collecting_plugin, interface_plugin, ipam_plugin
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.cni_args import parse_args
 from nodeworker.plugins.spec.results import Result
@@ -41,9 +41,9 @@ class PluginJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     command: str
     env: Mapping[str, str]
     stdin: bytes
-    ipam: str = ""
+    ipam_type: str = ""
     """Type of the IPAM plugin that takes part natively; empty: none does."""
-    assigned: Result | None = None
+    ipam_result: Result | None = None
     """What an executed IPAM plugin has assigned."""
 
     @property
@@ -94,7 +94,7 @@ class _Attachment(msgspec.Struct, frozen=True):
 
 class _Prepared(NamedTuple):
     plugin: InterfacePlugin
-    ipam: IpamPlugin | None
+    ipam_plugin: IpamPlugin | None
     call: Call
     valid: Any
     """The list of attachments to keep, in a GC."""
@@ -107,27 +107,27 @@ def perform(job: Job) -> JobResult:
         if isinstance(job, LinkRemoval):
             remove_links(job.netns, job.ifnames)
             return JobResult(seconds=time.perf_counter() - started)
-        plugin, ipam, call, valid = _prepare(job)
+        plugin, ipam_plugin, call, valid = _prepare(job)
         result = JobResult()
         match job.command:
             case "ADD":
                 ipam_started = time.perf_counter()
-                assigned = ipam.add(call) if ipam else job.assigned
+                ipam_result = ipam_plugin.add(call) if ipam_plugin else job.ipam_result
                 ipam_seconds = time.perf_counter() - ipam_started
-                result = _add_result(call, plugin.add(call, assigned), ipam_seconds)
+                result = _add_result(call, plugin.add(call, ipam_result), ipam_seconds)
             case "DEL":  # an address is free for others only once it is out of use
                 plugin.delete(call)
-                if ipam:
-                    ipam.delete(call)
+                if ipam_plugin:
+                    ipam_plugin.delete(call)
             case "CHECK":
-                if ipam:
-                    ipam.check(call)
+                if ipam_plugin:
+                    ipam_plugin.check(call)
                 plugin.check(call)
             case "GC":
-                _collect(job.plugin, ipam, call, _valid_attachments(valid))
+                _collect(job.plugin, ipam_plugin, call, _valid_attachments(valid))
             case _:  # STATUS
-                if ipam:
-                    ipam.status(call)
+                if ipam_plugin:
+                    ipam_plugin.status(call)
         return replace(result, seconds=time.perf_counter() - started)
     except NativeError as error:
         return JobResult(error=str(error), code=error.code)
@@ -154,14 +154,14 @@ def _prepare(job: PluginJob) -> _Prepared:
     """Return the plugins of *job* and their call. Raises NativeError."""
     if job.command not in _VERBS:
         raise NativeError(f"{job.command} is no verb of CNI", _INVALID_ENVIRONMENT)
-    plugin = interface_plugin(job.plugin)
+    plugin = registry.interface_plugin(job.plugin)
     if plugin is None:
         raise NativeError(f"plugin {job.plugin} is not one that Plumbline has built in")
-    ipam = ipam_plugin(job.ipam) if job.ipam else None
+    ipam_plugin = registry.ipam_plugin(job.ipam_type) if job.ipam_type else None
     config = cast("dict[str, Any]", msgspec.json.decode(job.stdin))
     previous, valid = config.pop("prevResult", None), config.pop(_VALID_ATTACHMENTS, None)
     config.pop(_OLD_VALID_ATTACHMENTS, None)
-    return _Prepared(plugin, ipam, _call(job, config, previous), valid)
+    return _Prepared(plugin, ipam_plugin, _call(job, config, previous), valid)
 
 
 def _add_result(call: Call, result: Result, ipam_seconds: float) -> JobResult:
@@ -174,11 +174,11 @@ def _add_result(call: Call, result: Result, ipam_seconds: float) -> JobResult:
     return JobResult(stdout=text.encode(), mtu=mtu, ipam_seconds=ipam_seconds)
 
 
-def _collect(plugin_type: str, ipam: IpamPlugin | None, call: Call, valid: Collection[tuple[str, str]]) -> None:
-    if collecting := collecting_plugin(plugin_type):
+def _collect(plugin_type: str, ipam_plugin: IpamPlugin | None, call: Call, valid: Collection[tuple[str, str]]) -> None:
+    if collecting := registry.collecting_plugin(plugin_type):
         collecting.collect(call, valid)
-    if ipam:  # as with DEL: addresses last
-        ipam.collect(call, valid)
+    if ipam_plugin:  # as with DEL: addresses last
+        ipam_plugin.collect(call, valid)
 
 
 def _call(job: PluginJob, config: dict[str, Any], previous: Any) -> Call:

@@ -14,10 +14,11 @@ import msgspec
 
 from events.schema import ErrorClass, PluginRun
 from nodeworker.plugins.exec import PluginError, PluginExecutor
+from nodeworker.plugins.native import registry
 from nodeworker.plugins.native.api import GENERIC, NativeError
 from nodeworker.plugins.native.jobs import JobResult, PluginJob, version_of
 from nodeworker.plugins.native.pool import NativePool
-from nodeworker.plugins.native.registry import Switch, enabled, interface_plugin, ipam_plugin, ipam_type
+from nodeworker.plugins.native.registry import Switch
 from nodeworker.plugins.plugin_errors import complaint
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.results import Result
@@ -29,7 +30,7 @@ class ConfigSummary(NamedTuple):
     network: str
     version: str
     """Of its results."""
-    ipam: str
+    ipam_type: str
     """Type of its IPAM plugin; empty: it names none."""
     native_ipam: bool
 
@@ -38,10 +39,10 @@ class ConfigSummary(NamedTuple):
 def summary_of(stdin: bytes, switch: Switch) -> ConfigSummary:
     """Return the summary of the configuration *stdin*. It is cached: most pods of a network have the same."""
     config = cast("dict[str, Any]", msgspec.json.decode(stdin))
-    ipam = ipam_type(config)
-    plugin = ipam_plugin(ipam) if ipam else None
-    native = plugin is not None and enabled(ipam, switch) and not plugin.unsupported(config)
-    return ConfigSummary(str(config.get("name", "")), version_of(config), ipam, native)
+    ipam_type = registry.ipam_type(config)
+    plugin = registry.ipam_plugin(ipam_type) if ipam_type else None
+    native = plugin is not None and registry.enabled(ipam_type, switch) and not plugin.unsupported(config)
+    return ConfigSummary(str(config.get("name", "")), version_of(config), ipam_type, native)
 
 
 class NativeRunner:
@@ -65,14 +66,14 @@ class NativeRunner:
         """Do what ``PluginExecutor.run`` does. Raises PluginError for an IPAM plugin that could not be executed."""
         if timeout <= 0:
             raise PluginError(ErrorClass.PLUGIN_TIMEOUT, f"plugin {plugin_type} was not started: no time was left")
-        if interface_plugin(plugin_type) is None:
+        if registry.interface_plugin(plugin_type) is None:
             raise PluginError(ErrorClass.PLUGIN_MISSING, f"plugin {plugin_type} is not one that Plumbline has built in")
         started = asyncio.get_running_loop().time()
         summary = summary_of(stdin, self._switch)
-        native_ipam = summary.ipam if summary.native_ipam else ""
-        job = PluginJob(plugin=plugin_type, command=command, env=env, stdin=stdin, ipam=native_ipam)
+        native_ipam = summary.ipam_type if summary.native_ipam else ""
+        job = PluginJob(plugin=plugin_type, command=command, env=env, stdin=stdin, ipam_type=native_ipam)
         try:
-            if summary.ipam == native_ipam:
+            if summary.native_ipam or not summary.ipam_type:
                 result = _succeeded(await self._pool.submit(job, job.container_id or summary.network))
                 seconds = result.seconds
             else:
@@ -86,31 +87,34 @@ class NativeRunner:
         return PluginRun(type=plugin_type, command=command, seconds=seconds, exit_code=exit_code, mtu=mtu), stdout
 
     async def _run_with_executed_ipam(
-        self, summary: ConfigSummary, job: PluginJob, search: Sequence[str], deadline: float
+        self, summary: ConfigSummary, job: PluginJob, search: Sequence[str], ends_at: float
     ) -> JobResult:
-        """Do *job*, with an IPAM plugin that is executed. Raises NativeError, PluginError."""
+        """Do *job*, with an IPAM plugin that is executed, until the loop's time *ends_at*.
+
+        Raises NativeError, PluginError.
+        """
         queue = job.container_id or summary.network
         if job.command == "DEL":
             result = _succeeded(await self._pool.submit(job, queue))
-            await self._execute(summary.ipam, job, search, deadline)
+            await self._execute(summary.ipam_type, job, search, ends_at)
             return result
-        assigned = await self._execute(summary.ipam, job, search, deadline)
+        printed = await self._execute(summary.ipam_type, job, search, ends_at)
         if job.command == "ADD":
-            job = msgspec.structs.replace(job, assigned=_assigned(summary.ipam, assigned, summary.version))
+            job = msgspec.structs.replace(job, ipam_result=_ipam_result(summary.ipam_type, printed, summary.version))
         return _succeeded(await self._pool.submit(job, queue))
 
-    async def _execute(self, ipam: str, job: PluginJob, search: Sequence[str], deadline: float) -> bytes:
+    async def _execute(self, ipam_type: str, job: PluginJob, search: Sequence[str], ends_at: float) -> bytes:
         run, stdout = await self._executor.run(
-            ipam,
+            ipam_type,
             command=job.command,
             env=job.env,
             stdin=job.stdin,
             search=search,
-            timeout=deadline - asyncio.get_running_loop().time(),
+            timeout=ends_at - asyncio.get_running_loop().time(),
         )
         if run.exit_code:
             said = complaint(run, stdout)
-            raise NativeError(f"IPAM plugin {ipam}: {said.message}", said.code or GENERIC)
+            raise NativeError(f"IPAM plugin {ipam_type}: {said.message}", said.code or GENERIC)
         return stdout
 
 
@@ -121,9 +125,9 @@ def _succeeded(result: JobResult) -> JobResult:
     return result
 
 
-def _assigned(ipam: str, printed: bytes, version: str) -> Result:
+def _ipam_result(ipam_type: str, printed: bytes, version: str) -> Result:
     """Return what an executed IPAM plugin has assigned. Raises NativeError."""
     try:
         return results.decode(printed.decode(), version)
     except ValueError as error:
-        raise NativeError(f"IPAM plugin {ipam} printed no usable result: {error}") from error
+        raise NativeError(f"IPAM plugin {ipam_type} printed no usable result: {error}") from error

@@ -148,28 +148,26 @@ def _load(call: Call) -> _Net:
 
 
 def _request(call: Call, net: _Net) -> _Request:
-    ipam, runtime = net.ipam, net.runtime_config
     try:
         sets = _range_sets(net)
         ipam_config.refuse_many(net.cni_version, (members[0].subnet.version for members in sets))
         in_args = ipam_config.cni_args(call, ("IP",)).get("IP", "")
-        asked = (*((in_args,) if in_args else ()), *net.args.cni.ips, *runtime.ips)
+        asked = (*((in_args,) if in_args else ()), *net.args.cni.ips, *net.runtime_config.ips)
         return _Request(
             range_sets=sets,
             requested=_matched([_requested(text) for text in asked], sets),
-            routes=ipam_config.routes(ipam.routes),
-            dns=resolver(ipam.resolv_conf) if ipam.resolv_conf else DNS(),
+            routes=ipam_config.routes(net.ipam.routes),
+            dns=resolver(net.ipam.resolv_conf) if net.ipam.resolv_conf else DNS(),
         )
     except ValueError as error:
         raise _refusal(call, error) from None
     except OSError as error:
-        raise _refusal(call, f"resolvConf {ipam.resolv_conf} can't be read: {error.strerror}") from error
+        raise _refusal(call, f"resolvConf {net.ipam.resolv_conf} can't be read: {error.strerror}") from error
 
 
 def _range_sets(net: _Net) -> tuple[RangeSet, ...]:
-    ipam = net.ipam
-    old_style = ((RangeConfig(**{name: getattr(ipam, name) for name in RangeConfig.__struct_fields__}),),)
-    return range_sets((*net.runtime_config.ip_ranges, *(old_style if ipam.subnet else ()), *ipam.ranges))
+    old_style = ((RangeConfig(**{name: getattr(net.ipam, name) for name in RangeConfig.__struct_fields__}),),)
+    return range_sets((*net.runtime_config.ip_ranges, *(old_style if net.ipam.subnet else ()), *net.ipam.ranges))
 
 
 def _with_each_add(call: Call) -> bool:

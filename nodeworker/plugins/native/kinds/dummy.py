@@ -24,12 +24,14 @@ def unsupported(config: Mapping[str, Any]) -> str:
     return "" if options.has_ipam else "no ipam"
 
 
-def add(call: Call, ipam: Result | None) -> Result:
-    """Create the interface and return the result, with the resolver configuration of *ipam*. Raises NativeError."""
+def add(call: Call, ipam_result: Result | None) -> Result:
+    """Create the interface and return the result, with the DNS settings of *ipam_result*. Raises NativeError."""
     config = decode_config(call, PluginConfig)
-    if ipam is None:
+    if ipam_result is None:
         raise NativeError(f"a dummy interface is there for its addresses: {call.network} has no ipam")
-    return add_link(call, lambda ends: _create(ends, call), ipam, version=config.cni_version, dns=ipam.dns)
+    return add_link(
+        call, lambda ends: _create(ends, call), ipam_result, version=config.cni_version, dns=ipam_result.dns
+    )
 
 
 def check(call: Call) -> None:

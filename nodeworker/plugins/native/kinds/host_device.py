@@ -106,18 +106,18 @@ def unsupported(config: Mapping[str, Any]) -> str:
     return "several keys name the device" if sum(map(bool, named)) > 1 else ""
 
 
-def add(call: Call, ipam: Result | None) -> Result:
+def add(call: Call, ipam_result: Result | None) -> Result:
     """Move the card in and return the result, without an interface if it has none. Raises NativeError."""
     config = decode_config(call, HostDevice)
     card = _card(call, config)
-    given = [] if ipam is None else assignments(call, ipam)
-    dns = DNS() if ipam is None else config.dns  # as in the reference plugin
+    given = [] if ipam_result is None else assignments(call, ipam_result)
+    dns = DNS() if ipam_result is None else config.dns  # as in the reference plugin
     if card.is_userspace:
-        return replace(ipam or Result(cni_version=""), cni_version=config.cni_version, dns=dns)
+        return replace(ipam_result or Result(cni_version=""), cni_version=config.cni_version, dns=dns)
     with open_endpoints(call, Phase.ADD) as ends:
         link = _ensure_lent(ends, call, card)
-        configure_link(ends, call, link, given, ipam)
-    return build_result(call, config.cni_version, link, ipam, dns)
+        configure_link(ends, call, link, given, ipam_result)
+    return build_result(call, config.cni_version, link, ipam_result, dns)
 
 
 def check(call: Call) -> None:

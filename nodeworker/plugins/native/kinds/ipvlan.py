@@ -39,13 +39,13 @@ def unsupported(config: Mapping[str, Any]) -> str:
     return options if isinstance(options, str) else ""
 
 
-def add(call: Call, ipam: Result | None) -> Result:
+def add(call: Call, ipam_result: Result | None) -> Result:
     """Make the interface and return the result. Raises NativeError.
 
-    Without *ipam* it gets the addresses and routes that an earlier plugin in the chain assigned.
+    Without *ipam_result* it gets the addresses and routes that an earlier plugin in the chain assigned.
     """
     config = decode_config(call, Ipvlan)
-    assigned = ipam if ipam is not None else _of_chain(call)
+    assigned = ipam_result if ipam_result is not None else _of_chain(call)
     return add_link(
         call,
         lambda ends: _create(ends, call, config),

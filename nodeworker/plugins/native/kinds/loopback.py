@@ -26,8 +26,8 @@ def unsupported(config: Mapping[str, Any]) -> str:
     return options if isinstance(options, str) else ""
 
 
-def add(call: Call, ipam: Result | None) -> Result:
-    """Set the loopback interface up and return it with its addresses; *ipam* is ignored. Raises NativeError."""
+def add(call: Call, ipam_result: Result | None) -> Result:
+    """Set the loopback interface up and return it with its addresses; *ipam_result* is ignored. Raises NativeError."""
     decode_config(call, PluginConfig)
     with open_endpoints(call, Phase.ADD) as ends:
         link = _loopback(ends)

@@ -36,14 +36,14 @@ def unsupported(config: Mapping[str, Any]) -> str:
     return options if isinstance(options, str) else ""
 
 
-def add(call: Call, ipam: Result | None) -> Result:
+def add(call: Call, ipam_result: Result | None) -> Result:
     """Create the interface and return the result. Raises NativeError."""
     options = decode_config(call, Macvlan)
     mac = requested_mac(call, options, options.mac)
     return add_link(
         call,
         lambda ends: _create(ends, call, options, mac),
-        ipam,
+        ipam_result,
         version=options.cni_version,
         dns=options.dns,
         arp_notify=True,

@@ -22,8 +22,8 @@ def unsupported(config: Mapping[str, Any]) -> str:
     return ""
 
 
-def add(call: Call, ipam: Result | None) -> Result:
-    """Return the previous result, or an empty one in the configuration's version, whatever *ipam* says.
+def add(call: Call, ipam_result: Result | None) -> Result:
+    """Return the previous result, or an empty one in the configuration's version, whatever *ipam_result* says.
 
     Raises NativeError for a version below 0.3.0, which has no empty result (CNI code 1).
     """

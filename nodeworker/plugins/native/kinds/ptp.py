@@ -50,19 +50,19 @@ def unsupported(config: Mapping[str, Any]) -> str:
     return "" if options.has_ipam else "no ipam"
 
 
-def add(call: Call, ipam: Result | None) -> Result:
+def add(call: Call, ipam_result: Result | None) -> Result:
     """Create the veth pair and return the result. Raises NativeError."""
     config = decode_config(call, Ptp)
-    if ipam is None:
+    if ipam_result is None:
         raise NativeError(f"a point-to-point network has addresses: {call.network} has no ipam")
-    given = assignments(call, ipam)
+    given = assignments(call, ipam_result)
     gateways = [_gateway(call, each) for each in given]
     enable_forwarding(given)
     with open_endpoints(call, Phase.ADD) as ends:
         pair = create_pair(ends, call, mtu=config.mtu)
         with error_context(f"set {pair.outside.name} up"):
             ends.node.do(links.change(pair.outside.index, up=True))
-        configure(ends, call, pair.inside, given, ipam, dad=False)
+        configure(ends, call, pair.inside, given, ipam_result, dad=False)
         with error_context(f"route everything that {call.ifname} sends to the node"):
             ends.container.do(*_routes_through_node(pair.inside, given, gateways))
         with error_context(f"route to {call.ifname} through {pair.outside.name}"):
@@ -70,14 +70,14 @@ def add(call: Call, ipam: Result | None) -> Result:
     if config.ip_masq:
         masquerade.install(call, config.ip_masq_backend, [each.address for each in given])
     return replace(
-        ipam,
+        ipam_result,
         cni_version=config.cni_version,
         interfaces=(
             Interface(name=pair.outside.name, mac=pair.outside.mac),
             Interface(name=pair.inside.name, mac=pair.inside.mac, mtu=pair.inside.mtu, sandbox=call.netns),
         ),
-        ips=with_interface(ipam.ips, 1),
-        dns=config.dns if config.dns != DNS() else ipam.dns,
+        ips=with_interface(ipam_result.ips, 1),
+        dns=config.dns if config.dns != DNS() else ipam_result.dns,
     )
 
 

@@ -61,8 +61,8 @@ def unsupported(config: Mapping[str, Any]) -> str:
     return "ipam" if options.has_ipam else ""
 
 
-def add(call: Call, ipam: Result | None) -> Result:
-    """Move the interface's routes to tables of its addresses and return the previous result; there is no *ipam*.
+def add(call: Call, ipam_result: Result | None) -> Result:
+    """Move the interface's routes to tables of its addresses and return the previous result; *ipam_result* is None.
 
     Raises NativeError.
     """

@@ -40,12 +40,14 @@ def unsupported(config: Mapping[str, Any]) -> str:
     return "" if options.has_ipam else "no ipam"
 
 
-def add(call: Call, ipam: Result | None) -> Result:
+def add(call: Call, ipam_result: Result | None) -> Result:
     """Create the interface and return the result. Raises NativeError."""
     config = decode_config(call, Vlan)
-    if ipam is None:
+    if ipam_result is None:
         raise NativeError(f"a VLAN interface has addresses: {call.network} has no ipam")
-    return add_link(call, lambda ends: _create(ends, call, config), ipam, version=config.cni_version, dns=config.dns)
+    return add_link(
+        call, lambda ends: _create(ends, call, config), ipam_result, version=config.cni_version, dns=config.dns
+    )
 
 
 def check(call: Call) -> None:

@@ -55,7 +55,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
         return str(error)
 
 
-def add(call: Call, ipam: Result | None) -> Result:
+def add(call: Call, ipam_result: Result | None) -> Result:
     """Add the interface to the VRF, which is created if missing, and return the previous result.
 
     Raises NativeError.

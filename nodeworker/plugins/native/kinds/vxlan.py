@@ -62,14 +62,14 @@ def unsupported(config: Mapping[str, Any]) -> str:
     return options if isinstance(options, str) and "vxlanId" not in config else ""
 
 
-def add(call: Call, ipam: Result | None) -> Result:
+def add(call: Call, ipam_result: Result | None) -> Result:
     """Create the interface and return the result. Raises NativeError."""
     config = decode_config(call, Vxlan)
     mac = requested_mac(call, config, config.mac)
     return add_link(
         call,
         lambda ends: _create(ends, call, config, mac),
-        ipam,
+        ipam_result,
         version=config.cni_version,
         dns=config.dns,
         arp_notify=True,

@@ -27,11 +27,11 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     gateway: Gateway | None
 
 
-def assignments(call: Call, ipam: Result) -> list[Assignment]:
-    """Return the addresses that *ipam* assigns. Raises NativeError if it assigns none, or one is malformed."""
-    if not ipam.ips:
+def assignments(call: Call, ipam_result: Result) -> list[Assignment]:
+    """Return the addresses that *ipam_result* assigns. Raises NativeError if it assigns none, or one is malformed."""
+    if not ipam_result.ips:
         raise NativeError(f"the IPAM plugin assigned no address to {call.ifname}")
-    return [_assignment(call, ip) for ip in ipam.ips]
+    return [_assignment(call, ip) for ip in ipam_result.ips]
 
 
 def with_interface(ips: Sequence[IP], index: int) -> tuple[IP, ...]:

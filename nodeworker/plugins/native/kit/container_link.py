@@ -30,22 +30,22 @@ from nodeworker.plugins.spec.results import DNS, Interface, Result
 def add_link(
     call: Call,
     create: Callable[[Endpoints], Link],
-    ipam: Result | None,
+    ipam_result: Result | None,
     *,
     version: str,
     dns: DNS,
     arp_notify: bool = False,
 ) -> Result:
-    """Do ADD: call *create*, configure its interface with what *ipam* assigns, and return the result in CNI *version*.
+    """Do ADD: call *create*, configure its interface, and return the result in CNI *version*.
 
     *create* returns the interface also if an interrupted ADD created it. *arp_notify*: see ``configure_link``. Raises
     NativeError.
     """
-    assigned = [] if ipam is None else assignments(call, ipam)
+    assigned = [] if ipam_result is None else assignments(call, ipam_result)
     with open_endpoints(call, Phase.ADD) as ends:
         link = create(ends)
-        configure_link(ends, call, link, assigned, ipam, arp_notify=arp_notify)
-    return build_result(call, version, link, ipam, dns)
+        configure_link(ends, call, link, assigned, ipam_result, arp_notify=arp_notify)
+    return build_result(call, version, link, ipam_result, dns)
 
 
 class LinkCheck(msgspec.Struct, frozen=True):
@@ -91,31 +91,31 @@ def configure_link(
     call: Call,
     link: Link,
     assigned: Sequence[Assignment],
-    ipam: Result | None,
+    ipam_result: Result | None,
     *,
     arp_notify: bool = False,
 ) -> None:
-    """Set *link*, in the container, up, with the addresses *assigned* and the routes of *ipam*.
+    """Set *link*, in the container, up, with the addresses *assigned* and the routes of *ipam_result*.
 
     The kernel announces IPv4 addresses to the neighbours. With *arp_notify*, as after the reference plugin, it also
     does so whenever the interface comes up later. Raises NativeError.
     """
-    if ipam is None:
+    if ipam_result is None:
         with error_context(f"set {call.ifname} up"):
             ends.container.do(links.change(link.index, up=True))
         return
-    configure(ends, call, link, assigned, ipam, dad=False, notify=True)
+    configure(ends, call, link, assigned, ipam_result, dad=False, notify=True)
     if not arp_notify:
         ends.netns.run_inside(lambda: sysctl.reset(call.ifname, "ipv4", "arp_notify"))
     announce(ends, link, assigned)
 
 
-def build_result(call: Call, version: str, link: Link, ipam: Result | None, dns: DNS) -> Result:
-    """Return the result, in CNI *version*, of an ADD that created *link* with what *ipam* assigned."""
+def build_result(call: Call, version: str, link: Link, ipam_result: Result | None, dns: DNS) -> Result:
+    """Return the result, in CNI *version*, of an ADD that created *link* with what *ipam_result* assigned."""
     return Result(
         cni_version=version,
         interfaces=(Interface(name=link.name, mac=link.mac, mtu=link.mtu, sandbox=call.netns),),
-        ips=() if ipam is None else with_interface(ipam.ips, 0),
-        routes=() if ipam is None else ipam.routes,
+        ips=() if ipam_result is None else with_interface(ipam_result.ips, 0),
+        routes=() if ipam_result is None else ipam_result.routes,
         dns=dns,
     )

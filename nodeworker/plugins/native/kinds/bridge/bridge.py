@@ -89,28 +89,28 @@ def unsupported(config: Mapping[str, Any]) -> str:
     return "enabledad" if options.enabledad else ""
 
 
-def add(call: Call, ipam: Result | None) -> Result:
+def add(call: Call, ipam_result: Result | None) -> Result:
     """Create the interface, and the bridge if missing, and return the result. Raises NativeError."""
-    config = _validated(decode_config(call, Bridge), ipam)
+    config = _validated(decode_config(call, Bridge), ipam_result)
     vlans = membership(config.vlan, config.vlan_trunk, keeps_default=config.preserve_default_vlan)
     mac = requested_mac(call, config, _cni_args_mac(config))
-    assigned = [] if ipam is None else assignments(call, ipam)
-    if ipam is not None and config.gateway:
+    assigned = [] if ipam_result is None else assignments(call, ipam_result)
+    if ipam_result is not None and config.gateway:
         assigned = with_gateways(assigned)
-        ipam = _with_gateways(ipam, assigned)
-    if ipam is not None and config.is_default_gateway:
-        ipam = with_default_routes(ipam, assigned)
+        ipam_result = _with_gateways(ipam_result, assigned)
+    if ipam_result is not None and config.is_default_gateway:
+        ipam_result = with_default_routes(ipam_result, assigned)
     with open_endpoints(call, Phase.ADD) as ends:
         bridge = _ensure_bridge(ends.node, config, vlans, find_link(ends.node, config.bridge))
         pair = create_pair(ends, call, mtu=config.mtu, mac=mac)
         if config.macspoofchk:
             mac_filter.install(call, pair.outside.name, pair.inside.mac)
         _make_port(ends.node, pair, bridge, config, vlans)
-        _set_up(ends, call, pair, config, ipam, assigned)
+        _set_up(ends, call, pair, config, ipam_result, assigned)
         on_node = bridge
-        if ipam is not None and config.gateway:
+        if ipam_result is not None and config.gateway:
             bridge, on_node = _make_gateway(ends.node, pair, bridge, config, vlans, assigned)
-        if ipam is not None and config.ip_masq:
+        if ipam_result is not None and config.ip_masq:
             masquerade.install(call, config.ip_masq_backend, [each.address for each in assigned])
         if config.disable_container_interface:
             outside, bridge = _refresh(ends.node, pair, bridge)
@@ -124,12 +124,12 @@ def add(call: Call, ipam: Result | None) -> Result:
         *([] if on_node.index == bridge.index else [Interface(name=on_node.name, mac=on_node.mac)]),
     )
     result = Result(cni_version=config.cni_version, interfaces=interfaces, dns=config.dns)
-    if ipam is None:
+    if ipam_result is None:
         return result
     return replace(
         result,
-        ips=with_interface(ipam.ips, 2),
-        routes=ipam.routes,
+        ips=with_interface(ipam_result.ips, 2),
+        routes=ipam_result.routes,
     )
 
 
@@ -181,11 +181,11 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
         masquerade.collect(call, config.ip_masq_backend, valid)
 
 
-def _validated(config: Bridge, ipam: Result | None) -> Bridge:
+def _validated(config: Bridge, ipam_result: Result | None) -> Bridge:
     """Return *config*. Raises NativeError if its options exclude each other."""
     if config.hairpin_mode and config.promisc_mode:
         raise NativeError("hairpinMode and promiscMode exclude each other: leave one out")
-    if config.disable_container_interface and ipam is not None:
+    if config.disable_container_interface and ipam_result is not None:
         raise NativeError("disableContainerInterface leaves the interface down and without addresses: leave ipam out")
     return config
 
@@ -195,9 +195,9 @@ def _cni_args_mac(config: Bridge) -> Any:
     return cni.get("mac", "") if isinstance(cni, dict) else ""
 
 
-def _with_gateways(ipam: Result, assigned: list[Assignment]) -> Result:
-    ips = zip(ipam.ips, assigned, strict=True)
-    return replace(ipam, ips=tuple(replace(ip, gateway=str(each.gateway)) for ip, each in ips))
+def _with_gateways(ipam_result: Result, assigned: list[Assignment]) -> Result:
+    ips = zip(ipam_result.ips, assigned, strict=True)
+    return replace(ipam_result, ips=tuple(replace(ip, gateway=str(each.gateway)) for ip, each in ips))
 
 
 def _ensure_bridge(node: Netlink, config: Bridge, vlans: Membership, bridge: Link | None) -> Link:
@@ -244,12 +244,12 @@ def _make_port(node: Netlink, pair: Pair, bridge: Link, config: Bridge, vlans: M
 
 
 def _set_up(
-    ends: Endpoints, call: Call, pair: Pair, config: Bridge, ipam: Result | None, assigned: list[Assignment]
+    ends: Endpoints, call: Call, pair: Pair, config: Bridge, ipam_result: Result | None, assigned: list[Assignment]
 ) -> None:
-    if ipam is not None:
+    if ipam_result is not None:
         # No duplicate address detection for the link-local address either, which the kernel assigns.
         ends.netns.run_inside(lambda: sysctl.try_ensure(f"ipv6/conf/{call.ifname}/accept_dad", "0", is_another=True))
-        configure(ends, call, pair.inside, assigned, ipam, dad=True, notify=True)
+        configure(ends, call, pair.inside, assigned, ipam_result, dad=True, notify=True)
     elif not config.disable_container_interface:
         with error_context(f"set {call.ifname} up"):
             ends.container.do(links.change(pair.inside.index, up=True))

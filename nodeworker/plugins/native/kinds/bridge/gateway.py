@@ -26,14 +26,17 @@ def with_gateways(assigned: Sequence[Assignment]) -> list[Assignment]:
     ]
 
 
-def with_default_routes(ipam: Result, assigned: Sequence[Assignment]) -> Result:
-    """Return *ipam* with a default route through each family's first gateway, unless it has one with a gateway."""
-    all_routes = list(ipam.routes)
+def with_default_routes(ipam_result: Result, assigned: Sequence[Assignment]) -> Result:
+    """Return *ipam_result* with a default route through each family's first gateway.
+
+    A family that has a default route with a gateway gets none.
+    """
+    all_routes = list(ipam_result.routes)
     for each in assigned:
         default = routes.DEFAULT_V4 if each.address.version == 4 else routes.DEFAULT_V6
         if not any(route.gw and ipaddress.ip_network(route.dst, strict=False) == default for route in all_routes):
             all_routes.append(Route(dst=str(default), gw=str(each.gateway)))
-    return replace(ipam, routes=tuple(all_routes))
+    return replace(ipam_result, routes=tuple(all_routes))
 
 
 def ensure_addresses(node: Netlink, bridge: Link, assigned: Sequence[Assignment], *, force: bool) -> None:

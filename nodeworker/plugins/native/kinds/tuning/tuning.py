@@ -93,8 +93,8 @@ def unsupported(config: Mapping[str, Any]) -> str:
     return ", ".join(key for key in _in_args(options) if _CNI_ARGS.get(key.casefold(), key) != key)
 
 
-def add(call: Call, ipam: Result | None) -> Result:
-    """Apply the options and return the updated previous result; there is no *ipam*. Raises NativeError."""
+def add(call: Call, ipam_result: Result | None) -> Result:
+    """Apply the options and return the updated previous result; *ipam_result* is None. Raises NativeError."""
     before, wanted, note = require_prev_result(call), _wanted(call), _note(call)
     files = _files(call, wanted)
     _refuse_unlisted(wanted.parameters)
