@@ -107,6 +107,16 @@ def test_devices_reach_plugins_status_and_ledger_and_are_removed(devices: Device
     assert devices.told("DEL", "net2")["deviceID"] == "0000:03:02.0"
 
 
+def test_device_of_a_claim_reaches_the_plugin(devices: DeviceNode, tmp_path: Path) -> None:
+    devices.network("claimed", resource="my-claim")
+    sandbox = devices.node.pod("claiming", "claimed")
+    with kubelet(tmp_path, pod("claiming", [], claims={"my-claim": ["vendor.example/nic=eth1"]})):
+        answer = sandbox.add()
+    assert answer.exit_code == 0, answer
+    conf = devices.told("ADD", "net1")
+    assert (conf["deviceID"], conf["pciBusID"], conf["runtimeConfig"]["deviceID"]) == ("eth1", "eth1", "eth1")
+
+
 def test_pod_with_too_few_devices_fails_and_leaves_nothing(devices: DeviceNode, tmp_path: Path) -> None:
     node = devices.node
     devices.network("fast")

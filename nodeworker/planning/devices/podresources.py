@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
 from google.protobuf.message import DecodeError, Message
 from grpclib.client import Channel, UnaryUnaryMethod
 from grpclib.const import Status
@@ -18,12 +20,16 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from events.schema import Pod
 from nodeworker.planning.devices._generated.podresources_grpc import PodResourcesListerStub
 from nodeworker.planning.devices._generated.podresources_pb2 import (
+    ContainerResources,
+    DynamicResource,
     GetPodResourcesRequest,
     ListPodResourcesRequest,
     PodResources,
 )
 from nodeworker.planning.devices.source import Devices, DevicesUnknownError
 from nodeworker.plugins.spec.names import shown
+
+log = structlog.get_logger(__name__)
 
 _SECONDS = 10.0
 _PAUSE = 0.1
@@ -53,7 +59,7 @@ async def devices(socket: Path, pod: Pod, seconds: float = _SECONDS) -> Devices:
         raise DevicesUnknownError(f"the process at {socket} is no kubelet, or stopped: {error}") from error
     finally:
         channel.close()
-    return _by_resource(resources)
+    return _by_resource(resources, pod)
 
 
 async def _of_pod(kubelet: PodResourcesListerStub, pod: Pod) -> PodResources | None:
@@ -80,13 +86,31 @@ async def _with_retries(method: UnaryUnaryMethod[Request, Reply], request: Reque
         await asyncio.sleep(_PAUSE)
 
 
-def _by_resource(resources: PodResources | None) -> Devices:
+def _by_resource(resources: PodResources | None, pod: Pod) -> Devices:
     """Return the devices container by container, sorted within each: the kubelet's order is random (a Go map)."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for container in resources.containers if resources else ():
         of_container: defaultdict[str, list[str]] = defaultdict(list)
-        for devices in container.devices:  # one for each NUMA node
-            of_container[devices.resource_name] += devices.device_ids
+        for resource, device in _devices(container, pod):
+            of_container[resource].append(device)
         for resource, ids in of_container.items():
             found[resource] += sorted(ids)
     return {resource: tuple(ids) for resource, ids in found.items()}
+
+
+def _devices(container: ContainerResources, pod: Pod) -> Iterator[tuple[str, str]]:
+    """Yield resource and ID of each device of *container*; the resource of a claim's device is the claim's name."""
+    for devices in container.devices:  # one for each NUMA node
+        yield from ((devices.resource_name, device) for device in devices.device_ids)
+    for claim in container.dynamic_resources:
+        yield from ((claim.claim_name, device) for device in _of_claim(claim, pod))
+
+
+def _of_claim(claim: DynamicResource, pod: Pod) -> Iterator[str]:
+    """Yield the IDs of the devices of *claim*, which are the last parts of their CDI names, as in Multus 4.3.0."""
+    for name in (device.name for resource in claim.claim_resources for device in resource.cdi_devices):
+        match name.split("="):
+            case _, device:
+                yield device
+            case _:
+                log.warning("cdi_name_unusable", pod=str(pod), claim=claim.claim_name, name=shown(name))

@@ -88,16 +88,17 @@ def _resource(entry: NetworkEntry, networks: Mapping[NetworkRef, Nad], subject: 
     raise failed(
         ErrorClass.INVALID_CONFIG,
         Phase.RESOLVE,
-        f"{subject}: network {label} can't be used: its annotation {RESOURCE_NAME} is {shown(resource)}, which is not "
-        f"a resource name such as vendor.example/nic; correct it",
+        f"{subject}: network {label} can't be used: its annotation {RESOURCE_NAME} is {shown(resource)}, which is "
+        f"neither a resource name such as vendor.example/nic nor the name of a resource claim; correct it",
         network=label,
     )
 
 
 def _is_resource(text: str) -> bool:
-    """Return whether *text* is a qualified name (Kubernetes API, "Labels and Selectors", syntax)."""
+    """Return whether *text* is a qualified name (Kubernetes API, "Labels and Selectors", syntax) or a claim's name."""
     *domain, name = text.split("/")
-    return len(domain) <= 1 and all(map(is_object_name, domain)) and _NAME.fullmatch(name) is not None
+    qualified = len(domain) <= 1 and all(map(is_object_name, domain)) and _NAME.fullmatch(name) is not None
+    return qualified or is_object_name(text)
 
 
 def _named(entry: NetworkEntry, subject: str) -> bool:

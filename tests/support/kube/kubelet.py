@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +36,20 @@ message ContainerMemory { string memory_type = 1; uint64 size = 2; TopologyInfo 
 message ContainerDevices { string resource_name = 1; repeated string device_ids = 2; TopologyInfo topology = 3; }
 message TopologyInfo { repeated NUMANode nodes = 1; }
 message NUMANode { int64 ID = 1; }
-message DynamicResource { string class_name = 1; string claim_name = 2; string claim_namespace = 3; }
+message DynamicResource {
+  reserved 1;
+  string claim_name = 2;
+  string claim_namespace = 3;
+  repeated ClaimResource claim_resources = 4;
+}
+message ClaimResource {
+  repeated CDIDevice cdi_devices = 1;
+  string driver_name = 2;
+  string pool_name = 3;
+  string device_name = 4;
+  optional string share_id = 5;
+}
+message CDIDevice { string name = 1; }
 """
 
 
@@ -77,9 +90,14 @@ def kubelet(folder: Path, *pods: dict[str, Any], get: str = "works", busy: int =
         process.communicate()
 
 
-def pod(name: str, *containers: list[tuple[str, list[str]]], namespace: str = "default") -> dict[str, Any]:
-    """Return a pod; each container has devices by resource."""
-    return {"namespace": namespace, "name": name, "containers": containers}
+def pod(
+    name: str,
+    *containers: list[tuple[str, list[str]]],
+    namespace: str = "default",
+    claims: Mapping[str, list[str]] | None = None,
+) -> dict[str, Any]:
+    """Return a pod; each container has devices by resource, and uses *claims*: CDI names by name of the claim."""
+    return {"namespace": namespace, "name": name, "containers": containers, "claims": claims or {}}
 
 
 def _serve(socket: str, log: str, pods: str, get: str, busy: str) -> None:
@@ -91,13 +109,20 @@ def _serve(socket: str, log: str, pods: str, get: str, busy: str) -> None:
     def message(name: str) -> Any:
         return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"v1.{name}"))
 
+    def claim(namespace: str, name: str, cdi_names: list[str]) -> dict[str, Any]:
+        resources = [
+            {"driver_name": "nic.example", "pool_name": "n1", "device_name": "d", "cdi_devices": [{"name": cdi_name}]}
+            for cdi_name in cdi_names
+        ]
+        return {"claim_name": name, "claim_namespace": namespace, "claim_resources": resources}
+
     def resources(given: dict[str, Any]) -> Any:
         containers = [
             {
                 "name": f"c{number}",
                 "cpu_ids": [1, 2],
                 "memory": [{"memory_type": "memory", "size": 1 << 40, "topology": {"nodes": [{"ID": 1}]}}],
-                "dynamic_resources": [{"class_name": "gpu", "claim_name": "gpu"}],
+                "dynamic_resources": [claim(given["namespace"], *each) for each in given["claims"].items()],
                 "devices": [
                     {"resource_name": resource, "device_ids": ids, "topology": {"nodes": [{"ID": 0}]}}
                     for resource, ids in devices

@@ -38,6 +38,25 @@ async def test_devices_are_ordered_by_container_then_sorted(tmp_path: Path) -> N
         assert await asked(running.socket) == {SRIOV: ("b", "c", "d", "a", "e"), RDMA: ("r1", "r0")}
 
 
+@pytest.mark.parametrize("get", ["works", "unknown"])
+async def test_devices_of_claims_are_listed_under_the_claims_name(tmp_path: Path, get: str) -> None:
+    """The input of Multus 4.3.0 in ``pkg/kubeletclient/kubeletclient_test.go``, and its result."""
+    claims = {"resource-claim": ["cdi-kind=cdi-resource"], "two": ["v.example/nic=eth2", "v.example/nic=eth1"]}
+    with kubelet(tmp_path, pod("plain", [(SRIOV, ["a"])], claims=claims), get=get) as running:
+        found = await asked(running.socket)
+    assert found == {SRIOV: ("a",), "resource-claim": ("cdi-resource",), "two": ("eth1", "eth2")}
+
+
+async def test_claim_of_several_containers_is_listed_by_each(tmp_path: Path) -> None:
+    with kubelet(tmp_path, pod("plain", [], [], claims={"shared": ["v.example/nic=eth1"]})) as running:
+        assert await asked(running.socket) == {"shared": ("eth1", "eth1")}  # find_devices drops the repetition
+
+
+async def test_unqualified_cdi_names_are_skipped(tmp_path: Path) -> None:
+    with kubelet(tmp_path, pod("plain", [], claims={"claim": ["eth1", "a=b=c", "v.example/nic=eth2"]})) as running:
+        assert await asked(running.socket) == {"claim": ("eth2",)}
+
+
 async def test_a_pod_without_devices_has_none(tmp_path: Path) -> None:
     with kubelet(tmp_path, pod("plain", [], [])) as running:
         assert await asked(running.socket) == {}

@@ -145,7 +145,12 @@ def test_device_id_with_a_path_is_refused() -> None:
     assert '"../../x"' in failure.message
 
 
-@pytest.mark.parametrize("resource", ["a/b/c", "../x", "vendor.example/", "/x", "Vendor/x", "a b", "x" * 64])
+@pytest.mark.parametrize("claim", ["sf", "web.claim-1", "c" * 253])
+def test_resource_may_be_the_name_of_a_claim(claim: str) -> None:
+    assert devices_of(Given("a", nad("a", claim)).planned({claim: ("eth1",)}))[1] == (claim, "eth1")
+
+
+@pytest.mark.parametrize("resource", ["a/b/c", "../x", "vendor.example/", "/x", "Vendor/x", "a b", "X" * 64])
 def test_invalid_resource_name_is_an_error_of_the_network(resource: str) -> None:
     failure = Given("a", nad("a", resource)).refused({})
     assert (failure.error_class, failure.network) == (ErrorClass.INVALID_CONFIG, "shop/a")
