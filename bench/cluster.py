@@ -28,7 +28,8 @@ from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer, free_port
 from events.process import logs
 from events.schema import Event, WorkerStarted, encode
-from tests.support.stories.lives import EventFactory, Life, container
+from tests.support.stories.events import EventFactory, container
+from tests.support.stories.life import Life
 
 _AT_ONCE = 20
 """Events between two looks at the clock."""

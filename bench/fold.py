@@ -31,7 +31,7 @@ from events.schema import (
     decode,
     encode,
 )
-from tests.support.stories.lives import busy_node
+from tests.support.stories.node import busy_node
 
 _IN_FLIGHT = 2000
 _SAMPLE = 20_000

@@ -27,7 +27,7 @@ from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
 from events.process import logs
 from events.schema import Event
-from tests.support.stories.lives import busy_node
+from tests.support.stories.node import busy_node
 
 _TOGETHER = 20
 """Appends that are under way at the same time: so many pods of a node start together."""

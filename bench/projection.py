@@ -32,7 +32,7 @@ from reconciler.projection.rebuild.snapshot import restore, save
 from reconciler.projection.store import Store
 from reconciler.status.publishing import LOOKUP_BATCH
 from tests.support.reconciler.postgres import Postgres
-from tests.support.stories.lives import busy_node
+from tests.support.stories.node import busy_node
 
 _EVENTS_A_SANDBOX = 8.84
 

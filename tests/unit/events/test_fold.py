@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-import tests.support.stories.lives as stories
 from events.fold import (
     MAX_ANOMALIES,
     Attachment,
@@ -56,10 +55,20 @@ from events.schema import (
     Unknown,
     WorkerStarted,
 )
-from tests.support.stories.lives import ENDINGS, ETH0, EventFactory, Life, Story, container, interleave
+from tests.support.stories.catalogue import (
+    ENDINGS,
+    Story,
+    attached_and_detached,
+    attached_and_kept,
+    failed_and_rolled_back,
+)
+from tests.support.stories.events import EventFactory, container
+from tests.support.stories.life import Life, with_carried_effects
+from tests.support.stories.node import interleave
+from tests.support.stories.values import ETH0, NETWORKS, netns_of, planned, pod_of, result
 
 IDS = [EventId(f"id-{number}") for number in range(6)]
-MOVED = Drift(kind=DriftKind.LINK_DOWN, network=stories.planned(0).network, ifname=ETH0)
+MOVED = Drift(kind=DriftKind.LINK_DOWN, network=planned(0).network, ifname=ETH0)
 LEAK = Leak(id=LeakId("address/10.0.0.2"), kind=LeakKind.ADDRESS_UNOWNED, what="10.0.0.2")
 FAILURE = Failure(error_class=ErrorClass.PLUGIN_FAILED, phase=Phase.ADD, message="no", code=100)
 
@@ -84,10 +93,8 @@ def reasons(state: State) -> list[str]:
 
 def _data() -> st.SearchStrategy[Data]:
     names = st.sampled_from([IfName("eth0"), IfName("net1"), IfName("")])
-    networks = st.sampled_from(["pods", "telecom/macvlan-1"])
-    plans = st.lists(
-        st.sampled_from([stories.planned(0), stories.planned(1), stories.planned(1, IfName("eth1"))]), max_size=3
-    )
+    networks = st.sampled_from(NETWORKS[:2])
+    plans = st.lists(st.sampled_from([planned(0), planned(1), planned(1, IfName("eth1"))]), max_size=3)
     values: dict[str, st.SearchStrategy[object]] = {
         "ifname": names,
         "network": networks,
@@ -179,7 +186,7 @@ def test_advance_does_not_change_its_arguments(events: list[Event]) -> None:
         sandbox = after
 
 
-@given(st.permutations(list(stories.failed_and_rolled_back(EventFactory(), container(1)))))
+@given(st.permutations(list(failed_and_rolled_back(EventFactory(), container(1)))))
 def test_fold_accepts_a_shuffled_story(events: list[Event]) -> None:
     assert not applied(events).pending or reasons(applied(events))
 
@@ -231,7 +238,7 @@ def test_carried_effects_equal_effects_of_their_own(chosen: list[Story], dice: r
     one, other = State(keep_closed=True), State(keep_closed=True)
     for stored in apart:
         one.apply(stored)
-    for stored in stories.carried(apart):
+    for stored in with_carried_effects(apart):
         other.apply(stored)
     assert reasons(other) == []
     assert other.pending == one.pending
@@ -239,14 +246,14 @@ def test_carried_effects_equal_effects_of_their_own(chosen: list[Story], dice: r
 
 
 def test_carried_effect_of_no_attachment_is_an_anomaly() -> None:
-    *begun, outcome = stories.carried(_numbered(stories.attached_and_kept(EventFactory(), container(1))))
+    *begun, outcome = with_carried_effects(_numbered(attached_and_kept(EventFactory(), container(1))))
     assert isinstance(outcome.event.data, AttachCompleted)
     first, *others = outcome.event.data.effects
     data = replace(outcome.event.data, effects=(replace(first, ifname=IfName("net9")), *others))
     state = State()
     for stored in (*begun, Stored(outcome.sequence, replace(outcome.event, data=data))):
         state.apply(stored)
-    assert reasons(state) == ["the plan has no attachment net9 of pods"]
+    assert reasons(state) == ["the plan has no attachment net9 of k8s-pod-network"]
     assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.PLANNED
 
 
@@ -265,7 +272,7 @@ def test_keep_closed_retains_detached_sandboxes(story: Story) -> None:
 
 def test_apply_returns_the_sandbox_that_it_drops() -> None:
     state = State()
-    story = stories.attached_and_detached(EventFactory(), container(1))
+    story = attached_and_detached(EventFactory(), container(1))
     results = [state.apply(Stored(number, event)) for number, event in enumerate(story, 1)]
     assert results[-1] is not None
     assert results[-1].phase is SandboxPhase.DETACHED
@@ -273,11 +280,11 @@ def test_apply_returns_the_sandbox_that_it_drops() -> None:
 
 
 def test_results_are_available_for_the_detach() -> None:
-    state = applied(stories.attached_and_kept(EventFactory(), container(1)))
+    state = applied(attached_and_kept(EventFactory(), container(1)))
     sandbox = state.sandboxes[SandboxKey(container(1), ETH0)]
     assert sandbox.phase is SandboxPhase.ATTACHED
     assert [a.result for a in sandbox.attachments] == [
-        stories.result_of(a.plan, container(1)) for a in sandbox.attachments
+        result(a.plan.ifname, container(1), index) for index, a in enumerate(sandbox.attachments)
     ]
     assert sandbox.result == sandbox.attachments[0].result
 
@@ -310,18 +317,18 @@ def test_event_of_a_replaced_worker_is_an_anomaly() -> None:
     ("missing", "reason"),
     [
         (0, "no request for this sandbox came before it"),
-        (1, "the plan has no attachment eth0 of pods"),
+        (1, "the plan has no attachment eth0 of k8s-pod-network"),
     ],
 )
 def test_gap_in_a_story_is_an_anomaly(missing: int, reason: str) -> None:
-    events = list(stories.attached_and_kept(EventFactory(), container(1)))
+    events = list(attached_and_kept(EventFactory(), container(1)))
     del events[missing]
     assert reason in reasons(applied(events))
 
 
 @pytest.mark.parametrize("late", [2, 3])
 def test_sandbox_is_attached_after_outcome_and_effects_in_any_order(late: int) -> None:
-    events = list(stories.attached_and_kept(EventFactory(), container(1)))
+    events = list(attached_and_kept(EventFactory(), container(1)))
     (key, attached), *_ = applied(events).sandboxes.items()
     *others, completed = [each for index, each in enumerate(events) if index != late]
     before = applied([*others, completed])
@@ -368,12 +375,12 @@ def test_late_detach_does_not_affect_the_next_add(carried: bool, done_before: in
         life.add_requested(2),
     )
     undone = [life.detached(intent, plan) for plan in reversed(life.plans)]
-    failed = life.add_failed(intent, stories.failure_of(life.plans[0], Phase.ADD))
+    failed = life.add_failed(intent, life.failure(life.plans[0], Phase.ADD))
     over = [*life.unmake(detach)] if done_before else [*undone, failed, *life.unmake(detach)]
     begun = [intent, *life.make(intent), detach, late, again, life.plan(again)]
     told = _numbered([*begun, *over, *life.unmake(late)])
     state = State()
-    for stored in stories.carried(told) if carried else told:
+    for stored in with_carried_effects(told) if carried else told:
         state.apply(stored)
     sandbox = state.sandboxes[SandboxKey(container(1), ETH0)]
     assert reasons(state) == []
@@ -387,7 +394,7 @@ def test_detach_that_is_done_twice_ends_the_sandbox(carried: bool) -> None:
     first, second = life.del_requested(), life.del_requested(2)
     told = _numbered([*life.add(), first, *life.unmake(first), second, *life.unmake(second)])
     state = State()
-    for stored in stories.carried(told) if carried else told:
+    for stored in with_carried_effects(told) if carried else told:
         state.apply(stored)
     assert reasons(state) == []
     assert not state.sandboxes
@@ -411,7 +418,7 @@ def test_undoing_a_late_confirmed_attach_is_no_anomaly() -> None:
     life = Life(EventFactory(), container(1))
     intent = life.add_requested()
     undone = [life.detached(intent, plan) for plan in reversed(life.plans)]
-    failed = life.add_failed(intent, stories.failure_of(life.plans[0], Phase.ADD))
+    failed = life.add_failed(intent, life.failure(life.plans[0], Phase.ADD))
     state = applied([intent, *life.make(intent), *undone, failed])
     assert reasons(state) == []
     assert not state.sandboxes
@@ -428,7 +435,10 @@ def test_outcome_does_not_hide_a_failed_interface() -> None:
 
 def test_effect_after_its_outcome_finds_its_sandbox() -> None:
     factory = EventFactory()
-    first, second = Life(factory, container(1), IfName("eth0"), 1), Life(factory, container(1), IfName("eth1"), 2)
+    first, second = (
+        Life(factory, container(1), IfName("eth0"), NETWORKS[:1]),
+        Life(factory, container(1), IfName("eth1")),
+    )
     detach = second.del_requested()
     late = second.detached(detach, second.plans[1])
     story = [*first.add(), *second.add(), detach, second.del_failed(detach, second.plans[1]), late]
@@ -449,7 +459,7 @@ P, A, F, D, X = (
 
 
 def sandbox_of(phase: SandboxPhase, *attachments: AttachmentPhase) -> Sandbox:
-    made = tuple(Attachment(plan=stories.planned(i), phase=phase) for i, phase in enumerate(attachments))
+    made = tuple(Attachment(plan=planned(i, network=f"shop/{i}"), phase=phase) for i, phase in enumerate(attachments))
     return Sandbox(key=SandboxKey(container(1), ETH0), node=NodeName("n"), phase=phase, attachments=made)
 
 
@@ -499,7 +509,7 @@ def test_holds_resources_by_phase(phase: SandboxPhase, attachments: tuple[Attach
 
 
 def test_request_of_knows_only_intents_and_outcomes() -> None:
-    told = [(event.type, request_of(event)) for event in stories.failed_and_rolled_back(EventFactory(), container(1))]
+    told = [(event.type, request_of(event)) for event in failed_and_rolled_back(EventFactory(), container(1))]
     named = {name for name, request in told if request is not None}
     assert named == {"AttachRequested", "AttachFailed"}
 
@@ -507,25 +517,25 @@ def test_request_of_knows_only_intents_and_outcomes() -> None:
 # --- adoption --------------------------------------------------------------------------------------------------------
 
 
-def adoption(factory: stories.EventFactory, sandbox: ContainerId, results: int = 2) -> Event:
-    plans = tuple(stories.planned(index) for index in range(2))
+def adoption(factory: EventFactory, sandbox: ContainerId, results: int = 2) -> Event:
+    plans = tuple(planned(index) for index in range(2))
     plan = AttachPlanned(
-        ifname=stories.ETH0,
-        netns=stories.netns_of(sandbox),
+        ifname=ETH0,
+        netns=netns_of(sandbox),
         path="/opt/cni/bin",
         cni_version="1.0.0",
         attachments=plans,
     )
-    given = tuple(stories.result_of(each, sandbox) for each in plans[:results])
+    given = tuple(result(each.ifname, sandbox, index) for index, each in enumerate(plans[:results]))
     return factory.event(
-        SandboxAdopted(ifname=stories.ETH0, source="multus", plan=plan, results=given, config='{"name": "multus"}'),
+        SandboxAdopted(ifname=ETH0, source="multus", plan=plan, results=given, config='{"name": "multus"}'),
         sandbox,
     )
 
 
 def test_adopted_sandbox_equals_an_attached_one() -> None:
-    sandbox = stories.container(1)
-    event = adoption(stories.EventFactory(), sandbox)
+    sandbox = container(1)
+    event = adoption(EventFactory(), sandbox)
     state = applied([event])
     (adopted,) = state.sandboxes.values()
     assert (adopted.phase, adopted.intent, state.pending) == (SandboxPhase.ATTACHED, event.id, {})
@@ -537,30 +547,30 @@ def test_adopted_sandbox_equals_an_attached_one() -> None:
 
 
 def test_adopted_sandbox_is_detached_as_any_other() -> None:
-    factory, sandbox = stories.EventFactory(), stories.container(1)
-    events = [adoption(factory, sandbox), *stories.Life(factory, sandbox).delete()]
+    factory, sandbox = EventFactory(), container(1)
+    events = [adoption(factory, sandbox), *Life(factory, sandbox).delete()]
     state = applied(events)
     assert (state.sandboxes, reasons(state)) == ({}, [])
 
 
 def test_attached_sandbox_is_not_adopted() -> None:
-    factory, sandbox = stories.EventFactory(), stories.container(1)
-    before = list(stories.attached_and_kept(factory, sandbox))
+    factory, sandbox = EventFactory(), container(1)
+    before = list(attached_and_kept(factory, sandbox))
     state = applied([*before, adoption(factory, sandbox)])
     assert reasons(state) == ["adopted while attached"]
     assert state.sandboxes == applied(before).sandboxes
 
 
 def test_adoption_with_too_few_results_is_an_anomaly() -> None:
-    state = applied([adoption(stories.EventFactory(), stories.container(1), results=1)])
+    state = applied([adoption(EventFactory(), container(1), results=1)])
     assert reasons(state) == ["adopted with 1 results for 2 attachments"]
 
 
 def test_events_of_the_reconciler_change_no_sandbox() -> None:
-    factory, sandbox = stories.EventFactory(), stories.container(1)
-    before = list(stories.attached_and_kept(factory, sandbox))
+    factory, sandbox = EventFactory(), container(1)
+    before = list(attached_and_kept(factory, sandbox))
     published = factory.event(
-        StatusPublished(node=NodeName("n1"), ifname=stories.ETH0, pod=stories.pod_of(sandbox), text="[]"), sandbox
+        StatusPublished(node=NodeName("n1"), ifname=ETH0, pod=pod_of(sandbox), text="[]"), sandbox
     )
     state = applied([*before, published])
     assert (state.sandboxes, reasons(state)) == (applied(before).sandboxes, [])

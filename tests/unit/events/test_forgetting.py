@@ -41,7 +41,10 @@ from events.schema import (
     WorkerStarted,
     WorkerStopped,
 )
-from tests.support.stories.lives import ENDINGS, ETH0, EventFactory, Story, container, interleave, leaked_and_reclaimed
+from tests.support.stories.catalogue import ENDINGS, Story, leaked_and_reclaimed
+from tests.support.stories.events import EventFactory, container
+from tests.support.stories.node import interleave
+from tests.support.stories.values import ETH0
 
 REQUEST = RequestId("r")
 ADDRESS = Leak(id=LeakId("file/10.0.0.2"), kind=LeakKind.ADDRESS_UNOWNED, what="10.0.0.2", path="/ipam/10.0.0.2")

@@ -24,7 +24,7 @@ from events.schema import (
     RequestId,
     Stored,
 )
-from tests.support.stories.lives import EventFactory
+from tests.support.stories.events import EventFactory
 from tests.support.waiting import BOUND
 
 NODE = NodeName("example.node-1")

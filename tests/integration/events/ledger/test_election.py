@@ -19,7 +19,7 @@ from events.nats.server import EmbeddedServer
 from events.nats.streams import command_stream
 from events.schema import NO_NODE, ComparisonRequested, NodeName, ReconcilerElected, RequestId
 from tests.support.nats.hub_servers import connect_hub
-from tests.support.stories.lives import EventFactory, container
+from tests.support.stories.events import EventFactory, container
 from tests.support.waiting import BOUND
 
 NODE = NodeName("node-1")

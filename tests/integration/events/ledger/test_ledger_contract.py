@@ -18,7 +18,7 @@ from events.schema import (
     Unknown,
     WorkerStopped,
 )
-from tests.support.stories.lives import EventFactory, container
+from tests.support.stories.events import EventFactory, container
 from tests.support.waiting import BOUND
 
 ONE, TWO = container(1), container(2)

@@ -14,7 +14,7 @@ from events.ledger.notices import PENDING_LIMIT, Notice
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
 from events.schema import NO_NODE, decode
-from tests.support.stories.lives import EventFactory, container
+from tests.support.stories.events import EventFactory, container
 from tests.support.waiting import BOUND
 
 Carrier = MemoryLedger | JetStreamLedger

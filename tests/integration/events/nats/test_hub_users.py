@@ -25,7 +25,7 @@ from events.process.settings import LedgerAddress
 from events.schema import NO_NODE, ComparisonRequested, NodeName, RequestId
 from tests.support.nats.hub_servers import HubServers
 from tests.support.repository import REPOSITORY
-from tests.support.stories.lives import EventFactory
+from tests.support.stories.events import EventFactory
 from tests.support.waiting import BOUND
 
 DEPLOY = REPOSITORY / "deploy" / "kubernetes" / "with-hub"

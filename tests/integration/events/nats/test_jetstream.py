@@ -34,7 +34,7 @@ from events.schema import (
     Stored,
 )
 from events.subjects import matches
-from tests.support.stories.lives import EventFactory, container
+from tests.support.stories.events import EventFactory, container
 from tests.support.waiting import BOUND, until
 
 ONE = container(1)

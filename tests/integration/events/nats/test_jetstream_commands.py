@@ -17,7 +17,7 @@ from events.nats.server import EmbeddedServer
 from events.nats.streams import Stream, command_stream
 from events.schema import ComparisonRequested, Event, NodeName, RequestId
 from tests.support.nats.hub_servers import HubServers
-from tests.support.stories.lives import EventFactory
+from tests.support.stories.events import EventFactory
 from tests.support.waiting import BOUND
 
 NODE = NodeName("worker-1.example.net")

@@ -19,7 +19,7 @@ from events.nats.read_ahead import ReadAhead
 from events.nats.server import EmbeddedServer
 from events.process.settings import LedgerAddress
 from events.schema import Event
-from tests.support.stories.lives import EventFactory, container
+from tests.support.stories.events import EventFactory, container
 from tests.support.waiting import BOUND
 
 

@@ -22,7 +22,7 @@ from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer, ServerError
 from events.process.settings import LedgerAddress, Settings, ledger_address
 from tests.support.repository import REPOSITORY
-from tests.support.stories.lives import EventFactory
+from tests.support.stories.events import EventFactory
 
 _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp (proc(5))
 

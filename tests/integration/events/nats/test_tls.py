@@ -23,7 +23,7 @@ from events.process.settings import LedgerAddress, Settings, SettingsError, TlsS
 from events.schema import NodeName
 from tests.support.nats.certificates import Authority, Pair
 from tests.support.nats.hub_servers import HubServers
-from tests.support.stories.lives import EventFactory
+from tests.support.stories.events import EventFactory
 from tests.support.waiting import until
 
 NODE = NodeName("worker-1")

@@ -22,7 +22,7 @@ from events.nats.streams import Stream, hub_stream
 from events.nats.uplink import BATCH, Lag, Uplink
 from events.schema import NO_NODE, Event, NodeName, encode
 from tests.support.nats.hub_servers import HubServers, connect_hub
-from tests.support.stories.lives import EventFactory, container
+from tests.support.stories.events import EventFactory, container
 from tests.support.waiting import BOUND, until
 
 NODE = NodeName("worker-1.example.net")

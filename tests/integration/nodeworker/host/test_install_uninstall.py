@@ -16,7 +16,8 @@ from events.schema import Pod
 from nodeworker.host.install import installer
 from nodeworker.host.install.uninstall import BinaryKeptError, StillAttachedError, Uninstaller
 from tests.support.host.install_harness import BRIDGE, MULTUS, SINGLE, Host
-from tests.support.stories.node import NETWORKS, Node
+from tests.support.stories.node import Node
+from tests.support.stories.values import NETWORKS
 
 WEB = Pod("shop", "web-0", "u")
 

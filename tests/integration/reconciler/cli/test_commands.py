@@ -22,7 +22,9 @@ from events.nats.streams import command_stream
 from events.schema import NO_NODE, Pod, ReconcilerElected
 from reconciler.projection.store import Store
 from tests.support.fork_server import plumbline
-from tests.support.stories.node import SECRET, Node, busy_day
+from tests.support.stories.events import container
+from tests.support.stories.node import Node, busy_day
+from tests.support.stories.values import SECRET
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
 
@@ -63,7 +65,7 @@ async def test_timeline_shows_the_events_of_a_pod(story: JetStreamLedger, config
 async def test_a_pod_is_found_by_bare_name_and_by_container_id(story: JetStreamLedger, config: Path) -> None:
     by_name = await asyncio.to_thread(plumbline, config, "timeline", "web-2")
     assert by_name.stdout
-    by_id = await asyncio.to_thread(plumbline, config, "timeline", "2000000")
+    by_id = await asyncio.to_thread(plumbline, config, "timeline", container(2)[:7])
     assert by_id.stdout == by_name.stdout
 
 
@@ -303,7 +305,7 @@ async def test_verify_proves_the_database_or_lists_differences(story: JetStreamL
     connection.close()
     done = await asyncio.to_thread(plumbline, config, *arguments, "--node", "node-1")
     assert (done.returncode, done.stderr) == (1, "")
-    assert "pod shop/web-4, sandbox 400000000000 (eth0) on node node-1: the database differs" in done.stdout
+    assert f"pod shop/web-4, sandbox {container(4)[:12]} (eth0) on node node-1: the database differs" in done.stdout
     store.close()
 
 

@@ -7,7 +7,8 @@ from events.schema import Pod
 from reconciler.follow.retention import Retention
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.reconciler.running import running
-from tests.support.stories.node import BEGIN_NS, Node, busy_day
+from tests.support.stories.events import BEGIN_NS
+from tests.support.stories.node import Node, busy_day
 
 DAY_NS = 86_400 * 10**9
 

@@ -47,7 +47,9 @@ from reconciler.projection.store import Store
 from reconciler.status.pending import PendingStatus, pending_status
 from tests.support.reconciler.postgres import Postgres
 from tests.support.reconciler.rows import Table, folded, stored_in
-from tests.support.stories.node import Node, busy_day, container_id, failure_of
+from tests.support.stories.events import container
+from tests.support.stories.node import Node, busy_day
+from tests.support.stories.values import failure_of
 
 
 def stored(events: Iterable[Event]) -> list[Stored]:
@@ -173,7 +175,7 @@ def published(sandbox: str, pod: Pod, text: str, intent: str = "i") -> Event:
 
 
 def test_map_live_pods_gets_sandboxes_and_last_publication(database: str) -> None:
-    events = [*busy_day(10), published(container_id(4), Pod("shop", "web-4", "uid-4"), "[]")]
+    events = [*busy_day(10), published(container(4), Pod("shop", "web-4", "uid-4"), "[]")]
     project(database, stored(events))
     store = Store(database, "NODE")
     told = store.map_live_pods(lambda pod, boxes, said: (pod, [box.key.container_id for box in boxes], said))
@@ -182,10 +184,10 @@ def test_map_live_pods_gets_sandboxes_and_last_publication(database: str) -> Non
     assert told == [
         (
             PodName("shop", "web-4"),
-            [container_id(4)],
+            [container(4)],
             Published("uid-4", "i", "[]", refused=False, sequence=len(events)),
         ),
-        (PodName("shop", "web-9"), [container_id(9)], None),
+        (PodName("shop", "web-9"), [container(9)], None),
     ]
 
 
@@ -258,7 +260,7 @@ def test_every_pending_status_is_of_an_unsettled_pod(
 
 
 def test_a_lookup_of_some_pods_equals_the_lookup_of_all(database: str) -> None:
-    events = [*busy_day(20), told(next(iter(Node("node-2").attach(container_id(4), WEB))), WEB, "[]", refused=False)]
+    events = [*busy_day(20), told(next(iter(Node("node-2").attach(container(4), WEB))), WEB, "[]", refused=False)]
     project(database, stored(events))
     with closing(Store(database, "NODE")) as store:
         assert len(store.unsettled_pods()) > 1
@@ -635,7 +637,7 @@ def test_retention_deletes_only_ended_rows_at_any_step_size(
 
 
 def test_retention_works_in_every_database(database: str) -> None:
-    events = [*busy_day(30), published(container_id(1), Pod("shop", "web-1", "uid-1"), "[]")]
+    events = [*busy_day(30), published(container(1), Pod("shop", "web-1", "uid-1"), "[]")]
     events += [*Node("node-2").leak("b" * 64, ends="reclaimed"), *Node("node-2").drift("c" * 64, Pod(), ends="failed")]
     events += [Node("node-2").event(WorkerStarted(version="0", pid=1), epoch=0) for _ in range(2)]
     project(database, stored(events))

@@ -24,7 +24,8 @@ from reconciler.status.text import ANNOTATION
 from tests.support.kube.publishing import WITH_PUBLISHER, create, metadata
 from tests.support.kube.server import KubeServer
 from tests.support.reconciler.running import Running, running
-from tests.support.stories.node import ETH0, NETWORKS, Node, result
+from tests.support.stories.node import Node
+from tests.support.stories.values import ETH0, NETWORKS, result
 from tests.support.waiting import BOUND
 
 BOX, OTHER = "a" * 64, "b" * 64

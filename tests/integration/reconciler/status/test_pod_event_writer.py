@@ -20,7 +20,8 @@ from reconciler.status.kubernetes.annotation_sink import AnnotationSink
 from reconciler.status.kubernetes.pod_event_writer import PodEventWriter
 from tests.support.kube.publishing import WITH_PUBLISHER
 from tests.support.kube.server import KubeServer
-from tests.support.stories.node import Node, container_id
+from tests.support.stories.events import container
+from tests.support.stories.node import Node
 from tests.support.waiting import BOUND
 
 SPEAKER = "speaker-token"
@@ -72,7 +73,7 @@ def events_of(cluster: KubeServer, pod: str) -> list[dict[str, Any]]:
 async def test_each_interface_has_an_event_on_the_pod(cluster: KubeServer, tmp_path: Path) -> None:
     pod = Pod("shop", "web", "uid-web")
     metrics = Metrics()
-    await written(cluster, tmp_path, list(Node().attach(container_id(1), pod)), metrics)
+    await written(cluster, tmp_path, list(Node().attach(container(1), pod)), metrics)
     found = events_of(cluster, "web")
     assert {each["reason"] for each in found} == {"AddedInterface"}
     assert sorted(each["message"].split(" [")[0] for each in found) == ["Add eth0", "Add net1"]
@@ -83,15 +84,15 @@ async def test_each_interface_has_an_event_on_the_pod(cluster: KubeServer, tmp_p
 async def test_a_repeated_failure_is_one_event_with_a_count(cluster: KubeServer, tmp_path: Path) -> None:
     pod = Pod("shop", "unlucky", "uid-unlucky")
     node = Node()
-    story = [event for number in range(3) for event in node.attach(container_id(number), pod, fails_at=1)]
+    story = [event for number in range(3) for event in node.attach(container(number), pod, fails_at=1)]
     await written(cluster, tmp_path, story, Metrics())
     (found,) = events_of(cluster, "unlucky")
     assert (found["type"], found["reason"], found["count"]) == ("Warning", "FailedAddingInterface", 3)
-    await written(cluster, tmp_path, list(node.attach(container_id(9), pod, fails_at=1)), Metrics())
+    await written(cluster, tmp_path, list(node.attach(container(9), pod, fails_at=1)), Metrics())
     assert len(events_of(cluster, "unlucky")) == 1, "a reconciler that starts again goes on with it"
 
 
 async def test_a_deleted_namespace_loses_only_the_event(cluster: KubeServer, tmp_path: Path) -> None:
     metrics = Metrics()
-    await written(cluster, tmp_path, list(Node().attach(container_id(1), Pod("nowhere", "web", "u"))), metrics)
+    await written(cluster, tmp_path, list(Node().attach(container(1), Pod("nowhere", "web", "u"))), metrics)
     assert metrics.registry.get_sample_value("plumbline_reconciler_pod_events_dropped_total") == 2

@@ -25,7 +25,9 @@ from reconciler.projection.store import Store
 from reconciler.verify import spill_store
 from reconciler.verify.report import Kind, Report, lines
 from reconciler.verify.run import verify
-from tests.support.stories.node import ETH0, Node, busy_day, container_id
+from tests.support.stories.events import container
+from tests.support.stories.node import Node, busy_day
+from tests.support.stories.values import ETH0
 
 
 async def fill(ledger: MemoryLedger, events: Iterable[Event]) -> None:
@@ -38,7 +40,7 @@ def days() -> list[Event]:
     events: list[Event] = []
     for name in ("node-1", "node-2"):
         node = Node(name)
-        events += busy_day(12, node) if name == "node-1" else node.attach(container_id(99), Pod("shop", "stays", "u"))
+        events += busy_day(12, node) if name == "node-1" else node.attach(container(99), Pod("shop", "stays", "u"))
         events += node.attach(name[-1] * 64, Pod("shop", f"drifts-{name}", f"u-{name}"))
         events += node.drift(name[-1] * 64, Pod("shop", f"drifts-{name}", f"u-{name}"))
         events += node.leak("f" * 64)
@@ -151,7 +153,7 @@ async def test_a_check_of_one_node_ignores_other_nodes(ledger: MemoryLedger, pat
 
 
 async def test_deleted_events_make_rows_unproved_not_different(ledger: MemoryLedger, path: Path) -> None:
-    gone = container_id(0)
+    gone = container(0)
     assert await ledger.purge(f"plumbline.ev.node-1.{gone}.>", await ledger.last_sequence())
     await fill(ledger, Node("node-1").detach(gone, Pod("shop", "web-0", "uid-0")))  # by its runtime, a week later
     await projected(ledger, path)
@@ -178,7 +180,7 @@ async def test_a_growing_database_is_compared_at_one_instant(ledger: MemoryLedge
 
     async def go_on() -> None:
         for number in range(100, 130):
-            for event in node.attach(container_id(number), Pod("shop", f"w{number}", "u")):
+            for event in node.attach(container(number), Pod("shop", f"w{number}", "u")):
                 store.apply([Stored(await ledger.append(event), event)])
                 await asyncio.sleep(0)
 
@@ -265,7 +267,7 @@ async def forgetful(ledger: MemoryLedger, path: Path, more: Iterable[Event], bef
 
 @pytest.mark.parametrize("then", ["nothing", "attach", "detach", "detach begins", "detach fails", "both"])
 async def test_events_after_retention_give_no_difference(ledger: MemoryLedger, path: Path, then: str) -> None:
-    node, sandbox, pod = Node(), container_id(1), Pod("shop", "web-1", "uid-1")
+    node, sandbox, pod = Node(), container(1), Pod("shop", "web-1", "uid-1")
     more = {
         "nothing": [],
         "attach": [*node.attach(sandbox, pod)],

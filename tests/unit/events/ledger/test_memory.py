@@ -10,7 +10,7 @@ import pytest
 from events.ledger.ledger import LedgerFullError, LedgerUnavailableError
 from events.ledger.memory import MemoryLedger
 from events.schema import Stored
-from tests.support.stories.lives import EventFactory
+from tests.support.stories.events import EventFactory
 
 
 async def test_full_ledger_refuses_new_events_and_knows_old_ones() -> None:

@@ -42,7 +42,8 @@ from nodeworker.leaks.judge import Facts, Inventory, judge
 from reconciler.decisions import leaks
 from reconciler.decisions.drift import COMMAND_TIMEOUT, RepairOrder, RepairSchedule
 from reconciler.decisions.leaks import LastReclaim, LeakKey, Reclaim
-from tests.support.stories.node import ETH0, NETWORKS, Node
+from tests.support.stories.node import Node
+from tests.support.stories.values import ETH0, NETWORKS
 
 BOXES = [f"{letter}" * 64 for letter in "abcd"]
 BOOT = "5d1e5a6e-0000-4000-8000-000000000001"  # the sandboxes of the stories
@@ -210,7 +211,7 @@ class Together(RuleBasedStateMachine):
     def look(self) -> None:
         found, known = judge(self.facts()).findings, self.open_leaks()
         for leak_id, finding in found.items():
-            before = known.get(LeakKey(self.story.name, leak_id))
+            before = known.get(LeakKey(self.story.node, leak_id))
             same = before is not None and (before.observed.leak, before.observed.judged) == (
                 finding.leak,
                 finding.judged,

@@ -34,7 +34,8 @@ from reconciler.follow.loop import Reconciler
 from reconciler.metrics import Metrics
 from reconciler.projection.store import Store
 from tests.support.reconciler.running import Alone
-from tests.support.stories.node import NETWORKS, Node, failure_of
+from tests.support.stories.node import Node
+from tests.support.stories.values import NETWORKS, failure_of
 from tests.support.waiting import BOUND
 
 FIRST_PAUSE, LAST_PAUSE, OVERDUE, WHILE = 0.1, 0.4, 0.5, 0.3

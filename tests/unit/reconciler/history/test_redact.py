@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from events.schema import AttachRequested, DetachRequested, RequestId, Unknown, decode
 from reconciler.history.redact import redacted, without_secrets
-from tests.support.stories.node import ETH0, SECRET, Node, busy_day
+from tests.support.stories.node import Node, busy_day
+from tests.support.stories.values import ETH0, SECRET
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 TREES = st.recursive(

@@ -48,7 +48,8 @@ from events.schema import (
 )
 from reconciler.history.timeline import Timeline, printable
 from reconciler.history.words import words
-from tests.support.stories.node import ETH0, NETWORKS, SECRET, Node, busy_day
+from tests.support.stories.node import Node, busy_day
+from tests.support.stories.values import ETH0, NETWORKS, SECRET
 
 POD = Pod("shop", "web-0", "uid")
 
@@ -63,13 +64,13 @@ def test_an_attach_and_a_detach() -> None:
     events = [*node.attach("a" * 64, POD), *node.detach("a" * 64, POD)]
     story = """
 2025-11-24T16:00:00.001Z                attach of shop/web-0 requested, interface eth0
-2025-11-24T16:00:00.002Z       +1.2 ms  planned: eth0 on k8s-pod-network (bridge, default), net1 on default/storage (bridge)
+2025-11-24T16:00:00.002Z       +1.2 ms  planned: eth0 on k8s-pod-network (bridge, default), net1 on default/storage (macvlan)
 2025-11-24T16:00:00.003Z       +2.5 ms  eth0 attached to k8s-pod-network: 10.0.0.208/24 via 10.0.0.1 (bridge 3.5 ms)
-2025-11-24T16:00:00.005Z       +3.8 ms  net1 attached to default/storage: 10.1.0.208/24 via 10.1.0.1 (bridge 3.5 ms)
+2025-11-24T16:00:00.005Z       +3.8 ms  net1 attached to default/storage: 10.1.0.208/24 via 10.1.0.1 (macvlan 3.5 ms)
 2025-11-24T16:00:00.006Z       +5.0 ms  attached: eth0 and all that was planned with it, in 20.0 ms
 2025-11-24T16:00:00.007Z                detach of shop/web-0 requested, interface eth0
-2025-11-24T16:00:00.008Z       +1.2 ms  net1 detached from default/storage (2.0 ms)
-2025-11-24T16:00:00.010Z       +2.5 ms  eth0 detached from k8s-pod-network (2.0 ms)
+2025-11-24T16:00:00.008Z       +1.2 ms  net1 detached from default/storage (macvlan 1.5 ms)
+2025-11-24T16:00:00.010Z       +2.5 ms  eth0 detached from k8s-pod-network (bridge 1.5 ms)
 2025-11-24T16:00:00.011Z       +3.8 ms  detached: eth0 and all that was planned with it, in 10.0 ms
 """  # noqa: E501
     lines = told(events)
@@ -97,12 +98,12 @@ def test_failures_show_message_and_class() -> None:
     node, timeline = Node(), Timeline()
     events = [*node.attach("a" * 64, POD, fails_at=1), *node.detach("a" * 64, POD, fails=True)]
     lines = [line for sequence, event in enumerate(events, 1) for line in timeline.tell(Stored(sequence, event))]
-    why = "network default/storage: plugin bridge failed: no free address [plugin_failed]"
+    why = "network default/storage: plugin macvlan failed: no free address [plugin_failed]"
     assert [line.words for line in lines if line.failed] == [
-        f"net1 NOT attached to default/storage (0.0 ms): {why}",
-        f"attach FAILED after 0.0 ms: {why}",
-        f"net1 NOT detached from default/storage (0.0 ms): {why}",
-        f"detach FAILED after 0.0 ms: {why}",
+        f"net1 NOT attached to default/storage (macvlan 19.0 ms): {why}",
+        f"attach FAILED after 60.0 ms: {why}",
+        f"net1 NOT detached from default/storage (20.0 ms): {why}",
+        f"detach FAILED after 30.0 ms: {why}; left on the node: net1",
     ]
 
 

@@ -19,9 +19,10 @@ from events.schema import (
     Stored,
 )
 from reconciler.status.kubernetes.pod_events import MESSAGE_LIMIT, PodEvent, Throttle, pod_events
-from tests.support.stories.node import Node, container_id
+from tests.support.stories.events import container
+from tests.support.stories.node import Node
 
-BOX = container_id(1)
+BOX = container(1)
 POD = Pod("shop", "web", "uid-1")
 
 

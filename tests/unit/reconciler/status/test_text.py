@@ -17,7 +17,8 @@ from events.schema import (
     Stored,
 )
 from reconciler.status.text import StatusError, elements, pod_status, text
-from tests.support.stories.node import NETWORKS, Node
+from tests.support.stories.node import Node
+from tests.support.stories.values import NETWORKS
 
 
 def status_text(

@@ -27,7 +27,8 @@ from reconciler.status.text import pod_status
 from reconciler.verify.replay import Replay
 from reconciler.verify.report import Kind, Report
 from reconciler.verify.run import verify
-from tests.support.stories.node import ETH0, Node
+from tests.support.stories.node import Node
+from tests.support.stories.values import ETH0
 
 BOX, POD = "a" * 64, Pod("shop", "web", "u")
 
@@ -54,7 +55,7 @@ async def worker(
     """Answer like the worker of *node*: first its observations, then that it has compared."""
 
     async def answer() -> None:
-        async for sequence, command in commands.receive(node.name):
+        async for sequence, command in commands.receive(node.node):
             asked = node.event(ComparisonRequested(request=RequestId(command.id), by="verify", command=sequence))
             done = NodeCompared(request=RequestId(command.id), sandboxes=1, unseen=unseen)
             await fill(ledger, [asked, *seen, node.event(done, cause=asked.id)])
@@ -156,7 +157,7 @@ async def published(ledger: MemoryLedger, folder: FolderSink) -> None:
     replay.close()
     assert status is not None
     await folder.put(status, None)
-    data = StatusPublished(node=node.name, ifname=ETH0, pod=POD, text=status.text)
+    data = StatusPublished(node=node.node, ifname=ETH0, pod=POD, text=status.text)
     await ledger.append(Node("").event(data, BOX, story[0].id))
 
 
