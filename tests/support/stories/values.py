@@ -6,9 +6,14 @@ import json
 
 from events.schema import (
     ContainerId,
+    Drift,
+    DriftKind,
     ErrorClass,
     Failure,
     IfName,
+    Leak,
+    LeakId,
+    LeakKind,
     NetworkName,
     Phase,
     PlannedAttachment,
@@ -92,3 +97,8 @@ def failure_of(
 
 def plugin_of(plan: PlannedAttachment) -> str:
     return json.loads(plan.plugins[0])["type"]
+
+
+DRIFT = Drift(kind=DriftKind.LINK_DOWN, network=planned(0).network, ifname=ETH0)
+LEAK = Leak(id=LeakId("address/10.0.0.2"), kind=LeakKind.ADDRESS_UNOWNED, what="10.0.0.2")
+FAILURE = Failure(error_class=ErrorClass.PLUGIN_FAILED, phase=Phase.ADD, message="no", code=100)

@@ -17,7 +17,6 @@ from sqlalchemy import event as sqlalchemy_event
 
 from events.ledger.memory import MemoryLedger
 from events.schema import (
-    Event,
     Pod,
     Stored,
 )
@@ -27,11 +26,8 @@ from reconciler.projection.store import Store
 from tests.support.reconciler.postgres import Postgres
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.reconciler.running import running
+from tests.support.stories.folded import numbered
 from tests.support.stories.node import Node, busy_day
-
-
-def stored(events: Iterator[Event]) -> list[Stored]:
-    return [Stored(sequence, event) for sequence, event in enumerate(events, 1)]
 
 
 def project(url: str, events: Sequence[Stored]) -> None:
@@ -69,8 +65,8 @@ def test_a_kill_at_any_step_of_a_batch_loses_or_doubles_no_event(database: str) 
         *node.drift("d" * 64, Pod("d", "p", "u"), ends="repaired"),
         *node.leak("e" * 64),
     ]
-    events = stored(iter(story))
-    whole = [*events, *stored(busy_day(8, node))[len(events) :]]
+    events = numbered(story)
+    whole = [*events, *numbered(busy_day(8, node))[len(events) :]]
     begin = len(events) // 2
     project(database, whole[:begin])
     position = step = 0
@@ -161,7 +157,7 @@ def test_a_database_of_a_newer_version_is_refused_unchanged(database: str) -> No
 
 def test_a_text_that_the_database_cannot_hold_is_replaced(database: str) -> None:
     node = Node()
-    events = stored(iter([*node.attach("a" * 64, Pod("d\0", "p\\u0000", "u")), *busy_day(2, node)]))
+    events = numbered([*node.attach("a" * 64, Pod("d\0", "p\\u0000", "u")), *busy_day(2, node)])
     project(database, events)
     store = Store(database, "NODE")
     pods = [box.pod for box in store.map_live_pods(lambda _, boxes, __: boxes[0])]
@@ -176,4 +172,4 @@ def test_a_missing_table_is_reported_in_one_sentence(postgres: Postgres, empty_p
         connection.execute(sa.text("DROP TABLE addresses"))
     engine.dispose()
     with pytest.raises(ProjectionError, match=r'relation "addresses" does not exist.*rebuilds it from the ledger'):
-        project(url, stored(busy_day(1)))
+        project(url, numbered(busy_day(1)))
