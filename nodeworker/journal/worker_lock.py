@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.metadata
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
+
+_TIMEOUT = 5.0
+"""Seconds to wait for the lock: the native processes of a killed worker hold it until the kernel has ended them."""
 
 
 class WorkerRunningError(OSError):
@@ -17,13 +22,15 @@ class WorkerRunningError(OSError):
 def only_worker(run_dir: Path) -> Iterator[int]:
     """Hold the lock of *run_dir* during the block, and as long as any process has the yielded descriptor open.
 
-    Raises WorkerRunningError.
+    It waits a few seconds for the lock, and blocks meanwhile. Call it in the main thread, which gets the alarm that
+    ends the wait. Raises WorkerRunningError.
     """
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (run_dir / "worker.lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            with _alarm(_TIMEOUT):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except TimeoutError:
             raise WorkerRunningError(f"another worker holds {lock.name}: a node has one") from None
         yield lock.fileno()
 
@@ -34,3 +41,19 @@ def version() -> str:
         return importlib.metadata.version("plumbline")
     except importlib.metadata.PackageNotFoundError:
         return "0+unknown"
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block, also out of a blocking system call, after *seconds*."""
+    previous = signal.signal(signal.SIGALRM, _time_out)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _time_out(*_: object) -> NoReturn:
+    raise TimeoutError
