@@ -53,6 +53,11 @@ def configure(level: str, process: str) -> None:
     )
 
 
+def sentences(error: BaseException) -> str:
+    """Return the text of *error*, or, of a group, those of all its errors."""
+    return "; ".join(map(sentences, error.exceptions)) if isinstance(error, BaseExceptionGroup) else str(error)
+
+
 def chosen_format() -> str:
     """Return ``console``, ``logfmt`` or ``json``: what the environment asks for, else what fits standard error.
 

@@ -6,6 +6,7 @@ as those of CNI and Multus.
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 from pathlib import Path
@@ -231,6 +232,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def add_config_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--config`` to *parser*; its value is the path for ``load``, or None."""
+    default = DEFAULT_PATH if DEFAULT_PATH.exists() else None
+    text = f"configuration file (default: {DEFAULT_PATH}, if it exists)"
+    parser.add_argument("--config", type=Path, default=default, help=text)
 
 
 def load(path: Path | None, kind: type[SettingsT]) -> SettingsT:

@@ -7,19 +7,24 @@ the ledger halfway are resumed, spooled requests become intents, and detaches th
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import structlog
 
 from events.fold import Sandbox, SandboxKey, SandboxPhase, request_of
 from events.ledger.ledger import LedgerError
-from events.schema import INTENTS, DetachRequested, Event, EventId, RequestId
+from events.schema import INTENTS, DetachRequested, Event, EventId, RequestId, WorkerStarted
 from nodeworker.deadline import seconds_until
 from nodeworker.intake.spool import Spool
 from nodeworker.journal.journal import Journal
+from nodeworker.journal.worker_lock import version
+from nodeworker.leaks.evidence.footprint import Footprint
+from nodeworker.leaks.scanner import node_link_names
 from nodeworker.metrics import WorkerMetrics
+from nodeworker.plugins.orphans import end_orphans
 from nodeworker.sandboxes.answers import Answers, reply_of
 from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.scheduler import Scheduler
@@ -27,6 +32,8 @@ from nodeworker.sandboxes.scheduler import Scheduler
 log = structlog.get_logger(__name__)
 
 _INTERVAL = 1.0
+_ORPHAN_TIMEOUT = 5.0
+"""Seconds that plugins of an earlier worker get to finish."""
 _FIRST_RETRY = 1.0
 _LAST_RETRY = 3600.0
 
@@ -36,12 +43,25 @@ class _Retry(NamedTuple):
     due: float
 
 
-async def load(journal: Journal, answers: Answers) -> AsyncIterator[Event]:
-    """Read the ledger into *journal* and yield its events; keep the answers that an entry point may come back for."""
+async def take_over(journal: Journal, answers: Answers, spool: Spool, footprint: Footprint) -> None:
+    """Become the node's worker: read the ledger, end what an earlier worker left running, and open an epoch.
+
+    Raises LedgerError, OSError.
+    """
+    links = await asyncio.to_thread(node_link_names)
+    await _load(journal, answers, lambda event: footprint.learn(event, links))
+    killed = await end_orphans(journal.node, _ORPHAN_TIMEOUT)
+    pending = len(journal.state.pending)
+    await journal.open_epoch(WorkerStarted(version=version(), pid=os.getpid(), pending=pending, spooled=len(spool)))
+    log.info("worker_started", node=journal.node, pending=pending, orphans_killed=killed)
+
+
+async def _load(journal: Journal, answers: Answers, learn: Callable[[Event], None]) -> None:
+    """Read the ledger into *journal* and give *learn* its events; keep answers that entry points may come back for."""
     open_requests: dict[EventId, Event] = {}
     async for stored in journal.load():
         event, request = stored.event, request_of(stored.event)
-        yield event
+        learn(event)
         if request is None:
             continue
         if event.type in INTENTS:
@@ -55,14 +75,26 @@ class Recovery:
     """Resumes, drains and retries."""
 
     def __init__(
-        self, journal: Journal, scheduler: Scheduler, dispatcher: Dispatcher, spool: Spool, metrics: WorkerMetrics
+        self,
+        journal: Journal,
+        scheduler: Scheduler,
+        dispatcher: Dispatcher,
+        spool: Spool,
+        answers: Answers,
+        metrics: WorkerMetrics,
     ) -> None:
         self._journal = journal
         self._scheduler = scheduler
         self._dispatcher = dispatcher
         self._spool = spool
+        self._answers = answers
         self._metrics = metrics
         self._retries: dict[SandboxKey, _Retry] = {}
+
+    async def catch_up(self) -> None:
+        """Finish what an earlier worker and the spool left open. Raises LedgerError, OSError."""
+        for request in [*self.resume(), *await self._spool.drain()]:
+            await self._answers.wait(request)
 
     async def run(self) -> None:
         """Finish what is open, about once a second, without end."""

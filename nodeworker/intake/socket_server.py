@@ -111,6 +111,7 @@ class SocketServer:
             lambda: Connection(self._requests, self._connections), sock=listening, backlog=1024
         )
         draft.rename(self._path)
+        log.info("worker_open", socket=str(self._path))
 
     async def close(self) -> None:
         """Stop listening, and disconnect waiting entry points: they reconnect to the next worker."""

@@ -19,13 +19,15 @@ from events.nats.commands import JetStreamCommands
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import hub_stream
 from events.nats.uplink import Uplink
-from events.process.settings import LedgerAddress
+from events.process.settings import LedgerAddress, Settings, hub_address
 from events.schema import NodeName
 
 log = structlog.get_logger(__name__)
 
 _FIRST_PAUSE = 1.0
 _LAST_PAUSE = 60.0
+_SETTLE_TIMEOUT = 2.0
+"""Seconds that the hub gets to take the last events: a node that is drained may not come back."""
 _PATIENCE = 10.0
 """Seconds that a call is retried: a cluster that lost its leader needs some to elect another."""
 
@@ -42,6 +44,14 @@ class HubLink:
         self._connected_once = asyncio.Event()
         self._hub: JetStreamLedger | None = None
         self._uplink: Uplink | None = None
+
+    @classmethod
+    def configured(cls, settings: Settings, ledger: JetStreamLedger) -> HubLink | None:
+        """Return the link of the node with *ledger*; None: there is no hub."""
+        address = hub_address(settings)
+        if address is None or settings.hub is None:
+            return None
+        return cls(address, settings.hub.replicas, ledger, NodeName(settings.node_name))
 
     @property
     def connected(self) -> bool:
@@ -91,15 +101,15 @@ class HubLink:
                 log.exception("uplink_broke", retry_in=_LAST_PAUSE)
                 await asyncio.sleep(_LAST_PAUSE)
 
-    async def settle(self, limit: float) -> None:
-        """Return once the hub has all events of the node's ledger, or after *limit* seconds."""
+    async def settle(self) -> None:
+        """Return once the hub has all events of the node's ledger, or after two seconds."""
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(_SETTLE_TIMEOUT):
                 end = await self._ledger.last_sequence()
                 while self.connected and self.done < end:  # noqa: ASYNC110  # only a worker that stops polls
                     await asyncio.sleep(0.05)
         except (LedgerError, TimeoutError) as error:
-            log.info("hub_not_settled", error=str(error) or f"it took more than {limit:g} s", done=self.done)
+            log.info("hub_not_settled", error=str(error) or f"it took more than {_SETTLE_TIMEOUT:g} s", done=self.done)
 
     async def commands(self) -> JetStreamCommands:
         """Return the hub's commands, once there is a connection."""

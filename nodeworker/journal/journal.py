@@ -11,12 +11,13 @@ There is one way to write each kind of event: ``append_intent`` appends an inten
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 import structlog
 
@@ -34,9 +35,11 @@ from events.schema import (
     NodeName,
     Stored,
     WorkerStarted,
+    WorkerStopped,
     new_event_id,
     rfc3339,
 )
+from nodeworker.deadline import seconds_since
 
 log = structlog.get_logger(__name__)
 
@@ -104,6 +107,11 @@ class Journal:
         self._fence = Expect(subject, sequence)
         self.state.apply(Stored(sequence, event))
 
+    async def fail_when_replaced(self) -> NoReturn:
+        """Raise ConflictError once another worker has taken the node over: that one continues, as after a crash."""
+        await self.replaced.wait()
+        raise ConflictError(f"another worker has taken node {self.node} over: this one stops")
+
     def event(self, data: Data, sandbox: ContainerId = NO_SANDBOX, cause: EventId = NO_CAUSE) -> Event:
         """Return *data* as an event of this node and epoch."""
         now = time.time_ns()
@@ -122,8 +130,7 @@ class Journal:
     async def append_intent(self, intent: Event, *, last: int | None = None) -> None:
         """Append *intent*; with *last*, only if that is the sequence of the newest event of its sandbox.
 
-        The ledger sends every intent back to ``intents``. The worker (``nodeworker.__main__``) consumes them there and
-        calls ``Dispatcher.dispatch``, which starts the work.
+        The ledger sends every intent back to ``intents``. ``Dispatcher.run`` consumes them there and starts the work.
 
         Raises LedgerUnavailableError (the intent may still arrive), LedgerFullError, ConflictError (see ``replaced``).
         """
@@ -172,9 +179,20 @@ class Journal:
         return self._boot_id
 
     @property
+    def oldest_pending(self) -> float:
+        """The age in seconds of the oldest intent without outcome, 0 without any. Also for other threads."""
+        return max((seconds_since(each.event.at) for each in tuple(self.state.pending.values())), default=0.0)
+
+    @property
     def settled(self) -> bool:
         """Whether the ledger has acknowledged every event, also those that it refused at first."""
         return not self._postponed
+
+    async def stop(self, reason: str) -> None:
+        """Record that the worker stops, if the ledger answers, and close the journal."""
+        with contextlib.suppress(LedgerError):
+            await self.record(WorkerStopped(reason=reason))
+        await self.close()
 
     async def close(self) -> None:
         """Wait for the appends in progress, then cancel those that the ledger does not acknowledge."""

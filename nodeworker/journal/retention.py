@@ -23,16 +23,17 @@ _INTERVAL = 3600.0
 class Retention:
     """Purges sandboxes that ended more than *hours* ago.
 
-    *copied* returns the sequence up to which the hub has the node's ledger: nothing behind it is purged.
+    *copied* returns the sequence up to which the hub has the node's ledger: nothing behind it is purged. None: there
+    is no hub.
     """
 
     def __init__(
-        self, ledger: Ledger, journal: Journal, hours: float, copied: Callable[[], float] = lambda: math.inf
+        self, ledger: Ledger, journal: Journal, hours: float, copied: Callable[[], float] | None = None
     ) -> None:
         self._ledger = ledger
         self._journal = journal
         self._hours = hours
-        self._copied = copied
+        self._copied = copied or (lambda: math.inf)
 
     async def run(self) -> None:
         """Purge about once an hour, without end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
 
@@ -65,6 +65,11 @@ class Dispatcher:
         self._tasks = tasks
         self._status_waits: set[asyncio.Task[None]] = set()
         self._deadlines: dict[RequestId, tuple[SandboxKey, Deadline]] = {}
+
+    async def run(self, intents: AsyncIterator[Stored]) -> None:
+        """Dispatch each of *intents*, which the ledger sends back after ``Journal.append_intent``, without end."""
+        async for intent in intents:
+            self.dispatch(intent)
 
     def dispatch(self, stored: Stored | Pending, *, resumed: bool = False) -> None:
         """Queue the intent *stored* unless it is queued already. *resumed*: an earlier attempt may have had effects."""

@@ -6,13 +6,12 @@ import argparse
 import asyncio
 import os
 import sys
-from pathlib import Path
 
 import msgspec
 
 from events.ledger.ledger import LedgerError
 from events.process import logs
-from events.process.settings import DEFAULT_PATH, SettingsError, load
+from events.process.settings import SettingsError, add_config_option, load
 from reconciler.settings import ReconcilerSettings
 from reconciler.verify.run import verify_configured
 
@@ -20,8 +19,8 @@ from reconciler.verify.run import verify_configured
 def main() -> int:
     """Print the report; return the exit code of ``plumbline verify``."""
     parser = argparse.ArgumentParser(prog="python -m reconciler.verify", description=__doc__)
-    parser.add_argument("--config", type=Path, help=f"configuration file (default: {DEFAULT_PATH}, if it exists)")
-    path = parser.parse_args().config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    add_config_option(parser)
+    path = parser.parse_args().config
     os.nice(10)
     try:
         settings = load(path, ReconcilerSettings)

@@ -22,7 +22,7 @@ from events.ledger.ledger import Ledger, LedgerError
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import NODE_STREAM
 from events.process import logs
-from events.process.settings import DEFAULT_PATH, SettingsError, ledger_address, load
+from events.process.settings import SettingsError, add_config_option, ledger_address, load
 from events.schema import AttachRequested, ContainerId, NodeName, SandboxAdopted, WorkerStarted, WorkerStopped, unix_ns
 from nodeworker.host.adopt.namespaces import NamespaceFinder, without_false_claims
 from nodeworker.host.adopt.plan import Adoption, Leftover, Refusal, Verdict, judge
@@ -230,7 +230,7 @@ def _say(error: object, exit_code: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="plumbline adopt", allow_abbrev=False, description=main.__doc__)
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    add_config_option(parser)
     parser.add_argument("--dry-run", action="store_true", help="report what would be adopted, and write nothing")
     parser.add_argument("--cni-dir", metavar="DIR", help="Multus' cniDir (default: /var/lib/cni/multus)")
     parser.add_argument(

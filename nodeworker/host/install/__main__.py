@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from events.ledger.ledger import LedgerError
 from events.process import logs
-from events.process.settings import DEFAULT_PATH, InstallSection, Settings, SettingsError, load
+from events.process.settings import InstallSection, Settings, SettingsError, add_config_option, load
 from nodeworker import shim
 from nodeworker.host.install import InstallError, entry_point
 from nodeworker.host.install.installer import Installer, install, watch
@@ -100,7 +100,7 @@ def _say(error: Exception, exit_code: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="plumbline", allow_abbrev=False)
-    parser.add_argument("--config", type=Path, default=DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    add_config_option(parser)
     commands = parser.add_subparsers(dest="command", required=True)
 
     add = commands.add_parser(

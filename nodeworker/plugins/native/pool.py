@@ -85,6 +85,11 @@ class NativePool:
                 return process
         return min(self._processes, key=lambda process: process.open_jobs.total())
 
+    async def fail_when_process_died(self) -> NoReturn:
+        """Raise ChildProcessError once a process has ended by itself: the next worker starts all of them."""
+        await self.died.wait()
+        raise ChildProcessError("a process that makes interfaces ended unasked: the worker starts anew")
+
     def close(self) -> None:
         """End the processes once they have done their jobs, and wait for that."""
         for process in self._processes:

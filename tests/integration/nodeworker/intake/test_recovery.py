@@ -106,7 +106,7 @@ class Worker:
         metrics = WorkerMetrics()
         self.spool = Spool(folder, self.journal, self.answers, metrics)
         scheduler, dispatcher = cast("Scheduler", self.desk), cast("Dispatcher", self.desk)
-        self.recovery = Recovery(self.journal, scheduler, dispatcher, self.spool, metrics)
+        self.recovery = Recovery(self.journal, scheduler, dispatcher, self.spool, self.answers, metrics)
 
     async def consume(self) -> None:
         async for stored in self.journal.intents():
