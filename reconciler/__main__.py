@@ -5,28 +5,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
-import secrets
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from events.ledger.ledger import LedgerError, LedgerUnavailableError
+from events.ledger.ledger import LedgerError
 from events.ledger.notices import Notices
 from events.nats.commands import JetStreamCommands
 from events.nats.streams import command_stream
 from events.process import logs
-from events.process.backoff import delays
 from events.process.metrics_server import serve_metrics
-from events.process.settings import DEFAULT_PATH, SettingsError, load
+from events.process.settings import SettingsError, add_config_option, load
 from reconciler.decisions.reclaim_sender import ReclaimSender
 from reconciler.decisions.repair_sender import RepairSender
-from reconciler.follow.connections import connect, hub_replicas
-from reconciler.follow.leadership import ElectedLeadership
+from reconciler.follow.connections import connect, hub_replicas, retry_until_reachable
+from reconciler.follow.leadership import ElectedLeadership, replica_name
 from reconciler.follow.listeners import Listener
 from reconciler.follow.loop import Reconciler
 from reconciler.follow.periodic_snapshots import PeriodicSnapshots, SnapshotBootstrap, SnapshotFolder
@@ -39,18 +34,13 @@ from reconciler.projection.store import Store
 from reconciler.settings import ReconcilerSettings
 from reconciler.status.fenced_sink import FencedSink
 from reconciler.status.guard.guard import StatusGuard
-from reconciler.status.kubernetes.pod_events import PodEvent
-from reconciler.status.open_sink import open_sink
+from reconciler.status.open_sink import open_pod_events, open_sink
 from reconciler.status.publishing import StatusPublisher
 from reconciler.status.sink import StatusSink
 from reconciler.verify.periodic import PeriodicVerification
 
-if TYPE_CHECKING:
-    from reconciler.status.kubernetes.pod_event_writer import PodEventWriter
-
 log = structlog.get_logger(__name__)
 
-_T = TypeVar("_T")
 _GRACE = 1.0
 _SAFE_REPLICAS = 3
 """Number of servers with which a hub survives the loss of one."""
@@ -60,35 +50,24 @@ _CONFIGURATION_ERRORS = (SettingsError, ProjectionError, LedgerError)
 
 
 def main() -> int:
-    """Run until SIGINT or SIGTERM; return the exit code: 0, or 2 when the configuration can't be used."""
+    """Run until SIGINT or SIGTERM; return the exit code: 0 stopped in order, 2 the configuration can't be used."""
     parser = argparse.ArgumentParser(prog="python -m reconciler", description=__doc__)
-    parser.add_argument("--config", type=Path, help=f"configuration file (default: {DEFAULT_PATH}, if it exists)")
-    path = parser.parse_args().config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    add_config_option(parser)
+    path = parser.parse_args().config
+    exit_code = 0
     try:
         settings = load(path, ReconcilerSettings)
         logs.configure(settings.log_level, "reconciler")
         collect_garbage_rarely()
-        asyncio.run(_until_signalled(settings, path))
-    except _CONFIGURATION_ERRORS as error:
-        return _refuse(error)
-    except BaseExceptionGroup as group:
-        refusals, others = group.split(_CONFIGURATION_ERRORS)
-        if refusals is None or others is not None:
-            raise
-        return _refuse(_first(refusals))
-    return 0
+        asyncio.run(run(settings, path))
+    except* _CONFIGURATION_ERRORS as group:
+        sys.stderr.write(f"plumbline: {logs.sentences(group)}\n")
+        exit_code = 2
+    return exit_code
 
 
-def _first(error: BaseException) -> BaseException:
-    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
-
-
-def _refuse(error: BaseException) -> int:
-    print(f"plumbline: {error}", file=sys.stderr)  # noqa: T201  # also without a configured log
-    return 2
-
-
-async def _until_signalled(settings: ReconcilerSettings, config: Path | None) -> None:
+async def run(settings: ReconcilerSettings, config: Path | None) -> None:
+    """Serve until SIGINT or SIGTERM. Raises SettingsError, ProjectionError, LedgerError."""
     signalled = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, signalled.set)
@@ -109,10 +88,10 @@ async def _serve(settings: ReconcilerSettings, config: Path | None) -> None:
     async with serve_metrics(metrics.registry, settings.reconciler.metrics), contextlib.AsyncExitStack() as stack:
         if settings.hub is not None and settings.hub.replicas < _SAFE_REPLICAS:
             log.warning("hub_can_lose_no_server", replicas=settings.hub.replicas, wanted=_SAFE_REPLICAS)
-        ledger = await _retry_until_reachable(lambda: connect(settings, "plumbline-reconciler"))
+        ledger = await retry_until_reachable(lambda: connect(settings, "plumbline-reconciler"))
         stack.push_async_callback(ledger.close)
         commands = JetStreamCommands(ledger)
-        await _retry_until_reachable(lambda: commands.make(command_stream(hub_replicas(settings))))
+        await retry_until_reachable(lambda: commands.make(command_stream(hub_replicas(settings))))
         store = Store(settings.database, ledger.stream)
         stack.callback(store.close)
         sink = await open_sink(settings)
@@ -133,7 +112,7 @@ async def _serve(settings: ReconcilerSettings, config: Path | None) -> None:
             commands,
             make_listeners,
             metrics,
-            name=_replica_name(settings),
+            name=replica_name(settings.node_name),
             only_replica=settings.hub is None,
         )
         days = settings.reconciler.retention_days
@@ -157,11 +136,11 @@ def _status_listeners(
     fenced = FencedSink(sink, term.confirm)
     publisher = StatusPublisher(fenced, term.ledger, notices, metrics)
     listeners: list[Listener] = [publisher]
-    writer = _pod_event_writer(sink, settings, metrics)
+    writer = open_pod_events(sink, settings, metrics)
     if writer is not None:
         listeners.append(writer)
     if settings.drift.enabled:
-        warn = _discard if writer is None else writer.write
+        warn = (lambda _: None) if writer is None else writer.write
         listeners.append(StatusGuard(fenced, publisher, term.ledger, metrics, settings.drift.of, warn=warn))
     return listeners
 
@@ -187,37 +166,6 @@ def _periodic(
         interval = settings.reconciler.snapshots.interval
         listeners.append(PeriodicSnapshots(snapshots, settings.database, interval, metrics))
     return listeners
-
-
-def _discard(event: PodEvent) -> None:
-    """Write no Kubernetes Event: there is no API server, or the configuration turns them off."""
-
-
-def _replica_name(settings: ReconcilerSettings) -> str:
-    """Return a name that no other replica has, on any machine."""
-    return f"{settings.node_name}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def _pod_event_writer(sink: StatusSink, settings: ReconcilerSettings, metrics: Metrics) -> PodEventWriter | None:
-    """Return the writer of Kubernetes Events; None without an API server, or when the configuration turns them off."""
-    if settings.reconciler.kubernetes is None or not settings.reconciler.kubernetes.events:
-        return None
-    from reconciler.status.kubernetes.annotation_sink import AnnotationSink  # noqa: PLC0415  # costs 50 MB
-    from reconciler.status.kubernetes.pod_event_writer import PodEventWriter  # noqa: PLC0415
-
-    assert isinstance(sink, AnnotationSink)
-    return PodEventWriter(sink.api, metrics)
-
-
-async def _retry_until_reachable(work: Callable[[], Awaitable[_T]]) -> _T:
-    """Return the result of *work*. Retries while the ledger does not answer."""
-    for delay in delays():
-        try:
-            return await work()
-        except LedgerUnavailableError as error:
-            log.warning("ledger_away", error=str(error), retry_in=delay)
-            await asyncio.sleep(delay)
-    raise AssertionError("unreachable")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from events.ledger.ledger import LedgerUnavailableError
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import NODE_STREAM, StreamConfig, hub_stream
+from events.process.backoff import delays
 from events.process.settings import LedgerAddress, Settings, SettingsError, hub_address, ledger_address
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 def whole_ledger(settings: Settings) -> tuple[LedgerAddress, StreamConfig]:
@@ -39,3 +51,14 @@ async def connect(settings: Settings, name: str) -> JetStreamLedger:
 def hub_replicas(settings: Settings) -> int:
     """Return the number of servers that store each event and command."""
     return settings.hub.replicas if settings.hub is not None else 1
+
+
+async def retry_until_reachable(work: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of *work*. Retries while the ledger does not answer."""
+    for delay in delays():
+        try:
+            return await work()
+        except LedgerUnavailableError as error:
+            log.warning("ledger_away", error=str(error), retry_in=delay)
+            await asyncio.sleep(delay)
+    raise AssertionError("unreachable")

@@ -9,6 +9,8 @@ another cause at worst a needless change of the leader. ``reconciler.follow.term
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
@@ -36,6 +38,11 @@ ANSWER_TIMEOUT = 0.5
 """Seconds within which a leader answers the question of a replica."""
 _CANCEL_INTERVAL = 1.0
 _NEVER = float("-inf")
+
+
+def replica_name(node: str) -> str:
+    """Return a name for a replica on *node* that no other replica has, on any machine."""
+    return f"{node}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 class _Presence(msgspec.Struct, frozen=True):
