@@ -20,7 +20,7 @@ from events.nats.streams import NODE_STREAM
 from events.process import logs
 from events.process.metrics_server import serve_metrics
 from events.process.settings import SettingsError, add_config_option, ledger_address, load
-from events.schema import ComparisonRequested, NodeName, ReclaimRequested, RepairRequested
+from events.schema import Command, ComparisonRequested, NodeName, ReclaimRequested, RepairRequested
 from nodeworker.drift.inspector import Inspector
 from nodeworker.drift.node_comparison import NodeComparison
 from nodeworker.drift.repair.repairer import Repairer
@@ -55,7 +55,7 @@ from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.runners import PluginRunners
 from nodeworker.sandboxes.answers import Answers
 from nodeworker.sandboxes.attach import Attacher
-from nodeworker.sandboxes.commands import Command, CommandHandler, Handler
+from nodeworker.sandboxes.commands import CommandHandler, Handler
 from nodeworker.sandboxes.detach import Detacher
 from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.gc import GarbageCollector

@@ -11,13 +11,15 @@ To add an event type:
 
 1. Write its class in ``requests``, ``effects`` or ``observations``. It extends one of ``kinds``: ``Intent``,
    ``Command``, ``Decision``, ``Effect``, ``Outcome``, ``Observation`` or ``Fence``. Set ``topic`` if it depends on
-   other events of the node. This is the only declaration: export, encoding, table of types, pending requests,
-   forgetting, metrics and the timeline follow from it.
-2. Add its golden file, with every field set: a test names the missing file.
+   other events of the node. Export, encoding, table of types, pending requests, forgetting, metrics and the timeline
+   follow from this.
+2. Add its golden file, with every field set, as ``tests/unit/events/golden/<Type>.v1.json``: a test names the missing
+   file.
 3. If the event changes a sandbox, add a step to ``events.fold.steps``; if it changes the node's other state, add one
    to ``events.fold.state``. A type without a step changes no state except the pending requests.
-4. If it is an ``Intent``, add a case to ``Dispatcher.dispatch`` in ``nodeworker/sandboxes/dispatcher.py``. A
-   ``Command`` also needs a handler in ``nodeworker/__main__.py``.
+4. If it is an ``Intent``, add a case to ``Dispatcher.dispatch`` in ``nodeworker/sandboxes/dispatcher.py``: a test names
+   the missing type. A ``Command`` also needs a handler in ``nodeworker/__main__.py``, and the phase and the outcome of
+   a failure in ``nodeworker/sandboxes/commands.py``.
 5. If its name is not enough for people, add words to ``reconciler/history/words.py``.
 6. Add its row to ``docs/reference/events.md``: a test names the missing type.
 """

@@ -18,15 +18,15 @@ from events.fold import SandboxKey
 from events.ledger.commands import Commands
 from events.ledger.ledger import LedgerError
 from events.schema import (
+    Command,
     ComparisonRequested,
-    DriftRepaired,
     DriftRepairFailed,
     ErrorClass,
     Event,
     Failure,
-    LeakReclaimed,
     LeakReclaimFailed,
     NodeCompared,
+    Outcome,
     Phase,
     ReclaimRequested,
     RepairRequested,
@@ -43,8 +43,12 @@ log = structlog.get_logger(__name__)
 
 _RETRY = 1.0
 
-Command: TypeAlias = RepairRequested | ReclaimRequested | ComparisonRequested
-Outcome: TypeAlias = DriftRepaired | DriftRepairFailed | LeakReclaimed | LeakReclaimFailed | NodeCompared
+_PHASES: Mapping[type[Command], Phase] = {
+    RepairRequested: Phase.REPAIR,
+    ReclaimRequested: Phase.RECLAIM,
+    ComparisonRequested: Phase.CHECK,
+}
+"""The phase of each type, for its failures."""
 
 Handler: TypeAlias = Callable[[Event, Any], Awaitable[Outcome]]
 """Fulfils one type of command, given the intent and its data. Raises RequestFailedError if it can't."""
@@ -88,7 +92,7 @@ class CommandHandler:
             outcome = self._failed(intent, command, error.failure)
         except Exception as error:  # rule: one bad command never stops the others
             log.exception("order_broke", type=intent.type, sandbox=intent.sandbox[:12])
-            outcome = self._failed(intent, command, internal(_phase(command), error))
+            outcome = self._failed(intent, command, internal(_PHASES[type(command)], error))
         try:
             await confirm(self._journal.record(outcome, intent.sandbox, intent.id))
         except RequestFailedError as error:
@@ -100,7 +104,7 @@ class CommandHandler:
         handler = self._handlers.get(type(command))
         if handler is None:
             message = f"the worker of node {intent.node} is configured not to: see drift and leaks in its configuration"
-            raise failed(ErrorClass.NOT_REPAIRABLE, _phase(command), message)
+            raise failed(ErrorClass.NOT_REPAIRABLE, _PHASES[type(command)], message)
         return await handler(intent, command)
 
     def _failed(self, intent: Event, command: Command, failure: Failure) -> Outcome:
@@ -115,13 +119,5 @@ class CommandHandler:
                 return LeakReclaimFailed(request=request, leak=leak, failure=failure, seconds=seconds)
             case ComparisonRequested(request=request):
                 return NodeCompared(request=request, unseen=(failure.message,), seconds=seconds)
-
-
-def _phase(command: Command) -> Phase:
-    match command:
-        case RepairRequested():
-            return Phase.REPAIR
-        case ReclaimRequested():
-            return Phase.RECLAIM
-        case ComparisonRequested():
-            return Phase.CHECK
+            case _:
+                raise TypeError(f"{intent.type} has no outcome for a failure")

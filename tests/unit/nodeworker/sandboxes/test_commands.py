@@ -14,6 +14,7 @@ from events.ledger.commands import MemoryCommands
 from events.ledger.ledger import Expect, LedgerUnavailableError
 from events.ledger.memory import MemoryLedger
 from events.schema import (
+    Command,
     ComparisonRequested,
     Data,
     Drift,
@@ -40,11 +41,12 @@ from events.schema import (
     SandboxAdopted,
     Unknown,
     WorkerStarted,
+    types_of,
 )
 from nodeworker.errors import failed
 from nodeworker.journal.journal import Journal
 from nodeworker.sandboxes import commands as module
-from nodeworker.sandboxes.commands import Command, CommandHandler
+from nodeworker.sandboxes.commands import CommandHandler
 from tests.support.waiting import BOUND
 from tests.support.worker_harness import BOX, ETH0, NODE, PLANNED
 
@@ -204,6 +206,10 @@ async def test_an_error_of_a_handler_is_recorded_as_an_outcome(
         closing = (await bench.told(2))[1]
     assert isinstance(closing.data, outcome)
     assert "the parent is gone" in said(closing.data)
+
+
+def test_every_command_type_is_tried_here() -> None:
+    assert {type(each) for each in (REPAIR, RECLAIM, COMPARISON)} == types_of(Command)
 
 
 async def test_a_repair_that_did_not_start_leaves_the_last_observation(bench: Bench) -> None:

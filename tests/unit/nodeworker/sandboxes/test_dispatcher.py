@@ -11,6 +11,7 @@ import pytest
 
 from events.ledger.memory import MemoryLedger
 from events.schema import (
+    INTENTS,
     ContainerId,
     Data,
     ErrorClass,
@@ -25,6 +26,7 @@ from events.schema import (
     RepairRequested,
     RequestId,
     Stored,
+    decode,
 )
 from nodeworker.deadline import Deadline, deadline_in
 from nodeworker.metrics import WorkerMetrics
@@ -36,6 +38,7 @@ from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.gc import GarbageCollector
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.sandboxes.status_wait import StatusWait
+from tests.support.repository import REPOSITORY
 from tests.support.waiting import BOUND, until
 from tests.support.worker_harness import BOX, ETH0, NODE, attach, detach
 
@@ -291,6 +294,16 @@ async def test_requests_that_exceed_the_grace_stay_for_the_next_worker(work: Wor
         await dispatcher.finish(0.05)
     assert answers.given(RequestId("d1"))
     assert not answers.given(RequestId("d2"))
+
+
+@pytest.mark.parametrize("name", sorted(INTENTS))
+async def test_an_intent_of_every_type_is_started(work: Work, answers: Answers, name: str) -> None:
+    """The golden files of the schema have an event of every type."""
+    intent = decode((REPOSITORY / f"tests/unit/events/golden/{name}.v1.json").read_bytes())
+    async with dispatching(work, answers) as (_, dispatcher):
+        dispatcher.dispatch(Stored(1, intent))
+        await until(lambda: work.started == [intent.id])
+        work.go(intent.id)
 
 
 async def test_a_repair_is_queued_and_a_reclaim_has_its_own_queue(work: Work, answers: Answers) -> None:
