@@ -89,15 +89,15 @@ class Requests:
                 await self._spool.drain()
             except LedgerError as error:
                 return self._without_ledger(frame, request, error)
-        if self._answers.open(frame.request):
-            intent = self._journal.event(request, sandbox)
-            with self._plans.ahead(intent, request, frame.seconds_left):
-                try:
-                    await self._journal.append_intent(intent)
-                except LedgerError as error:
-                    self._answers.give(frame.request, self._without_ledger(frame, request, error))
-                return await self._answers.wait(frame.request)
-        return await self._answers.wait(frame.request)
+        if not self._answers.open(frame.request):  # the entry point has reconnected
+            return await self._answers.wait(frame.request)
+        intent = self._journal.event(request, sandbox)
+        with self._plans.ahead(intent, request, frame.seconds_left):
+            try:
+                await self._journal.append_intent(intent)
+            except LedgerError as error:
+                self._answers.give(frame.request, self._without_ledger(frame, request, error))
+            return await self._answers.wait(frame.request)
 
     async def _check(self, frame: Frame, config: str) -> Reply:
         env = environment(frame)

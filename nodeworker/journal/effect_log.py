@@ -48,7 +48,10 @@ class EffectLog:
         self._carried.append(effect)
 
     def finish(self, outcome: T) -> T:
-        """Append *outcome*, with the carried effects if it succeeded, and return it as it is recorded."""
+        """Start to append *outcome*, with the carried effects if it succeeded, and return it as it is recorded.
+
+        The end of the block waits for the acknowledgement.
+        """
         if isinstance(outcome, AttachCompleted | DetachCompleted):
             outcome = replace(outcome, effects=tuple(self._carried))
             self._carried.clear()

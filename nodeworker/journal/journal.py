@@ -4,8 +4,9 @@ The worker is the only writer of its node's events, so the acknowledgements of i
 ``state`` is the fold of the node's ledger without reading it back. Intents are the exception: ``state`` gets them where
 the worker consumes them. So there is one way in for all intents, also for those that an earlier worker wrote.
 
-There is one way to write each kind of event: ``append_intent`` appends an intent, ``record`` everything else, and
-``nodeworker.journal.effect_log`` the effects and the outcome of one intent in their order.
+``append_intent`` appends an intent, ``open_epoch`` the start of the worker, and ``record`` every other event. An
+``EffectLog`` (``nodeworker.journal.effect_log``) calls ``record`` for the effects and the outcome of one intent, in
+order.
 """
 
 from __future__ import annotations

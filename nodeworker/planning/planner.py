@@ -63,11 +63,12 @@ class Planner:
         pod, networks = await gather(conf, request.pod, self._source)
         devices = await find_devices(conf, request.pod, pod, networks, self._device_sources)
         planned = make_plan(request, container_id, conf, pod, networks, devices, self._info_folder)
-        if registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins):
+        if modules := registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins):
             # The first import of a plugin's module takes tens of milliseconds: too long for the event loop.
-            planned = await asyncio.to_thread(self._choose_and_require, planned, container_id)
-        else:
-            planned = self._choose_and_require(planned, container_id)
+            await asyncio.to_thread(registry.import_modules, modules)
+        planned = self._with_native(planned)
+        for attachment in planned.attachments:
+            chain.require(self._runners, attachment, chain.planned_target(container_id, planned))
         _require_free(planned, request)
         return replace(planned, netns_inode=inode(request.netns))
 
@@ -94,18 +95,14 @@ class Planner:
             native=native,
         )
 
-    def _choose_and_require(self, planned: AttachPlanned, container_id: ContainerId) -> AttachPlanned:
-        """Return *planned* with the choice which plugins run natively. Raises PluginFailedError if one is missing."""
-        registry.import_modules(registry.unloaded(plugin for each in planned.attachments for plugin in each.plugins))
+    def _with_native(self, planned: AttachPlanned) -> AttachPlanned:
+        """Return *planned* with the choice which plugins run natively."""
         choices = (registry.choose(attachment.plugins, self._native) for attachment in planned.attachments)
         attachments = (
             replace(each, native=native if any(native) else ())
             for each, native in zip(planned.attachments, choices, strict=True)
         )
-        decided = replace(planned, attachments=tuple(attachments))
-        for attachment in decided.attachments:
-            chain.require(self._runners, attachment, chain.planned_target(container_id, decided))
-        return decided
+        return replace(planned, attachments=tuple(attachments))
 
 
 def _require_free(planned: AttachPlanned, request: AttachRequested) -> None:

@@ -1,1 +1,1 @@
-"""One serial queue per sandbox: attach, detach, GC, and commands from the hub."""
+"""One serial queue per container: attach, detach, GC, and commands from the hub."""

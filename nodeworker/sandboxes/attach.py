@@ -92,9 +92,9 @@ class Attacher:
             else:
                 _check(intent, request)
                 readiness_wait = 0.0 if resumed else deadline.left  # a worker that starts waits for what it resumes
-                resumed = resumed and sandbox is not None and sandbox.plan is not None  # nothing is made without a plan
+                begun = resumed and sandbox is not None and sandbox.plan is not None  # nothing is made without a plan
                 planned = await self._planned(intent, request, deadline, readiness_wait)
-                outcome = await self._make(intent, request, planned, deadline, resumed=resumed)
+                outcome = await self._make(intent, request, planned, deadline, begun=begun)
         except RequestFailedError as error:
             return await self._roll_back(intent, request, naming(request.pod, error.failure))
         except Exception as error:  # an unexpected error must not leave half an attach behind
@@ -107,7 +107,9 @@ class Attacher:
     ) -> Sandbox:
         """Return the sandbox with its plan, planned now if the ledger has no plan of it."""
         key = SandboxKey(intent.sandbox, request.ifname)
-        for _ in range(2):  # a plan that reached the ledger before its request counts for nothing
+        # The plan that was made ahead may reach the ledger before its request. The fold ignores such a plan, so a
+        # second one is made, which is certainly behind the request.
+        for _ in range(2):
             sandbox = self._journal.state.sandboxes[key]
             if sandbox.plan is not None:
                 break
@@ -115,16 +117,19 @@ class Attacher:
         return self._journal.state.sandboxes[key]
 
     async def _make(
-        self, intent: Event, request: AttachRequested, sandbox: Sandbox, deadline: Deadline, *, resumed: bool
+        self, intent: Event, request: AttachRequested, sandbox: Sandbox, deadline: Deadline, *, begun: bool
     ) -> AttachCompleted:
-        """Make every attachment of *sandbox* that is planned only, and return the outcome; all of it is recorded."""
+        """Make every attachment of *sandbox* that is planned only, and return the outcome; all of it is recorded.
+
+        *begun*: an earlier worker may have begun with them.
+        """
         if any(a.phase not in (AttachmentPhase.PLANNED, AttachmentPhase.ATTACHED) for a in sandbox.attachments):
             raise RequestFailedError(deadline.failure)  # an earlier worker was undoing it already
-        if resumed and not self._detacher.target(sandbox).netns:
+        if begun and not self._detacher.target(sandbox).netns:
             raise _gone(sandbox)  # what is at its path now may be another pod's
         async with EffectLog(self._journal, intent) as effects:
             missing = [each for each in sandbox.attachments if each.phase is AttachmentPhase.PLANNED]
-            for attachment in missing if resumed else ():  # the earlier attempt may have begun it
+            for attachment in missing if begun else ():
                 await deadline.within(self._detacher.delete(sandbox, attachment))
             for batch in self._batches(missing):
                 await self._prepare(batch, deadline)

@@ -37,7 +37,9 @@ _ABANDONED = failed(
     ErrorClass.ABANDONED, Phase.ADD, "the runtime gave up waiting; what had been attached was undone"
 ).failure
 _OVERTAKEN = failed(
-    ErrorClass.OVERTAKEN, Phase.ADD, "a DEL of the same container came meanwhile; what had been attached was undone"
+    ErrorClass.OVERTAKEN,
+    Phase.ADD,
+    "a DEL of the same container and interface came meanwhile; what had been attached was undone",
 ).failure
 
 
@@ -99,7 +101,7 @@ class Dispatcher:
                 raise TypeError(f"{intent.type} is not an intent")
 
     def abandon(self, request: RequestId) -> None:
-        """Undo *request* if it is an attach in progress: its entry point is gone."""
+        """End the time of *request* if it is an attach in progress; it then undoes itself. Its entry point is gone."""
         if (in_progress := self._deadlines.get(request)) is not None:
             _, deadline = in_progress
             deadline.end(_ABANDONED)

@@ -20,24 +20,27 @@ from nodeworker.sandboxes.scheduler import Scheduler
 
 
 class PlanAhead:
-    """The plans of the attaches that were not started yet."""
+    """The plans that are made for attaches that were not started yet."""
 
     def __init__(self, journal: Journal, scheduler: Scheduler, planner: Planner) -> None:
         self._journal = journal
         self._scheduler = scheduler
         self._planner = planner
         self._planning: dict[EventId, asyncio.Task[Recording]] = {}
+        """The plans in progress, by intent."""
 
     @contextlib.contextmanager
-    def ahead(self, intent: Event, request: Data, seconds: float) -> Iterator[None]:
+    def ahead(self, intent: Event, request: Data, readiness_wait: float) -> Iterator[None]:
         """Plan for *intent* during the block, if it is an attach that would start at once.
 
         The block appends the intent and waits for its answer; at its end, planning that no attach took is cancelled.
-        *seconds*: until the request's deadline. Only a new container is planned for early: the state of another may
+        *readiness_wait*: see ``ensure_recorded``. Only a new container is planned for early: the state of another may
         still change.
         """
         if isinstance(request, AttachRequested) and self._may_start(intent, request):
-            self._planning[intent.id] = asyncio.create_task(self._record_plan_after_request(intent, request, seconds))
+            self._planning[intent.id] = asyncio.create_task(
+                self._record_plan_after_request(intent, request, readiness_wait)
+            )
         try:
             yield
         finally:
@@ -62,10 +65,12 @@ class PlanAhead:
             and not self._journal.has_open_intent(intent.sandbox)
         )
 
-    async def _record_plan_after_request(self, intent: Event, request: AttachRequested, seconds: float) -> Recording:
+    async def _record_plan_after_request(
+        self, intent: Event, request: AttachRequested, readiness_wait: float
+    ) -> Recording:
         await asyncio.sleep(0)  # the request is sent first
-        return await self._record_plan(intent, request, seconds)
+        return await self._record_plan(intent, request, readiness_wait)
 
-    async def _record_plan(self, intent: Event, request: AttachRequested, seconds: float) -> Recording:
-        planned = await self._planner.plan(request, intent.sandbox, seconds)
+    async def _record_plan(self, intent: Event, request: AttachRequested, readiness_wait: float) -> Recording:
+        planned = await self._planner.plan(request, intent.sandbox, readiness_wait)
         return self._journal.record(planned, intent.sandbox, intent.id)

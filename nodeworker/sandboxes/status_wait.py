@@ -1,8 +1,8 @@
 """Delay the answer to a runtime until the pod's network-status is published: programs in the pod may read it.
 
-The worker publishes nothing itself. The reconciler notifies the node of each status that it has published, and every
-second of its presence: while it is away no answer waits. The wait is bounded, because the pod is attached and its
-status will follow.
+The worker publishes nothing itself. The reconciler sends the node a notice of each status that it has published or
+could not publish, and every second one of its presence. While these are missing, no answer waits. The wait is bounded,
+because the pod is attached and its status will follow.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ class StatusWait:
         """Expect no status for *intent* any more."""
         self._expected.pop(intent, None)
 
-    async def wait(self, intent: EventId, deadline: float) -> None:
+    async def wait(self, intent: EventId, seconds_left: float) -> None:
         """Return once the status is published, its publication failed, or the wait timed out.
 
-        *deadline*: seconds until the runtime stops waiting for the answer.
+        *seconds_left*: until the runtime stops waiting for the answer.
         """
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            async with asyncio.timeout(min(self._seconds, max(0.0, deadline - _MARGIN))):
+            async with asyncio.timeout(min(self._seconds, max(0.0, seconds_left - _MARGIN))):
                 result = await self._expected[intent]
         except TimeoutError:
             result = "timeout"

@@ -16,7 +16,7 @@ def test_del_overtakes_its_add(node: Node) -> None:
     assert pod.delete() == (0, "", "")
     answer = add.answer()
     assert answer.code == 11
-    assert "pod default/gated: a DEL of the same container came meanwhile" in answer.msg
+    assert "pod default/gated: a DEL of the same container and interface came meanwhile" in answer.msg
     node.assert_detached(pod)
     assert node.story(pod)[-2:] == ("AttachFailed", "DetachCompleted")
     assert node.failures(pod)[-1].error_class is ErrorClass.OVERTAKEN

@@ -56,7 +56,7 @@ class Repairer:
         delegate_timeout: float,
         metrics: WorkerMetrics,
     ) -> None:
-        """*delegate_timeout*: seconds for each run of a plugin."""
+        """*delegate_timeout*: seconds for the DEL, and for the ADD, of one attachment."""
         self._journal = journal
         self._inspector = inspector
         self._runners = runners

@@ -33,7 +33,10 @@ _LARGEST = 7 * 1024 * 1024
 _parsed = functools.lru_cache(32)(conflist.parse)
 """Cached, because most pods of a node have the same few networks."""
 _ALSO_IN_CNI_ARGS = frozenset({"ips", "mac"})
-"""Requests that reach a plugin without the capability too: old NADs with static IPAM and macvlan depend on it."""
+"""Capabilities whose values also reach plugins that do not declare them.
+
+Old NADs with static IPAM and macvlan depend on it.
+"""
 
 
 def make_plan(
@@ -64,12 +67,12 @@ def make_plan(
     for index, (ifname, entry) in enumerate(zip(ifnames, entries, strict=True)):
         default = index == 0
         network, config = definition(entry, networks, subject)
-        requests = _requests(network, config, entry.selection, subject)
-        device = assigned[index].device or requests.get("deviceID", "")
+        values = _capability_values(network, config, entry.selection, subject)
+        device = assigned[index].device or values.get("deviceID", "")
         device_info = ""
         if device or not conflist.unsupported_capabilities(config, [_DEVICE_INFO]):
             device_info = device_assignment.info_path(info_folder, network, container_id, ifname)
-        offered = {**conf.runtime_config, **requests} if default else requests
+        offered = {**conf.runtime_config, **values} if default else values
         with _config_errors(subject, network):
             plugins = conflist.render(
                 config,
@@ -85,7 +88,7 @@ def make_plan(
                 cni_version=config.cni_version,
                 plugins=plugins,
                 cni_args=delegate_args(
-                    given_args, container_id, mac=requests.get("mac", ""), ips=requests.get("ips", ()), default=default
+                    given_args, container_id, mac=values.get("mac", ""), ips=values.get("ips", ()), default=default
                 ),
                 default=default,
                 disable_check=config.disable_check,
@@ -211,14 +214,16 @@ def _config_errors(subject: str, network: str) -> Generator[None]:
         ) from error
 
 
-def _requests(network: NetworkName, config: NetworkConfig, selection: Selection | None, subject: str) -> dict[str, Any]:
-    """Return the requests of *selection*, by capability (CNI conventions, "well-known capabilities").
+def _capability_values(
+    network: NetworkName, config: NetworkConfig, selection: Selection | None, subject: str
+) -> dict[str, Any]:
+    """Return the values that *selection* requests, by capability (CNI conventions, "well-known capabilities").
 
     Raises an error for a request that would be ignored silently (NPWG specification 1.3, section 4).
     """
     if selection is None:
         return {}
-    all_requests: dict[str, Any] = {
+    possible: dict[str, Any] = {
         "ips": selection.ips,
         "mac": selection.mac,
         "infinibandGUID": selection.infiniband_guid,
@@ -226,8 +231,8 @@ def _requests(network: NetworkName, config: NetworkConfig, selection: Selection 
         "bandwidth": msgspec.to_builtins(selection.bandwidth) if selection.bandwidth else None,
         "deviceID": selection.device_id,
     }
-    requests = {capability: value for capability, value in all_requests.items() if value}
-    missing = conflist.unsupported_capabilities(config, [name for name in requests if name not in _ALSO_IN_CNI_ARGS])
+    values = {capability: value for capability, value in possible.items() if value}
+    missing = conflist.unsupported_capabilities(config, [name for name in values if name not in _ALSO_IN_CNI_ARGS])
     if missing:
         raise failed(
             ErrorClass.INVALID_ANNOTATION,
@@ -236,7 +241,7 @@ def _requests(network: NetworkName, config: NetworkConfig, selection: Selection 
             f"that the annotation uses; declare it in the network's configuration or remove the request",
             network=network,
         )
-    return requests
+    return values
 
 
 def _of_device(device: str, device_info: str) -> dict[str, str]:
