@@ -109,10 +109,10 @@ class StatusPublisher:
         """Publish until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._announce(), name="announce")
-            tasks.create_task(self._decide(), name="decide")
+            tasks.create_task(self._look_up_undecided(), name="look-up-undecided")
             while True:
                 pod = await self._idle.get()
-                tasks.create_task(self._work(pod), name=f"publish-{pod}")
+                tasks.create_task(self._settle(pod), name=f"publish-{pod}")
 
     async def _announce(self) -> None:
         """Announce to the workers, while the sink is ready, that waiting for a publication is worthwhile."""
@@ -121,7 +121,7 @@ class StatusPublisher:
                 await self._notices.publish(PUBLISHER_PRESENT)
             await asyncio.sleep(PRESENCE_INTERVAL)
 
-    async def _decide(self) -> None:
+    async def _look_up_undecided(self) -> None:
         """Look up the pods of ``caught_up``. A later event of such a pod sets its target first."""
         assert self._query is not None
         while self._undecided:
@@ -143,18 +143,18 @@ class StatusPublisher:
             target.status = found
             target.changed.set()
 
-    async def _work(self, pod: PodName) -> None:
-        """Work on the target of *pod* until it is reached and unchanged."""
+    async def _settle(self, pod: PodName) -> None:
+        """Publish or withdraw for *pod* until its target is reached and unchanged."""
         target = self._targets[pod]
         while True:
             target.changed.clear()
-            await self._reach(pod, target)
+            await self._publish_or_withdraw(pod, target)
             if not target.changed.is_set():
                 break
         del self._targets[pod]
 
-    async def _reach(self, pod: PodName, target: _Target) -> None:
-        """Publish or withdraw. Retries until it succeeds, fails finally, or the target changes."""
+    async def _publish_or_withdraw(self, pod: PodName, target: _Target) -> None:
+        """Do what *target* says. Retries until that succeeds, fails finally, or the target changes."""
         found, recorded = target.status, False
         for delay in delays():
             try:

@@ -1,4 +1,4 @@
-"""Send native work to processes of its own, each of which does one job after another.
+"""Send native work to child processes of the worker, each of which does one job after another.
 
 rtnetlink works in its sender's context, host-local waits for a lock, and each of the hundred system calls of an attach
 releases the interpreter's lock: on threads of the worker a quarter of the time went into passing that lock around. The
@@ -151,16 +151,16 @@ class _Process:
 
     def submit(self, job: Job, queue: str) -> _PendingJob:
         """Queue *job* behind the earlier ones."""
-        reply = _PendingJob(job, queue)
+        pending = _PendingJob(job, queue)
         if self._dead:
-            reply.drop()
-            return reply
+            pending.drop()
+            return pending
         self.open_jobs[queue] += 1
-        reply.add_done_callback(self._forget)
-        self._waiting.append(reply)
+        pending.add_done_callback(self._forget)
+        self._waiting.append(pending)
         if len(self._waiting) == 1 and not self._sent:
             asyncio.get_running_loop().call_soon(self._send_batch)
-        return reply
+        return pending
 
     def close(self) -> None:
         """End the process, and wait until it has ended."""
@@ -172,28 +172,28 @@ class _Process:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
-    def _forget(self, reply: asyncio.Future[JobResult]) -> None:
-        assert isinstance(reply, _PendingJob)
-        self.open_jobs[reply.queue] -= 1
-        if not self.open_jobs[reply.queue]:
-            del self.open_jobs[reply.queue]
+    def _forget(self, pending: asyncio.Future[JobResult]) -> None:
+        assert isinstance(pending, _PendingJob)
+        self.open_jobs[pending.queue] -= 1
+        if not self.open_jobs[pending.queue]:
+            del self.open_jobs[pending.queue]
 
     def _send_batch(self) -> None:
         """Send what waits, if the process is idle."""
         if self._sent or self._dead:
             return
         while self._waiting and len(self._sent) < _BATCH:
-            reply = self._waiting.popleft()
-            if reply.queue in self._blocked:
-                self._blocked[reply.queue].append(reply)
-            elif not reply.cancelled():
-                reply.sent = True
-                self._sent.append(reply)
+            pending = self._waiting.popleft()
+            if pending.queue in self._blocked:
+                self._blocked[pending.queue].append(pending)
+            elif not pending.cancelled():
+                pending.sent = True
+                self._sent.append(pending)
         if not self._sent:
             return
         try:
             # The idle process reads at once, so that a message that does not fit the pipe does not block for long.
-            _write(self._requests, msgspec.msgpack.encode([reply.job for reply in self._sent]))
+            _write(self._requests, msgspec.msgpack.encode([pending.job for pending in self._sent]))
         except OSError:
             self._die()
 
@@ -216,26 +216,26 @@ class _Process:
         del self._received[:start]
         self._send_batch()
 
-    def _take(self, reply: _PendingJob, result: JobResult) -> None:
+    def _take(self, pending: _PendingJob, result: JobResult) -> None:
         """Pass *result* on, or retry the job later, with all jobs of its queue behind it."""
         loop = asyncio.get_running_loop()
-        reply.sent = False
-        if result.code != TRY_AGAIN or (result.attempted and loop.time() > reply.deadline):
-            reply.set_result(result)
-        elif reply.unwanted:
-            reply.drop()
+        pending.sent = False
+        if result.code != TRY_AGAIN or (result.attempted and loop.time() > pending.deadline):
+            pending.set_result(result)
+        elif pending.unwanted:
+            pending.drop()
         else:
-            if reply.queue not in self._blocked:
-                self._blocked[reply.queue] = []
-                loop.call_later(_RETRY_DELAY, self._retry, reply.queue)
-            self._blocked[reply.queue].append(reply)
+            if pending.queue not in self._blocked:
+                self._blocked[pending.queue] = []
+                loop.call_later(_RETRY_DELAY, self._retry, pending.queue)
+            self._blocked[pending.queue].append(pending)
 
     def _retry(self, queue: str) -> None:
-        if any(reply.queue == queue for reply in self._sent):  # one of them may be blocked, too
+        if any(pending.queue == queue for pending in self._sent):  # one of them may be blocked, too
             asyncio.get_running_loop().call_later(_RETRY_DELAY, self._retry, queue)
             return
-        behind = [reply for reply in self._waiting if reply.queue == queue]
-        self._waiting = deque(reply for reply in self._waiting if reply.queue != queue)
+        behind = [pending for pending in self._waiting if pending.queue == queue]
+        self._waiting = deque(pending for pending in self._waiting if pending.queue != queue)
         self._waiting.extend([*self._blocked.pop(queue), *behind])
         self._send_batch()
 
@@ -245,8 +245,8 @@ class _Process:
         self._dead = True
         asyncio.get_running_loop().remove_reader(self._replies)
         log.error("native_process_ended", pid=self.pid)
-        for reply in (*self._sent, *self._waiting, *itertools.chain(*self._blocked.values())):
-            reply.drop()
+        for pending in (*self._sent, *self._waiting, *itertools.chain(*self._blocked.values())):
+            pending.drop()
         self._on_death()
 
 
