@@ -62,7 +62,7 @@ class WorkerMetrics:
         )
         self._plugin_seconds = Histogram(
             "plumbline_plugin_seconds",
-            "Seconds that one execution of a plugin took.",
+            "Seconds that one run of a plugin took.",
             ("command", "plugin", "result"),
             buckets=BUCKETS,
             registry=self.registry,
@@ -132,7 +132,7 @@ class WorkerMetrics:
             self._failures.labels(failure.error_class.value, failure.phase.value).inc()
 
     def runs_done(self, command: str, runs: Iterable[PluginRun]) -> None:
-        """Count executions of plugins."""
+        """Count runs of plugins."""
         for run in runs:
             self._plugin_seconds.labels(command, run.type, "error" if run.exit_code else "ok").observe(run.seconds)
 

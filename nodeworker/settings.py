@@ -86,7 +86,7 @@ def _check_native(switch: str | tuple[str, ...]) -> None:
         if switch not in (AUTO, NEVER):
             raise ValueError(f"native is {switch!r}, not auto, never or a list of plugin types")
     elif unknown := set(switch) - TYPES:
-        raise ValueError(f"native names {', '.join(sorted(unknown))}: built in are {', '.join(sorted(TYPES))}")
+        raise ValueError(f"native names {', '.join(sorted(unknown))}: native are {', '.join(sorted(TYPES))}")
 
 
 class WorkerSettings(Settings, frozen=True, kw_only=True, rename="camel"):

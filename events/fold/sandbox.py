@@ -78,7 +78,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
-    """One sandbox, computed from its events."""
+    """One sandbox, computed from its events: what the ADD of one container and interface name has attached."""
 
     key: SandboxKey
     node: NodeName

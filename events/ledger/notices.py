@@ -20,7 +20,7 @@ RECONCILER_ASKED = "plumbline.presence.reconciler.ask"
 """Another reconciler asks whether there is an active one."""
 PRESENCE_INTERVAL = 1.0
 PRESENCE_LOST = 3.0
-"""Seconds without ``RECONCILER_PRESENT`` after which the reconciler counts as unavailable."""
+"""Seconds without a presence notice after which its sender counts as unavailable."""
 
 PENDING_LIMIT = 10_000
 """Largest number of notices that wait for a busy subscriber; beyond it the oldest are dropped."""

@@ -53,6 +53,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     """Number of the node's worker, counted from its first."""
     sandbox: ContainerId
+    """The container that the event is about; empty: none. A ``Sandbox`` of the fold is one of its interface names."""
     cause: EventId
     """The event that led to this one: for everything done for a request, its intent. Empty: no event led to it."""
     trace: str

@@ -166,7 +166,7 @@ class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PluginRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One execution of a plugin, as a binary or built in."""
+    """One run of a plugin, executed or native."""
 
     type: str
     command: str
@@ -178,7 +178,7 @@ class PluginRun(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stderr: str = ""
     """``stdout`` and ``stderr`` are truncated: see ``nodeworker.plugins.exec``."""
     mtu: int = 0
-    """MTU of the container's interface after a built-in ADD, or after an executed one that was the last of its chain.
+    """MTU of the container's interface after a native ADD, or after an executed one that was the last of its chain.
     0: unknown."""
 
 
@@ -200,7 +200,7 @@ class PlannedAttachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     disable_check: bool = False
     disable_gc: bool = False
     native: tuple[bool, ...] = ()
-    """For each of ``plugins``, whether the worker's built-in plugin does the work; empty: for none."""
+    """For each of ``plugins``, whether it runs natively; empty: none does."""
     default_route: tuple[str, ...] | None = None
     """If set, the pod's default routes use this attachment: the gateways; empty: those of its plugins."""
     resource: str = ""

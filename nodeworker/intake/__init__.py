@@ -1,1 +1,1 @@
-"""A request becomes a durable intent, and its answer goes back; CHECK and STATUS are answered at once."""
+"""A request becomes a durable intent, and its answer goes back; CHECK and STATUS are answered without an intent."""

@@ -1,1 +1,1 @@
-"""Runs a CNI plugin, executed or built in, by the rules of the CNI specification."""
+"""Runs a CNI plugin by the rules of the CNI specification: its binary (executed), or the worker's own code (native)."""

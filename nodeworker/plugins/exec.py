@@ -97,9 +97,9 @@ class Runners(Protocol):
         ...
 
     async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
-        """Remove the links of the first *attachments* together, where that is all that their DEL does.
+        """Remove the links of the first *attachments* together, where the plugins allow that before their DEL.
 
-        It saves time; each DEL still follows, and reports what could not be removed.
+        It saves time; each DEL still follows, removes the rest, and reports what could not be removed.
         """
         ...
 

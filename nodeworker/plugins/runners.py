@@ -1,4 +1,4 @@
-"""Run each plugin as it was planned: natively, or by executing its binary."""
+"""Choose how each plugin is run: natively, or by executing its binary."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from nodeworker.plugins.native.runner import NativeRunner, summary_of
 
 
 class PluginRunners:
-    """Runs each plugin as it was planned, whatever *switch* says now, or the other way if the planned one is closed.
+    """Chooses how each plugin is run: as planned, or the other way if its binary or its native form is missing.
 
-    Both ways leave and find the same on the node, so an attachment whose binary was removed can still be detached.
+    It is the ``nodeworker.plugins.exec.Runners`` of a worker. Both ways leave and find the same on the node, so an
+    attachment whose binary was removed can still be detached. *switch* is for IPAM plugins, which no plan mentions.
     """
 
     def __init__(self, executor: PluginExecutor, switch: Switch, pool: NativePool) -> None:
@@ -29,7 +30,7 @@ class PluginRunners:
         self._native = NativeRunner(executor, switch, pool)
 
     def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
-        """See ``Runners``."""
+        """See ``exec.Runners``."""
         kind = type_of(plugin)
         if native:
             return self._executor if interface_plugin(kind) is None else self._native
@@ -37,7 +38,7 @@ class PluginRunners:
         return self._executor if _installed(kind, search) or obstacle(kind, config, AUTO) else self._native
 
     def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
-        """See ``Runners``."""
+        """See ``exec.Runners``."""
         summary = summary_of(plugin.encode(), self._switch)
         if not native:
             find(type_of(plugin), search)
@@ -45,7 +46,7 @@ class PluginRunners:
             find(summary.ipam_type, search)
 
     def is_one_pool_job(self, attachment: PlannedAttachment) -> bool:
-        """See ``Runners``."""
+        """See ``exec.Runners``."""
         if attachment.native != (True,) or attachment.device_info:
             return False
         (plugin,) = attachment.plugins
@@ -53,7 +54,7 @@ class PluginRunners:
         return interface_plugin(type_of(plugin)) is not None and (summary.native_ipam or not summary.ipam_type)
 
     async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
-        """See ``Runners``: the kernel removes several interfaces in the time of one.
+        """See ``exec.Runners``: the kernel removes several interfaces in the time of one.
 
         In a chain the DEL of other plugins comes before that of the plugin with the interface, so chains are left out,
         and all that is deleted after them.

@@ -2,9 +2,9 @@
  * plumbline: the CNI plugin that a container runtime executes.
  *
  * It makes an attach cost the runtime a millisecond instead of an interpreter's start. It sends the request to the
- * node's worker over a unix socket, and prints the worker's answer. It parses no JSON and changes no network. Its task
- * is to lose no request: it reconnects, with the same request id, until its deadline. A DEL that no worker accepts is
- * made durable in the spool folder before the runtime gets success.
+ * node's worker over a unix socket, and prints the worker's answer. Of the configuration it reads only cniVersion, for
+ * its own errors, and it changes no network. Its task is to lose no request: it reconnects, with the same request id,
+ * until its deadline. A DEL that no worker accepts is made durable in the spool folder before the runtime gets success.
  *
  * Settings come from the environment, like a CNI plugin's parameters (CNI specification 1.1, section 2, "Parameters"):
  * a process that sets CNI_PATH already decides which binaries run as root, so this needs no more trust. There is no

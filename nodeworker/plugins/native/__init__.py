@@ -1,1 +1,1 @@
-"""The common interface plugins, inside the worker: an execution costs two processes and ten times the kernel."""
+"""Native plugins: the worker's own code for common types, without the two processes that executing one costs."""

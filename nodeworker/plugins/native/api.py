@@ -31,7 +31,7 @@ class NativeError(Exception):
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One execution of a plugin: what a process would find in its environment and on its standard input."""
+    """One run of a plugin: what a process would find in its environment and on its standard input."""
 
     container_id: str
     netns: str

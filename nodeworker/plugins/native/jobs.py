@@ -156,7 +156,7 @@ def _prepare(job: PluginJob) -> _Prepared:
         raise NativeError(f"{job.command} is no verb of CNI", _INVALID_ENVIRONMENT)
     plugin = registry.interface_plugin(job.plugin)
     if plugin is None:
-        raise NativeError(f"plugin {job.plugin} is not one that Plumbline has built in")
+        raise NativeError(f"plugin {job.plugin} has no native form")
     ipam_plugin = registry.ipam_plugin(job.ipam_type) if job.ipam_type else None
     config = cast("dict[str, Any]", msgspec.json.decode(job.stdin))
     previous, valid = config.pop("prevResult", None), config.pop(_VALID_ATTACHMENTS, None)

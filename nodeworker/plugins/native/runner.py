@@ -67,7 +67,7 @@ class NativeRunner:
         if timeout <= 0:
             raise PluginError(ErrorClass.PLUGIN_TIMEOUT, f"plugin {plugin_type} was not started: no time was left")
         if registry.interface_plugin(plugin_type) is None:
-            raise PluginError(ErrorClass.PLUGIN_MISSING, f"plugin {plugin_type} is not one that Plumbline has built in")
+            raise PluginError(ErrorClass.PLUGIN_MISSING, f"plugin {plugin_type} has no native form")
         started = asyncio.get_running_loop().time()
         summary = summary_of(stdin, self._switch)
         native_ipam = summary.ipam_type if summary.native_ipam else ""

@@ -114,7 +114,7 @@ async def test_a_plugin_that_could_not_start_has_its_own_error(runner: NativeRun
     with pytest.raises(PluginError, match="no time was left") as caught:
         await runner.run("bridge", **how, timeout=0)
     assert caught.value.error_class is ErrorClass.PLUGIN_TIMEOUT
-    with pytest.raises(PluginError, match="is not one that Plumbline has built in") as caught:
+    with pytest.raises(PluginError, match="has no native form") as caught:
         await runner.run("portmap", **how, timeout=1)
     assert caught.value.error_class is ErrorClass.PLUGIN_MISSING
     bridge.config["ipam"] = {"type": "dhcp"}
