@@ -113,6 +113,7 @@ class EmbeddedServer:
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 pass_fds=(lock,),  # the store stays locked while the server lives
+                start_new_session=True,  # Ctrl-C reaches all processes of the terminal's group, and this one ends last
                 preexec_fn=die_with_parent(),  # noqa: PLW1509  # see ``start``: there is no other thread
                 # Saves memory for a small ledger. A limit saves none for a large one, and makes it six times slower.
                 env={"GOGC": "15", "PATH": os.environ.get("PATH", "")},

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -63,17 +64,17 @@ class _Child:
             self._process = None
         return exit_code
 
-    def stop(self) -> None:
-        """Stop the process; kill it after ``_STOP`` seconds."""
+    def stop(self, meanwhile: Callable[[], None]) -> None:
+        """Stop the process and call *meanwhile* until it has ended; kill it after ``_STOP`` seconds."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(_STOP)
-        except subprocess.TimeoutExpired:
-            log.warning("process_killed", name=self.name, after=_STOP)
-            self._process.kill()
-            self._process.wait()
+        until = time.monotonic() + _STOP
+        while not _ended_within(self._process, _TICK):
+            if time.monotonic() > until:
+                log.warning("process_killed", name=self.name, after=_STOP)
+                self._process.kill()
+            meanwhile()
 
 
 class _Supervisor:
@@ -113,8 +114,10 @@ class _Supervisor:
                         log.warning("process_ended", name=child.name, exit_code=exit_code)
                 self._stop.wait(_TICK)
         finally:
+            # Whoever stopped this may have stopped the server too, such as systemd, which signals all processes of a
+            # service. The worker and the reconciler record their end, so the server runs until they have ended.
             for child in self._children:
-                child.stop()
+                child.stop(self._keep_server)
             if self._server is not None:
                 self._server.stop()
         return 0
@@ -161,6 +164,14 @@ class _Supervisor:
             self._stop.wait(1)
         else:
             log.info("ledger_started", url=self._server.url)
+
+
+def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _chosen(config: Path | None) -> list[str]:
