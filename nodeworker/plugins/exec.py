@@ -90,7 +90,8 @@ class Runners(Protocol):
     def is_one_pool_job(self, attachment: PlannedAttachment) -> bool:
         """Return whether the ADD of *attachment* is one job of the native pool, and so is its DEL.
 
-        A chain is several jobs, also if all its plugins are native. Two things follow. Several such ADDs are submitted
+        A chain is several jobs, also if all its plugins are native. An attachment with device information is none: its
+        file is prepared before the ADD and read after it. Two things follow. Several such ADDs are submitted
         together: the pool does them in order. And their effects are recorded with the outcome: they take little time,
         and a repeated ADD or DEL finds what is there.
         """

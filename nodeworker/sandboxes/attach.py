@@ -1,7 +1,7 @@
 """Attach: make the interfaces of a sandbox as its plan says, and record each effect.
 
-The effects of lone native plugins (``Runners.is_one_pool_job``) are recorded in the event of the outcome, all others at
-once, each as an event of its own.
+The effects of attachments that are one native job (``Runners.is_one_pool_job``) are recorded in the event of the
+outcome, all others at once, each as an event of its own.
 
 Every step is idempotent by (container ID, network, interface name), and what was done is read from the ledger's fold,
 never from memory. So the code that serves a new request also continues one that an earlier worker left half done. The

@@ -27,7 +27,7 @@ WAY_OF_AN_ADD = (
     "leaks",
     "host",
 )
-"""The folders of the worker in the order in which an ADD meets them; then those that work without one."""
+"""The folders of the worker in the order in which an ADD meets them; then those that have no part in one."""
 
 OTHER_FOLDERS = {
     "deploy/crd/": "The kind NetworkAttachmentDefinition.",
