@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from events.schema.kinds import Effect, Observation, Outcome
-from events.schema.parts import Failure, IfName, PluginRun
+from events.schema.parts import AttachWarning, Failure, IfName, PluginRun
 from events.schema.requests import AttachPlanned
 
 
@@ -57,6 +57,7 @@ class AttachCompleted(Outcome, frozen=True, kw_only=True):
     seconds: float = 0.0
     effects: tuple[InterfaceAttached, ...] = ()
     """Attachments without an event of their own, in order."""
+    warnings: tuple[AttachWarning, ...] = ()
 
 
 class AttachFailed(Outcome, frozen=True, kw_only=True):

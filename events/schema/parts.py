@@ -154,6 +154,29 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     details: str = ""
 
 
+class WarningKind(enum.StrEnum):
+    """What is unusual about an attachment that was made. A closed list: tools group by it."""
+
+    DEVICE_MISSING = "device_missing"
+    """A plugin uses devices, and the pod has none of the network's resource."""
+    UNKNOWN = "unknown"
+    """As for ``ErrorClass``."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> WarningKind:
+        return cls.UNKNOWN
+
+
+class AttachWarning(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator should know about an attachment that was made."""
+
+    kind: WarningKind
+    network: NetworkName
+    ifname: IfName
+    message: str
+    """A sentence that names pod and network, and says what to do."""
+
+
 class Pod(msgspec.Struct, frozen=True, omit_defaults=True):
     """The pod of a sandbox, as the runtime named it in CNI_ARGS."""
 

@@ -16,6 +16,7 @@ from itertools import groupby
 from typing import TypeAlias
 
 import structlog
+from msgspec.structs import replace
 
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey, SandboxPhase
 from events.schema import (
@@ -44,6 +45,7 @@ from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.names import ifname_problem, shown
 from nodeworker.sandboxes import default_route
 from nodeworker.sandboxes.answers import Reply, error_reply, reply_of
+from nodeworker.sandboxes.attach_warnings import warnings_of
 from nodeworker.sandboxes.detach import Detacher, target_of
 from nodeworker.sandboxes.plan_ahead import PlanAhead
 from nodeworker.sandboxes.scheduler import Scheduler
@@ -146,7 +148,7 @@ class Attacher:
             await self._move_default_route(sandbox)
             if not deadline.left:
                 raise RequestFailedError(deadline.failure)
-            outcome = _outcome(intent, request, _result(sandbox))
+            outcome = replace(_outcome(intent, request, _result(sandbox)), warnings=warnings_of(sandbox))
             self._statuses.expect(sandbox)
             return effects.finish(outcome)
 

@@ -111,7 +111,8 @@ def _interface_detach_failed(data: InterfaceDetachFailed) -> str:
 
 
 def _attach_completed(data: AttachCompleted) -> str:
-    return f"attached: {data.ifname} and all that was planned with it, in {_ms(data.seconds)}"
+    warnings = "".join(f"; warning: {without_secrets(warning.message)}" for warning in data.warnings)
+    return f"attached: {data.ifname} and all that was planned with it, in {_ms(data.seconds)}{warnings}"
 
 
 def _attach_failed(data: AttachFailed) -> str:

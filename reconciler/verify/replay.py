@@ -9,6 +9,8 @@ from events.fold import SandboxKey, State
 from events.ledger.ledger import Ledger
 from events.schema import (
     NO_NODE,
+    AttachCompleted,
+    AttachWarning,
     NodeName,
     Stored,
 )
@@ -30,6 +32,8 @@ class Replay:
         """Sandboxes with drift, as of the last observation; the oldest drift first."""
         self.live: dict[SandboxKey, NodeName] = {}
         """Live sandboxes and their nodes."""
+        self.warnings: dict[SandboxKey, tuple[AttachWarning, ...]] = {}
+        """The warnings of the attaches of live sandboxes."""
         self.latest: dict[NodeName, Stored] = {}
         """The last event of each node."""
         self.oldest: dict[NodeName, int] = {}
@@ -67,6 +71,10 @@ class Replay:
                 self.live[sandbox.key] = sandbox.node
             else:
                 self.live.pop(sandbox.key, None)
+                self.warnings.pop(sandbox.key, None)
+            data = stored.event.data
+            if isinstance(data, AttachCompleted) and data.warnings and stored.event.cause == sandbox.intent:
+                self.warnings[sandbox.key] = data.warnings
             if sandbox.drifts:
                 self.drifting.setdefault(sandbox.key)
             else:

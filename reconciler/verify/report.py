@@ -57,6 +57,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Number of all differences of each kind, also of those not in ``differences``."""
     unseen: tuple[str, ...]
     """What could not be checked, and why."""
+    warnings: tuple[str, ...]
+    """What is unusual, but as recorded: the warnings of the attaches of live sandboxes."""
     unproved: int
     """Number of rows that can't be checked: the ledger deleted their first events."""
     seconds: float
@@ -91,6 +93,7 @@ def lines(report: Report) -> list[str]:
     hidden = sum(report.counts.values()) - len(report.differences)
     if hidden:
         text.append(f"… and {hidden} more")
+    text += [f"warning: {each}" for each in report.warnings[:MAX_LISTED]]
     text += [f"not checked: {each}" for each in report.unseen]
     if report.unproved:
         text.append(f"not proved: {report.unproved} rows, which are older than the events in the ledger")

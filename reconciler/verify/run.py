@@ -74,6 +74,7 @@ async def verify(
             differences=tuple(findings.differences),
             counts=dict(findings.counts),
             unseen=tuple(findings.unseen),
+            warnings=tuple(each.message for warned in replay.warnings.values() for each in warned),
             unproved=findings.unproved,
             seconds=time.monotonic() - started,
         )

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from events.schema import AttachPlanned, ErrorClass, InterfaceAttached
+from events.schema import AttachCompleted, AttachPlanned, AttachWarning, ErrorClass, InterfaceAttached, WarningKind
 from reconciler.status.text import pod_status
 from tests.support.kube.kubelet import kubelet, pod
-from tests.support.node.node import Node
-from tests.support.node.runtime import PLUGINS
+from tests.support.node.node import BRIDGE, Node
+from tests.support.node.runtime import PLUGINS, PodSandbox
 from tests.support.waiting import eventually
 
 SRIOV = "vendor.example/sriov"
@@ -45,15 +45,7 @@ class DeviceNode:
         """Define a network that draws from *resource*, with *chain* behind the plugin that keeps what it is told."""
         first = {**self.node.macvlan(), "type": "recording-macvlan", "capabilities": CAPABLE}
         del first["cniVersion"]
-        config = {"cniVersion": "1.0.0", "plugins": [first, *chain]}
-        metadata = {"name": name, "annotations": {"k8s.v1.cni.cncf.io/resourceName": resource}}
-        manifest = {
-            "apiVersion": "k8s.cni.cncf.io/v1",
-            "kind": "NetworkAttachmentDefinition",
-            "metadata": metadata,
-            "spec": {"config": json.dumps(config)},
-        }
-        (self.node.manifests / f"device-network-{name}.json").write_text(json.dumps(manifest))
+        self.node.nad(name, {"cniVersion": "1.0.0", "plugins": [first, *chain]}, resource)
 
     def told(self, command: str, ifname: str) -> dict[str, Any]:
         """Return the configuration that the plugin was given."""
@@ -115,6 +107,45 @@ def test_device_of_a_claim_reaches_the_plugin(devices: DeviceNode, tmp_path: Pat
     assert answer.exit_code == 0, answer
     conf = devices.told("ADD", "net1")
     assert (conf["deviceID"], conf["pciBusID"], conf["runtimeConfig"]["deviceID"]) == ("eth1", "eth1", "eth1")
+
+
+def warnings(node: Node, sandbox: PodSandbox) -> tuple[AttachWarning, ...]:
+    (outcome,) = (event.data for event in node.events_of(sandbox) if isinstance(event.data, AttachCompleted))
+    return outcome.warnings
+
+
+def test_resource_that_no_device_plugin_serves_is_ignored(devices: DeviceNode, tmp_path: Path) -> None:
+    """KubeVirt's bridge-marker: the resource is for the scheduler, and the kubelet lists other devices only."""
+    chain = {"type": "bridge", "bridge": BRIDGE}, {"type": "tuning"}
+    devices.node.nad("marked", {"cniVersion": "1.0.0", "plugins": chain}, "bridge.network.kubevirt.io/br1")
+    sandbox = devices.node.pod("machine", "marked")
+    own = [("devices.kubevirt.io/kvm", ["kvm1"]), ("devices.kubevirt.io/tun", ["tun1"])]
+    with kubelet(tmp_path, pod("machine", own)):
+        answer = sandbox.add()
+    assert answer.exit_code == 0, answer
+    devices.node.assert_attached(sandbox)
+    assert warnings(devices.node, sandbox) == ()
+    (planned,) = (e.data for e in devices.node.events_of(sandbox) if isinstance(e.data, AttachPlanned))
+    assert not any("deviceID" in plugin for plugin in planned.attachments[1].plugins)
+
+
+def test_plugin_that_uses_devices_is_attached_without_one_and_warned_about(devices: DeviceNode, tmp_path: Path) -> None:
+    node = devices.node
+    devices.network("fast")
+    sandbox = node.pod("plain", "fast")
+    with kubelet(tmp_path, pod("plain", [("devices.kubevirt.io/tun", ["tun1"])])):
+        answer = sandbox.add()
+    assert answer.exit_code == 0, answer
+    assert "deviceID" not in devices.told("ADD", "net1")
+    (warning,) = warnings(node, sandbox)
+    assert (warning.kind, warning.network, warning.ifname) == (WarningKind.DEVICE_MISSING, "default/fast", "net1")
+    assert warning.message == (
+        "pod default/plain: network default/fast (net1) was attached without a device: neither the kubelet nor a "
+        f"resource claim lists one of {SRIOV} for the pod; if its plugins need one, request {SRIOV} in the pod's "
+        "containers"
+    )
+    (line,) = (line for line in node.log.read_text().splitlines() if "attached_with_warning" in line)
+    assert "default/plain" in line
 
 
 def test_pod_with_too_few_devices_fails_and_leaves_nothing(devices: DeviceNode, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from events.schema import ErrorClass, Phase
 from nodeworker.errors import RequestFailedError, failed
+from nodeworker.planning.resolve.device_use import DeviceUse, Shortage, shortage
 from nodeworker.planning.resolve.networks import NetworkEntry
 from nodeworker.planning.resolve.objects import RESOURCE_NAME, Nad, NetworkRef
 from nodeworker.plugins.spec.names import is_object_name, shown
@@ -31,7 +32,7 @@ class AssignedDevice(NamedTuple):
 
     resource: str = ""
     device: str = ""
-    """Empty if the pod's annotation names a device instead of an allocated one."""
+    """Empty if the pod's annotation names a device instead of an allocated one, or if there is none of the resource."""
 
 
 def is_device_id(text: str) -> bool:
@@ -50,21 +51,24 @@ def assign(
     entries: Sequence[NetworkEntry],
     networks: Mapping[NetworkRef, Nad],
     devices: Mapping[str, tuple[str, ...]],
+    uses: Sequence[DeviceUse],
     subject: str,
 ) -> list[AssignedDevice]:
-    """Return the device of each of *entries*; *devices* are the pod's, by resource.
+    """Return the device of each of *entries*; *devices* are the pod's, by resource; *uses* are of the same networks.
 
     If no device is left, the ``deviceID`` of the pod's annotation is used, as in Multus. Raises RequestFailedError:
-    DEVICE_UNAVAILABLE if there is none either, INVALID_CONFIG, INVALID_ANNOTATION.
+    DEVICE_UNAVAILABLE if there is none either and ``shortage`` says so, INVALID_CONFIG, INVALID_ANNOTATION.
     """
     number = resource_counts(entries, networks, subject)
     left = {resource: iter(devices.get(resource, ())) for resource in number}
     assigned: list[AssignedDevice] = []
-    for entry in entries:
+    for entry, use in zip(entries, uses, strict=True):
         resource = _resource(entry, networks, subject)
         device_of_entry = AssignedDevice(resource, next(left[resource], "")) if resource else AssignedDevice()
         if resource and not device_of_entry.device and not _named(entry, subject):
-            raise _too_few(_label(entry, networks), resource, len(devices.get(resource, ())), number[resource], subject)
+            present = len(devices.get(resource, ()))
+            if shortage(present, use) is Shortage.REFUSE:
+                raise _too_few(_label(entry, networks), resource, present, number[resource], subject)
         assigned.append(device_of_entry)
     return assigned
 
@@ -122,10 +126,12 @@ def _label(entry: NetworkEntry, networks: Mapping[NetworkRef, Nad]) -> str:
 
 
 def _too_few(network: str, resource: str, present: int, used: int, subject: str) -> RequestFailedError:
+    unserved = f"; if they do request it, no device plugin serves it: correct the annotation {RESOURCE_NAME}"
     return failed(
         ErrorClass.DEVICE_UNAVAILABLE,
         Phase.RESOLVE,
         f"{subject}: network {network} needs a device of resource {resource}, of which the pod has {present} while its "
-        f"networks use {used}; request {used} of {resource} in the pod's containers or select fewer such networks",
+        f"networks use {used}; request {used} of {resource} in the pod's containers or select fewer such networks"
+        f"{'' if present else unserved}",
         network=network,
     )

@@ -17,6 +17,7 @@ from events.schema import AttachPlanned, AttachRequested, ErrorClass, IfName, Ne
 from nodeworker.errors import failed
 from nodeworker.planning.resolve import device_assignment
 from nodeworker.planning.resolve.annotation import PortMapping, Selection
+from nodeworker.planning.resolve.device_use import device_use
 from nodeworker.planning.resolve.netconf import RuntimeNetConf
 from nodeworker.planning.resolve.networks import NetworkEntry, networks_of
 from nodeworker.planning.resolve.objects import Nad, NetworkRef, PodObject
@@ -62,11 +63,12 @@ def make_plan(
     subject = f"pod {request.pod}" if request.pod.name else f"sandbox {container_id[:12]}"
     ifnames = _ifnames(request.ifname, entries, subject)
     default_routes = claimed_gateways(entries, subject)
-    assigned = device_assignment.assign(entries, networks, devices, subject)
+    definitions = [definition(entry, networks, subject) for entry in entries]
+    uses = [device_use(config.plugins) for _, config in definitions]
+    assigned = device_assignment.assign(entries, networks, devices, uses, subject)
     attachments: list[PlannedAttachment] = []
-    for index, (ifname, entry) in enumerate(zip(ifnames, entries, strict=True)):
+    for index, (ifname, entry, (network, config)) in enumerate(zip(ifnames, entries, definitions, strict=True)):
         default = index == 0
-        network, config = definition(entry, networks, subject)
         values = _capability_values(network, config, entry.selection, subject)
         device = assigned[index].device or values.get("deviceID", "")
         device_info = ""

@@ -76,9 +76,14 @@ def render(
     return tuple(_render(config, plugin, offered, cni_args, device) for plugin in config.plugins)
 
 
+def declared_capabilities(plugin: Mapping[str, Any]) -> set[str]:
+    """Return the capabilities that the configuration *plugin* declares."""
+    return {name for name, declared in (plugin.get("capabilities") or {}).items() if declared}
+
+
 def unsupported_capabilities(config: NetworkConfig, wanted: Iterable[str]) -> tuple[str, ...]:
     """Return those of *wanted*, in their order, that no plugin of the chain declares."""
-    declared = {name for plugin in config.plugins for name in _declared(plugin)}
+    declared = {name for plugin in config.plugins for name in declared_capabilities(plugin)}
     return tuple(name for name in wanted if name not in declared)
 
 
@@ -177,10 +182,6 @@ def _switch(config: Mapping[str, Any], key: str) -> bool:
     raise ConfigError(f"{key} of the configuration is neither true nor false")
 
 
-def _declared(plugin: Mapping[str, Any]) -> set[str]:
-    return {name for name, declared in (plugin.get("capabilities") or {}).items() if declared}
-
-
 def _render(
     config: NetworkConfig,
     plugin: Mapping[str, Any],
@@ -195,7 +196,7 @@ def _render(
     if cni_args:
         args = plugin.get("args") or {}
         rendered["args"] = {**args, "cni": {**(args.get("cni") or {}), **cni_args}}
-    declared = _declared(plugin)
+    declared = declared_capabilities(plugin)
     if runtime_config := {name: value for name, value in offered.items() if name in declared}:
         rendered["runtimeConfig"] = runtime_config
     return msgspec.json.encode(rendered).decode()

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from events.cni_result import ResultError, read
 from events.fold import Attachment, AttachmentPhase, Sandbox
-from events.schema import AttachCompleted, AttachFailed, DetachFailed, ErrorClass, Event, Failure, NodeName, Pod
+from events.schema import AttachCompleted, AttachFailed, DetachFailed, ErrorClass, Event, NodeName, Pod, WarningKind
 
 NORMAL, WARNING = "Normal", "Warning"
 ADDED = "AddedInterface"
 NOT_FOUND = "NoNetworkFound"
 ATTACH_FAILED = "FailedAddingInterface"
 DETACH_FAILED = "FailedRemovingInterface"
+OF_WARNING: Mapping[WarningKind, str] = {
+    WarningKind.DEVICE_MISSING: "DeviceMissing",
+    WarningKind.UNKNOWN: "AttachWarning",
+}
 
 MESSAGE_LIMIT = 1024
 """Maximum length in characters (core/v1 Event, events.k8s.io/v1 ``note``)."""
@@ -58,14 +63,15 @@ def pod_events(event: Event, sandbox: Sandbox | None) -> list[PodEvent]:
     if not pod.name or not pod.uid:
         return []
     match event.data:
-        case AttachCompleted() if event.cause == sandbox.intent:
+        case AttachCompleted(warnings=warnings) if event.cause == sandbox.intent:
             made = [_added(pod, sandbox.node, attachment) for attachment in sandbox.attachments]
-            return [each for each in made if each is not None]
+            warned = [_warning(pod, sandbox.node, OF_WARNING[each.kind], each.message) for each in warnings]
+            return [*(each for each in made if each is not None), *warned]
         case AttachFailed(failure=failure):
             reason = NOT_FOUND if failure.error_class is ErrorClass.NETWORK_NOT_FOUND else ATTACH_FAILED
-            return [_warning(pod, sandbox.node, reason, failure)]
+            return [_warning(pod, sandbox.node, reason, failure.message)]
         case DetachFailed(failure=failure):
-            return [_warning(pod, sandbox.node, DETACH_FAILED, failure)]
+            return [_warning(pod, sandbox.node, DETACH_FAILED, failure.message)]
         case _:
             return []
 
@@ -84,8 +90,7 @@ def _added(pod: Pod, node: NodeName, attachment: Attachment) -> PodEvent | None:
     return PodEvent(pod, node, NORMAL, ADDED, message[:MESSAGE_LIMIT])
 
 
-def _warning(pod: Pod, node: NodeName, reason: str, failure: Failure) -> PodEvent:
-    message = failure.message
+def _warning(pod: Pod, node: NodeName, reason: str, message: str) -> PodEvent:
     if len(message) > MESSAGE_LIMIT:
         half = MESSAGE_LIMIT // 2 - 2
         message = f"{message[:half]} … {message[-half:]}"

@@ -169,10 +169,12 @@ class Node:
         networks = delegates or (self.bridge(),)
         return {"cniVersion": version, "name": "plumbline", "type": "plumbline", "delegates": networks, **keys}
 
-    def nad(self, name: str, config: Mapping[str, Any] | str) -> None:
-        """Define or replace a network."""
+    def nad(self, name: str, config: Mapping[str, Any] | str, resource: str = "") -> None:
+        """Define or replace a network, whose devices are of *resource*."""
         text = config if isinstance(config, str) else json.dumps(config)
-        self._manifest("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", name, {}, {"spec": {"config": text}})
+        annotations = {"k8s.v1.cni.cncf.io/resourceName": resource} if resource else {}
+        body = {"spec": {"config": text}}
+        self._manifest("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", name, annotations, body)
 
     def no_nad(self, name: str) -> None:
         """Remove a network's definition."""

@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import Metric
 
 from events.process import logs
 from events.process.settings import load
-from events.schema import TYPES, DriftKind, ErrorClass, LeakKind
+from events.schema import TYPES, DriftKind, ErrorClass, LeakKind, WarningKind
 from nodeworker.errors import CNI_CODES
 from nodeworker.host.adopt.settings import AdoptSettings
 from nodeworker.host.install.__main__ import main as installer
@@ -28,6 +28,7 @@ from nodeworker.settings import WorkerSettings
 from reconciler.cli.main import COMMANDS, main
 from reconciler.metrics import Metrics
 from reconciler.settings import ReconcilerSettings
+from reconciler.status.kubernetes.pod_events import OF_WARNING
 from tests.support.repository import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
@@ -181,6 +182,14 @@ def test_every_error_class_is_documented_with_its_code() -> None:
     assert set(said) == {each.value for each in ErrorClass}
     for each, code in CNI_CODES.items():
         assert str(code) in re.findall(r"\d+", said[each.value][0]), each
+
+
+def test_every_warning_is_documented_with_its_kubernetes_event() -> None:
+    said = rows((DOCS / "reference/events.md").read_text().split("### Warnings")[1])
+    assert {kind: reason for kind, (reason, *_) in said.items()} == {
+        kind.value: f"`{reason}`" for kind, reason in OF_WARNING.items()
+    }
+    assert set(OF_WARNING) == set(WarningKind)
 
 
 def test_every_kind_of_drift_and_leak_is_documented() -> None:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from events.schema import (
     NO_NODE,
     AttachCompleted,
+    AttachWarning,
     ContainerId,
     Data,
     DetachRequested,
@@ -43,6 +44,7 @@ from events.schema import (
     StatusPublishFailed,
     Stored,
     Unknown,
+    WarningKind,
     WorkerStarted,
     WorkerStopped,
 )
@@ -129,6 +131,9 @@ HELD = Leak(
 HELD_IN_WORDS = "10.0.0.2 of shop/n, held by abcdefabcdef (sandbox_gone)"
 
 
+WARNING = AttachWarning(kind=WarningKind.DEVICE_MISSING, network=NetworkName("n"), ifname=ETH0, message="look at it")
+
+
 def attached(result: str) -> InterfaceAttached:
     return InterfaceAttached(network=NetworkName("n"), ifname=IfName("net1"), result=result, seconds=0.001)
 
@@ -189,6 +194,10 @@ def attached(result: str) -> InterfaceAttached:
         ),
         (ReconcilerElected(replica="r-1"), "reconciler r-1 took over"),
         (UNKNOWN, "PortOpened version 3, which this version of Plumbline does not know"),
+        (
+            AttachCompleted(request=R, ifname=ETH0, result="", warnings=(WARNING, WARNING)),
+            "attached: eth0 and all that was planned with it, in 0.0 ms; warning: look at it; warning: look at it",
+        ),
         (attached("torn"), "net1 attached to n, with a result that can't be read (1.0 ms)"),
         (attached("{}"), "net1 attached to n, without address (1.0 ms)"),
         (attached(OLD_RESULT), "net1 attached to n: 10.0.0.2/8 (1.0 ms)"),

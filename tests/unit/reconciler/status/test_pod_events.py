@@ -8,17 +8,22 @@ from msgspec.structs import replace
 
 from events.fold import State
 from events.schema import (
+    AttachCompleted,
     AttachFailed,
     AttachRequested,
+    AttachWarning,
     ErrorClass,
     Event,
     Failure,
+    IfName,
+    NetworkName,
     NodeName,
     Phase,
     Pod,
     Stored,
+    WarningKind,
 )
-from reconciler.status.kubernetes.pod_events import MESSAGE_LIMIT, PodEvent, Throttle, pod_events
+from reconciler.status.kubernetes.pod_events import MESSAGE_LIMIT, OF_WARNING, PodEvent, Throttle, pod_events
 from tests.support.stories.events import container
 from tests.support.stories.node import Node
 
@@ -72,6 +77,19 @@ def test_a_failed_detach_is_a_warning_too() -> None:
     node = Node()
     said = told([*node.attach(BOX, POD), *node.detach(BOX, POD, fails=True)])
     assert [each.reason for each in said] == ["AddedInterface", "AddedInterface", "FailedRemovingInterface"]
+
+
+def test_each_warning_of_an_attach_is_an_event() -> None:
+    *before, completed = Node().attach(BOX, POD)
+    assert isinstance(completed.data, AttachCompleted)
+    warned = tuple(
+        AttachWarning(kind=kind, network=NetworkName("shop/fast"), ifname=IfName("net1"), message=f"{kind.value} it is")
+        for kind in WarningKind
+    )
+    said = told([*before, replace(completed, data=replace(completed.data, warnings=warned))])
+    assert [(each.type, each.reason, each.message) for each in said[2:]] == [
+        ("Warning", OF_WARNING[kind], f"{kind.value} it is") for kind in WarningKind
+    ]
 
 
 def test_a_repeated_add_writes_no_event() -> None:

@@ -8,24 +8,29 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from events.ledger.commands import MemoryCommands
 from events.ledger.memory import MemoryLedger
 from events.schema import (
+    AttachCompleted,
+    AttachWarning,
     ComparisonRequested,
     Event,
+    NetworkName,
     NodeCompared,
     NodeName,
     Pod,
     RequestId,
     StatusPublished,
+    WarningKind,
     WorkerStopped,
 )
 from reconciler.projection.store import Store
 from reconciler.status.folder_sink import FolderSink
 from reconciler.status.text import pod_status
 from reconciler.verify.replay import Replay
-from reconciler.verify.report import Kind, Report
+from reconciler.verify.report import Kind, Report, lines
 from reconciler.verify.run import verify
 from tests.support.stories.node import Node
 from tests.support.stories.values import ETH0
@@ -111,6 +116,26 @@ async def test_newly_seen_drift_is_reported_with_pod_network_and_remedy(
     assert "plumbline timeline aaaaaaaaaaaa" in drift.message
     assert leak.kind is Kind.LEAK
     assert "node node-1 holds 10.0.0.9 of network k8s-pod-network without an owner" in leak.message
+
+
+async def test_warnings_of_live_sandboxes_are_listed_and_are_no_difference(
+    ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path
+) -> None:
+    node = Node()
+    *before, completed = node.attach(BOX, POD)
+    assert isinstance(completed.data, AttachCompleted)
+    warning = AttachWarning(
+        kind=WarningKind.DEVICE_MISSING, network=NetworkName("n"), ifname=ETH0, message="pod shop/web: look at it"
+    )
+    warned = replace(completed, data=replace(completed.data, warnings=(warning,)))
+    await fill(ledger, [node.start(), *before, warned])
+    async with worker(ledger, commands, node):
+        report = await check(ledger, tmp_path / "x.db", commands)
+        assert (report.exit_code, report.warnings) == (0, ("pod shop/web: look at it",))
+        assert lines(report)[0] == "warning: pod shop/web: look at it"
+        assert lines(report)[1].startswith("true (")
+        await fill(ledger, node.detach(BOX, POD))
+        assert (await check(ledger, tmp_path / "x.db", commands)).warnings == ()
 
 
 async def test_missing_answers_and_partial_comparisons_are_unseen(

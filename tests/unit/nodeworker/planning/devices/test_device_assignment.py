@@ -90,7 +90,22 @@ def test_too_few_devices_error_names_pod_and_counts() -> None:
         f"pod shop/web: network shop/a needs a device of resource {SRIOV}, of which the pod has 2 while its networks "
         f"use 3; request 3 of {SRIOV} in the pod's containers or select fewer such networks"
     )
-    assert "has 0 while its networks use 3" in given.refused({RDMA: ("r0",)}).message
+    assert given.refused({RDMA: ("r0",)}).message == (
+        f"pod shop/web: network shop/a needs a device of resource {SRIOV}, of which the pod has 0 while its networks "
+        f"use 3; request 3 of {SRIOV} in the pod's containers or select fewer such networks; if they do request it, no "
+        f"device plugin serves it: correct the annotation {RESOURCE_NAME}"
+    )
+
+
+def test_resource_that_no_device_plugin_serves_is_ignored() -> None:
+    """KubeVirt's bridge-marker: the resource is for the scheduler, and the kubelet lists other devices only."""
+    chain = {"type": "bridge", "bridge": "br1"}, {"type": "tuning"}
+    given = Given("a,a", nad("a", "bridge.network.kubevirt.io/br1", *chain))
+    planned = given.planned({"devices.kubevirt.io/kvm": ("kvm1",), "devices.kubevirt.io/tun": ("tun1",)})
+    marked = ("bridge.network.kubevirt.io/br1", "")
+    assert devices_of(planned) == [("", ""), marked, marked]
+    assert all("deviceID" not in conf and "pciBusID" not in conf for a in planned.attachments for conf in confs(a))
+    assert [attachment.device_info for attachment in planned.attachments] == [""] * 3
 
 
 def test_device_reaches_plugins_by_key_and_capability() -> None:
