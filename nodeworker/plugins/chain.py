@@ -224,7 +224,7 @@ async def status(
 
 
 class _Operation:
-    """One verb on one attachment: its environment, its deadline, the runs so far."""
+    """One verb on one attachment: its environment, when its time ends, the runs so far."""
 
     def __init__(
         self, runners: Runners, attachment: PlannedAttachment, target: Target, phase: Phase, seconds: float
@@ -242,7 +242,7 @@ class _Operation:
                 "CNI_IFNAME": attachment.ifname,
                 "CNI_ARGS": attachment.cni_args,
             }
-        self._deadline = time.monotonic() + seconds
+        self._ends_at = time.monotonic() + seconds
 
     async def run(self, plugin: str, native: bool, stdin: bytes) -> bytes:
         """Return what *plugin* printed; *native*: it was planned to run natively. Raises PluginFailedError."""
@@ -253,7 +253,7 @@ class _Operation:
                 env=self._env,
                 stdin=stdin,
                 search=self._search,
-                timeout=self._deadline - time.monotonic(),
+                timeout=self._ends_at - time.monotonic(),
             )
         except PluginError as error:
             if error.run is not None:

@@ -33,12 +33,12 @@ async def end_orphans(marker: str, grace: float) -> int:
     They get *grace* seconds to finish. Call it before the first plugin runs under *marker*.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + grace
+    ends_at = loop.time() + grace
     killed: set[int] = set()
     while found := orphans(marker):  # repeatedly: what was found may have started another process
         async with contextlib.AsyncExitStack() as stack:
             pidfds = {pid: pidfd for pid in found if (pidfd := _open(stack, pid, marker)) is not None}
-            left = await _ended(pidfds, max(0.0, deadline - loop.time()))
+            left = await _ended(pidfds, max(0.0, ends_at - loop.time()))
             for pid in left:
                 killed.add(pid)
                 with contextlib.suppress(ProcessLookupError):

@@ -104,8 +104,8 @@ class _PendingJob(asyncio.Future[JobResult]):
         super().__init__(loop=loop)
         self.job = job
         self.queue = queue
-        self.deadline = loop.time() + BLOCKED_TIMEOUT
-        """When being blocked becomes an error."""
+        self.fails_at = loop.time() + BLOCKED_TIMEOUT
+        """The loop's time at which being blocked becomes an error."""
         self.sent = False
         """The process has the job."""
         self.unwanted = False
@@ -220,7 +220,7 @@ class _Process:
         """Pass *result* on, or retry the job later, with all jobs of its queue behind it."""
         loop = asyncio.get_running_loop()
         pending.sent = False
-        if result.code != TRY_AGAIN or (result.attempted and loop.time() > pending.deadline):
+        if result.code != TRY_AGAIN or (result.attempted and loop.time() > pending.fails_at):
             pending.set_result(result)
         elif pending.unwanted:
             pending.drop()

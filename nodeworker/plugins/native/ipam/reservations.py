@@ -252,7 +252,7 @@ def _stage(stack: contextlib.ExitStack, folder: int, owner: bytes) -> int | None
 
 def _wait_for(stack: contextlib.ExitStack, lock: int, path: str, timeout: float) -> None:
     """Lock out the other threads of this process, which needs no polling, then other processes."""
-    deadline = time.monotonic() + timeout
+    ends_at = time.monotonic() + timeout
     with _thread_locks_mutex:
         thread_lock = _thread_locks.setdefault(path, threading.Lock())
     if not thread_lock.acquire(timeout=timeout):
@@ -263,7 +263,7 @@ def _wait_for(stack: contextlib.ExitStack, lock: int, path: str, timeout: float)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            if time.monotonic() > ends_at:
                 raise _busy(path) from None
         else:
             return
