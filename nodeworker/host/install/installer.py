@@ -28,6 +28,8 @@ SAVED = ".plumbline-saved"
 
 _MODE = 0o600
 _PERIOD = 1.0
+_EXPECTED_WAIT = 10.0
+"""Seconds that a node may be not ready to be installed, without a warning."""
 _GONE_FOR_GOOD = 10.0
 """Seconds after which another default network replaces one whose configuration was removed."""
 
@@ -49,7 +51,7 @@ class Installer:
         self._marker = uninstalled_marker(settings)
         self._bin_dir = Path(section.cni_bin_dir)
         self._conf_dir = Path(section.cni_conf_dir)
-        self._clock = clock
+        self.clock = clock
         self._followed: Path | None = None
         self._gone_since: float | None = None
 
@@ -118,7 +120,7 @@ class Installer:
         if self._followed in (None, found.path) or self._followed.exists():
             self._followed, self._gone_since = found.path, None
             return found
-        now = self._clock()
+        now = self.clock()
         self._gone_since = now if self._gone_since is None else self._gone_since
         if now - self._gone_since < _GONE_FOR_GOOD:
             raise NotYetError(
@@ -152,19 +154,23 @@ def install(installer: Installer, seconds: float, stop: threading.Event) -> None
 
 
 def watch(installer: Installer, binary: Path, stop: threading.Event) -> None:
-    """Install, and keep the node installed until *stop*. Logs each failure once, and retries every second."""
-    logged, pending = "", True
+    """Install, and keep the node installed until *stop*. Logs each failure once, and retries every second.
+
+    What may be possible soon is a warning only if it lasts: at every start the worker needs a moment until it answers.
+    """
+    logged, pending, waits_since = ("", False), True, installer.clock()
     while not stop.is_set():
         try:
             if pending or not binary.exists():
                 installer.install_entry_point()
                 pending = False
             installer.configure()
-            logged = ""
+            logged, waits_since = ("", False), installer.clock()
         except InstallError as error:
-            if str(error) != logged:
-                log.warning("installation_waits", reason=str(error))
-            logged = str(error)
+            lasts = not isinstance(error, NotYetError) or installer.clock() > waits_since + _EXPECTED_WAIT
+            if (str(error), lasts) != logged:
+                (log.warning if lasts else log.info)("installation_waits", reason=str(error))
+            logged = str(error), lasts
         stop.wait(_PERIOD)
 
 

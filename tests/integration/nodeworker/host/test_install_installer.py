@@ -192,9 +192,16 @@ class Watching:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []
+        self.warned: list[str] = []
         self._turns: list[Callable[[], object]] = []
         self._stopped = False
-        monkeypatch.setattr(installer.log, "warning", lambda _, reason: self.said.append(reason))
+        monkeypatch.setattr(installer.log, "info", lambda event, **keys: self._note(self.said, event, keys))
+        monkeypatch.setattr(installer.log, "warning", lambda event, **keys: self._note(self.warned, event, keys))
+
+    @staticmethod
+    def _note(lines: list[str], event: str, keys: dict[str, str]) -> None:
+        if event == "installation_waits":
+            lines.append(keys["reason"])
 
     def run(self, host: Host, *turns: Callable[[], object]) -> None:
         self._turns = list(turns)
@@ -224,7 +231,32 @@ def test_watching_installer_logs_a_failure_once(host: Host, monkeypatch: pytest.
     assert len(watching.said) == 2
     assert "has no configuration" in watching.said[0]
     assert "is not JSON" in watching.said[1]
+    assert not watching.warned
     assert host.installed()["name"] == "renamed"
+
+
+def test_watching_installer_warns_once_of_what_lasts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    watching = Watching(monkeypatch)
+
+    def later() -> None:
+        host.clock.now += 6
+
+    with host.worker():
+        watching.run(host, later, later, later, later)
+    assert len(watching.said) == 1
+    assert watching.warned == watching.said
+
+
+def test_watching_installer_warns_at_once_of_what_only_a_person_can_change(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.write("10-pods.conflist", BRIDGE)
+    host.conf.rename(host.conf.with_name("elsewhere"))
+    host.conf.write_text("no folder")
+    watching = Watching(monkeypatch)
+    with host.worker():
+        watching.run(host, lambda: None)
+    assert len(watching.warned) == 1
 
 
 def test_watching_installer_restores_removed_files(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
