@@ -8,6 +8,7 @@ another pod of the same name. A resource version is unnecessary: Plumbline is th
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -31,6 +32,10 @@ _IDLE = 5.0
 handshake, and aiohttp closes one after 15 s."""
 _MAX_RETRY_AFTER = 60.0
 _RETRYABLE = frozenset({401, 403, 408, 409, 425, 429})
+_NO_POD = (
+    "reconciler.kubernetes uses the service account of a pod, and this is no pod: run the command in one "
+    "(kubectl -n kube-system exec POD -- plumbline verify), or set reconciler.kubernetes.kubeconfig"
+)
 _UNREACHABLE = (aiohttp.ClientError, TimeoutError, OSError, config.ConfigException)
 _UNUSABLE = (config.ConfigException, yaml.YAMLError, ValueError, TypeError, AttributeError)
 """Errors of the library for a malformed kubeconfig."""
@@ -62,6 +67,8 @@ class AnnotationSink:
 
         It reads the statuses of pods on *node*; empty: of all pods. Raises SettingsError.
         """
+        if not kubeconfig and "KUBERNETES_SERVICE_HOST" not in os.environ:
+            raise SettingsError(_NO_POD)
         configuration = client.Configuration()
         try:
             if kubeconfig:

@@ -204,6 +204,13 @@ async def test_an_invalid_kubeconfig_is_reported_in_one_sentence(tmp_path: Path,
     assert "\n" not in str(error.value)
 
 
-async def test_a_missing_service_account_is_reported() -> None:
+async def test_a_missing_service_account_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     with pytest.raises(SettingsError, match="service account of this pod can't be used"):
+        await AnnotationSink.connect("")
+
+
+async def test_outside_a_pod_the_error_says_where_to_run_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(SettingsError, match="kubectl -n kube-system exec POD -- plumbline verify"):
         await AnnotationSink.connect("")
