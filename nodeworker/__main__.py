@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from events.ledger.ledger import Ledger, LedgerError
@@ -62,7 +63,7 @@ from nodeworker.sandboxes.gc import GarbageCollector
 from nodeworker.sandboxes.plan_ahead import PlanAhead
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.sandboxes.status_wait import StatusWait
-from nodeworker.settings import WorkerSection, WorkerSettings
+from nodeworker.settings import WorkerSection, WorkerSettings, check
 
 log = structlog.get_logger(__name__)
 
@@ -76,12 +77,16 @@ def main() -> int:
     """Run until SIGINT or SIGTERM; return the exit code: 0 stopped in order, 1 failed, 2 configuration."""
     parser = argparse.ArgumentParser(prog="python -m nodeworker", description=__doc__)
     add_config_option(parser)
-    parser.add_argument("--check-config", type=Path, metavar="PATH", help="say what is wrong with PATH, and end")
+    parser.add_argument(
+        "--check-config", type=Path, metavar="PATH", help="print what is in PATH as JSON, or what is wrong, and end"
+    )
     options = parser.parse_args()
     exit_code = 0
     try:
-        settings = load(options.check_config or options.config, WorkerSettings)
-        if not options.check_config:
+        if options.check_config:
+            sys.stdout.buffer.write(msgspec.json.encode(check(options.check_config)))
+        else:
+            settings = load(options.config, WorkerSettings)
             logs.configure(settings.log_level, "worker")
             asyncio.run(run(settings))
     except* SettingsError as group:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from events.process.settings import MetricsSettings, Settings
+from events.process.settings import MetricsSettings, Settings, load, missing_files
+from nodeworker.host.adopt.settings import AdoptSettings
 from nodeworker.planning.resolve.config_keys import unknown_keys
 from nodeworker.planning.resolve.device_assignment import INFO_FOLDER
 from nodeworker.planning.resolve.netconf import KEYS, NodeDefaults, parse_defaults
@@ -98,3 +100,27 @@ class WorkerSettings(Settings, frozen=True, kw_only=True, rename="camel"):
         super().__post_init__()
         if self.manifests and self.worker.kubernetes is not None:
             raise ValueError("manifests and worker.kubernetes are both set: pods come from one of them")
+
+    def files(self) -> dict[str, str]:
+        """Return what ``Settings.files`` does, and the worker's kubeconfig."""
+        kubernetes = self.worker.kubernetes
+        own = {"worker.kubernetes.kubeconfig": kubernetes.kubeconfig} if kubernetes and kubernetes.kubeconfig else {}
+        return super().files() | own
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """What the worker says of a configuration file, as JSON, for ``plumbline check-config``."""
+
+    sections: dict[str, Any]
+    """The sections of processes of this package, with their defaults."""
+    missing: list[str]
+    """Sentences about files that do not exist."""
+    notes: list[str]
+    """Sentences about keys that change nothing."""
+
+
+def check(path: Path) -> Checked:
+    """Check the file at *path*. Raises SettingsError."""
+    settings, adoption = load(path, WorkerSettings), load(path, AdoptSettings)
+    notes = [f"worker.network: nothing knows the key {key}" for key in settings.worker.unknown_network_keys]
+    return Checked({"worker": settings.worker, "adopt": adoption.adopt}, missing_files(settings), notes)

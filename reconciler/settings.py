@@ -75,6 +75,14 @@ class ReconcilerSettings(Settings, frozen=True, kw_only=True):
         if self.manifests and self.reconciler.kubernetes is not None:
             raise ValueError("manifests and reconciler.kubernetes are both set: choose one place for statuses")
 
+    def files(self) -> dict[str, str]:
+        """Return what ``Settings.files`` does, and the reconciler's kubeconfig."""
+        kubernetes = self.reconciler.kubernetes
+        own = (
+            {"reconciler.kubernetes.kubeconfig": kubernetes.kubeconfig} if kubernetes and kubernetes.kubeconfig else {}
+        )
+        return super().files() | own
+
     @property
     def database(self) -> str:
         """SQLAlchemy URL of the projection."""

@@ -17,8 +17,11 @@ import msgspec
 from msgspec.structs import replace
 
 from events.process.backoff import LOCAL_PAUSE, MAX_HUB_PAUSE
+from events.process.setting_keys import unknown_keys
 
 DEFAULT_PATH = Path("/etc/plumbline/plumbline.json")
+SECTIONS = ("adopt", "reconciler", "worker")
+"""The keys of the file that belong to one process each."""
 ADDRESS_FILE = "ledger.json"
 """File in the run folder with the URL and token of the machine's own nats-server; only its owner can read it."""
 
@@ -35,6 +38,7 @@ def _check_urls(urls: str, key: str) -> None:
         try:
             parts = urlsplit(url if "://" in url else f"nats://{url}")
             usable = parts.scheme in ("nats", "tls") and parts.hostname and parts.port != 0
+            usable = usable and ("://" in url or parts.port is not None)  # a word alone is rather a mistake than a host
         except ValueError:
             usable = False
         if not usable:
@@ -210,6 +214,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             if not folder.startswith("/"):
                 raise ValueError(f"{key} is {folder!r}, not an absolute path")
 
+    def files(self) -> dict[str, str]:
+        """Return the files and folders that must exist, by the keys that name them."""
+        named = {"manifests": self.manifests, "ledger.tokenFile": self.ledger.token_file}
+        if self.hub is not None:
+            named["hub.tokenFile"] = self.hub.token_file
+        if self.hub is not None and self.hub.tls is not None:
+            tls = self.hub.tls
+            named |= {"hub.tls.caFile": tls.ca_file, "hub.tls.certFile": tls.cert_file, "hub.tls.keyFile": tls.key_file}
+        return {key: path.replace("{node}", self.node_name) for key, path in named.items() if path}
+
     @property
     def node_name(self) -> str:
         """The node's name in the ledger."""
@@ -250,11 +264,19 @@ def load(path: Path | None, kind: type[SettingsT]) -> SettingsT:
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
     try:
+        document = msgspec.json.decode(text)
+        if isinstance(document, dict) and (problems := [*unknown_keys(document, kind, SECTIONS)]):
+            raise SettingsError(f"{path}: {'; '.join(problems)}")
         return msgspec.json.decode(text, type=kind)
     except msgspec.ValidationError as error:
         raise SettingsError(f"{path}: {error}") from error
     except msgspec.DecodeError as error:
         raise SettingsError(f"{path} is not JSON: {error}") from error
+
+
+def missing_files(settings: Settings) -> list[str]:
+    """Return a sentence about each file or folder that *settings* name and that is not on this machine."""
+    return [f"{key}: {path} does not exist" for key, path in settings.files().items() if not Path(path).exists()]
 
 
 class LedgerAddress(msgspec.Struct, frozen=True):

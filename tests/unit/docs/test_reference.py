@@ -125,7 +125,7 @@ def test_complete_example_has_every_key_and_is_valid(tmp_path: Path) -> None:
     assert sorted(leaves(example())) == sorted(KEYS)
     path = tmp_path / "plumbline.json"
     path.write_text(json.dumps(example()))
-    done = CliRunner().invoke(main, ["check-config", str(path)])
+    done = CliRunner().invoke(main, ["check-config", "--elsewhere", str(path)])
     assert done.exit_code == 0, done.output
     for kind in FILE:
         load(path, kind)

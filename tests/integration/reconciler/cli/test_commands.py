@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import sqlite3
 import subprocess
@@ -249,22 +250,63 @@ def test_an_unknown_command_is_wrong_usage(config: Path) -> None:
     assert plumbline(config, "timeliner").returncode == 2
 
 
-def test_check_config_shows_defaults_but_no_password(tmp_path: Path) -> None:
+def test_check_config_prints_the_effective_configuration_without_the_password(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     section = {"database": "postgresql://plumbline:hunter2@db/plumbline"}
     path.write_text(json.dumps({"node": "n1", "manifests": str(tmp_path), "reconciler": section}))
-    done = plumbline(path, "check-config")
+    done = plumbline(path, "check-config", "-o", "json")
     assert (done.returncode, done.stderr) == (0, "")
-    first, _, rest = done.stdout.partition("\n")
-    assert first == "configuration is valid"
-    shown = json.loads(rest)
+    shown = json.loads(done.stdout)
     assert (shown["node"], shown["stateDir"], shown["logLevel"]) == ("n1", "/var/lib/plumbline", "info")
     assert shown["reconciler"]["database"] == "postgresql://plumbline:***@db/plumbline"
+    assert shown["worker"]["delegateTimeout"] == 20
+    assert shown["adopt"]["cniDir"] == "/var/lib/cni/multus"
+
+
+def test_check_config_marks_what_is_a_default(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"node": "n1", "worker": {"statusWait": 1, "network": {"confDri": "/x"}}}))
+    done = plumbline(path, "check-config")
+    assert (done.returncode, done.stderr) == (0, f"{path}: worker.network: nothing knows the key confDri\n")
+    header, *rows = (tuple(line.split()) for line in done.stdout.splitlines())
+    assert header == ("KEY", "VALUE", "FROM")
+    assert {("node", "n1", "file"), ("worker.statusWait", "1.0", "file"), ("logLevel", "info", "default")} < set(rows)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"manifests": "/nowhere"},
+        {"ledger": {"url": "nats://a:1", "tokenFile": "/nowhere"}},
+        {"hub": {"url": "tls://a:1", "tls": {"caFile": "/nowhere"}}},
+        {"worker": {"kubernetes": {"kubeconfig": "/nowhere"}}},
+        {"reconciler": {"kubernetes": {"kubeconfig": "/nowhere"}}},
+    ],
+)
+def test_a_file_that_is_not_there_is_refused_unless_it_is_for_another_machine(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(settings))
+    done = plumbline(path, "check-config")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"plumbline: {path}: [\w.]+: /nowhere does not exist\n", done.stderr)
+    assert plumbline(path, "check-config", "--elsewhere").returncode == 0
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [('{"reconciler": {"metrcs": {}}}', "metrcs"), ('{"stateDir": "here"}', "not an absolute path"), ("{", "not JSON")],
+    [
+        ('{"nod": "x"}', "there is no key nod: did you mean node?"),
+        ('{"adpot": {}}', "there is no key adpot: did you mean adopt?"),
+        ('{"reconciler": {"metrcs": {}}}', "there is no key reconciler.metrcs: did you mean reconciler.metrics?"),
+        ('{"worker": {"kubernetes": {"podwait": 1}}}', "did you mean worker.kubernetes.podWait?"),
+        ('{"adopt": {"cacheDir": []}}', "did you mean adopt.cacheDirs?"),
+        ('{"ledger": {"x": 1}}', "possible are maxBytes, port, retentionHours, tokenFile, url"),
+        ('{"stateDir": "here"}', "not an absolute path"),
+        ('{"ledger": {"url": "foo"}}', "'foo', which is not like nats://host:4222"),
+        ("{", "not JSON"),
+    ],
 )
 def test_an_invalid_configuration_is_refused_with_its_error(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "x.json"
