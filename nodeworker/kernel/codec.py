@@ -12,21 +12,15 @@ from __future__ import annotations
 
 import functools
 import struct
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from nodeworker.kernel.layouts import nl
+from nodeworker.kernel.wire import HEADER, PADDING, attribute, cells, converters, each_attribute, packed, split
 
 Values: TypeAlias = Mapping[str, Any]
 """The fields and attributes of a message or of a nested attribute."""
-
-_HEADER = struct.Struct("=HH")
-"""The length and type of an attribute (RFC 3549, section 2.2)."""
-_TYPE_MASK: Final = 0xFFFF & ~(nl.NLA_F_NESTED | nl.NLA_F_NET_BYTEORDER)
-_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
-"""What follows a value, by its length modulo 4."""
 
 _Write: TypeAlias = Callable[[Any, Values], bytes]
 _Read: TypeAlias = Callable[[bytes, "Attributes"], Any]
@@ -164,16 +158,6 @@ def layout(described: type[Any]) -> Layout:
     return Layout(described)
 
 
-def packed(fields: Iterable[tuple[str, str]]) -> struct.Struct:
-    """Return the layout of *fields*, each a name and a format, in the machine's order unless all say otherwise."""
-    formats = [each for _, each in fields]
-    orders = {each[0] for each in formats if each[0] in "<>!="}
-    sizes = {struct.calcsize(each) for each in formats if each[0] not in "<>!=" and each[-1] not in "sx"}
-    if len(orders) > 1 or (orders - {"="} and sizes - {1}):
-        raise TypeError(f"fields of mixed byte order: {formats}")
-    return struct.Struct((orders.pop() if orders else "=") + "".join(each.lstrip("<>!=") for each in formats))
-
-
 def _fields(fields: Iterable[tuple[str, str]]) -> tuple[tuple[str, ...], struct.Struct]:
     fields = tuple(fields)
     return tuple(name for name, form in fields if form[-1] != "x"), packed(fields)
@@ -232,10 +216,10 @@ def _of_class(number: int, described: type[Any], is_array: bool) -> Attribute:
         return _array(number, described)
     if described.nla_map or [name for name, _ in described.fields] not in (["value"], []):
         return _nested(number, described)
-    write, read = _value(described)
+    write, read = converters(described)
     whole = _whole(described)
     if whole is not None:  # most attributes are one number
-        length = packed(described.fields).size + _HEADER.size
+        length = packed(described.fields).size + HEADER.size
         unpack = packed(described.fields).unpack_from
         return Attribute(number, lambda value, _: whole.pack(length, number, value), lambda raw, _: unpack(raw)[0])
     return Attribute(number, lambda value, _: attribute(number, write(value)), lambda raw, _: read(raw))
@@ -248,7 +232,7 @@ def _whole(described: type[Any]) -> struct.Struct | None:
     form = described.fields[0][1]
     if not isinstance(form, str) or form[-1] not in "bBhHiIqQ" or len(form) != 1:
         return None
-    return struct.Struct(f"={_HEADER.format[1:]}{form}{-struct.calcsize('=' + form) % 4}x")
+    return struct.Struct(f"={HEADER.format[1:]}{form}{-struct.calcsize('=' + form) % 4}x")
 
 
 def _nested(number: int, described: type[Any]) -> Attribute:
@@ -270,99 +254,11 @@ def _array(number: int, described: type[Any]) -> Attribute:
         if header is None:
             return attribute(element, body)
         length = header.size + len(body)
-        return header.pack(length) + body + _PADDING[length & 3]
+        return header.pack(length) + body + PADDING[length & 3]
 
     def read(raw: bytes, _: Attributes) -> list[Attributes]:
-        size = _HEADER.size if header is None else header.size
+        size = HEADER.size if header is None else header.size
         start = inner.fields.size + -(size + inner.fields.size) % 4
-        return [inner.decode(each[size:], start) for each in _cells(raw, size)]
+        return [inner.decode(each[size:], start) for each in cells(raw, size)]
 
     return Attribute(number, write, read)
-
-
-def _cells(raw: bytes, size: int) -> Iterator[bytes]:
-    """Yield the elements in *raw*, each with its header of *size* bytes; what is cut short ends them."""
-    start = 0
-    while start + size <= len(raw):
-        length = int.from_bytes(raw[start : start + 2], sys.byteorder)
-        if length < size or start + length > len(raw):
-            return
-        yield raw[start : start + length]
-        start += length + (-length % 4)
-
-
-def _value(described: type[Any]) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
-    """Return what turns a value of *described*, which holds no attributes, into bytes and back."""
-    atoms = nl.nlmsg_atoms
-    if issubclass(described, atoms.asciiz):
-        return _text_bytes, as_text
-    if issubclass(described, atoms.l2addr):
-        return lambda value: bytes.fromhex(value.replace(":", "")), lambda raw: raw.hex(":")
-    if issubclass(described, nl.nla_base_string) or not described.fields:
-        return bytes, bytes
-    ((_, form),) = described.fields
-    if not isinstance(form, str):
-        return functools.partial(_encoded_by, form), lambda raw: form.decode_from(raw)[0]
-    return _number(packed(described.fields), described.value_map or getattr(described, "ops", None) or {})
-
-
-def _number(form: struct.Struct, names: Mapping[int, str]) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
-    if not names:
-        return form.pack, lambda raw: form.unpack_from(raw)[0]
-    numbers = {name: number for number, name in names.items()}
-
-    def read(raw: bytes) -> Any:
-        number = form.unpack_from(raw)[0]
-        return names.get(number, number)
-
-    return lambda value: form.pack(numbers[value] if isinstance(value, str) else value), read
-
-
-def _encoded_by(form: Any, value: Any) -> bytes:
-    body = bytearray()
-    form.encode_into(body, 0, value)
-    return bytes(body)
-
-
-def _text_bytes(value: str | bytes) -> bytes:
-    """Return *value* with a zero byte behind it; bytes as they are."""
-    return value if isinstance(value, bytes) else value.encode() + b"\0"
-
-
-def as_text(value: bytes) -> str:
-    """Return the text in *value* up to its zero byte."""
-    return value.split(b"\0", 1)[0].decode(errors="replace")
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    """Return *value* as an attribute of type *kind*."""
-    length = len(value)
-    return _HEADER.pack(length + 4, kind) + value + _PADDING[length & 3]
-
-
-def split(body: bytes, start: int = 0) -> dict[int, bytes]:
-    """Return the attributes in *body* from *start* on; of several of one type, the last. What is cut short ends it.
-
-    Not by ``each_attribute``, which takes twice as long: an interface has fifty.
-    """
-    found: dict[int, bytes] = {}
-    unpack, end = _HEADER.unpack_from, len(body) - 3
-    while start < end:
-        length, kind = unpack(body, start)
-        stop = start + length
-        if length < 4 or stop > end + 3:
-            break
-        found[kind & _TYPE_MASK] = body[start + 4 : stop]
-        start += length + 3 & ~3
-    return found
-
-
-def each_attribute(body: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield type and value of the attributes in *body* from *start* on; what is cut short ends it."""
-    end = len(body)
-    while start + _HEADER.size <= end:
-        length, kind = _HEADER.unpack_from(body, start)
-        if length < _HEADER.size or start + length > end:
-            return
-        yield kind & _TYPE_MASK, body[start + _HEADER.size : start + length]
-        start += length + (-length % 4)

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from nodeworker.kernel import codec
+from nodeworker.kernel import codec, wire
 from nodeworker.kernel.layouts import nfnetlink, nftsocket, nl
 from nodeworker.kernel.nftables.expressions import Expression
 from nodeworker.kernel.rtnetlink.message import Request
@@ -283,6 +283,6 @@ def _comment(user_data: bytes) -> str:
     while len(user_data) > 1:
         kind, length = user_data[0], user_data[1]
         if kind == _COMMENT:
-            return codec.as_text(user_data[2 : 2 + length])
+            return wire.as_text(user_data[2 : 2 + length])
         user_data = user_data[2 + length :]
     return ""

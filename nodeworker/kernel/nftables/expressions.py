@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from nodeworker.kernel import codec
+from nodeworker.kernel import codec, wire
 from nodeworker.kernel.codec import Attributes, Values
 from nodeworker.kernel.layouts import nftsocket, rtnl
 from nodeworker.kernel.rtnetlink.addresses import Address
@@ -50,7 +50,7 @@ def came_in_by(expressions: bytes) -> str:
     meta, cmp = (each["NFTA_EXPR_DATA"] for each in elements)
     if (meta.get("NFTA_META_KEY"), cmp.get("NFTA_CMP_OP")) != ("NFT_META_IIFNAME", "NFT_CMP_EQ"):
         return ""
-    return codec.as_text(_data_value(cmp.get("NFTA_CMP_DATA")))
+    return wire.as_text(_data_value(cmp.get("NFTA_CMP_DATA")))
 
 
 def sent_by(mac: str) -> tuple[Expression, ...]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from nodeworker.kernel import codec
+from nodeworker.kernel import wire
 from nodeworker.kernel.layouts import nl, nlmsg
 
-HEADER = codec.packed(nlmsg.header)
+HEADER = wire.packed(nlmsg.header)
 """Length, type, flags, sequence number, port."""
 
 

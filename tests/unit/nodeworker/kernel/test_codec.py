@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeworker.kernel import codec
+from nodeworker.kernel import codec, wire
 from nodeworker.kernel.layouts import (
     AF_BRIDGE,
     LinkMessage,
@@ -24,7 +24,7 @@ from nodeworker.kernel.layouts import (
     rtmsg,
 )
 
-HEADER = codec.packed(nlmsg.header).size
+HEADER = wire.packed(nlmsg.header).size
 
 
 class Value(NamedTuple):
@@ -311,7 +311,7 @@ def test_pyroute2_decodes_the_messages_of_our_codec(kind: str, data: st.DataObje
     described, messages = MESSAGES[kind]
     expected = data.draw(messages)
     body = codec.layout(described).encode(ours(expected))
-    message = described(codec.packed(nlmsg.header).pack(HEADER + len(body), 0, 0, 0, 0) + body)
+    message = described(wire.packed(nlmsg.header).pack(HEADER + len(body), 0, 0, 0, 0) + body)
     message.decode()
     assert_decoded(message, expected)
 
@@ -338,9 +338,9 @@ def test_a_name_that_the_layout_lacks_is_an_error(name: str) -> None:
 
 
 def test_fields_of_mixed_byte_order_are_an_error() -> None:
-    assert codec.packed([("family", "B"), ("id", "!H")]).pack(1, 2) == b"\1\0\2"
+    assert wire.packed([("family", "B"), ("id", "!H")]).pack(1, 2) == b"\1\0\2"
     with pytest.raises(TypeError, match="mixed byte order"):
-        codec.packed([("index", "I"), ("id", "!H")])
+        wire.packed([("index", "I"), ("id", "!H")])
 
 
 def test_a_vlan_info_repeats_and_the_last_is_the_mapping_s() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeworker.kernel import codec
+from nodeworker.kernel import wire
 from nodeworker.kernel.layouts import ifaddrmsg, ifinfmsg, nl, rtmsg, rtnl
 from nodeworker.kernel.rtnetlink import addresses, bridge_ports, links, message, routes
 from nodeworker.kernel.rtnetlink.message import Answer, Request
@@ -158,15 +158,15 @@ def test_a_route_over_several_hops_is_read_once_per_hop() -> None:
 
 @pytest.mark.parametrize("cut", range(1, 12))
 def test_attributes_that_are_cut_short_end_the_list(cut: int) -> None:
-    body = codec.attribute(3, b"abc\0") + codec.attribute(4, b"\x07\0")
-    assert codec.split(body[:-cut]) in ({3: b"abc\0"}, {3: b"abc\0", 4: b"\x07\0"}, {})
-    assert codec.split(body) == {3: b"abc\0", 4: b"\x07\0"}
-    assert codec.split(b"\2\0\3\0" + body) == {}
+    body = wire.attribute(3, b"abc\0") + wire.attribute(4, b"\x07\0")
+    assert wire.split(body[:-cut]) in ({3: b"abc\0"}, {3: b"abc\0", 4: b"\x07\0"}, {})
+    assert wire.split(body) == {3: b"abc\0", 4: b"\x07\0"}
+    assert wire.split(b"\2\0\3\0" + body) == {}
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=9))), st.binary(max_size=6), st.integers(0, 9))
 def test_attributes_are_read_alike_all_at_once_and_one_by_one(
     given: list[tuple[int, bytes]], rest: bytes, start: int
 ) -> None:
-    body = b"".join(codec.attribute(kind, value) for kind, value in given) + rest
-    assert codec.split(body, start) == dict(codec.each_attribute(body, start))
+    body = b"".join(wire.attribute(kind, value) for kind, value in given) + rest
+    assert wire.split(body, start) == dict(wire.each_attribute(body, start))
