@@ -13,9 +13,6 @@ import contextlib
 import gc
 import itertools
 import os
-import signal
-import struct
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
@@ -24,9 +21,9 @@ import msgspec
 import structlog
 
 from events.process.child_process import die_with_parent
+from nodeworker.plugins.native import process
 from nodeworker.plugins.native.api import BLOCKED_TIMEOUT, TRY_AGAIN
-from nodeworker.plugins.native.jobs import Job, JobResult, perform
-from nodeworker.plugins.native.kit.endpoints import share_endpoints
+from nodeworker.plugins.native.jobs import Job, JobResult
 
 log = structlog.get_logger(__name__)
 
@@ -37,11 +34,8 @@ _BATCH = 16
 """Jobs that a process gets together at most: a job that it has can't be cancelled any more."""
 _RETRY_DELAY = 0.05
 """Seconds until a job that was blocked is retried; the process does other jobs meanwhile."""
-_LENGTH = struct.Struct("=I")
 _READ_BYTES = 256 * 1024
-_STANDARD_FILES = 3
 
-_jobs = msgspec.msgpack.Decoder(list[Job])
 _results = msgspec.msgpack.Decoder(JobResult)
 
 
@@ -61,7 +55,7 @@ class NativePool:
     @property
     def pids(self) -> list[int]:
         """The processes' IDs."""
-        return [process.pid for process in self._processes]
+        return [each.pid for each in self._processes]
 
     def submit(self, job: Job, queue: str) -> asyncio.Future[JobResult]:
         """Queue *job* and return the future of its result. The jobs of one *queue* run in the order of the calls.
@@ -80,10 +74,10 @@ class NativePool:
 
         On a node with little to do that is always the first one: its cache of host-local's folders stays valid.
         """
-        for process in self._processes:
-            if queue in process.open_jobs:
-                return process
-        return min(self._processes, key=lambda process: process.open_jobs.total())
+        for each in self._processes:
+            if queue in each.open_jobs:
+                return each
+        return min(self._processes, key=lambda each: each.open_jobs.total())
 
     async def fail_when_process_died(self) -> NoReturn:
         """Raise ChildProcessError once a process has ended by itself: the next worker starts all of them."""
@@ -92,8 +86,8 @@ class NativePool:
 
     def close(self) -> None:
         """End the processes once they have done their jobs, and wait for that."""
-        for process in self._processes:
-            process.close()
+        for each in self._processes:
+            each.close()
 
 
 class _PendingJob(asyncio.Future[JobResult]):
@@ -143,7 +137,7 @@ class _Process:
         tie = die_with_parent()
         self.pid = os.fork()
         if not self.pid:
-            _run_child(tie, {theirs, answers, *keep}, theirs, answers)
+            process.run(tie, {theirs, answers, *keep}, theirs, answers)
         os.close(theirs)
         os.close(answers)
         os.set_blocking(self._replies, False)
@@ -193,7 +187,7 @@ class _Process:
             return
         try:
             # The idle process reads at once, so that a message that does not fit the pipe does not block for long.
-            _write(self._requests, msgspec.msgpack.encode([pending.job for pending in self._sent]))
+            process.write(self._requests, msgspec.msgpack.encode([pending.job for pending in self._sent]))
         except OSError:
             self._die()
 
@@ -206,9 +200,9 @@ class _Process:
             self._die()
             return
         self._received += data
-        start, size = 0, _LENGTH.size
+        start, size = 0, process.LENGTH.size
         while len(self._received) >= start + size:
-            end = start + size + _LENGTH.unpack_from(self._received, start)[0]
+            end = start + size + process.LENGTH.unpack_from(self._received, start)[0]
             if end > len(self._received):
                 break
             self._take(self._sent.popleft(), _results.decode(self._received[start + size : end]))
@@ -248,67 +242,3 @@ class _Process:
         for pending in (*self._sent, *self._waiting, *itertools.chain(*self._blocked.values())):
             pending.drop()
         self._on_death()
-
-
-def _run_child(tie: Callable[[], None], keep: Collection[int], requests: int, replies: int) -> NoReturn:
-    """Be a native process: do jobs until the worker closes its pipe."""
-    code = 1
-    try:
-        tie()
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A terminal or a service manager may signal all processes; this one ends when the worker ends it. The
-            # signals are handled, not ignored: executed programs would inherit that they are ignored.
-            signal.signal(number, lambda *_: None)
-        _close_all_but(keep)
-        sys.stdout, sys.stderr = (
-            os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2)
-        )  # the worker may have replaced them
-        with contextlib.suppress(BrokenPipeError):  # the worker ended; its successor resumes the jobs
-            _serve(requests, replies)
-        code = 0
-    except Exception:
-        log.exception("native_process_broke")
-    finally:
-        os._exit(code)
-
-
-def _close_all_but(keep: Collection[int]) -> None:
-    start = _STANDARD_FILES
-    for fd in sorted(each for each in keep if each >= _STANDARD_FILES):
-        os.closerange(start, fd)
-        start = fd + 1
-    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
-
-
-def _serve(requests: int, replies: int) -> None:
-    """Do the jobs that come, in batches, and send each result at once.
-
-    Behind a job that must be retried no other job of its container is attempted, so that their order stays.
-    """
-    while (batch := _frame(requests)) is not None:
-        blocked: set[str] = set()
-        with share_endpoints():
-            for job in _jobs.decode(batch):
-                retry_first = job.container_id in blocked
-                result = JobResult(code=TRY_AGAIN, attempted=False) if retry_first else perform(job)
-                if job.container_id and result.code == TRY_AGAIN:
-                    blocked.add(job.container_id)
-                _write(replies, msgspec.msgpack.encode(result))
-
-
-def _frame(fd: int) -> bytes | None:
-    """Return the next message; None at the end."""
-    head = os.read(fd, _LENGTH.size)
-    if not head:
-        return None
-    length, received = _LENGTH.unpack(head)[0], bytearray()
-    while len(received) < length:
-        received += os.read(fd, length - len(received))
-    return bytes(received)
-
-
-def _write(fd: int, message: bytes) -> None:
-    left = memoryview(_LENGTH.pack(len(message)) + message)
-    while left:
-        left = left[os.write(fd, left) :]

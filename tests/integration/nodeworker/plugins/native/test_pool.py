@@ -9,7 +9,7 @@ WORKER_THAT_ENDED = """
 import os, struct
 import msgspec
 from nodeworker.plugins.native.jobs import LinkRemoval
-from nodeworker.plugins.native.pool import _run_child
+from nodeworker.plugins.native import process
 
 requests, to_child = os.pipe()
 from_child, replies = os.pipe()
@@ -17,7 +17,7 @@ child = os.fork()
 if child == 0:
     os.close(to_child)
     os.close(from_child)
-    _run_child(lambda: None, {requests, replies}, requests, replies)
+    process.run(lambda: None, {requests, replies}, requests, replies)
 os.close(from_child)
 job = LinkRemoval(netns="/run/netns/gone", ifnames=("net1",))
 batch = msgspec.msgpack.encode([job])
