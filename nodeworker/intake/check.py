@@ -20,7 +20,7 @@ from nodeworker.planning.readiness import absence, not_ready
 from nodeworker.planning.resolve.netconf import RuntimeNetConf, parse_netconf
 from nodeworker.planning.resolve.route_claims import adjusted_result, claimed_routes
 from nodeworker.plugins import chain
-from nodeworker.plugins.exec import Runners
+from nodeworker.plugins.api import Runners
 from nodeworker.plugins.native import registry
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.ipam import host_local

@@ -18,7 +18,7 @@ from nodeworker.leaks.evidence.footprint import AddressFolder, folder_of, node_e
 from nodeworker.leaks.release import free_addresses_of, free_link
 from nodeworker.planning.resolve.route_claims import adjusted_result
 from nodeworker.plugins import chain, device_info
-from nodeworker.plugins.exec import PluginError, Runner, Runners
+from nodeworker.plugins.api import PluginError, Runner, Runners
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.ipam import reservations
 from nodeworker.plugins.native.registry import ipam_plugin, ipam_type

@@ -20,7 +20,7 @@ from nodeworker.planning.readiness import Readiness
 from nodeworker.planning.resolve.netconf import NodeDefaults, RuntimeNetConf, parse_netconf
 from nodeworker.planning.resolve.plan import definition, make_plan
 from nodeworker.plugins import chain
-from nodeworker.plugins.exec import PluginError, Runners
+from nodeworker.plugins.api import PluginError, Runners
 from nodeworker.plugins.native import registry
 from nodeworker.plugins.native.registry import Switch
 from nodeworker.plugins.spec import conflist

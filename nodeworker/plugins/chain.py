@@ -20,10 +20,10 @@ from msgspec.structs import replace
 from events.schema import AttachPlanned, ContainerId, ErrorClass, Failure, Phase, PlannedAttachment, PluginRun
 from nodeworker.errors import CNI_CODES, RequestFailedError
 from nodeworker.kernel.namespaces import mtu_of
-from nodeworker.plugins.exec import PluginError, Runners, type_of
+from nodeworker.plugins.api import PluginError, Runners
 from nodeworker.plugins.plugin_errors import complaint, not_read_as_success
 from nodeworker.plugins.spec import results
-from nodeworker.plugins.spec.conflist import with_prev_result
+from nodeworker.plugins.spec.conflist import type_of, with_prev_result
 from nodeworker.plugins.spec.versions import at_least
 
 _TASKS: Final[Mapping[Phase, str]] = {

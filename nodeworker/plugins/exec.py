@@ -18,13 +18,12 @@ import struct
 import subprocess
 import termios
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Protocol
-
-import msgspec
+from typing import Final
 
 from events.schema import ErrorClass, PlannedAttachment, PluginRun
+from nodeworker.plugins.api import PluginError, Runner
 from nodeworker.plugins.orphans import MARKER, process_ids
-from nodeworker.plugins.spec.conflist import is_file_name
+from nodeworker.plugins.spec.conflist import is_file_name, type_of
 
 STDOUT_LIMIT: Final = 2 * 1024 * 1024
 """Bytes that a plugin may print on standard output."""
@@ -44,65 +43,6 @@ _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _UNUSABLE_FILE: Final = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP, errno.ETXTBSY}
 )
-
-
-class PluginError(Exception):
-    """A plugin could not be run to its end; its text is one sentence that names the plugin."""
-
-    def __init__(self, error_class: ErrorClass, message: str, run: PluginRun | None = None) -> None:
-        super().__init__(message)
-        self.error_class = error_class
-        self.run = run
-        """None when it was never started."""
-
-
-class Runner(Protocol):
-    """Runs a plugin, natively or by executing it."""
-
-    async def run(
-        self,
-        plugin_type: str,
-        *,
-        command: str,
-        env: Mapping[str, str],
-        stdin: bytes,
-        search: Sequence[str],
-        timeout: float,  # noqa: ASYNC109
-    ) -> tuple[PluginRun, bytes]:
-        """Return how *plugin_type* ran, whatever its exit code, and all that it printed on standard output.
-
-        *search* are the folders with plugin binaries, *timeout* is in seconds. Raises PluginError.
-        """
-        ...
-
-
-class Runners(Protocol):
-    """Chooses the runner of a plugin. *plugin* is its rendered configuration, *native* what was planned for it."""
-
-    def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
-        """Return the runner of *plugin*."""
-        ...
-
-    def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
-        """Raise PluginError (plugin_missing) unless everything that *plugin* needs is installed."""
-        ...
-
-    def is_one_pool_job(self, attachment: PlannedAttachment) -> bool:
-        """Return whether the ADD of *attachment* is one job of the native pool, and so is its DEL.
-
-        A chain is several jobs, also if all its plugins are native. An attachment with device information is none: its
-        file is prepared before the ADD and read after it. Two things follow. Several such ADDs are submitted
-        together: the pool does them in order. And their effects are recorded with the outcome: they take little time,
-        and a repeated ADD or DEL finds what is there.
-        """
-        ...
-
-    async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
-        """Remove the links of the first *attachments* together, where the plugins allow that before their DEL.
-
-        It saves time; each DEL still follows, removes the rest, and reports what could not be removed.
-        """
-        ...
 
 
 class PluginExecutor:
@@ -296,18 +236,6 @@ class _Child:
     def _close_pipes(self) -> None:
         self._out.close()
         self._err.close()
-
-
-class _Typed(msgspec.Struct, frozen=True):
-    type: str
-
-
-_typed = msgspec.json.Decoder(_Typed)
-
-
-def type_of(plugin: str) -> str:
-    """Return the ``type`` in the rendered configuration *plugin*."""
-    return _typed.decode(plugin).type
 
 
 def find(plugin_type: str, search: Sequence[str]) -> str:

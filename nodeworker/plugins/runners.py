@@ -9,11 +9,13 @@ from typing import Any, cast
 import msgspec
 
 from events.schema import PlannedAttachment
-from nodeworker.plugins.exec import PluginError, PluginExecutor, Runner, find, type_of
+from nodeworker.plugins.api import PluginError, Runner
+from nodeworker.plugins.exec import PluginExecutor, find
 from nodeworker.plugins.native.jobs import LinkRemoval
 from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.native.registry import AUTO, Switch, interface_plugin, link_removable_first, obstacle
 from nodeworker.plugins.native.runner import NativeRunner, summary_of
+from nodeworker.plugins.spec.conflist import type_of
 
 
 class PluginRunners:

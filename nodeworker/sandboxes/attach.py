@@ -40,7 +40,7 @@ from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.planning.resolve.route_claims import claimed_routes
 from nodeworker.plugins import chain, device_info
-from nodeworker.plugins.exec import Runners
+from nodeworker.plugins.api import Runners
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.names import ifname_problem, shown
 from nodeworker.sandboxes import default_route

@@ -38,7 +38,7 @@ from nodeworker.kernel.namespaces import is_namespace, why_gone
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.planning.resolve.route_claims import adjusted_result
 from nodeworker.plugins import chain, device_info
-from nodeworker.plugins.exec import Runners
+from nodeworker.plugins.api import Runners
 from nodeworker.plugins.spec.names import ifname_problem, shown
 from nodeworker.sandboxes.answers import OK, Answers, Reply, error_reply, reply_of
 

@@ -30,7 +30,7 @@ from nodeworker.planning.planner import Planner
 from nodeworker.planning.readiness import Readiness
 from nodeworker.planning.resolve.netconf import RuntimeNetConf, parse_netconf
 from nodeworker.plugins import chain
-from nodeworker.plugins.exec import Runners
+from nodeworker.plugins.api import Runners
 from nodeworker.plugins.spec.versions import at_least
 from nodeworker.sandboxes.answers import Answers, Reply, error_reply, reply_of
 from nodeworker.sandboxes.detach import request_detach

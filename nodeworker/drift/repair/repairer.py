@@ -33,8 +33,9 @@ from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.planning.resolve.route_claims import adjusted_result, claimed_routes
 from nodeworker.plugins import chain, device_info
-from nodeworker.plugins.exec import Runners, type_of
+from nodeworker.plugins.api import Runners
 from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.conflist import type_of
 from nodeworker.sandboxes import default_route
 from nodeworker.sandboxes.detach import target_of
 

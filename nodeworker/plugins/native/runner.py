@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from events.schema import ErrorClass, PluginRun
-from nodeworker.plugins.exec import PluginError, PluginExecutor
+from nodeworker.plugins.api import PluginError
+from nodeworker.plugins.exec import PluginExecutor
 from nodeworker.plugins.native import registry
 from nodeworker.plugins.native.api import GENERIC, NativeError
 from nodeworker.plugins.native.jobs import JobResult, PluginJob, version_of

@@ -33,6 +33,13 @@ class NetworkConfig(msgspec.Struct, frozen=True):
     disable_gc: bool
 
 
+class _Typed(msgspec.Struct, frozen=True):
+    type: str
+
+
+_typed = msgspec.json.Decoder(_Typed)
+
+
 def parse(
     text: str | Mapping[str, Any], *, default_name: str = "", own_types: frozenset[str] = frozenset({"plumbline"})
 ) -> NetworkConfig:
@@ -92,6 +99,11 @@ def with_prev_result(plugin: str, prev_result: str | None) -> bytes:
     if prev_result is None:
         return plugin.encode()
     return f'{plugin.rstrip()[:-1]},"prevResult":{prev_result}}}'.encode()
+
+
+def type_of(plugin: str) -> str:
+    """Return the ``type`` in the rendered configuration *plugin*."""
+    return _typed.decode(plugin).type
 
 
 def is_file_name(plugin_type: str) -> bool:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from events.schema import ErrorClass, PluginRun
-from nodeworker.plugins.exec import STDERR_RECORDED, STDOUT_LIMIT, STDOUT_RECORDED, PluginError, PluginExecutor
+from nodeworker.plugins.api import PluginError
+from nodeworker.plugins.exec import STDERR_RECORDED, STDOUT_LIMIT, STDOUT_RECORDED, PluginExecutor
 from nodeworker.plugins.orphans import end_orphans, orphans
 from tests.support.plugins.scripts import Plugins, gone
 

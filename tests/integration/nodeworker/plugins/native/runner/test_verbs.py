@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from events.schema import ErrorClass
-from nodeworker.plugins.exec import PluginError
+from nodeworker.plugins.api import PluginError
 from nodeworker.plugins.native.runner import NativeRunner
 from tests.support.plugins.native_harness import ip, names, shown
 from tests.support.plugins.runner_harness import Plugin, addresses, reserved, valid
