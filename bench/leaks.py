@@ -66,6 +66,7 @@ from nodeworker.sandboxes.commands import CommandHandler
 from nodeworker.sandboxes.detach import Detacher, target_of
 from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.gc import GarbageCollector
+from nodeworker.sandboxes.reservation_guard import ReservationGuard
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.sandboxes.status_wait import StatusWait
 from reconciler.decisions import leaks as decisions
@@ -174,11 +175,9 @@ class Worker:
         executor = PluginExecutor(marker="bench")
         processes = NativePool()
         runners = PluginRunners(executor, "auto", processes)
-        detacher = Detacher(journal, runners, 20.0, self.metrics)
         shared, results = SharedRuntime(self._world.runtime), str(self._world.folder / "results")
         scanner = LeakScanner(journal.state, journal.boot_id, shared, places, results)
         leaks = LeakReporter(journal, scanner, self.metrics, 0.1)
-        forced_release = ForcedRelease(detacher, runners, executor, 10.0)
         attacher = cast("Attacher", _Attacher(journal, runners, self._world.pods))
         statuses = cast("StatusWait", _NoStatuses())
         tasks = asyncio.TaskGroup()
@@ -186,6 +185,9 @@ class Worker:
             async with tasks:
                 collector = cast("GarbageCollector", None)
                 scheduler = Scheduler(tasks, 16)
+                guard = ReservationGuard(journal, scheduler)
+                detacher = Detacher(journal, guard, runners, 20.0, self.metrics)
+                forced_release = ForcedRelease(detacher, runners, executor, 10.0)
                 reclaimer = Reclaimer(journal, answers, scanner, forced_release, self.metrics, scheduler)
                 handler = CommandHandler(journal, {ReclaimRequested: reclaimer.reclaim})
                 dispatcher = Dispatcher(scheduler, attacher, detacher, collector, handler, answers, statuses, tasks)

@@ -61,6 +61,7 @@ from nodeworker.sandboxes.detach import Detacher
 from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.gc import GarbageCollector
 from nodeworker.sandboxes.plan_ahead import PlanAhead
+from nodeworker.sandboxes.reservation_guard import ReservationGuard
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.sandboxes.status_wait import StatusWait
 from nodeworker.settings import WorkerSection, WorkerSettings, check
@@ -143,8 +144,9 @@ def _compose(
     planner = _make_planner(section, source, runners, readiness)
     plans = PlanAhead(journal, scheduler, planner)
     statuses = StatusWait(hub or connection, node, section.status_wait, metrics)
-    detacher = Detacher(journal, runners, timeout, metrics)
-    attacher = Attacher(journal, scheduler, plans, detacher, runners, timeout, metrics, statuses)
+    guard = ReservationGuard(journal, scheduler)
+    detacher = Detacher(journal, guard, runners, timeout, metrics)
+    attacher = Attacher(journal, scheduler, guard, plans, detacher, runners, timeout, metrics, statuses)
     collector = GarbageCollector(journal, scheduler, answers, runners, planner, readiness, timeout)
 
     inspector = stack.enter_context(contextlib.closing(Inspector(settings.drift, journal.boot_id)))

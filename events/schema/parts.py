@@ -105,6 +105,8 @@ class DriftKind(enum.StrEnum):
     """The node does not masquerade the container's traffic any more (``ipMasq``)."""
     FILTER_MISSING = "filter_missing"
     """The node does not filter forged MAC addresses of the container any more (``macspoofchk``)."""
+    RESERVATION_MISSING = "reservation_missing"
+    """host-local's file of an address is missing, or names no owner."""
     STATUS_CHANGED = "status_changed"
     """The pod's network-status was edited or removed. The reconciler observes and repairs this."""
     UNKNOWN = "unknown"

@@ -130,7 +130,7 @@ def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
     native = plan.native[:1] == (True,)
     configs = [cast("dict[str, Any]", msgspec.json.decode(plugin)) for plugin in plan.plugins]
     kind = str(configs[0].get("type", ""))
-    ips = [ip for ip in result.ips if _is_own(result, ip, plan.ifname)]
+    ips = result.ips_of(plan.ifname)
     addresses = tuple(ipaddress.ip_interface(ip.address) for ip in ips)
     mac = recorded.mac.lower() if recorded is not None else ""
     return ExpectedLink(
@@ -149,13 +149,6 @@ def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
         isolated=native and configs[0].get("portIsolation") is True,
         rules=rules_of(configs[0], sandbox.key.container_id, plan.ifname, addresses, mac) if native else None,
     )
-
-
-def _is_own(result: Result, ip: IP, ifname: str) -> bool:
-    if ip.interface is None or not 0 <= ip.interface < len(result.interfaces):
-        return True
-    owner = result.interfaces[ip.interface]
-    return bool(owner.sandbox) and owner.name == ifname
 
 
 def _mtu(configs: list[dict[str, Any]], recorded: tuple[int, ...]) -> int:

@@ -85,7 +85,7 @@ class Journal:
         self._listeners: list[Callable[[Event, Sandbox | None], None]] = []
 
     def subscribe(self, listener: Callable[[Event, Sandbox | None], None]) -> None:
-        """Call *listener* with every later event, and with its sandbox as ``state`` has it then."""
+        """Call *listener* with every event from ``open_epoch`` on, and with its sandbox as ``state`` has it then."""
         self._listeners.append(listener)
 
     async def load(self) -> AsyncIterator[Stored]:
@@ -106,7 +106,7 @@ class Journal:
         event = self.event(started)
         sequence = await self._ledger.append(event, Expect(subject, 0 if last is None else last.sequence))
         self._fence = Expect(subject, sequence)
-        self.state.apply(Stored(sequence, event))
+        self._apply(Stored(sequence, event))
 
     async def fail_when_replaced(self) -> NoReturn:
         """Raise ConflictError once another worker has taken the node over: that one continues, as after a crash."""

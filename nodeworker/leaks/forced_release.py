@@ -14,13 +14,14 @@ import msgspec
 
 from events.fold import Attachment, Sandbox
 from events.schema import ContainerId, Failure, InterfaceDetached, InterfaceDetachFailed, PluginRun
-from nodeworker.leaks.evidence.footprint import AddressFolder, folder_of, node_ends, type_of
+from nodeworker.leaks.evidence.footprint import node_ends, type_of
 from nodeworker.leaks.release import free_addresses_of, free_link
 from nodeworker.planning.resolve.route_claims import adjusted_result
 from nodeworker.plugins import chain, device_info
 from nodeworker.plugins.api import PluginError, Runner, Runners
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.ipam import reservations
+from nodeworker.plugins.native.ipam.recorded import AddressFolder, folder_of
 from nodeworker.plugins.native.registry import ipam_plugin, ipam_type
 from nodeworker.plugins.plugin_errors import complaint
 from nodeworker.plugins.spec.cni_args import parse_args

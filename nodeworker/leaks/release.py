@@ -13,9 +13,10 @@ from events.schema import ContainerId, Leak
 from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.leaks.evidence import held_files
-from nodeworker.leaks.evidence.footprint import AddressFolder, NodeEnd
+from nodeworker.leaks.evidence.footprint import NodeEnd
 from nodeworker.leaks.judge import HeldFile
 from nodeworker.plugins.native.ipam import reservations
+from nodeworker.plugins.native.ipam.recorded import AddressFolder
 
 
 class ChangedError(Exception):
@@ -50,7 +51,7 @@ def free_addresses_of(folder: AddressFolder, container_id: ContainerId, ifname: 
         with reservations.locked(folder.path) as held:
             freed: list[str] = []
             # Plugins before 0.8 wrote the second form, which does not name the interface.
-            for owner in (f"{container_id}\r\n{ifname}".encode(), container_id.encode()):
+            for owner in (reservations.owner(container_id, ifname), container_id.encode()):
                 freed += [str(address) for address in held.held_by(owner) if held.free(address, owner)]
             return freed
     except FileNotFoundError:

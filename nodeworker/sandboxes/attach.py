@@ -48,6 +48,7 @@ from nodeworker.sandboxes.answers import Reply, error_reply, reply_of
 from nodeworker.sandboxes.attach_warnings import warnings_of
 from nodeworker.sandboxes.detach import Detacher, target_of
 from nodeworker.sandboxes.plan_ahead import PlanAhead
+from nodeworker.sandboxes.reservation_guard import ReservationGuard
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.sandboxes.status_wait import StatusWait
 
@@ -64,6 +65,7 @@ class Attacher:
         self,
         journal: Journal,
         scheduler: Scheduler,
+        guard: ReservationGuard,
         plans: PlanAhead,
         detacher: Detacher,
         runners: Runners,
@@ -73,6 +75,7 @@ class Attacher:
     ) -> None:
         self._journal = journal
         self._scheduler = scheduler
+        self._guard = guard
         self._plans = plans
         self._detacher = detacher
         self._runners = runners
@@ -130,6 +133,8 @@ class Attacher:
         if begun and not self._detacher.target(sandbox).netns:
             raise _gone(sandbox)  # what is at its path now may be another pod's
         async with EffectLog(self._journal, intent) as effects:
+            for attachment in sandbox.attachments:
+                self._guard.claim(sandbox.key, attachment.plan, attachment.result)  # of the earlier attempt
             missing = [each for each in sandbox.attachments if each.phase is AttachmentPhase.PLANNED]
             for attachment in missing if begun else ():
                 await deadline.within(self._detacher.delete(sandbox, attachment))
@@ -141,9 +146,9 @@ class Attacher:
                 try:
                     await deadline.within(asyncio.gather(*adds, return_exceptions=True))
                 except (RequestFailedError, asyncio.CancelledError) as error:
-                    await self._record_adds(batch, adds, effects, loop.time() - started, error)
+                    await self._record_adds(sandbox.key, batch, adds, effects, loop.time() - started, error)
                     raise
-                for effect in await self._record_adds(batch, adds, effects, loop.time() - started):
+                for effect in await self._record_adds(sandbox.key, batch, adds, effects, loop.time() - started):
                     sandbox = sandbox.with_attached(effect)
             await self._move_default_route(sandbox)
             if not deadline.left:
@@ -162,11 +167,13 @@ class Attacher:
 
     async def _prepare(self, batch: list[Attachment], deadline: Deadline) -> None:
         await deadline.within(self._scheduler.collections_finished({each.plan.cni_name for each in batch}))
+        await deadline.within(self._guard.ensure(each.plan for each in batch))
         for attachment in batch:
             await device_info.provide(attachment.plan)
 
     async def _record_adds(
         self,
+        key: SandboxKey,
         batch: list[Attachment],
         adds: list[_Add],
         effects: EffectLog,
@@ -180,7 +187,7 @@ class Attacher:
         made: list[InterfaceAttached] = []
         failures: list[BaseException] = []
         for plan, add in zip((attachment.plan for attachment in batch), adds, strict=True):
-            error = (interrupted or asyncio.CancelledError()) if add.cancelled() else add.exception()
+            error = (interrupted or asyncio.CancelledError()) if add.cancelled() else self._failure_of(key, plan, add)
             if error is None:
                 made.append(await self._record_effect(plan, *add.result(), effects))
                 continue
@@ -192,6 +199,17 @@ class Attacher:
         if failures:
             raise failures[0]
         return made
+
+    def _failure_of(self, key: SandboxKey, plan: PlannedAttachment, add: _Add) -> BaseException | None:
+        """Return why *add* failed. It also fails if another sandbox holds an address of its result."""
+        if (error := add.exception()) is not None:
+            return error
+        result, runs = add.result()
+        try:
+            self._guard.claim(key, plan, result)
+        except RequestFailedError as conflict:
+            return chain.PluginFailedError(conflict.failure, runs)
+        return None
 
     async def _record_effect(
         self, plan: PlannedAttachment, result: str, runs: tuple[PluginRun, ...], effects: EffectLog

@@ -41,6 +41,7 @@ from nodeworker.plugins import chain, device_info
 from nodeworker.plugins.api import Runners
 from nodeworker.plugins.spec.names import ifname_problem, shown
 from nodeworker.sandboxes.answers import OK, Answers, Reply, error_reply, reply_of
+from nodeworker.sandboxes.reservation_guard import ReservationGuard
 
 log = structlog.get_logger(__name__)
 
@@ -48,8 +49,16 @@ log = structlog.get_logger(__name__)
 class Detacher:
     """Fulfils the intent of detaching, and undoes attaches. *delegate_timeout*: seconds for one attachment's DEL."""
 
-    def __init__(self, journal: Journal, runners: Runners, delegate_timeout: float, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        guard: ReservationGuard,
+        runners: Runners,
+        delegate_timeout: float,
+        metrics: WorkerMetrics,
+    ) -> None:
         self._journal = journal
+        self._guard = guard
         self._runners = runners
         self._delegate_timeout = delegate_timeout
         self._metrics = metrics
@@ -100,6 +109,8 @@ class Detacher:
 
     async def _detach_all(self, sandbox: Sandbox, phase: Phase, effects: EffectLog) -> dict[IfName, Failure]:
         """Detach what may be there, and record it; return what could not be detached, and why."""
+        self._guard.release(sandbox.key)
+        await self._guard.restored()
         left: dict[IfName, Failure] = {}
         attempted = [each for each in reversed(sandbox.attempted()) if each.phase is not AttachmentPhase.DETACHED]
         if sandbox.plan is not None:

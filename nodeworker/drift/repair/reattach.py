@@ -89,13 +89,7 @@ def _remove_address_requests(config: dict[str, Any]) -> None:
 
 
 def _static(result: Result, ifname: str) -> Mapping[str, Any]:
-    own = [
-        ip
-        for ip in result.ips
-        if ip.interface is None
-        or not 0 <= ip.interface < len(result.interfaces)
-        or result.interfaces[ip.interface].name == ifname
-    ]
+    own = result.ips_of(ifname)
     ipam: dict[str, Any] = {
         "type": "static",
         "addresses": [{"address": ip.address} | ({"gateway": ip.gateway} if ip.gateway else {}) for ip in own],

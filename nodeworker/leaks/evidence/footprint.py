@@ -6,7 +6,6 @@ for good, and veth ends for as long as they exist.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -25,18 +24,11 @@ from events.schema import (
     SandboxAdopted,
 )
 from nodeworker.leaks.judge import HeldLink
-from nodeworker.plugins.native.ipam.host_local import DATA_DIR
-
-
-class _Ipam(msgspec.Struct, frozen=True):
-    type: str = ""
-    data_dir: str = msgspec.field(default="", name="dataDir")
+from nodeworker.plugins.native.ipam.recorded import AddressFolder, folders_of
 
 
 class _Plugin(msgspec.Struct, frozen=True):
-    name: str = ""
     type: str = ""
-    ipam: _Ipam = _Ipam()
 
 
 class _Interface(msgspec.Struct, frozen=True):
@@ -56,31 +48,11 @@ _plugin = msgspec.json.Decoder(_Plugin)
 _result = msgspec.json.Decoder(_Result)
 
 
-class AddressFolder(NamedTuple):
-    """The folder in which host-local reserves the addresses of one network."""
-
-    path: str
-    network: str
-    """Its name in the plugin's configuration."""
-
-
 class NodeEnd(NamedTuple):
     """The node's end of a veth pair, as a result lists it."""
 
     name: str
     mac: str
-
-
-def folder_of(plugin: str) -> AddressFolder | None:
-    """Return host-local's folder for the network of the configuration *plugin*; None: it uses another IPAM plugin."""
-    try:
-        config = _plugin.decode(plugin)
-    except msgspec.MsgspecError:
-        return None
-    folder = config.ipam.data_dir or DATA_DIR
-    if config.ipam.type != "host-local" or not folder.startswith("/") or "/" in config.name or not config.name:
-        return None
-    return AddressFolder(os.path.join(folder, config.name), config.name)
 
 
 def node_ends(plugin_type: str, result: str) -> list[NodeEnd]:
@@ -144,9 +116,7 @@ class Footprint:
 
     def _learn_folders(self, attachments: Iterable[PlannedAttachment]) -> None:
         for attachment in attachments:
-            for plugin in attachment.plugins:
-                if "host-local" in plugin and (folder := folder_of(plugin)) is not None:
-                    self._folders.add(folder)
+            self._folders.update(folders_of(attachment))
 
 
 def type_of(plan: PlannedAttachment) -> str:

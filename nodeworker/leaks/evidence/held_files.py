@@ -15,11 +15,9 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from events.schema import ContainerId, IfName, LeakKind
-from nodeworker.errors import usable_container_id
-from nodeworker.leaks.evidence.footprint import AddressFolder
 from nodeworker.leaks.judge import HeldFile
 from nodeworker.plugins.native.ipam import reservations
-from nodeworker.plugins.spec.names import ifname_problem
+from nodeworker.plugins.native.ipam.recorded import AddressFolder, holder_of
 
 OUR_TYPE = "plumbline"
 """The ``type`` of Plumbline in the configurations of runtimes."""
@@ -78,17 +76,6 @@ def address(folder: AddressFolder, name: str) -> HeldFile | None:
         content=content,
         changed=status.st_mtime,
     )
-
-
-def holder_of(content: bytes) -> tuple[ContainerId, IfName]:
-    """Return the owner in a file of host-local; empty if it is torn. Plugins before 0.8 wrote no interface name."""
-    try:
-        holder, _, ifname = content.decode().partition("\r\n")
-    except UnicodeDecodeError:
-        return ContainerId(""), IfName("")
-    if not usable_container_id(holder) or (ifname and ifname_problem(ifname)):
-        return ContainerId(""), IfName("")
-    return ContainerId(holder), IfName(ifname)
 
 
 def device_infos(folder: str) -> list[HeldFile]:

@@ -77,6 +77,16 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     routes: tuple[Route, ...] = ()
     dns: DNS = _NO_DNS
 
+    def ips_of(self, ifname: str) -> list[IP]:
+        """Return the addresses of the container's interface *ifname*; one that names no interface is among them."""
+        return [ip for ip in self.ips if self._is_of(ip.interface, ifname)]
+
+    def _is_of(self, index: int | None, ifname: str) -> bool:
+        if index is None or not 0 <= index < len(self.interfaces):
+            return True
+        owner = self.interfaces[index]
+        return bool(owner.sandbox) and owner.name == ifname
+
 
 class _FamilyRoute(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dst: str

@@ -125,7 +125,7 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
 
     Other files stay, such as the reservations of plugins before 0.8, which name no interface. Raises NativeError.
     """
-    valid_owners = {_reservation(container_id, ifname) for container_id, ifname in valid}
+    valid_owners = {reservations.owner(container_id, ifname) for container_id, ifname in valid}
     with contextlib.suppress(FileNotFoundError), _folder(call, _load(call)) as folder:
         for each, owner in folder.reservations().items():
             if owner not in valid_owners and _OWNER.fullmatch(owner) and folder.free(each, owner):
@@ -244,11 +244,7 @@ def _free(folder: reservations.Folder, held: Iterable[Address], owner: bytes) ->
 
 
 def _owner(call: Call) -> bytes:
-    return _reservation(call.container_id, call.ifname)
-
-
-def _reservation(container_id: str, ifname: str) -> bytes:
-    return f"{container_id}\r\n{ifname}".encode()
+    return reservations.owner(call.container_id, call.ifname)
 
 
 def _old_owner(call: Call) -> bytes:

@@ -117,6 +117,10 @@ class Folder:
         """Return the reserved addresses with their owners, as of the last reading."""
         return {each: file.owner for name, file in self._contents.items() if (each := address_of(name)) is not None}
 
+    def owner_of(self, reserved: Address) -> bytes:
+        """Return the owner in the file of *reserved* now; empty if it can't be read."""
+        return _read(self._fd, str(reserved))
+
     def reserve(self, wanted: Address, owner: bytes) -> bool:
         """Reserve *wanted* for *owner*; return False if a file of its name exists, even if that is no reservation."""
         name = str(wanted)
@@ -221,6 +225,11 @@ def locked(path: str, *, owner: bytes | None = None, timeout: float = _LOCK_TIME
             yield folder
         finally:
             folder.seal()
+
+
+def owner(container_id: str, ifname: str) -> bytes:
+    """Return the content of a reservation for that interface."""
+    return f"{container_id}\r\n{ifname}".encode()
 
 
 def address_of(name: str) -> Address | None:
