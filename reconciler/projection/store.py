@@ -64,7 +64,7 @@ class Store:
         self._ledger = ledger
         self._shareable = self._engine.dialect.name == "postgresql"
         self._loader = Loader(self._engine.dialect.name)
-        self._writer = Writer(self._engine.dialect.name)
+        self._writer = Writer.of(self._engine.dialect.name)
         self._pods = Pods(self._engine.dialect.name)
         self._cache = BatchCache()
         self._election = 0

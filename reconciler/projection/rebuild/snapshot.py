@@ -202,7 +202,7 @@ def _put(to: sa.Connection, table: sa.Table, from_: sa.Connection, chosen: str) 
         driver: Any = from_.connection.driver_connection
         copy_in(to, table, driver.execute(chosen))  # SQLAlchemy's rows take 20 % longer
         return
-    writer = Writer(to.dialect.name)
+    writer = Writer.of(to.dialect.name)
     rows = from_.execute(sa.text(chosen), execution_options={"yield_per": _PAGE})
     for page in rows.partitions(_PAGE):
         writer.put(to, table, [dict(row._mapping) for row in page])

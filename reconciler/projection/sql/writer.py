@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -56,6 +57,12 @@ class Writer:
         self._close_leak = _text(_CLOSE_LEAK, dialect)
         self._end_holding = _text(_END_HOLDING, dialect)
         self._insert_position = _INSERT[dialect](position).on_conflict_do_nothing()
+
+    @classmethod
+    @functools.cache
+    def of(cls, dialect: str) -> Writer:
+        """Return the writer of *dialect*: rendering its statements costs 10 ms, and a process does it once."""
+        return cls(dialect)
 
     def write(self, connection: sa.Connection, ledger: str, changes: Changes) -> None:
         """Write *changes* and the new position of the stream *ledger*."""

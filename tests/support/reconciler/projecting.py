@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import msgspec
+import sqlalchemy as sa
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -26,6 +27,7 @@ from events.schema import (
     Stored,
     Unknown,
 )
+from reconciler.projection.sql.tables import metadata
 from reconciler.projection.store import Store
 from tests.support.stories.node import Node
 
@@ -58,6 +60,13 @@ def told(intent: Event, pod: Pod, text: str, *, refused: bool) -> Event:
     failure = Failure(error_class=ErrorClass.POD_NOT_FOUND, phase=Phase.PUBLISH, message="gone", code=0)
     failed = StatusPublishFailed(node=NodeName("node-1"), ifname=IfName("eth0"), pod=pod, failure=failure, final=True)
     return replace(event, data=failed)
+
+
+def delete_rows(url: str) -> None:
+    """Delete all rows of the projection in the database at *url*, which takes a tenth of making a database."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("; ".join(f"DELETE FROM {table.name}" for table in metadata.sorted_tables))
 
 
 @st.composite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -107,17 +108,19 @@ def _use(rows: dict[tuple[str, str], dict[str, Any]], stored: Stored) -> None:
 
 def stored_in(database: Path | str) -> dict[str, Table]:
     """Return the tables of *database*, an SQLite file or a URL."""
-    engine = sa.create_engine(database if isinstance(database, str) else f"sqlite:///{database}")
-    try:
-        with engine.connect() as connection:
-            return _sorted(
-                {
-                    table.name: [dict(row._mapping) for row in connection.execute(sa.select(table))]
-                    for table in metadata.sorted_tables
-                }
-            )
-    finally:
-        engine.dispose()
+    with _engine(database if isinstance(database, str) else f"sqlite:///{database}").connect() as connection:
+        return _sorted(
+            {
+                table.name: [dict(row._mapping) for row in connection.execute(sa.select(table))]
+                for table in metadata.sorted_tables
+            }
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _engine(url: str) -> sa.Engine:
+    """Return an engine that keeps no connection: only the rendered statements of its last use."""
+    return sa.create_engine(url, poolclass=sa.NullPool)
 
 
 def _sorted(tables: dict[str, list[dict[str, Any]]]) -> dict[str, Table]:

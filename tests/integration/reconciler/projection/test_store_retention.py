@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,9 +47,9 @@ def remembered(events: Sequence[Stored], before: str) -> dict[str, Table]:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data(), events=nonsense())
 def test_retention_deletes_only_ended_rows_at_any_step_size(
-    tmp_path_factory: pytest.TempPathFactory, empty_database: bytes, data: st.DataObject, events: list[Event]
+    tmp_path: Path, empty_database: bytes, data: st.DataObject, events: list[Event]
 ) -> None:
-    path = tmp_path_factory.mktemp("old") / "x.db"
+    path = tmp_path / "x.db"
     path.write_bytes(empty_database)
     url, ledger = f"sqlite:///{path}", numbered(events)
     project(url, ledger)

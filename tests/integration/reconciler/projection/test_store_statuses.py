@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 
-import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -86,9 +86,9 @@ def due_of_unsettled(store: Store) -> list[PendingStatus]:
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=statuses_said())
 def test_every_pending_status_is_of_an_unsettled_pod(
-    tmp_path_factory: pytest.TempPathFactory, empty_database: bytes, events: list[Event]
+    tmp_path: Path, empty_database: bytes, events: list[Event]
 ) -> None:
-    path = tmp_path_factory.mktemp("due") / "x.db"
+    path = tmp_path / "x.db"
     path.write_bytes(empty_database)
     project(f"sqlite:///{path}", numbered(events))
     with closing(Store(f"sqlite:///{path}", "NODE")) as store:
