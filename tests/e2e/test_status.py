@@ -18,7 +18,7 @@ import pytest
 from events.process.child_process import die_with_parent
 from events.schema import StatusPublished, StatusPublishFailed
 from tests.support.kube.server import ADMIN, PODS, WORKER, KubeServer
-from tests.support.node.node import MakeNode, Node
+from tests.support.node.node import Node, prove_clean
 from tests.support.node.runtime import PodSandbox
 from tests.support.repository import REPOSITORY
 from tests.support.waiting import eventually
@@ -105,18 +105,31 @@ class Cluster:
         return [event.type for event in self.node.events_of(sandbox) if isinstance(event.data, kinds)]
 
 
+@pytest.fixture(scope="module")
+def module_cluster(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The cluster behind ``cluster``: a node without processes, and an API server in its network."""
+    with Node(tmp_path_factory.mktemp("n"), shim).entered() as node:
+        kube = KubeServer()
+        try:
+            kube.start()
+            kube.create_nad("default", "macvlan-conf", json.dumps(node.macvlan()))
+            yield Cluster(node, kube)
+        finally:
+            kube.stop()
+
+
 @pytest.fixture
-def cluster(make_node: MakeNode) -> Iterator[Cluster]:
-    """A node without processes, and an API server in its network."""
-    node = make_node()
-    kube = KubeServer()
+def cluster(module_cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster of the module; afterwards nothing is attached, and no process of the node runs."""
+    cluster = module_cluster
+    cluster.node.log.write_bytes(b"")
     try:
-        kube.start()
-        kube.create_nad("default", "macvlan-conf", json.dumps(node.macvlan()))
-        yield Cluster(node, kube)
-        node.start()  # for what a test has left attached
+        yield cluster
+        cluster.node.start()  # for what a test has left attached
+        prove_clean(cluster.node)
     finally:
-        kube.stop()
+        cluster.node.kill()
+        cluster.kube.delete_pod("default", "samplepod")
 
 
 def reconciler_of(up: int) -> int:
