@@ -50,15 +50,20 @@ def test_a_missing_binary_says_how_to_build_it(tmp_path: Path, monkeypatch: pyte
     assert shim.binary() == built
 
 
+def test_build_hook_needs_the_standard_library_only():
+    """An isolated build has no package of ours: ``-S`` leaves the installed ones out."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import nodeworker.shim.build"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
+
+
 @needs_zig
 @needs_hatchling
 @pytest.mark.timeout(600)  # the first run of the cross compiler builds a C library
 def test_wheel_has_the_binary_and_a_platform_tag(tmp_path: Path):
     tree = tmp_path / "tree"
-    shutil.copytree(
-        ROOT / "nodeworker", tree / "nodeworker", ignore=shutil.ignore_patterns("plumbline-*", "__pycache__")
-    )
-    for package in ("events", "reconciler", "migrations"):
+    for package in ("events", "nodeworker"):
+        shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("plumbline-*", "__pycache__"))
+    for package in ("reconciler", "migrations"):
         (tree / package).mkdir()
         (tree / package / "__init__.py").touch()
     shutil.copy(ROOT / "pyproject.toml", tree)
