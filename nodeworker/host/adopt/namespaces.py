@@ -125,8 +125,7 @@ def _read(path: str) -> Contents | None:
     with netlink:
         found = links.list_all(netlink)
         found_identities = {link.mac for link in found if link.mac}
-        for link in found:
-            found_identities |= {str(assigned.address.ip) for assigned in addresses.list_of(netlink, link.index)}
+        found_identities |= {str(assigned.address.ip) for assigned in addresses.list_all(netlink)}
     return Contents(frozenset(link.name for link in found), frozenset(found_identities), inode)
 
 

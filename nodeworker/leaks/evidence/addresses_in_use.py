@@ -12,7 +12,7 @@ from pathlib import Path
 
 from events.schema import Phase
 from nodeworker.errors import RequestFailedError
-from nodeworker.kernel.rtnetlink import addresses, links
+from nodeworker.kernel.rtnetlink import addresses
 from nodeworker.kernel.rtnetlink.socket import Netlink
 
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -37,7 +37,7 @@ def addresses_in_use() -> frozenset[str]:
 
 
 def _of(netlink: Netlink) -> set[str]:
-    return {str(each.address.ip) for link in links.list_all(netlink) for each in addresses.list_of(netlink, link.index)}
+    return {str(each.address.ip) for each in addresses.list_all(netlink)}
 
 
 def _namespaces() -> Iterator[str]:
