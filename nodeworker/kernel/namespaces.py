@@ -122,7 +122,7 @@ class Namespace:
             raise _invalid(path, phase, "it is the node's own")
         if inode and os.fstat(self.fd).st_ino != inode:
             self.close()
-            raise _invalid(path, phase, "it is another one than that of the ADD, which is gone")
+            raise _invalid(path, phase, "the namespace of the ADD is gone, and another one is there")
 
     def __enter__(self) -> Self:
         return self
@@ -168,7 +168,7 @@ def _exists(probe: socket.socket, name: str) -> bool:
 def _open(path: str, phase: Phase) -> int:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO or a device could hang
-            raise _invalid(path, phase, "it is no namespace file")
+            raise _invalid(path, phase, "it is not a namespace file")
         target = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _invalid(path, phase, error.strerror or str(error)) from error
@@ -177,7 +177,7 @@ def _open(path: str, phase: Phase) -> int:
             return target
         reason = "it is a namespace of another kind"
     except OSError:
-        reason = "it is no namespace file"
+        reason = "it is not a namespace file"
     os.close(target)
     raise _invalid(path, phase, reason)
 

@@ -46,7 +46,7 @@ _UNUSABLE_FILE: Final = frozenset(
 
 
 class PluginExecutor:
-    """Runs plugins, each in a session of its own and with nothing of the worker's environment but PATH.
+    """Runs plugins, each in its own session and with only PATH of the worker's environment.
 
     It is also the ``Runners`` of a worker that executes every plugin.
     """
@@ -288,7 +288,7 @@ def _group_lives(group: int) -> bool:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    # Somebody is left, but perhaps only zombies: a plugin's children fall to process 1, which may reap late or never.
+    # Processes are left, perhaps only zombies: process 1 adopts a plugin's children, and may reap them late or never.
     return any(_in_group(pid, group) for pid in process_ids())
 
 

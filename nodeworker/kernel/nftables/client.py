@@ -95,7 +95,7 @@ class Nftables(Netlink):
         except NetlinkError as error:
             if error.errno not in _LACKING:
                 raise
-            words = f"this node's kernel offers no nf_tables ({error.strerror}): load its modules"
+            words = f"this node's kernel has no nf_tables ({error.strerror}): load its modules"
             raise NetlinkError(error.errno, words) from error
 
     def _commit(self, requests: Sequence[Request]) -> None:

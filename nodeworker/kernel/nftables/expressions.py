@@ -1,6 +1,6 @@
 """The expressions of packet filter rules: what a rule compares in a packet, and what it then does.
 
-They are the expressions that ``nft`` writes, so ``nft`` lists such a rule like one of its own.
+They are the expressions that ``nft`` writes, so ``nft`` lists such a rule like its own rules.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _EXT_MASK_VLANS: Final = 0x4
 
 
 def change(index: int, *, hairpin: bool | None = None, isolated: bool | None = None) -> Request:
-    """Return the request that changes how its bridge treats the port *index*; None leaves a setting as it is."""
+    """Return the request that changes how its bridge treats the port *index*; None leaves a setting unchanged."""
     port = {"IFLA_BRPORT_MODE": hairpin, "IFLA_BRPORT_ISOLATED": isolated}
     return _change({"family": AF_BRIDGE, "index": index, "IFLA_PROTINFO": port})
 

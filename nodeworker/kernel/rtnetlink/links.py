@@ -119,7 +119,7 @@ def change(
     name: str = "",
     netns_fd: int | None = None,
 ) -> Request:
-    """Return the request that changes the interface *index*; what is None, 0 or empty stays as it is.
+    """Return the request that changes the interface *index*; None, 0 or an empty value leaves a property unchanged.
 
     *master* 0 removes it from its bridge, bond or VRF. With *netns_fd* it moves to that namespace, as *name*, down.
     """

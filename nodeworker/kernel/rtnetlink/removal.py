@@ -2,7 +2,7 @@
 
 The kernel closes an interface, removes it from every list, waits until no processor handles a packet of it, and
 announces that to subscribers (RTM_DELLINK): one millisecond. Then the same system call releases the lock that all link
-operations share, and waits 15 to 60 ms more until no reference is left (``netdev_run_todo``). So a thread of its own
+operations share, and waits 15 to 60 ms more until no reference is left (``netdev_run_todo``). So a separate thread
 makes the call, and the caller reads the announcement from the same socket.
 
 Interfaces that go together become one group, which one message deletes in little more time than one of them.

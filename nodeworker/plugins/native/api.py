@@ -1,7 +1,7 @@
 """The interface of native plugins: the verbs of the CNI specification as functions.
 
 The functions run in a native process and may block. They raise ``NativeError`` where the reference plugin would end
-with an error; the DEL that follows removes what they had made until then, as with any plugin (CNI specification 1.1,
+with an error; the DEL that follows removes what they had created until then, as with any plugin (CNI specification 1.1,
 section 2, "DEL").
 """
 
@@ -15,9 +15,9 @@ import msgspec
 from nodeworker.plugins.spec.results import Result
 
 GENERIC = 999
-"""The CNI error code of the reference plugins for errors without a code of their own."""
+"""The CNI error code of the reference plugins for errors without another code."""
 TRY_AGAIN = 11
-"""The code of what is not possible right now (CNI specification 1.1, section 5, "Error"); it had no effect."""
+"""The code of an operation that is not possible now (CNI specification 1.1, section 5, "Error"); it had no effect."""
 BLOCKED_TIMEOUT = 10.0
 """Seconds that a job may be blocked by others before that is an error."""
 
@@ -75,12 +75,12 @@ class InterfacePlugin(Protocol):
         ...
 
     def delete(self, call: Call) -> None:
-        """Remove what ``add`` made; it may be gone already. Raises NativeError."""
+        """Remove what ``add`` created; it may be gone already. Raises NativeError."""
         ...
 
 
 class CollectingPlugin(InterfacePlugin, Protocol):
-    """An interface plugin that makes things that may outlive the interface, such as rules."""
+    """An interface plugin that creates objects that may outlive the interface, such as rules."""
 
     def collect(self, call: Call, valid: Collection[tuple[str, str]]) -> None:
         """Remove what belongs to the network and to none of the *valid* (container ID, interface name).

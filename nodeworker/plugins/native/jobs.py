@@ -86,7 +86,7 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Attachment(msgspec.Struct, frozen=True):
-    """One of those that GC must keep (CNI specification 1.1, section 2, "GC")."""
+    """An attachment that GC must keep (CNI specification 1.1, section 2, "GC")."""
 
     container_id: str = msgspec.field(name="containerID")
     ifname: str
@@ -132,7 +132,10 @@ def perform(job: Job) -> JobResult:
     except NativeError as error:
         return JobResult(error=str(error), code=error.code)
     except OSError as error:  # most likely the node has no descriptor or memory left
-        return JobResult(error=f"the node does not let it work: {error.strerror or error}", code=_IO_FAILURE)
+        return JobResult(
+            error=f"a system call failed on the node: {error.strerror or error}: check its open files and memory",
+            code=_IO_FAILURE,
+        )
     except Exception as error:  # rule: one bad request never stops the others
         log.exception("native_plugin_broke")
         return JobResult(error=f"Plumbline itself is at fault: {error!r}", code=GENERIC)
@@ -146,14 +149,14 @@ def without_new_mtus(result: Result, before: Result | None) -> Result:
 
 
 def version_of(config: Mapping[str, Any]) -> str:
-    """Return the version that *config* asks for results in."""
+    """Return the version that *config* requests for results."""
     return config.get("cniVersion") or UNSTATED
 
 
 def _prepare(job: PluginJob) -> _Prepared:
     """Return the plugins of *job* and their call. Raises NativeError."""
     if job.command not in _VERBS:
-        raise NativeError(f"{job.command} is no verb of CNI", _INVALID_ENVIRONMENT)
+        raise NativeError(f"{job.command} is not a CNI verb", _INVALID_ENVIRONMENT)
     plugin = registry.interface_plugin(job.plugin)
     if plugin is None:
         raise NativeError(f"plugin {job.plugin} has no native form")
@@ -202,7 +205,7 @@ def _valid_attachments(listed: Any) -> frozenset[tuple[str, str]]:
     try:
         attachments = convert(listed, tuple[_Attachment, ...])
     except msgspec.ValidationError as error:
-        message = f"{_VALID_ATTACHMENTS} can't be used, so nothing is freed: {error}"
+        message = f"{_VALID_ATTACHMENTS} can't be decoded, so nothing is freed: {error}"
         raise NativeError(message, _INVALID_CONFIG) from None
     return frozenset((each.container_id, each.ifname) for each in attachments)
 

@@ -82,7 +82,7 @@ class NativePool:
     async def fail_when_process_died(self) -> NoReturn:
         """Raise ChildProcessError once a process has ended by itself: the next worker starts all of them."""
         await self.died.wait()
-        raise ChildProcessError("a process that makes interfaces ended unasked: the worker starts anew")
+        raise ChildProcessError("a native process died, so the worker restarts")
 
     def close(self) -> None:
         """End the processes once they have done their jobs, and wait for that."""

@@ -1,4 +1,4 @@
-"""Tell which plugins are native, and whether one supports a configuration.
+"""Decide which plugins are native, and whether one supports a configuration.
 
 A module is imported when a configuration first needs it, so that only nodes that use a plugin pay for its memory.
 """

@@ -24,7 +24,7 @@ def parse_args(text: str) -> dict[str, str]:
             raise failed(
                 ErrorClass.INVALID_REQUEST,
                 Phase.RESOLVE,
-                f"CNI_ARGS holds {shown(piece)}, which is no KEY=VALUE; the runtime has to correct it",
+                f"CNI_ARGS holds {shown(piece)}, which is not KEY=VALUE; correct the runtime's configuration",
             )
         args[key] = value
     return args

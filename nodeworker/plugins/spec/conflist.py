@@ -95,7 +95,7 @@ def unsupported_capabilities(config: NetworkConfig, wanted: Iterable[str]) -> tu
 
 
 def with_prev_result(plugin: str, prev_result: str | None) -> bytes:
-    """Return the rendered *plugin* with *prev_result* spliced in as it is; None leaves ``prevResult`` out."""
+    """Return the rendered *plugin* with *prev_result* spliced in unchanged; None leaves ``prevResult`` out."""
     if prev_result is None:
         return plugin.encode()
     return f'{plugin.rstrip()[:-1]},"prevResult":{prev_result}}}'.encode()

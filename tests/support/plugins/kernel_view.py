@@ -222,7 +222,7 @@ def _parameters() -> dict[str, str]:
     for family in ("ipv4/conf", "ipv6/conf"):
         for link in sorted(os.listdir(f"/proc/sys/net/{family}")):
             folder = f"/proc/sys/net/{family}/{link}"
-            # The kernel takes a removed container's wires, and their files, away after the command has returned.
+            # The kernel removes the veths of a removed container, and their files, after the command has returned.
             with contextlib.suppress(FileNotFoundError):
                 for name in sorted(os.listdir(folder)):
                     if name not in _UNREADABLE:

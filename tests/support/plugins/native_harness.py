@@ -177,7 +177,7 @@ def works_or_names_its_module(plugin: Any, kind: str, asked: Call, ipam: Result 
     if kernel_has(kind):
         assert plugin.add(asked, ipam).interfaces[0].name == "net1"
         return
-    is_refused(plugin, asked, ipam, rf"kernel offers no such {kind} .*: load its module {MODULES.get(kind, kind)}$")
+    is_refused(plugin, asked, ipam, rf"kernel does not support {kind} .*: load its module {MODULES.get(kind, kind)}$")
 
 
 def data_of(kind: str, data: Values) -> Any:

@@ -29,19 +29,19 @@ _FAMILIES = {4: nftsocket.NFPROTO_IPV4, 6: nftsocket.NFPROTO_IPV6}
 _TABLE = "nat"
 _POST_ROUTING = "POSTROUTING"
 _OLDER_TABLES = {4: "ip_tables_names", 6: "ip6_tables_names"}
-"""Files in which the older of the kernel's two filters names its tables, and which are there with it."""
+"""Files of the older of the kernel's two filters; they list its tables."""
 _SOUGHT = re.compile(r"(?<!\S)(! )?-([sd]) ([\da-f.:]+/\d+)(?!\S)")
-_LOCK_PATIENCE = 5
+_LOCK_SECONDS = 5
 """Seconds that the program may wait for its lock."""
-_PATIENCE = 10.0
+_TIMEOUT = 10.0
 """Timeout of the program, in seconds."""
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A rule, which is the same as another that seeks the same in a packet."""
+    """A rule. Two rules are the same if they match the same packets."""
 
     seeks: Sought | None
-    """None: not one network, but any or several."""
+    """The one network that it matches; None: any or several."""
     words: str
 
 
@@ -52,7 +52,7 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     rules: tuple[Rule, ...] = ()
     """Of the chain, in words without its name."""
     entrances: tuple[Rule, ...] = ()
-    """Rules that lead to the chain, in words with the names of theirs."""
+    """Rules that lead to the chain, in words with the names of their own chains."""
 
 
 def installed(version: int) -> bool:
@@ -61,7 +61,7 @@ def installed(version: int) -> bool:
 
 
 def rule(chain: str, seeks: Sought, then: str) -> Rule:
-    """Return the rule that does *then* with what it *seeks*; *chain* is named if it is to be in its words."""
+    """Return the rule that does *then* with packets that it *seeks*; its words begin with *chain*, unless empty."""
     side = "-s" if seeks.source else "-d"
     words = (chain, "!" if seeks.elsewhere else "", f"{side} {seeks.network}", then)
     return Rule(seeks if seeks.network.prefixlen else None, " ".join(filter(None, words)))
@@ -79,12 +79,12 @@ def ensure(version: int, chain: Chain) -> None:
     rules = (*_without(rules, chain.rules), *chain.rules)
     lacking = _without(chain.entrances, entrances)
     if said := _restored(version, [make, *_appended(chain.name, rules), *_led(lacking)]):
-        offered = "" if _is_offered(version) else ": this node's kernel offers no packet filter: load its modules"
-        raise NativeError(f"can not make chain {chain.name}: {said}{offered}")
+        offered = "" if _is_offered(version) else ": this node's kernel has no packet filter: load its modules"
+        raise NativeError(f"can't create chain {chain.name}: {said}{offered}")
 
 
 def remove(version: int, chain: Chain, others: Callable[[], Collection[Address]]) -> None:
-    """Take *chain* away, whatever leads there, but for what is needed by the addresses of *others*; it may be gone.
+    """Delete *chain* and all rules that lead there, except those for addresses of *others*; it may be gone.
 
     Raises NativeError.
     """
@@ -100,7 +100,7 @@ def remove(version: int, chain: Chain, others: Callable[[], Collection[Address]]
         needless = (each for each in there.rules if _excepts(each) and not _is_for(each, kept))
         gone = [f"-D {name} {each.words}" for each in needless]
     if said := _restored(version, [*_closed(entrances), *gone]):
-        raise NativeError(f"can not take chain {name} away: {said}")
+        raise NativeError(f"can't delete chain {name}: {said}")
 
 
 def present(version: int, name: str) -> Chain | None:
@@ -121,9 +121,9 @@ def count_present(version: int, chain: Chain, packet_filter: Rules) -> int:
 
     It asks nf_tables directly, and the older filter, if it has the table, through the program.
     """
-    mine, everybodys = (client.Chain(_FAMILIES[version], _TABLE, each) for each in (chain.name, _POST_ROUTING))
+    mine, shared = (client.Chain(_FAMILIES[version], _TABLE, each) for each in (chain.name, _POST_ROUTING))
     way = expressions.verdict_chain(chain.name)
-    leading = [each.expressions for each in packet_filter.rules(everybodys) if way in each.expressions]
+    leading = [each.expressions for each in packet_filter.rules(shared) if way in each.expressions]
     rules = [expressions.sought(version, each.expressions) for each in packet_filter.rules(mine)]
     entrances = [expressions.sought(version, each) for each in leading]
     if not (rules or entrances) and _TABLE in (_older_tables(version) or ()):
@@ -147,16 +147,16 @@ def quoted(text: str) -> str:
 
 
 def _listed(version: int) -> list[str]:
-    code, out, said = _run([_LIST[version], f"--wait={_LOCK_PATIENCE}", "-t", _TABLE, "-S"])
+    code, out, said = _run([_LIST[version], f"--wait={_LOCK_SECONDS}", "-t", _TABLE, "-S"])
     if code and not _has_table(version):
-        return []  # the kernel has not what it takes to list it either
+        return []  # without the table, the program can't list it
     if code:
-        raise NativeError(f"can not list the chains of iptables: {said}")
+        raise NativeError(f"can't list the chains of iptables: {said}")
     return out.splitlines()
 
 
 def _has_table(version: int) -> bool:
-    """Return whether one of the kernel's filters has the table, or that can't be told."""
+    """Return whether one of the kernel's filters has the table; True if that is unknown."""
     try:
         with Nftables.on_node() as nft:
             return nft.has_table(_FAMILIES[version], _TABLE) or _TABLE in (_older_tables(version) or ())
@@ -165,7 +165,7 @@ def _has_table(version: int) -> bool:
 
 
 def _is_offered(version: int) -> bool:
-    """Return whether the kernel has one of the filters, or that can't be told."""
+    """Return whether the kernel has one of the filters; True if that is unknown."""
     try:
         with Nftables.on_node() as nft:
             return nft.is_supported() or _older_tables(version) is not None
@@ -199,12 +199,12 @@ def _without(rules: Iterable[Rule], others: Collection[Rule]) -> list[Rule]:
 
 
 def _excepts(rule: Rule) -> bool:
-    """Return whether *rule* is for what is sent to some network, and not to all others."""
+    """Return whether *rule* matches packets to one network, not to all others."""
     return rule.seeks is not None and not rule.seeks.elsewhere
 
 
 def _is_for(rule: Rule, addresses: Iterable[Address]) -> bool:
-    """Return whether one of *addresses* is of those that *rule* seeks."""
+    """Return whether *rule* matches one of *addresses*."""
     return rule.seeks is not None and any(each.ip in rule.seeks.network for each in addresses)
 
 
@@ -223,7 +223,7 @@ def _closed(entrances: Iterable[Rule]) -> Iterable[str]:
 def _restored(version: int, commands: Sequence[str]) -> str:
     """Run *commands* as one transaction; return its error, or an empty text. Raises NativeError."""
     script = "\n".join((f"*{_TABLE}", *commands, "COMMIT", ""))
-    code, _, said = _run([_RESTORE[version], f"--wait={_LOCK_PATIENCE}", "--noflush"], script)
+    code, _, said = _run([_RESTORE[version], f"--wait={_LOCK_SECONDS}", "--noflush"], script)
     return (said or f"exit code {code}") if code else ""
 
 
@@ -237,11 +237,11 @@ def _run(words: Sequence[str], script: str = "") -> tuple[int, str, str]:
             text=True,
             errors="replace",
             check=False,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
             env={**os.environ, "LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired:
-        raise NativeError(f"{words[0]} was still not done after {_PATIENCE:g} seconds") from None
+        raise NativeError(f"{words[0]} did not end within {_TIMEOUT:g} seconds") from None
     except OSError as error:
-        raise NativeError(f"can not run {words[0]}, which ipMasq needs: {error.strerror}: install iptables") from error
+        raise NativeError(f"can't run {words[0]}, which ipMasq needs: {error.strerror}: install iptables") from error
     return ran.returncode, ran.stdout, (ran.stderr.strip().splitlines() or [""])[-1]

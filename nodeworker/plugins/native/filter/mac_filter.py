@@ -26,7 +26,7 @@ _PREFIX = "macspoofchk-"
 MARK = rf"{_PREFIX}[^\0]+"
 _CHAIN = "cni-br-iface-"
 _RULES = [1, 1, 2]
-"""The number of an attachment's rules in the shared chain, and in each of its own two."""
+"""The number of an attachment's rules in the shared chain, and in each of its two chains."""
 _MODULES = "the kernel's nf_tables"
 """Kernel modules that the administrator may have to load, for errors."""
 
@@ -51,7 +51,7 @@ def install(call: Call, outside: str, mac: str) -> None:
             client.rule(sender, expressions.drop(), comment=comment),
         ]
 
-    with error_context(f"filter what {call.ifname} sends (macspoofchk) with {_MODULES}"), Nftables.on_node() as nft:
+    with error_context(f"filter the frames of {call.ifname} (macspoofchk) with {_MODULES}"), Nftables.on_node() as nft:
         nft.commit_planned(lambda: plan(nft))
 
 
@@ -66,7 +66,7 @@ def remove(call: Call) -> None:
             *(client.delete_chain(each) for each in (port, sender) if nft.has_chain(each)),
         ]
 
-    with error_context(f"take the filter of {call.ifname} away (macspoofchk)"), Nftables.on_node() as nft:
+    with error_context(f"delete the filter of {call.ifname} (macspoofchk)"), Nftables.on_node() as nft:
         nft.commit_planned(lambda: plan(nft))
 
 
@@ -90,7 +90,7 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
         ]
 
     with (
-        error_context(f"end the filtering (macspoofchk) of what is gone from {call.network}"),
+        error_context(f"delete unused filters (macspoofchk) of {call.network}"),
         Netlink.on_node() as node,
         Nftables.on_node() as nft,
     ):
@@ -101,7 +101,7 @@ def check(call: Call) -> None:
     """Raise NativeError unless the filter of *call* is complete."""
     with error_context(f"look up the filter of {call.ifname} (macspoofchk)"), Nftables.on_node() as nft:
         if left(call, nft) is not None:
-            raise NativeError(f"the filter on the MAC address of {call.ifname} is gone: attach it again")
+            raise NativeError(f"the filter on the MAC address of {call.ifname} is gone: recreate the pod")
 
 
 def left(call: Call, packet_filter: Rules) -> str | None:

@@ -1,7 +1,7 @@
 """Masquerading (``ipMasq``): packets that leave the container's network get the node's address.
 
-Rules and chains are those of the reference plugins, with ``iptables`` as with nftables: either takes away what the
-other has made.
+Rules and chains are those of the reference plugins, with ``iptables`` as with nftables: each plugin can
+delete the rules of the other.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _MODULES = "the kernel's nf_tables and nft_masq"
 
 def install(call: Call, backend: Backend | None, addresses: Sequence[Address]) -> None:
     """Masquerade packets from *addresses*. Raises NativeError."""
-    task = f"masquerade what {call.ifname} sends (ipMasq)"
+    task = f"masquerade the packets of {call.ifname} (ipMasq)"
     if _by_iptables(backend):
         try:
             for version in _versions(addresses):
                 iptables.ensure(version, _chain(call, version, addresses))
         except NativeError as error:
-            raise NativeError(f"can not {task} with iptables: {error}") from error
+            raise NativeError(f"can't {task} with iptables: {error}") from error
         return
     with error_context(f"{task} with {_MODULES}"), Nftables.on_node() as nft:
         nft.commit_planned(lambda: _plan(call, nft, addresses))
@@ -59,7 +59,7 @@ def remove(call: Call) -> None:
 
     What other interfaces of the container need stays. Raises NativeError.
     """
-    with error_context(f"end the masquerading of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
+    with error_context(f"delete the masquerading rules of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
         if _there(call, nft):
             nft.commit_planned(lambda: [client.delete_rule(_CHECKS, each) for each in _there(call, nft)])
             return
@@ -80,7 +80,7 @@ def collect(call: Call, backend: Backend | None, valid: Collection[tuple[str, st
         of_network = (each for each in nft.rules(_CHECKS) if each.comment.startswith(f"{_hashed(call.network)}-"))
         return [each for each in of_network if each.comment.partition(",")[0] not in kept]
 
-    with error_context(f"end the masquerading (ipMasq) of what is gone from {call.network}"), Nftables.on_node() as nft:
+    with error_context(f"delete unused masquerading rules (ipMasq) of {call.network}"), Nftables.on_node() as nft:
         nft.commit_planned(lambda: [client.delete_rule(_CHECKS, each) for each in stale(nft)])
     if _by_iptables(backend):
         containers = {container_id for container_id, _ in valid}
@@ -94,14 +94,14 @@ def check(call: Call, backend: Backend | None) -> None:
     """Raise NativeError unless the recorded addresses of *call* are masqueraded."""
     with error_context(f"look up the masquerading of {call.ifname} (ipMasq)"), Nftables.on_node() as nft:
         if left(call, backend, _recorded(call), nft) is not None:
-            raise NativeError(f"what {call.ifname} sends is no longer masqueraded: attach it again")
+            raise NativeError(f"packets of {call.ifname} are no longer masqueraded: recreate the pod")
 
 
 def left(call: Call, backend: Backend | None, addresses: Sequence[Address], packet_filter: Rules) -> str | None:
     """Return what remains of the rules for *addresses*; None: all exist.
 
-    Where no *backend* was asked for, it may be either: the choice of the ADD is not recorded, and ``iptables`` may have
-    come or gone since. Raises NativeError, NetlinkError.
+    Without a *backend* in the configuration, check both: the choice of the ADD is not recorded, and ``iptables`` may
+    have been installed or removed since. Raises NativeError, NetlinkError.
     """
     there: list[str] = []
     if backend != "iptables":

@@ -24,7 +24,7 @@ def address(text: str) -> Address:
     try:
         parsed = ipaddress.ip_address("" if "%" in text else text)
     except ValueError:
-        raise ValueError(f"{text!r} is no IP address") from None
+        raise ValueError(f"{text!r} is not an IP address") from None
     mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
     return mapped or parsed
 
@@ -33,7 +33,7 @@ def with_prefix(text: str) -> Interface:
     """Return the address in *text*, host bits included, with its prefix length. Raises ValueError."""
     base, slash, length = text.partition("/")
     if not slash or len(length) > 3 or not (length.isascii() and length.isdigit()):
-        raise ValueError(f"{text!r} is no IP address with a prefix length: write it like 10.1.2.3/24")
+        raise ValueError(f"{text!r} is not an IP address with a prefix length:  write it like 10.1.2.3/24")
     parsed = address(base)
     bits = int(length) - (_MAPPED_BITS if parsed.version == 4 and ":" in base else 0)
     if not 0 <= bits <= parsed.max_prefixlen:

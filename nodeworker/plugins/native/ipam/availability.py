@@ -1,4 +1,4 @@
-"""Tell whether host-local could reserve an address now, without its lock, which an ADD may hold."""
+"""Decide whether host-local could reserve an address now, without its lock, which an ADD may hold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def obstacle(folder: str, range_sets: Iterable[RangeSet]) -> str:
             return reason
         names = os.listdir(folder) if os.path.exists(folder) else []
     except OSError as error:
-        return f"{folder} can't be used: {error.strerror}; mend the file system"
+        return f"{folder} can't be used: {error.strerror}; repair the file system"
     for ranges in range_sets:
         if _used_up(ranges, names):
             return f"all addresses of {shown(ranges)} are taken: detach pods, or make the range larger"
@@ -31,9 +31,9 @@ def _unusable(folder: str) -> str:
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):
-        return f"{existing} is no folder: move it out of the way"
+        return f"{existing} is not a folder: remove or rename it"
     if not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
-        return f"{existing} can't be written: mend the file system"
+        return f"{existing} can't be written: repair the file system"
     system = os.statvfs(existing)
     # Some file systems report 0 files in total.
     if not system.f_bfree or (system.f_files and not system.f_ffree):

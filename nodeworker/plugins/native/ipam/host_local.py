@@ -96,7 +96,7 @@ def check(call: Call) -> None:
         if folder.held_by(_owner(call)) or folder.held_by(_old_owner(call)):
             return
     raise NativeError(
-        f"host-local has no address of network {call.network} for interface {call.ifname}: attach it again"
+        f"host-local has no address of network {call.network} for interface {call.ifname}: recreate the pod"
     )
 
 
@@ -142,7 +142,8 @@ def _load(call: Call) -> _Net:
         raise _refusal(call, error) from None
     if not _NAME.fullmatch(net.name):
         raise NativeError(
-            f"{net.name!r} is no name for a network: host-local can't keep its addresses", _INVALID_CONFIG
+            f"{net.name!r} is not a usable network name for host-local: use letters, digits, '_', '.' and '-'",
+            _INVALID_CONFIG,
         )
     return net
 
@@ -190,7 +191,7 @@ def _matched(requested: Iterable[Address], sets: tuple[RangeSet, ...]) -> tuple[
             left.remove(found)
         matched.append(found)
     if left:
-        raise ValueError(f"requested {', '.join(map(str, left))}, which no range set has left to give")
+        raise ValueError(f"requested {', '.join(map(str, left))}, which fits no unused range set")
     return tuple(matched)
 
 
@@ -265,7 +266,7 @@ def _folder(call: Call, net: _Net, owner: bytes | None = None) -> Iterator[reser
         if owner is None and isinstance(error, FileNotFoundError):
             raise
         raise NativeError(
-            f"host-local can't use {path} for network {call.network}: {error.strerror}; mend the file system",
+            f"host-local can't use {path} for network {call.network}: {error.strerror}; repair the file system",
             _IO_FAILURE,
         ) from error
 

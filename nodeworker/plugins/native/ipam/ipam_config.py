@@ -69,7 +69,7 @@ def decode(config: Mapping[str, Any], kind: type[C]) -> C:
 def misfit(config: Mapping[str, Any], kind: type[C]) -> C | str:
     """Return the configuration, or the first part of it that only the reference plugin supports."""
     if unknown := _in_another_case(config):
-        return f"key {unknown!r} is written in another way"
+        return f"key {unknown!r} differs in case"
     try:
         return decode(config, kind)
     except ValueError as error:
@@ -83,7 +83,7 @@ def cni_args(call: Call, known: Collection[str]) -> Mapping[str, str]:
         raise ValueError(f"IgnoreUnknown in CNI_ARGS is {ignore!r}: use 1 or 0")
     unknown = sorted(set(call.args) - {*known, "IgnoreUnknown"})
     if unknown and ignore in {"0", "false"}:
-        raise ValueError(f"CNI_ARGS holds {', '.join(unknown)}, and not IgnoreUnknown=1")
+        raise ValueError(f"CNI_ARGS has unknown {', '.join(unknown)}: remove them or set IgnoreUnknown=1")
     return call.args
 
 
@@ -108,7 +108,7 @@ def refuse_many(version: str, families: Iterable[int]) -> None:
     found = list(families)
     if len(found) > len(set(found)) and not versions.at_least(version, "0.3.0"):
         raise ValueError(
-            f"CNI version {version or versions.UNSTATED} knows one address per family: use 0.3.0 or newer for more"
+            f"CNI version {version or versions.UNSTATED} allows one address per family: use 0.3.0 or newer for more"
         )
 
 

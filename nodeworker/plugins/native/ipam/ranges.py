@@ -53,16 +53,16 @@ def range_sets(configured: tuple[tuple[RangeConfig, ...], ...]) -> tuple[RangeSe
     Cached: most interfaces of a network have the same, and parsing takes as long as reserving an address.
     """
     if not configured:
-        raise ValueError("no range is configured: name a subnet or ranges")
+        raise ValueError("no range is configured: set subnet or ranges")
     sets = tuple(tuple(_range(each) for each in members) for members in configured)
     for number, members in enumerate(sets):
         if not members:
-            raise ValueError(f"range set {number} is empty")
+            raise ValueError(f"range set {number} is empty: add a range")
         if len({each.subnet.version for each in members}) > 1:
             raise ValueError(f"range set {number} mixes IPv4 and IPv6: use a range set for each")
     for one, other in combinations(chain.from_iterable(sets), 2):
         if _overlap(one, other):
-            raise ValueError(f"ranges {one} and {other} overlap")
+            raise ValueError(f"ranges {one} and {other} overlap: separate them")
     return sets
 
 
@@ -112,9 +112,9 @@ def _range(config: RangeConfig) -> Range:
         raise ValueError(f"subnet {config.subnet} is IPv4 in IPv6 notation: write it as IPv4")
     subnet = prefix.network
     if subnet.prefixlen > subnet.max_prefixlen - 2:
-        raise ValueError(f"subnet {subnet} is too small to hand out addresses")
+        raise ValueError(f"subnet {subnet} is too small: use a larger subnet")
     if prefix.ip != subnet.network_address:
-        raise ValueError(f"subnet {prefix} has host bits set: the network is {subnet}")
+        raise ValueError(f"subnet {prefix} has host bits set: write {subnet}")
     lowest, highest = subnet.network_address + 1, subnet.broadcast_address - (1 if subnet.version == 4 else 0)
     found = Range(
         subnet=subnet,

@@ -5,7 +5,7 @@ last address of a range set. All changes need an exclusive flock(2) of the file 
 6 ms, so the process caches their contents.
 
 The cache is invalid after another process changed the folder. Each change sets the folder's modification time, but by a
-clock with a resolution of milliseconds. So before it caches, this process sets that time to a nanosecond of its own,
+clock with a resolution of milliseconds. So before it caches, this process sets that time to a chosen nanosecond,
 the seal, which such a clock does not hit again. After a foreign change, a file with the same name and inode is taken to
 be unchanged. Inodes are reused, so a file is read again before an action depends on it.
 
@@ -219,7 +219,7 @@ def locked(path: str, *, owner: bytes | None = None, timeout: float = _LOCK_TIME
         # Closing does not unlock while a child that was just forked has the file open.
         stack.callback(fcntl.flock, lock, fcntl.LOCK_UN)
         if not os.path.samestat(os.fstat(lock), os.stat(f"{path}/lock")):
-            raise BusyError(f"{path} was replaced in the meantime")
+            raise BusyError(f"{path} was replaced while it was locked")
         folder = Folder(fd, staged)
         try:
             yield folder

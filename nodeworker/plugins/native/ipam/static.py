@@ -70,7 +70,7 @@ def add(call: Call) -> Result:
 def check(call: Call) -> None:
     """Raise NativeError if an address of ``call.prev_result`` has another gateway than ADD would return."""
     if call.prev_result is None:
-        raise NativeError(f"static can't check network {call.network} without prevResult: the runtime has to give it")
+        raise NativeError(f"static can't check network {call.network} without prevResult: the runtime must pass it")
     try:
         expected = {each.address.ip: each.gateway for each in _assigned(call, ipam_config.decode(call.config, _Net))}
         recorded = [(with_prefix(each.address).ip, optional(each.gateway)) for each in call.prev_result.ips]
@@ -80,7 +80,7 @@ def check(call: Call) -> None:
         if (wanted := expected.get(found)) and gateway != wanted:
             raise NativeError(
                 f"address {found} of interface {call.ifname} on network {call.network} has gateway {gateway}, "
-                f"not {wanted}: attach it again"
+                f"not {wanted}: recreate the pod"
             )
 
 

@@ -28,7 +28,7 @@ def add(call: Call, ipam_result: Result | None) -> Result:
     """Create the interface and return the result, with the DNS settings of *ipam_result*. Raises NativeError."""
     config = decode_config(call, PluginConfig)
     if ipam_result is None:
-        raise NativeError(f"a dummy interface is there for its addresses: {call.network} has no ipam")
+        raise NativeError(f"a dummy interface needs addresses: add ipam to {call.network}")
     return add_link(
         call, lambda ends: _create(ends, call), ipam_result, version=config.cni_version, dns=ipam_result.dns
     )
@@ -40,7 +40,7 @@ def check(call: Call) -> None:
     with check_of(call) as check:
         link = check.link(TYPE)
         if not link.up:
-            raise NativeError(f"interface {call.ifname} is down")
+            raise NativeError(f"interface {call.ifname} is down: recreate the pod")
         check.addresses(link)
 
 

@@ -110,13 +110,13 @@ def add(call: Call, ipam_result: Result | None) -> Result:
     """Move the card in and return the result, without an interface if it has none. Raises NativeError."""
     config = decode_config(call, HostDevice)
     card = _card(call, config)
-    given = [] if ipam_result is None else assignments(call, ipam_result)
+    assigned = [] if ipam_result is None else assignments(call, ipam_result)
     dns = DNS() if ipam_result is None else config.dns  # as in the reference plugin
     if card.is_userspace:
         return replace(ipam_result or Result(cni_version=""), cni_version=config.cni_version, dns=dns)
     with open_endpoints(call, Phase.ADD) as ends:
         link = _ensure_lent(ends, call, card)
-        configure_link(ends, call, link, given, ipam_result)
+        configure_link(ends, call, link, assigned, ipam_result)
     return build_result(call, config.cni_version, link, ipam_result, dns)
 
 
@@ -146,9 +146,9 @@ def delete(call: Call) -> None:
             return
         if find_link(ends.node, link.alias) is not None:
             raise NativeError(
-                f"{call.ifname} can not be {link.alias} on the node again, which another interface is: rename that"
+                f"{call.ifname} can't return to the node as {link.alias}: rename the node's interface of that name"
             )
-        with error_context(f"give {call.ifname} back to the node as {link.alias}"):
+        with error_context(f"return {call.ifname} to the node as {link.alias}"):
             ends.container.do(links.change(link.index, name=link.alias, netns_fd=ends.netns.node_fd, alias=""))
 
 
@@ -184,7 +184,7 @@ def _rename_returned(node: Netlink, call: Call, card: Card) -> None:
                 error="another interface of the node has that name",
             )
             continue
-        with error_context(f"name {link.name} {link.alias} again"):
+        with error_context(f"rename {link.name} to {link.alias}"):
             node.do(links.change(link.index, up=False), links.change(link.index, name=link.alias, alias=""))
 
 
@@ -213,7 +213,7 @@ def _on_bus(call: Call, address: Any) -> Card:
     if not address:
         raise NativeError(f"network {call.network} names no device: set device, hwaddr, kernelpath or pciBusID")
     if not isinstance(address, str) or not _BUS_ADDRESS.fullmatch(address):
-        raise NativeError(f"{address!r} is no address of a device on a bus")
+        raise NativeError(f"{address!r} is not a device address on the PCI or auxiliary bus")
     words, folder = f"device {address}", _PCI / address
     if not folder.exists() and (_AUXILIARY / address).exists():
         return Card(words=words, listed=_listed(_AUXILIARY / address / "net"))

@@ -1,4 +1,4 @@
-"""The ipvlan plugin: an interface with addresses of its own on a network card, whose MAC address it shares."""
+"""The ipvlan plugin: an interface with its own addresses on a network card, whose MAC address it shares."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def add(call: Call, ipam_result: Result | None) -> Result:
     Without *ipam_result* it gets the addresses and routes that an earlier plugin in the chain assigned.
     """
     config = decode_config(call, Ipvlan)
-    assigned = ipam_result if ipam_result is not None else _of_chain(call)
+    addressing = ipam_result if ipam_result is not None else _of_chain(call)
     return add_link(
         call,
         lambda ends: _create(ends, call, config),
-        assigned,
+        addressing,
         version=config.cni_version,
         dns=config.dns,
         arp_notify=True,
@@ -64,9 +64,9 @@ def check(call: Call) -> None:
         if config.master:
             master = find_parent(check.ends, call, config.master, in_container=config.link_in_container)
             if not is_child_of(link, master, TYPE):
-                raise NativeError(f"interface {call.ifname} no longer rests on {config.master}")
+                raise NativeError(f"interface {call.ifname} no longer has the parent {config.master}")
         if not has_data(link, _data(config)):
-            raise NativeError(f"interface {call.ifname} is no longer in mode {config.mode or 'l2'}")
+            raise NativeError(f"interface {call.ifname} is no longer in mode {config.mode or 'l2'}: recreate the pod")
         check.addresses(link)
 
 
@@ -78,7 +78,7 @@ def delete(call: Call) -> None:
 def _of_chain(call: Call) -> Result:
     if call.prev_result is None or not call.prev_result.ips:
         raise NativeError(
-            f"an ipvlan interface has addresses: {call.network} has no ipam, and no plugin before it assigned any"
+            f"an ipvlan interface needs addresses: add ipam to {call.network}, or a plugin before it that assigns some"
         )
     return call.prev_result
 
@@ -97,8 +97,8 @@ def _before(call: Call) -> str:
     names = [each.name for each in call.prev_result.interfaces]
     if len(names) != 1 or not names[0]:
         raise NativeError(
-            f"network {call.network} names no master interface, and the plugin before ipvlan made "
-            f"{', '.join(names) or 'none'} instead of one: name the master"
+            f"network {call.network} has no master, and the plugin before ipvlan created "
+            f"{', '.join(names) or 'none'} instead of one: set master"
         )
     return names[0]
 

@@ -36,7 +36,7 @@ def add(call: Call, ipam_result: Result | None) -> Result:
             there = [each.address for each in addresses.list_of(ends.container, link.index)]
     strange = [str(each.ip) for each in there if not each.ip.is_loopback]
     if strange:
-        raise NativeError(f"lo has {', '.join(strange)}, which are no loopback addresses: take them away")
+        raise NativeError(f"lo has {', '.join(strange)}, which are not loopback addresses: remove them")
     if call.prev_result is not None:
         return call.prev_result
     first = [next((each for each in there if isinstance(each, kind)), None) for kind in _KINDS]
@@ -51,7 +51,7 @@ def check(call: Call) -> None:
     """Raise NativeError unless the loopback interface is up."""
     with open_endpoints(call, Phase.CHECK) as ends:
         if not _loopback(ends).up:
-            raise NativeError("lo is down")
+            raise NativeError("lo is down: recreate the pod")
 
 
 def delete(call: Call) -> None:

@@ -1,4 +1,4 @@
-"""The macvlan plugin: an interface with a MAC address of its own on a network card of the node."""
+"""The macvlan plugin: an interface with its own MAC address on a network card of the node."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def check(call: Call) -> None:
         card = find_parent(check.ends, call, options.master).link
         link = check.link(TYPE)
         if link.parent != card.index:
-            raise NativeError(f"interface {call.ifname} no longer rests on {card.name}")
+            raise NativeError(f"interface {call.ifname} no longer has the parent {card.name}")
         if link.data.get("IFLA_MACVLAN_MODE") != (mode := options.mode or "bridge"):
-            raise NativeError(f"interface {call.ifname} is no longer in mode {mode}")
+            raise NativeError(f"interface {call.ifname} is no longer in mode {mode}: recreate the pod")
         check.addresses(link)
 
 

@@ -54,21 +54,21 @@ def add(call: Call, ipam_result: Result | None) -> Result:
     """Create the veth pair and return the result. Raises NativeError."""
     config = decode_config(call, Ptp)
     if ipam_result is None:
-        raise NativeError(f"a point-to-point network has addresses: {call.network} has no ipam")
-    given = assignments(call, ipam_result)
-    gateways = [_gateway(call, each) for each in given]
-    enable_forwarding(given)
+        raise NativeError(f"a point-to-point network needs addresses: add ipam to {call.network}")
+    assigned = assignments(call, ipam_result)
+    gateways = [_gateway(call, each) for each in assigned]
+    enable_forwarding(assigned)
     with open_endpoints(call, Phase.ADD) as ends:
         pair = create_pair(ends, call, mtu=config.mtu)
         with error_context(f"set {pair.outside.name} up"):
             ends.node.do(links.change(pair.outside.index, up=True))
-        configure(ends, call, pair.inside, given, ipam_result, dad=False)
-        with error_context(f"route everything that {call.ifname} sends to the node"):
-            ends.container.do(*_routes_through_node(pair.inside, given, gateways))
+        configure(ends, call, pair.inside, assigned, ipam_result, dad=False)
+        with error_context(f"route the packets of {call.ifname} to the node"):
+            ends.container.do(*_routes_through_node(pair.inside, assigned, gateways))
         with error_context(f"route to {call.ifname} through {pair.outside.name}"):
-            ends.node.do(*_routes_to_container(pair.outside, given, gateways))
+            ends.node.do(*_routes_to_container(pair.outside, assigned, gateways))
     if config.ip_masq:
-        masquerade.install(call, config.ip_masq_backend, [each.address for each in given])
+        masquerade.install(call, config.ip_masq_backend, [each.address for each in assigned])
     return replace(
         ipam_result,
         cni_version=config.cni_version,
@@ -106,15 +106,15 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
         masquerade.collect(call, config.ip_masq_backend, valid)
 
 
-def _gateway(call: Call, given: Assignment) -> Gateway:
-    if given.gateway is None or given.gateway.version != given.address.version:
-        raise NativeError(f"a point-to-point network has gateways: the IPAM plugin gave {call.ifname} none")
-    return given.gateway
+def _gateway(call: Call, assignment: Assignment) -> Gateway:
+    if assignment.gateway is None or assignment.gateway.version != assignment.address.version:
+        raise NativeError(f"the IPAM plugin assigned {call.ifname} no gateway, which ptp needs: set gateway in ipam")
+    return assignment.gateway
 
 
-def _routes_through_node(link: Link, given: Sequence[Assignment], gateways: Sequence[Gateway]) -> Iterator[Request]:
+def _routes_through_node(link: Link, assigned: Sequence[Assignment], gateways: Sequence[Gateway]) -> Iterator[Request]:
     """Yield the requests that replace the kernel's prefix route with a route to the gateway and one through it."""
-    for each, gateway in zip(given, gateways, strict=True):
+    for each, gateway in zip(assigned, gateways, strict=True):
         network, source = each.address.network, each.address.ip
         prefix_route = Route(
             destination=network, index=link.index, scope=rtmsg.RT_SCOPE_NOWHERE, protocol=routes.PROTOCOL_KERNEL
@@ -126,8 +126,8 @@ def _routes_through_node(link: Link, given: Sequence[Assignment], gateways: Sequ
         yield routes.add(Route(destination=network, index=link.index, gateway=gateway, source=source))
 
 
-def _routes_to_container(link: Link, given: Sequence[Assignment], gateways: Sequence[Gateway]) -> Iterator[Request]:
-    for each, gateway in zip(given, gateways, strict=True):
+def _routes_to_container(link: Link, assigned: Sequence[Assignment], gateways: Sequence[Gateway]) -> Iterator[Request]:
+    for each, gateway in zip(assigned, gateways, strict=True):
         yield addresses.add(link.index, ipaddress.ip_interface(gateway), dad=False)
         yield routes.add(Route(destination=_host(each.address.ip), index=link.index, scope=rtmsg.RT_SCOPE_HOST))
 

@@ -69,14 +69,16 @@ def add(call: Call, ipam_result: Result | None) -> Result:
     decode_config(call, PluginConfig)
     result = require_prev_result(call)
     if not result.ips:
-        raise NativeError(f"the plugins before gave {call.ifname} no address whose packets sbr could route")
-    given = own_addresses(call, result)
+        raise NativeError(
+            f"earlier plugins assigned {call.ifname} no address, which sbr needs: put a plugin with ipam before it"
+        )
+    assigned = own_addresses(call, result)
     with open_endpoints(call, Phase.ADD) as ends:
         link = find_chained_link(ends, call)
         routing = _routing(ends, call)
         main = [route for route in routing.routes if (route.index, route.table) == (link.index, routes.MAIN)]
-        with error_context(f"route what comes from {call.ifname} by its source"):
-            ends.container.do(*_tables(routing, link.index, main, given))
+        with error_context(f"route the packets of {call.ifname} by their source"):
+            ends.container.do(*_tables(routing, link.index, main, assigned))
             # Delete last: until the tables are complete, the kernel resolves gateways through the main table.
             ends.container.do(*map(routes.delete, main))
     return result
@@ -92,9 +94,11 @@ def check(call: Call) -> None:
             source = each.address.ip
             rule = next(routing.rules_for([source], link.index), None)
             if rule is None:
-                raise NativeError(f"the routing rule for what {call.ifname} sends from {source} is gone")
+                raise NativeError(f"the routing rule of {call.ifname} for source {source} is gone: recreate the pod")
             if each.gateway and not routing.has_default(rule.table, each.gateway.version):
-                raise NativeError(f"routing table {rule.table} of {call.ifname} has lost the way to {each.gateway}")
+                raise NativeError(
+                    f"table {rule.table} of {call.ifname} has lost its route via {each.gateway}: recreate the pod"
+                )
 
 
 def delete(call: Call) -> None:
@@ -104,7 +108,7 @@ def delete(call: Call) -> None:
     sources = {each.address.ip for each in own_addresses(call, call.prev_result)} if call.prev_result else set()
     with open_endpoints(call, Phase.DEL) as ends:
         routing = _routing(ends, call)
-        with error_context(f"take the routing rules of {call.ifname} away"):
+        with error_context(f"delete the routing rules of {call.ifname}"):
             link = links.find(ends.container, links.by_name(call.ifname))
             if link is not None:
                 sources |= {each.address.ip for each in addresses.list_of(ends.container, link.index)}
@@ -118,10 +122,10 @@ def _routing(ends: Endpoints, call: Call) -> _Routing:
         return _Routing(policy_rules.list_all(ends.container), found)
 
 
-def _tables(routing: _Routing, index: int, main: list[Route], given: list[Assignment]) -> Iterator[Request]:
+def _tables(routing: _Routing, index: int, main: list[Route], assigned: list[Assignment]) -> Iterator[Request]:
     """Yield the requests that add the rules and fill the tables with the default routes and those of *main*."""
     taken = {rule.table for rule in routing.rules} | {route.table for route in routing.routes}
-    for each in given:
+    for each in assigned:
         source = each.address.ip
         rule = next(routing.rules_for([source], index), None)
         if rule is None:
@@ -137,7 +141,7 @@ def _tables(routing: _Routing, index: int, main: list[Route], given: list[Assign
                 yield routes.replace(msgspec.structs.replace(route, table=rule.table))
 
 
-def _serves(route: Route, given: Assignment) -> bool:
+def _serves(route: Route, assignment: Assignment) -> bool:
     """Return whether *route* is for packets from an address: its gateway and source are in the network, or absent."""
     named = [each for each in (route.source, route.gateway) if each is not None]
-    return not named or any(each in given.address.network for each in named)
+    return not named or any(each in assignment.address.network for each in named)

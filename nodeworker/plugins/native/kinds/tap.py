@@ -78,10 +78,10 @@ def check(call: Call) -> None:
     with check_of(call) as check:
         link = check.link(_KIND)
         if not _ours(link, config):
-            raise NativeError(f"interface {call.ifname} is no longer the tap device of the ADD")
+            raise NativeError(f"interface {call.ifname} is no longer the tap device of the ADD: recreate the pod")
         port_of = _bridge(check.ends, config)
         if port_of and link.master != port_of:
-            raise NativeError(f"interface {call.ifname} is no longer a port of {config.bridge}")
+            raise NativeError(f"interface {call.ifname} is no longer a port of {config.bridge}: recreate the pod")
         check.addresses(link)
 
 
@@ -96,8 +96,8 @@ def _bridge(ends: Endpoints, config: Tap) -> int | None:
         return None
     link = find_link(ends.container, config.bridge)
     if link is None or link.kind != "bridge":
-        state = "missing" if link is None else "no bridge"
-        raise NativeError(f"{config.bridge} is {state} in the container: an earlier network has to make it")
+        state = "missing" if link is None else "not a bridge"
+        raise NativeError(f"{config.bridge} is {state} in the container: an earlier network must create it")
     return link.index
 
 
@@ -105,7 +105,7 @@ def _create(ends: Endpoints, call: Call, config: Tap, mac: str) -> Link:
     port_of = _bridge(ends, config)
     link = _device(ends, call, config)
     if mac or config.mtu or port_of:
-        with error_context(f"give {call.ifname} its MAC address, MTU and bridge"):
+        with error_context(f"set the MAC address, MTU and bridge of {call.ifname}"):
             ends.container.do(links.change(link.index, mac=mac, mtu=config.mtu, master=port_of))
         link = find_link(ends.container, call.ifname) or link
     return link
@@ -134,11 +134,11 @@ def _make(name: str, config: Tap) -> None:
         device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno not in _ABSENT:
-            raise NativeError(f"can not make {name}: {_DEVICE}: {error.strerror}") from error
-        words = f"this node's kernel offers no tap devices ({_DEVICE}: {error.strerror}): load its module tun"
-        raise NativeError(f"can not make {name}: {words}") from error
+            raise NativeError(f"can't create {name}: {_DEVICE}: {error.strerror}") from error
+        words = f"this node's kernel does not support tap devices ({_DEVICE}: {error.strerror}): load its module tun"
+        raise NativeError(f"can't create {name}: {words}") from error
     try:
-        with error_context(f"make {name} as a tap device"):
+        with error_context(f"create {name} as a tap device"):
             fcntl.ioctl(device, tuntap.TUNSETIFF, _IFREQ.pack(name.encode(), flags))
             for request, number in ((tuntap.TUNSETOWNER, config.owner), (tuntap.TUNSETGROUP, config.group)):
                 if number is not None:

@@ -44,7 +44,7 @@ def add(call: Call, ipam_result: Result | None) -> Result:
     """Create the interface and return the result. Raises NativeError."""
     config = decode_config(call, Vlan)
     if ipam_result is None:
-        raise NativeError(f"a VLAN interface has addresses: {call.network} has no ipam")
+        raise NativeError(f"a VLAN interface needs addresses: add ipam to {call.network}")
     return add_link(
         call, lambda ends: _create(ends, call, config), ipam_result, version=config.cni_version, dns=config.dns
     )
@@ -57,9 +57,9 @@ def check(call: Call) -> None:
         master = find_parent(check.ends, call, config.master, in_container=config.link_in_container)
         link = check.link(TYPE)
         if not is_child_of(link, master, TYPE):
-            raise NativeError(f"interface {call.ifname} no longer rests on {config.master}")
+            raise NativeError(f"interface {call.ifname} no longer has the parent {config.master}")
         if not has_data(link, _data(config)):
-            raise NativeError(f"interface {call.ifname} is no longer in VLAN {config.vlan_id}")
+            raise NativeError(f"interface {call.ifname} is no longer in VLAN {config.vlan_id}: recreate the pod")
         if config.mtu and link.mtu != config.mtu:
             raise NativeError(f"interface {call.ifname} has mtu {link.mtu}, not {config.mtu}")
         check.addresses(link)
@@ -73,15 +73,15 @@ def delete(call: Call) -> None:
 def _create(ends: Endpoints, call: Call, config: Vlan) -> Link:
     """Return the interface, new or from an interrupted ADD."""
     if not config.master:
-        raise NativeError(f"network {call.network} names no master interface, which a VLAN has to have")
+        raise NativeError(f"network {call.network} has no master, which a VLAN needs: set master")
     if config.vlan_id > _HIGHEST_ID:
-        raise NativeError(f"there is no VLAN {config.vlan_id}: vlanId has to be between 0 and {_HIGHEST_ID}")
+        raise NativeError(f"vlanId {config.vlan_id} is not between 0 and {_HIGHEST_ID}")
     master = find_parent(ends, call, config.master, in_container=config.link_in_container)
     if config.mtu > master.link.mtu:
         raise NativeError(f"mtu {config.mtu} is more than the {master.link.mtu} of {config.master}")
     excluded = (
-        f"VLAN {config.vlan_id} of {config.master} has an interface elsewhere, and there can be only one: "
-        "put a bridge or macvlan network on that one"
+        f"VLAN {config.vlan_id} of {config.master} has an interface elsewhere already, and the kernel allows only one: "
+        "attach pods to that interface with a bridge or macvlan network"
     )
     return create_on_parent(ends, call, master, TYPE, _data(config), mtu=config.mtu, excluded=excluded)
 

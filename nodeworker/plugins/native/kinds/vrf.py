@@ -76,9 +76,9 @@ def check(call: Call) -> None:
     with open_endpoints(call, Phase.CHECK) as ends:
         vrf, link = find_link(ends.container, config.vrfname), find_link(ends.container, call.ifname)
         if vrf is None or vrf.kind != TYPE:
-            raise NativeError(f"VRF {config.vrfname} is gone")
+            raise NativeError(f"VRF {config.vrfname} is gone: recreate the pod")
         if link is None or link.master != vrf.index:
-            raise NativeError(f"interface {call.ifname} is no longer part of VRF {config.vrfname}")
+            raise NativeError(f"interface {call.ifname} is no longer part of VRF {config.vrfname}: recreate the pod")
 
 
 def delete(call: Call) -> None:
@@ -90,7 +90,7 @@ def delete(call: Call) -> None:
         vrf = find_link(ends.container, config.vrfname)
         if vrf is None or vrf.kind != TYPE:
             return
-        with error_context(f"take {call.ifname} out of VRF {config.vrfname}"):
+        with error_context(f"remove {call.ifname} from VRF {config.vrfname}"):
             members = [each for each in links.list_all(ends.container) if each.master == vrf.index]
             ends.container.do(*(links.change(each.index, master=0) for each in members if each.name == call.ifname))
             if all(each.name == call.ifname for each in members):
@@ -148,9 +148,9 @@ def _vrf(ends: Endpoints, config: Vrf) -> Link:
             table = config.table or free_table(links.list_all(ends.container))
         vrf = create_link(ends.container, name, TYPE, create(name, table)) or find_link(ends.container, name)
     if vrf is None or vrf.kind != TYPE:
-        raise NativeError(f"the container's interface {name} is no VRF: name another one in the configuration")
+        raise NativeError(f"the container's interface {name} is not a VRF: set vrfname to another name")
     if config.table and config.table != table_of(vrf):
-        raise NativeError(f"VRF {name} has routing table {table_of(vrf)} already, not {config.table}: see table")
+        raise NativeError(f"VRF {name} has routing table {table_of(vrf)} already, not {config.table}: correct table")
     if not vrf.up:
         with error_context(f"set VRF {name} up"):
             ends.container.do(links.change(vrf.index, up=True))
@@ -159,11 +159,13 @@ def _vrf(ends: Endpoints, config: Vrf) -> Link:
 
 def _enslave(ends: Endpoints, call: Call, link: Link, vrf: Link) -> None:
     if link.master:
-        raise NativeError(f"interface {call.ifname} is part of a bridge, bond or other VRF already")
+        raise NativeError(
+            f"interface {call.ifname} is part of a bridge, bond or other VRF already: remove it from there"
+        )
     with error_context(f"list the addresses and routes of {call.ifname}"):
         assigned = addresses.list_of(ends.container, link.index)
         all_routes = [
             route for family in (socket.AF_INET, socket.AF_INET6) for route in routes.list_all(ends.container, family)
         ]
-    with error_context(f"make {call.ifname} part of VRF {vrf.name}"):
+    with error_context(f"add {call.ifname} to VRF {vrf.name}"):
         ends.container.do(links.change(link.index, master=vrf.index), *lost(link, vrf, assigned, all_routes))

@@ -54,7 +54,7 @@ class Vxlan(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unkn
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
-    """Return what *config* asks for that only another plugin of this name knows, or an empty text.
+    """Return the first part of *config* that only another plugin of this name supports, or an empty text.
 
     A configuration with ``vxlanId`` is for this plugin: a mistake in it is an error, not a reason to execute a binary.
     """
@@ -83,7 +83,9 @@ def check(call: Call) -> None:
         on = find_parent(check.ends, call, config.master)
         link = check.link(TYPE)
         if not _ours(link, on, config):
-            raise NativeError(f"interface {call.ifname} is no longer in VXLAN {config.vxlan_id} over {on.link.name}")
+            raise NativeError(
+                f"interface {call.ifname} is no longer in VXLAN {config.vxlan_id} over {on.link.name}: recreate the pod"
+            )
         check.addresses(link)
 
 
@@ -98,13 +100,13 @@ def _create(ends: Endpoints, call: Call, config: Vxlan, mac: str) -> Link:
     data = _data(config, on)
     room = on.link.mtu - _OVERHEAD[_version(config)]
     if config.mtu > room:
-        raise NativeError(f"mtu {config.mtu} is more than the {room} that {on.link.name} leaves room for")
+        raise NativeError(f"mtu {config.mtu} is more than the {room} that {on.link.name} leaves room for: lower mtu")
     create = links.create(call.ifname, TYPE, data=data, parent_netnsid=on.netnsid, mtu=config.mtu, mac=mac)
     link = create_or_find(ends, call, TYPE, create)
     if link is None:
         raise NativeError(
             f"this node has an interface in VXLAN {config.vxlan_id} on port {config.port} already, "
-            "and there can be only one: put a bridge or macvlan network on that one"
+            "and the kernel allows only one: attach pods to that interface with a bridge or macvlan network"
         )
     if not _ours(link, on, config) or (mac and link.mac != mac):
         raise name_taken(call)
@@ -126,7 +128,7 @@ def _data(config: Vxlan, on: Parent) -> Values:
             raise NativeError(f"{key} {value} is not between {known.start} and {known.stop - 1}")
     peer, local = _peer(config), _address("local", config.local)
     if peer and local and peer.version != local.version:
-        raise NativeError(f"local {local} and {peer} are of different families")
+        raise NativeError(f"local {local} and {peer} are of different families: use IPv4 or IPv6 for both")
     return {
         "IFLA_VXLAN_ID": config.vxlan_id,
         "IFLA_VXLAN_LINK": on.link.index,
@@ -148,12 +150,12 @@ def _named(name: str, address: Gateway | None) -> Values:
 def _peer(config: Vxlan) -> Gateway | None:
     """Return the destination of packets to unknown MAC addresses. Raises NativeError."""
     if config.group and config.remote:
-        raise NativeError("group and remote exclude each other: leave one out")
+        raise NativeError("group and remote exclude each other: remove one")
     group, remote = _address("group", config.group), _address("remote", config.remote)
     if group and not group.is_multicast:
-        raise NativeError(f"group {group} is no multicast address: another node's goes into remote")
+        raise NativeError(f"group {group} is not a multicast address: put the address of another node into remote")
     if remote and remote.is_multicast:
-        raise NativeError(f"remote {remote} is a multicast address: it goes into group")
+        raise NativeError(f"remote {remote} is a multicast address: put it into group")
     return group or remote
 
 
@@ -166,4 +168,4 @@ def _address(key: str, text: str) -> Gateway | None:
     try:
         return ipaddress.ip_address(text) if text else None
     except ValueError:
-        raise NativeError(f"{key} {text!r} is no IP address") from None
+        raise NativeError(f"{key} {text!r} is not an IP address") from None

@@ -43,37 +43,37 @@ def configure(
     ends: Endpoints,
     call: Call,
     link: Link,
-    given: Sequence[Assignment],
+    assigned: Sequence[Assignment],
     result: Result,
     *,
     dad: bool,
     notify: bool = False,
 ) -> None:
-    """Add the addresses *given* and the routes of *result* to *link*, in the container, and set it up.
+    """Add the addresses *assigned* and the routes of *result* to *link*, in the container, and set it up.
 
     Without *dad* IPv6 addresses are usable at once: IPAM assigns each only once. With *notify* the kernel announces the
     IPv4 addresses to the neighbours. Raises NativeError.
     """
-    if any(each.address.version == 6 for each in given):
+    if any(each.address.version == 6 for each in assigned):
         with error_context(f"enable IPv6 for {call.ifname}"):
             ends.netns.run_inside(lambda: sysctl.enable_ipv6(call.ifname))
-    with error_context(f"configure {call.ifname} with {', '.join(str(each.address) for each in given)}"):
+    with error_context(f"configure {call.ifname} with {', '.join(str(each.address) for each in assigned)}"):
         ends.container.do(
             *([links.enable_arp_notify(link.index)] if notify else []),
-            *(addresses.add(link.index, each.address, dad=dad) for each in given),
+            *(addresses.add(link.index, each.address, dad=dad) for each in assigned),
             links.change(link.index, up=True),
         )
-    wanted = _routes(call, link, given, result)
+    wanted = _routes(call, link, assigned, result)
     for outcome, (route, _) in zip(ends.container.attempt(*(request for _, request in wanted)), wanted, strict=True):
         if outcome is not None:
             way = f" by {route.gateway}" if route.gateway else ""
-            raise NativeError(f"can not route {route.destination}{way} through {call.ifname}: {outcome.strerror}")
+            raise NativeError(f"can't route {route.destination}{way} through {call.ifname}: {outcome.strerror}")
 
 
-def _routes(call: Call, link: Link, given: Sequence[Assignment], result: Result) -> list[tuple[Route, Request]]:
+def _routes(call: Call, link: Link, assigned: Sequence[Assignment], result: Result) -> list[tuple[Route, Request]]:
     """Return the routes of *result*; one without a gateway gets the first gateway of its family."""
     gateways: dict[int, Gateway] = {}
-    for each in given:
+    for each in assigned:
         if each.gateway:
             gateways.setdefault(each.gateway.version, each.gateway)
     wanted: list[tuple[Route, Request]] = []
@@ -82,7 +82,7 @@ def _routes(call: Call, link: Link, given: Sequence[Assignment], result: Result)
             destination = ipaddress.ip_network(each.dst, strict=False)
             gateway = ipaddress.ip_address(each.gw) if each.gw else gateways.get(destination.version)
         except ValueError as error:
-            raise NativeError(f"the IPAM plugin gave {call.ifname} a route that is none: {error}") from None
+            raise NativeError(f"the IPAM plugin assigned {call.ifname} an invalid route: {error}") from None
         route = Route(
             destination=destination,
             index=link.index,
@@ -104,14 +104,14 @@ def _assignment(call: Call, ip: IP) -> Assignment:
             gateway=ipaddress.ip_address(ip.gateway) if ip.gateway else None,
         )
     except ValueError as error:
-        raise NativeError(f"the IPAM plugin gave {call.ifname} an address that is none: {error}") from None
+        raise NativeError(f"the IPAM plugin assigned {call.ifname} an invalid address: {error}") from None
 
 
 _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 
-def enable_forwarding(given: Iterable[Assignment]) -> None:
-    """Enable forwarding on the node for the IP versions of *given*. Raises NativeError."""
-    for version in sorted({each.address.version for each in given}):
+def enable_forwarding(assigned: Iterable[Assignment]) -> None:
+    """Enable forwarding on the node for the IP versions of *assigned*. Raises NativeError."""
+    for version in sorted({each.address.version for each in assigned}):
         with error_context(f"enable forwarding of IPv{version} on the node"):
             sysctl.ensure(_FORWARDING[version], "1")

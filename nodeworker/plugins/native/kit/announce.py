@@ -39,12 +39,12 @@ _PAUSES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 """Seconds between attempts. Most announcements need no second attempt; on a busy node some need a few."""
 
 
-def announce(ends: Endpoints, link: Link, given: Sequence[Assignment]) -> None:
+def announce(ends: Endpoints, link: Link, assigned: Sequence[Assignment]) -> None:
     """Send an unsolicited neighbour advertisement for each IPv6 address (RFC 4861, section 7.2.6).
 
     A failure is ignored: without an announcement the neighbours learn the address later, from traffic.
     """
-    local = [each.address.ip for each in given if isinstance(each.address.ip, ipaddress.IPv6Address)]
+    local = [each.address.ip for each in assigned if isinstance(each.address.ip, ipaddress.IPv6Address)]
     if not local:
         return
     with contextlib.suppress(OSError), ends.netns.run_inside(_socket) as connection:
@@ -85,12 +85,12 @@ def advertisement(address: ipaddress.IPv6Address, mac: str) -> bytes:
     return head + address.packed + bytes([_TARGET_LINK_LAYER_ADDRESS, 1]) + bytes.fromhex(mac.replace(":", ""))
 
 
-def announce_ipv4(ends: Endpoints, link: Link, given: Sequence[Assignment]) -> None:
+def announce_ipv4(ends: Endpoints, link: Link, assigned: Sequence[Assignment]) -> None:
     """Broadcast an ARP announcement for each IPv4 address (RFC 5227, section 3), if *link* uses ARP.
 
     A failure is ignored: without an announcement the neighbours learn the address later, from traffic.
     """
-    local = [each.address.ip for each in given if isinstance(each.address.ip, ipaddress.IPv4Address)]
+    local = [each.address.ip for each in assigned if isinstance(each.address.ip, ipaddress.IPv4Address)]
     mac = bytes.fromhex(link.mac.replace(":", ""))
     if not local or link.flags & ifinfmsg.IFF_NOARP or len(mac) != _MAC_LENGTH:
         return

@@ -15,7 +15,7 @@ def require_prev_result(call: Call) -> Result:
     """Return the result of the previous plugin. Raises NativeError if there is none."""
     if call.prev_result is None:
         raise NativeError(
-            f"{call.config.get('type')} changes what other plugins have made for {call.ifname}, and prevResult is "
+            f"{call.config.get('type')} changes the interface {call.ifname} of other plugins, and prevResult is "
             "missing: put it behind them in the chain"
         )
     return call.prev_result
@@ -25,7 +25,9 @@ def find_chained_link(ends: Endpoints, call: Call) -> Link:
     """Return the interface that the previous plugins created. Raises NativeError if it is gone."""
     link = find_link(ends.container, call.ifname)
     if link is None:
-        raise NativeError(f"the container has no interface {call.ifname}: the plugins before have to make it")
+        raise NativeError(
+            f"the container has no interface {call.ifname}: an earlier plugin of the chain must create it"
+        )
     return link
 
 

@@ -106,11 +106,11 @@ def open_endpoints(call: Call, phase: Phase) -> Iterator[Endpoints]:
 
 @contextlib.contextmanager
 def error_context(task: str) -> Iterator[None]:
-    """Turn an OSError inside into a NativeError that begins with "can not *task*"."""
+    """Turn an OSError inside into a NativeError that begins with "can't *task*"."""
     try:
         yield
     except OSError as error:
-        raise NativeError(f"can not {task}: {error.strerror or error}") from error
+        raise NativeError(f"can't {task}: {error.strerror or error}") from error
 
 
 def create_link(netlink: Netlink, name: str, kind: str, create: Request, *, ability: str = "") -> Link | None:
@@ -127,9 +127,9 @@ def create_link(netlink: Netlink, name: str, kind: str, create: Request, *, abil
         return None
     if refused.errno == errno.EOPNOTSUPP:
         remedy = f"it lacks {ability}" if ability else f"load its module {_MODULES.get(kind, kind)}"
-        words = f"this node's kernel offers no such {kind} ({refused.strerror}): {remedy}"
-        raise NativeError(f"can not make {name}: {words}") from refused
-    raise NativeError(f"can not make {name} as a {kind}: {refused.strerror}") from refused
+        words = f"this node's kernel does not support {kind} ({refused.strerror}): {remedy}"
+        raise NativeError(f"can't create {name}: {words}") from refused
+    raise NativeError(f"can't create {name} as a {kind}: {refused.strerror}") from refused
 
 
 def find_link(netlink: Netlink, name: str) -> Link | None:
@@ -140,7 +140,7 @@ def find_link(netlink: Netlink, name: str) -> Link | None:
 
 def name_taken(call: Call) -> NativeError:
     """Return the error for a foreign interface with the name of *call*."""
-    return NativeError(f"the container has another interface {call.ifname} already: ask for another name")
+    return NativeError(f"the container has another interface {call.ifname} already: request another name")
 
 
 def remove_links(netns: str, ifnames: Sequence[str]) -> None:
@@ -153,7 +153,7 @@ def remove_links(netns: str, ifnames: Sequence[str]) -> None:
     try:
         with (
             Namespace(netns, Phase.DEL) as container,
-            error_context(f"take interface {', '.join(ifnames)} away"),
+            error_context(f"delete interface {', '.join(ifnames)}"),
             Remover.within(container) as remover,
         ):
             remover.remove(ifnames)

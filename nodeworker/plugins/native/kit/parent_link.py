@@ -37,14 +37,12 @@ def find_parent(ends: Endpoints, call: Call, name: str, *, in_container: bool = 
     else:
         link = _of_default_route(ends, in_container=in_container)
     if link is None and name:
-        raise NativeError(f"the master interface {name} is missing {where}: create it, or name another one")
+        raise NativeError(f"the master interface {name} is missing {where}: create it, or set master to another name")
     if link is None:
-        raise NativeError(
-            f"network {call.network} names no master interface, and no default route {where} leads to one"
-        )
+        raise NativeError(f"network {call.network} has no master, and there is no default route {where}: set master")
     if in_container:
         return Parent(link=link, netnsid=None)
-    with error_context(f"name the node's namespace in that of {call.ifname}"):
+    with error_context(f"identify the node's namespace in the namespace of {call.ifname}"):
         return Parent(link=link, netnsid=ends.node_netnsid)
 
 

@@ -52,7 +52,7 @@ def decode_config(call: Call, kind: type[C]) -> C:
     try:
         return convert(call.config, kind)
     except msgspec.ValidationError as error:
-        raise NativeError(f"the configuration of network {call.network} can not be used: {error}") from None
+        raise NativeError(f"the configuration of network {call.network} can't be used: {error}") from None
 
 
 def decode_options(config: Mapping[str, Any], kind: type[C]) -> C | str:
@@ -66,7 +66,7 @@ def decode_options(config: Mapping[str, Any], kind: type[C]) -> C | str:
 def parse_mac(text: str, ifname: str) -> str:
     """Return the MAC address in *text*, with colons; empty if *text* is. Raises NativeError."""
     if text and not _MAC.fullmatch(text):
-        raise NativeError(f"{text!r} is no MAC address for interface {ifname}: write it like 02:00:5e:10:00:01")
+        raise NativeError(f"{text!r} is not a MAC address for interface {ifname}: write it like 02:00:5e:10:00:01")
     return text.replace("-", ":").lower()
 
 
@@ -78,5 +78,5 @@ def requested_mac(call: Call, config: PluginConfig, *stated: str) -> str:
     asked = [call.args.get("MAC", ""), *stated, config.runtime_config.get("mac", "")]
     chosen = next((each for each in reversed(asked) if each), "")
     if not isinstance(chosen, str):
-        raise NativeError(f"{chosen!r} is no MAC address for interface {call.ifname}: it has to be a text")
+        raise NativeError(f"{chosen!r} is not a MAC address for interface {call.ifname}: it must be a string")
     return parse_mac(chosen, call.ifname)

@@ -1,6 +1,6 @@
 """Add a bridge's port to its VLANs, and the node to one of them through an interface.
 
-A bridge that a plugin creates for such a port filters by VLAN; an existing bridge stays as it is, as with the reference
+A bridge that a plugin creates for such a port filters by VLAN; an existing bridge is not changed, as with the reference
 plugin.
 """
 
@@ -41,7 +41,7 @@ def check(node: Netlink, port: Link, bridge: Link, of: Membership) -> None:
     with error_context(f"look up the VLANs of {port.name}"):
         vlans = bridge_ports.decode_vlans(port.index, node.dump(bridge_ports.vlans_request()))
     if reason := missing(vlans, bridge_ports.default_vlan(bridge), of):
-        raise NativeError(f"interface {port.name}, a port of bridge {bridge.name}, {reason}: attach it again")
+        raise NativeError(f"interface {port.name}, a port of bridge {bridge.name}, {reason}: recreate the pod")
 
 
 def missing(vlans: Mapping[int, int], default: int, of: Membership) -> str:
@@ -50,13 +50,13 @@ def missing(vlans: Mapping[int, int], default: int, of: Membership) -> str:
     *default* is the VLAN that its bridge puts every port into, 0 for none.
     """
     if of.untagged and vlans.get(of.untagged, 0) & _UNTAGGED != _UNTAGGED:
-        return f"no longer has VLAN {of.untagged} for what has no tag"
+        return f"no longer has VLAN {of.untagged} for untagged frames"
     wanted = [number for first, last in of.tagged for number in range(first, last + 1)]
     for number in wanted:
         if number not in vlans or vlans[number] & ifinfmsg.BRIDGE_VLAN_INFO_UNTAGGED:
-            return f"is no longer in VLAN {number} by its tag"
+            return f"no longer has VLAN {number} for tagged frames"
     if not of.keeps_default and default in vlans and default not in (of.untagged, *wanted):
-        return f"is in VLAN {default} again, which it was taken out of"
+        return f"is in VLAN {default} again, from which the ADD removed it"
     return ""
 
 
@@ -79,7 +79,7 @@ def node_interface(node: Netlink, bridge: Link, of: Membership) -> Link:
         if link is not None:
             break
     if link is None:
-        raise NativeError(f"can not make {name}: the node has other interfaces named {', '.join(ports)}")
+        raise NativeError(f"can't create {name}: the node has other interfaces named {', '.join(ports)}")
     if not link.up:  # an interface is set up last: this one is from an interrupted ADD
         _make_ready(node, bridge, link, ports, of)
     return link
@@ -87,7 +87,7 @@ def node_interface(node: Netlink, bridge: Link, of: Membership) -> Link:
 
 def _make_ready(node: Netlink, bridge: Link, link: Link, ports: Sequence[str], of: Membership) -> None:
     requests: list[Request] = []
-    with error_context(f"make {link.name} the node's interface in VLAN {of.untagged} of {bridge.name}"):
+    with error_context(f"configure {link.name} as the node's interface in VLAN {of.untagged} of {bridge.name}"):
         port = links.find(node, links.by_index(link.parent)) if link.kind == "veth" else None
         if port is not None and port.name in ports:
             sysctl.try_ensure(f"ipv6/conf/{port.name}/accept_ra", "0")

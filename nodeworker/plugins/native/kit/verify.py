@@ -19,7 +19,7 @@ from nodeworker.plugins.spec.results import Interface, Result
 def recorded_result(call: Call) -> Result:
     """Return the recorded result of the attachment. Raises NativeError if the runtime passed none."""
     if call.prev_result is None:
-        raise NativeError(f"CHECK of {call.ifname} needs prevResult, which the runtime did not give")
+        raise NativeError(f"CHECK of {call.ifname} needs prevResult: the runtime must pass it")
     return call.prev_result
 
 
@@ -27,7 +27,9 @@ def check_link(ends: Endpoints, call: Call, result: Result, kind: str | None) ->
     """Return the container's interface of *kind* (None: any), with the recorded MAC address. Raises NativeError."""
     wanted = next((each for each in result.interfaces if (each.name, each.sandbox) == (call.ifname, call.netns)), None)
     if wanted is None:
-        raise NativeError(f"prevResult holds no interface {call.ifname} in {call.netns}")
+        raise NativeError(
+            f"prevResult has no interface {call.ifname} in {call.netns}: the runtime must pass the result of the ADD"
+        )
     return check_interface(ends.container, wanted, kind)
 
 
@@ -35,11 +37,13 @@ def check_interface(netlink: Netlink, wanted: Interface, kind: str | None) -> Li
     """Return the interface *wanted* of *kind* (None: any), with the recorded MAC address. Raises NativeError."""
     link = find_link(netlink, wanted.name)
     if link is None:
-        raise NativeError(f"interface {wanted.name} is gone")
+        raise NativeError(f"interface {wanted.name} is gone: recreate the pod")
     if kind is not None and link.kind != kind:
-        raise NativeError(f"interface {wanted.name} is a {link.kind or 'device of its own'}, not the {kind} of the ADD")
+        raise NativeError(
+            f"interface {wanted.name} is a {link.kind or 'physical card'}, not the ADD's {kind}: recreate the pod"
+        )
     if wanted.mac and wanted.mac.lower() != link.mac:
-        raise NativeError(f"interface {wanted.name} has MAC address {link.mac}, not {wanted.mac}")
+        raise NativeError(f"interface {wanted.name} has MAC address {link.mac}, not {wanted.mac}: recreate the pod")
     return link
 
 
@@ -53,11 +57,11 @@ def check_addresses(ends: Endpoints, call: Call, link: Link, result: Result) -> 
     for ip in result.ips:
         address = ipaddress.ip_interface(ip.address)
         if str(address) not in there:
-            raise NativeError(f"interface {call.ifname} has lost its address {address}")
+            raise NativeError(f"interface {call.ifname} has lost its address {address}: recreate the pod")
         if str(address.network) not in destinations:
-            raise NativeError(f"interface {call.ifname} has no route to {address.network} any more")
+            raise NativeError(f"interface {call.ifname} no longer has a route to {address.network}: recreate the pod")
     for wanted in result.routes:
         destination = ipaddress.ip_network(wanted.dst, strict=False)
         gateway = ipaddress.ip_address(wanted.gw) if wanted.gw and destination.prefixlen else None
         if not any(each.destination == destination and gateway in {None, each.gateway} for each in ways):
-            raise NativeError(f"the route to {destination} that {call.ifname} came with is gone")
+            raise NativeError(f"the route to {destination} of {call.ifname} is gone: recreate the pod")

@@ -31,9 +31,9 @@ def node_names(call: Call) -> list[str]:
     return end_names(call.container_id, call.network, call.ifname)
 
 
-def end_names(*whom: str) -> list[str]:
-    """Return the possible names of an end for *whom*, in the order of the attempts."""
-    digest = hashlib.sha256("\0".join(whom).encode()).hexdigest()
+def end_names(*owner: str) -> list[str]:
+    """Return the possible names of an end for *owner*, in the order of the attempts."""
+    digest = hashlib.sha256("\0".join(owner).encode()).hexdigest()
     return [f"veth{digest[place * 4 : place * 4 + 8]}" for place in range(_NAMES)]
 
 
@@ -60,4 +60,4 @@ def _inside(ends: Endpoints, call: Call, names: list[str], mtu: int, mac: str) -
         inside = create_link(ends.container, call.ifname, "veth", create) or find_link(ends.container, call.ifname)
         if inside is not None:
             return inside
-    raise NativeError(f"can not make {call.ifname}: the node has other interfaces named {', '.join(names)}")
+    raise NativeError(f"can't make {call.ifname}: the node has other interfaces named {', '.join(names)}")

@@ -53,7 +53,7 @@ def membership(vlan: int, trunk: Sequence[Trunk] | None, *, keeps_default: bool)
         raise NativeError(f"vlan {vlan} is not between 0 and {HIGHEST}")
     tagged = _ranges(trunk or ())
     if vlan and tagged:
-        raise NativeError("vlan and vlanTrunk exclude each other: leave one out")
+        raise NativeError("vlan and vlanTrunk exclude each other: remove one")
     return Membership(
         untagged=vlan, tagged=tagged, filtering=bool(vlan) or trunk is not None, keeps_default=keeps_default
     )
@@ -80,10 +80,12 @@ def _ranges(trunk: Sequence[Trunk]) -> Ranges:
     wanted: list[tuple[int, int]] = []
     for each in trunk:
         if (each.min_id is None) != (each.max_id is None):
-            raise NativeError("vlanTrunk has minID or maxID without the other: state both")
+            raise NativeError("vlanTrunk has only one of minID and maxID: set both")
         if each.min_id is not None and each.max_id is not None:
             if each.min_id not in _IDS or each.max_id not in _IDS or each.max_id < each.min_id:
-                raise NativeError(f"vlanTrunk has no VLANs from {each.min_id} to {each.max_id} in 1 to {HIGHEST}")
+                raise NativeError(
+                    f"vlanTrunk range {each.min_id} to {each.max_id} is empty or not within 1 to {HIGHEST}"
+                )
             wanted.append((each.min_id, each.max_id))
         if each.id is not None:
             if each.id not in _IDS:

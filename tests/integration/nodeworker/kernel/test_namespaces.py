@@ -33,12 +33,12 @@ def own() -> int:
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
-def test_it_tells_which_interfaces_are_there(netns: str) -> None:
+def test_interfaces_present_lists_existing_interfaces(netns: str) -> None:
     assert interfaces_present(netns, ["net1", "net2", "net3", "lo", "x" * 15], Phase.RESOLVE) == {"net1", "net2", "lo"}
     assert interfaces_present(netns, [], Phase.RESOLVE) == set()
 
 
-def test_it_tells_the_mtu_of_an_interface_if_there_is_one(netns: str) -> None:
+def test_mtu_of_an_existing_interface_is_returned(netns: str) -> None:
     subprocess.run(["ip", "-n", Path(netns).name, "link", "set", "net1", "mtu", "1412"], check=True)
     assert [mtu_of(netns, name, Phase.ADD) for name in ("net1", "net2", "net3")] == [1412, 1500, 0]
     with pytest.raises(RequestFailedError):
@@ -59,18 +59,18 @@ def test_it_leaves_every_thread_where_it_was(netns: str) -> None:
     assert threads
 
 
-def test_what_is_no_network_namespace_is_refused_and_not_opened(netns: str, tmp_path: Path) -> None:
+def test_a_path_without_a_network_namespace_is_refused_unopened(netns: str, tmp_path: Path) -> None:
     fifo, regular = tmp_path / "fifo", tmp_path / "regular"
     os.mkfifo(fifo)
     regular.touch()
     before = os.listdir("/proc/self/fd")
     for path, words in (
-        (str(fifo), "no namespace file"),
-        (str(regular), "no namespace file"),
-        (str(tmp_path), "no namespace file"),
+        (str(fifo), "not a namespace file"),
+        (str(regular), "not a namespace file"),
+        (str(tmp_path), "not a namespace file"),
         (str(tmp_path / "missing"), "No such file"),
         ("", "No such file"),
-        ("/dev/null", "no namespace file"),
+        ("/dev/null", "not a namespace file"),
         ("/proc/self/ns/mnt", "another kind"),
         ("/proc/self/ns/net", "the node's own"),
     ):

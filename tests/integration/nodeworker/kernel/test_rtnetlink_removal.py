@@ -59,12 +59,12 @@ def names(netns: str) -> list[str]:
 @pytest.mark.parametrize(
     "gone", [["net0"], ["net1"], ["net0", "net1", "net2"], ["net2", "missing", "net0"], ["missing"]]
 )
-def test_what_was_named_is_gone_and_nothing_else(netns: str, gone: list[str]) -> None:
+def test_only_the_named_interfaces_are_removed(netns: str, gone: list[str]) -> None:
     remove(netns, *gone)
     assert names(netns) == [each for each in ("lo", "net0", "net1", "net2") if each not in gone]
 
 
-def test_the_other_end_of_a_wire_is_gone_too_and_out_of_its_bridge(netns: str) -> None:
+def test_a_removed_veth_end_removes_its_peer_from_the_bridge(netns: str) -> None:
     outside = f"{netns.rpartition('/')[2]}-out"
     assert "peer0" in ip(outside, "link show master br0")
     remove(netns, "net0", "net1")
@@ -80,7 +80,7 @@ def test_names_are_free_again_at_once(netns: str) -> None:
     assert set(names(netns)) == {"lo", "net0", "net1", "net2"}
 
 
-def test_it_returns_before_the_kernel_does(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removal_returns_before_the_kernel_has_finished(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Held up is the thread in the system call, and only that one."""
     returned = threading.Event()
     send = Netlink._send
@@ -107,7 +107,7 @@ def test_calls_under_way_are_bounded(netns: str, monkeypatch: pytest.MonkeyPatch
         assert removal._slots.acquire(blocking=False) is False
 
 
-def test_one_that_can_not_be_deleted_does_not_keep_the_others(netns: str) -> None:
+def test_an_undeletable_interface_does_not_keep_the_others(netns: str) -> None:
     with pytest.raises(NetlinkError) as caught:
         remove(netns, "net1", "lo", "net0", "net2")
     assert caught.value.errno == errno.EOPNOTSUPP
@@ -115,7 +115,7 @@ def test_one_that_can_not_be_deleted_does_not_keep_the_others(netns: str) -> Non
     assert names(netns) == ["lo"]
 
 
-def test_a_call_that_fails_is_an_error_of_whoever_waits(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_call_raises_in_each_waiting_caller(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     send = Netlink._send
 
     def failing(self: Netlink, requests: tuple[Request, ...]) -> int:
@@ -128,7 +128,7 @@ def test_a_call_that_fails_is_an_error_of_whoever_waits(netns: str, monkeypatch:
         remove(netns, "net1")
 
 
-def test_news_that_were_lost_are_made_up_for(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_notifications_are_compensated(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     receive = Netlink._receive
     lost: list[int] = []
 

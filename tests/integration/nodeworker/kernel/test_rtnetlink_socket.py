@@ -55,7 +55,7 @@ def test_it_works_in_the_namespace_that_it_was_opened_in_from_any_thread(netlink
 
 
 @pytest.mark.parametrize("path", ["/run/netns/plumbline-test-none", "/proc/thread-self/ns/net", "/proc/self/ns/mnt"])
-def test_what_is_no_container_is_refused_and_leaves_nothing_open(path: str) -> None:
+def test_a_file_that_is_not_a_namespace_is_refused_and_closed(path: str) -> None:
     before = os.listdir("/proc/self/fd")
     with pytest.raises(RequestFailedError):
         Netlink.in_namespace(path, Phase.ADD)
@@ -73,7 +73,7 @@ def test_the_kernels_own_words_are_in_the_error(netlink: Netlink) -> None:
         netlink.dump(invalid)
 
 
-def test_what_is_so_already_is_no_error(netlink: Netlink) -> None:
+def test_an_existing_state_is_not_an_error(netlink: Netlink) -> None:
     link = bridge(netlink)
     address = ipaddress.ip_interface("10.7.0.1/24")
     route = routes.Route(destination=ipaddress.ip_network("10.8.0.0/16"), index=link.index)
@@ -142,7 +142,7 @@ def test_a_closed_socket_is_gone(netns: str) -> None:
         opened.ask(links.by_name("lo"))
 
 
-def test_default_routes_are_replaced_and_taken_away_by_family(netlink: Netlink) -> None:
+def test_default_routes_are_replaced_and_removed_by_family(netlink: Netlink) -> None:
     link = bridge(netlink)
     netlink.do(
         links.change(link.index, up=True),

@@ -75,7 +75,7 @@ async def test_macvlan(executor: PluginExecutor, target: Target, netns: str, mas
     attachment = planned({"cniVersion": version, "name": "net", "type": "macvlan", "master": master, "ipam": {}})
     ip("link", "set", master, "mtu", "1412")
     result, runs = await chain.add(executor, attachment, target, SECONDS)
-    assert [run.mtu for run in runs] == [1412], "which its result does not tell"
+    assert [run.mtu for run in runs] == [1412], "which its result does not contain"
     assert results.decode(result, "").interfaces[0].sandbox == target.netns
     assert "net1" in links(netns)
     await chain.delete(executor, attachment, target, result, SECONDS)
@@ -150,7 +150,7 @@ async def test_plugins_own_message_and_code_are_passed_on(executor: PluginExecut
     assert raised.value.failure.code == 999
 
 
-async def test_version_that_the_plugin_does_not_speak_is_its_error(executor: PluginExecutor, target: Target) -> None:
+async def test_an_unsupported_version_is_the_plugins_error(executor: PluginExecutor, target: Target) -> None:
     attachment = planned({"cniVersion": "1.1.0", "name": "net", "type": "macvlan", "ipam": {}})
     with pytest.raises(PluginFailedError, match="incompatible CNI versions") as raised:
         await chain.add(executor, attachment, target, SECONDS)

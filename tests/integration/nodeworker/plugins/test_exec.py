@@ -71,7 +71,7 @@ async def test_output_up_to_the_limit_is_whole(executor: PluginExecutor, plugins
     assert ran.stdout == "x" * STDOUT_RECORDED
 
 
-async def test_what_the_pipe_holds_when_the_plugin_ends_is_read(
+async def test_output_left_in_the_pipe_is_read_after_the_end(
     executor: PluginExecutor, plugins: Plugins, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -163,7 +163,7 @@ async def test_zombies_of_a_killed_plugin_are_not_waited_for(
 
 
 def reaped(pid: int) -> int:
-    """Reap one of our own zombies and return its exit code."""
+    """Reap one zombie child of the test and return its exit code."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 

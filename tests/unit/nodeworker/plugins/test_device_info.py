@@ -29,7 +29,7 @@ def planned(folder: Path, resource: str = "vendor.example/sriov", device: str = 
     )
 
 
-def told(folder: Path, text: str | bytes = INFO) -> Path:
+def write_device_file(folder: Path, text: str | bytes = INFO) -> Path:
     """Write the device plugin's file about the device."""
     path = folder / "dp" / "vendor.example-sriov-0000:03:02.1-device.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def in_place(folder: Path) -> list[tuple[str, str, int]]:
 
 
 async def test_device_information_is_passed_on_readable_and_removed(tmp_path: Path) -> None:
-    plan, source = planned(tmp_path), told(tmp_path)
+    plan, source = planned(tmp_path), write_device_file(tmp_path)
     with capture_logs() as logs:
         await device_info.provide(plan)
         assert in_place(tmp_path) == [("shop-a-c1_net1", INFO, 0o644)]
@@ -65,7 +65,7 @@ async def test_device_information_is_passed_on_readable_and_removed(tmp_path: Pa
 
 async def test_existing_device_information_is_replaced(tmp_path: Path) -> None:
     plan = planned(tmp_path)
-    told(tmp_path)
+    write_device_file(tmp_path)
     place(plan, "from an attempt before")
     await device_info.provide(plan)
     assert await device_info.recorded(plan) == INFO
@@ -104,7 +104,7 @@ async def test_a_device_without_information_is_no_error(tmp_path: Path) -> None:
     ids=["empty", "list", "null", "no-type", "other-type", "torn", "no-utf8", "deep", "large"],
 )
 async def test_a_file_without_device_is_neither_passed_on_nor_recorded(tmp_path: Path, text: str | bytes) -> None:
-    plan, source = planned(tmp_path), told(tmp_path, text)
+    plan, source = planned(tmp_path), write_device_file(tmp_path, text)
     with capture_logs() as logs:
         await device_info.provide(plan)
         assert in_place(tmp_path) == []
@@ -119,7 +119,7 @@ async def test_a_file_without_device_is_neither_passed_on_nor_recorded(tmp_path:
 
 async def test_a_folder_that_can_not_be_written_is_only_logged(tmp_path: Path) -> None:
     plan = planned(tmp_path)
-    told(tmp_path)
+    write_device_file(tmp_path)
     (tmp_path / "cni").write_text("not a folder")
     with capture_logs() as logs:
         await device_info.provide(plan)
@@ -139,6 +139,6 @@ async def test_a_folder_in_place_of_the_file_is_left_alone(tmp_path: Path) -> No
 
 
 def test_the_device_plugins_file_is_named_by_resource_and_device(tmp_path: Path) -> None:
-    assert device_info.of_device_plugin(planned(tmp_path)) == told(tmp_path)
+    assert device_info.of_device_plugin(planned(tmp_path)) == write_device_file(tmp_path)
     hostile = planned(tmp_path, resource="../..", device="../etc")
     assert device_info.of_device_plugin(hostile) == tmp_path / "dp" / "..-..-..-etc-device.json"

@@ -145,10 +145,10 @@ def check(call: Call) -> None:
         with error_context(f"look up the port of {call.ifname}"):
             outside = links.find(ends.node, links.by_index(inside.parent))
         if outside is None or outside.name not in outer:
-            raise NativeError(f"interface {call.ifname} no longer has its other end on the node")
+            raise NativeError(f"interface {call.ifname} has lost its veth peer on the node: recreate the pod")
         check_interface(ends.node, outer[outside.name], "veth")
         if outside.master != bridge.index:
-            raise NativeError(f"interface {outside.name} is no longer a port of {bridge.name}")
+            raise NativeError(f"interface {outside.name} is no longer a port of {bridge.name}: recreate the pod")
         member = membership(config.vlan, config.vlan_trunk, keeps_default=config.preserve_default_vlan)
         port_vlans.check(ends.node, outside, bridge, member)
         check_addresses(ends, call, inside, result)
@@ -184,9 +184,9 @@ def collect(call: Call, valid: Collection[tuple[str, str]]) -> None:
 def _validated(config: Bridge, ipam_result: Result | None) -> Bridge:
     """Return *config*. Raises NativeError if its options exclude each other."""
     if config.hairpin_mode and config.promisc_mode:
-        raise NativeError("hairpinMode and promiscMode exclude each other: leave one out")
+        raise NativeError("hairpinMode and promiscMode exclude each other: remove one")
     if config.disable_container_interface and ipam_result is not None:
-        raise NativeError("disableContainerInterface leaves the interface down and without addresses: leave ipam out")
+        raise NativeError("disableContainerInterface leaves the interface down and without addresses: remove ipam")
     return config
 
 
@@ -211,7 +211,7 @@ def _ensure_bridge(node: Netlink, config: Bridge, vlans: Membership, bridge: Lin
     if bridge is None:
         raise NativeError(f"bridge {config.bridge} disappeared while the worker created it")
     if bridge.kind != "bridge":
-        raise NativeError(f"interface {config.bridge} of the node is no bridge: name another one in the configuration")
+        raise NativeError(f"interface {config.bridge} of the node is not a bridge: set bridge to another name")
     sysctl.try_ensure(f"ipv6/conf/{bridge.name}/accept_ra", "0")
     promiscuous = config.promisc_mode and not bridge.promiscuous
     if promiscuous or not bridge.up:
@@ -229,7 +229,7 @@ def _recorded_bridge(node: Netlink, config: Bridge, outer: Mapping[str, Interfac
     names = (config.bridge, *((existing.name, *existing.altnames) if existing is not None else ()))
     wanted = next((outer[name] for name in names if name in outer), None)
     if wanted is None:
-        raise NativeError(f"prevResult holds no bridge {config.bridge}")
+        raise NativeError(f"prevResult has no bridge {config.bridge}: recreate the pod")
     return check_interface(node, wanted, "bridge")
 
 
@@ -239,7 +239,7 @@ def _make_port(node: Netlink, pair: Pair, bridge: Link, config: Bridge, vlans: M
     if config.hairpin_mode or config.port_isolation:
         requests.append(bridge_ports.change(port, hairpin=config.hairpin_mode, isolated=config.port_isolation))
     requests += joined(port, bridge, vlans)
-    with error_context(f"make {pair.outside.name} a port of bridge {bridge.name}"):
+    with error_context(f"add {pair.outside.name} to bridge {bridge.name}"):
         node.do(*requests)
 
 
@@ -275,7 +275,9 @@ def _wait_for_carrier(node: Netlink, pair: Pair, bridge: Link) -> tuple[Link, Li
         if outside.operstate == links.OPERSTATE_UP:
             return outside, bridge
         if time.monotonic() > until:
-            raise NativeError(f"{outside.name}, the port of bridge {bridge.name}, does not come up")
+            raise NativeError(
+                f"{outside.name}, the port of bridge {bridge.name}, did not come up within {_PORT_TIMEOUT:g} s"
+            )
         time.sleep(pause)
         pause *= 2
 

@@ -52,14 +52,16 @@ def ensure_addresses(node: Netlink, bridge: Link, assigned: Sequence[Assignment]
         obstacles = [] if wanted in existing else [each for each in existing if _conflict(each, wanted)]
         if obstacles and not force:
             others = ", ".join(str(each) for each in obstacles)
-            raise NativeError(f"bridge {bridge.name} has {others} already, and not {wanted}: see forceAddress")
+            raise NativeError(
+                f"bridge {bridge.name} has {others} already, not {wanted}: set forceAddress to replace it"
+            )
         requests += [addresses.delete(bridge.index, each) for each in obstacles]
         existing = [each for each in existing if each not in obstacles]
         if wanted not in existing:
             # The MAC address first: after an interruption, no address may be left without it.
             requests += [links.change(bridge.index, mac=bridge.mac), addresses.add(bridge.index, wanted)]
             existing.append(wanted)
-    with error_context(f"make {bridge.name} the gateway"):
+    with error_context(f"configure {bridge.name} as the gateway"):
         node.do(*requests)
 
 

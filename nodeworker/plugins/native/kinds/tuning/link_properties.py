@@ -1,6 +1,6 @@
 """The properties of an interface that tuning changes, and a note on disk of their earlier values.
 
-The note is the reference plugin's: whoever attached, either can detach.
+The note has the reference plugin's format, so each plugin can undo what the other changed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def noted(path: str) -> Properties:
 
 
 def note(path: str, found: Properties) -> None:
-    """Note *found* at *path*, but for what is noted there already: that is how it was before anything was changed.
+    """Note *found* at *path*, except for properties noted there already: those are the values before the first change.
 
     Raises OSError.
     """

@@ -1,8 +1,8 @@
 """The tuning plugin: change the interface of earlier plugins, and parameters of its namespace.
 
-It shares its notes with the reference plugin, and differs from version 1.1.1 of that on purpose in this: a repeated ADD
-does not take what the first has changed for the original, a note does not outlive the DEL, CHECK knows ``IFNAME`` and
-does not mind how a value or a MAC address is written, and the list of what an administrator allows is obeyed.
+It shares its notes with the reference plugin. Intended differences from its version 1.1.1: a repeated ADD keeps the
+first note, DEL deletes the note, CHECK replaces ``IFNAME`` and accepts every spelling of a value or a MAC address, and
+the administrator's allowlist applies.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
 _ROOT = "/proc/sys"
 _NETWORK = f"{_ROOT}/net/"
 _ONLY_IN_GO = "[:"
-"""Beginnings of character classes that Python reads in another way."""
+"""Start of a character class that Python's syntax does not have."""
 
 log = structlog.get_logger(__name__)
 
@@ -103,12 +103,12 @@ def add(call: Call, ipam_result: Result | None) -> Result:
         if wanted.properties == NOTHING:
             return before
         link = find_chained_link(ends, call)
-        with error_context(f"note in {note} what {call.ifname} was like"):
+        with error_context(f"note the state of {call.ifname} in {note}"):
             link_properties.note(note, link_properties.current(link, wanted.properties))
         requests = list(link_properties.changes(link.index, wanted.properties))
         for (words, _), refused in zip(requests, ends.container.attempt(*(each for _, each in requests)), strict=True):
             if refused is not None:
-                raise NativeError(f"can not give {call.ifname} {words}: {refused.strerror}")
+                raise NativeError(f"can't set {words} of {call.ifname}: {refused.strerror}")
         if wanted.properties.mac:
             announce(ends, replace(link, mac=wanted.properties.mac), own_addresses(call, before))
     return replace(before, interfaces=tuple(_as_tuned(each, call, wanted.properties) for each in before.interfaces))
@@ -124,18 +124,18 @@ def check(call: Call) -> None:
         link = find_chained_link(ends, call)
     asked = replace(wanted.properties, promisc=bool(wanted.properties.promisc))
     if different := link_properties.differing(link_properties.current(link, asked), asked):
-        raise NativeError(f"interface {call.ifname} has {different}")
+        raise NativeError(f"interface {call.ifname} has {different}: recreate the pod")
 
 
 def delete(call: Call) -> None:
     """Restore the interface to its noted state, if it exists. Raises NativeError."""
     note = _note(call)
-    with error_context(f"read in {note} what {call.ifname} was like"):
+    with error_context(f"read the noted state of {call.ifname} in {note}"):
         before = link_properties.noted(note)
     if before != NOTHING and call.netns and namespaces.is_namespace(call.netns):
         with open_endpoints(call, Phase.DEL) as ends:
             _restore(ends, call, before)
-    with error_context(f"take {note} away"):
+    with error_context(f"delete {note}"):
         link_properties.forget(note)
 
 
@@ -181,7 +181,7 @@ def _cni_args(config: Tuning) -> _CniArgs:
     try:
         return convert(_in_args(config), _CniArgs)
     except msgspec.ValidationError as error:
-        raise NativeError(f"args.cni of tuning can not be used: {error}") from None
+        raise NativeError(f"args.cni of tuning can't be used: {error}") from None
 
 
 def _mac(call: Call, config: Tuning, args: _CniArgs) -> str:
@@ -189,7 +189,7 @@ def _mac(call: Call, config: Tuning, args: _CniArgs) -> str:
     stated = config.runtime_config.get("mac") or call.args.get("MAC") or config.mac
     chosen = stated if args.mac is None else args.mac
     if not isinstance(chosen, str):
-        raise NativeError(f"{chosen!r} is no MAC address for interface {call.ifname}: it has to be a text")
+        raise NativeError(f"{chosen!r} is not a MAC address for interface {call.ifname}: it must be a string")
     return parse_mac(chosen, call.ifname)
 
 
@@ -202,7 +202,7 @@ def _file(key: str, ifname: str) -> str:
     # The interface name last: a dot in it is no separator.
     path = os.path.normpath(f"{_ROOT}/{key.replace('.', '/').replace('IFNAME', ifname, 1)}")
     if not path.startswith(_NETWORK) or "\0" in path:
-        raise NativeError(f"{key!r} is no parameter of the network: tuning sets those that begin with net. only")
+        raise NativeError(f"{key!r} is not a network parameter: tuning sets only those that begin with net.")
     return path
 
 
@@ -219,12 +219,12 @@ def _refuse_unlisted(keys: Collection[str]) -> None:
         raise NativeError(f"{ALLOWLIST} can't be used, so no parameter can be set: {error}") from None
     for key in keys:
         if not any(pattern.search(key) for pattern in patterns):
-            raise NativeError(f"parameter {key} may not be set: {ALLOWLIST} does not allow it")
+            raise NativeError(f"parameter {key} may not be set: add it to {ALLOWLIST}")
 
 
 def _pattern(line: str) -> re.Pattern[str]:
     if _ONLY_IN_GO in line:
-        raise ValueError(f"{_ONLY_IN_GO} in {line} is not understood: write the characters out")
+        raise ValueError(f"{_ONLY_IN_GO} in {line} is not supported: list the characters")
     return re.compile(line)
 
 
@@ -253,5 +253,5 @@ def _note(call: Call) -> str:
     """Return the path of the note on the interface's earlier state. Raises NativeError."""
     name = f"{call.container_id}_{call.ifname}.json"
     if not call.container_id or not call.ifname or "/" in name or "\0" in name:
-        raise NativeError(f"{name!r} is no name for a file: the container ID or the interface name is not usable", 4)
+        raise NativeError(f"{name!r} is not a file name: the container ID or the interface name is not usable", 4)
     return os.path.join(decode_config(call, Tuning).data_dir or DATA_DIR, name)

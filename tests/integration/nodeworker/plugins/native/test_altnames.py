@@ -54,7 +54,7 @@ def test_an_attachment_lives_by_an_alternative_name(kind: str, altname: str) -> 
         plugin.delete(call(config, netns, prev_result=result))
 
 
-def test_check_takes_no_other_bridge_for_the_recorded_one() -> None:
+def test_check_requires_the_recorded_bridge() -> None:
     config = {"type": "bridge", "bridge": "other0"}
     with node(), container() as netns:
         for words in ("add br0 type bridge", "property add dev br0 altname other0", "add br1 type bridge"):
@@ -62,7 +62,7 @@ def test_check_takes_no_other_bridge_for_the_recorded_one() -> None:
         result = bridge.add(call(config, netns), BOTH)
         for words in ("property del dev br0 altname other0", "property add dev br1 altname other0"):
             ip(f"link {words}")
-        with pytest.raises(NativeError, match="prevResult holds no bridge other0"):
+        with pytest.raises(NativeError, match="prevResult has no bridge other0"):
             bridge.check(call(config, netns, prev_result=result))
 
 
@@ -78,7 +78,7 @@ def test_check_finds_a_bridge_that_was_renamed_and_kept_its_name_as_another() ->
 
 
 @pytest.mark.parametrize("known_as", ["par0", ALTNAMES[1]])
-async def test_who_rests_on_a_parent_hears_when_it_has_that_name_no_more(known_as: str) -> None:
+async def test_a_sandbox_is_notified_when_its_parent_is_renamed(known_as: str) -> None:
     heard: asyncio.Queue[NodeLink] = asyncio.Queue()
     interest, key = Subscriptions(), SandboxKey(ContainerId("one"), IfName("eth0"))
     with node():
@@ -97,11 +97,11 @@ async def test_who_rests_on_a_parent_hears_when_it_has_that_name_no_more(known_a
 
         async def concerned() -> list[SandboxKey]:
             await asyncio.sleep(0.1)
-            told = [heard.get_nowait() for _ in range(heard.qsize())]
-            assert told
+            received = [heard.get_nowait() for _ in range(heard.qsize())]
+            assert received
             return [
                 key
-                for link in told
+                for link in received
                 for key in interest.update_link(
                     link.names, index=link.index, up=link.up, master=link.master, mtu=link.mtu, gone=link.gone
                 )
@@ -123,7 +123,7 @@ async def test_who_rests_on_a_parent_hears_when_it_has_that_name_no_more(known_a
             assert await concerned() == []
 
 
-async def test_who_misses_a_parent_hears_when_one_comes_to_have_its_name() -> None:
+async def test_a_sandbox_is_notified_when_its_missing_parent_appears() -> None:
     heard: asyncio.Queue[NodeLink] = asyncio.Queue()
     interest, key = Subscriptions(), SandboxKey(ContainerId("one"), IfName("eth0"))
     interest.watch(key, 1, {ALTNAMES[1]: None}, {})
@@ -138,7 +138,7 @@ async def test_who_misses_a_parent_hears_when_one_comes_to_have_its_name() -> No
         with KernelEvents(silent):
             ip("link add par0 type bridge")
             ip(f"link property add dev par0 altname {ALTNAMES[1]}")
-            ip("link set par0 up")  # of one that is down the kernel does not tell that it has another name
+            ip("link set par0 up")  # the kernel does not report a new name of a link that is down
             link = await asyncio.wait_for(heard.get(), BOUND)
             while ALTNAMES[1] not in link.names:
                 link = await asyncio.wait_for(heard.get(), BOUND)
@@ -146,7 +146,7 @@ async def test_who_misses_a_parent_hears_when_one_comes_to_have_its_name() -> No
             par0 = links.find(netlink, links.by_name(ALTNAMES[1]))
     assert par0 is not None
     assert (link.index, link.names) == (par0.index, ("par0", ALTNAMES[1]))
-    told = {"index": link.index, "up": link.up, "master": link.master, "mtu": link.mtu, "gone": link.gone}
-    assert list(interest.update_link(link.names, **told)) == [key]
+    state = {"index": link.index, "up": link.up, "master": link.master, "mtu": link.mtu, "gone": link.gone}
+    assert list(interest.update_link(link.names, **state)) == [key]
     interest.watch(key, 1, {"par0": replace(par0, flags=0)}, {})
-    assert list(interest.update_link(("par0",), **(told | {"up": True}))) == [key]
+    assert list(interest.update_link(("par0",), **(state | {"up": True}))) == [key]

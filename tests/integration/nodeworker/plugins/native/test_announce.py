@@ -53,9 +53,7 @@ def add(kind: str, options: dict[str, Any], netns: str) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "options", "place"), KINDS)
-def test_the_neighbours_hear_where_the_addresses_are(
-    netns: str, kind: str, options: dict[str, Any], place: str
-) -> None:
+def test_the_addresses_are_announced_to_neighbours(netns: str, kind: str, options: dict[str, Any], place: str) -> None:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003)) as wire:
         wire.bind((place, 0))
         wire.settimeout(10)

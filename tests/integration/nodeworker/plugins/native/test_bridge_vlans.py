@@ -52,7 +52,7 @@ def filtering_bridge(default: int = 1) -> Link:
 
 
 @given(TRUNKS)
-def test_a_trunk_is_the_union_of_what_it_names_in_as_few_ranges_as_there_can_be(trunk: list[Trunk]) -> None:
+def test_a_trunk_is_merged_into_the_fewest_ranges(trunk: list[Trunk]) -> None:
     ranges = membership(0, trunk, keeps_default=True).tagged
     wanted = {each.id for each in trunk if each.id is not None}
     for each in trunk:
@@ -75,7 +75,9 @@ def test_a_trunk_is_the_union_of_what_it_names_in_as_few_ranges_as_there_can_be(
         (0, [Trunk(id=9)], False, [bridge_ports.remove_vlan(5, 1), bridge_ports.add_tagged_vlans(5, [(9, 9)])]),
     ],
 )
-def test_a_port_joins_what_is_asked_for(vlan: int, trunk: list[Trunk] | None, keeps: bool, wanted: list[Any]) -> None:
+def test_a_port_joins_the_configured_vlans(
+    vlan: int, trunk: list[Trunk] | None, keeps: bool, wanted: list[Any]
+) -> None:
     member = membership(vlan, trunk, keeps_default=keeps)
     assert port_vlans.joined(5, filtering_bridge(), member) == wanted
     assert member.filtering == (vlan != 0 or trunk is not None)
@@ -102,7 +104,7 @@ def answers() -> list[Answer]:
     return [Answer(rtnl.RTM_NEWLINK, bytes.fromhex(each)) for each in PORTS]
 
 
-def test_the_vlans_of_a_port_are_read_from_what_the_kernel_tells_of_all() -> None:
+def test_vlans_of_one_port_are_decoded_from_a_dump_of_all() -> None:
     assert bridge_ports.decode_vlans(5, answers()) == {1: PVID_UNTAGGED, 7: 0, 10: 0, 11: 0, 12: 0}
     assert bridge_ports.decode_vlans(6, answers()) == {99: PVID_UNTAGGED}
     assert bridge_ports.decode_vlans(8, answers()) == {}
@@ -110,10 +112,10 @@ def test_the_vlans_of_a_port_are_read_from_what_the_kernel_tells_of_all() -> Non
 
 
 @given(TRUNKS)
-def test_what_a_port_is_told_to_join_is_read_back(trunk: list[Trunk]) -> None:
+def test_added_vlans_are_decoded_again(trunk: list[Trunk]) -> None:
     ranges = membership(0, trunk, keeps_default=True).tagged
-    told = Answer(rtnl.RTM_NEWLINK, bridge_ports.add_tagged_vlans(5, ranges).body)
-    assert list(bridge_ports.decode_vlans(5, [told])) == [n for first, last in ranges for n in range(first, last + 1)]
+    reply = Answer(rtnl.RTM_NEWLINK, bridge_ports.add_tagged_vlans(5, ranges).body)
+    assert list(bridge_ports.decode_vlans(5, [reply])) == [n for first, last in ranges for n in range(first, last + 1)]
 
 
 @pytest.mark.parametrize(
@@ -128,11 +130,11 @@ def test_what_a_port_is_told_to_join_is_read_back(trunk: list[Trunk]) -> None:
         ({7: ifinfmsg.BRIDGE_VLAN_INFO_UNTAGGED}, 7, None, True, "no longer has VLAN 7"),
         ({}, 7, None, True, "no longer has VLAN 7"),
         ({3: 0, 4: 0, 5: 0}, 0, [Trunk(min_id=3, max_id=5)], False, ""),
-        ({3: 0, 5: 0}, 0, [Trunk(min_id=3, max_id=5)], False, "no longer in VLAN 4"),
-        ({3: 0, 4: PVID_UNTAGGED, 5: 0}, 0, [Trunk(min_id=3, max_id=5)], True, "no longer in VLAN 4"),
+        ({3: 0, 5: 0}, 0, [Trunk(min_id=3, max_id=5)], False, "no longer has VLAN 4"),
+        ({3: 0, 4: PVID_UNTAGGED, 5: 0}, 0, [Trunk(min_id=3, max_id=5)], True, "no longer has VLAN 4"),
     ],
 )
-def test_a_port_that_is_not_where_it_was_put_is_said(
+def test_check_reports_a_port_in_wrong_vlans(
     found: dict[int, int], vlan: int, trunk: list[Trunk] | None, keeps: bool, said: str
 ) -> None:
     problem = port_vlans.missing(found, 1, membership(vlan, trunk, keeps_default=keeps))
@@ -140,21 +142,21 @@ def test_a_port_that_is_not_where_it_was_put_is_said(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
-def test_the_kernel_tells_of_all_ports() -> None:
+def test_the_kernel_dumps_all_ports() -> None:
     with node():
         for words in ("br0 type bridge", "a0 type veth peer name a1"):
             subprocess.run(["ip", "link", "add", *words.split()], check=True)
         subprocess.run(["ip", "link", "set", "a0", "master", "br0"], check=True)
         with Netlink.on_node() as netlink:
-            told = netlink.dump(bridge_ports.vlans_request())
+            reply = netlink.dump(bridge_ports.vlans_request())
             port = links.find(netlink, links.by_name("a0"))
         assert port is not None
-        assert port.index in {links.decode(each).index for each in told if each.type == rtnl.RTM_NEWLINK}
+        assert port.index in {links.decode(each).index for each in reply if each.type == rtnl.RTM_NEWLINK}
 
 
 @needs_vlans
 @pytest.mark.parametrize("change", ["del vid 100", "add vid 1"])
-def test_check_sees_that_a_port_was_put_elsewhere(change: str) -> None:
+def test_check_reports_a_port_in_another_bridge(change: str) -> None:
     config = {"type": "bridge", "bridge": "br0", "vlan": 100, "preserveDefaultVlan": False}
     with node(), container() as netns:
         result = bridge.add(call(config, netns), None)

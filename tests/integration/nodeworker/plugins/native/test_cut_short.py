@@ -55,7 +55,7 @@ CASES: dict[str, tuple[dict[str, Any], results.Result | None]] = {
 
 
 class Cut(BaseException):
-    """What an ADD meets that is killed."""
+    """Raised in place of a kill during an ADD."""
 
 
 def furnish(config: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def furnish(config: dict[str, Any]) -> None:
 
 
 def cut_after(sent: int, patch: pytest.MonkeyPatch) -> None:
-    """Let *sent* more requests through, also of those that go out together, and no other; an execution is one, too."""
+    """Permit only *sent* more requests, counted one by one also in a batch; an execution counts as one."""
     send, run = Netlink._send, iptables._run
     left = sent
 
@@ -99,7 +99,7 @@ def cut_after(sent: int, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("config", "ipam"), CASES.values(), ids=[*CASES])
-def test_an_add_that_was_cut_anywhere_can_be_repeated(config: dict[str, Any], ipam: results.Result | None) -> None:
+def test_an_add_interrupted_anywhere_can_be_repeated(config: dict[str, Any], ipam: results.Result | None) -> None:
     config = {"cniVersion": "1.0.0", "name": "net"} | config
     plugin = PLUGINS[config["type"]]
     undisturbed: dict[str, Any] = {}
@@ -144,7 +144,7 @@ def test_a_del_succeeds_on_anything_that_is_gone(config: dict[str, Any], ipam: r
 
 
 @pytest.mark.parametrize("kind", ["bridge", "macvlan", "ptp"])
-def test_an_interface_of_somebody_else_is_left_alone(kind: str) -> None:
+def test_a_foreign_interface_is_left_unchanged(kind: str) -> None:
     config = {"cniVersion": "1.0.0", "name": "net", "type": kind, "master": "par0", "bridge": "brx"}
     foreign = {"bridge": ("master",), "macvlan": ("bridge",), "ptp": ("master", "bridge")}[kind]
     config = {key: value for key, value in config.items() if key not in foreign}

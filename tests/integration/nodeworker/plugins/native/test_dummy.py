@@ -67,7 +67,7 @@ def test_it_is_up_with_its_addresses_and_the_resolver_of_ipam(netns: str, kind: 
 
 
 @pytest.mark.usefixtures("kind")
-def test_an_add_or_del_that_was_cut_anywhere_can_be_repeated() -> None:
+def test_an_add_or_del_interrupted_anywhere_can_be_repeated() -> None:
     # The MAC address is random: it is that of the first ADD that got so far.
     cut_everywhere(dummy, DUMMY, BOTH, lambda _: None)
 
@@ -77,14 +77,14 @@ def test_a_del_succeeds_on_anything_that_is_gone() -> None:
     late(dummy, DUMMY, BOTH, lambda _: None)
 
 
-@pytest.mark.parametrize(("ipam", "words"), [(None, "net has no ipam"), (answer(), "assigned no address to net1")])
+@pytest.mark.parametrize(("ipam", "words"), [(None, "add ipam to net"), (answer(), "assigned no address to net1")])
 def test_an_interface_without_addresses_is_refused(netns: str, ipam: Any, words: str) -> None:
     is_refused(dummy, call(DUMMY, netns), ipam, words)
     assert names(netns) == {"lo"}
 
 
 @pytest.mark.usefixtures("kind")
-def test_an_interface_of_somebody_else_is_left_alone(netns: str) -> None:
+def test_a_foreign_interface_is_left_unchanged(netns: str) -> None:
     ip("link add net1 type veth peer name other", netns)
     with pytest.raises(NativeError, match="has another interface net1 already"):
         dummy.add(call(DUMMY, netns), BOTH)
@@ -101,7 +101,7 @@ DAMAGE = [
 
 @pytest.mark.usefixtures("kind")
 @pytest.mark.parametrize(("damage", "words"), DAMAGE, ids=[damage for damage, _ in DAMAGE])
-def test_check_sees_what_is_not_as_recorded(netns: str, damage: str, words: str) -> None:
+def test_check_reports_differences_from_the_record(netns: str, damage: str, words: str) -> None:
     asked = call(DUMMY, netns, prev_result=dummy.add(call(DUMMY, netns), BOTH))
     dummy.check(asked)
     ip(damage, netns)
@@ -109,13 +109,13 @@ def test_check_sees_what_is_not_as_recorded(netns: str, damage: str, words: str)
         dummy.check(asked)
 
 
-def test_a_kernel_without_it_is_named(netns: str) -> None:
+def test_a_missing_kernel_module_is_named(netns: str) -> None:
     works_or_names_its_module(dummy, "dummy", call(DUMMY, netns), BOTH)
 
 
 @pytest.mark.parametrize(
     ("options", "reason"), [({"ipam": {"type": "static"}}, ""), ({}, "no ipam"), ({"mtu": 1400}, "mtu")]
 )
-def test_options_that_only_the_reference_plugin_knows_are_left_to_it(options: dict[str, Any], reason: str) -> None:
+def test_options_of_the_reference_plugin_only_are_not_native(options: dict[str, Any], reason: str) -> None:
     said = dummy.unsupported({"cniVersion": "1.0.0", "name": "net"} | DUMMY | options)
     assert (reason in said, bool(said)) == (True, bool(reason))

@@ -100,7 +100,7 @@ def by_reference(config: dict[str, Any], netns: str, command: str) -> Any:
 
 @pytest.mark.skipif(not (REFERENCE / "bridge").exists(), reason="the reference plugins are not installed")
 @pytest.mark.parametrize("config", KINDS.values(), ids=[*KINDS])
-def test_either_takes_away_what_the_other_has_made(config: dict[str, Any]) -> None:
+def test_each_plugin_removes_the_rules_of_the_other(config: dict[str, Any]) -> None:
     left: list[Any] = []
     for made_by_reference, undone_by_reference in ((True, True), (True, False), (False, True), (False, False)):
         with node(), container() as netns:
@@ -160,7 +160,7 @@ def test_rules_go_also_when_all_else_is_gone(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("config", [*KINDS.values(), BY_NFTABLES], ids=[*KINDS, "nftables"])
-def test_check_sees_that_somebody_flushed_the_rules(netns: str, config: dict[str, Any]) -> None:
+def test_check_reports_flushed_rules(netns: str, config: dict[str, Any]) -> None:
     asked = call(config, netns, prev_result=add(config, netns))
     PLUGINS[config["type"]].check(asked)
     subprocess.run(["nft", "flush", "ruleset"], check=True)
@@ -181,7 +181,7 @@ def test_without_iptables_the_choice_is_nftables_or_an_error(netns: str, monkeyp
 
 
 @pytest.mark.parametrize("config", KINDS.values(), ids=[*KINDS])
-def test_a_kernel_without_nftables_has_nothing_to_take_away(config: dict[str, Any]) -> None:
+def test_del_succeeds_on_a_kernel_without_nftables(config: dict[str, Any]) -> None:
     def refused(*_: Any) -> Any:
         raise NetlinkError(errno.EINVAL, os.strerror(errno.EINVAL))  # as nfnetlink says it of a subsystem that it lacks
 
@@ -195,9 +195,7 @@ def test_a_kernel_without_nftables_has_nothing_to_take_away(config: dict[str, An
         assert "CNI-" not in json.dumps(rules(netns))
 
 
-def test_the_other_iptables_is_used_where_it_is_the_one(
-    netns: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_iptables_legacy_is_used_where_installed(netns: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use_older_iptables(monkeypatch, tmp_path)
     add(WIRED, netns)
     add(WIRED, netns)
@@ -238,7 +236,7 @@ COLLECTED = {
 
 
 @pytest.mark.parametrize("config", COLLECTED.values(), ids=[*COLLECTED])
-def test_gc_ends_the_masquerading_of_what_is_gone_and_of_nothing_else(config: dict[str, Any]) -> None:
+def test_gc_deletes_only_masquerading_of_removed_interfaces(config: dict[str, Any]) -> None:
     other = config | {"name": "other"}
     with node(), container() as still:
         add_for(config, still, "kept", "net1", 5)
@@ -256,7 +254,7 @@ def test_gc_ends_the_masquerading_of_what_is_gone_and_of_nothing_else(config: di
         assert "10.77.0.6" not in json.dumps(rules(still))
 
 
-def test_gc_leaves_the_rules_of_a_network_that_is_not_masqueraded_alone(netns: str) -> None:
+def test_gc_leaves_rules_of_a_network_without_masquerading_unchanged(netns: str) -> None:
     add(MASQUERADED, netns)
     before = rules(netns)
     collect(MASQUERADED | {"ipMasq": False})
@@ -269,11 +267,11 @@ def confine(netns: str, container_id: str, ifname: str, name: str = "net") -> No
 
 
 def confined(netns: str) -> set[str]:
-    """Return whom the filters on MAC addresses are for."""
+    """Return the owners of the filters on MAC addresses."""
     return set(re.findall(r"cni-br-iface-([\w-]+?)(?:-mac)?\"", json.dumps(rules(netns))))
 
 
-def test_gc_ends_the_filtering_of_what_is_gone_and_of_nothing_else() -> None:
+def test_gc_deletes_only_filters_of_removed_ports() -> None:
     with node(), container() as still:
         confine(still, "kept-1", "net1")
         confine(still, "another-networks", "net2", "other")
@@ -299,7 +297,7 @@ def test_gc_ends_the_filtering_of_what_is_gone_and_of_nothing_else() -> None:
 
 
 @pytest.mark.skipif(not (REFERENCE / "bridge").exists(), reason="the reference plugins are not installed")
-def test_gc_ends_the_filtering_that_the_reference_plugin_left_only_when_its_port_is_gone(netns: str) -> None:
+def test_gc_deletes_a_reference_filter_once_its_port_is_gone(netns: str) -> None:
     by_reference(CONFINED, netns, "ADD")
     before = as_nft_lays_out()
     collect(CONFINED)
@@ -311,7 +309,7 @@ def test_gc_ends_the_filtering_that_the_reference_plugin_left_only_when_its_port
     assert confined(netns) == set()
 
 
-def test_gc_leaves_rules_alone_that_only_look_like_ours(netns: str) -> None:
+def test_gc_leaves_similar_foreign_rules_unchanged(netns: str) -> None:
     confine(netns, "gone", "net1")
     subprocess.run(["ip", "-n", netns.rpartition("/")[2], "link", "del", "net1"], check=True)
     script = """
@@ -327,7 +325,7 @@ add chain bridge nat cni-br-iface-somebodys-net1
     assert confined(netns) == {"somebodys-net1"}
 
 
-def test_gc_of_filters_is_nothing_where_there_are_none(netns: str) -> None:
+def test_gc_succeeds_without_filters(netns: str) -> None:
     before = rules(netns)
     collect(CONFINED)
     assert rules(netns) == before

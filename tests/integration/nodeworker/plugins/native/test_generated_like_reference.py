@@ -61,7 +61,7 @@ FURNITURE = (
     "link set card0 up",
     "link set card1 up",
 )
-"""A card with a default route, a bridge in use, one with an address in the way, and a card to give away."""
+"""A card with a default route, a bridge in use, one with a conflicting address, and a card for host-device."""
 
 WITH_CHECK = {"0.4.0", "1.0.0"}
 
@@ -208,7 +208,7 @@ KINDS = {
     "ipvlan": (network("ipvlan", IPVLANS), 4),
     "vlan": (network("vlan", VLANS, needs_ipam=True), 4),
 }
-"""How to make a network of a kind, and how many to make in everybody's gate."""
+"""How to make a network of a kind, and how many a normal run makes."""
 
 
 def lived(config: dict[str, Any], taken: set[str], verb: Callable[[str, dict[str, Any]], Verb]) -> Seen:

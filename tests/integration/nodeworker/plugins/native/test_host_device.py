@@ -1,4 +1,4 @@
-"""A card of the node goes into the pod and comes back as it was, whatever happens in between."""
+"""A card of the node moves into the pod and returns unchanged, despite interruptions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def furnish(_: str = "") -> None:
 
 
 def without_alias(views: list[Any]) -> list[Any]:
-    """Return *views* without what the version at hand of the reference plugin forgets: to take its mark away."""
+    """Return *views* without the alias, which the installed reference plugin does not delete."""
     for each in views[1]["node"]["links"]:
         each.pop("ifalias", None)
     return views
@@ -80,7 +80,7 @@ def test_a_native_card_is_like_the_reference_plugins(config: dict[str, Any], ipa
 
 
 @needs_reference
-def test_what_one_of_both_lent_the_other_gives_back(netns: str) -> None:
+def test_each_plugin_returns_the_card_of_the_other(netns: str) -> None:
     config = {"cniVersion": "1.0.0", "name": "net"} | DEVICE
     execute("host-device", "ADD", config, netns, "net1")
     host_device.delete(call(DEVICE, netns))
@@ -93,7 +93,7 @@ def test_what_one_of_both_lent_the_other_gives_back(netns: str) -> None:
 
 @pytest.mark.parametrize("config", [DEVICE, BY_MAC], ids=["by name", "by MAC address"])
 @pytest.mark.parametrize("ipam", [BOTH, None], ids=["addresses", "no addresses"])
-def test_an_add_or_del_that_was_cut_anywhere_can_be_repeated(config: dict[str, Any], ipam: Any) -> None:
+def test_an_add_or_del_interrupted_anywhere_can_be_repeated(config: dict[str, Any], ipam: Any) -> None:
     cut_everywhere(host_device, config, ipam, furnish)
 
 
@@ -117,7 +117,7 @@ def test_a_card_has_other_names_too(netns: str) -> None:
     assert "nic0" in names()
 
 
-def test_names_that_both_sides_have_are_in_nobodys_way(netns: str) -> None:
+def test_equal_names_on_node_and_in_container_do_not_conflict(netns: str) -> None:
     ip("link add nic0 type veth peer name other", netns)
     ip("link add net1 type bridge")
     host_device.add(call(DEVICE, netns), BOTH)
@@ -137,7 +137,7 @@ def test_the_name_in_the_container_may_be_that_on_the_node(netns: str) -> None:
 
 @pytest.mark.parametrize("name", ["net1", "dev7"])
 @pytest.mark.parametrize("gone", ["no path", "a path without a namespace"])
-def test_a_card_that_the_kernel_brought_back_gets_its_name_again(netns: str, name: str, gone: str) -> None:
+def test_a_card_returned_by_the_kernel_is_renamed(netns: str, name: str, gone: str) -> None:
     """With the namespace a real card comes back by itself: down, and named as in the container or ``dev<index>``."""
     ip("link set nic0 down")
     ip(f"link set nic0 name {name}")
@@ -149,7 +149,7 @@ def test_a_card_that_the_kernel_brought_back_gets_its_name_again(netns: str, nam
 
 
 @pytest.mark.usefixtures("netns")
-def test_a_card_whose_name_is_taken_by_now_stops_no_del() -> None:
+def test_a_taken_card_name_does_not_fail_the_del() -> None:
     ip("link set nic0 down")
     ip("link set nic0 name net1")
     ip("link set net1 alias nic0")
@@ -168,17 +168,17 @@ def test_nothing_else_on_the_node_is_renamed(netns: str, words: str) -> None:
     assert names() == before
 
 
-def test_a_card_that_can_not_have_its_name_again_stays_where_it_is(netns: str) -> None:
+def test_a_card_whose_node_name_is_taken_stays_in_the_container(netns: str) -> None:
     host_device.add(call(DEVICE, netns), None)
     ip("link add nic0 type bridge")
-    with pytest.raises(NativeError, match="net1 can not be nic0 on the node again"):
+    with pytest.raises(NativeError, match="net1 can't return to the node as nic0"):
         host_device.delete(call(DEVICE, netns))
     ip("link del nic0")
     host_device.delete(call(DEVICE, netns))
     assert shown("link show nic0")[0]["address"] == MAC
 
 
-def test_an_interface_of_somebody_else_is_left_alone(netns: str) -> None:
+def test_a_foreign_interface_is_left_unchanged(netns: str) -> None:
     ip("link add net1 type veth peer name other", netns)
     before = view(netns)
     with pytest.raises(NativeError, match="has another interface net1 already"):
@@ -196,23 +196,23 @@ def test_a_card_is_in_one_container_at_a_time(netns: str) -> None:
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"device": "eth9"}, "device eth9 is not on this node"),
-    ({"device": "lo"}, "can not move lo into the container as net1: "),
+    ({"device": "lo"}, "can't move lo into the container as net1: "),
     (
         {"device": "", "hwaddr": "02:00:5e:10:00:99"},
         "the device with MAC address 02:00:5e:10:00:99 is not on this node",
     ),
-    ({"device": "", "hwaddr": "nic0"}, "'nic0' is no MAC address"),
+    ({"device": "", "hwaddr": "nic0"}, "'nic0' is not a MAC address"),
     ({"device": "", "kernelpath": "/sys/devices/../class/net/nic0/device"}, "is not below /sys/devices"),
     ({"device": "", "kernelpath": "/sys/devices/none"}, "the device at /sys/devices/none is not on this node"),
-    ({"device": "", "pciBusID": "../../../etc"}, "'../../../etc' is no address of a device on a bus"),
+    ({"device": "", "pciBusID": "../../../etc"}, "'../../../etc' is not a device address on the PCI or auxiliary bus"),
     ({"device": "", "pciBusID": "ffff:ff:1f.7"}, "device ffff:ff:1f.7 has no driver on this node"),
-    ({"device": "", "runtimeConfig": {"deviceID": 7}}, "7 is no address of a device on a bus"),
+    ({"device": "", "runtimeConfig": {"deviceID": 7}}, "7 is not a device address on the PCI or auxiliary bus"),
     ({"device": ""}, "names no device: set device, hwaddr, kernelpath or pciBusID"),
 ]
 
 
 @pytest.mark.parametrize(("options", "words"), REFUSALS, ids=[words for _, words in REFUSALS])
-def test_what_can_not_be_done_is_refused_with_a_reason(netns: str, options: dict[str, Any], words: str) -> None:
+def test_an_impossible_add_is_refused_with_a_reason(netns: str, options: dict[str, Any], words: str) -> None:
     before = view(netns)
     with pytest.raises(NativeError, match=words) as caught:
         host_device.add(call(DEVICE | options, netns), BOTH)
@@ -231,7 +231,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE, ids=[damage for damage, _ in DAMAGE])
-def test_check_sees_what_is_not_as_recorded(netns: str, damage: str, words: str) -> None:
+def test_check_reports_differences_from_the_record(netns: str, damage: str, words: str) -> None:
     asked = call(DEVICE, netns, prev_result=host_device.add(call(DEVICE, netns), BOTH))
     host_device.check(asked)
     ip(damage, netns)
@@ -317,6 +317,6 @@ def test_a_card_of_a_userspace_driver_has_addresses_and_no_interface(netns: str,
         ({"useInterfaceNetwork": True}, "useInterfaceNetwork"),
     ],
 )
-def test_options_that_only_the_reference_plugin_knows_are_left_to_it(options: dict[str, Any], reason: str) -> None:
+def test_options_of_the_reference_plugin_only_are_not_native(options: dict[str, Any], reason: str) -> None:
     said = host_device.unsupported({"cniVersion": "1.0.0", "name": "net"} | DEVICE | options)
     assert (reason in said, bool(said)) == (True, bool(reason))

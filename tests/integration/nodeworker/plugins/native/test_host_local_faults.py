@@ -1,4 +1,4 @@
-"""What host-local does when the folder holds what it should not, the disk fails, or it is killed in the middle."""
+"""host-local with foreign files in its folder, failing disks, and kills at any step."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def addresses(outcome: Any) -> list[str]:
     return [each["address"].split("/")[0] for each in outcome.result["ips"]]
 
 
-def test_what_is_no_reservation_is_neither_given_nor_freed(tmp_path: Path) -> None:
+def test_a_foreign_file_is_neither_assigned_nor_freed(tmp_path: Path) -> None:
     folder = tmp_path / "net"
     folder.mkdir()
     (tmp_path / "elsewhere").write_bytes(MINE)
@@ -93,7 +93,7 @@ def test_a_file_that_changed_hands_behind_the_lock_is_not_freed(tmp_path: Path) 
     assert reserved(tmp_path) == {"10.1.0.2": b"c2\r\nnet1"}
 
 
-def test_a_folder_full_of_what_is_nobodys_is_used_up_and_says_so(tmp_path: Path) -> None:
+def test_a_range_full_of_unowned_files_is_exhausted(tmp_path: Path) -> None:
     folder = tmp_path / "net"
     folder.mkdir()
     for number in range(2, 7):
@@ -174,7 +174,7 @@ def test_a_folder_that_is_none_or_has_no_lock_is_an_error(tmp_path: Path, spoil:
         assert f"{tmp_path}/net" in refused.message
 
 
-def test_nothing_is_made_for_a_del_or_check_of_a_network_never_used(tmp_path: Path) -> None:
+def test_del_or_check_of_an_unused_network_creates_nothing(tmp_path: Path) -> None:
     config = network(tmp_path, SUBNET)
     assert native("DEL", config).code == 0
     assert native("CHECK", config).code == 999
@@ -196,7 +196,7 @@ def held_lock(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-def test_a_lock_that_is_let_go_is_waited_for(tmp_path: Path, held_lock: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_folder_is_used_once_unlocked(tmp_path: Path, held_lock: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
 
     def pause(seconds: float) -> None:
@@ -211,7 +211,7 @@ def test_a_lock_that_is_let_go_is_waited_for(tmp_path: Path, held_lock: int, mon
 
 
 @pytest.mark.usefixtures("held_lock")
-def test_a_lock_that_is_never_let_go_is_an_error_to_try_again(tmp_path: Path) -> None:
+def test_a_lock_held_too_long_is_a_retryable_error(tmp_path: Path) -> None:
     refused = native("ADD", network(tmp_path, SUBNET), lock_timeout=0.01)
     assert refused.code == 11
     assert "another process" in refused.message
@@ -235,7 +235,7 @@ def test_a_folder_that_is_replaced_while_waiting_is_not_written_to(
 
 
 class _Mortal:
-    """The module ``os``, whose functions end the process at the call that is due."""
+    """The module ``os``, whose functions end the process at a chosen call."""
 
     def __init__(self, calls: int) -> None:
         self._left = calls
@@ -255,7 +255,7 @@ class _Mortal:
 
 
 def killed(verb: str, config: dict[str, Any], calls: int) -> bool:
-    """Do *verb* in a child that dies after so many calls of the system; return whether it was to die."""
+    """Do *verb* in a child that dies after that number of system calls; return whether it died."""
     child = os.fork()
     if child == 0:
         reservations.os = _Mortal(calls)  # type: ignore[assignment]
@@ -290,7 +290,7 @@ def test_an_add_that_was_killed_anywhere_is_repeated_or_undone(tmp_path: Path, i
 
     for data, config in every_death(tmp_path, "ADD", prepare, ipam):
         left = reserved(data)
-        assert set(left.values()) <= {b"other\r\nnet1", MINE}, "a file that is nobody's"
+        assert set(left.values()) <= {b"other\r\nnet1", MINE}, "a foreign file"
         if way == "native":
             found = addresses(native("ADD", config))
             mine = [name for name, content in reserved(data).items() if content == MINE]

@@ -91,7 +91,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 class Both:
-    """The same calls to both, each with a folder of its own."""
+    """The same calls to both plugins, each with its own folder."""
 
     def __init__(self, base: Path) -> None:
         self._executed, self._native = base / "executed", base / "native"
@@ -125,7 +125,7 @@ def both(tmp_path: Path) -> Both:
 
 @pytest.mark.parametrize("name", SOUND)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_life_is_the_same(both: Both, version: str, name: str) -> None:
+def test_a_life_equals_the_reference_plugins(both: Both, version: str, name: str) -> None:
     ipam = SOUND[name]
     for container in ("c1", "c2", "c3"):
         assert both.do("ADD", ipam, version, container=container).code == 0
@@ -188,7 +188,7 @@ def test_an_address_in_the_form_of_old_plugins_is_respected_and_freed_alike(both
     assert set(reserved(tmp_path / "native")) == {"10.1.0.2"}
 
 
-def test_where_to_go_on_may_be_lost_or_nonsense(both: Both, tmp_path: Path) -> None:
+def test_the_last_reserved_file_may_be_missing_or_malformed(both: Both, tmp_path: Path) -> None:
     for number, nonsense in enumerate(("", "x", "10.1.0.5\n", "192.0.2.1", "10.1.0.14")):
         both.do("ADD", RANGE, container=f"a{number}")
         for way in ("executed", "native"):
@@ -272,11 +272,11 @@ def test_generated_lives_are_the_same(
         ({"subnet": "10.1.0.0/24"}, {"args": {"CNI": {}}}),
     ],
 )
-def test_what_is_not_known_is_left_to_the_binary(tmp_path: Path, ipam: dict[str, Any], others: dict[str, Any]) -> None:
+def test_unknown_options_are_left_to_the_binary(tmp_path: Path, ipam: dict[str, Any], others: dict[str, Any]) -> None:
     assert host_local.unsupported(network(tmp_path, ipam, **others))
 
 
-def test_what_is_known_or_is_somebody_elses_is_done_natively(tmp_path: Path) -> None:
+def test_known_and_foreign_keys_are_native(tmp_path: Path) -> None:
     others = {"args": {"cni": {"mac": "x"}, "other": 1}, "runtimeConfig": {"mac": "x", "portMappings": []}, "mtu": 9}
     for ipam in SOUND.values():
         assert host_local.unsupported(network(tmp_path, ipam, **others)) == ""

@@ -32,7 +32,7 @@ def assigned(outcome: Any) -> list[str]:
 
 @needs_plugins
 @needs_both
-def test_each_goes_on_where_the_other_was_and_frees_what_it_assigned(tmp_path: Path, ways: tuple[str, str]) -> None:
+def test_each_plugin_continues_and_frees_the_others_assignments(tmp_path: Path, ways: tuple[str, str]) -> None:
     config = network(tmp_path, DUAL)
     found = [assigned(WAYS[ways[number % 2]]("ADD", config, f"c{number}")) for number in range(6)]
     assert found == [[f"10.1.0.{n}", f"fd00::{n}"] for n in range(2, 8)]
@@ -43,8 +43,8 @@ def test_each_goes_on_where_the_other_was_and_frees_what_it_assigned(tmp_path: P
     assert reserved(tmp_path) == {}
 
 
-def test_what_others_do_within_a_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
-    """The clock that kernels take for files may stand still for milliseconds: nothing may rest on it."""
+def test_a_foreign_change_within_a_clock_tick_is_detected(tmp_path: Path) -> None:
+    """The kernel's clock for files may not advance for milliseconds, so correctness must not depend on it."""
     config = network(tmp_path, SUBNET)
     folder = tmp_path / "net"
     for number in range(100):
@@ -78,7 +78,7 @@ def test_a_file_system_that_keeps_whole_seconds_is_not_trusted(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("ipam", [SUBNET, DUAL])
-def test_an_add_that_comes_again_gets_the_same_addresses(tmp_path: Path, ipam: dict[str, Any]) -> None:
+def test_a_repeated_add_gets_the_same_addresses(tmp_path: Path, ipam: dict[str, Any]) -> None:
     config = network(tmp_path, ipam)
     first = native("ADD", config)
     before = on_disk(tmp_path)
@@ -88,7 +88,7 @@ def test_an_add_that_comes_again_gets_the_same_addresses(tmp_path: Path, ipam: d
     assert reserved(tmp_path) == {name: content for name, content in before.items() if ":" in name or "10.1" in name}
 
 
-def test_an_add_that_comes_again_completes_what_is_missing(tmp_path: Path) -> None:
+def test_a_repeated_add_completes_an_interrupted_one(tmp_path: Path) -> None:
     config = network(tmp_path, DUAL)
     first = native("ADD", config)
     (tmp_path / "net" / "fd00::2").unlink()
@@ -97,7 +97,7 @@ def test_an_add_that_comes_again_completes_what_is_missing(tmp_path: Path) -> No
     assert reserved(tmp_path) == {}
 
 
-def test_an_add_that_comes_again_with_another_request_lets_the_old_address_go(tmp_path: Path) -> None:
+def test_a_repeated_add_with_another_request_frees_the_old_address(tmp_path: Path) -> None:
     config = network(tmp_path, SUBNET)
     native("ADD", config, "other")
     native("ADD", config)
@@ -157,7 +157,7 @@ def _live(data_dir: str, seed: int, ways: list[str]) -> list[tuple[str, list[str
 
 
 @pytest.mark.parametrize("ways", [["native"], pytest.param(["native", "executed"], marks=needs_plugins)])
-def test_no_address_is_given_twice_whoever_asks(tmp_path: Path, ways: list[str]) -> None:
+def test_no_address_is_assigned_twice_by_either_plugin(tmp_path: Path, ways: list[str]) -> None:
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as processes:
         lives = [processes.submit(_live, str(tmp_path), seed, ways) for seed in range(4)]
         kept = [each for life in lives for each in life.result()]
@@ -171,7 +171,7 @@ def test_no_address_is_given_twice_whoever_asks(tmp_path: Path, ways: list[str])
     assert reserved(tmp_path) == {}
 
 
-def test_what_is_kept_of_folders_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_folders_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reservations, "_MAX_CACHED_FILES", 10)
     memory = reservations._ContentsCache()
     monkeypatch.setattr(reservations, "_cache", memory)
@@ -185,9 +185,7 @@ def test_what_is_kept_of_folders_is_bounded(tmp_path: Path, monkeypatch: pytest.
         assert assigned(native("ADD", network(tmp_path / str(base), SUBNET), "c9")) == ["10.1.0.5"]
 
 
-def test_a_folder_is_read_again_only_when_it_was_touched_and_then_only_what_is_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_new_files_of_a_changed_folder_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed: list[object] = []
     read: list[str] = []
     scan, read_one = os.scandir, reservations._read
@@ -221,7 +219,7 @@ def test_another_file_under_a_name_that_is_remembered_is_read(tmp_path: Path) ->
 
 
 def test_results_do_not_depend_on_what_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same life with a memory, and with one that forgets at once."""
+    """The same calls with a cache, and with a cache that evicts at once."""
 
     def life(base: Path) -> str:
         config = network(base, {"subnet": "10.1.0.0/28"})

@@ -1,4 +1,4 @@
-"""Whether host-local says in time that it can't serve, and what it frees when told what is still in use."""
+"""Whether host-local says in time that it can't serve, and what GC frees, given the addresses in use."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_status_changes_from_one_address_left_to_none(tmp_path: Path, ipam: dict
     status(config)
 
 
-def test_status_counts_what_takes_an_address_and_nothing_else(tmp_path: Path) -> None:
+def test_status_counts_only_files_of_addresses(tmp_path: Path) -> None:
     config = network(tmp_path, {"subnet": "10.1.0.0/29", "rangeStart": "10.1.0.3", "rangeEnd": "10.1.0.4"})
     folder = tmp_path / "net"
     folder.mkdir()
@@ -94,7 +94,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(where)], check=True)
 
 
-def test_status_sees_a_file_system_that_is_full_or_can_not_be_written(small: Path) -> None:
+def test_status_reports_a_full_or_read_only_file_system(small: Path) -> None:
     config = network(small, SUBNET)
     status(config)
     (small / "filler").write_bytes(bytes(os.statvfs(small).f_bavail * os.statvfs(small).f_bsize))
@@ -104,29 +104,29 @@ def test_status_sees_a_file_system_that_is_full_or_can_not_be_written(small: Pat
     subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
     assert refused(config) == (
         50,
-        f"host-local can't serve network net: {small} can't be written: mend the file system",
+        f"host-local can't serve network net: {small} can't be written: repair the file system",
     )
 
 
-def test_status_sees_what_is_in_the_place_of_a_folder(tmp_path: Path) -> None:
+def test_status_reports_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "net").touch()
     assert refused(network(tmp_path, SUBNET)) == (
         50,
-        f"host-local can't serve network net: {tmp_path}/net is no folder: move it out of the way",
+        f"host-local can't serve network net: {tmp_path}/net is not a folder: remove or rename it",
     )
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
-    assert "dangling is no folder" in refused(network(tmp_path / "dangling" / "below", SUBNET))[1]
+    assert "dangling is not a folder" in refused(network(tmp_path / "dangling" / "below", SUBNET))[1]
 
 
-def test_status_of_ranges_that_only_an_add_brings(tmp_path: Path) -> None:
+def test_status_ignores_ranges_that_only_an_add_supplies(tmp_path: Path) -> None:
     status(network(tmp_path, {}, capabilities={"ipRanges": True}))
     assert refused(network(tmp_path, {})) == (
         7,
-        "host-local can't serve network net: no range is configured: name a subnet or ranges",
+        "host-local can't serve network net: no range is configured: set subnet or ranges",
     )
 
 
-def test_only_what_is_not_valid_is_freed(tmp_path: Path) -> None:
+def test_gc_frees_only_invalid_attachments(tmp_path: Path) -> None:
     config = network(tmp_path, DUAL)
     for container in ("c1", "c2"):
         for ifname in ("net1", "net2"):
@@ -144,7 +144,7 @@ def test_only_what_is_not_valid_is_freed(tmp_path: Path) -> None:
 
 
 @needs_plugins
-def test_what_the_executed_plugin_has_reserved_is_freed_alike(tmp_path: Path) -> None:
+def test_reservations_of_the_executed_plugin_are_freed_alike(tmp_path: Path) -> None:
     config = network(tmp_path, SUBNET)
     executed("ADD", config, "c1")
     executed("ADD", config, "c2")
@@ -152,7 +152,7 @@ def test_what_the_executed_plugin_has_reserved_is_freed_alike(tmp_path: Path) ->
     assert list(reserved(tmp_path).values()) == [b"c2\r\nnet1"]
 
 
-def test_what_is_no_reservation_of_an_interface_is_never_freed(tmp_path: Path) -> None:
+def test_gc_never_frees_a_file_without_an_interface(tmp_path: Path) -> None:
     config = network(tmp_path, SUBNET)
     folder = tmp_path / "net"
     folder.mkdir()
@@ -199,7 +199,7 @@ def test_nothing_is_freed_while_another_holds_the_lock(tmp_path: Path) -> None:
     assert len(reserved(tmp_path)) == 1
 
 
-def test_static_has_nothing_to_run_out_of_and_nothing_to_free() -> None:
+def test_static_needs_no_status_and_no_del() -> None:
     config = {"cniVersion": "1.1.0", "name": "net", "ipam": {"type": "static"}}
     static.status(about_network(config))
     static.collect(about_network(config), frozenset())

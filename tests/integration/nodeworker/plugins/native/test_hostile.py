@@ -108,7 +108,7 @@ def netns() -> Iterator[str]:
 
 
 def fresh(netns: str, kind: str) -> Result | None:
-    """Take away what is left in the container, and give what comes before a plugin that changes an interface."""
+    """Remove interfaces from the container, and return the input of a plugin that changes an interface."""
     for name in names(netns) - {"lo"}:
         ip(f"link del {name}", netns)
     if kind not in CHANGING:

@@ -57,7 +57,7 @@ async def test_interfaces_are_removed_together(netns: str, runners: PluginRunner
         attachment("net3", "host-device"),
         attachment("net3", "sbr"),
     ],
-    ids=["chain", "executed", "host-device", "no interface of its own"],
+    ids=["chain", "executed", "host-device", "no own interface"],
 )
 async def test_links_behind_a_chain_are_not_removed_early(
     netns: str, runners: PluginRunners, first: PlannedAttachment

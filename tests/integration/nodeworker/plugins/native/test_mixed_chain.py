@@ -203,7 +203,7 @@ async def test_an_error_names_its_plugin_and_a_del_removes_the_rest(
     broken = conflist.NetworkConfig("net", "1.0.0", (config,), disable_check=False, disable_gc=False)
     attachment = replace(attachment, plugins=(*attachment.plugins[:2], *conflist.render(broken)))
     with pytest.raises(
-        PluginFailedError, match="tuning failed to add net1 of default/net: can not give net1 MTU 7"
+        PluginFailedError, match="tuning failed to add net1 of default/net: can't set MTU 7 of net1"
     ) as caught:
         await chain.add(runners, attachment, target(netns, binaries), 30)
     assert (caught.value.failure.code, caught.value.failure.delegate) == (999, "tuning")

@@ -62,37 +62,37 @@ def add(config: dict[str, Any], netns: str, ipam: results.Result | None = IPAM, 
 
 REFUSALS = [
     (MACVLAN | {"master": "eth9"}, IPAM, "the master interface eth9 is missing on this node"),
-    ({"type": "macvlan"}, IPAM, "no default route on this node leads to one"),
+    ({"type": "macvlan"}, IPAM, "there is no default route on this node"),
     (MACVLAN | {"mtu": 1451}, IPAM, "mtu 1451 is not between 0 and the 1450 of par0"),
     (MACVLAN | {"mode": "source"}, IPAM, "macvlan has no mode 'source'"),
-    (MACVLAN | {"mac": "02:00:5e:10:00"}, IPAM, "'02:00:5e:10:00' is no MAC address for interface net1"),
-    (MACVLAN | {"mac": "ff:ff:ff:ff:ff:ff"}, IPAM, "can not make net1 as a macvlan: .*address"),
-    (MACVLAN | {"master": "lo"}, IPAM, "can not make net1 as a macvlan: "),
+    (MACVLAN | {"mac": "02:00:5e:10:00"}, IPAM, "'02:00:5e:10:00' is not a MAC address for interface net1"),
+    (MACVLAN | {"mac": "ff:ff:ff:ff:ff:ff"}, IPAM, "can't create net1 as a macvlan: .*address"),
+    (MACVLAN | {"master": "lo"}, IPAM, "can't create net1 as a macvlan: "),
     (MACVLAN, answer(), "the IPAM plugin assigned no address to net1"),
     (MACVLAN, answer({"address": "10.7.0.5/24"}, routes=[{"dst": "10.8.0.0/16", "gw": "10.9.0.1"}]), "10.8.0.0/16 by"),
-    (BRIDGE | {"bridge": "par0"}, IPAM, "interface par0 of the node is no bridge"),
-    (BRIDGE | {"bridge": "br0/../br1"}, IPAM, "can not "),
+    (BRIDGE | {"bridge": "par0"}, IPAM, "interface par0 of the node is not a bridge"),
+    (BRIDGE | {"bridge": "br0/../br1"}, IPAM, "can't "),
     (BRIDGE | {"hairpinMode": True, "promiscMode": True}, IPAM, "exclude each other"),
-    (BRIDGE | {"disableContainerInterface": True}, IPAM, "leave ipam out"),
-    (BRIDGE | {"runtimeConfig": {"mac": 7}}, IPAM, "7 is no MAC address"),
-    (BRIDGE | {"mtu": -1}, IPAM, "configuration of network net can not be used: Expected `int` >= 0 - at `\\$.mtu`"),
-    (PTP | {"mtu": -1}, IPAM, "configuration of network net can not be used: Expected `int` >= 0 - at `\\$.mtu`"),
-    (BRIDGE | {"mtu": 70000}, IPAM, "can not make br0 as a bridge"),
-    (PTP | {"mtu": 70000}, IPAM, "can not make net1 as a veth"),
+    (BRIDGE | {"disableContainerInterface": True}, IPAM, "remove ipam"),
+    (BRIDGE | {"runtimeConfig": {"mac": 7}}, IPAM, "7 is not a MAC address"),
+    (BRIDGE | {"mtu": -1}, IPAM, "configuration of network net can't be used: Expected `int` >= 0 - at `\\$.mtu`"),
+    (PTP | {"mtu": -1}, IPAM, "configuration of network net can't be used: Expected `int` >= 0 - at `\\$.mtu`"),
+    (BRIDGE | {"mtu": 70000}, IPAM, "can't create br0 as a bridge"),
+    (PTP | {"mtu": 70000}, IPAM, "can't create net1 as a veth"),
     (BRIDGE | {"vlan": 4095}, IPAM, "vlan 4095 is not between 0 and 4094"),
     (BRIDGE | {"vlan": -1}, IPAM, "vlan -1 is not between"),
     (BRIDGE | {"vlan": 7, "vlanTrunk": [{"id": 8}]}, IPAM, "vlan and vlanTrunk exclude each other"),
     (BRIDGE | {"vlanTrunk": [{"id": 0}]}, IPAM, "vlanTrunk id 0 is not between"),
-    (BRIDGE | {"vlanTrunk": [{"minID": 7}]}, IPAM, "minID or maxID without the other"),
-    (BRIDGE | {"vlanTrunk": [{"minID": 9, "maxID": 7}]}, IPAM, "no VLANs from 9 to 7"),
-    (BRIDGE | {"mtu": "1500"}, IPAM, "configuration of network net can not be used: Expected `int`"),
-    (PTP, answer({"address": "10.77.0.5/24"}), "has gateways"),
-    (PTP, None, "net has no ipam"),
+    (BRIDGE | {"vlanTrunk": [{"minID": 7}]}, IPAM, "only one of minID and maxID"),
+    (BRIDGE | {"vlanTrunk": [{"minID": 9, "maxID": 7}]}, IPAM, "range 9 to 7 is empty"),
+    (BRIDGE | {"mtu": "1500"}, IPAM, "configuration of network net can't be used: Expected `int`"),
+    (PTP, answer({"address": "10.77.0.5/24"}), "assigned net1 no gateway, which ptp needs"),
+    (PTP, None, "add ipam to net"),
 ]
 
 
 @pytest.mark.parametrize(("config", "ipam", "words"), REFUSALS, ids=[words for _, _, words in REFUSALS])
-def test_what_can_not_be_done_is_refused_with_a_reason(
+def test_an_impossible_add_is_refused_with_a_reason(
     netns: str, config: dict[str, Any], ipam: results.Result | None, words: str
 ) -> None:
     with pytest.raises(NativeError, match=words) as caught:
@@ -104,14 +104,14 @@ def test_what_can_not_be_done_is_refused_with_a_reason(
 def test_an_address_in_the_way_is_refused_unless_forced(netns: str) -> None:
     ip("link add br0 type bridge")
     ip("addr add 10.99.0.1/24 dev br0")
-    with pytest.raises(NativeError, match=r"bridge br0 has 10\.99\.0\.1/24 already, and not 10\.77\.0\.1/24"):
+    with pytest.raises(NativeError, match=r"bridge br0 has 10\.99\.0\.1/24 already, not 10\.77\.0\.1/24"):
         add(BRIDGE | {"isGateway": True}, netns)
     bridge.delete(call(BRIDGE, netns))
     add(BRIDGE | {"isGateway": True, "forceAddress": True}, netns)
 
 
 @pytest.mark.parametrize("path", ["/run/netns/plumbline-test-missing", "/dev/null", "/proc/thread-self/ns/net"])
-def test_what_is_no_container_is_refused(path: str) -> None:
+def test_a_file_that_is_not_a_namespace_is_refused(path: str) -> None:
     with pytest.raises(NativeError, match="can't be used as a network namespace") as caught:
         add({"type": "loopback"}, path)
     assert caught.value.code == 4
@@ -144,7 +144,7 @@ def test_what_is_no_container_is_refused(path: str) -> None:
         ({"type": "loopback"}, ""),
     ],
 )
-def test_options_that_only_the_reference_plugin_knows_are_left_to_it(config: dict[str, Any], what: str) -> None:
+def test_options_of_the_reference_plugin_only_are_not_native(config: dict[str, Any], what: str) -> None:
     reason = PLUGINS[config["type"]].unsupported({"cniVersion": "1.0.0", "name": "net"} | config)
     assert (what in reason) if what else reason == ""
 
@@ -200,18 +200,18 @@ def test_port_isolation_and_a_disabled_interface_reach_the_kernel(netns: str) ->
 
 DAMAGE = [
     (BRIDGE, "addr del 10.77.0.5/24 dev net1", "lost its address 10.77.0.5/24"),
-    (BRIDGE, "route del 10.88.0.0/16", "route to 10.88.0.0/16 that net1 came with is gone"),
+    (BRIDGE, "route del 10.88.0.0/16", "route to 10.88.0.0/16 of net1 is gone"),
     (BRIDGE, "link set net1 address 02:00:00:00:00:99", "has MAC address 02:00:00:00:00:99"),
     (BRIDGE, "link del net1", "interface net1 is gone"),
     (MACVLAN, "addr del fd77::5/64 dev net1", "lost its address fd77::5/64"),
     (MACVLAN, "link set net1 type macvlan mode vepa", "no longer in mode bridge"),
     (PTP, "link del net1", "interface net1 is gone"),
-    ({"type": "loopback"}, "link set lo down", "lo is down"),
+    ({"type": "loopback"}, "link set lo down", "lo is down: recreate the pod"),
 ]
 
 
 @pytest.mark.parametrize(("config", "damage", "words"), DAMAGE, ids=[f"{c['type']} {d}" for c, d, _ in DAMAGE])
-def test_check_sees_what_is_not_as_recorded(netns: str, config: dict[str, Any], damage: str, words: str) -> None:
+def test_check_reports_differences_from_the_record(netns: str, config: dict[str, Any], damage: str, words: str) -> None:
     plugin = PLUGINS[config["type"]]
     result = add(config, netns)
     plugin.check(call(config, netns, prev_result=result))

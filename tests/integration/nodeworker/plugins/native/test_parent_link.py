@@ -54,7 +54,7 @@ STATIC: dict[str, Any] = {"addresses": [{"address": "10.77.0.5/24", "gateway": "
 
 
 def furnish(netns: str = "") -> None:
-    """Give the node a card with the default route, and the container one of its own."""
+    """Give the node a card with the default route, and the container its own."""
     card()
     ip("addr add 192.0.2.5/24 dev par0")
     ip("route add default via 192.0.2.1")
@@ -73,7 +73,7 @@ def netns() -> Iterator[str]:
 
 @pytest.fixture
 def kind(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Return the kind of interface that stands for another one, which is itself where the kernel has it."""
+    """Return a function: a kind of interface, or macvlan in its place if the kernel does not support it."""
 
     def chosen(name: str) -> str:
         if kernel_has(name):
@@ -129,9 +129,7 @@ def test_it_rests_on_the_interface_that_was_named(
 
 
 @pytest.mark.parametrize("config", CASES.values(), ids=[*CASES])
-def test_an_add_or_del_that_was_cut_anywhere_can_be_repeated(
-    kind: Callable[[str], str], config: dict[str, Any]
-) -> None:
+def test_an_add_or_del_interrupted_anywhere_can_be_repeated(kind: Callable[[str], str], config: dict[str, Any]) -> None:
     kind(config["type"])
     cut_everywhere(PLUGINS[config["type"]], config, BOTH, furnish)
 
@@ -157,35 +155,31 @@ REFUSALS: list[tuple[dict[str, Any], Any, str]] = [
     (VLAN | {"master": "eth9"}, BOTH, "the master interface eth9 is missing on this node"),
     (VLAN | {"master": "in0"}, BOTH, "the master interface in0 is missing on this node"),
     (VLAN | {"linkInContainer": True}, BOTH, "the master interface par0 is missing in the container"),
-    (VLAN | {"master": ""}, BOTH, "names no master interface, which a VLAN has to have"),
-    (VLAN | {"vlanId": 4095}, BOTH, "vlanId has to be between 0 and 4094"),
+    (VLAN | {"master": ""}, BOTH, "has no master, which a VLAN needs: set master"),
+    (VLAN | {"vlanId": 4095}, BOTH, "vlanId 4095 is not between 0 and 4094"),
     (VLAN | {"vlanId": -1}, BOTH, "Expected `int` >= 0"),
     (VLAN | {"mtu": 1451}, BOTH, "mtu 1451 is more than the 1450 of par0"),
     (VLAN | {"mtu": 1411, "linkInContainer": True, "master": "in0"}, BOTH, "more than the 1410 of in0"),
-    (VLAN, None, "net has no ipam"),
+    (VLAN, None, "add ipam to net"),
     (VLAN, answer(), "assigned no address to net1"),
     (IPVLAN | {"master": "eth9"}, BOTH, "the master interface eth9 is missing on this node"),
     (IPVLAN | {"linkInContainer": True}, BOTH, "the master interface par0 is missing in the container"),
-    ({"type": "ipvlan", "linkInContainer": True}, BOTH, "no default route in the container leads to one"),
+    ({"type": "ipvlan", "linkInContainer": True}, BOTH, "there is no default route in the container"),
     (IPVLAN | {"mode": "l4"}, BOTH, "ipvlan has no mode 'l4': use l2, l3 or l3s"),
-    (IPVLAN, None, "no ipam, and no plugin before it assigned any"),
+    (IPVLAN, None, "add ipam to net, or a plugin before it"),
 ]
 
 
 @pytest.mark.parametrize(
     ("config", "ipam", "words"), REFUSALS, ids=[f"{c['type']}: {words}" for c, _, words in REFUSALS]
 )
-def test_what_can_not_be_done_is_refused_with_a_reason(
-    netns: str, config: dict[str, Any], ipam: Any, words: str
-) -> None:
+def test_an_impossible_add_is_refused_with_a_reason(netns: str, config: dict[str, Any], ipam: Any, words: str) -> None:
     is_refused(PLUGINS[config["type"]], call(config, netns), ipam, words)
     assert "net1" not in names(netns)
 
 
 @pytest.mark.parametrize("config", BASE, ids=["vlan", "ipvlan"])
-def test_an_interface_of_somebody_else_is_left_alone(
-    netns: str, kind: Callable[[str], str], config: dict[str, Any]
-) -> None:
+def test_a_foreign_interface_is_left_unchanged(netns: str, kind: Callable[[str], str], config: dict[str, Any]) -> None:
     kind(config["type"])
     ip("link add net1 link in0 type macvlan mode vepa", netns)
     with pytest.raises(NativeError, match="has another interface net1 already"):
@@ -211,7 +205,7 @@ def test_check_sees_another_card_and_another_kind(
     ip("link set par0 name par9")
     ip("link set wpar0 name wpar9")
     card()
-    with pytest.raises(NativeError, match="net1 no longer rests on par0"):
+    with pytest.raises(NativeError, match="net1 no longer has the parent par0"):
         plugin.check(asked)
     ip("link del net1", netns)
     ip("link add net1 type bridge", netns)
@@ -258,17 +252,17 @@ def test_an_ipvlan_takes_over_from_the_plugin_before(netns: str, kind: Callable[
 @pytest.mark.parametrize("interfaces", [[], [{"name": ""}], [{"name": "par0"}, {"name": "wpar0"}]], ids=[0, 1, 2])
 def test_an_ipvlan_needs_one_interface_of_the_plugin_before(netns: str, interfaces: list[Any]) -> None:
     before = answer("10.77.0.5/24", interfaces=interfaces)
-    is_refused(ipvlan, call({"type": "ipvlan"}, netns, prev_result=before), None, "instead of one: name the master")
+    is_refused(ipvlan, call({"type": "ipvlan"}, netns, prev_result=before), None, "instead of one: set master")
 
 
 @pytest.mark.parametrize("config", BASE, ids=["vlan", "ipvlan"])
-def test_a_kernel_without_it_is_named(netns: str, config: dict[str, Any]) -> None:
+def test_a_missing_kernel_module_is_named(netns: str, config: dict[str, Any]) -> None:
     works_or_names_its_module(PLUGINS[config["type"]], config["type"], call(config, netns), BOTH)
 
 
 @pytest.mark.skipif(not (REFERENCE / "vlan").exists(), reason="the reference plugins are not installed")
 @pytest.mark.parametrize("config", BASE, ids=["vlan", "ipvlan"])
-def test_a_kernel_without_it_is_the_same_error_to_the_reference_plugin(netns: str, config: dict[str, Any]) -> None:
+def test_a_missing_kernel_module_fails_as_in_the_reference_plugin(netns: str, config: dict[str, Any]) -> None:
     theirs = {"cniVersion": "1.0.0", "name": "net", "ipam": {"type": "static"} | STATIC} | config
     if kernel_has(config["type"]):
         execute(config["type"], "ADD", theirs, netns, "net1")
@@ -289,6 +283,6 @@ def test_a_kernel_without_it_is_the_same_error_to_the_reference_plugin(netns: st
         (IPVLAN | {"flag": "vepa"}, "flag"),
     ],
 )
-def test_options_that_only_the_reference_plugin_knows_are_left_to_it(config: dict[str, Any], reason: str) -> None:
+def test_options_of_the_reference_plugin_only_are_not_native(config: dict[str, Any], reason: str) -> None:
     said = PLUGINS[config["type"]].unsupported({"cniVersion": "1.0.0", "name": "net"} | config)
     assert (reason in said, bool(said)) == (True, bool(reason))

@@ -1,4 +1,4 @@
-"""Source based routing: like the reference plugin's, whatever was there, and wherever it is cut."""
+"""Source based routing: equal to the reference plugin's for any earlier state and after any interruption."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_rules_and_tables_are_like_the_reference_plugins(
 
 
 @pytest.mark.parametrize("name", ["two of one network", "routes by gateways", "default routes"])
-def test_an_add_that_was_cut_anywhere_can_be_repeated_and_a_del_too(name: str) -> None:
+def test_an_add_or_del_interrupted_anywhere_can_be_repeated(name: str) -> None:
     addresses, words = CASES[name]
     previous = result("/run/netns/any", *addresses)
     cut_everywhere(sbr, CONFIG, None, furnished(addresses, words), prev_result=previous)
@@ -148,7 +148,7 @@ def test_an_add_that_was_cut_anywhere_can_be_repeated_and_a_del_too(name: str) -
 
 @like_reference
 @pytest.mark.parametrize("native_first", [True, False])
-def test_each_way_takes_away_what_the_other_has_made(native_first: bool) -> None:
+def test_each_plugin_removes_the_interface_of_the_other(native_first: bool) -> None:
     with node(), container() as netns:
         made(V4, V6)(netns)
         before = shown("-4 rule", netns), shown("-6 rule", netns)
@@ -192,7 +192,7 @@ def test_del_succeeds_on_anything_that_is_gone(netns: str) -> None:
     sbr.delete(call(CONFIG, "/run/netns/plumbline-test-gone"))
 
 
-def test_addresses_that_were_flushed_do_not_keep_their_rules(netns: str) -> None:
+def test_rules_of_flushed_addresses_are_deleted(netns: str) -> None:
     sbr.add(asked(netns), None)
     ip("addr flush dev net1", netns)
     sbr.delete(asked(netns))
@@ -237,13 +237,13 @@ def test_tables_beyond_what_fits_the_header_work(netns: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ("rule del from 10.77.0.5", r"rule for what net1 sends from 10\.77\.0\.5 is gone"),
-        ("-6 rule del from fd77::5", "rule for what net1 sends from fd77::5 is gone"),
-        ("route del default table 100", r"table 100 of net1 has lost the way to 10\.77\.0\.1"),
+        ("rule del from 10.77.0.5", r"rule of net1 for source 10\.77\.0\.5 is gone"),
+        ("-6 rule del from fd77::5", "rule of net1 for source fd77::5 is gone"),
+        ("route del default table 100", r"table 100 of net1 has lost its route via 10\.77\.0\.1"),
         ("link del net1", "the container has no interface net1"),
     ],
 )
-def test_check_sees_what_is_not_as_it_was_made(netns: str, damage: str, words: str) -> None:
+def test_check_reports_changes_since_the_add(netns: str, damage: str, words: str) -> None:
     sbr.add(asked(netns), None)
     sbr.check(asked(netns))
     ip(damage, netns)
@@ -251,12 +251,12 @@ def test_check_sees_what_is_not_as_it_was_made(netns: str, damage: str, words: s
         sbr.check(asked(netns))
 
 
-def test_what_can_not_be_done_is_refused_with_a_reason(netns: str) -> None:
+def test_an_impossible_add_is_refused_with_a_reason(netns: str) -> None:
     for wanted, words in (
         (call(CONFIG, netns), "prevResult is missing"),
-        (call(CONFIG, netns, prev_result=Result(cni_version="1.0.0")), "gave net1 no address"),
+        (call(CONFIG, netns, prev_result=Result(cni_version="1.0.0")), "assigned net1 no address"),
         (call(CONFIG, netns, prev_result=result(netns, V4, interface=None), ifname="net7"), "no interface net7"),
-        (asked(netns, ("10.77.0.5/24", "10.99.0.1")), "can not route what comes from net1"),
+        (asked(netns, ("10.77.0.5/24", "10.99.0.1")), "can't route the packets of net1"),
     ):
         with pytest.raises(NativeError, match=words) as caught:
             sbr.add(wanted, None)
@@ -265,7 +265,7 @@ def test_what_can_not_be_done_is_refused_with_a_reason(netns: str) -> None:
 
 
 @pytest.mark.parametrize(("source", "table", "priority"), [("10.77.0.5/32", 100, 0), ("fd77::5/128", 100_000, 77)])
-def test_a_rule_is_what_another_reader_of_netlink_takes_it_for(source: str, table: int, priority: int) -> None:
+def test_pyroute2_decodes_our_rules(source: str, table: int, priority: int) -> None:
     rule = Rule(source=ipaddress.ip_network(source), table=table, priority=priority)
     decoded: Any = fibmsg(message.packed(policy_rules.add(rule), 1))
     decoded.decode()
@@ -276,7 +276,7 @@ def test_a_rule_is_what_another_reader_of_netlink_takes_it_for(source: str, tabl
     assert (decoded.get_attr("FRA_PRIORITY") or 0) == priority
 
 
-def test_options_that_only_the_reference_plugin_knows_are_left_to_it() -> None:
+def test_options_of_the_reference_plugin_only_are_not_native() -> None:
     assert sbr.unsupported(CONFIG) == ""
     assert "table" in sbr.unsupported(CONFIG | {"table": 7})
     assert sbr.unsupported(CONFIG | {"ipam": {"type": "static"}}) == "ipam"

@@ -77,7 +77,7 @@ def masqueraded(config: dict[str, Any], ifname: str, addresses: tuple[str, ...])
 
 
 def lost(config: dict[str, Any]) -> dict[str, str]:
-    """Return what is left of the rules of those interfaces that have not all of theirs."""
+    """Return the remaining rules of each interface whose rules are incomplete."""
     wanted = [masqueraded(config, "net1", NET1), masqueraded(config, "net2", NET2)]
     found = known_rules.missing_rules(wanted, Phase.CHECK, RulesetCache())
     return {ifname: left[DriftKind.MASQUERADE_MISSING] for ifname, left in found.items()}
@@ -114,7 +114,7 @@ def outside(netns: str) -> Iterator[None]:
 
 @pytest.mark.usefixtures("outside")
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_each_is_masqueraded_and_what_goes_takes_only_its_own_along(netns: str, backend: str) -> None:
+def test_each_interface_has_its_masquerading_until_its_own_del(netns: str, backend: str) -> None:
     config = by(backend)
     first, second = both(config, netns)
     ip("route add default via 10.77.0.1", netns)
@@ -144,7 +144,7 @@ def test_both_have_the_rules_that_the_reference_plugin_makes() -> None:
 
 
 @by_reference
-def test_the_reference_plugin_takes_the_others_rules_along_and_the_native_one_does_not(netns: str) -> None:
+def test_only_the_reference_plugin_deletes_rules_of_other_interfaces(netns: str) -> None:
     results = {
         ifname: execute("bridge", "ADD", static(addresses), netns, ifname)
         for ifname, addresses in (("net1", NET1), ("net2", NET2))
@@ -164,7 +164,7 @@ def test_the_reference_plugin_takes_the_others_rules_along_and_the_native_one_do
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_add_that_was_cut_takes_nothing_of_the_others_along(netns: str, backend: str) -> None:
+def test_an_interrupted_add_leaves_other_rules_unchanged(netns: str, backend: str) -> None:
     config = by(backend)
     both(config, netns)
     delete(config, netns, "net2")
@@ -178,7 +178,7 @@ def test_an_add_that_was_cut_takes_nothing_of_the_others_along(netns: str, backe
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_stays_where_the_namespace_is_gone(backend: str) -> None:
+def test_del_succeeds_when_the_namespace_is_gone(backend: str) -> None:
     config = by(backend)
     with node(), container() as still:
         with container() as netns:
@@ -189,7 +189,7 @@ def test_nothing_stays_where_the_namespace_is_gone(backend: str) -> None:
 
 
 @pytest.mark.parametrize("program", ["iptables", "iptables-legacy"])
-def test_rules_of_one_that_went_are_missed_by_what_they_match(
+def test_rules_are_compared_by_their_matches(
     netns: str, program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if program == "iptables-legacy":
@@ -227,7 +227,7 @@ def test_all_rules_of_both_come_back(netns: str, backend: str) -> None:
     assert rules(netns) == whole
 
 
-def test_what_one_excepts_from_masquerading_precedes_what_the_other_masquerades(netns: str) -> None:
+def test_exceptions_of_all_interfaces_precede_masquerading(netns: str) -> None:
     config = by("iptables") | {"isGateway": False}
     wanted = [masqueraded(config, "net1", NET1[:1]), masqueraded(config, "net2", ELSEWHERE)]
     first, _ = add(config, netns, "net1", NET1[:1]), add(config, netns, "net2", ELSEWHERE)
@@ -257,7 +257,7 @@ def test_what_one_excepts_from_masquerading_precedes_what_the_other_masquerades(
         ("ip6 saddr fd77::5 ip6 daddr fd77::6", None),
     ],
 )
-def test_what_a_rule_seeks_is_read_as_the_kernel_has_it(words: str, wanted: tuple[str, bool, bool] | None) -> None:
+def test_a_rules_match_is_decoded_from_the_kernel(words: str, wanted: tuple[str, bool, bool] | None) -> None:
     version = 6 if "ip6" in words else 4
     family = "ip6" if version == 6 else "ip"
     with node(), Nftables.on_node() as nft:

@@ -69,14 +69,14 @@ def both(verb: str, asked: dict[str, Any], args: str = "") -> Outcome:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", CONFIGURED)
-def test_what_is_written_down_is_assigned_alike(name: str, version: str) -> None:
+def test_configured_addresses_are_assigned_alike(name: str, version: str) -> None:
     asked = config(CONFIGURED[name], version)
     both("ADD", asked)
     both("DEL", asked)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_requests_go_before_what_is_written_alike(name: str) -> None:
+def test_requests_take_precedence_over_the_configuration_alike(name: str) -> None:
     others, args = REQUESTS[name]
     both("ADD", config(WRITTEN, **others), args)
 
@@ -127,6 +127,6 @@ def test_generated_requests_are_answered_alike(
         {"range": "10.0.0.0/8"},
     ],
 )
-def test_what_is_not_known_is_left_to_the_binary(ipam: dict[str, Any]) -> None:
+def test_unknown_options_are_left_to_the_binary(ipam: dict[str, Any]) -> None:
     assert static.unsupported(config(ipam))
     assert not static.unsupported(config(WRITTEN, mtu=1400, args={"cni": {"mac": "x"}}))

@@ -53,7 +53,7 @@ def furnish(netns: str) -> None:
 
 @pytest.mark.parametrize("options", CASES.values(), ids=[*CASES])
 @pytest.mark.parametrize("ipam", [BOTH, None], ids=["addresses", "no addresses"])
-def test_the_kernel_has_what_was_configured(netns: str, options: dict[str, Any], ipam: Any) -> None:
+def test_the_kernel_has_the_configured_interface(netns: str, options: dict[str, Any], ipam: Any) -> None:
     result = tap.add(call(TAP | options, netns), ipam)
     seen = shown("addr show net1", netns)[0]
     data = seen["linkinfo"]["info_data"]
@@ -70,7 +70,7 @@ def test_the_kernel_has_what_was_configured(netns: str, options: dict[str, Any],
     tap.check(call(TAP | options, netns, prev_result=result))
 
 
-def test_what_is_written_to_the_device_arrives_on_the_interface(netns: str) -> None:
+def test_a_frame_written_to_the_device_arrives_on_the_interface(netns: str) -> None:
     tap.add(call(TAP | {"mac": "02:00:5e:10:00:01"}, netns), answer("10.77.0.5/24"))
     with Namespace(netns, Phase.ADD) as opened:
         device = opened.run_inside(lambda: os.open("/dev/net/tun", os.O_RDWR))
@@ -88,7 +88,7 @@ def test_what_is_written_to_the_device_arrives_on_the_interface(netns: str) -> N
 
 @pytest.mark.parametrize("options", CASES.values(), ids=[*CASES])
 @pytest.mark.parametrize("ipam", [BOTH, None], ids=["addresses", "no addresses"])
-def test_an_add_or_del_that_was_cut_anywhere_can_be_repeated(options: dict[str, Any], ipam: Any) -> None:
+def test_an_add_or_del_interrupted_anywhere_can_be_repeated(options: dict[str, Any], ipam: Any) -> None:
     cut_everywhere(tap, TAP | {"mac": "02:00:5e:10:00:07"} | options, ipam, furnish)
 
 
@@ -116,17 +116,17 @@ def test_a_del_succeeds_on_anything_that_is_gone() -> None:
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"bridge": "br9"}, "br9 is missing in the container"),
-    ({"bridge": "lo"}, "lo is no bridge in the container"),
-    ({"mtu": 70000}, "can not give net1 its MAC address, MTU and bridge: "),
+    ({"bridge": "lo"}, "lo is not a bridge in the container"),
+    ({"mtu": 70000}, "can't set the MAC address, MTU and bridge of net1: "),
     ({"mtu": -1}, "Expected `int` >= 0"),
-    ({"owner": 2**32 - 1}, "can not make net1 as a tap device: Invalid argument"),
-    ({"mac": "01:00:5e:00:00:01"}, "can not give net1 its MAC address, MTU and bridge: "),
-    ({"mac": "tap"}, "'tap' is no MAC address"),
+    ({"owner": 2**32 - 1}, "can't create net1 as a tap device: Invalid argument"),
+    ({"mac": "01:00:5e:00:00:01"}, "can't set the MAC address, MTU and bridge of net1: "),
+    ({"mac": "tap"}, "'tap' is not a MAC address"),
 ]
 
 
 @pytest.mark.parametrize(("options", "words"), REFUSALS, ids=[words for _, words in REFUSALS])
-def test_what_can_not_be_done_is_refused_with_a_reason(netns: str, options: dict[str, Any], words: str) -> None:
+def test_an_impossible_add_is_refused_with_a_reason(netns: str, options: dict[str, Any], words: str) -> None:
     is_refused(tap, call(TAP | options, netns), BOTH, words)
     assert names(netns) == {"lo", "br0"}
 
@@ -134,7 +134,7 @@ def test_what_can_not_be_done_is_refused_with_a_reason(netns: str, options: dict
 @pytest.mark.parametrize(
     "foreign", ["link add net1 type bridge", "tuntap add net1 mode tun", "tuntap add net1 mode tap"]
 )
-def test_an_interface_of_somebody_else_is_left_alone(netns: str, foreign: str) -> None:
+def test_a_foreign_interface_is_left_unchanged(netns: str, foreign: str) -> None:
     ip(foreign, netns)
     before = view(netns)
     with pytest.raises(NativeError, match="has another interface net1 already"):
@@ -152,7 +152,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE, ids=[damage for damage, _ in DAMAGE])
-def test_check_sees_what_is_not_as_recorded(netns: str, damage: str, words: str) -> None:
+def test_check_reports_differences_from_the_record(netns: str, damage: str, words: str) -> None:
     asked = call(TAP | {"bridge": "br0"}, netns, prev_result=tap.add(call(TAP | {"bridge": "br0"}, netns), BOTH))
     tap.check(asked)
     ip(damage, netns)
@@ -166,17 +166,17 @@ def test_check_sees_another_owner(netns: str) -> None:
         tap.check(call(TAP | {"owner": 107}, netns, prev_result=result))
 
 
-def test_a_kernel_without_it_is_named(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kernel_module_is_named(netns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tap, "_DEVICE", "/dev/net/none")
-    is_refused(tap, call(TAP, netns), BOTH, "kernel offers no tap devices .*: load its module tun$")
+    is_refused(tap, call(TAP, netns), BOTH, "kernel does not support tap devices .*: load its module tun$")
     monkeypatch.setattr(tap, "_DEVICE", "/dev/null")
-    is_refused(tap, call(TAP, netns), BOTH, "can not make net1 as a tap device: Inappropriate ioctl")
+    is_refused(tap, call(TAP, netns), BOTH, "can't create net1 as a tap device: Inappropriate ioctl")
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [({}, ""), (CASES["owned"], ""), ({"selinuxContext": "a:b:c"}, "selinuxContext"), ({"queues": 2}, "queues")],
 )
-def test_options_that_only_the_reference_plugin_knows_are_left_to_it(options: dict[str, Any], reason: str) -> None:
+def test_options_of_the_reference_plugin_only_are_not_native(options: dict[str, Any], reason: str) -> None:
     assert reason in tap.unsupported(TAP | options)
     assert bool(tap.unsupported(TAP | options)) == bool(reason)

@@ -105,7 +105,7 @@ def test_the_lowest_table_that_no_vrf_has_is_taken(taken: list[int], free: int) 
     assert vrf.free_table([*others, *map(a_vrf, taken)]) == free
 
 
-def test_what_entering_costs_is_given_back_and_nothing_else() -> None:
+def test_routes_lost_on_entering_a_vrf_are_restored() -> None:
     def assigned(text: str, flags: int = ifaddrmsg.IFA_F_PERMANENT) -> Assigned:
         return Assigned(index=5, address=ipaddress.ip_interface(text), flags=flags, scope=0)
 
@@ -145,7 +145,7 @@ def test_the_interface_is_part_of_a_new_vrf_that_is_up(netns: str, kind: str) ->
 
 
 @pytest.mark.usefixtures("kind")
-def test_an_add_or_del_that_was_cut_anywhere_can_be_repeated() -> None:
+def test_an_add_or_del_interrupted_anywhere_can_be_repeated() -> None:
     cut_everywhere(vrf, VRF, None, furnish, prev_result=BOTH)
 
 
@@ -180,20 +180,20 @@ def test_a_vrf_of_an_interface_that_is_gone_goes_too(netns: str) -> None:
 def test_an_interface_belongs_to_one(netns: str) -> None:
     vrf.add(asked(netns), None)
     red = asked(netns, VRF | {"vrfname": "red"})
-    is_refused(vrf, red, None, "net1 is part of a bridge, bond or other VRF already")
+    is_refused(vrf, red, None, "net1 is part of a bridge, bond or other VRF already: remove it from there")
     assert shown("link show net1", netns)[0]["master"] == "blue"
     assert "red" not in names(netns)
 
 
-def test_an_interface_of_somebody_else_is_no_vrf_and_left_alone(netns: str) -> None:
+def test_a_foreign_interface_is_not_used_as_vrf(netns: str) -> None:
     config = asked(netns, VRF | {"vrfname": "other2"})
     before = view(netns)
-    is_refused(vrf, config, None, "the container's interface other2 is no VRF: name another one")
+    is_refused(vrf, config, None, "the container's interface other2 is not a VRF: set vrfname")
     assert differences(view(netns), before) == []
 
 
 @pytest.mark.usefixtures("kind")
-def test_what_can_not_be_done_is_refused_with_a_reason(netns: str) -> None:
+def test_an_impossible_add_is_refused_with_a_reason(netns: str) -> None:
     is_refused(vrf, call(VRF, netns), None, "prevResult is missing")
     is_refused(vrf, asked(netns, ifname="net9"), None, "the container has no interface net9")
     vrf.add(asked(netns), None)
@@ -211,7 +211,7 @@ def test_what_can_not_be_done_is_refused_with_a_reason(netns: str) -> None:
         ("link del blue", "VRF blue is gone"),
     ],
 )
-def test_check_sees_what_is_not_as_recorded(netns: str, damage: str, words: str) -> None:
+def test_check_reports_differences_from_the_record(netns: str, damage: str, words: str) -> None:
     vrf.add(asked(netns), None)
     ip(damage, netns)
     with pytest.raises(NativeError, match=words):
@@ -253,11 +253,11 @@ def test_a_native_vrf_is_like_the_reference_plugins(options: dict[str, Any]) -> 
     assert differences(*views) == []
 
 
-def test_a_kernel_without_it_is_named_and_the_code_is_the_reference_plugins(netns: str) -> None:
+def test_a_missing_kernel_module_is_named_with_the_reference_code(netns: str) -> None:
     if kernel_has("vrf"):
         vrf.add(asked(netns), None)
         return
-    is_refused(vrf, asked(netns), None, r"kernel offers no such vrf .*: load its module vrf$")
+    is_refused(vrf, asked(netns), None, r"kernel does not support vrf .*: load its module vrf$")
     if (REFERENCE / "vrf").exists():
         config = {"cniVersion": "1.0.0", "name": "net", "prevResult": json.loads(json.dumps(encoded(before(netns))))}
         with pytest.raises(AssertionError, match=r'"code": 999'):
@@ -276,6 +276,6 @@ def test_a_kernel_without_it_is_named_and_the_code_is_the_reference_plugins(netn
         ({"cniVersion": "9.9.9x"}, "9.9.9x"),
     ],
 )
-def test_options_that_only_the_reference_plugin_knows_are_left_to_it(options: dict[str, Any], reason: str) -> None:
+def test_options_of_the_reference_plugin_only_are_not_native(options: dict[str, Any], reason: str) -> None:
     said = vrf.unsupported({"cniVersion": "1.0.0", "name": "net"} | VRF | options)
     assert (reason in said, bool(said)) == (True, bool(reason))

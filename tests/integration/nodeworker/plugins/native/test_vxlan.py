@@ -85,7 +85,7 @@ def test_pyroute2_reads_what_was_configured(options: dict[str, Any]) -> None:
 
 @needs("vxlan")
 @pytest.mark.parametrize("options", CASES.values(), ids=[*CASES])
-def test_the_kernel_has_what_was_configured(netns: str, options: dict[str, Any]) -> None:
+def test_the_kernel_has_the_configured_interface(netns: str, options: dict[str, Any]) -> None:
     result = vxlan.add(call(VXLAN | options, netns), BOTH)
     seen = shown("addr show net1", netns)[0]
     data = seen["linkinfo"]["info_data"]
@@ -126,7 +126,7 @@ def test_packets_go_out_of_the_nodes_card_in_udp(netns: str) -> None:
 @needs("vxlan")
 @pytest.mark.parametrize("options", CASES.values(), ids=[*CASES])
 @pytest.mark.parametrize("ipam", [BOTH, None], ids=["addresses", "no addresses"])
-def test_an_add_or_del_that_was_cut_anywhere_can_be_repeated(options: dict[str, Any], ipam: Any) -> None:
+def test_an_add_or_del_interrupted_anywhere_can_be_repeated(options: dict[str, Any], ipam: Any) -> None:
     cut_everywhere(vxlan, VXLAN | {"mac": "02:00:5e:10:00:07"} | options, ipam, furnish)
 
 
@@ -154,7 +154,7 @@ def test_the_interface_dies_with_its_card_and_its_container(netns: str) -> None:
 @needs("vxlan")
 def test_the_card_of_the_default_route_is_taken_when_none_is_named(netns: str) -> None:
     config = {"type": "vxlan", "vxlanId": 7}
-    is_refused(vxlan, call(config, netns), BOTH, "net names no master interface, and no default route on this node")
+    is_refused(vxlan, call(config, netns), BOTH, "net has no master, and there is no default route on this node")
     ip("route add default via 192.0.2.1")
     asked = call(config, netns, prev_result=vxlan.add(call(config, netns), BOTH))
     vxlan.check(asked)
@@ -174,16 +174,16 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"mtu": 1401}, "mtu 1401 is more than the 1400 that par0 leaves room for"),
     ({"mtu": 1381, "remote": "2001:db8::9"}, "more than the 1380"),
     ({"group": "239.1.1.7", "remote": "192.0.2.9"}, "group and remote exclude each other"),
-    ({"group": "192.0.2.9"}, "group 192.0.2.9 is no multicast address"),
+    ({"group": "192.0.2.9"}, "group 192.0.2.9 is not a multicast address"),
     ({"remote": "239.1.1.7"}, "remote 239.1.1.7 is a multicast address"),
-    ({"remote": "node-b"}, "remote 'node-b' is no IP address"),
+    ({"remote": "node-b"}, "remote 'node-b' is not an IP address"),
     ({"remote": "192.0.2.9", "local": "2001:db8::5"}, "of different families"),
-    ({"mac": "02:00"}, "'02:00' is no MAC address"),
+    ({"mac": "02:00"}, "'02:00' is not a MAC address"),
 ]
 
 
 @pytest.mark.parametrize(("options", "words"), REFUSALS, ids=[words for _, words in REFUSALS])
-def test_what_can_not_be_done_is_refused_with_a_reason(netns: str, options: dict[str, Any], words: str) -> None:
+def test_an_impossible_add_is_refused_with_a_reason(netns: str, options: dict[str, Any], words: str) -> None:
     is_refused(vxlan, call(VXLAN | options, netns), BOTH, words)
     assert names(netns) == {"lo"}
 
@@ -198,7 +198,7 @@ def test_a_network_has_one_interface_on_a_node(netns: str) -> None:
 
 
 @needs("vxlan")
-def test_an_interface_of_somebody_else_is_left_alone(netns: str) -> None:
+def test_a_foreign_interface_is_left_unchanged(netns: str) -> None:
     ip("link add net1 type vxlan id 7 dstport 4789", netns)
     with pytest.raises(NativeError, match="has another interface net1 already"):
         vxlan.add(call(VXLAN, netns), BOTH)
@@ -215,11 +215,11 @@ def test_check_sees_another_network_under_the_name(netns: str) -> None:
         vxlan.check(call(VXLAN, netns, prev_result=result))
 
 
-def test_a_kernel_without_it_is_named(netns: str) -> None:
+def test_a_missing_kernel_module_is_named(netns: str) -> None:
     works_or_names_its_module(vxlan, "vxlan", call(VXLAN, netns), BOTH)
 
 
-def test_no_binary_is_looked_for_by_whoever_means_this_plugin() -> None:
+def test_a_configuration_with_vxlan_id_needs_no_binary() -> None:
     mistaken, foreign = VXLAN | {"prot": 4789}, {"type": "vxlan", "vni": 7}
     assert vxlan.unsupported(mistaken) == ""
     assert "vxlanId" in vxlan.unsupported(foreign) or "vni" in vxlan.unsupported(foreign)

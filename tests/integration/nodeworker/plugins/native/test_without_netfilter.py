@@ -23,7 +23,7 @@ from tests.support.plugins.without_netfilter import known, without_netfilter
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not known, reason="nobody knows this machine's system calls"),
+    pytest.mark.skipif(not known, reason="this machine's system calls are not listed"),
 ]
 
 IPAM = answer("10.77.0.5/24", "fd77::5/64", gateways=("10.77.0.1", "fd77::1"))
@@ -63,7 +63,7 @@ def on_such_a_node(config: dict[str, Any], work: Callable[[Any, Call], None], **
 def test_an_add_says_what_the_kernel_lacks_and_its_del_succeeds(config: dict[str, Any], backend: str) -> None:
     def attach_and_detach(plugin: Any, asked: Call) -> None:
         feature = r"\(macspoofchk\)" if "macspoofchk" in config else r"\(ipMasq\)"
-        words = rf"^can not .* net1 sends {feature} with .*: this node's kernel offers no .*: load its modules$"
+        words = rf"^can't .* of net1 {feature} with .*: this node's kernel has no .*: load its modules$"
         with pytest.raises(NativeError, match=words):
             plugin.add(asked, IPAM if "ipam" in config else None)
         for _ in range(2):
@@ -78,7 +78,7 @@ def test_an_add_says_what_the_kernel_lacks_and_its_del_succeeds(config: dict[str
 @pytest.mark.usefixtures("no_older_filter")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=[*CONFIGS])
-def test_check_misses_the_rules(config: dict[str, Any], backend: str) -> None:
+def test_check_reports_missing_rules(config: dict[str, Any], backend: str) -> None:
     plain = {key: value for key, value in config.items() if key not in {"ipMasq", "macspoofchk"}}
     given = IPAM if "ipam" in config else None
 
@@ -102,7 +102,7 @@ def test_a_program_that_fails_where_there_may_be_rules_is_an_error(
     monkeypatch.setattr(iptables, "_OLDER_TABLES", {4: str(tables), 6: str(tables)})
 
     def detach(plugin: Any, asked: Call) -> None:
-        with pytest.raises(NativeError, match="can not list the chains of iptables"):
+        with pytest.raises(NativeError, match="can't list the chains of iptables"):
             plugin.delete(asked)
 
     on_such_a_node(CONFIGS["ptp"], detach)
@@ -113,15 +113,15 @@ def test_rules_of_the_newer_filter_that_can_not_be_listed_are_an_error(monkeypat
     with node(), container() as netns:
         ptp.add(call(CONFIGS["ptp"] | {"ipMasqBackend": "iptables"}, netns), IPAM)
         monkeypatch.setattr(iptables, "_LIST", {4: "false", 6: "false"})
-        with pytest.raises(NativeError, match="can not list the chains of iptables"):
+        with pytest.raises(NativeError, match="can't list the chains of iptables"):
             ptp.delete(call(CONFIGS["ptp"], netns))
 
 
-def test_a_change_of_what_the_kernel_lacks_says_so_and_a_look_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nf_tables_a_change_fails_and_a_lookup_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     # Connection tracking takes no changes together: the kernel's answer is that for a part that it was built without.
     monkeypatch.setattr(client, "_SUBSYSTEM", 1)
     with node(), Nftables.on_node() as nft:
-        with pytest.raises(NetlinkError, match=r"this node's kernel offers no nf_tables .*: load its modules"):
+        with pytest.raises(NetlinkError, match=r"this node's kernel has no nf_tables .*: load its modules"):
             nft.commit(client.table(nftsocket.NFPROTO_INET, "table"))
         chain = Chain(nftsocket.NFPROTO_INET, "table", "chain")
         assert (nft.rules(chain), nft.has_chain(chain), nft.has_table(nftsocket.NFPROTO_INET, "table")) == (

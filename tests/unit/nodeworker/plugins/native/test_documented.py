@@ -16,7 +16,7 @@ COMMON = {field.encode_name for field in msgspec.structs.fields(PluginConfig)}
 
 
 def row(plugin_type: str) -> str:
-    """Return what is said of *plugin_type*: its row, and the section that has its name, if there is one."""
+    """Return the documentation of *plugin_type*: its row, and the section with its name, if any."""
     rows = re.findall(rf"^\| `{plugin_type}` \|.*$", TEXT, re.MULTILINE)
     section = re.search(rf"^## {plugin_type}$.*", TEXT, re.MULTILINE | re.DOTALL)
     assert rows, f"{plugin_type} is not documented"

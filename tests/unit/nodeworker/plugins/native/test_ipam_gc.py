@@ -1,4 +1,4 @@
-"""What GC frees of a network, and what it leaves alone."""
+"""Which reservations of a network GC frees."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def held(folder: Path) -> set[str]:
     return {file.name for file in (folder / "net").iterdir() if file.name.startswith("10.")}
 
 
-def test_only_what_belongs_to_nothing_valid_is_freed(tmp_path: Path) -> None:
+def test_gc_frees_only_reservations_without_a_valid_attachment(tmp_path: Path) -> None:
     for container_id, ifname in (("kept", "eth0"), ("kept", "net1"), ("gone", "eth0")):
         host_local.add(call(tmp_path, container_id, ifname))
     (tmp_path / "net" / "10.9.0.77").write_text("of a plugin before 0.8")
@@ -35,7 +35,7 @@ def test_only_what_belongs_to_nothing_valid_is_freed(tmp_path: Path) -> None:
     assert (tmp_path / "net" / "notes").exists()
 
 
-def test_where_nothing_is_valid_every_reservation_is_freed(tmp_path: Path) -> None:
+def test_gc_without_valid_attachments_frees_every_reservation(tmp_path: Path) -> None:
     host_local.add(call(tmp_path, "gone", "eth0"))
     host_local.collect(call(tmp_path), [])
     assert held(tmp_path) == set()

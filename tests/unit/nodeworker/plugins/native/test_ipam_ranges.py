@@ -22,7 +22,7 @@ def texts(found: list[Address]) -> list[str]:
     return [str(each) for each in found]
 
 
-def test_it_begins_behind_the_last_and_ends_with_it() -> None:
+def test_addresses_are_tried_from_the_last_reserved_one_on() -> None:
     found = texts(list(candidates(ranges("10.1.0.0/29", "10.3.0.0/30"), address("10.1.0.4"))))
     assert found == ["10.1.0.5", "10.1.0.6", "10.3.0.2", "10.1.0.2", "10.1.0.3", "10.1.0.4"]
 
@@ -49,14 +49,14 @@ def test_a_large_range_is_not_listed_to_find_the_next() -> None:
 @pytest.mark.parametrize(
     "text", ["", "10.1", "10.1.0.1 ", "010.1.0.1", "fe80::1%eth0", "10.1.0.1/24", "1:2:3:4:5:6:7:8:9"]
 )
-def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no IP address"):
+def test_a_malformed_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not an IP address"):
         address(text)
 
 
 @pytest.mark.parametrize(
     "text", ["10.1.0.1", "10.1.0.1/", "10.1.0.1/33", "10.1.0.1/+8", "10.1.0.1/٨", "10.1.0.1/0000", "::ffff:10.1.0.1/95"]
 )
-def test_what_has_no_prefix_length_is_refused(text: str) -> None:
+def test_an_address_without_prefix_length_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="prefix length"):
         with_prefix(text)

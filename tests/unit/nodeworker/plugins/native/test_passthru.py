@@ -21,7 +21,7 @@ def call(version: str | None = "1.0.0", prev_result: Result | None = None) -> Ca
     return Call(container_id="c1", netns="/run/netns/gone", ifname="net2", config=config, prev_result=prev_result)
 
 
-def test_previous_result_is_handed_on_as_it_is() -> None:
+def test_previous_result_is_passed_on_unchanged() -> None:
     assert passthru.add(call(prev_result=PREVIOUS), None) is PREVIOUS
     assert passthru.add(call("0.2.0", PREVIOUS), None) is PREVIOUS
 
@@ -40,7 +40,7 @@ def test_version_that_has_no_empty_result_is_incompatible(version: str | None) -
     assert caught.value.code == 1
 
 
-def test_nothing_is_needed_to_check_and_delete_nothing() -> None:
+def test_check_and_del_of_an_empty_plugin_need_nothing() -> None:
     passthru.check(call(prev_result=PREVIOUS))
     passthru.delete(call())
     assert passthru.TYPE == "passthru"

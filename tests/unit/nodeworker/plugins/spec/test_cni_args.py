@@ -43,7 +43,7 @@ def test_piece_that_is_no_pair_is_refused_with_code_4(text: str) -> None:
         ("IgnoreUnknown=1;broken;K8S_POD_NAME=web", Pod("default", "web")),
     ],
 )
-def test_pod_is_found_in_whatever_else_there_is(args: str, pod: Pod) -> None:
+def test_pod_is_found_among_any_other_objects(args: str, pod: Pod) -> None:
     assert pod_of(args) == pod
 
 

@@ -130,7 +130,7 @@ def test_stated_version_stays() -> None:
     assert stated(text, "0.3.1") == text
 
 
-def test_what_a_plugin_printed_is_kept_and_translated() -> None:
+def test_a_printed_result_is_recorded_and_converted() -> None:
     text = '{"ips":[{"version":"4","address":"10.0.0.1/8"}]}'
     in_its_own = '{"ips":[{"version":"4","address":"10.0.0.1/8"}],"cniVersion":"0.3.1"}'
     assert accepted(text, "0.3.1") == (in_its_own, in_its_own)
@@ -149,7 +149,7 @@ def test_what_a_plugin_printed_is_kept_and_translated() -> None:
         ('{"ips":[{"address":"10.0.0/8"}]}', "not an address with a prefix length"),
     ],
 )
-def test_what_a_plugin_printed_has_to_be_a_result(text: str, words: str) -> None:
+def test_a_printed_text_must_be_a_result(text: str, words: str) -> None:
     with pytest.raises(ResultError, match=words):
         accepted(text, "1.0.0")
 
@@ -184,7 +184,7 @@ def test_same_version_is_passed_on_verbatim() -> None:
         ('{"interfaces":[{"name":7}]}', "interfaces"),
     ],
 )
-def test_what_is_no_result_is_refused(text: str, complaint: str) -> None:
+def test_a_malformed_result_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(ResultError, match=complaint):
         decode(text, "1.0.0")
 

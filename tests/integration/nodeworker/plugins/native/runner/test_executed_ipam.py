@@ -62,11 +62,11 @@ async def test_an_ipam_plugin_that_is_not_native_is_executed_for_every_verb(exec
 async def test_an_error_of_an_executed_ipam_plugin_is_the_plugins(executed: Executed, command: str) -> None:
     executed.script(ASSIGN)
     result = await executed.done("ADD")
-    executed.script("""echo '{"code": 51, "msg": "the server is away"}'; exit 1""")
+    executed.script("""echo '{"code": 51, "msg": "the server is down"}'; exit 1""")
     if command == "ADD":
         await executed.run("DEL")
     given = valid() if command == "GC" else {"prevResult": result} if command in {"CHECK", "DEL"} else {}
-    assert await executed.refused(command, **given) == (51, "IPAM plugin own-ipam: the server is away")
+    assert await executed.refused(command, **given) == (51, "IPAM plugin own-ipam: the server is down")
     assert ("net1" in names(executed.netns)) == (command not in {"ADD", "DEL"})
 
 

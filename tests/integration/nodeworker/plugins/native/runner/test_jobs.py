@@ -142,7 +142,7 @@ def test_the_processes_end_with_the_worker() -> None:
     assert all(alive(pid) for pid in pids)
     os.kill(maker, signal.SIGKILL)
     os.waitpid(maker, 0)
-    # They keep the pipe open, as they keep the worker's lock: who waits for that waits for them.
+    # They keep the pipe and the worker's lock open, so a waiter for the lock waits for them.
     assert os.read(reading, 1) == b""
     os.close(reading)
     assert not any(alive(pid) for pid in pids)

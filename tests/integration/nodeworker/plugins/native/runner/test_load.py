@@ -55,10 +55,10 @@ async def test_nothing_is_left_after_many_runs(bridge: Plugin, processes: Native
     assert descriptors() == before
     until = asyncio.get_running_loop().time() + 10
     while [descriptors(pid) for pid in processes.pids] != theirs:
-        assert asyncio.get_running_loop().time() < until, "a process keeps open what it needs no more"
+        assert asyncio.get_running_loop().time() < until, "a process keeps an unused descriptor open"
         await asyncio.sleep(0.01)
     while any(len(os.listdir(f"/proc/{pid}/task")) > 1 for pid in processes.pids):
-        assert asyncio.get_running_loop().time() < until, "a thread that took a link away goes on"
+        assert asyncio.get_running_loop().time() < until, "a thread that removed a link still runs"
         await asyncio.sleep(0.01)
 
 

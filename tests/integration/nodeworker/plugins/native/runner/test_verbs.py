@@ -62,7 +62,7 @@ async def test_every_verb_of_a_macvlan_with_static(macvlan: Plugin) -> None:
     assert names(macvlan.netns) == {"lo"}
 
 
-async def test_gc_frees_the_addresses_of_what_is_not_valid(bridge: Plugin) -> None:
+async def test_gc_frees_addresses_without_a_valid_attachment(bridge: Plugin) -> None:
     await bridge.done("ADD")
     (bridge.folder / "net" / "10.77.0.4").write_bytes(b"gone\r\nnet1")
     await bridge.done("GC", **valid(("c1", "net1")))
@@ -95,7 +95,7 @@ async def test_status_fails_when_no_address_is_left(bridge: Plugin) -> None:
 async def test_an_error_is_an_object_with_the_code_of_the_reference(bridge: Plugin, macvlan: Plugin) -> None:
     result = await bridge.done("ADD")
     ip("link del net1", bridge.netns)
-    assert await bridge.refused("CHECK", prevResult=result) == (999, "interface net1 is gone")
+    assert await bridge.refused("CHECK", prevResult=result) == (999, "interface net1 is gone: recreate the pod")
     assert await bridge.refused("CHECK", prevResult={"ips": [{"address": "x"}]}) == (
         6,
         "prevResult can't be read: 'x' in the result has no prefix length",
@@ -103,7 +103,7 @@ async def test_an_error_is_an_object_with_the_code_of_the_reference(bridge: Plug
     bridge.netns = "/run/netns/plumbline-test-gone"
     code, words = await bridge.refused("ADD")
     assert (code, "can't be used as a network namespace" in words) == (4, True)
-    assert await bridge.refused("LIST") == (4, "LIST is no verb of CNI")
+    assert await bridge.refused("LIST") == (4, "LIST is not a CNI verb")
     macvlan.config["ipam"]["addresses"] = [{"address": "10.77.0.5"}]
     assert (await macvlan.refused("ADD"))[0] == 999
     assert names(macvlan.netns) == {"lo"}
