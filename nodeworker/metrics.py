@@ -49,7 +49,7 @@ _CLUSTER: tuple[tuple[str, str, Callable[[ClusterWatch], float]], ...] = (
 
 
 class WorkerMetrics:
-    """The worker's series, in a registry of their own."""
+    """The worker's series, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -38,7 +38,7 @@ class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
 
     def __post_init__(self) -> None:
         if not self.info_folder.startswith("/"):
-            raise ValueError(f"infoFolder is {self.info_folder!r}, not an absolute path: plugins are given it")
+            raise ValueError(f"infoFolder is {self.info_folder!r}, not an absolute path, which plugins need")
 
 
 class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True, dict=True):
@@ -88,7 +88,7 @@ def _check_native(switch: str | tuple[str, ...]) -> None:
         if switch not in (AUTO, NEVER):
             raise ValueError(f"native is {switch!r}, not auto, never or a list of plugin types")
     elif unknown := set(switch) - TYPES:
-        raise ValueError(f"native names {', '.join(sorted(unknown))}: native are {', '.join(sorted(TYPES))}")
+        raise ValueError(f"native names {', '.join(sorted(unknown))}: use {', '.join(sorted(TYPES))}")
 
 
 class WorkerSettings(Settings, frozen=True, kw_only=True, rename="camel"):
@@ -99,7 +99,9 @@ class WorkerSettings(Settings, frozen=True, kw_only=True, rename="camel"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.manifests and self.worker.kubernetes is not None:
-            raise ValueError("manifests and worker.kubernetes are both set: pods come from one of them")
+            raise ValueError(
+                "manifests and worker.kubernetes are both set: remove one, because pods come from one source"
+            )
 
     def files(self) -> dict[str, str]:
         """Return what ``Settings.files`` does, and the worker's kubeconfig."""

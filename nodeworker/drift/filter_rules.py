@@ -49,7 +49,7 @@ def missing_rules(
         with cache.opened() as present:
             return {each.call.ifname: found for each in expected if (found := _remaining(each, present))}
     except NativeError as error:
-        raise failed(ErrorClass.PLUGIN_FAILED, phase, f"can not look up the rules for a container: {error}") from error
+        raise failed(ErrorClass.PLUGIN_FAILED, phase, f"can't look up the rules for a container: {error}") from error
 
 
 def restore(expected: ExpectedRules, kind: DriftKind, port: str) -> None:

@@ -110,7 +110,7 @@ class Checker:
                     ErrorClass.PLUGIN_FAILED,
                     Phase.CHECK,
                     f"interface {ifname} of network {network} is missing in the namespace of pod {sandbox.pod}: "
-                    "delete the pod to have it made anew",
+                    "recreate the pod",
                     network=network,
                     ifname=ifname,
                 )
@@ -169,7 +169,7 @@ class Checker:
 def _addresses_left(attachment: PlannedAttachment) -> None:
     """Raise RequestFailedError unless host-local, if it serves the network, has an address left.
 
-    Plugins are asked from version 1.1.0 on only, and few released ones know the answer; their files tell it.
+    STATUS needs version 1.1.0, and few released plugins support it, so the worker reads host-local's files.
     """
     config = cast("dict[str, Any]", msgspec.json.decode(attachment.plugins[0]))
     if registry.ipam_type(config) != host_local.TYPE or host_local.unsupported(config):

@@ -38,7 +38,7 @@ class EffectLog:
         self._carried: list[InterfaceAttached | InterfaceDetached] = []
 
     def append(self, data: Data) -> None:
-        """Append *data* as an event of its own, behind the effects so far."""
+        """Append *data* as a separate event, after the effects so far."""
         carried, self._carried = self._carried, []
         for effect in (*carried, data):
             self._recordings.append(self._journal.record(effect, self._intent.sandbox, self._intent.id))
@@ -48,7 +48,7 @@ class EffectLog:
         self._carried.append(effect)
 
     def finish(self, outcome: T) -> T:
-        """Start to append *outcome*, with the carried effects if it succeeded, and return it as it is recorded.
+        """Start to append *outcome*, with the carried effects if it succeeded, and return the recorded event.
 
         The end of the block waits for the acknowledgement.
         """

@@ -207,7 +207,7 @@ class Journal:
         if any(earlier.sandbox == event.sandbox for earlier in self._postponed):
             self._postpone(event)
             raise LedgerUnavailableError(
-                "the ledger has not yet acknowledged what came before in this sandbox; this event is recorded later"
+                "the ledger has not yet acknowledged an earlier event of this sandbox, so this one is recorded later"
             )
         try:
             sequence = await self._put(event)
@@ -230,8 +230,8 @@ class Journal:
         except ConflictError as error:
             self.replaced.set()
             raise ConflictError(
-                f"another worker has taken node {self.node} over, and the ledger refused {event.type}: stop one of "
-                "the two, or give each node a name of its own"
+                f"another worker now serves node {self.node}, so the ledger refused {event.type}: stop one of "
+                "the two, or set a different node name for each"
             ) from error
 
     def _apply(self, stored: Stored) -> None:
@@ -272,6 +272,6 @@ class Journal:
 
 
 def _retrieve(recording: Recording) -> None:
-    """Mark an error as seen: the caller may have been cancelled, and the append goes on in a task of its own."""
+    """Mark an error as seen: the caller may have been cancelled, and the append goes on in a separate task."""
     if not recording.cancelled():
         recording.exception()

@@ -31,7 +31,9 @@ def only_worker(run_dir: Path) -> Iterator[int]:
             with _alarm(_TIMEOUT):
                 fcntl.flock(lock, fcntl.LOCK_EX)
         except TimeoutError:
-            raise WorkerRunningError(f"another worker holds {lock.name}: a node has one") from None
+            raise WorkerRunningError(
+                f"another worker has locked {lock.name}: stop it, because a node has one worker"
+            ) from None
         yield lock.fileno()
 
 

@@ -1,6 +1,6 @@
 """Reclaim a leak on command, if a scan immediately before confirms it.
 
-A leaked sandbox gets a DEL of its own with the recorded configuration. That intent is appended only if its container
+A leaked sandbox gets a separate DEL with the recorded configuration. That intent is appended only if its container
 has no newer event than the reclaim. If a plugin refuses the DEL, ``forced_release`` follows.
 """
 
@@ -86,13 +86,13 @@ class Reclaimer:
         """Return the ledger's record of *leak*. Raises RequestFailedError if *intent* rests on an older one."""
         leaked = self._journal.state.leaks.get((self._journal.node, leak.id))
         if leaked is None:
-            raise _changed(leak, "it is no leak any more")
+            raise _changed(leak, "it is no longer a leak")
         if leaked.event != intent.cause or leaked.observed.leak != leak:
             raise _changed(leak, "there is a newer observation")
         if leaked.observed.sightings < _SIGHTINGS:
             raise _changed(leak, "only one scan has found it")
         if intent.sandbox != leak.sandbox:
-            raise _changed(leak, f"the command is about container {intent.sandbox[:12]!r}, which is not the leak's")
+            raise _changed(leak, f"the command names container {intent.sandbox[:12]!r}, not the leak's")
         return leaked
 
     async def _free(self, intent: Event, leaked: Leaked) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ class Reclaimer:
         if finding is None and await self._is_free(leak):
             return ("it was free already",)
         if finding is None or (finding.leak, finding.judged) != (leak, leaked.observed.judged):
-            raise _changed(leak, "the evidence for it does not hold any more")
+            raise _changed(leak, "its evidence is no longer valid")
         if leak.sandbox:
             return (*finding.evidence, *await self._free_sandbox(intent, leak, finding))
         try:
@@ -112,7 +112,9 @@ class Reclaimer:
         except (OSError, reservations.BusyError) as error:
             why = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise failed(
-                ErrorClass.INTERNAL, Phase.RECLAIM, f"{leak.what} ({leak.path}) can't be freed: {why}; free it by hand"
+                ErrorClass.INTERNAL,
+                Phase.RECLAIM,
+                f"{leak.what} ({leak.path}) can't be freed: {why}; remove it by hand",
             ) from error
         return finding.evidence
 
@@ -145,14 +147,14 @@ class Reclaimer:
         key = _key(leak)
         sandbox = self._journal.state.sandboxes[key]
         if sandbox.sequence != finding.judged:
-            raise _changed(leak, "there is a newer event of it")
+            raise _changed(leak, "it has a newer event")
         pending = self._journal.state.pending.get(intent.id)
         try:
             await request_detach(
                 self._journal, self._answers, sandbox, intent.id, last=pending.sequence if pending else finding.judged
             )
         except ConflictError as error:
-            raise _changed(leak, "there is a newer event of its container") from error
+            raise _changed(leak, "it has a newer events container") from error
         except LedgerError as error:
             raise failed(class_of(error), Phase.RECLAIM, str(error)) from error
         if self._left(key, sandbox) is None:

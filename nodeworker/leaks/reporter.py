@@ -127,7 +127,7 @@ class LeakReporter:
         live = {key.container_id for key in self._journal.state.sandboxes}
         for container_id in self._reclaimed.keys() & judgement.running - live:
             self._metrics.freed_falsely()
-            log.error("freed_falsely", sandbox=container_id, meaning="it was reclaimed, and the runtime runs it")
+            log.error("freed_falsely", sandbox=container_id, meaning="the worker reclaimed it, but the runtime runs it")
             del self._reclaimed[container_id]
         self._reclaimed = {name: at for name, at in self._reclaimed.items() if now - at < _ALARM}
 

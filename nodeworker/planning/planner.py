@@ -115,7 +115,7 @@ def _require_free(planned: AttachPlanned, request: AttachRequested) -> None:
                 ErrorClass.INTERFACE_EXISTS,
                 Phase.RESOLVE,
                 f"interface {attachment.ifname} for network {attachment.network} of pod {request.pod} exists in "
-                f"{request.netns} already and is not Plumbline's: remove it, or ask for another name",
+                f"{request.netns} already and is not Plumbline's: remove it, or request another name",
                 network=attachment.network,
                 ifname=attachment.ifname,
             )

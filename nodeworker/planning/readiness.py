@@ -69,6 +69,6 @@ def not_ready(file: str, reason: str, phase: Phase, code: int | None = None) -> 
         ErrorClass.NODE_NOT_READY,
         phase,
         f"the default network is not ready: readinessindicatorfile {file} can't be seen ({reason}); "
-        f"look after the network's own pods on this node; the runtime will try again",
+        f"look after the network's own pods on this node; the runtime will retry",
         code=code,
     )

@@ -1,7 +1,7 @@
 """Attach: make the interfaces of a sandbox as its plan says, and record each effect.
 
 The effects of attachments that are one native job (``Runners.is_one_pool_job``) are recorded in the event of the
-outcome, all others at once, each as an event of its own.
+outcome, all others at once, each as a separate event.
 
 Every step is idempotent by (container ID, network, interface name), and what was done is read from the ledger's fold,
 never from memory. So the code that serves a new request also continues one that an earlier worker left half done. The
@@ -292,7 +292,7 @@ def _result(sandbox: Sandbox) -> str:
         raise failed(
             ErrorClass.INVALID_CONFIG,
             Phase.ADD,
-            f"the result of network {first.plan.network} for pod {sandbox.pod} can't be said in cniVersion "
+            f"the result of network {first.plan.network} for pod {sandbox.pod} can't be expressed in cniVersion "
             f"{sandbox.plan.cni_version}: {error}",
             network=first.plan.network,
             ifname=first.plan.ifname,
@@ -309,7 +309,7 @@ def _recorded_result(sandbox: Sandbox, request: AttachRequested) -> str:
         raise failed(
             ErrorClass.LEDGER_UNAVAILABLE,
             Phase.INTAKE,
-            f"the ledger has not yet confirmed what became of the request for {name} before this one: try again",
+            f"the ledger has not yet confirmed the outcome of the previous request for {name}: try again",
         )
     if sandbox.phase is SandboxPhase.ATTACHED and first is not None:
         if (first.netns, first.config) == (request.netns, request.config):
@@ -320,7 +320,7 @@ def _recorded_result(sandbox: Sandbox, request: AttachRequested) -> str:
     raise failed(
         ErrorClass.INVALID_REQUEST,
         Phase.INTAKE,
-        f"{name} can't be attached a second time as {request.ifname}: {reason}; send DEL first",
+        f"{name} can't be attached again as {request.ifname}: {reason}; send DEL first",
     )
 
 

@@ -40,7 +40,9 @@ def move(netns: str, claimed: ClaimedRoute, pod: Pod) -> None:
     """
     with _explaining(claimed, pod, Phase.ADD), Netlink.in_namespace(netns, Phase.ADD) as netlink:
         if not claimed.gateways:
-            raise _RouteError("its plugins made none, and default-route names no gateway; name one, or remove the key")
+            raise _RouteError(
+                "its plugins created none, and default-route names no gateway; name one, or remove the key"
+            )
         names = _names(netlink)
         index = next((index for index, name in names.items() if name == claimed.ifname), None)
         if index is None:
@@ -57,7 +59,7 @@ def move(netns: str, claimed: ClaimedRoute, pod: Pod) -> None:
 def check(netns: str, claimed: ClaimedRoute, pod: Pod) -> None:
     """Check that the default routes are where ``move`` puts them. Raises RequestFailedError."""
     with _explaining(claimed, pod, Phase.CHECK), Netlink.in_namespace(netns, Phase.CHECK) as netlink:
-        _verify(netlink, claimed, "delete the pod to have it made anew")
+        _verify(netlink, claimed, "recreate the pod")
 
 
 @contextmanager
@@ -86,7 +88,7 @@ def _add(netlink: Netlink, claimed: ClaimedRoute, family: int, index: int) -> No
         assigned = [str(each.address) for each in addresses.list_of(netlink, index) if each.address.version == family]
         raise _RouteError(
             f"the kernel refused IPv{family} via {gateway} ({error.strerror}), and {claimed.ifname} has "
-            f"{', '.join(assigned) or 'no address'}; name a gateway in default-route that is reached over it directly"
+            f"{', '.join(assigned) or 'no address'}; name a gateway in default-route that is on its network"
         ) from error
 
 
@@ -98,7 +100,7 @@ def _verify(netlink: Netlink, claimed: ClaimedRoute, remedy: str) -> None:
         if len(found) != 1 or not _is_claimed(found[0], claimed, gateway, names):
             should = f"via {gateway} dev {claimed.ifname}" if gateway else f"dev {claimed.ifname}"
             there = ", ".join(_described(route, names) for route in found) or "none"
-            raise _RouteError(f"of IPv{family} there has to be one, {should}, and there is: {there}; {remedy}")
+            raise _RouteError(f"IPv{family} needs exactly one, {should}, but there is: {there}; {remedy}")
 
 
 def _is_claimed(route: Route, claimed: ClaimedRoute, gateway: str, names: Mapping[int, str]) -> bool:

@@ -94,7 +94,7 @@ class Dispatcher:
             case RepairRequested():
                 self._enqueue(intent, request.request, "", lambda: self._commands.fulfil(intent, request))
             case ReclaimRequested() | ComparisonRequested():
-                # Such a command may ask for detaches and wait for them, so it has a queue of its own.
+                # Such a command may ask for detaches and wait for them, so it has its own queue.
                 fulfil = self._commands.fulfil
                 self._enqueue(intent, request.request, "", lambda: fulfil(intent, request), own_queue=True)
             case _:

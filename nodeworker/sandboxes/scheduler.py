@@ -67,7 +67,7 @@ class Scheduler:
         """Call *work* behind the jobs that are in *queue*, then *done* with its result or its exception.
 
         *intent* counts as in progress until then. A job that is not *bounded* takes no slot: it may itself wait for
-        other queues, and must have a queue of its own.
+        other queues, and must have its own queue.
         """
         if intent is not None:
             self._intents.add(intent)

@@ -42,7 +42,7 @@ from nodeworker.sandboxes.detach import target_of
 log = structlog.get_logger(__name__)
 
 _MOVE_ROUTES = frozenset({"sbr", "vrf"})
-"""Plugins that move the routes of their interface into tables of their own, which no result lists."""
+"""Plugins that move the routes of their interface into separate tables, which no result lists."""
 _NEED_ROUTES = frozenset({DriftKind.ADDRESS_MISSING, DriftKind.ROUTE_MISSING})
 
 
@@ -73,7 +73,7 @@ class Repairer:
         key = SandboxKey(intent.sandbox, command.ifname)
         sandbox = self._journal.state.sandboxes.get(key)
         if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.plan is None:
-            raise _void(intent, "the sandbox is not attached any more")
+            raise _void(intent, "the sandbox is no longer attached")
         if not intent.cause or intent.cause != sandbox.drift:
             raise _void(intent, f"pod {sandbox.pod}: a newer observation differs")
         inspection = await self._inspector.inspect_present(sandbox, Phase.REPAIR)

@@ -1,6 +1,6 @@
 """The process of an adoption: it connects the files, the kernel and the ledger.
 
-It writes events as the node's worker, so it takes the worker's lock and opens an epoch of its own. Each sandbox is one
+It writes events as the node's worker, so it takes the worker's lock and opens a new epoch. Each sandbox is one
 event, so the next run continues an interrupted one.
 """
 

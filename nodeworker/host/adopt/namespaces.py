@@ -1,7 +1,7 @@
 """Find the network namespaces of the sandboxes in the files, and read their interfaces and addresses.
 
 A sandbox counts as living only on a positive match: the path in its files is a network namespace, or exactly one
-namespace has its addresses. Read-only and blocking: call it on a thread of its own.
+namespace has its addresses. Read-only and blocking: call it on a separate thread.
 """
 
 from __future__ import annotations

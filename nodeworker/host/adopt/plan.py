@@ -96,13 +96,13 @@ def judge(
     try:
         return _adoption(files, namespace, pod, bin_dir)
     except RecordError as error:
-        who = f"sandbox {files.container_id[:12]}" + (f" of pod {pod}" if pod.name else "")
+        subject = f"sandbox {files.container_id[:12]}" + (f" of pod {pod}" if pod.name else "")
         remedy = (
-            "delete the pod while Multus still serves the node, or free by hand what it holds"
+            "delete the pod while Multus still serves the node, or free its addresses and devices by hand"
             if namespace.links is not None
-            else "its namespace is gone: free by hand what it holds, then remove its files"
+            else "its namespace is gone: free its addresses by hand, then remove its files"
         )
-        problem = f"{who} can't be adopted: {error}; {remedy}"
+        problem = f"{subject} can't be adopted: {error}; {remedy}"
         return Refusal(container_id=files.container_id, pod=pod, problem=problem)
 
 
@@ -230,7 +230,7 @@ def _gateways(delegate: Delegate | None) -> tuple[str, ...] | None:
     try:
         found = [ipaddress.ip_address(text) for text in delegate.default_route]
     except ValueError as error:
-        raise RecordError(f"default-route of network {delegate.name} is no list of addresses: {error}") from error
+        raise RecordError(f"default-route of network {delegate.name} is not a list of addresses: {error}") from error
     return tuple(map(str, found))
 
 

@@ -92,7 +92,7 @@ def read_scratch(path: str, text: bytes) -> Scratch:
     if not delegates:
         raise RecordError("names no network")
     if problem := next((p for each in delegates if each.ifname and (p := ifname_problem(each.ifname))), ""):
-        raise RecordError(f"asks for an interface whose name {problem}")
+        raise RecordError(f"requests an interface whose name {problem}")
     return Scratch(path=path, delegates=delegates)
 
 
@@ -106,9 +106,9 @@ def read_entry(path: str, name: str, text: bytes) -> Entry:
     if file.kind != _CACHE_KIND:
         raise RecordError(f"is of kind {shown(file.kind)}, not {_CACHE_KIND}")
     if not usable_container_id(file.container_id) or ifname_problem(file.if_name):
-        raise RecordError("names no usable container ID or interface")
+        raise RecordError("has no valid container ID or interface name")
     if name != f"{file.network_name}-{file.container_id}-{file.if_name}":
-        raise RecordError("describes another attachment than its name")
+        raise RecordError("describes an attachment that differs from its name")
     return Entry(
         path=path,
         container_id=ContainerId(file.container_id),

@@ -70,9 +70,9 @@ def _by_scratch(files: SandboxFiles, scratch: Scratch, links: frozenset[str] | N
         elif entry.network != network:
             raise RecordError(f"{scratch.path} has {ifname} on {network}, and {entry.path} has it on {entry.network}")
         found.append(Source(ifname=ifname, delegate=delegate, entry=entry))
-    for torn in files.unreadable:
-        if not any(_is_of(torn, source.ifname) for source in found):
-            raise RecordError(f"{torn}, and no other file describes that attachment")
+    for unreadable in files.unreadable:
+        if not any(_is_of(unreadable, source.ifname) for source in found):
+            raise RecordError(f"{unreadable}, and no other file describes that attachment")
     return found
 
 

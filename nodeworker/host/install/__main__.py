@@ -123,16 +123,16 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--watch", action="store_true", help="keep running, and follow the default network")
     add.set_defaults(run=_install)
 
-    away = commands.add_parser(
+    uninstall = commands.add_parser(
         "uninstall",
         allow_abbrev=False,
         description="Restore the runtime's previous configuration, then remove the entry point. Exit codes: 0 done; "
         "1 refused: pods have additional networks; 2 wrong usage or configuration; 3 the configuration is removed, the "
         "entry point is not, because the runtime may need it for pods; 4 the ledger does not answer.",
     )
-    _folders(away)
-    away.add_argument("--force", action="store_true", help="ignore running pods, and do not ask the ledger")
-    away.set_defaults(run=_uninstall)
+    _folders(uninstall)
+    uninstall.add_argument("--force", action="store_true", help="ignore running pods, and do not ask the ledger")
+    uninstall.set_defaults(run=_uninstall)
     return parser
 
 

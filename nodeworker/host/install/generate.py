@@ -99,7 +99,9 @@ def _cluster_network(plugin: Mapping[str, Any], path: Path, section: InstallSect
         return {}
     here = Path(section.cni_autoconf_dir or section.cni_conf_dir) / Path(named).name
     if not here.exists():
-        raise InstallError(f"clusterNetwork of {path} is {named}, and neither that nor {here} exists: correct it")
+        raise InstallError(
+            f"clusterNetwork of {path} is {named}, and neither it nor {here} exists: correct clusterNetwork"
+        )
     return {"clusterNetwork": str(here)}
 
 

@@ -124,7 +124,7 @@ class Installer:
         self._gone_since = now if self._gone_since is None else self._gone_since
         if now - self._gone_since < _GONE_FOR_GOOD:
             raise NotYetError(
-                f"{self._followed} is gone: unless it is back within {_GONE_FOR_GOOD:.0f} s, {found.path} "
+                f"{self._followed} is gone: unless it returns within {_GONE_FOR_GOOD:.0f} s, {found.path} "
                 "becomes the default network"
             )
         self._followed, self._gone_since = found.path, None

@@ -26,7 +26,7 @@ class Primary(NamedTuple):
 
     path: Path
     config: Mapping[str, Any]
-    """The configuration as written, plus the plugins from files of their own."""
+    """The configuration as written, plus the plugins from separate files."""
     parsed: NetworkConfig
 
 

@@ -55,8 +55,8 @@ class Uninstaller:
         """
         if not self._force and (holders := with_more_networks(await self._sandboxes())):
             raise StillAttachedError(
-                f"pods of this node have additional networks, which nothing else would free: {_names(holders)}; "
-                "delete or drain them first, or give --force"
+                f"pods of this node have additional networks, which only Plumbline can detach: {_names(holders)}; "
+                "delete or drain them first, or use --force"
             )
         try:
             with locked(self._conf_dir):
@@ -95,8 +95,8 @@ class Uninstaller:
                 ledger = await JetStreamLedger.connect(address, name="plumbline-uninstall")
         except TimeoutError:
             raise LedgerUnavailableError(
-                f"the ledger at {address.url} does not answer, so it is not known which pods depend on Plumbline: "
-                "start `plumbline up`, or give --force"
+                f"the ledger at {address.url} does not answer, so the pods that depend on Plumbline are unknown: "
+                "start `plumbline up`, or use --force"
             ) from None
         try:
             async for stored in ledger.read(subjects.pattern(NodeName(self._settings.node_name))):

@@ -46,7 +46,7 @@ async def inventory(socket: str, seconds: float = _SECONDS) -> Inventory:
         answer = f"{error.status.name}, {shown(error.message or '')}"
         raise RuntimeUnknownError(f"{name} refused to list its sandboxes: {answer}", absent=absent) from error
     except (ProtocolError, StreamTerminatedError, DecodeError) as error:
-        raise RuntimeUnknownError(f"the process at {socket} is no container runtime, or stopped: {error}") from error
+        raise RuntimeUnknownError(f"the process at {socket} is not a container runtime, or stopped: {error}") from error
     finally:
         channel.close()
     of_containers = {name for each in containers.containers for name in (each.id, each.pod_sandbox_id)}

@@ -41,7 +41,7 @@ class NamespaceWatch:
             asyncio.get_running_loop().add_reader(self._fd, self._read)
 
     def follow(self, netns: Iterable[str]) -> None:
-        """Watch the folders of these namespaces only. Call it again when a folder may have been created anew."""
+        """Watch the folders of these namespaces only. Call it again after a folder may have been recreated."""
         folders = {os.path.dirname(path) for path in netns if path.startswith("/") and not path.startswith("/proc/")}
         for folder in self._watched.keys() - folders:
             self._unwatch(folder)

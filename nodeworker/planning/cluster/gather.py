@@ -68,7 +68,7 @@ def _source_errors(subject: str) -> Generator[None]:
         raise failed(
             ErrorClass.SOURCE_UNAVAILABLE,
             Phase.RESOLVE,
-            f"{subject}: pods and networks can't be looked up now: {error}; the runtime will try again",
+            f"{subject}: pods and networks can't be looked up now: {error}; the runtime will retry",
         ) from error
 
 
@@ -95,7 +95,7 @@ async def _pod(pod: Pod, source: Source | None) -> PodObject | None:
         raise failed(
             ErrorClass.POD_NOT_FOUND,
             Phase.RESOLVE,
-            f"pod {pod} is not known (yet), so its networks are not known; the runtime will try again",
+            f"pod {pod} is not known yet, so its networks are unknown; the runtime will retry",
         )
     return found
 

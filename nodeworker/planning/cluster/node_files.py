@@ -31,7 +31,7 @@ class FoundConfig(NamedTuple):
     """The result of a search."""
 
     config: str | None
-    """Text of the configuration, as it is in the file."""
+    """Unchanged text of the configuration file."""
     skipped: tuple[str, ...] = ()
     """Why files were skipped, and the folder if it can't be listed, for error messages."""
 

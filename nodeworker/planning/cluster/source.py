@@ -9,7 +9,7 @@ from nodeworker.planning.resolve.objects import Nad, PodObject
 
 
 class SourceUnavailableError(Exception):
-    """The source can't tell whether the object exists; the text says why."""
+    """The source doesn't know whether the object exists; the text says why."""
 
 
 class Source(Protocol):

@@ -39,7 +39,7 @@ def devices(path: Path, pod: Pod, socket: Path) -> Devices:
     Ordered by container name, because the file has no order. Raises DevicesUnknownError.
     """
     if not pod.uid:
-        raise DevicesUnknownError(f"there is no kubelet at {socket}, and its file {path} knows pods by UID only")
+        raise DevicesUnknownError(f"there is no kubelet at {socket}, and its file {path} lists pods by UID only")
     found: defaultdict[str, list[str]] = defaultdict(list)
     entries = [entry for entry in _read(path, socket) if entry.pod_uid == pod.uid]
     for entry in sorted(entries, key=lambda entry: entry.container):
@@ -67,4 +67,6 @@ def _read(path: Path, socket: Path) -> list[_Entry]:
     try:
         return _DECODER.decode(text).data.entries or []
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise DevicesUnknownError(f"the kubelet's file {path} is torn, or of an unknown format: {error}") from error
+        raise DevicesUnknownError(
+            f"the kubelet's file {path} is incomplete, or of an unknown format: {error}"
+        ) from error

@@ -56,7 +56,7 @@ async def devices(socket: Path, pod: Pod, seconds: float = _SECONDS) -> Devices:
         answer = f"{error.status.name}, {shown(error.message or '')}"
         raise DevicesUnknownError(f"the kubelet at {socket} refused to list the pod's resources: {answer}") from error
     except (ProtocolError, StreamTerminatedError, DecodeError) as error:
-        raise DevicesUnknownError(f"the process at {socket} is no kubelet, or stopped: {error}") from error
+        raise DevicesUnknownError(f"the process at {socket} is not a kubelet, or stopped: {error}") from error
     finally:
         channel.close()
     return _by_resource(resources, pod)

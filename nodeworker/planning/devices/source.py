@@ -60,8 +60,8 @@ async def find_devices(
             raise failed(
                 ErrorClass.DEVICE_UNAVAILABLE,
                 Phase.RESOLVE,
-                f"{subject}: its networks use devices of {', '.join(uses)}, and it is not known which the pod has: "
-                f"{error}; the runtime will try again",
+                f"{subject}: its networks use devices of {', '.join(uses)}, "
+                f"but the pod's devices are unknown: {error}; the runtime will retry",
             ) from error
     return found
 

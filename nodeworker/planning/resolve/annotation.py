@@ -116,7 +116,7 @@ def parse_default_network(text: str, default_namespace: str, *, pod: str = "") -
     errors = _AnnotationErrors(DEFAULT_NETWORK, pod)
     selections = _parse(text, default_namespace, errors)
     if len(selections) != 1:
-        raise errors.about(f"selects {len(selections)} networks; it has to select exactly one")
+        raise errors.about(f"selects {len(selections)} networks; select exactly one")
     return selections[0]
 
 
@@ -252,4 +252,4 @@ def _check_together(selections: list[Selection], errors: _AnnotationErrors) -> N
     """Raise an error if selections that are valid alone contradict each other."""
     for ifname, count in Counter(s.ifname for s in selections if s.ifname).items():
         if count > 1:
-            raise errors.about(f"gives the interface name {shown(ifname)} to {count} elements")
+            raise errors.about(f"uses the interface name {shown(ifname)} for {count} elements; use each once")

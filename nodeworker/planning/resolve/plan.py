@@ -144,7 +144,7 @@ def _ifnames(runtime_name: str, entries: Sequence[NetworkEntry], subject: str) -
         raise failed(
             ErrorClass.INVALID_REQUEST,
             Phase.RESOLVE,
-            f"{subject}: the runtime's CNI_IFNAME {shown(runtime_name)} {problem}; the runtime has to correct it",
+            f"{subject}: the runtime's CNI_IFNAME {shown(runtime_name)} {problem}; correct the runtime's configuration",
         )
     names: dict[str, int] = {}
     for index, entry in enumerate(entries):

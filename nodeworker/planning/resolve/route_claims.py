@@ -1,7 +1,7 @@
 """Decide which default routes have to go, and what comes, when an attachment claims those of the pod.
 
 Pure. All of it follows from the recorded plan and the recorded results, so that an ADD that was cut, a CHECK and a DEL
-come to the same without a record of its own.
+come to the same without a separate record.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def claimed_gateways(wants: Sequence[NetworkEntry], who: str) -> list[tuple[str,
         names = ", ".join(str(selection) for selection, _ in asked.values())
         raise _refused(
             who,
-            f"default-route is on {len(asked)} networks ({names}), and an IP version has one; choose one "
+            f"default-route is on {len(asked)} networks ({names}), but an IP version has one; choose one "
             f"network, or name gateways of different versions",
         )
     return [gateways.get(index) for index in range(len(wants))]
@@ -118,7 +118,7 @@ def _gateway(text: str) -> str:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         raise ValueError(f"holds {shown(text)}, which is an IPv4 address; write {address.ipv4_mapped}")
     if address.is_unspecified or address.is_multicast or address.is_loopback:
-        raise ValueError(f"holds {shown(text)}, which no router can have; name the router's address")
+        raise ValueError(f"holds {shown(text)}, which can't be a router's address; correct it")
     return str(address)
 
 
@@ -128,19 +128,19 @@ def _contradict(claims: Sequence[tuple[str, ...]]) -> bool:
     return len(claims) > 1 and (not all(claims) or max(families.values()) > 1)
 
 
-def _refused(who: str, problem: str, network: str = "") -> RequestFailedError:
-    return failed(ErrorClass.INVALID_ANNOTATION, Phase.RESOLVE, f"{who}: {problem}", network=network)
+def _refused(pod: str, problem: str, network: str = "") -> RequestFailedError:
+    return failed(ErrorClass.INVALID_ANNOTATION, Phase.RESOLVE, f"{pod}: {problem}", network=network)
 
 
 def _claims(attachments: Sequence[Attachment]) -> tuple[Claim, ...]:
-    def brought(index: int) -> set[int]:
+    def families(index: int) -> set[int]:
         return {_family(route) for route in _result(attachments[index]).routes if _is_default(route)}
 
-    return claims([attachment.plan for attachment in attachments], brought)
+    return claims([attachment.plan for attachment in attachments], families)
 
 
 def _result(attachment: Attachment) -> Result:
-    """Return the result of *attachment*; one that can't be read is for those to complain about who hand it on."""
+    """Return the result of *attachment*; an empty one if it can't be decoded: the chain reports that error."""
     try:
         return results.decode(attachment.result, attachment.plan.cni_version)
     except ResultError:

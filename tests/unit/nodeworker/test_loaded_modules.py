@@ -1,4 +1,4 @@
-"""The worker's memory is paid on every node, so it loads nothing that only others need, whatever is installed."""
+"""The worker loads only modules that it needs: every node pays for its memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ print(*sys.modules)
 """
 
 
-def test_no_part_of_the_worker_loads_what_it_has_no_use_for() -> None:
+def test_each_part_of_the_worker_loads_only_needed_modules() -> None:
     done = subprocess.run([sys.executable, "-c", LOAD_ALL], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     loaded = set(done.stdout.split())
     assert {
@@ -35,7 +35,7 @@ def test_no_part_of_the_worker_loads_what_it_has_no_use_for() -> None:
 
 
 @pytest.mark.parametrize("name", TOO_HEAVY)
-def test_what_it_must_not_load_is_there_to_be_loaded(name: str) -> None:
+def test_modules_that_must_not_load_exist(name: str) -> None:
     assert importlib.util.find_spec(name) is not None
 
 

@@ -151,7 +151,7 @@ class Api:
                     if len(rest) > MAX_LINE:
                         raise GarbledError(f"{self._server()} sent a line of more than {MAX_LINE} bytes")
         if rest:
-            raise GarbledError(f"{self._server()} ended its answer in the middle of a line")
+            raise GarbledError(f"{self._server()} sent an incomplete line")
 
     async def _head(self, request: ApiRequest, deadline: float, *, reuse: bool) -> tuple[Access, Connection, Head]:
         """Return the head of an answer. After a 401, read the credentials again and retry once."""
@@ -259,8 +259,8 @@ def _refusal(access: Access, request: ApiRequest, head: Head, body: bytes) -> Ap
     match head.status:
         case 401:
             return ApiError(
-                f"{server} does not accept the credentials of {access.origin} (401 Unauthorized): they have expired or "
-                f"were revoked; renew them, the worker reads the file again"
+                f"{server} rejects the credentials of {access.origin} (401 Unauthorized): they have expired or "
+                f"were revoked; renew them, and the worker reloads the file"
             )
         case 403:
             return ApiError(
@@ -270,7 +270,7 @@ def _refusal(access: Access, request: ApiRequest, head: Head, body: bytes) -> Ap
         # A 404 of a proxy proves nothing.
         case 404 if status.reason == "NotFound" or status.message.startswith("404 page not found"):
             return ObjectMissingError(
-                f"{server} has no such {request.resource} ({status.message}); if it has none at all, the "
+                f"{server} has no such {request.resource} ({status.message}); if it has none of that kind, the "
                 f"CustomResourceDefinition is not installed"
             )
         case 410:

@@ -178,7 +178,7 @@ def _named(content: dict[Any, Any], kind: str, name: str, where: str) -> Any:
             if unsupported := [key for key in _UNSUPPORTED if isinstance(found, dict) and found.get(key)]:
                 raise SettingsError(
                     f"{where}: {kind} {name} uses {unsupported[0]}, which the worker does not support; "
-                    f"give it a token, a token file or a client certificate, and a server that it reaches directly"
+                    f"use a token, a token file or a client certificate, and a server without a proxy"
                 )
             return found
     raise SettingsError(f"{where} has no {kind} {name!r}")

@@ -1,4 +1,4 @@
-"""A copy of the cached objects on disk, for a worker that starts while the API server is away.
+"""A copy of the cached objects on disk, for a worker that starts while the API server is down.
 
 The copy is written whole and renamed, but not synced: a sync would delay the ledger's writes to the same disk. After a
 power cut the copy may be torn. Its last line has a checksum; a torn copy is ignored, and the API server is asked.

@@ -103,12 +103,12 @@ def test_flushed_rules_are_detected_and_restored(netns: str, name: str) -> None:
     assert drifts(netns, link) == ()
     made = rules(netns)
     nft("flush ruleset")
-    told = {
+    descriptions = {
         MASQUERADE: "masquerading of 10.77.0.5, fd77::5",
         FILTER: f"only {link.mac} as sender",
     }
     assert [(each.kind, each.expected, each.found) for each in drifts(netns, link)] == [
-        (kind, told[kind], "") for kind in kinds
+        (kind, descriptions[kind], "") for kind in kinds
     ]
     put_right(netns, link)
     assert drifts(netns, link) == ()

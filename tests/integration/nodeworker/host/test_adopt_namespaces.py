@@ -96,7 +96,7 @@ def test_reused_process_id_is_not_accepted(multus: MultusNode, make_namespace: M
             path = f"/proc/{process.pid}/ns/net"
             place = NamespaceFinder().find(files(multus, path))
             assert place == FoundNamespace(netns=path, inode=NO_INODE)
-            assert "another one" in why_gone(path, place.inode), "nor does anybody look into it later"
+            assert "another one" in why_gone(path, place.inode), "nor is it opened later"
             mine = replace(DEFAULT, result=result("eth0", "10.244.9.9/24", "02:00:00:00:00:99", path))
             multus.write(replace(POD, networks=(mine,), netns=path))
             (found,) = read_state(multus.cni_dir, [multus.cache_dir], multus.host_local_dir).sandboxes

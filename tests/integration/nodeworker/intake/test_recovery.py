@@ -120,20 +120,22 @@ class Worker:
         (event_id,) = set(self.desk.given) - known
         return event_id
 
-    async def story(self, *datas: Data, sandbox: str = BOX) -> None:
+    async def append_all(self, *datas: Data, sandbox: str = BOX) -> None:
         """Append an intent and what followed it."""
         cause = await self.intent(datas[0], sandbox)
         for data in datas[1:]:
             await self.journal.record(data, ContainerId(sandbox), cause)
 
     async def attached(self, sandbox: str = BOX) -> None:
-        await self.story(attach(), PLANNED, ATTACHED, completed(), sandbox=sandbox)
+        await self.append_all(attach(), PLANNED, ATTACHED, completed(), sandbox=sandbox)
 
     async def detached(self, sandbox: str = BOX) -> None:
-        await self.story(detach(), DETACHED, DetachCompleted(request=RequestId("r2"), ifname=ETH0), sandbox=sandbox)
+        await self.append_all(
+            detach(), DETACHED, DetachCompleted(request=RequestId("r2"), ifname=ETH0), sandbox=sandbox
+        )
 
     async def refused(self) -> None:
-        await self.story(detach(), REFUSED, DetachFailed(request=RequestId("r2"), ifname=ETH0, failure=FAILURE))
+        await self.append_all(detach(), REFUSED, DetachFailed(request=RequestId("r2"), ifname=ETH0, failure=FAILURE))
 
 
 @pytest.fixture
@@ -238,13 +240,13 @@ async def test_a_failed_detach_is_retried_with_backoff(
     running.cancel()
 
 
-async def test_only_a_rollback_that_left_something_is_retried(
+async def test_only_an_incomplete_rollback_is_retried(
     worker: Worker, ledger: CountingLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_INTERVAL", 0.001)
     monkeypatch.setattr(module, "_FIRST_RETRY", 0.001)
-    await worker.story(attach(), PLANNED, ATTACHED, DETACHED, failed(), sandbox="clean")
-    await worker.story(attach(), PLANNED, ATTACHED, REFUSED, failed(), sandbox="dirty")
+    await worker.append_all(attach(), PLANNED, ATTACHED, DETACHED, failed(), sandbox="clean")
+    await worker.append_all(attach(), PLANNED, ATTACHED, REFUSED, failed(), sandbox="dirty")
     running = asyncio.create_task(worker.recovery.run())
     known = len(worker.desk.given)
     await until(lambda: len(worker.desk.given) > known)
@@ -322,14 +324,14 @@ async def test_retention_purges_sandboxes_that_ended_long_ago(lasting: tuple[Jet
     await worker.attached(closed)
     await worker.detached(closed)
     await worker.attached(live)
-    await worker.story(attach(), failed(), sandbox=failure)
+    await worker.append_all(attach(), failed(), sandbox=failure)
     for _ in range(2):  # one container ID, twice
         await worker.attached(back)
         await worker.detached(back)
     await worker.attached(back)
     await publish(ledger, closed)  # later than it was closed
     await publish(ledger, live)
-    await worker.story(attach(), failed(), sandbox=f"last-{failure}")
+    await worker.append_all(attach(), failed(), sandbox=f"last-{failure}")
     now = time.time_ns()
     await worker.attached(recent)
     await worker.detached(recent)
@@ -359,7 +361,7 @@ async def test_retention_purges_ended_events_of_the_node_itself(lasting: tuple[J
     box = f"missed-{secrets.token_hex(4)}"
     gone = Leak(id=LeakId(f"sandbox/{box}/eth0"), kind=LeakKind.SANDBOX_GONE, what=box, holder=ContainerId(box))
     stuck = Leak(id=LeakId("link/veth1"), kind=LeakKind.LINK_UNOWNED, what="veth1")
-    await worker.story(
+    await worker.append_all(
         GcRequested(request=RequestId("g"), config="{}"), GcCompleted(request=RequestId("g")), sandbox=""
     )
     await worker.attached(box)
@@ -367,7 +369,7 @@ async def test_retention_purges_ended_events_of_the_node_itself(lasting: tuple[J
     reclaim = await worker.intent(ReclaimRequested(request=RequestId("c"), leak=gone, command=8), box)
     await worker.detached(box)
     await record(LeakReclaimed(request=RequestId("c"), leak=gone), ContainerId(box), reclaim)  # later than the last DEL
-    await worker.story(
+    await worker.append_all(
         ComparisonRequested(request=RequestId("n"), command=9), NodeCompared(request=RequestId("n")), sandbox=""
     )
     await record(LeakObserved(leak=stuck))

@@ -1,4 +1,4 @@
-"""The door: who comes in, and what becomes of those who behave badly."""
+"""The socket server: which clients it accepts, and its reaction to faulty ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REQUEST = encode_request(FRAME)
 
 
 class Counter:
-    """Stands for the intake behind the door: it answers what it is asked once it is let."""
+    """Stands for the requests behind the socket server: it answers once the test permits it."""
 
     def __init__(self) -> None:
         self.asked: list[Frame] = []
@@ -97,7 +97,7 @@ async def test_a_request_may_come_in_pieces(door: SocketServer, path: Path, coun
     assert counter.asked == [FRAME]
 
 
-async def test_what_follows_a_request_is_not_listened_to(door: SocketServer, path: Path, counter: Counter) -> None:
+async def test_bytes_after_a_request_are_ignored(door: SocketServer, path: Path, counter: Counter) -> None:
     counter.let.clear()
     reader, writer = await asyncio.open_unix_connection(str(path))
     writer.write(REQUEST)
@@ -144,14 +144,16 @@ async def test_half_a_request_is_none(door: SocketServer, path: Path, counter: C
     assert not counter.abandoned
 
 
-async def test_many_idle_connections_hold_up_nobody(door: SocketServer, path: Path) -> None:
+async def test_many_idle_connections_delay_no_request(door: SocketServer, path: Path) -> None:
     idle = [await asyncio.open_unix_connection(str(path)) for _ in range(200)]
     assert await exchange(path, REQUEST) == ANSWER
     for _, writer in idle:
         writer.close()
 
 
-async def test_who_leaves_before_the_answer_has_given_up(door: SocketServer, path: Path, counter: Counter) -> None:
+async def test_a_client_that_disconnects_early_abandons_its_request(
+    door: SocketServer, path: Path, counter: Counter
+) -> None:
     counter.let.clear()
     _, writer = await asyncio.open_unix_connection(str(path))
     writer.write(REQUEST)
@@ -163,7 +165,7 @@ async def test_who_leaves_before_the_answer_has_given_up(door: SocketServer, pat
     assert len(counter.handed_out) == 1
 
 
-async def test_closing_sends_away_who_waits_without_calling_it_given_up(
+async def test_closing_ends_waiting_requests_without_marking_them_abandoned(
     door: SocketServer, path: Path, counter: Counter
 ) -> None:
     counter.let.clear()
@@ -189,8 +191,8 @@ async def test_the_socket_is_its_owners_and_stands_in_for_a_stale_one(path: Path
     await door.close()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-async def test_others_are_not_let_in_whatever_the_file_modes(path: Path, counter: Counter) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
+async def test_other_users_are_refused_whatever_the_file_modes(path: Path, counter: Counter) -> None:
     folder = Path("/tmp") / f"plumbline-door-{os.urandom(4).hex()}"  # pytest's own folders are closed to others
     folder.mkdir()
     folder.chmod(0o755)

@@ -183,7 +183,7 @@ def test_a_gateway_replaces_the_route_over_the_second_interface_too(pod: Namespa
     assert pod.defaults(4) == {NET1[0]}
 
 
-def test_it_may_be_done_again(pod: Namespace) -> None:
+def test_a_repeated_move_changes_nothing(pod: Namespace) -> None:
     wanted = over_net1({4: "10.2.0.1", 6: "fd00:2::1"})
     for _ in range(3):
         move(pod, wanted)
@@ -253,7 +253,7 @@ def test_an_unknown_interface_keeps_its_route_and_the_add_fails(pod: Namespace) 
     pod.attach(7, "theirs")
     pod.default("via", "10.7.0.1", "metric", "7")
     message = refused(pod, over_net1({4: "10.2.0.1"})).message
-    assert "of IPv4 there has to be one, via 10.2.0.1 dev net1, and there is: " in message
+    assert "IPv4 needs exactly one, via 10.2.0.1 dev net1, but there is: " in message
     assert "via 10.7.0.1 dev theirs metric 7" in message
     assert "via 10.7.0.1 dev theirs metric 7" in pod.defaults(4)
 
@@ -262,11 +262,11 @@ def test_two_routes_of_one_plugin_are_refused(pod: Namespace) -> None:
     pod.default("via", "10.2.0.9", "metric", "30")
     pod.default("via", "10.2.0.8", "metric", "40")
     message = refused(pod, over_net1({4: ""})).message
-    assert "there has to be one, dev net1, and there is: " in message
+    assert "needs exactly one, dev net1, but there is: " in message
 
 
 def test_a_route_that_a_plugin_reported_but_did_not_make_fails(pod: Namespace) -> None:
-    assert "and there is: none" in refused(pod, over_net1({4: ""})).message
+    assert "but there is: none" in refused(pod, over_net1({4: ""})).message
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -275,8 +275,8 @@ def test_check_reports_a_removed_route(pod: Namespace, family: int) -> None:
     move(pod, wanted)
     pod.ip(f"-{family}", "route", "del", "default")
     message = refused(pod, wanted, Phase.CHECK).message
-    assert f"of IPv{family} there has to be one" in message
-    assert "and there is: none; delete the pod" in message
+    assert f"IPv{family} needs exactly one" in message
+    assert "but there is: none; recreate the pod" in message
     assert not pod.defaults(family)
 
 
@@ -285,7 +285,7 @@ def test_check_reports_a_changed_route(pod: Namespace, change: tuple[str, ...]) 
     wanted = over_net1({4: "10.2.0.1"})
     move(pod, wanted)
     pod.ip("route", "replace", "default", *change)
-    assert f"and there is: {' '.join(change)}" in refused(pod, wanted, Phase.CHECK).message
+    assert f"but there is: {' '.join(change)}" in refused(pod, wanted, Phase.CHECK).message
 
 
 def test_check_reports_a_second_route(pod: Namespace) -> None:

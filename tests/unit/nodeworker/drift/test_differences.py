@@ -185,8 +185,8 @@ def test_mtu_drift_changes_when_the_parent_has_room() -> None:
 
 
 def test_mtu_of_the_result_wins() -> None:
-    told = {**RESULT, "cniVersion": "1.1.0", "interfaces": [RESULT["interfaces"][0] | {"mtu": 1234}]}
-    (link,) = wanted({**MACVLAN, "mtu": 1400}, told, cni_version="1.1.0", mtus=(1300,))
+    with_mtu = {**RESULT, "cniVersion": "1.1.0", "interfaces": [RESULT["interfaces"][0] | {"mtu": 1234}]}
+    (link,) = wanted({**MACVLAN, "mtu": 1400}, with_mtu, cni_version="1.1.0", mtus=(1300,))
     assert link.mtu == 1234
 
 

@@ -169,7 +169,7 @@ def test_a_stripped_scratch_file_alone_is_refused(multus: MultusNode) -> None:
     multus.entry(POD, 0).unlink()
     problem = refused(multus)
     assert "may lack the plugins' own keys" in problem
-    assert problem.endswith("delete the pod while Multus still serves the node, or free by hand what it holds")
+    assert problem.endswith("while Multus still serves the node, or free its addresses and devices by hand")
 
 
 def test_files_that_contradict_each_other_are_refused(multus: MultusNode) -> None:

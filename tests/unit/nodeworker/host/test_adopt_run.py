@@ -83,7 +83,7 @@ async def detach(ledger: MemoryLedger, sandbox: str) -> None:
     await journal.close()
 
 
-def told(report: Report) -> Any:
+def as_data(report: Report) -> Any:
     return msgspec.to_builtins(report)
 
 
@@ -131,11 +131,11 @@ async def test_dry_run_is_repeatable_and_appends_nothing(multus: MultusNode, set
     ledger = MemoryLedger()
     first = await adopt(ledger, settings, dry_run=True)
     second = await adopt(ledger, settings, dry_run=True)
-    assert told(first) == told(second)
+    assert as_data(first) == as_data(second)
     assert (len(first.adoptions), len(first.refusals)) == (1, 1)
     assert await events(ledger) == []
     done = await adopt(ledger, settings, dry_run=False)
-    assert told(done) == {**told(first), "dry_run": False}
+    assert as_data(done) == {**as_data(first), "dry_run": False}
 
 
 async def test_a_dry_run_needs_no_ledger(multus: MultusNode, settings: AdoptSettings) -> None:

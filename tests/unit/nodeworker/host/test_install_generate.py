@@ -93,7 +93,7 @@ def test_keys_that_the_worker_would_refuse_are_refused(tmp_path: Path, given: di
 
 
 @pytest.mark.parametrize("config", [BRIDGE, SINGLE])
-def test_the_worker_reads_what_is_generated(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_the_worker_reads_the_generated_configuration(tmp_path: Path, config: dict[str, Any]) -> None:
     generated = json.loads(wrapped(tmp_path, config).content)
     plugin = generated["plugins"][0] if "plugins" in generated else generated
     handed = {**plugin, "name": generated["name"], "cniVersion": generated["cniVersion"]}
@@ -127,7 +127,7 @@ def test_a_path_of_multus_container_is_found_on_the_host(tmp_path: Path) -> None
     multus = {**MULTUS, "clusterNetwork": "/host/etc/cni/net.d/10-pods.conflist"}
     conf = json.loads(taken_over(tmp_path, multus).content)
     assert conf["clusterNetwork"] == str(tmp_path / "10-pods.conflist")
-    with pytest.raises(InstallError, match="neither that nor"):
+    with pytest.raises(InstallError, match="neither it nor"):
         taken_over(tmp_path, {**MULTUS, "clusterNetwork": "/host/etc/cni/net.d/20-pods.conflist"})
 
 

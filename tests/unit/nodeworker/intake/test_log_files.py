@@ -44,7 +44,7 @@ def test_full_file_is_set_aside_and_the_oldest_go(files: LogFiles, tmp_path: Pat
     assert sorted(each.name for each in tmp_path.iterdir()) == ["log", "log.1", "log.2"]
 
 
-def test_what_was_set_aside_too_long_ago_goes_with_the_next(files: LogFiles, tmp_path: Path) -> None:
+def test_rotated_files_above_the_maximum_age_are_deleted(files: LogFiles, tmp_path: Path) -> None:
     path = tmp_path / "log"
     files.write(str(path), OPTIONS, LINE)
     long_ago = time.time() - 6 * 86400
@@ -71,7 +71,7 @@ def test_options_that_change_count_from_then_on(files: LogFiles, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["relative", "folder", "fifo", "below a file"])
-def test_unusable_file_is_told_once_and_breaks_nothing(files: LogFiles, tmp_path: Path, kind: str) -> None:
+def test_unusable_file_is_logged_once_and_breaks_nothing(files: LogFiles, tmp_path: Path, kind: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "fifo")
@@ -81,10 +81,10 @@ def test_unusable_file_is_told_once_and_breaks_nothing(files: LogFiles, tmp_path
         "fifo": f"{tmp_path}/fifo",
         "below a file": f"{tmp_path}/file/log",
     }[kind]
-    with capture_logs() as told:
+    with capture_logs() as logs:
         files.write(path, OPTIONS, "line")
         files.write(path, OPTIONS, "line")
-    assert [(entry["event"], entry["file"]) for entry in told] == [("log_file_unusable", path)]
+    assert [(entry["event"], entry["file"]) for entry in logs] == [("log_file_unusable", path)]
 
 
 def test_file_that_is_usable_again_is_used(files: LogFiles, tmp_path: Path) -> None:

@@ -179,12 +179,12 @@ async def test_of_two_workers_that_start_at_once_one_fails(ledger: UnreliableLed
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ConflictError", "NoneType"]
 
 
-@pytest.mark.parametrize("error", [LedgerUnavailableError("away"), LedgerFullError("full")])
+@pytest.mark.parametrize("error", [LedgerUnavailableError("down"), LedgerFullError("full")])
 async def test_a_refused_event_raises_and_is_recorded_later(
     ledger: UnreliableLedger, journal: Journal, back: asyncio.Event, error: LedgerError
 ) -> None:
     intent = await consumed(journal, attach())
-    ledger.errors = [error, LedgerUnavailableError("still away")]
+    ledger.errors = [error, LedgerUnavailableError("still down")]
     with pytest.raises(type(error)):
         await journal.record(PLANNED, BOX, intent.id)
     assert not journal.settled
@@ -212,11 +212,11 @@ async def test_events_of_a_sandbox_stay_in_order_when_the_ledger_comes_back(
 ) -> None:
     intent = await consumed(journal, attach())
     await journal.record(PLANNED, BOX, intent.id)
-    ledger.errors = [LedgerUnavailableError("away")]
+    ledger.errors = [LedgerUnavailableError("down")]
     with pytest.raises(LedgerUnavailableError):
         await journal.record(ATTACHED, BOX, intent.id)
     for data in (DETACHED, failed()):  # the ledger is back, and yet they wait
-        with pytest.raises(LedgerUnavailableError, match="what came before"):
+        with pytest.raises(LedgerUnavailableError, match="an earlier event"):
             await journal.record(data, BOX, intent.id)
     await journal.record(WorkerStopped(reason="others do not wait"))
     back.set()
@@ -247,7 +247,7 @@ async def test_an_impossible_event_does_not_block_later_ones(
     ledger: UnreliableLedger, journal: Journal, back: asyncio.Event
 ) -> None:
     intent = await consumed(journal, attach())
-    ledger.errors = [LedgerUnavailableError("away"), LedgerError("larger than max_payload")]
+    ledger.errors = [LedgerUnavailableError("down"), LedgerError("larger than max_payload")]
     with pytest.raises(LedgerUnavailableError):
         await journal.record(PLANNED, BOX, intent.id)
     with pytest.raises(LedgerUnavailableError):
@@ -286,7 +286,7 @@ async def test_a_replaced_worker_records_nothing_more(journal: Journal, ledger: 
     assert not journal.replaced.is_set()
     await Journal(ledger, NODE).open_epoch(WorkerStarted(version="1", pid=2))
     end = await ledger.last_sequence()
-    with pytest.raises(ConflictError, match=f"another worker has taken node {NODE} over"):
+    with pytest.raises(ConflictError, match=f"another worker now serves node {NODE}"):
         await journal.record(DETACHED, BOX)
     assert journal.replaced.is_set()
     with pytest.raises(ConflictError):
@@ -295,7 +295,7 @@ async def test_a_replaced_worker_records_nothing_more(journal: Journal, ledger: 
 
 
 async def test_postponed_events_are_dropped_after_a_takeover(journal: Journal, ledger: UnreliableLedger) -> None:
-    ledger.errors = [LedgerUnavailableError("away")]
+    ledger.errors = [LedgerUnavailableError("down")]
     with pytest.raises(LedgerUnavailableError):
         await journal.record(ATTACHED, BOX)
     successor = Journal(ledger, NODE)

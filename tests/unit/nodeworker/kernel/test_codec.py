@@ -352,7 +352,7 @@ def test_a_vlan_info_repeats_and_the_last_is_the_mapping_s() -> None:
     assert found["IFLA_BRIDGE_VLAN_INFO"] == infos[-1]
 
 
-def test_attributes_are_equal_by_what_they_say() -> None:
+def test_attributes_are_equal_by_their_content() -> None:
     layout = codec.layout(ifinfmsg.ifinfmsg)
     first, second = (layout.decode(layout.encode(each)) for each in ({"IFLA_MTU": 7}, {"IFLA_MTU": 7}))
     assert first == second

@@ -165,7 +165,7 @@ def test_attributes_that_are_cut_short_end_the_list(cut: int) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=9))), st.binary(max_size=6), st.integers(0, 9))
-def test_attributes_are_read_alike_all_at_once_and_one_by_one(
+def test_attributes_decode_alike_in_bulk_and_one_by_one(
     given: list[tuple[int, bytes]], rest: bytes, start: int
 ) -> None:
     body = b"".join(wire.attribute(kind, value) for kind, value in given) + rest

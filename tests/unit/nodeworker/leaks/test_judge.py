@@ -79,9 +79,9 @@ def test_reboot_ends_all_but_running_sandboxes() -> None:
     box = sandbox(NAMES[0], boot="boot-0")
     assert kinds(judge(facts(box, runtime=known(ended=(NAMES[0],))))) == [LeakKind.REBOOTED]
     assert not judge(facts(box, runtime=known(NAMES[0]))).findings
-    assert not judge(facts(box, reason="away")).findings
+    assert not judge(facts(box, reason="down")).findings
     lost = {box.key: "gone"}
-    assert not judge(facts(box, reason="away", lost=lost)).findings
+    assert not judge(facts(box, reason="down", lost=lost)).findings
     assert kinds(judge(facts(box, reason="none", absent=True, lost=lost))) == [LeakKind.REBOOTED]
     assert not judge(facts(box, reason="none", absent=True)).findings
 

@@ -22,7 +22,7 @@ async def test_every_waiting_request_gets_the_same_answer() -> None:
     assert not answers.open(REQUEST)
     waiting = [asyncio.create_task(answers.wait(REQUEST)) for _ in range(3)]
     await asyncio.sleep(0)
-    waiting[0].cancel()  # its connection broke; that is nothing to the others
+    waiting[0].cancel()  # its connection broke, which does not affect the others
     answers.give(REQUEST, OK)
     assert await asyncio.gather(*waiting[1:]) == [OK, OK]
     assert answers.given(REQUEST)

@@ -98,12 +98,12 @@ class Handlers:
 class Flaky(MemoryLedger):
     def __init__(self) -> None:
         super().__init__()
-        self.away = 0
+        self.failures_left = 0
 
     async def append(self, event: Event, expect: Expect | None = None) -> int:
-        if self.away:
-            self.away -= 1
-            raise LedgerUnavailableError("away")
+        if self.failures_left:
+            self.failures_left -= 1
+            raise LedgerUnavailableError("down")
         return await super().append(event, expect)
 
 
@@ -148,14 +148,14 @@ class Bench:
         await self.commands.send(command)
         return command
 
-    async def story(self) -> list[Event]:
+    async def recorded(self) -> list[Event]:
         events = [stored.event async for stored in self.ledger.read()]
         return [event for event in events if not isinstance(event.data, WorkerStarted)]
 
-    async def told(self, count: int) -> list[Event]:
+    async def wait_for_events(self, count: int) -> list[Event]:
         """Return the events once there are *count*."""
         async with asyncio.timeout(BOUND):
-            while len(events := await self.story()) < count:  # noqa: ASYNC110  # as in until
+            while len(events := await self.recorded()) < count:  # noqa: ASYNC110  # as in until
                 await asyncio.sleep(0)
         return events
 
@@ -183,7 +183,7 @@ async def test_a_command_becomes_an_intent_and_the_intent_has_an_outcome(
 ) -> None:
     async with bench.running():
         command = await bench.send(order)
-        intent, closing = await bench.told(2)
+        intent, closing = await bench.wait_for_events(2)
     assert isinstance(intent.data, Command)
     assert (intent.data.request, intent.data.command) == (command.id, 1)
     assert (intent.sandbox, intent.cause) == (BOX, "observed")
@@ -203,7 +203,7 @@ async def test_an_error_of_a_handler_is_recorded_as_an_outcome(
     bench.handlers.error = error
     async with bench.running():
         await bench.send(order)
-        closing = (await bench.told(2))[1]
+        closing = (await bench.wait_for_events(2))[1]
     assert isinstance(closing.data, outcome)
     assert "the parent is gone" in said(closing.data)
 
@@ -220,7 +220,7 @@ async def test_a_repair_that_did_not_start_leaves_the_last_observation(bench: Be
     await bench.ledger.append(event(DriftObserved(ifname=ETH0, pod=Pod(), drifts=seen)))
     async with bench.running():
         await bench.send(REPAIR)
-        closing = (await bench.told(4))[-1]
+        closing = (await bench.wait_for_events(4))[-1]
     assert isinstance(closing.data, DriftRepairFailed)
     assert closing.data.left == seen
 
@@ -229,27 +229,27 @@ async def test_a_command_without_handler_is_refused(bench: Bench) -> None:
     bench.missing = RepairRequested
     async with bench.running():
         await bench.send(REPAIR)
-        closing = (await bench.told(2))[1]
+        closing = (await bench.wait_for_events(2))[1]
     assert "is configured not to" in said(closing.data)
 
 
 async def test_the_next_worker_continues_behind_the_last_command(bench: Bench) -> None:
     async with bench.running():
         await bench.send(REPAIR)
-        await bench.told(2)
+        await bench.wait_for_events(2)
     await bench.send(COMPARISON)
     async with bench.running():
-        events = await bench.told(4)
+        events = await bench.wait_for_events(4)
     assert [event.type for event in events].count("RepairRequested") == 1
     assert events[-1].type == "NodeCompared"
 
 
-async def test_a_command_waits_for_a_ledger_that_is_away(bench: Bench) -> None:
+async def test_a_command_waits_while_the_ledger_is_down(bench: Bench) -> None:
     async with bench.running():
-        bench.ledger.away = 3
+        bench.ledger.failures_left = 3
         await bench.send(REPAIR)
-        await bench.told(2)
-    assert not bench.ledger.away
+        await bench.wait_for_events(2)
+    assert not bench.ledger.failures_left
 
 
 async def test_commands_of_other_nodes_and_unknown_ones_are_skipped(bench: Bench) -> None:
@@ -257,5 +257,5 @@ async def test_commands_of_other_nodes_and_unknown_ones_are_skipped(bench: Bench
         await bench.send(REPAIR, NodeName("node-2"))
         await bench.send(Unknown(type="PortOpened", version=1, data=msgspec.Raw(b"{}")))
         await bench.send(COMPARISON)
-        events = await bench.told(2)
+        events = await bench.wait_for_events(2)
     assert [event.type for event in events] == ["ComparisonRequested", "NodeCompared"]

@@ -277,7 +277,7 @@ async def test_an_error_in_a_turn_is_raised_to_its_caller(work: Work, answers: A
         assert await answers.wait(RequestId("d1")) == OK
 
 
-async def test_gc_has_a_queue_of_its_own(work: Work, answers: Answers) -> None:
+async def test_gc_has_its_own_queue(work: Work, answers: Answers) -> None:
     async with dispatching(work, answers) as (_, dispatcher):
         dispatcher.dispatch(stored("g1", GcRequested(request=RequestId("g1"), config="{}"), ""))
         dispatcher.dispatch(deleting("d1"))

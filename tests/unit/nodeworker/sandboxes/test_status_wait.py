@@ -150,7 +150,7 @@ async def test_no_status_is_expected_before_the_reconciler_is_present(stage: Sta
     assert not stage.statuses.expects(EventId("a1"))
 
 
-async def test_no_status_is_expected_once_the_reconciler_is_away(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_status_is_expected_once_the_reconciler_is_down(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     await stage.be_present()
     monkeypatch.setattr(status_wait, "PRESENCE_LOST", 0.0)
     stage.statuses.expect(sandbox("a1"))

@@ -32,7 +32,7 @@ def test_layout_is_the_documented_one():
 
 
 @given(frames)
-def test_what_is_encoded_is_decoded(sent: frame.Frame):
+def test_an_encoded_message_is_decoded_again(sent: frame.Frame):
     assert frame.decode_frame(frame.encode_request(sent)) == sent
 
 
@@ -92,13 +92,13 @@ def test_limits_are_inclusive():
         {"request": RequestId("AB" * 16)},
         {"request": RequestId("00" * 17)},
         {"request": RequestId("not hex")},
-        {"remaining": -1.0},
-        {"remaining": float("nan")},
-        {"remaining": float("inf")},
-        {"remaining": 1e30},
+        {"seconds_left": -1.0},
+        {"seconds_left": float("nan")},
+        {"seconds_left": float("inf")},
+        {"seconds_left": 1e30},
     ],
 )
-def test_what_the_entry_point_never_sends_is_not_encoded(change: dict[str, object]):
+def test_an_impossible_request_is_not_encoded(change: dict[str, object]):
     with pytest.raises(frame.FrameError):
         frame.encode_request(msgspec.structs.replace(SAMPLE, **change))
 

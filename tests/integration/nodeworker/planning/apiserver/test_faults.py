@@ -45,8 +45,10 @@ async def test_source_without_api_server_is_unavailable(tmp_path: Path) -> None:
             with pytest.raises(SourceUnavailableError):
                 await source.nad("default", "a")
             await until(lambda: all(watch.errors >= 3 for watch in source.watches))
-    told = [log["resource"] for log in logs if log["event"] == "cluster_watch_failed" and log["log_level"] == "warning"]
-    assert sorted(told) == ["network-attachment-definitions", "pods"]
+    warned = [
+        log["resource"] for log in logs if log["event"] == "cluster_watch_failed" and log["log_level"] == "warning"
+    ]
+    assert sorted(warned) == ["network-attachment-definitions", "pods"]
 
 
 async def test_restarted_worker_serves_from_the_disk_copy(kube: KubeServer, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ async def hang_up(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
 async def test_server_that_is_not_a_kubelet_is_an_error(tmp_path: Path, speech: Speech) -> None:
     socket = tmp_path / "s"
     async with listening(socket, speech):
-        with pytest.raises(DevicesUnknownError, match=f"{socket} is no kubelet, or stopped"):
+        with pytest.raises(DevicesUnknownError, match=f"{socket} is not a kubelet, or stopped"):
             await asked(socket)
 
 
@@ -172,7 +172,7 @@ async def test_checkpoint_without_entries_has_no_devices(tmp_path: Path) -> None
 
 
 async def test_checkpoint_needs_the_pods_uid(tmp_path: Path) -> None:
-    with pytest.raises(DevicesUnknownError, match="knows pods by UID only"):
+    with pytest.raises(DevicesUnknownError, match="lists pods by UID only"):
         await Kubelet(tmp_path / "missing.sock", checkpoint(tmp_path / "c")).devices(Pod("default", "plain"))
 
 
@@ -186,7 +186,7 @@ async def test_error_without_socket_and_checkpoint_names_both(tmp_path: Path) ->
 async def test_torn_checkpoint_is_an_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "checkpoint"
     file.write_bytes(text.encode(errors="surrogatepass"))
-    with pytest.raises(DevicesUnknownError, match=f"{file} is torn, or of an unknown format"):
+    with pytest.raises(DevicesUnknownError, match=f"{file} is incomplete, or of an unknown format"):
         await Kubelet(tmp_path / "missing.sock", file).devices(PLAIN)
 
 

@@ -44,7 +44,7 @@ def listing(*names: str, version: str = "1") -> Any:
     return behave
 
 
-def telling(*events: dict[str, Any]) -> Any:
+def sending_events(*events: dict[str, Any]) -> Any:
     async def behave(_: Request, reply: Reply) -> None:
         await reply.begin()
         await reply.events(*events)
@@ -66,7 +66,7 @@ def sending(content: bytes) -> Any:
 async def test_watches_that_end_at_once_never_become_a_hot_loop(tmp_path: Path, events: Any) -> None:
     timings = WatchTimings(first=FIRST, most=MOST, steady=60.0)
     async with (
-        fake_api(on_watch=telling(*events)) as fake,
+        fake_api(on_watch=sending_events(*events)) as fake,
         running(visitor(fake, tmp_path), "any", tmp_path, timings=timings, synced=False),
     ):
         asked = await fake.until_asked("watch", 7)
@@ -77,8 +77,8 @@ async def test_watches_that_end_at_once_never_become_a_hot_loop(tmp_path: Path, 
 
 async def test_ended_watch_continues_at_the_last_version(tmp_path: Path) -> None:
     watch = in_turn(
-        telling(event("ADDED", network("a", version="5"))),
-        telling(bookmark("9")),
+        sending_events(event("ADDED", network("a", version="5"))),
+        sending_events(bookmark("9")),
         silence,
     )
     async with fake_api(on_watch=watch) as fake, running(visitor(fake, tmp_path), "any", tmp_path, synced=False):
@@ -116,7 +116,7 @@ async def test_broken_line_ends_one_watch_only(tmp_path: Path) -> None:
         b'{"type": "ADDED", "object": {"metadata": 5}}\n',
         b'{"type": "ADDED", "object": "\xff"}\n',
         b'{"type": "ADDED", "object": ' + b"[" * 100_000 + b"\n",
-        b'{"type": "ERROR", "object": {"code": 500, "message": "etcd is away"}}\n',
+        b'{"type": "ERROR", "object": {"code": 500, "message": "etcd is down"}}\n',
         b'{"type": "ERROR", "object": []}\n',
     ],
     ids=["torn", "garbage", "list", "metadata", "latin", "deep", "error", "odd-error"],
@@ -148,7 +148,7 @@ async def gone(_: Request, reply: Reply) -> None:
 GONE = event("ERROR", {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"})
 
 
-@pytest.mark.parametrize("expired", [telling(GONE), gone], ids=["event", "status"])
+@pytest.mark.parametrize("expired", [sending_events(GONE), gone], ids=["event", "status"])
 async def test_expired_version_causes_a_relist(tmp_path: Path, expired: Any) -> None:
     async with (
         fake_api(
@@ -232,7 +232,7 @@ async def test_unreadable_object_stops_no_other(tmp_path: Path) -> None:
 
 
 async def test_unknown_events_are_skipped(tmp_path: Path) -> None:
-    watch = in_turn(telling(event("RENAMED", network("a", version="5"))), silence)
+    watch = in_turn(sending_events(event("RENAMED", network("a", version="5"))), silence)
     async with fake_api(on_watch=watch) as fake, running(visitor(fake, tmp_path), "any", tmp_path) as source:
         asked = await fake.until_asked("watch", 2)
         assert asked[-1].query["resourceVersion"] == "5"

@@ -254,8 +254,8 @@ async def test_failed_source_fails_the_request() -> None:
     failure = caught.value.failure
     assert (failure.error_class, failure.code) == (ErrorClass.DEVICE_UNAVAILABLE, 11)
     assert failure.message == (
-        f"pod shop/web: its networks use devices of {SRIOV}, {RDMA}, and it is not known which the pod has: the "
-        f"kubelet sleeps; the runtime will try again"
+        f"pod shop/web: its networks use devices of {SRIOV}, {RDMA}, but the pod's devices are unknown: the "
+        f"kubelet sleeps; the runtime will retry"
     )
 
 

@@ -29,7 +29,7 @@ ELSEWHERE = {4: "172.16.0.0/12", 6: "2001:db8::/32"}
 
 
 def claims(*default_routes: list[str] | None, default_network: list[str] | None = None) -> list[Any]:
-    """Return what is claimed by a pod with networks net1, net2, ..., whose ``default-route`` are *default_routes*."""
+    """Return the claims of a pod with networks net1, net2, ..., whose ``default-route`` are *default_routes*."""
     annotations = {
         NETWORKS: json.dumps([{"name": f"n{i}", "default-route": each} for i, each in enumerate(default_routes, 1)])
     }
@@ -149,15 +149,15 @@ def test_traffic_is_not_spread_over_several_gateways(gateways: list[str]) -> Non
 def test_an_address_that_no_router_can_have_is_refused(gateway: str) -> None:
     failure = refused([gateway])
     assert failure.network == "d/n1"
-    assert f'"{gateway}", which no router can have' in failure.message
+    assert f'"{gateway}", which can' in failure.message
 
 
-def test_an_ipv4_address_in_ipv6_clothes_is_refused() -> None:
+def test_an_ipv4_mapped_address_is_refused() -> None:
     assert "write 10.1.1.1" in refused(["::ffff:10.1.1.1"]).message
 
 
 @given(st.lists(st.ip_addresses(v=4) | st.ip_addresses(v=6), max_size=4))
-def test_what_is_recorded_is_one_gateway_for_each_family(
+def test_one_gateway_for_each_family_is_recorded(
     given_: list[ipaddress.IPv4Address | ipaddress.IPv6Address],
 ) -> None:
     try:
@@ -171,7 +171,7 @@ def test_what_is_recorded_is_one_gateway_for_each_family(
 # --- what follows from it ---
 
 
-def test_without_a_claim_nothing_is_wanted_and_every_result_stays_to_the_byte() -> None:
+def test_without_a_claim_every_result_stays_unchanged() -> None:
     attachments = [made(0), made(1)]
     assert claimed_routes(attachments) == ()
     assert [adjusted_result(attachments, each) for each in attachments] == [each.result for each in attachments]
@@ -196,7 +196,7 @@ def test_gateways_say_which_families_move() -> None:
     ]
 
 
-def test_an_empty_list_is_about_the_families_that_the_network_brings_itself() -> None:
+def test_an_empty_list_moves_the_families_of_the_networks_routes() -> None:
     attachments = [made(0), made(1, defaults=(6,), claim=())]
     (route,) = claimed_routes(attachments)
     assert route.gateways == {6: ""}
@@ -205,7 +205,7 @@ def test_an_empty_list_is_about_the_families_that_the_network_brings_itself() ->
     assert ("0.0.0.0/0", "10.0.0.1") in routes(attachments, 0)
 
 
-def test_an_empty_list_on_a_network_that_brings_nothing_is_about_no_family() -> None:
+def test_an_empty_list_on_a_network_without_routes_moves_no_family() -> None:
     attachments = [made(0), made(1, defaults=(), claim=())]
     (route,) = claimed_routes(attachments)
     assert route.gateways == {}
@@ -234,7 +234,7 @@ def test_a_result_that_is_left_without_routes_has_no_such_key() -> None:
     assert json.loads(adjusted_result(attachments, attachments[0])) == {"cniVersion": "1.0.0"}
 
 
-def test_a_default_route_in_a_table_of_its_own_is_nobodys_business() -> None:
+def test_a_default_route_in_another_table_is_ignored() -> None:
     in_table = {
         "cniVersion": "1.1.0",
         "interfaces": [{"name": "eth0", "sandbox": "/n"}],
@@ -249,7 +249,7 @@ def test_a_default_route_in_a_table_of_its_own_is_nobodys_business() -> None:
     assert [route.gateways for route in routes_of] == [{4: ""}, {}]
 
 
-def test_interfaces_are_those_in_the_container_and_belong_to_whom_they_are_named_after() -> None:
+def test_interfaces_of_a_claim_are_those_in_the_container() -> None:
     def with_interfaces(*names: str) -> dict[str, Any]:
         inside = [{"name": name, "sandbox": "/n"} for name in names]
         return {"cniVersion": "1.0.0", "interfaces": [{"name": "veth0"}, *inside]}
@@ -269,13 +269,13 @@ def test_until_all_attachments_are_made_no_result_is_adjusted() -> None:
     assert [adjusted_result(attachments, each) for each in attachments] == [each.result for each in attachments]
 
 
-def test_a_result_that_cannot_be_read_is_handed_on_as_it_is_and_the_others_are_adjusted() -> None:
+def test_an_undecodable_result_is_passed_on_unchanged() -> None:
     attachments = [made(0), attachment(1, "torn {", claim=("10.1.0.1",))]
     assert adjusted_result(attachments, attachments[1]) == "torn {"
     assert ("0.0.0.0/0", "10.0.0.1") not in routes(attachments, 0)
 
 
-def test_a_version_that_has_no_words_for_a_route_without_address_is_left_as_it_is() -> None:
+def test_a_result_of_an_old_version_without_address_stays_unchanged() -> None:
     attachments = [made(0), attachment(1, {"cniVersion": "0.2.0"}, claim=("10.1.0.1",), version="0.2.0")]
     assert adjusted_result(attachments, attachments[1]) == attachments[1].result
 
@@ -285,7 +285,7 @@ attachments_made = st.lists(st.tuples(families, families, st.sampled_from(SUPPOR
 
 
 @given(attachments_made, st.data())
-def test_afterwards_every_claimed_family_has_one_default_route_and_every_other_what_it_had(
+def test_only_claimed_families_get_a_new_default_route(
     drawn: list[tuple[tuple[int, ...], tuple[int, ...], str]], data: st.DataObject
 ) -> None:
     chosen = data.draw(st.integers(0, len(drawn) - 1))
@@ -293,7 +293,7 @@ def test_afterwards_every_claimed_family_has_one_default_route_and_every_other_w
     claim = tuple(GATEWAY[family].format(9) for family in asked)
     attachments = []
     for index, (has, brings, version) in enumerate(drawn):
-        # The old versions can tell of a route only in a family that they have an address of.
+        # A result in an old version has routes only for families of its addresses.
         has = (*has, *(f for f in asked if f not in has)) if index == chosen else has  # noqa: PLW2901
         brings = tuple(family for family in brings if family in has)  # noqa: PLW2901
         one = made(index, has, defaults=brings, version=version, claim=claim if index == chosen else None)
