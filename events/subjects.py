@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-# Only this error handler gives each text, surrogates included, a token of its own.
+# Only this error handler gives each text, surrogates included, its own token.
 _UTF8 = ("utf-8", "surrogatepass")
 ROOT = "plumbline.ev"
 COMMAND_ROOT = "plumbline.cmd"

@@ -18,4 +18,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Go back: the projection is made again from the ledger instead."""
-    raise NotImplementedError("move the database away; the reconciler rebuilds it from the ledger")
+    raise NotImplementedError("rename the database; the reconciler rebuilds it from the ledger")

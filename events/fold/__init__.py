@@ -1,8 +1,8 @@
 """Compute from events what is true: which sandboxes are attached, how, and which requests are pending.
 
 ``advance`` is the pure step of one sandbox. ``State`` has all sandboxes and routes each event to its own.
-An event that does not fit (unknown, duplicate, out of order) raises nothing: the state stays as it is and records an
-anomaly, because a reader at three in the morning needs the rest of the story.
+An event that does not fit (unknown, duplicate, out of order) raises nothing: the state only records an anomaly, so
+that the fold continues with the later events.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Notices: messages between processes that are not stored. A process that is not subscribed misses them.
 
 They use the connection of the ledger. Subscribers also get each event that is appended to the ledger, under its
-subject, so a process that waits for one event needs no reader of its own. Two implementations pass one contract
+subject, so a process that waits for one event needs no reader. Two implementations pass one contract
 suite (``tests/integration/events/ledger/test_notices_contract.py``): ``events.ledger.memory`` and
 ``events.nats.ledger``.
 """

@@ -1,4 +1,4 @@
-"""Read a ledger in a process of its own, ahead of the process that folds it.
+"""Read a ledger in a separate process, ahead of the process that folds it.
 
 Receiving an event costs a fifth of projecting it. For millions of events another processor does that, and the caller
 decodes the events from a pipe. The process ends with its work, or when the caller closes the pipe.

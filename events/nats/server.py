@@ -186,7 +186,7 @@ class EmbeddedServer:
                     continue
                 os.close(lock)
                 raise ServerError(
-                    f"another nats-server holds {self._store}: stop it first, or choose another state folder"
+                    f"another nats-server has locked {self._store}: stop it first, or choose another state folder"
                 ) from None
             return lock
 

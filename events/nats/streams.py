@@ -162,7 +162,7 @@ class Stream:
             if await self._ensured(config, first):
                 return
         raise LedgerUnavailableError(
-            f"nats-server says by turns that the stream {config.name} is there and that it is not"
+            f"nats-server reports in turn that the stream {config.name} exists and that it does not: check its log"
         )
 
     async def _ensured(self, config: StreamConfig, first: int) -> bool:
@@ -183,7 +183,7 @@ class Stream:
             return False
         if answer.error is not None and answer.error.err_code == _NO_PEERS:
             raise LedgerUnavailableError(
-                f"the stream {config.name} is to have {config.num_replicas} replicas, and there are not as many "
+                f"the stream {config.name} needs {config.num_replicas} replicas, but there are fewer "
                 f"servers with JetStream: {answer.error.description}"
             )
         if answer.error is not None:
@@ -266,7 +266,7 @@ def _refusal(error: ApiError) -> LedgerError:
         return ConflictError(f"another writer was first: {error.description}")
     reason = error.description
     if error.err_code in _NO_ROOM or (error.err_code == _NOT_STORED and ("maximum" in reason or "no space" in reason)):
-        return LedgerFullError(f"the ledger is full ({reason}): free room on its disk, or raise its limit")
+        return LedgerFullError(f"the ledger is full ({reason}): free space on its disk, or raise its limit")
     if error.err_code == _NOT_STORED:
-        return LedgerUnavailableError(f"the ledger could not store an event ({reason}): look at its disk")
+        return LedgerUnavailableError(f"the ledger could not store an event ({reason}): check its disk")
     return LedgerError(f"the ledger refused an event: {reason} ({error.err_code})")

@@ -1,8 +1,8 @@
 """Copy a node's ledger to the hub: in order, and each event once, over failures of node, hub and network.
 
 Each copy names its origin, and its append has the condition that the hub's last event of the node is the copy before
-it. So the hub has a node's events without gap or duplicate, from one writer at a time, and its last event tells where
-to resume: the uplink stores no position of its own. Events are copied byte by byte, because a newer Plumbline may have
+it. So the hub has a node's events without gap or duplicate, from one writer at a time, and its last event says where
+to resume: the uplink stores no position. Events are copied byte by byte, because a newer Plumbline may have
 written fields that this one does not know.
 """
 
@@ -77,7 +77,7 @@ class Uplink:
         self._origin = ""
         self._last = 0  # sequence at the hub of its last event of the node
         self._resumed = False
-        self._known: frozenset[EventId] = frozenset()  # events that the hub has, if sequences can't tell
+        self._known: frozenset[EventId] = frozenset()  # events that the hub has, if IDs must decide
         self.done = 0
         """The hub has all events of the node up to this sequence of the node's ledger."""
         self.lag = Lag()
@@ -115,7 +115,7 @@ class Uplink:
         log.info("uplink_resumed", done=done, hub_sequence=self._last, known=len(self._known))
 
     async def _place(self, own: StreamInfo, last: StreamMessage | None) -> int:
-        """Return the sequence up to which the hub has the node's ledger; set ``_known`` if sequences can't tell."""
+        """Return the sequence up to which the hub has the node's ledger; set ``_known`` if IDs must decide."""
         self._known = frozenset()
         if last is None:
             return 0
@@ -124,7 +124,7 @@ class Uplink:
             original = await self._from.message(seq=int(number))  # None: purged
             if original is None or original.payload == last.payload:
                 return int(number)
-        # The node's ledger is new, or a restored backup. Only the IDs of the events tell what the hub has of it.
+        # The node's ledger is new, or a restored backup. Only the events' IDs show what the hub has of it.
         self._known = await self._ids_at_hub()
         log.warning("node_ledger_replaced", hub_origin=origin, origin=own.created, hub_events=len(self._known))
         return 0
@@ -165,7 +165,7 @@ class Uplink:
                 generation, checked, before = self._hub.generation, loop.time(), self._last
                 last = await self._to.message(last_by_subj=self._pattern)
                 if (0 if last is None else last.sequence) < before:
-                    raise ConflictError("the hub has lost events that it had")
+                    raise ConflictError("the hub has lost events")
 
     def _copy_of(self, message: Message) -> _Copy | None:
         """Return the copy for the hub; None if the hub has the event, or it is not an event of this node."""

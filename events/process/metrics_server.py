@@ -23,7 +23,7 @@ PAUSE = 5.0
 
 @contextlib.asynccontextmanager
 async def serve_metrics(registry: CollectorRegistry, where: MetricsSettings) -> AsyncGenerator[None]:
-    """Serve ``/metrics`` on a thread of its own inside the block, as soon as the port is free; port 0: not at all."""
+    """Serve ``/metrics`` on a separate thread inside the block, as soon as the port is free; port 0: not at all."""
     if not where.port:
         yield
         return

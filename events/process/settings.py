@@ -1,6 +1,6 @@
 """The configuration file of all processes of a machine, and the only code that reads it.
 
-It is a JSON object. Shared settings are at its top level; each process has a section of its own. Keys are in camelCase,
+It is a JSON object. Shared settings are at its top level; each process has its own section. Keys are in camelCase,
 as those of CNI and Multus.
 """
 
@@ -33,7 +33,7 @@ class SettingsError(ValueError):
 def _check_urls(urls: str, key: str) -> None:
     """Raise ValueError if *urls* are not URLs of nats-servers, or contain a secret. The message contains no secret."""
     if "@" in urls:
-        raise ValueError(f"{key} holds a user or a password, and is shown in logs: put these in user and tokenFile")
+        raise ValueError(f"{key} contains a user or a password, and logs show it: use user and tokenFile")
     for url in urls.split(","):
         try:
             parts = urlsplit(url if "://" in url else f"nats://{url}")
@@ -77,7 +77,7 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
 
     def __post_init__(self) -> None:
         if bool(self.cert_file) != bool(self.key_file):
-            raise ValueError("tls: certFile and keyFile go together, and one of them is missing")
+            raise ValueError("tls: only one of certFile and keyFile is set: set both")
 
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -97,7 +97,7 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", for
     def __post_init__(self) -> None:
         _check_urls(self.url, "hub: url")
         if self.user and not self.token_file and (self.tls is None or not self.tls.cert_file):
-            raise ValueError("hub: user is set, and nothing that proves it: set tokenFile, or tls.certFile")
+            raise ValueError("hub: user is set without credentials: set tokenFile, or tls.certFile")
 
 
 _DRIFT_POLICIES = ("repair", "observe", "off")

@@ -56,7 +56,7 @@ class AttachCompleted(Outcome, frozen=True, kw_only=True):
     """The answer to the runtime, in the version that it asked for."""
     seconds: float = 0.0
     effects: tuple[InterfaceAttached, ...] = ()
-    """Attachments without an event of their own, in order."""
+    """Attachments without a separate event, in order."""
     warnings: tuple[AttachWarning, ...] = ()
 
 
@@ -76,7 +76,7 @@ class DetachCompleted(Outcome, frozen=True, kw_only=True):
     ifname: IfName
     seconds: float = 0.0
     effects: tuple[InterfaceDetached, ...] = ()
-    """Detached attachments without an event of their own, in order."""
+    """Detached attachments without a separate event, in order."""
 
 
 class DetachFailed(Outcome, frozen=True, kw_only=True):

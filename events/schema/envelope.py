@@ -85,7 +85,7 @@ class Stored(NamedTuple):
 
 
 def expand_effects(event: Event) -> tuple[Event, ...]:
-    """Return the effects that *event* carries, each as an event of its own, and then *event*."""
+    """Return the effects that *event* carries, each as a separate event, and then *event*."""
     effects = cast("tuple[Data, ...]", getattr(event.data, "effects", ()))
     return (*(replace(event, data=effect) for effect in effects), event)
 

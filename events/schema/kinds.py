@@ -21,7 +21,7 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``failure``: the event reports a failure. ``node``: the node that an event of the reconciler is about. ``ifname``,
     except in an effect: the interface name that the runtime gave with the ADD; with the container ID it addresses the
-    sandbox. ``effects``: effects without an event of their own.
+    sandbox. ``effects``: effects without a separate event.
     """
 
     topic: ClassVar[str] = ""

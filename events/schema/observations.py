@@ -39,7 +39,7 @@ class DriftRepairFailed(Outcome, frozen=True, kw_only=True):
 
 
 class LeakObserved(Observation, frozen=True, kw_only=True):
-    """Something on the node has no owner. Each scan that finds it records an event of its own, with the evidence."""
+    """Something on the node has no owner. Each scan that finds it records a separate event, with the evidence."""
 
     topic: ClassVar[str] = "leak"
     opens: ClassVar[bool] = True
@@ -76,7 +76,7 @@ class LeakReclaimFailed(Outcome, frozen=True, kw_only=True):
 
 
 class NodeCompared(Outcome, frozen=True, kw_only=True):
-    """The worker compared the node with the ledger. Events of their own report the differences, before this one.
+    """The worker compared the node with the ledger. Separate events report the differences, before this one.
 
     ``request`` is empty if no command asked for the comparison.
     """

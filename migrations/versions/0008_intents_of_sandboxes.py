@@ -18,4 +18,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Fail: there is no downgrade; the reconciler rebuilds the projection from the ledger."""
-    raise NotImplementedError("move the database away; the reconciler rebuilds it from the ledger")
+    raise NotImplementedError("rename the database; the reconciler rebuilds it from the ledger")

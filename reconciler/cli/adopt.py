@@ -158,7 +158,7 @@ def _json(report: _Report) -> str:
         {"sandbox": each.container_id, "pod": str(each.pod), "problem": without_secrets(each.problem)}
         for each in report.refusals
     ]
-    told: dict[str, Any] = {
+    document: dict[str, Any] = {
         "node": report.node,
         "dryRun": report.dry_run,
         "ledgerRead": report.ledger_read,
@@ -168,7 +168,7 @@ def _json(report: _Report) -> str:
         "known": report.known,
         "leftovers": report.leftovers,
     }
-    return msgspec.json.format(msgspec.json.encode(told), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
 
 
 def _event(report: _Report, adoption: _Adoption) -> Event:
@@ -186,8 +186,8 @@ def _event(report: _Report, adoption: _Adoption) -> Event:
     )
 
 
-def _line(sandbox: str, told: str) -> str:
-    return f"{printable(sandbox[:SANDBOX_LETTERS]):<{SANDBOX_LETTERS}}  {printable(told)}"
+def _line(sandbox: str, text: str) -> str:
+    return f"{printable(sandbox[:SANDBOX_LETTERS]):<{SANDBOX_LETTERS}}  {printable(text)}"
 
 
 def _count(number: int) -> str:

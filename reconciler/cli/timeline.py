@@ -107,16 +107,16 @@ async def _run(settings: Settings, wanted: str, since: str, printer: _Printer, *
     ledger = await connect_or_fail(*nearest_ledger(settings), "plumbline-cli")
     try:
         timeline = Timeline()
-        async with aclosing(story(ledger, wanted, follow=follow)) as events:
+        async with aclosing(history(ledger, wanted, follow=follow)) as events:
             async for stored in events:
-                lines = timeline.tell(stored)
+                lines = timeline.lines(stored)
                 if stored.event.at >= since:
                     printer.print(lines, stored)
     finally:
         await ledger.close()
 
 
-async def story(ledger: Ledger, wanted: str, *, follow: bool) -> AsyncGenerator[Stored, None]:
+async def history(ledger: Ledger, wanted: str, *, follow: bool) -> AsyncGenerator[Stored, None]:
     """Yield the events of *wanted* (empty: all) in ledger order. *follow*: then yield new ones until closed.
 
     Raises NotFoundError.
@@ -143,11 +143,11 @@ async def story(ledger: Ledger, wanted: str, *, follow: bool) -> AsyncGenerator[
 
 
 async def _collect(ledger: Ledger, catalog: Catalog, wanted: str, end: int) -> list[Stored]:
-    stories = [
+    histories = [
         [stored async for stored in _until(end, ledger.read(subjects.pattern(sandbox=sandbox)))]
         for sandbox in catalog.sandboxes(wanted)
     ]
-    return list(heapq.merge(*stories, key=lambda stored: stored.sequence))
+    return list(heapq.merge(*histories, key=lambda stored: stored.sequence))
 
 
 async def _until(end: int, source: AsyncGenerator[Stored, None]) -> AsyncGenerator[Stored, None]:

@@ -1,6 +1,6 @@
 """``plumbline up``: server, worker and reconciler of one machine, in the foreground.
 
-Each is a process of its own: if one dies, it is restarted while the others continue.
+Each is a separate process: if one dies, it is restarted while the others continue.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ FREE_REPAIRS = 3
 FIRST_BACKOFF = 1.0
 MAX_BACKOFF = 300.0
 QUIET_TIME = 60.0
-"""Seconds without drift, beyond the last backoff, after which the backoff starts anew."""
+"""Seconds without drift, beyond the last backoff, after which the backoff restarts."""
 COMMAND_TIMEOUT = 120.0
 """Seconds until a command without an answer is sent again: the node or the hub may have been unavailable."""
 NODE_BURST = 50
@@ -159,7 +159,7 @@ class RepairSchedule:
     def failed(self, sandbox: Sandbox, failure: Failure, now: float) -> bool:
         """Record a failed repair; return True if the schedule now gives *sandbox* up until its drift changes."""
         if failure.error_class is ErrorClass.EVIDENCE_CHANGED:
-            return False  # a newer observation came first, and has a command of its own
+            return False  # a newer observation came first, and has its own command
         state = self._state(sandbox, now)
         state.in_progress_until = 0.0
         state.drifts, state.cause = repairs(sandbox, self._policy), sandbox.drift

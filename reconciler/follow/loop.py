@@ -221,5 +221,5 @@ def _check_ledger(projected: int, end: int) -> None:
     if end < projected:
         raise ProjectionError(
             f"the database has {projected} events of the ledger, but the ledger has only {end}: it is another ledger, "
-            "or its end is lost; move the database away, and the reconciler builds a new one"
+            "or it lost its end; rename the database, and the reconciler builds a new one"
         )

@@ -42,7 +42,7 @@ class Catalog:
         else:
             found = sorted(pod for pod in self._pods if pod.partition("/")[2] == wanted)
         if len(found) > 1:
-            raise NotFoundError(f"there are several pods {wanted}: {', '.join(found)}; name one with its namespace")
+            raise NotFoundError(f"several pods are named {wanted}: {', '.join(found)}; add the namespace")
         if found:
             return found[0]
         if wanted and any(sandbox.startswith(wanted) for sandbox in self._sandboxes):

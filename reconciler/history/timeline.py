@@ -36,7 +36,7 @@ class Timeline:
     def __init__(self) -> None:
         self._opened: dict[EventId, Event] = {}
 
-    def tell(self, stored: Stored) -> list[Line]:
+    def lines(self, stored: Stored) -> list[Line]:
         """Return the lines for the next event: one for each effect inside it, and one for itself."""
         sequence, event = stored
         request = self._opened.get(event.cause)
@@ -50,16 +50,16 @@ class Timeline:
 def _line(sequence: int, event: Event, request: Event | None) -> Line:
     """Return the line for *event*; *request* is its request if known."""
     since = None if request is None else _milliseconds(request.at, event.at)
-    told = words(event)
+    description = words(event)
     if request is not None and event.epoch > request.epoch:
-        told += f" [by the worker of epoch {event.epoch}, as that of epoch {request.epoch} was gone]"
+        description += f" [by the worker of epoch {event.epoch}, after the worker of epoch {request.epoch} ended]"
     return Line(
         sequence=sequence,
         at=_shown_time(event.at),
         since_request=since,
         node=NodeName(printable(event.named_node or event.node)),
         sandbox=printable(event.sandbox[:SANDBOX_LETTERS]),
-        words=printable(told),
+        words=printable(description),
         failed=event.failure is not None,
     )
 

@@ -232,7 +232,7 @@ class Store:
         except msgspec.MsgspecError as error:
             raise ProjectionError(
                 f"the database has rows that this version of Plumbline can't read ({error}): "
-                "move it away, and the reconciler rebuilds it from the ledger"
+                "rename the database, and the reconciler rebuilds it from the ledger"
             ) from error
 
     def _position(self, connection: sa.Connection) -> int:
@@ -254,7 +254,7 @@ class Store:
         if row.ledger != self._ledger:
             raise ProjectionError(
                 f"the database is the projection of the ledger {row.ledger}, not of {self._ledger}: "
-                "give each ledger a database of its own"
+                "use a separate database for each ledger"
             )
         return row.sequence
 

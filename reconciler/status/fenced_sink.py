@@ -60,6 +60,6 @@ class FencedSink:
         except (ConflictError, LedgerUnavailableError) as error:
             raise PublishError(
                 ErrorClass.LEDGER_UNAVAILABLE,
-                f"pod {pod}: its network-status is not published until it is certain that this reconciler is the "
+                f"pod {pod}: its network-status is not published until this reconciler has confirmed that it is the "
                 f"active one: {error}",
             ) from error

@@ -185,7 +185,7 @@ class StatusPublisher:
             log.exception("publisher_broke", pod=str(found.pod))
             raise PublishError(
                 ErrorClass.INTERNAL,
-                f"pod {found.pod}: Plumbline has a defect ({type(error).__name__}: {error}) in the publication of its "
+                f"pod {found.pod}: Plumbline has a defect ({type(error).__name__}: {error}) in publishing its "
                 f"network-status: please report it with the log",
             ) from error
         self._metrics.status_seconds.observe(_seconds_since(found.since))

@@ -96,7 +96,7 @@ def require_pod_name(pod: PodName) -> None:
         raise PublishError(
             ErrorClass.INVALID_REQUEST,
             f"pod {pod}: the name is invalid (RFC 1123), so its network-status is not published; "
-            f"the runtime has to correct CNI_ARGS",
+            f"correct the runtime's CNI_ARGS",
             final=True,
         )
 

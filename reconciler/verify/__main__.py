@@ -1,4 +1,4 @@
-"""``python -m reconciler.verify``: one verification in a process of its own; the report is JSON on standard output."""
+"""``python -m reconciler.verify``: one verification in a separate process; the report is JSON on standard output."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _sandboxes(rows: ReadView, replay: Replay, findings: Findings) -> tuple[int,
 
 
 def _started_anew(rows: ReadView, row: Row, entry: SpilledSandbox) -> bool:
-    """Return True if the database deleted the sandbox and started it anew at a later event."""
+    """Return True if the database deleted the sandbox and recreated it at a later event."""
     return bool(rows.forgotten) and entry.created < row["created"]
 
 

@@ -94,7 +94,7 @@ async def _projection(replay: Replay, stream: str, database: str, findings: Find
         if end < reached:
             message = (
                 f"the database has {reached} events of the ledger {stream}, but the ledger has only {end}: it is "
-                "another ledger, or its end is lost; restore it, or move the database away, and the reconciler "
+                "another ledger, or it lost its end; restore it, or rename the database, and the reconciler "
                 "rebuilds it"
             )
             findings.add(Difference(kind=Kind.PROJECTION, message=message))

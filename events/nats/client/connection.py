@@ -162,7 +162,7 @@ class Connection:
                 reason = error.description
             except errors.MaxPayloadError:
                 raise LedgerError(
-                    f"the ledger can't {action}: its {len(payload)} bytes are more than nats-server takes (max_payload)"
+                    f"the ledger can't {action}: its {len(payload)} bytes exceed nats-server's max_payload"
                 ) from None
             except TimeoutError:
                 reason = "no answer"
@@ -174,7 +174,7 @@ class Connection:
             await self._pause(min(left, RETRY))
         raise LedgerUnavailableError(
             f"the ledger did not {action} within {self._patience:g} s ({trouble}): "
-            "is nats-server running, and has its disk room?"
+            "is nats-server running, and is there free space on its disk?"
         )
 
     async def _ask(self, subject: str, payload: bytes, headers: Mapping[str, str] | None) -> bytes:

@@ -74,24 +74,24 @@ class Access:
         if self._tls is None:
             if info.get("tls_required"):
                 raise RefusedError(
-                    f"the nats-server at {server} demands TLS: set hub.tls, its caFile to the authority of the hub"
+                    f"the nats-server at {server} requires TLS: set hub.tls, its caFile to the authority of the hub"
                 )
             return
         if not (info.get("tls_required") or info.get("tls_available")):
             raise RefusedError(
-                f"the nats-server at {server} does not speak TLS, which hub.tls or hub.url demands: "
-                "configure its tls, or take it out of both"
+                f"the nats-server at {server} does not speak TLS, which hub.tls or hub.url requires: "
+                "configure TLS on the server, or remove it from both"
             )
         info["tls_required"] = True
         if info.get("tls_verify") and not self._tls.cert_file:
             raise RefusedError(
-                f"the nats-server at {server} demands a client certificate: set hub.tls.certFile and hub.tls.keyFile"
+                f"the nats-server at {server} requires a client certificate: set hub.tls.certFile and hub.tls.keyFile"
             )
 
     def explained(self, error: Exception, server: str) -> Exception:
         """Return the error to raise for *error*, which occurred while connecting to *server*."""
         if isinstance(error, errors.Error) and "authorization" in str(error).lower():
-            return RefusedError(f"the nats-server at {server} does not accept {self._proof()}: is it another server's?")
+            return RefusedError(f"the nats-server at {server} rejects {self._proof()}: is it for another server?")
         tls = self._tls
         if tls is None or not isinstance(error, (ValueError, ssl.SSLError, ConnectionError)):
             return error
@@ -99,10 +99,10 @@ class Access:
             return RefusedError(_unverified(error, server, tls.ca_file))
         if tls.cert_file and (isinstance(error, ConnectionError) or "ALERT" in str(error)):
             return RefusedError(
-                f"the nats-server at {server} ended the connection when it had seen the certificate {tls.cert_file} "
-                f"({_words(error)}): is it signed by the authority that the server asks for, and still valid?"
+                f"the nats-server at {server} closed the connection after it received the certificate {tls.cert_file} "
+                f"({_words(error)}): is it signed by the authority that the server requires, and still valid?"
             )
-        return RefusedError(f"the nats-server at {server} can't be spoken to by TLS: {_words(error)}")
+        return RefusedError(f"the TLS handshake with the nats-server at {server} failed: {_words(error)}")
 
     def _secret(self) -> str:
         path = self._address.token_file

@@ -120,7 +120,7 @@ def _origin(path: Path) -> Origin:
         with transaction(engine) as connection:
             place = connection.execute(sa.select(position)).one_or_none()
             if place is None:
-                raise ProjectionError("it belongs to no ledger")
+                raise ProjectionError("it names no ledger")
             newest = connection.execute(sa.select(nodes).order_by(nodes.c.sequence.desc()).limit(1)).one_or_none()
             named = ("", "", 0) if newest is None else (newest.node, newest.changed_at, newest.sequence)
             return Origin(place.ledger, place.sequence, *named)
@@ -222,7 +222,7 @@ def _refuse_torn(path: Path) -> None:
     page = int.from_bytes(head[16:18], "big")
     length = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
     if not head.startswith(b"SQLite format 3\0") or path.stat().st_size != length:
-        raise ProjectionError(f"{path} is not a complete snapshot: use another one, or none")
+        raise ProjectionError(f"{path} is not a complete snapshot: use another one")
 
 
 def _make_durable(path: Path) -> None:

@@ -65,8 +65,8 @@ def _driver(engine: sa.Engine) -> Any:
 def statement_error(error: BaseException | None) -> ProjectionError:
     """Return the ProjectionError for the driver's *error*."""
     return ProjectionError(
-        f"the database refused a statement ({_first_line(error)}): read the database's log, or move "
-        "the database away: the reconciler then rebuilds it from the ledger"
+        f"the database refused a statement ({_first_line(error)}): read the database's log, or rename "
+        "the database: the reconciler then rebuilds it from the ledger"
     )
 
 
@@ -77,7 +77,7 @@ def _first_line(error: BaseException | None) -> str:
 def require_database(url: sa.URL) -> None:
     """Raise ProjectionError if *url* names a missing SQLite file: opening it would create it."""
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-        raise ProjectionError(f"there is no database at {url.database}: no reconciler has run here yet")
+        raise ProjectionError(f"there is no database at {url.database}: start the reconciler first")
 
 
 def open_engine(url: str, *, unfinished: bool = False, empty: bool = False) -> sa.Engine:
@@ -107,7 +107,7 @@ def _open_postgresql(url: sa.URL) -> sa.Engine:
         engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_POSTGRESQL_TIMEOUTS | dict(url.query))
     except ModuleNotFoundError as error:
         raise ProjectionError(
-            f"the database can't be opened: {error}; install plumbline[postgresql], which brings psycopg"
+            f"the database can't be opened: {error}; install plumbline[postgresql], which includes psycopg"
         ) from error
     event.listen(engine, "before_cursor_execute", _without_nul, retval=True)
     return engine

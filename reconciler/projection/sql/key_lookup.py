@@ -1,7 +1,7 @@
 """Select the rows of many keys by a statement whose text never changes.
 
 SQLAlchemy would write one parameter per key. PostgreSQL gets arrays instead: a statement with thousands of parameters
-costs driver and server more than the lookup, and is planned anew each time. SQLite gets pairs as one JSON text: for a
+costs driver and server more than the lookup, and is planned again each time. SQLite gets pairs as one JSON text: for a
 list of pairs it would build a compound query that scans the whole table.
 """
 

@@ -52,5 +52,5 @@ def _refuse_unknown(connection: sa.Connection, scripts: ScriptDirectory) -> None
         if revision not in known:
             raise ProjectionError(
                 f"the database has schema revision {revision}, which this version of Plumbline does not know: "
-                "run the newer version, or move the database away, and the reconciler rebuilds it from the ledger"
+                "run the newer version, or rename the database, and the reconciler rebuilds it from the ledger"
             )

@@ -10,7 +10,7 @@ from collections import OrderedDict
 FIRST_BACKOFF, MAX_BACKOFF = 1.0, 600.0
 """Seconds before the second restore, and the maximum."""
 QUIET_TIME = 900.0
-"""Seconds without a change after which the backoff starts anew."""
+"""Seconds without a change after which the backoff restarts."""
 CONTESTED = 3
 """From this number of restores on, another controller is the probable cause."""
 _MAX_REMEMBERED = 4096

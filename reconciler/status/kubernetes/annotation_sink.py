@@ -97,7 +97,7 @@ class AnnotationSink:
             self._record_response(healthy=False)
             raise PublishError(
                 ErrorClass.SOURCE_UNAVAILABLE,
-                f"pod {status.pod}: the API server {self._host} does not accept its network-status "
+                f"pod {status.pod}: its network-status can't be written to the API server {self._host} "
                 f"({str(error) or type(error).__name__}); Plumbline retries",
             ) from error
         return True
@@ -194,8 +194,7 @@ def _refusal(status: PodStatus, answer: aiohttp.ClientResponse, content: bytes) 
     if code in (409, 422) and "uid" in reason.lower():
         return PublishError(
             ErrorClass.POD_CHANGED,
-            f"pod {status.pod} was replaced by another of its name, so the network-status of UID {status.pod.uid} is "
-            f"not published: {reason}",
+            f"pod {status.pod} was replaced, so the network-status of UID {status.pod.uid} is not published: {reason}",
             final=True,
         )
     final = 400 <= code < 500 and code not in _RETRYABLE

@@ -85,18 +85,25 @@ def worker_restarted(factory: EventFactory, _: ContainerId) -> Iterator[Event]:
     yield factory.event(WorkerStarted(version="1", pid=2))
 
 
-def status_told_late(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
+def status_published_late(factory: EventFactory, sandbox: ContainerId) -> Iterator[Event]:
     data = StatusPublished(node=factory.node, ifname=ETH0, pod=Pod(), text="[]")
     yield msgspec.structs.replace(factory.event(data, sandbox), node=NO_NODE)
 
 
-STORIES: list[Story] = [*ENDINGS, compared, collected_nothing, address_reclaimed, worker_restarted, status_told_late]
+STORIES: list[Story] = [
+    *ENDINGS,
+    compared,
+    collected_nothing,
+    address_reclaimed,
+    worker_restarted,
+    status_published_late,
+]
 
 
 # --- the rules ---
 
 
-async def told(events: Sequence[Event]) -> MemoryLedger:
+async def ledger_of(events: Sequence[Event]) -> MemoryLedger:
     ledger = MemoryLedger()
     for event in events:
         await ledger.append(event)
@@ -150,7 +157,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
 
 @given(histories(), st.data())
 async def test_remaining_events_mean_the_same(events: list[Event], data: st.DataObject) -> None:
-    ledger = await told(events)
+    ledger = await ledger_of(events)
     before = await folded(ledger)
     for old in (*data.draw(st.lists(st.integers(0, len(events)), max_size=2)), len(events)):
         await forget(ledger, EventFactory().node, old)
@@ -161,7 +168,7 @@ async def test_remaining_events_mean_the_same(events: list[Event], data: st.Data
 @given(histories(), st.data())
 async def test_interrupted_purges_reopen_nothing(events: list[Event], data: st.DataObject) -> None:
     """The worker, or the ledger, may end between any two purges."""
-    ledger = await told(events)
+    ledger = await ledger_of(events)
     before = await folded(ledger)
     forgetting = Forgetting(EventFactory().node)
     async for stored in ledger.read():
@@ -178,7 +185,7 @@ async def test_closed_groups_are_purged_completely(story: Story) -> None:
     factory = EventFactory()
     events = list(story(factory, container(1)))
     later = factory.event(ComparisonRequested(request=REQUEST, command=1000))
-    ledger = await told([*events, later])
+    ledger = await ledger_of([*events, later])
     await forget(ledger, factory.node, len(events) + 1)
     left = [stored.event async for stored in ledger.read()]
     assert [event for event in left if not isinstance(event.data, WorkerStarted)] == [later]
@@ -191,7 +198,7 @@ async def test_newest_fences_remain_after_a_year_of_restarts() -> None:
         events += [*worker_restarted(factory, NO_SANDBOX), factory.event(NodeCompared(request=RequestId("")))]
         elected = factory.event(ReconcilerElected(replica="a"))
         events.append(msgspec.structs.replace(elected, node=NO_NODE))
-    ledger = await told(events)
+    ledger = await ledger_of(events)
     assert await forget(ledger, factory.node, len(events)) == len(events) - 2
     left = [stored.event async for stored in ledger.read()]
     assert [event.type for event in left] == ["WorkerStarted", "ReconcilerElected"]
@@ -200,14 +207,14 @@ async def test_newest_fences_remain_after_a_year_of_restarts() -> None:
 
 async def test_answer_to_the_newest_command_stays() -> None:
     factory = EventFactory()
-    ledger = await told(list(address_reclaimed(factory, container(1))))
+    ledger = await ledger_of(list(address_reclaimed(factory, container(1))))
     assert await forget(ledger, factory.node, 4) == 0
 
 
 async def test_open_leak_retains_its_events_and_no_comparison() -> None:
     factory = EventFactory()
     held = [factory.event(LeakObserved(leak=ADDRESS)), factory.event(LeakObserved(leak=ADDRESS, sightings=2))]
-    ledger = await told(
+    ledger = await ledger_of(
         [*held, factory.event(NodeCompared(request=RequestId(""))), *collected_nothing(factory, NO_SANDBOX)]
     )
     assert await forget(ledger, factory.node, 5) == 3
@@ -217,8 +224,10 @@ async def test_open_leak_retains_its_events_and_no_comparison() -> None:
 async def test_events_of_another_node_are_not_purged() -> None:
     mine, other = EventFactory(), EventFactory("worker-2.example.net")
     theirs = [*leaked_and_reclaimed(other, container(1)), *worker_restarted(other, NO_SANDBOX)]
-    theirs += status_told_late(other, container(2))
-    ledger = await told([*theirs, *leaked_and_reclaimed(mine, container(3)), *status_told_late(mine, container(3))])
+    theirs += status_published_late(other, container(2))
+    ledger = await ledger_of(
+        [*theirs, *leaked_and_reclaimed(mine, container(3)), *status_published_late(mine, container(3))]
+    )
     await forget(ledger, mine.node, 100)
     assert [stored.event async for stored in ledger.read()] == theirs
 
@@ -226,7 +235,7 @@ async def test_events_of_another_node_are_not_purged() -> None:
 async def test_live_container_retains_its_earlier_lives() -> None:
     factory, box = EventFactory(), container(1)
     events = list(leaked_and_reclaimed(factory, box))
-    ledger = await told(events)
+    ledger = await ledger_of(events)
     assert await forget(ledger, factory.node, len(events), frozenset({box})) == 0
     assert await forget(ledger, factory.node, len(events)) == len(events)
 
@@ -235,7 +244,7 @@ async def test_unknown_event_retains_the_events_after_it() -> None:
     factory, box = EventFactory(), container(1)
     strange = factory.event(Unknown(type="SandboxFrozen", version=1, data=msgspec.Raw(b"{}")), box)
     life = list(leaked_and_reclaimed(factory, box))
-    ledger = await told([*life, strange, *leaked_and_reclaimed(factory, box)])
+    ledger = await ledger_of([*life, strange, *leaked_and_reclaimed(factory, box)])
     await forget(ledger, factory.node, 100)
     assert await anext(ledger.read()) == Stored(len(life) + 1, strange)
 

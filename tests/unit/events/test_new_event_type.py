@@ -48,24 +48,24 @@ def event(id, data, sandbox=NO_SANDBOX, cause=""):
     envelope = {"at": "2026-01-01T00:00:00.000000000Z", "node": node, "boot_id": "b", "epoch": 1, "trace": ""}
     return Event(id=EventId(id), sandbox=sandbox, cause=EventId(cause), data=data, **envelope)
 
-told = [
+events = [
     event("1", ProbeRequested(request=RequestId("r"), target="10.0.0.1", command=7)),
     event("2", ProbeFailed(request=RequestId("r"), failure=failure), cause="1"),
     event("3", NetworkNoted(network="default/net"), sandbox=box),
     event("4", NetworkNoted(network="default/net")),
 ]
 state, forgetting, timeline, pending, lines = State(), Forgetting(node), Timeline(), [], []
-for stored in (Stored(sequence, decode(encode(each))) for sequence, each in enumerate(told, 1)):
-    assert stored.event == told[stored.sequence - 1]
+for stored in (Stored(sequence, decode(encode(each))) for sequence, each in enumerate(events, 1)):
+    assert stored.event == events[stored.sequence - 1]
     state.apply(stored)
     pending.append(len(state.pending))
     forgetting.add(stored)
-    lines += [(line.words, line.failed) for line in timeline.tell(stored)]
+    lines += [(line.words, line.failed) for line in timeline.lines(stored)]
 print(json.dumps({
     "types": [name in TYPES for name in ("ProbeRequested", "ProbeFailed", "NetworkNoted")],
     "intents": sorted(INTENTS & {"ProbeRequested", "ProbeFailed", "NetworkNoted"}),
     "commands": sorted(COMMANDS & {"ProbeRequested", "ProbeFailed", "NetworkNoted"}),
-    "requests": [request_of(each) for each in told],
+    "requests": [request_of(each) for each in events],
     "pending": pending,
     "taken": state.commands[node],
     "sandboxes": len(state.sandboxes),

@@ -207,7 +207,7 @@ def test_older_version_that_does_not_fit_its_step_is_malformed(data: object) -> 
         decode(text_of(v=1, data=data))
 
 
-def test_lift_leaves_the_newest_version_and_other_types_as_they_are() -> None:
+def test_lift_does_not_change_the_newest_version_or_other_types() -> None:
     assert upcast.lift("WorkerStopped", 3, {"reason": "x"}, STEPS) == {"reason": "x"}
     assert upcast.lift("WorkerStarted", 1, {"pid": 1}, STEPS) == {"pid": 1}
 

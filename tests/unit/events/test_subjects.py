@@ -1,4 +1,4 @@
-"""Every name has a token of its own, and filters match as in NATS."""
+"""Every name has its own token, and filters match as in NATS."""
 
 from __future__ import annotations
 

@@ -111,11 +111,11 @@ async def test_users_have_the_rights_that_they_need(desk: Desk, jetstream: JetSt
         await FencedCommands(commands, mandate).send(command)
         assert (await receiving).event == command
 
-    told = subjects.down(NODE, "StatusPublished")
-    async with worker.subscribe("plumbline.presence.publisher", told) as heard, asyncio.timeout(BOUND):
+    published = subjects.down(NODE, "StatusPublished")
+    async with worker.subscribe("plumbline.presence.publisher", published) as heard, asyncio.timeout(BOUND):
         hearing = asyncio.ensure_future(anext(heard))
         while not hearing.done():
-            await reconciler.publish(told)
+            await reconciler.publish(published)
             await asyncio.wait({hearing}, timeout=0.05)
     await FencedLedger(reconciler, mandate).append(EventFactory(NO_NODE).note())
 

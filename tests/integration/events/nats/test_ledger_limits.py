@@ -37,7 +37,7 @@ async def test_full_stream_is_reported_and_recovers_with_room(server: EmbeddedSe
     ledger = await JetStreamLedger.connect(server.address, config=config)
     stored, error = await fill_up(ledger)
     assert isinstance(error, LedgerFullError)
-    assert "free room on its disk, or raise its limit" in str(error)
+    assert "free space on its disk, or raise its limit" in str(error)
     assert await everything(ledger) == stored
     await ledger.purge("plumbline.ev.>", stored[4].sequence)
     event = EventFactory("later").note()

@@ -1,4 +1,4 @@
-"""The ledger while its nats-server is away, stopped or silent."""
+"""The ledger while its nats-server is down, stopped or silent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_append_times_out_and_is_not_sent_later(server: EmbeddedServer) ->
     ghosts = [EventFactory(f"ghost-{number}").note() for number in range(20)]
     outcomes = await asyncio.gather(*(ledger.append(event) for event in ghosts), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {LedgerUnavailableError}
-    assert "is nats-server running, and has its disk room?" in str(outcomes[0])
+    assert "is nats-server running, and is there free space on its disk?" in str(outcomes[0])
     assert 0.5 < loop.time() - started < 2
     for call in (
         ledger.last_sequence(),

@@ -1,4 +1,4 @@
-"""Reading a ledger in a process of its own."""
+"""Reading a ledger in a separate process."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def test_killed_process_is_an_error_not_the_end(fast_server: EmbeddedServe
 
 
 async def test_refused_connection_is_one_sentence(server: EmbeddedServer, jetstream: JetStreamLedger) -> None:
-    with pytest.raises(LedgerUnavailableError, match="does not accept the token"):
+    with pytest.raises(LedgerUnavailableError, match="rejects the token"):
         [stored async for stored in ReadAhead(jetstream, LedgerAddress(server.url, "wrong")).read()]
 
 

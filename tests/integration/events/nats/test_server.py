@@ -110,7 +110,7 @@ def test_server_ends_with_its_parent(tmp_path: Path) -> None:
 
 def test_store_locked_by_another_server_is_refused(server: EmbeddedServer, tmp_path: Path) -> None:
     other = EmbeddedServer(tmp_path / "store", tmp_path / "other-run")
-    with pytest.raises(ServerError, match=f"another nats-server holds {tmp_path / 'store'}"):
+    with pytest.raises(ServerError, match=f"another nats-server has locked {tmp_path / 'store'}"):
         other.start()
     assert other.pid == 0
     other.stop()

@@ -193,7 +193,7 @@ async def test_refused_server_certificate_is_explained(made: Certificates, hubs:
     )
     assert "an authority that this machine trusts" in await refusal(LedgerAddress(good, tls=TlsSettings()))
     assert await refusal(LedgerAddress(good)) == (
-        f"the nats-server at {where} demands TLS: set hub.tls, its caFile to the authority of the hub"
+        f"the nats-server at {where} requires TLS: set hub.tls, its caFile to the authority of the hub"
     )
     over = hubs.start(made.server(made.over)).url
     assert await refusal(LedgerAddress(over, tls=made.client())) == (
@@ -222,8 +222,8 @@ async def test_client_sends_nothing_to_a_server_without_tls(made: Certificates, 
         where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         tls = made.client() if scheme == "nats" else None
         assert await refusal(LedgerAddress(f"{scheme}://{where}", SECRET, NODE, tls=tls)) == (
-            f"the nats-server at {where} does not speak TLS, which hub.tls or hub.url demands: "
-            "configure its tls, or take it out of both"
+            f"the nats-server at {where} does not speak TLS, which hub.tls or hub.url requires: "
+            "configure TLS on the server, or remove it from both"
         )
         assert await heard == b""
 
@@ -232,19 +232,19 @@ async def test_refused_client_certificate_is_explained(made: Certificates, hubs:
     verifying = hubs.start(made.server(verify=True)).url
     where = verifying.removeprefix("nats://")
     assert await refusal(LedgerAddress(verifying, tls=made.client())) == (
-        f"the nats-server at {where} demands a client certificate: set hub.tls.certFile and hub.tls.keyFile"
+        f"the nats-server at {where} requires a client certificate: set hub.tls.certFile and hub.tls.keyFile"
     )
     for pair in (made.stranger, made.old):
         said = await refusal(LedgerAddress(verifying, tls=made.client(pair)))
-        assert f"{where} ended the connection when it had seen the certificate {pair.certificate}" in said
+        assert f"{where} closed the connection after it received the certificate {pair.certificate}" in said
     mapping = hubs.start(made.server(verify_and_map=True) | {"authorization": {"users": [{"user": "other"}]}}).url
     said = await refusal(LedgerAddress(mapping, user=NODE, tls=made.client(made.worker)))
-    assert f"does not accept the user that the certificate {made.worker.certificate} names" in said
+    assert f"rejects the user that the certificate {made.worker.certificate} names" in said
     (tmp_path / "password").write_text(SECRET)
     users = {"authorization": {"users": [{"user": NODE, "password": "other"}]}}
     asking = hubs.start(made.server() | users).url
     said = await refusal(LedgerAddress(asking, user=NODE, token_file=f"{tmp_path}/password", tls=made.client()))
-    assert f"does not accept the password in {tmp_path}/password of user {NODE}" in said
+    assert f"rejects the password in {tmp_path}/password of user {NODE}" in said
 
 
 async def test_unusable_file_is_named(made: Certificates, hubs: Hubs, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ async def test_unusable_file_is_named(made: Certificates, hubs: Hubs, tmp_path: 
             replace(own, cert_file=str(made.torn)),
             f"hub.tls.certFile {made.torn} and hub.tls.keyFile {key} can't be used",
         ),
-        (replace(own, server_name=".hub"), "can't be spoken to by TLS: "),
+        (replace(own, server_name=".hub"), " failed: "),
         (made.client(made.mixed), "the key is another certificate's"),
     ):
         assert said in await refusal(LedgerAddress(url, tls=tls))
@@ -324,15 +324,15 @@ async def test_next_connection_uses_renewed_files(made: Certificates, hubs: Hubs
     ledger = await connect(LedgerAddress(servers.url, tls=mount.tls))
     assert await works(ledger)
     servers.kill()
-    anew = Authority(tmp_path / "anew")
+    renewed_authority = Authority(tmp_path / "renewed_authority")
     config = servers.folder / "hub-0.conf"
-    renewed = {"tls": anew.sign("hub", *LOCAL).tls(anew.certificate) | {"verify": True}}
+    renewed = {"tls": renewed_authority.sign("hub", *LOCAL).tls(renewed_authority.certificate) | {"verify": True}}
     config.write_text(json.dumps(json.loads(config.read_text()) | renewed))
     with capture_logs() as logs:
         servers.start()
         await until(lambda: any("is not signed by" in str(line.get("error")) for line in logs))
     assert not ledger.connected
-    mount.put(anew.certificate, anew.sign("worker"))
+    mount.put(renewed_authority.certificate, renewed_authority.sign("worker"))
     await until(lambda: ledger.connected)
     assert await works(ledger)
     await ledger.close()
@@ -370,7 +370,7 @@ async def test_long_failing_attempts_leave_no_open_socket(made: Certificates, hu
 
     client = ledger.connection._client
     explain = ledger.connection._access.explained
-    ledger.connection._access.explained = lambda *told: (count(), explain(*told))[1]  # type: ignore[method-assign]
+    ledger.connection._access.explained = lambda *arguments: (count(), explain(*arguments))[1]  # type: ignore[method-assign]
     servers.start()
     await until(lambda: attempts >= 3)
     before_files = len(os.listdir("/proc/self/fd"))
@@ -389,13 +389,13 @@ async def test_long_failing_attempts_leave_no_open_socket(made: Certificates, hu
 @pytest.mark.parametrize(
     ("hub", "said"),
     [
-        ({"url": "nats://a:4222", "tls": {"certFile": "/x"}}, "certFile and keyFile go together"),
-        ({"url": "nats://a:4222", "tls": {"keyFile": "/x"}}, "certFile and keyFile go together"),
+        ({"url": "nats://a:4222", "tls": {"certFile": "/x"}}, "only one of certFile and keyFile is set"),
+        ({"url": "nats://a:4222", "tls": {"keyFile": "/x"}}, "only one of certFile and keyFile is set"),
         ({"url": "nats://a:4222", "tls": {"cafile": "/x"}}, "cafile"),
-        ({"url": "nats://a:4222", "user": "x"}, "user is set, and nothing that proves it"),
-        ({"url": f"nats://a:4222,nats://me:{SECRET}@b:4222"}, "put these in user and tokenFile"),
-        ({"url": f"nats://me:x,{SECRET}/x@b:4222"}, "put these in user and tokenFile"),
-        ({"url": f"nats://{SECRET}@b:4222"}, "put these in user and tokenFile"),
+        ({"url": "nats://a:4222", "user": "x"}, "user is set without credentials"),
+        ({"url": f"nats://a:4222,nats://me:{SECRET}@b:4222"}, "use user and tokenFile"),
+        ({"url": f"nats://me:x,{SECRET}/x@b:4222"}, "use user and tokenFile"),
+        ({"url": f"nats://{SECRET}@b:4222"}, "use user and tokenFile"),
         ({"url": "https://a:4222"}, "url has 'https://a:4222', which is not like"),
         ({"url": "nats://a:x"}, "url has 'nats://a:x', which is not like"),
         ({"url": ""}, "url has '', which is not like"),

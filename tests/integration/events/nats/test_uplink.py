@@ -1,4 +1,4 @@
-"""A node's ledger arrives at the hub as it is: through kills, cuts, backups, purges, and whatever stands there already.
+"""The hub gets a node's ledger unchanged: despite kills, cuts, backups, purges and older copies at the hub.
 
 Both ends are real servers. ``same`` is what every test is about: event by event, in order, nothing twice.
 """
@@ -201,9 +201,9 @@ async def test_empty_hub_gets_all_events_of_the_node(
         one.kill()
         one.restore(None)
         one.start()
-        anew = await connect_hub(one)  # creates the streams at the hub
-        assert len(await same(jetstream, anew)) == 50
-        await anew.close()
+        reconnected = await connect_hub(one)  # creates the streams at the hub
+        assert len(await same(jetstream, reconnected)) == 50
+        await reconnected.close()
 
 
 async def test_purge_at_the_node_does_not_affect_the_hub(jetstream: JetStreamLedger, above: JetStreamLedger) -> None:
@@ -258,13 +258,13 @@ async def test_new_node_ledger_is_appended_after_the_old_copies(
     async with copying(jetstream, above):
         before = await same(jetstream, above)
     await jetstream.api("STREAM.DELETE.NODE", {})
-    anew = await JetStreamLedger.connect(server.address)
-    await write(anew, factory, 30)
+    reconnected = await JetStreamLedger.connect(server.address)
+    await write(reconnected, factory, 30)
     for _ in range(2):
-        async with copying(anew, above) as uplink:
+        async with copying(reconnected, above) as uplink:
             await until(lambda: uplink.done == 30)
-    assert await events(above) == before + await events(anew)
-    await anew.close()
+    assert await events(above) == before + await events(reconnected)
+    await reconnected.close()
 
 
 async def test_restored_node_adds_only_new_events(
@@ -321,7 +321,7 @@ async def test_uplink_survives_an_idle_time(
             await asyncio.sleep(0.3)
 
 
-async def test_lag_grows_while_the_hub_is_away_and_ends_after(
+async def test_lag_grows_while_the_hub_is_down_and_ends_after(
     one: HubServers, jetstream: JetStreamLedger, above: JetStreamLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.nats.uplink._MEASURE", 0.05)

@@ -46,14 +46,14 @@ def ledger(server: EmbeddedServer, jetstream: JetStreamLedger) -> JetStreamLedge
 
 
 @pytest.fixture
-async def story(ledger: JetStreamLedger) -> JetStreamLedger:
+async def busy_ledger(ledger: JetStreamLedger) -> JetStreamLedger:
     node = Node()
     for event in busy_day(6, node):
         await ledger.append(event)
     return ledger
 
 
-async def test_timeline_shows_the_events_of_a_pod(story: JetStreamLedger, config: Path) -> None:
+async def test_timeline_shows_the_events_of_a_pod(busy_ledger: JetStreamLedger, config: Path) -> None:
     done = await asyncio.to_thread(plumbline, config, "timeline", "shop/web-3")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -63,30 +63,30 @@ async def test_timeline_shows_the_events_of_a_pod(story: JetStreamLedger, config
     assert "\x1b" not in done.stdout
 
 
-async def test_a_pod_is_found_by_bare_name_and_by_container_id(story: JetStreamLedger, config: Path) -> None:
+async def test_a_pod_is_found_by_bare_name_and_by_container_id(busy_ledger: JetStreamLedger, config: Path) -> None:
     by_name = await asyncio.to_thread(plumbline, config, "timeline", "web-2")
     assert by_name.stdout
     by_id = await asyncio.to_thread(plumbline, config, "timeline", container(2)[:7])
     assert by_id.stdout == by_name.stdout
 
 
-async def test_without_pod_all_events_are_shown_in_ledger_order(story: JetStreamLedger, config: Path) -> None:
+async def test_without_pod_all_events_are_shown_in_ledger_order(busy_ledger: JetStreamLedger, config: Path) -> None:
     done = await asyncio.to_thread(plumbline, config, "timeline")
     times = [line.split()[0] for line in done.stdout.splitlines()]
     assert times == sorted(times)
-    assert len(times) > await story.last_sequence()  # an outcome that carries effects is told with a line for each
+    assert len(times) > await busy_ledger.last_sequence()  # an outcome that carries effects has a line for each
     done = await asyncio.to_thread(plumbline, config, "timeline", "--json")
-    told = [json.loads(line)["id"] for line in done.stdout.splitlines()]
-    assert told == [stored.event.id async for stored in story.read()]
+    printed = [json.loads(line)["id"] for line in done.stdout.splitlines()]
+    assert printed == [stored.event.id async for stored in busy_ledger.read()]
 
 
-async def test_an_unknown_pod_is_refused_with_the_known_ones(story: JetStreamLedger, config: Path) -> None:
+async def test_an_unknown_pod_is_refused_with_the_known_ones(busy_ledger: JetStreamLedger, config: Path) -> None:
     done = await asyncio.to_thread(plumbline, config, "timeline", "shop/nope")
     assert (done.returncode, done.stdout) == (1, "")
     assert "neither a pod nor a container ID shop/nope; it knows the pods shop/web-0, shop/web-1" in done.stderr
 
 
-async def test_json_has_one_event_per_line_without_secrets(story: JetStreamLedger, config: Path) -> None:
+async def test_json_has_one_event_per_line_without_secrets(busy_ledger: JetStreamLedger, config: Path) -> None:
     done = await asyncio.to_thread(plumbline, config, "timeline", "web-0", "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[0]["type"] == "AttachRequested"
@@ -95,7 +95,7 @@ async def test_json_has_one_event_per_line_without_secrets(story: JetStreamLedge
     assert SECRET not in done.stdout
 
 
-async def test_since_hides_older_events_but_keeps_relative_times(story: JetStreamLedger, config: Path) -> None:
+async def test_since_hides_older_events_but_keeps_relative_times(busy_ledger: JetStreamLedger, config: Path) -> None:
     everything = (await asyncio.to_thread(plumbline, config, "timeline", "web-0")).stdout.splitlines()
     cut = everything[2].split()[0]
     done = await asyncio.to_thread(plumbline, config, "timeline", "web-0", "--since", cut)
@@ -115,7 +115,7 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-async def test_follow_continues_without_gap_and_ends_with_130(story: JetStreamLedger, config: Path) -> None:
+async def test_follow_continues_without_gap_and_ends_with_130(busy_ledger: JetStreamLedger, config: Path) -> None:
     child = await asyncio.create_subprocess_exec(
         *MAIN,
         "--config",
@@ -138,7 +138,7 @@ async def test_follow_continues_without_gap_and_ends_with_130(story: JetStreamLe
             *node.attach("f" * 64, Pod("shop", "web-9", "u")),
             *node.attach("e" * 64, Pod("shop", "web-2", "new")),
         ):
-            await story.append(event)
+            await busy_ledger.append(event)
         new = [await child.stdout.readline() for _ in range(5)]
         assert all(b"node-2  eeeeeeeeeeee" in line for line in new)
         assert b"attached: eth0" in new[-1]
@@ -150,7 +150,7 @@ async def test_follow_continues_without_gap_and_ends_with_130(story: JetStreamLe
             await child.wait()
 
 
-async def test_a_terminal_sees_failures_in_red(story: JetStreamLedger, config: Path) -> None:
+async def test_a_terminal_sees_failures_in_red(busy_ledger: JetStreamLedger, config: Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm"}
     environment.pop("NO_COLOR", None)
@@ -214,12 +214,12 @@ def test_a_ledger_without_permission_is_reported(config: Path) -> None:
 
 def test_a_snapshot_of_a_missing_database_creates_no_database(config: Path) -> None:
     done = plumbline(config, "snapshot", str(config.parent / "s"))
-    assert (done.returncode, "no reconciler has run here yet" in done.stderr) == (2, True)
+    assert (done.returncode, "start the reconciler first" in done.stderr) == (2, True)
     assert os.listdir(config.parent) == ["plumbline.json"]
 
 
-async def test_verify_of_an_unknown_node_proves_nothing(story: JetStreamLedger, config: Path) -> None:
-    await JetStreamCommands(story).make(command_stream())
+async def test_verify_of_an_unknown_node_proves_nothing(busy_ledger: JetStreamLedger, config: Path) -> None:
+    await JetStreamCommands(busy_ledger).make(command_stream())
     done = await asyncio.to_thread(plumbline, config, "verify", "--wait", "0.1", "--node", "node-l")
     assert done.returncode == 2
     assert "not checked: node node-l: the ledger has no events of it" in done.stdout
@@ -330,16 +330,16 @@ def test_check_config_refuses_what_the_worker_refuses(tmp_path: Path) -> None:
     assert "worker" in done.stderr
 
 
-async def test_verify_proves_the_database_or_lists_differences(story: JetStreamLedger, config: Path) -> None:
-    await JetStreamCommands(story).make(command_stream())
+async def test_verify_proves_the_database_or_lists_differences(busy_ledger: JetStreamLedger, config: Path) -> None:
+    await JetStreamCommands(busy_ledger).make(command_stream())
     arguments = ("verify", "--wait", "0.1")
     unseen = await asyncio.to_thread(plumbline, config, *arguments)
     assert unseen.returncode == 2
-    assert "no reconciler has run here yet" in unseen.stdout
+    assert "start the reconciler first" in unseen.stdout
     assert "node-1: its worker did not answer" in unseen.stdout
     store = Store(f"sqlite:///{config.parent}/reconciler.db", "NODE")
     store.prepare()
-    store.apply([stored async for stored in story.read()])
+    store.apply([stored async for stored in busy_ledger.read()])
     done = await asyncio.to_thread(plumbline, config, *arguments, "--json")
     assert json.loads(done.stdout)["differences"] == []
     with sqlite3.connect(config.parent / "reconciler.db") as connection:

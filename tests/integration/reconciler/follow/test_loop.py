@@ -40,11 +40,11 @@ class ObservedLedger(MemoryLedger):
         super().__init__()
         self.read_after: list[int] = []
         self.followed_after: list[int] = []
-        self.away = 0
+        self.failures_left = 0
 
     async def last_sequence(self) -> int:
-        if self.away:
-            self.away -= 1
+        if self.failures_left:
+            self.failures_left -= 1
             raise LedgerUnavailableError("the ledger is unavailable")
         return await super().last_sequence()
 
@@ -129,7 +129,7 @@ async def test_a_ledger_shorter_than_the_database_is_refused(tmp_path: Path) -> 
 async def test_the_start_waits_for_an_absent_ledger(tmp_path: Path) -> None:
     ledger = ObservedLedger()
     last = await fill(ledger, busy_day(3))
-    ledger.away = 2
+    ledger.failures_left = 2
     async with running(ledger, tmp_path / "x.db") as run:
         await run.at(last)
     assert stored_in(tmp_path / "x.db") == folded(await everything(ledger))

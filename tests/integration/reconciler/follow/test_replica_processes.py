@@ -1,6 +1,6 @@
 """Two reconciler processes at one hub, killed and frozen: one leads, and nothing is done twice.
 
-Each has a database of its own, or they share one.
+Each has its own database, or they share one.
 """
 
 from __future__ import annotations

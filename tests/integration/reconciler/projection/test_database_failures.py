@@ -59,13 +59,13 @@ def project_and_be_killed(url: str, events: Sequence[Stored], step: int) -> bool
 
 def test_a_kill_at_any_step_of_a_batch_loses_or_doubles_no_event(database: str) -> None:
     node = Node()
-    story = [
+    unnumbered = [
         *busy_day(3, node),
         *node.attach("d" * 64, Pod("d", "p", "u")),
         *node.drift("d" * 64, Pod("d", "p", "u"), ends="repaired"),
         *node.leak("e" * 64),
     ]
-    events = numbered(story)
+    events = numbered(unnumbered)
     whole = [*events, *numbered(busy_day(8, node))[len(events) :]]
     begin = len(events) // 2
     project(database, whole[:begin])

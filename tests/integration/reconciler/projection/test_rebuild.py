@@ -43,7 +43,7 @@ async def filled(ledger: MemoryLedger, pods: int, node: Node | None = None) -> l
 def spoil(url: str) -> None:
     engine = open_engine(url)
     with engine.begin() as connection:
-        connection.execute(sa.update(sandboxes).values(pod="somebody else"))
+        connection.execute(sa.update(sandboxes).values(pod="another"))
     engine.dispose()
 
 
@@ -53,10 +53,10 @@ async def test_a_rebuild_replaces_the_old_rows(database: str) -> None:
     with closing(Store(database, "NODE")) as store:
         store.apply(events[:40])
     spoil(database)
-    told: list[tuple[int, int]] = []
-    done = await rebuild(database, ledger, "NODE", lambda *progress: told.append(progress))
+    reported: list[tuple[int, int]] = []
+    done = await rebuild(database, ledger, "NODE", lambda *progress: reported.append(progress))
     assert done == len(events)
-    assert told[-1] == (done, done)
+    assert reported[-1] == (done, done)
     assert stored_in(database) == folded(events)
     await rebuild(database, ledger, "NODE", nothing)
     assert stored_in(database) == folded(events)

@@ -18,7 +18,7 @@ from reconciler.projection.fold.published import PodName, Published
 from reconciler.projection.sql.engine import ProjectionError
 from reconciler.projection.sql.tables import metadata, sandboxes
 from reconciler.projection.store import Store
-from tests.support.reconciler.projecting import WEB, project, published, told
+from tests.support.reconciler.projecting import WEB, project, published, status_event
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.stories.folded import numbered
 from tests.support.stories.node import Node, busy_day
@@ -145,11 +145,11 @@ def test_uncompressed_folds_of_older_versions_are_read(database: str) -> None:
 
 def test_a_batch_causes_no_full_table_scan_in_sqlite(tmp_path: Path, empty_database: bytes) -> None:
     (tmp_path / "x.db").write_bytes(empty_database)
-    node, told_of = Node(), Node("node-2")
-    events = [*busy_day(20, node), *told_of.leak("b" * 64, ends="failed"), *told_of.leak("c" * 64)]
+    node, other_node = Node(), Node("node-2")
+    events = [*busy_day(20, node), *other_node.leak("b" * 64, ends="failed"), *other_node.leak("c" * 64)]
     for number in range(2):
-        intent, *rest = told_of.attach(f"{number}" * 64, WEB)
-        events += [intent, *rest, told(intent, WEB, "[]", refused=False)]
+        intent, *rest = other_node.attach(f"{number}" * 64, WEB)
+        events += [intent, *rest, status_event(intent, WEB, "[]", refused=False)]
     plans: list[str] = []
 
     def explain(connection: sa.Connection, _cursor: object, statement: str, given: object, *_: object) -> None:

@@ -75,7 +75,7 @@ def test_retention_works_in_every_database(database: str) -> None:
     assert stored_in(database) == remembered(numbered(events), before)
 
 
-def test_a_deleted_sandbox_starts_anew_at_its_next_event(database: str) -> None:
+def test_a_deleted_sandbox_is_recreated_by_its_next_event(database: str) -> None:
     node, pod = Node(), Pod("d", "p", "u")
     first = [*node.attach("a" * 64, pod), *node.detach("a" * 64, pod)]
     again = list(node.attach("a" * 64, pod, ["other"]))

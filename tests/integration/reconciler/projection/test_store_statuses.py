@@ -15,7 +15,7 @@ from reconciler.projection.fold.published import PodName, Published
 from reconciler.projection.sql.tables import sandboxes
 from reconciler.projection.store import Store
 from reconciler.status.pending import PendingStatus, pending_status
-from tests.support.reconciler.projecting import DB, WEB, project, published, told
+from tests.support.reconciler.projecting import DB, WEB, project, published, status_event
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.stories.events import container
 from tests.support.stories.folded import numbered
@@ -26,10 +26,10 @@ def test_map_live_pods_gets_sandboxes_and_last_publication(database: str) -> Non
     events = [*busy_day(10), published(container(4), Pod("shop", "web-4", "uid-4"), "[]")]
     project(database, numbered(events))
     store = Store(database, "NODE")
-    told = store.map_live_pods(lambda pod, boxes, said: (pod, [box.key.container_id for box in boxes], said))
-    assert store.live_pods() == [(pod, said) for pod, _, said in told]
+    mapped = store.map_live_pods(lambda pod, boxes, said: (pod, [box.key.container_id for box in boxes], said))
+    assert store.live_pods() == [(pod, said) for pod, _, said in mapped]
     store.close()
-    assert told == [
+    assert mapped == [
         (
             PodName("shop", "web-4"),
             [container(4)],
@@ -68,7 +68,7 @@ def statuses_said(draw: st.DrawFn) -> list[Event]:
             ]
         elif asked:
             intent, pod = draw(st.sampled_from(asked))
-            events.append(told(intent, pod, "[]", refused=what == "refused"))
+            events.append(status_event(intent, pod, "[]", refused=what == "refused"))
     return events
 
 
@@ -96,7 +96,8 @@ def test_every_pending_status_is_of_an_unsettled_pod(
 
 
 def test_a_lookup_of_some_pods_equals_the_lookup_of_all(database: str) -> None:
-    events = [*busy_day(20), told(next(iter(Node("node-2").attach(container(4), WEB))), WEB, "[]", refused=False)]
+    intent = next(iter(Node("node-2").attach(container(4), WEB)))
+    events = [*busy_day(20), status_event(intent, WEB, "[]", refused=False)]
     project(database, numbered(events))
     with closing(Store(database, "NODE")) as store:
         assert len(store.unsettled_pods()) > 1
@@ -110,8 +111,8 @@ def test_a_lookup_of_some_pods_equals_the_lookup_of_all(database: str) -> None:
 def test_no_fold_is_read_for_published_pods(database: str) -> None:
     node, before = Node(), "c" * 64
     events = [*node.attach("a" * 64, WEB), *node.attach("b" * 64, DB), *node.attach(before, Pod("d", "old", "u3"))]
-    events += [told(events[0], WEB, "[]", refused=False), told(events[5], DB, "", refused=True)]
-    events.append(told(events[10], Pod("d", "old", "u3"), "[]", refused=False))
+    events += [status_event(events[0], WEB, "[]", refused=False), status_event(events[5], DB, "", refused=True)]
+    events.append(status_event(events[10], Pod("d", "old", "u3"), "[]", refused=False))
     project(database, numbered(events))
     engine = sa.create_engine(database)
     with engine.begin() as connection:

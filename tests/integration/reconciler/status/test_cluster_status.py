@@ -85,8 +85,8 @@ async def test_a_pod_deleted_during_attach_gets_one_failure_record(
 ) -> None:
     pod = create(cluster, namespace)
     async with running(ledger, tmp_path / "x.db", annotation) as run:
-        *story, completed = Node().attach(BOX, pod)
-        for event in story:
+        *begun, completed = Node().attach(BOX, pod)
+        for event in begun:
             await ledger.append(event)
         cluster.delete_pod(namespace, "web")
         await ledger.append(completed)

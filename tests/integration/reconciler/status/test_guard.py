@@ -137,12 +137,12 @@ async def test_with_policy_observe_a_change_is_recorded_once_only(
 POLICIES: dict[str, str] = dict(zip(NETWORKS, ("repair", "observe", "off"), strict=True))
 
 
-def told_of(path: Path) -> list[dict[str, Any]]:
+def read_status(path: Path) -> list[dict[str, Any]]:
     """Return the elements of the status in the file."""
     return json.loads(json.loads(path.read_text())["annotations"][ANNOTATION])
 
 
-def tell(path: Path, elements: list[dict[str, Any]]) -> None:
+def write_status(path: Path, elements: list[dict[str, Any]]) -> None:
     """Write *elements* to the file in its own format."""
     status = json.loads(path.read_text())
     status["annotations"][ANNOTATION] = json.dumps(elements)
@@ -169,14 +169,14 @@ async def test_the_changed_networks_decide_on_the_policy(
         for event in Node().attach(BOX, pod, NETWORKS):
             await ledger.append(event)
         await said(run, ledger, "StatusPublished")
-        right = told_of(path)
+        right = read_status(path)
         assert [element["name"] for element in right] == list(NETWORKS)
         wrong = [element | {"ips": ["203.0.113.1"]} if element["name"] in edited else element for element in right]
-        tell(path, wrong)
+        write_status(path, wrong)
         await said(run, ledger, "StatusPublished", *then)
         await asyncio.sleep(0.5)
         await said(run, ledger, "StatusPublished", *then)
-        assert told_of(path) == (right if "StatusPublished" in then else wrong)
+        assert read_status(path) == (right if "StatusPublished" in then else wrong)
 
 
 async def test_another_controller_causes_backoff_and_a_pod_event(
@@ -277,17 +277,17 @@ async def test_a_changed_or_removed_status_file_is_restored(
 async def test_a_reattached_interface_with_a_new_result_is_published(ledger: MemoryLedger, tmp_path: Path) -> None:
     pod, path, node = Pod("shop", "web", "u"), tmp_path / "status/shop/web.json", Node()
     async with running(ledger, tmp_path / "x.db", FolderSink(tmp_path)) as run:
-        story = list(node.attach(BOX, pod))
-        for event in story:
+        attached = list(node.attach(BOX, pod))
+        for event in attached:
             await ledger.append(event)
         await said(run, ledger, "StatusPublished")
         changed = result("eth0", BOX, 0).replace("02:00:00:00:00:02", "02:00:00:00:00:99")
         data = InterfaceAttached(network=NetworkName(NETWORKS[0]), ifname=ETH0, result=changed, seconds=0.1)
         same = replace(data, result=result("eth0", BOX, 0))
-        await ledger.append(node.event(data, BOX, story[0].id))
+        await ledger.append(node.event(data, BOX, attached[0].id))
         await said(run, ledger, "StatusPublished", "StatusPublished")
     assert "02:00:00:00:00:99" in json.loads(path.read_text())["annotations"][ANNOTATION]
-    await ledger.append(node.event(same, BOX, story[0].id))  # while no reconciler runs
+    await ledger.append(node.event(same, BOX, attached[0].id))  # while no reconciler runs
     async with running(ledger, tmp_path / "x.db", FolderSink(tmp_path)) as run:
         await said(run, ledger, "StatusPublished", "StatusPublished", "StatusPublished")
     assert "02:00:00:00:00:99" not in path.read_text()

@@ -48,14 +48,14 @@ def cluster(kube: KubeServer) -> KubeServer:
     return kube
 
 
-async def written(cluster: KubeServer, folder: Path, story: list[Event], metrics: Metrics) -> None:
-    """Write all Events for *story*."""
+async def written(cluster: KubeServer, folder: Path, events: list[Event], metrics: Metrics) -> None:
+    """Write all Events for *events*."""
     publisher = await AnnotationSink.connect(str(cluster.kubeconfig(folder / "kubeconfig", token=SPEAKER)))
     assert isinstance(publisher.api, client.ApiClient)
     writer = PodEventWriter(publisher.api, metrics)
     running = asyncio.create_task(writer.run())
     try:
-        stored = [Stored(sequence, event) for sequence, event in enumerate(story, 1)]
+        stored = [Stored(sequence, event) for sequence, event in enumerate(events, 1)]
         changes = project(Loaded(), stored)
         writer.changed(changes)
         async with asyncio.timeout(BOUND):
@@ -84,12 +84,12 @@ async def test_each_interface_has_an_event_on_the_pod(cluster: KubeServer, tmp_p
 async def test_a_repeated_failure_is_one_event_with_a_count(cluster: KubeServer, tmp_path: Path) -> None:
     pod = Pod("shop", "unlucky", "uid-unlucky")
     node = Node()
-    story = [event for number in range(3) for event in node.attach(container(number), pod, fails_at=1)]
-    await written(cluster, tmp_path, story, Metrics())
+    events = [event for number in range(3) for event in node.attach(container(number), pod, fails_at=1)]
+    await written(cluster, tmp_path, events, Metrics())
     (found,) = events_of(cluster, "unlucky")
     assert (found["type"], found["reason"], found["count"]) == ("Warning", "FailedAddingInterface", 3)
     await written(cluster, tmp_path, list(node.attach(container(9), pod, fails_at=1)), Metrics())
-    assert len(events_of(cluster, "unlucky")) == 1, "a reconciler that starts again goes on with it"
+    assert len(events_of(cluster, "unlucky")) == 1, "a restarted reconciler continues the count"
 
 
 async def test_a_deleted_namespace_loses_only_the_event(cluster: KubeServer, tmp_path: Path) -> None:

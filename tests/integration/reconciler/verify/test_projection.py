@@ -221,7 +221,7 @@ async def test_a_file_that_is_no_database_is_reported_as_unchecked(ledger: Memor
 async def test_a_missing_database_is_not_created(ledger: MemoryLedger, tmp_path: Path) -> None:
     report = await check(ledger, tmp_path / "none.db")
     assert report.exit_code == 2
-    assert "no reconciler has run here yet" in report.unseen[0]
+    assert "start the reconciler first" in report.unseen[0]
     assert not (tmp_path / "none.db").exists()
 
 

@@ -45,14 +45,14 @@ def test_drift_is_the_last_observed_and_changes_nothing_else() -> None:
 def test_sandbox_in_detach_has_no_drift() -> None:
     factory, box = EventFactory(), container(1)
     life = Life(factory, box)
-    story = [*life.add(), drifting(factory, box), life.del_requested(), drifting(factory, box)]
-    assert applied(story).sandboxes[SandboxKey(box, ETH0)].drifts == ()
+    events = [*life.add(), drifting(factory, box), life.del_requested(), drifting(factory, box)]
+    assert applied(events).sandboxes[SandboxKey(box, ETH0)].drifts == ()
 
 
 def test_observations_of_the_reconciler_change_no_sandbox() -> None:
     factory, box = EventFactory(), container(1)
-    story = [*Life(factory, box).add(), msgspec.structs.replace(drifting(factory, box), node=NodeName(""))]
-    state = applied(story)
+    events = [*Life(factory, box).add(), msgspec.structs.replace(drifting(factory, box), node=NodeName(""))]
+    state = applied(events)
     assert state.sandboxes[SandboxKey(box, ETH0)].drifts == ()
     assert not state.anomalies
 

@@ -71,8 +71,8 @@ def test_plan_before_its_request_is_ignored(in_order: bool) -> None:
     intent = life.add_requested()
     early, plan = life.plan(intent), life.plan(intent)
     state = State(in_order=in_order)
-    told = [Stored(1, early), Stored(2, intent)]
-    for stored in told if in_order else reversed(told):  # a writer knows its intents from what it reads
+    in_turn = [Stored(1, early), Stored(2, intent)]
+    for stored in in_turn if in_order else reversed(in_turn):  # a writer knows its intents from what it reads
         state.apply(stored)
     assert state.sandboxes[SandboxKey(container(1), ETH0)].phase is SandboxPhase.REQUESTED
     state.apply(Stored(3, plan))
@@ -91,7 +91,7 @@ def test_plan_belongs_only_to_its_own_request() -> None:
 @pytest.mark.parametrize("done_before", [0, 1], ids=["undone", "detached"])
 @pytest.mark.parametrize("carried", [True, False])
 def test_late_detach_does_not_affect_the_next_add(carried: bool, done_before: int) -> None:
-    """A worker that learns late of its own outcome repeats a finished detach."""
+    """A worker that gets its own outcome late repeats a finished detach."""
     life = Life(EventFactory(), container(1))
     intent, detach, late, again = (
         life.add_requested(),
@@ -103,9 +103,9 @@ def test_late_detach_does_not_affect_the_next_add(carried: bool, done_before: in
     failed = life.add_failed(intent, life.failure(life.plans[0], Phase.ADD))
     over = [*life.unmake(detach)] if done_before else [*undone, failed, *life.unmake(detach)]
     begun = [intent, *life.make(intent), detach, late, again, life.plan(again)]
-    told = numbered([*begun, *over, *life.unmake(late)])
+    in_turn = numbered([*begun, *over, *life.unmake(late)])
     state = State()
-    for stored in with_carried_effects(told) if carried else told:
+    for stored in with_carried_effects(in_turn) if carried else in_turn:
         state.apply(stored)
     sandbox = state.sandboxes[SandboxKey(container(1), ETH0)]
     assert reasons(state) == []
@@ -117,9 +117,9 @@ def test_late_detach_does_not_affect_the_next_add(carried: bool, done_before: in
 def test_detach_that_is_done_twice_ends_the_sandbox(carried: bool) -> None:
     life = Life(EventFactory(), container(1))
     first, second = life.del_requested(), life.del_requested(2)
-    told = numbered([*life.add(), first, *life.unmake(first), second, *life.unmake(second)])
+    in_turn = numbered([*life.add(), first, *life.unmake(first), second, *life.unmake(second)])
     state = State()
-    for stored in with_carried_effects(told) if carried else told:
+    for stored in with_carried_effects(in_turn) if carried else in_turn:
         state.apply(stored)
     assert reasons(state) == []
     assert not state.sandboxes
@@ -166,7 +166,7 @@ def test_effect_after_its_outcome_finds_its_sandbox() -> None:
     )
     detach = second.del_requested()
     late = second.detached(detach, second.plans[1])
-    story = [*first.add(), *second.add(), detach, second.del_failed(detach, second.plans[1]), late]
-    state = applied(story)
+    events = [*first.add(), *second.add(), detach, second.del_failed(detach, second.plans[1]), late]
+    state = applied(events)
     assert state.sandboxes[SandboxKey(container(1), IfName("eth1"))].attachments[1].phase is AttachmentPhase.DETACHED
     assert reasons(state) == []

@@ -36,8 +36,8 @@ def test_legal_story_leaves_live_sandboxes_and_nothing_pending(story: Story) -> 
 @given(st.lists(st.sampled_from(list(ENDINGS)), max_size=8), st.randoms(use_true_random=False))
 def test_interleaved_stories_are_independent(chosen: list[Story], dice: random.Random) -> None:
     factories = [EventFactory(), EventFactory("worker-2")]
-    told = [story(factories[index % 2], container(index)) for index, story in enumerate(chosen)]
-    state = applied(interleave(told, dice.randrange))
+    in_turn = [story(factories[index % 2], container(index)) for index, story in enumerate(chosen)]
+    state = applied(interleave(in_turn, dice.randrange))
     expected = [SandboxKey(container(index), name) for index, story in enumerate(chosen) for name in ENDINGS[story]]
     assert reasons(state) == []
     assert not state.pending
@@ -55,8 +55,8 @@ def test_container_id_may_be_used_again_after_its_detach(story: Story, data: st.
 
 @given(st.lists(st.sampled_from(list(ENDINGS)), max_size=8), st.randoms(use_true_random=False))
 def test_carried_effects_equal_effects_of_their_own(chosen: list[Story], dice: random.Random) -> None:
-    told = [story(EventFactory(f"worker-{index}"), container(index)) for index, story in enumerate(chosen)]
-    apart = [Stored(n, event) for n, event in enumerate(interleave(told, dice.randrange), 1)]
+    in_turn = [story(EventFactory(f"worker-{index}"), container(index)) for index, story in enumerate(chosen)]
+    apart = [Stored(n, event) for n, event in enumerate(interleave(in_turn, dice.randrange), 1)]
     one, other = State(keep_closed=True), State(keep_closed=True)
     for stored in apart:
         one.apply(stored)
@@ -108,6 +108,6 @@ def test_results_are_available_for_the_detach() -> None:
 
 
 def test_request_of_knows_only_intents_and_outcomes() -> None:
-    told = [(event.type, request_of(event)) for event in failed_and_rolled_back(EventFactory(), container(1))]
-    named = {name for name, request in told if request is not None}
+    in_turn = [(event.type, request_of(event)) for event in failed_and_rolled_back(EventFactory(), container(1))]
+    named = {name for name, request in in_turn if request is not None}
     assert named == {"AttachRequested", "AttachFailed"}

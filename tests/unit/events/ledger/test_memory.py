@@ -1,4 +1,4 @@
-"""The two switches of the memory ledger: full, and away."""
+"""The two switches of the memory ledger: full, and unavailable."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def test_full_ledger_refuses_new_events_and_knows_old_ones() -> None:
     assert await ledger.append(factory.note()) == 2
 
 
-async def test_ledger_away_raises_and_followers_wait() -> None:
+async def test_unavailable_ledger_raises_and_followers_wait() -> None:
     ledger, factory = MemoryLedger(), EventFactory()
     async with aclosing(ledger.follow()) as following:
         waiting = asyncio.ensure_future(anext(following))

@@ -39,7 +39,7 @@ def _page(port: int) -> str:
 
 
 def taken() -> socket.socket:
-    """Return a socket that listens on a port of its own."""
+    """Return a socket that listens on a free port."""
     return socket.create_server(("127.0.0.1", 0))
 
 

@@ -112,13 +112,13 @@ def test_drift_of_an_unplanned_interface_is_not_repaired() -> None:
         max_size=120,
     )
 )
-def test_orders_are_limited_and_rest_on_the_newest_observation(story: list[tuple[float, int, str]]) -> None:
+def test_orders_are_limited_and_rest_on_the_newest_observation(observations: list[tuple[float, int, str]]) -> None:
     now = 0.0
     judge = RepairSchedule(always)
     boxes: dict[int, Sandbox] = {}
     sent: list[tuple[float, SandboxKey]] = []
     under_way: set[SandboxKey] = set()
-    for count, (pause, number, what) in enumerate(story):
+    for count, (pause, number, what) in enumerate(observations):
         now += pause
         box = boxes.get(number, sandbox(number=number))
         match what:

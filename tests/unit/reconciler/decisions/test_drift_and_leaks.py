@@ -46,7 +46,7 @@ from tests.support.stories.node import Node
 from tests.support.stories.values import ETH0, NETWORKS
 
 BOXES = [f"{letter}" * 64 for letter in "abcd"]
-BOOT = "5d1e5a6e-0000-4000-8000-000000000001"  # the sandboxes of the stories
+BOOT = "5d1e5a6e-0000-4000-8000-000000000001"  # the boot of the sandboxes
 WRONG = [
     Drift(kind=kind, network=NetworkName(NETWORKS[place]), ifname=IfName(ifname), expected=kind.value)
     for kind in (DriftKind.LINK_MISSING, DriftKind.ADDRESS_MISSING, DriftKind.ROUTE_MISSING)
@@ -76,7 +76,7 @@ class Together(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
-        self.story = Node()
+        self.node = Node()
         self.state = State()
         self.boxes: dict[str, Box] = {}
         self.first_seen: dict[str, float] = {}
@@ -91,7 +91,7 @@ class Together(RuleBasedStateMachine):
     # --- the ledger ---
 
     def say(self, data: Data, box: str, cause: str = "") -> Event:
-        event = self.story.event(data, box, cause)
+        event = self.node.event(data, box, cause)
         self.append(event)
         return event
 
@@ -126,7 +126,7 @@ class Together(RuleBasedStateMachine):
     def add(self, box: str) -> None:
         if box not in self.boxes:
             self.boxes[box] = Box()
-            for event in self.story.attach(box, Pod("shop", f"web-{box[0]}", "u")):
+            for event in self.node.attach(box, Pod("shop", f"web-{box[0]}", "u")):
                 self.append(event)
 
     @rule(box=st.sampled_from(BOXES))
@@ -211,7 +211,7 @@ class Together(RuleBasedStateMachine):
     def look(self) -> None:
         found, known = judge(self.facts()).findings, self.open_leaks()
         for leak_id, finding in found.items():
-            before = known.get(LeakKey(self.story.node, leak_id))
+            before = known.get(LeakKey(self.node.node, leak_id))
             same = before is not None and (before.observed.leak, before.observed.judged) == (
                 finding.leak,
                 finding.judged,

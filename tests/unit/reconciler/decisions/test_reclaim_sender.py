@@ -97,7 +97,7 @@ class World:
         await self.ledger.append(event)
         return event.id
 
-    async def tell(self, command: Event, error_class: ErrorClass | None, *, request: str = "") -> None:
+    async def record_outcome(self, command: Event, error_class: ErrorClass | None, *, request: str = "") -> None:
         """Answer *command*: done, or refused with *error_class*."""
         assert isinstance(command.data, ReclaimRequested)
         leak, answered = command.data.leak, RequestId(request or command.id)
@@ -163,7 +163,7 @@ async def test_a_closed_leak_is_not_reclaimed(world: World) -> None:
         await world.asked_no_more_than(0)
         await world.see(leak(), 2)
         ((_, command),) = await world.asked(1)
-        await world.tell(command, ErrorClass.PLUGIN_FAILED)
+        await world.record_outcome(command, ErrorClass.PLUGIN_FAILED)
         await world.ledger.append(world.node.event(back))
         await world.asked_no_more_than(1, 3 * FIRST_PAUSE + OVERDUE)
         assert world.metrics.registry.get_sample_value("plumbline_reconciler_leaks_open") == 0
@@ -201,7 +201,7 @@ async def test_a_refused_reclaim_is_retried_with_backoff_forever(world: World) -
         refused: list[float] = []
         for count in range(1, 7):
             *_, (_, command) = await world.asked(count)
-            await world.tell(command, ErrorClass.PLUGIN_FAILED)
+            await world.record_outcome(command, ErrorClass.PLUGIN_FAILED)
             refused.append(asyncio.get_running_loop().time())
     sent = [at for at, _ in world.commands.all]
     pauses = [later - before for later, before in zip(sent[1:], refused, strict=False)]
@@ -216,7 +216,7 @@ async def test_a_new_observation_is_reclaimed_without_backoff(world: World, monk
     async with world.kept():
         await world.see(leak(), 2)
         ((_, command),) = await world.asked(1)
-        await world.tell(command, ErrorClass.EVIDENCE_CHANGED)
+        await world.record_outcome(command, ErrorClass.EVIDENCE_CHANGED)
         await world.asked_no_more_than(1)
         latest = await world.see(leak(), 2)
         *_, (_, command) = await world.asked(2)
@@ -227,7 +227,7 @@ async def test_an_unanswered_command_is_repeated_after_the_timeout(world: World)
     async with world.kept():
         await world.see(leak(), 2)
         ((_, command),) = await world.asked(1)
-        await world.tell(command, ErrorClass.PLUGIN_FAILED, request="of somebody else")
+        await world.record_outcome(command, ErrorClass.PLUGIN_FAILED, request="another")
         (first, _), (second, _) = await world.asked(2)
     assert second - first > OVERDUE
 
@@ -236,7 +236,7 @@ async def test_a_reclaimed_leak_is_done_and_its_recurrence_is_new(world: World) 
     async with world.kept():
         await world.see(leak(), 2)
         ((_, command),) = await world.asked(1)
-        await world.tell(command, None)
+        await world.record_outcome(command, None)
         await world.asked_no_more_than(1, OVERDUE + 3 * FIRST_PAUSE)
         await world.see(leak(), 2)
         await world.asked(2)
@@ -264,7 +264,7 @@ async def test_a_silent_node_has_limited_commands_and_delays_no_other(
         await world.see(leak(1), 2, Node("node-2"))
         *_, (_, command) = await world.asked(leaks.MAX_CONCURRENT + 1)
         assert command.node == "node-2"
-        await world.tell(world.commands.all[0][1], None)
+        await world.record_outcome(world.commands.all[0][1], None)
         await world.asked(leaks.MAX_CONCURRENT + 2)
 
 

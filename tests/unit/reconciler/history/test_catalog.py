@@ -31,7 +31,7 @@ def test_a_unique_bare_name_is_found_in_any_namespace() -> None:
 
 
 def test_a_name_in_two_namespaces_is_refused_with_both() -> None:
-    with pytest.raises(NotFoundError, match="several pods web: lab/web, shop/web; name one with its namespace"):
+    with pytest.raises(NotFoundError, match="several pods are named web: lab/web, shop/web; add the namespace"):
         catalog(("a", "shop", "web"), ("b", "lab", "web")).resolve("web")
 
 

@@ -56,15 +56,15 @@ from tests.support.stories.values import ETH0, NETWORKS, SECRET
 POD = Pod("shop", "web-0", "uid")
 
 
-def told(events: Iterable[Event]) -> list[str]:
+def lines_of(events: Iterable[Event]) -> list[str]:
     timeline = Timeline()
-    return [str(line) for sequence, event in enumerate(events, 1) for line in timeline.tell(Stored(sequence, event))]
+    return [str(line) for sequence, event in enumerate(events, 1) for line in timeline.lines(Stored(sequence, event))]
 
 
 def test_an_attach_and_a_detach() -> None:
     node = Node()
     events = [*node.attach("a" * 64, POD), *node.detach("a" * 64, POD)]
-    story = """
+    expected_lines = """
 2025-11-24T16:00:00.001Z                attach of shop/web-0 requested, interface eth0
 2025-11-24T16:00:00.002Z       +1.2 ms  planned: eth0 on k8s-pod-network (bridge, default), net1 on default/storage (macvlan)
 2025-11-24T16:00:00.003Z       +2.5 ms  eth0 attached to k8s-pod-network: 10.0.0.208/24 via 10.0.0.1 (bridge 3.5 ms)
@@ -75,9 +75,9 @@ def test_an_attach_and_a_detach() -> None:
 2025-11-24T16:00:00.010Z       +2.5 ms  eth0 detached from k8s-pod-network (bridge 1.5 ms)
 2025-11-24T16:00:00.011Z       +3.8 ms  detached: eth0 and all that was planned with it, in 10.0 ms
 """  # noqa: E501
-    lines = told(events)
+    lines = lines_of(events)
     assert {line[40:62] for line in lines} == {"node-1  aaaaaaaaaaaa  "}
-    assert [line[:40] + line[62:] for line in lines] == story.strip().splitlines()
+    assert [line[:40] + line[62:] for line in lines] == expected_lines.strip().splitlines()
 
 
 def test_effects_inside_an_outcome_come_before_it() -> None:
@@ -85,21 +85,21 @@ def test_effects_inside_an_outcome_come_before_it() -> None:
     apart = [*node.attach(pod, POD), *node.detach(pod, POD)]
     carried = [*node.attach(pod, POD, carried=True), *node.detach(pod, POD, carried=True)]
     assert len(carried) == len(apart) - 4
-    one, other = ([line[62:] for line in told(events)] for events in (apart, carried))
+    one, other = ([line[62:] for line in lines_of(events)] for events in (apart, carried))
     assert one == other
 
 
 def test_work_continued_by_a_later_worker_is_marked() -> None:
     requested, planned, *rest = Node().attach("a" * 64, POD)
-    lines = told([requested, planned, *(replace(event, epoch=event.epoch + 1) for event in rest)])
-    continued = f"[by the worker of epoch {requested.epoch + 1}, as that of epoch {requested.epoch} was gone]"
+    lines = lines_of([requested, planned, *(replace(event, epoch=event.epoch + 1) for event in rest)])
+    continued = f"[by the worker of epoch {requested.epoch + 1}, after the worker of epoch {requested.epoch} ended]"
     assert [continued in line for line in lines] == [False, False, *(True for _ in rest)]
 
 
 def test_failures_show_message_and_class() -> None:
     node, timeline = Node(), Timeline()
     events = [*node.attach("a" * 64, POD, fails_at=1), *node.detach("a" * 64, POD, fails=True)]
-    lines = [line for sequence, event in enumerate(events, 1) for line in timeline.tell(Stored(sequence, event))]
+    lines = [line for sequence, event in enumerate(events, 1) for line in timeline.lines(Stored(sequence, event))]
     why = "network default/storage: plugin macvlan failed: no free address [plugin_failed]"
     assert [line.words for line in lines if line.failed] == [
         f"net1 NOT attached to default/storage (macvlan 19.0 ms): {why}",
@@ -216,7 +216,7 @@ def test_a_publication_shows_the_node_of_the_pod() -> None:
             StatusPublished(node=NodeName("node-7"), ifname=ETH0, pod=POD, text="[]", seconds=0.0031),
         )
     ]
-    failed, published = (line[40:] for line in told(events))
+    failed, published = (line[40:] for line in lines_of(events))
     who = "node-7  aaaaaaaaaaaa  network-status of shop/web-0"
     assert failed == f"{who} NOT published: no. [api_refused]; it is tried again"
     assert published == f"{who} published, 3.1 ms after it was due"
@@ -235,7 +235,7 @@ def test_a_status_change_shows_only_the_found_text(found: str, said: str) -> Non
 def test_no_configuration_and_no_plugin_input_is_printed() -> None:
     events = list(busy_day(30))
     assert any(SECRET in str(event) for event in events)
-    assert SECRET not in "\n".join(told(events))
+    assert SECRET not in "\n".join(lines_of(events))
 
 
 def test_a_secret_in_a_plugins_message_is_redacted() -> None:
@@ -250,7 +250,7 @@ def test_a_secret_in_a_plugins_message_is_redacted() -> None:
 
 @given(st.text())
 def test_any_name_stays_on_its_line_without_control_characters(name: str) -> None:
-    line = told([Node().event(WorkerStopped(reason=name))])[0]
+    line = lines_of([Node().event(WorkerStopped(reason=name))])[0]
     assert line.splitlines() == [line]
     assert line.isprintable()
 
@@ -261,7 +261,7 @@ def test_control_characters_are_escaped() -> None:
 
 def test_an_outcome_without_known_request_has_no_relative_time() -> None:
     node = Node()
-    (line,) = Timeline().tell(
+    (line,) = Timeline().lines(
         Stored(9, node.event(AttachCompleted(request=RequestId("r"), ifname=ETH0, result=""), "a", "x"))
     )
     assert line.since_request is None

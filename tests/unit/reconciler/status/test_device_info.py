@@ -114,7 +114,7 @@ def with_device(event: Event, info: str, interfaces: int) -> Event:
 
 
 @pytest.mark.parametrize(
-    ("info", "told"),
+    ("info", "shown"),
     [
         (PCI, PCI_TEXT),
         (VDPA, VDPA_TEXT),
@@ -124,10 +124,10 @@ def with_device(event: Event, info: str, interfaces: int) -> Event:
     ],
     ids=["pci", "vdpa", "vhost-user", "memif", "empty"],
 )
-def test_the_device_comes_after_dns_as_go_prints_it(info: dict[str, object], told: str) -> None:
+def test_the_device_comes_after_dns_as_go_prints_it(info: dict[str, object], shown: str) -> None:
     default, element = status_of(json.dumps(info)).split("},{")
     assert "device-info" not in default
-    assert element.endswith(f'    "dns": {{}},\n{told}\n}}]')
+    assert element.endswith(f'    "dns": {{}},\n{shown}\n}}]')
 
 
 def test_the_device_comes_before_the_gateways() -> None:
@@ -136,8 +136,8 @@ def test_the_device_comes_before_the_gateways() -> None:
 
 
 def test_each_of_several_interfaces_has_the_device() -> None:
-    told = json.loads(status_of(json.dumps(MEMIF), interfaces=2))
-    assert [(element["interface"], "device-info" in element) for element in told] == [
+    shown = json.loads(status_of(json.dumps(MEMIF), interfaces=2))
+    assert [(element["interface"], "device-info" in element) for element in shown] == [
         ("eth0", False),
         ("net1", True),
         ("net2", True),

@@ -31,7 +31,7 @@ BOX = container(1)
 POD = Pod("shop", "web", "uid-1")
 
 
-def told(events: Iterable[Event]) -> list[PodEvent]:
+def all_pod_events(events: Iterable[Event]) -> list[PodEvent]:
     """Return the Events after *events*."""
     state = State(keep_closed=True)
     said: list[PodEvent] = []
@@ -41,18 +41,18 @@ def told(events: Iterable[Event]) -> list[PodEvent]:
     return said
 
 
-def told_of_failure(error_class: ErrorClass, message: str, pod: Pod = POD) -> list[PodEvent]:
+def events_of_failure(error_class: ErrorClass, message: str, pod: Pod = POD) -> list[PodEvent]:
     """Return the events of an ADD that fails at once."""
     node = Node()
     asked = next(node.attach(BOX, pod))
     failure = Failure(error_class=error_class, phase=Phase.RESOLVE, message=message, code=7)
     assert isinstance(asked.data, AttachRequested)
     failed = AttachFailed(request=asked.data.request, ifname=asked.data.ifname, failure=failure)
-    return told([asked, node.event(failed, BOX, asked.id)])
+    return all_pod_events([asked, node.event(failed, BOX, asked.id)])
 
 
 def test_each_interface_has_multus_text_with_addresses_and_network() -> None:
-    said = told(Node().attach(BOX, POD, ("pods", "shop/macvlan")))
+    said = all_pod_events(Node().attach(BOX, POD, ("pods", "shop/macvlan")))
     assert [(each.pod, each.type, each.reason) for each in said] == [(POD, "Normal", "AddedInterface")] * 2
     number = sum(BOX.encode()) % 250
     assert [each.message for each in said] == [
@@ -62,20 +62,20 @@ def test_each_interface_has_multus_text_with_addresses_and_network() -> None:
 
 
 def test_a_missing_network_has_multus_reason() -> None:
-    (said,) = told_of_failure(ErrorClass.NETWORK_NOT_FOUND, "pod shop/web: network shop/nope does not exist")
+    (said,) = events_of_failure(ErrorClass.NETWORK_NOT_FOUND, "pod shop/web: network shop/nope does not exist")
     assert (said.type, said.reason) == ("Warning", "NoNetworkFound")
     assert said.message == "pod shop/web: network shop/nope does not exist"
 
 
 def test_any_other_failure_is_a_warning_with_its_message() -> None:
-    said = told(Node().attach(BOX, POD, fails_at=1))
+    said = all_pod_events(Node().attach(BOX, POD, fails_at=1))
     assert [(each.type, each.reason) for each in said] == [("Warning", "FailedAddingInterface")]
     assert "no free address" in said[0].message
 
 
 def test_a_failed_detach_is_a_warning_too() -> None:
     node = Node()
-    said = told([*node.attach(BOX, POD), *node.detach(BOX, POD, fails=True)])
+    said = all_pod_events([*node.attach(BOX, POD), *node.detach(BOX, POD, fails=True)])
     assert [each.reason for each in said] == ["AddedInterface", "AddedInterface", "FailedRemovingInterface"]
 
 
@@ -96,11 +96,11 @@ def test_a_repeated_add_writes_no_event() -> None:
     node = Node()
     first = list(node.attach(BOX, POD))
     asked, *_, completed = node.attach(BOX, POD)
-    assert len(told([*first, asked, completed])) == 2
+    assert len(all_pod_events([*first, asked, completed])) == 2
 
 
 def test_a_pod_without_uid_gets_no_events() -> None:
-    assert told_of_failure(ErrorClass.PLUGIN_FAILED, "no", replace(POD, uid="")) == []
+    assert events_of_failure(ErrorClass.PLUGIN_FAILED, "no", replace(POD, uid="")) == []
 
 
 def test_an_unknown_sandbox_gets_no_events() -> None:
@@ -109,7 +109,7 @@ def test_an_unknown_sandbox_gets_no_events() -> None:
 
 
 def test_a_long_message_keeps_beginning_and_end() -> None:
-    (said,) = told_of_failure(ErrorClass.PLUGIN_FAILED, "begin" + "x" * 3000 + "end")
+    (said,) = events_of_failure(ErrorClass.PLUGIN_FAILED, "begin" + "x" * 3000 + "end")
     assert len(said.message) <= MESSAGE_LIMIT
     assert said.message.startswith("begin")
     assert said.message.endswith("end")

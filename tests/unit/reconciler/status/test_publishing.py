@@ -138,8 +138,8 @@ async def until_said(run: Running, ledger: MemoryLedger, count: int) -> Sequence
     return found
 
 
-def away() -> PublishError:
-    return PublishError(ErrorClass.SOURCE_UNAVAILABLE, "pod shop/web: away")
+def unavailable() -> PublishError:
+    return PublishError(ErrorClass.SOURCE_UNAVAILABLE, "pod shop/web: unreachable")
 
 
 def gone() -> PublishError:
@@ -148,8 +148,8 @@ def gone() -> PublishError:
 
 async def test_an_attach_is_published_and_recorded(ledger: MemoryLedger, board: Board, tmp_path: Path) -> None:
     async with running(ledger, tmp_path / "x.db", board) as run:
-        story = list(Node().attach(BOX, POD))
-        await fill(ledger, story)
+        attached = list(Node().attach(BOX, POD))
+        await fill(ledger, attached)
         (published,) = await until_said(run, ledger, 1)
         (event,) = [stored.event async for stored in ledger.read("plumbline.ev.-.>")]
         assert run.value("status_published_total") == 1
@@ -158,7 +158,7 @@ async def test_an_attach_is_published_and_recorded(ledger: MemoryLedger, board: 
     assert board.puts == [PodStatus(POD, published.text)]
     assert [element["name"] for element in json.loads(published.text)] == ["k8s-pod-network", "default/storage"]
     assert (published.node, published.ifname, published.pod) == ("node-1", "eth0", POD)
-    assert (event.node, event.sandbox, event.cause) == (NO_NODE, BOX, story[0].id)
+    assert (event.node, event.sandbox, event.cause) == (NO_NODE, BOX, attached[0].id)
 
 
 @pytest.mark.parametrize("failing", [None, 1])
@@ -232,7 +232,7 @@ async def test_an_unchanged_status_is_recorded_for_the_new_sandbox(
 async def test_a_temporary_failure_is_recorded_once_and_retried(
     ledger: MemoryLedger, board: Board, tmp_path: Path
 ) -> None:
-    board.errors = [away() for _ in range(20)]
+    board.errors = [unavailable() for _ in range(20)]
     async with running(ledger, tmp_path / "x.db", board) as run:
         await fill(ledger, Node().attach(BOX, POD))
         failed, published = await until_said(run, ledger, 2)
@@ -257,7 +257,7 @@ async def test_a_final_failure_is_recorded_and_not_retried(ledger: MemoryLedger,
 
 
 async def test_a_defect_in_a_sink_stops_no_other_pod(ledger: MemoryLedger, board: Board, tmp_path: Path) -> None:
-    board.errors = [RuntimeError("nobody has foreseen this")]
+    board.errors = [RuntimeError("unexpected")]
     async with running(ledger, tmp_path / "x.db", board) as run:
         await fill(ledger, Node().attach(BOX, POD))
         failed, published = await until_said(run, ledger, 2)
@@ -268,9 +268,9 @@ async def test_a_defect_in_a_sink_stops_no_other_pod(ledger: MemoryLedger, board
 async def test_a_status_that_cannot_be_rendered_is_a_final_failure(
     ledger: MemoryLedger, board: Board, tmp_path: Path
 ) -> None:
-    story = list(Node().attach(BOX, POD))
+    attached = list(Node().attach(BOX, POD))
     async with running(ledger, tmp_path / "x.db", board) as run:
-        for event in story:
+        for event in attached:
             await ledger.append(unreadable(event))
         (failed,) = await until_said(run, ledger, 1)
     assert failed.final
@@ -289,7 +289,7 @@ async def test_only_the_latest_status_counts_and_is_tried_at_once(
 ) -> None:
     monkeypatch.setattr(publishing, "delays", lambda: iter([3600.0]))
     node = Node()
-    board.errors = [away()]
+    board.errors = [unavailable()]
     async with running(ledger, tmp_path / "x.db", board) as run:
         await fill(ledger, node.attach(BOX, POD))
         await until_said(run, ledger, 1)
@@ -304,7 +304,7 @@ async def test_a_retry_is_dropped_when_the_pod_is_gone(
 ) -> None:
     monkeypatch.setattr(publishing, "delays", lambda: iter([3600.0]))
     node = Node()
-    board.errors = [away()]
+    board.errors = [unavailable()]
     async with running(ledger, tmp_path / "x.db", board) as run:
         await fill(ledger, node.attach(BOX, POD))
         await until_said(run, ledger, 1)
@@ -410,7 +410,7 @@ async def test_presence_is_announced_while_the_sink_is_ready(
         async with asyncio.timeout(BOUND):
             await anext(heard)
             board.well = False
-            with pytest.raises(TimeoutError):  # noqa: PT012  # those that were told before run out
+            with pytest.raises(TimeoutError):  # noqa: PT012  # the notices sent before run out
                 async with asyncio.timeout(0.2):
                     while True:
                         await anext(heard)

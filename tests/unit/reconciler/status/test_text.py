@@ -117,13 +117,13 @@ def test_the_interface_with_the_gateway_is_the_default() -> None:
         ],
         "routes": [{"dst": "0.0.0.0/0", "gw": "10.0.1.254"}],
     }
-    told = json.loads(status_text(result, default=True))
-    assert [(e["interface"], e.get("ips"), e.get("default"), e["gateway"]) for e in told] == [
+    shown = json.loads(status_text(result, default=True))
+    assert [(e["interface"], e.get("ips"), e.get("default"), e["gateway"]) for e in shown] == [
         ("a0", ["10.0.0.1"], None, ["10.0.1.254"]),
         ("b0", ["10.0.1.1"], True, ["10.0.1.254"]),
         ("c0", ["10.0.2.1"], None, ["10.0.1.254"]),
     ]
-    assert list(told[1]) == ["name", "interface", "ips", "default", "dns", "gateway"]
+    assert list(shown[1]) == ["name", "interface", "ips", "default", "dns", "gateway"]
 
 
 def test_without_gateway_the_first_interface_in_the_pod_is_the_default() -> None:
@@ -154,10 +154,10 @@ def test_a_default_route_without_gateway_is_printed_as_go_prints_it() -> None:
 
 
 def test_only_characters_that_go_escapes_are_escaped() -> None:
-    told = status_text(
+    shown = status_text(
         {"cniVersion": "1.0.0", "interfaces": [{"name": "a", "sandbox": "/n"}]}, network='x/<&>\u2028é"\\\t'
     )
-    assert '"name": "x/\\u003c\\u0026\\u003e\\u2028é\\"\\\\\\t"' in told
+    assert '"name": "x/\\u003c\\u0026\\u003e\\u2028é\\"\\\\\\t"' in shown
 
 
 def test_the_mtu_appears_if_the_results_version_has_it() -> None:
@@ -171,16 +171,16 @@ def test_elements_are_joined_by_a_bare_comma() -> None:
     status = pod_status(sandboxes)
     assert status is not None
     assert status.text.count("},{") == 1
-    told = json.loads(status.text)
-    assert [(e["name"], e["interface"], e.get("default")) for e in told] == [
+    shown = json.loads(status.text)
+    assert [(e["name"], e["interface"], e.get("default")) for e in shown] == [
         (NETWORKS[0], "eth0", True),
         (NETWORKS[1], "net1", None),
     ]
 
 
-def folded(*stories: Iterable[Event]) -> list[Sandbox]:
+def folded(*sequences: Iterable[Event]) -> list[Sandbox]:
     state = State()
-    for sequence, event in enumerate((event for story in stories for event in story), 1):
+    for sequence, event in enumerate((event for events in sequences for event in events), 1):
         state.apply(Stored(sequence, event))
     return list(state.sandboxes.values())
 

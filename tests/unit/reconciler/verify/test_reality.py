@@ -141,24 +141,24 @@ async def test_warnings_of_live_sandboxes_are_listed_and_are_no_difference(
 async def test_missing_answers_and_partial_comparisons_are_unseen(
     ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path
 ) -> None:
-    here, away, left = Node("here"), Node("away"), Node("left")
-    await fill(ledger, [here.start(), away.start(), left.start(), left.event(WorkerStopped(reason="drained"))])
-    async with worker(ledger, commands, here, unseen=("no CRI socket",)):
+    up, down, left = Node("up"), Node("down"), Node("left")
+    await fill(ledger, [up.start(), down.start(), left.start(), left.event(WorkerStopped(reason="drained"))])
+    async with worker(ledger, commands, up, unseen=("no CRI socket",)):
         report = await check(ledger, tmp_path / "x.db", commands, patience=0.3)
     assert (report.exit_code, report.nodes) == (2, 1)
     assert sorted(report.unseen) == [
-        "node away: its worker did not answer within 0 s; check whether it runs",
-        "node here: no CRI socket",
+        "node down: its worker did not answer within 0 s; check whether it runs",
+        "node up: no CRI socket",
     ]
 
 
 async def test_a_check_of_one_node_asks_only_that_node(
     ledger: MemoryLedger, commands: MemoryCommands, tmp_path: Path
 ) -> None:
-    here, away = Node("here"), Node("away")
-    await fill(ledger, [here.start(), away.start()])
-    async with worker(ledger, commands, here):
-        report = await check(ledger, tmp_path / "x.db", commands, node="here")
+    up, down = Node("up"), Node("down")
+    await fill(ledger, [up.start(), down.start()])
+    async with worker(ledger, commands, up):
+        report = await check(ledger, tmp_path / "x.db", commands, node="up")
     assert (report.exit_code, report.nodes) == (0, 1)
 
 
@@ -174,8 +174,8 @@ async def test_an_absent_command_stream_is_reported(
 
 async def published(ledger: MemoryLedger, folder: FolderSink) -> None:
     node = Node()
-    story = list(node.attach(BOX, POD))
-    await fill(ledger, story)
+    attached = list(node.attach(BOX, POD))
+    await fill(ledger, attached)
     replay = Replay(ledger)
     await replay.advance(await ledger.last_sequence())
     status = pod_status([kept.sandbox for kept in replay.sandboxes.all()])
@@ -183,7 +183,7 @@ async def published(ledger: MemoryLedger, folder: FolderSink) -> None:
     assert status is not None
     await folder.put(status, None)
     data = StatusPublished(node=node.node, ifname=ETH0, pod=POD, text=status.text)
-    await ledger.append(Node("").event(data, BOX, story[0].id))
+    await ledger.append(Node("").event(data, BOX, attached[0].id))
 
 
 async def test_a_status_as_published_has_no_differences(ledger: MemoryLedger, tmp_path: Path) -> None:
