@@ -34,7 +34,7 @@ lint:
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# Writes requirements.lock anew from pyproject.toml; needs uv.
+# Regenerates requirements.lock from pyproject.toml; needs uv.
 lock:
 	uv pip compile --quiet pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --output-file requirements.lock

@@ -1,6 +1,6 @@
-"""Attach and detach through entry point, ledger and worker, against the same delegates executed bare.
+"""Attach and detach through entry point, ledger and worker, compared with the same delegates executed directly.
 
-Both take turns pod by pod, so that whatever else the machine does meets both alike; what counts is the ratio.
+Both alternate pod by pod, so that other load on the machine affects both alike; only the ratio counts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bench.stage import Stage, pods
 
 
 def latency(stage: Stage, count: int, networks: int, targets: dict[str, float]) -> None:
-    """Report how long an ADD and a DEL of a pod with so many macvlan *networks* take, of the bare delegates' time."""
+    """Report the times of ADD and DEL of a pod with *networks* macvlan networks, divided by the delegates' time."""
     seconds: dict[tuple[str, str], list[float]] = {}
     with pods(stage, 2 * count) as names:
         for ours, bare in zip(names[:count], names[count:], strict=True):

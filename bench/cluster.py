@@ -1,8 +1,7 @@
-"""A whole cluster's events through a real nats-server into a reconciler: its memory, and how far it is behind.
+"""A whole cluster's events through a real nats-server into a reconciler: its memory, and its lag.
 
-There are no interfaces and no nodes, only what 5,000 of them would write: each has 30 pods with two attachments. Then
-pods go and others come, so many events a second, evenly. Behind is for how long the oldest event that is not projected
-has been on its way.
+There are no interfaces and no nodes, only the events of 5,000 nodes: each has 30 pods with two attachments. Then pods
+end and others start, at a constant rate of events. The lag is the age of the oldest event that is not projected.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _LOOK = 0.1
 
 
 class Cluster:
-    """What the workers of so many nodes write."""
+    """The events of the workers of many nodes."""
 
     def __init__(self, nodes: int, pods: int) -> None:
         self._tellers = [EventFactory(f"node-{number:06}") for number in range(nodes)]
@@ -81,7 +80,7 @@ def applied(port: int) -> int:
 
 
 def acts(port: int) -> bool:
-    """Return whether the reconciler acts: before, it has an event of its own to write."""
+    """Return whether the reconciler acts: before, it has its own event to write."""
     return metric(port, "active") == 1
 
 
@@ -97,7 +96,7 @@ async def until(reached: Callable[[], bool]) -> None:
 
 
 class Churn:
-    """Appends *events* to the ledger of *server*, evenly so many a second; *before* were there."""
+    """Appends *events* to the ledger of *server* at a constant rate; it already had *before* events."""
 
     def __init__(self, server: EmbeddedServer, events: Iterator[Event], before: int) -> None:
         self._server = server

@@ -1,6 +1,6 @@
-"""What the worker keeps of a cluster costs memory on every node: a full node's pods, and networks by the thousand.
+"""Memory of the worker's cluster cache: a full node's pods, and thousands of networks.
 
-The API server is a real one, because what it sends for an object is many times what is kept of it. The worker has the
+The API server is real, because its answers are many times larger than the cached objects. The worker has the
 configuration of ``deploy/kubernetes/base``.
 """
 

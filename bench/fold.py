@@ -1,7 +1,7 @@
 """How fast a ledger is read and folded, from a real nats-server, and where the time goes.
 
-The events are those of a busy node: pods that come, get two interfaces, and go; some fail. The store is in memory if
-the machine allows, because filling it is not what is measured.
+The events are those of a busy node: pods start with two interfaces and end; some fail. The store is in memory if the
+machine allows, because the time to fill it is not measured.
 """
 
 from __future__ import annotations

@@ -70,17 +70,17 @@ class ClusterStage(Stage):
         while time.monotonic() < until:
             with pods(self, 1) as (pod,):
                 self.plumbline("ADD", pod)
-                published = "StatusPublished" in self.story(pod)
+                published = "StatusPublished" in self.events_by_type(pod)
                 self.plumbline("DEL", pod)
             if published or not self.waits:
                 return
         raise TimeoutError("nothing is published")
 
-    def story(self, pod: str) -> Mapping[str, Event]:
+    def events_by_type(self, pod: str) -> Mapping[str, Event]:
         """Return the last event of each type that the ledger has of the sandbox of *pod* by now."""
-        return asyncio.run(self._story(pod))
+        return asyncio.run(self._events_by_type(pod))
 
-    async def _story(self, pod: str) -> dict[str, Event]:
+    async def _events_by_type(self, pod: str) -> dict[str, Event]:
         ledger = await JetStreamLedger.connect(self.server.address, name="bench")
         try:
             return {s.event.type: s.event async for s in ledger.read(f"plumbline.ev.*.{pod}-cid.>")}
@@ -98,8 +98,10 @@ def latency(stage: ClusterStage, count: int) -> None:
         for ours, bare in zip(names[:count], names[count:], strict=True):
             adds["bare"].append(stage.bare("ADD", bare))
             adds["plumbline"].append(stage.plumbline("ADD", ours))
-            story = stage.story(ours)  # at once: what is not published by now was not waited for
-            at = [unix_ns(story[step].at) for step in recorded]
+            events_by_type = stage.events_by_type(
+                ours
+            )  # at once: if the status is not published now, the answer did not wait for it
+            at = [unix_ns(events_by_type[step].at) for step in recorded]
             for name, begin, end in zip(recorded[1:], at, at[1:], strict=False):
                 steps[name].append((end - begin) / 1e9)
             dels["bare"].append(stage.bare("DEL", bare))

@@ -1,9 +1,9 @@
-"""Pods that come and go while everything else is killed: what dies without a DEL is freed, and nothing that lives.
+"""Soak test of leaks: processes are killed while pods start and end; only resources of ended pods may be freed.
 
-Worker and reconciler are the real parts on a ledger in memory, addresses are files of host-local, a namespace is a link
-that is there or not, and the runtime is a list. Each worker forgets what is over before it is killed. What happens to a
-pod, and who is killed when, is drawn from a seed. Of two looks that count as two, the second comes after 20 ms instead
-of 2 s, so that ten thousand lives take minutes.
+Worker and reconciler are the real parts on a ledger in memory, addresses are files of host-local, a namespace is a
+file, and the runtime is a list. Each worker purges ended events before it is killed. A seed decides what happens to
+each pod, and which process is killed when. Two scans count as separate after 20 ms instead of 2 s, so ten thousand
+pods take minutes.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Pod:
 
 
 class Runtime:
-    """Knows what it is told, and hangs at times."""
+    """Reports the pods that the benchmark sets; it can hang."""
 
     def __init__(self) -> None:
         self.pods: set[str] = set()
@@ -164,7 +164,7 @@ class Worker:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run meanwhile, and die at the end, whatever is under way."""
+        """Run inside the block, and die at its end, even with work in progress."""
         journal, answers = self.journal, Answers()
         places = Footprint(str(self._world.folder / "devinfo"))
         async for stored in journal.load():
@@ -251,7 +251,7 @@ class World:
         (folder / "netns").mkdir()
 
     def holders(self) -> set[str]:
-        """Return whom host-local's files name."""
+        """Return the containers that host-local's files name."""
         return {_holder(path) for path in self._files()} - {""}
 
     def check(self, journal: Journal) -> None:
@@ -270,7 +270,7 @@ class World:
         return (self.folder / "ipam" / "net").glob("10.*")
 
     async def live(self, worker: Worker, lives: int, at_once: int) -> int:
-        """Have pods come and go until so many have come, or the worker is to be killed; return how many came."""
+        """Start and end pods until *lives* have started, or the worker must be killed; return how many started."""
         came = 0
         kill_after = self.dice.randrange(150, 400)
         while came < min(lives, kill_after):
@@ -327,7 +327,7 @@ class World:
         pod.netns.unlink(missing_ok=True)
 
     async def settle(self, worker: Worker, seconds: float = 60.0) -> set[str]:
-        """Return whom files name, or the ledger has, that is not alive, when there is time for all to be freed."""
+        """Return the ended containers that files or the ledger still have after *seconds*."""
         self.runtime.hangs = False
         until = time.monotonic() + seconds
         while True:
@@ -347,7 +347,7 @@ def _holder(path: Path) -> str:
 
 
 async def soak(folder: Path, seed: int, lives: int, at_once: int = 60) -> World:
-    """Return what has become of so many *lives*."""
+    """Return the world after that number of *lives*."""
     world = World(folder, seed)
     ledger, commands = MemoryLedger(), MemoryCommands()
     came = 0

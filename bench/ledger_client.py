@@ -30,7 +30,7 @@ from events.schema import Event
 from tests.support.stories.node import busy_node
 
 _TOGETHER = 20
-"""Appends that are under way at the same time: so many pods of a node start together."""
+"""Concurrent appends: the number of pods of a node that start together."""
 
 
 class _OwnPublish(Client):
@@ -61,15 +61,15 @@ class _OwnQueue(Client):
 
 
 class _OwnAll(_OwnParser):
-    """nats-py's own everything that is replaced for speed."""
+    """nats-py without the overrides for speed."""
 
     _send_publish = nats_py.Client._send_publish
     listen = _listen_by_queue  # type: ignore[assignment]
 
 
 VARIANTS: Mapping[str, type[Client]] = {
-    "as it is": Client,
-    "as it is, again": Client,  # what differs between the two is noise
+    "unchanged": Client,
+    "unchanged, again": Client,  # a difference between the two is noise
     "own _send_publish": _OwnPublish,
     "own Parser": _OwnParser,
     "own queue": _OwnQueue,

@@ -12,7 +12,7 @@ from bench.report import report
 from bench.stage import Stage, pods, resident
 
 _WARM = 100
-"""Cycles after which everything that is loaded when it is first needed has been."""
+"""Cycles after which every lazily imported module is loaded."""
 
 
 def cycle(stage: Stage, cycles: int) -> None:

@@ -1,4 +1,4 @@
-"""How fast the reconciler projects into SQLite and PostgreSQL, also a whole ledger anew or from a snapshot.
+"""How fast the reconciler projects into SQLite and PostgreSQL, also a whole ledger from its start or from a snapshot.
 
 The events are those of ``bench.fold``, and of a cluster whose pods all stay for the snapshot. PostgreSQL is Debian's,
 started for this, with its durability as delivered.
@@ -64,9 +64,9 @@ async def filled(server: EmbeddedServer, count: int) -> int:
 
 
 async def rebuilt(url: str, server: EmbeddedServer, count: int) -> tuple[float, float]:
-    """Return the seconds that a rebuild of the database at *url* from the ledger takes, and those on a CPU.
+    """Return the wall and CPU seconds of a rebuild of the database at *url* from the ledger.
 
-    The latter are of this process, not of the one that reads the ledger, nor of the servers.
+    CPU seconds are those of this process, without the process that reads the ledger and the servers.
     """
     ledger = await JetStreamLedger.connect(server.address)
     start, busy = time.perf_counter(), time.process_time()
@@ -79,7 +79,7 @@ async def rebuilt(url: str, server: EmbeddedServer, count: int) -> tuple[float, 
 
 
 def apply_all(store: Store, events: Iterator[Event]) -> None:
-    """Project *events* after those that are there."""
+    """Project *events* after the existing ones."""
     done = store.position()
     while batch := [Stored(n, event) for n, event in enumerate(itertools.islice(events, BATCH_SIZE), done + 1)]:
         store.apply(batch, for_listeners=False)

@@ -1,4 +1,4 @@
-"""How every benchmark says what it measured."""
+"""The report of a measurement, in the same form for every benchmark."""
 
 from __future__ import annotations
 

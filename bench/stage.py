@@ -25,15 +25,15 @@ PLUGINS = "/usr/lib/cni"
 BRIDGE, PARENT, PEER = "plbench-br", "plbench-parent", "plbench-peer"
 NODE, POD = "bench-node", "bench"
 NETWORKS = 8
-"""macvlan networks that there are; a pod gets the first ones of them, beside the default network."""
-_PATIENCE = 20.0
+"""Number of macvlan networks. A pod gets the default network and the first so many of them."""
+_START_TIMEOUT = 20.0
 
 
 class Stage:
-    """One worker with its ledger. Use as a context manager. *worker* are the words that it is started with."""
+    """One worker with its ledger. Use it as a context manager. *worker* are the interpreter's arguments."""
 
     def __init__(self, worker: Sequence[str] = ("-m", "nodeworker")) -> None:
-        self._words = worker
+        self._arguments = worker
         self.folder = Path(tempfile.mkdtemp(prefix="plumbline-bench-"))
         self.server = EmbeddedServer(self.folder / "state" / "ledger", self.folder / "run")
         self.worker: subprocess.Popen[bytes] | None = None
@@ -64,8 +64,8 @@ class Stage:
         }
         self.settings.write_text(json.dumps(settings))
         self.server.start()
-        self.worker = subprocess.Popen([sys.executable, *self._words, "--config", str(self.settings)])
-        until = time.monotonic() + _PATIENCE
+        self.worker = subprocess.Popen([sys.executable, *self._arguments, "--config", str(self.settings)])
+        until = time.monotonic() + _START_TIMEOUT
         while not self.socket.exists():
             if time.monotonic() > until:
                 raise TimeoutError("the worker did not open its socket")
@@ -83,7 +83,7 @@ class Stage:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def stop_worker(self) -> None:
-        """Stop the worker in order, if it runs."""
+        """Stop the worker with SIGTERM, if it runs."""
         if self.worker is not None:
             self.worker.terminate()
             self.worker.wait(30)
@@ -103,12 +103,12 @@ class Stage:
         self._pods = [pod for pod in self._pods if pod not in pods]
 
     def plumbline(self, command: str, pod: str, networks: int = 1) -> float:
-        """Call the entry point as a runtime does, for a pod with so many *networks*; return the seconds."""
+        """Call the entry point as a runtime does, for a pod with that number of *networks*; return the seconds."""
         environment = _environment(command, pod, "eth0", networks) | self._extra()
         return self._call(shim.binary(), self.config, environment)
 
     def bare(self, command: str, pod: str, networks: int = 1) -> float:
-        """Execute the same delegates one after another, with nothing in between; return the seconds."""
+        """Execute the same delegates one after another, without Plumbline; return the seconds."""
         steps = [(conf, "eth0" if i == 0 else f"net{i}") for i, conf in enumerate(self.delegates[: networks + 1])]
         return sum(
             self._call(Path(PLUGINS) / conf["type"], json.dumps(conf), _environment(command, pod, ifname, networks))
@@ -116,19 +116,19 @@ class Stage:
         )
 
     def _call(self, binary: Path, config: str, environment: Mapping[str, str]) -> float:
-        """Execute *binary* with as little of our own as can be; return the seconds until it has ended."""
-        given, said = (self.folder / f"{name}-{threading.get_ident()}" for name in ("stdin", "stdout"))
-        given.write_text(config)
+        """Execute *binary* with little overhead; return the seconds until it has ended."""
+        stdin, stdout = (self.folder / f"{name}-{threading.get_ident()}" for name in ("stdin", "stdout"))
+        stdin.write_text(config)
         files = [
-            (os.POSIX_SPAWN_OPEN, 0, str(given), os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(said), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+            (os.POSIX_SPAWN_OPEN, 0, str(stdin), os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(stdout), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
         ]
         start = time.perf_counter()
         pid = os.posix_spawn(binary, [binary], environment, file_actions=files)
         _, status = os.waitpid(pid, 0)
         seconds = time.perf_counter() - start
         if status:
-            raise RuntimeError(f"{binary.name} {environment['CNI_COMMAND']}: {said.read_text()}")
+            raise RuntimeError(f"{binary.name} {environment['CNI_COMMAND']}: {stdout.read_text()}")
         return seconds
 
     def _extra(self) -> dict[str, str]:

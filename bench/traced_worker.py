@@ -1,7 +1,7 @@
 """A worker that notes when each part of its work begins and ends, for ``bench.breakdown``.
 
-The parts are wrapped from outside, so that the worker itself carries no measuring. The clock is one that all processes
-of the machine share.
+The parts are wrapped from outside, so the worker itself has no code for measurement. All processes of the machine share
+the clock.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Trace(msgspec.Struct):
     spans: list[tuple[str, float, float]] = []
     """Name, begin and end."""
     steps: list[tuple[float, float]] = []
-    """Of the event loop, those that took long: begin, and the seconds without those that it waited for a processor."""
+    """Long steps of the event loop: begin, and seconds without the wait for a processor."""
 
 
 trace = Trace()
@@ -122,7 +122,7 @@ def with_traced_appends(ledger: Ledger) -> Ledger:
 
 
 def main() -> None:
-    """Run the worker, and write down what was noted when it is told to stop."""
+    """Run the worker, and write the notes to disk when it stops."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     options = parser.parse_args()

@@ -55,7 +55,7 @@ def attach(stage: Stage) -> None:
     print_step(
         "3. A pod with the same network twice",
         """
-        Each mention is an attachment of its own, with an interface of its own: net1 and net2.
+        Each mention is a separate attachment with its own interface: net1 and net2.
         """,
     )
     stage.attach("twice")
@@ -177,7 +177,7 @@ def main() -> int:
             "The stage",
             f"""
             The demo runs in {"a network namespace" if is_root else "a user namespace, a network namespace"} and a
-            /run of its own. The machine does not change; only a log file stays behind.
+            separate /run. The machine does not change; only a log file stays behind.
             """,
         )
         stage = Stage()

@@ -1,4 +1,4 @@
-"""Give the demo a network and a ``/run`` of its own, so that it does not change the machine.
+"""Give the demo a separate network and ``/run``, so that it does not change the machine.
 
 Both are namespaces. They end with the last process in them, with everything made there, even when the demo is killed.
 Root creates them directly. Another user gets them inside a user namespace, in which that user is root.
@@ -46,7 +46,7 @@ class IsolationError(Exception):
 
 
 def isolate() -> None:
-    """Move this process, which must have one thread, into namespaces of its own, with an empty ``/run``.
+    """Move this process, which must have one thread, into new namespaces, with an empty ``/run``.
 
     Raises IsolationError; the process may then be in some of them and must end.
     """
