@@ -16,7 +16,7 @@ from nodeworker.shim import build
 from tests.support.distribution import Distribution, order
 from tests.support.isolation import isolate
 
-# How long an example takes is the machine's affair, and the same code is to get the same examples.
+# An example's duration depends on the machine, and the same code must get the same examples.
 hypothesis.settings.load_profile("ci")
 
 IN_ORDER = ("the kernel has no ", "the machine already has a ")
@@ -25,7 +25,7 @@ IN_ORDER = ("the kernel has no ", "the machine already has a ")
 
 @pytest.fixture(scope="session")
 def entry_point(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The entry point as it is shipped: the one that the installation built, unless its source has changed since."""
+    """The installed entry point, or a new build if its source has changed since."""
     installed = shim.path(shim.architecture())
     if installed.exists() and installed.stat().st_mtime > build.SOURCE.stat().st_mtime:
         return installed
@@ -46,19 +46,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """Run the tests in namespaces of their own. The workers of xdist are started there and need none themselves."""
+    """Run the tests in separate namespaces. The workers of xdist are started there and need none themselves."""
     if os.geteuid() != 0 or hasattr(config, "workerinput") or config.option.collectonly:
         return None
     try:
         return isolate()
     except OSError as error:
         raise pytest.UsageError(
-            f"root's tests run in namespaces of their own, and the kernel refuses them: {error}"
+            f"root's tests run in separate namespaces, which the kernel refuses: {error}"
         ) from error
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Without compiled files, every process of the run compiles the code, and pytest rewrites every assertion anew.
+    # Without compiled files, every process of the run compiles the code, and pytest rewrites every assertion again.
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if config.getoption("--no-unexpected-skips"):

@@ -19,7 +19,7 @@ from events.schema import SandboxAdopted
 from tests.support.fork_server import plumbline
 from tests.support.host.multus_state import MultusNode, Network, Sandbox
 from tests.support.node.kernel import ip
-from tests.support.node.node import DEL_STORY, MakeNode, Node
+from tests.support.node.node import DEL_EVENTS, MakeNode, Node
 from tests.support.node.runtime import PodSandbox
 from tests.support.repository import REPOSITORY
 from tests.support.waiting import eventually
@@ -71,7 +71,7 @@ def assert_check_and_delete(node: Node, pods: Sequence[PodSandbox]) -> None:
         assert pod.check() == (0, "", "")
     for pod in pods:
         assert pod.delete() == (0, "", "")
-        assert node.story(pod) == ("SandboxAdopted", *DEL_STORY)
+        assert node.event_types(pod) == ("SandboxAdopted", *DEL_EVENTS)
     node.assert_detached(*pods)
     assert not node.reserved()
 
@@ -117,7 +117,7 @@ def test_spooled_del_is_done_after_the_adoption(adopted: Adopted) -> None:
     assert call.answer() == (0, "", "")
     assert adopted.run().returncode == 0
     adopted.node.start()
-    eventually(lambda: adopted.node.story(pod)[-1] == "DetachCompleted", "the spooled DEL is done")
+    eventually(lambda: adopted.node.event_types(pod)[-1] == "DetachCompleted", "the spooled DEL is done")
     adopted.node.assert_detached(pod)
     assert not adopted.node.reserved()
 
@@ -127,11 +127,11 @@ def test_running_worker_refuses_an_adoption_but_not_a_dry_run(adopted: Adopted) 
     adopted.node.start()
     done = adopted.run()
     assert done.returncode == 3
-    assert "another worker holds" in done.stderr
-    assert adopted.node.story(pod) == ()
+    assert "another worker has locked" in done.stderr
+    assert adopted.node.event_types(pod) == ()
     done = adopted.run("--dry-run")
     assert (done.returncode, "1 sandbox would be adopted" in done.stdout) == (0, True)
-    assert adopted.node.story(pod) == ()
+    assert adopted.node.event_types(pod) == ()
     adopted.node.terminate()
     assert adopted.node.ended() == 0
     assert adopted.run().returncode == 0
@@ -141,10 +141,10 @@ def test_running_worker_refuses_an_adoption_but_not_a_dry_run(adopted: Adopted) 
 
 
 def test_dry_run_reports_and_writes_nothing(adopted: Adopted) -> None:
-    pod, sandbox = adopted.pod("told")
+    pod, sandbox = adopted.pod("shown")
     first, second = (result["ips"][0] for result in (network.result for network in sandbox.networks))
     words = (
-        f"adopted from multus of default/told: "
+        f"adopted from multus of default/shown: "
         f"eth0 on default (bridge+tuning, default): {first['address']} via {first['gateway']}; "
         f"net1 on default/macvlan-conf (macvlan): {second['address']} via {second['gateway']}"
     )
@@ -171,7 +171,7 @@ def test_refused_sandbox_has_a_reason_and_exit_code_1(adopted: Adopted) -> None:
     assert f"sandbox {bad.container_id[:12]} of pod default/bad can't be adopted: " in done.stdout
     assert str(adopted.multus.scratch(sandbox)) in done.stdout
     assert "1 sandbox adopted, 1 not" in done.stdout
-    assert adopted.node.story(bad) == ()
+    assert adopted.node.event_types(bad) == ()
     adopted.multus.entry(sandbox, 1).write_text(whole)
     assert adopted.run().returncode == 0
     adopted.node.start()
@@ -209,7 +209,7 @@ def test_up_adopts_pods_before_serving(adopted: Adopted) -> None:
         up.terminate()
         assert up.wait(30) == 0
     adopted.node.server.start()
-    assert adopted.node.story(pod) == ("SandboxAdopted", *DEL_STORY)
+    assert adopted.node.event_types(pod) == ("SandboxAdopted", *DEL_EVENTS)
 
 
 def _serves(path: Path) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from events.schema import AttachPlanned, GcCompleted, InterfaceAttached
 from tests.support.node.kernel import ping
-from tests.support.node.node import ADD_STORY, DEL_STORY, Node, addresses_of
+from tests.support.node.node import ADD_EVENTS, DEL_EVENTS, Node, addresses_of
 from tests.support.waiting import eventually
 
 
@@ -29,10 +29,10 @@ def test_pod_has_two_interfaces_and_the_runtime_the_default_result(node: Node) -
     assert addresses_of(answer.json) == pod.links()["eth0"].addresses
     assert set(pod.links()) == {"eth0", "net1"}
     node.assert_attached(pod)
-    assert node.story(pod) == ADD_STORY
+    assert node.event_types(pod) == ADD_EVENTS
     assert pod.delete() == (0, "", "")
     node.assert_detached(pod)
-    assert node.story(pod) == (*ADD_STORY, *DEL_STORY)
+    assert node.event_types(pod) == (*ADD_EVENTS, *DEL_EVENTS)
 
 
 def test_pod_without_annotation_has_only_the_default_network(node: Node) -> None:
@@ -137,7 +137,7 @@ def test_result_is_in_the_version_of_the_runtime(node: Node, delegate: str) -> N
     assert pod.delete().exit_code == 0
 
 
-def test_check_finds_what_add_made(node: Node) -> None:
+def test_check_accepts_the_interface_of_the_add(node: Node) -> None:
     node.nad("macvlan-conf", node.macvlan("1.0.0"))
     pod = node.pod("checked", "macvlan-conf")
     assert pod.add().exit_code == 0
@@ -173,13 +173,13 @@ def status(node: Node, conf: object) -> tuple[int, str, str]:
 def test_status_reports_a_stopped_ledger(node: Node) -> None:
     node.server.stop()
 
-    def away() -> bool:
+    def is_down() -> bool:
         answer = node.runtime.call("STATUS", {"CNI_PATH": ""}, node.conf(version="1.1.0")).answer()
         return answer.code == 50 and "is nats-server running?" in answer.msg
 
-    eventually(away, "STATUS tells that the ledger is away")
+    eventually(is_down, "STATUS reports that the ledger is down")
     node.server.start()
-    eventually(lambda: status(node, node.conf(version="1.1.0"))[0] == 0, "STATUS tells that the ledger is back")
+    eventually(lambda: status(node, node.conf(version="1.1.0"))[0] == 0, "STATUS reports that the ledger is up")
 
 
 @pytest.mark.parametrize("key", ["cni.dev/valid-attachments", "cni.dev/attachments"])

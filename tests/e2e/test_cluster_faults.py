@@ -1,4 +1,4 @@
-"""What pods get while their cluster misbehaves: an answer that is right or says what to do, and nothing left behind."""
+"""Faults of the cluster: a pod gets a correct answer or an error that says what to do, and no effect stays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.kube.fake_api import Behaviour, FakeApi, Reply, Request
 from tests.support.kube.manifests import nad
 from tests.support.kube.server import NOBODY
 from tests.support.node.cluster import NETWORK, Cluster
-from tests.support.node.node import ADD_STORY, DEL_STORY, Node, prove_clean
+from tests.support.node.node import ADD_EVENTS, DEL_EVENTS, Node, prove_clean
 from tests.support.node.runtime import PodSandbox
 from tests.support.waiting import eventually
 
@@ -54,7 +54,7 @@ def cluster(module_cluster: Cluster) -> Iterator[Cluster]:
 
 def failure_of(cluster: Cluster, sandbox: PodSandbox) -> Failure:
     """Return the only failure of *sandbox*, having made sure that there was no more to it than that."""
-    assert cluster.node.story(sandbox) == ("AttachRequested", "AttachFailed")
+    assert cluster.node.event_types(sandbox) == ("AttachRequested", "AttachFailed")
     (failure,) = cluster.node.failures(sandbox)
     return failure
 
@@ -69,7 +69,7 @@ def plan_of(cluster: Cluster, sandbox: PodSandbox) -> AttachPlanned:
     return plan
 
 
-# --- the API server is away ---
+# --- the API server is down ---
 
 
 def test_worker_without_an_api_server_says_so_and_serves_once_it_is_up(cluster: Cluster) -> None:
@@ -83,7 +83,7 @@ def test_worker_without_an_api_server_says_so_and_serves_once_it_is_up(cluster: 
         f"pod default/early: pods and networks can't be looked up now: the API server {kube.url} can't be reached: "
         in answer.msg
     )
-    assert "the runtime will try again" in answer.msg
+    assert "the runtime will retry" in answer.msg
     failure = failure_of(cluster, early)
     assert (failure.error_class, failure.message) == (ErrorClass.SOURCE_UNAVAILABLE, answer.msg)
     node.assert_detached(early)
@@ -107,7 +107,7 @@ def test_attach_in_progress_needs_no_api_server(cluster: Cluster) -> None:
     node.assert_attached(sandbox)
     assert sandbox.check() == (0, "", "")
     assert sandbox.delete() == (0, "", "")
-    assert node.story(sandbox) == (*ADD_STORY, *DEL_STORY)
+    assert node.event_types(sandbox) == (*ADD_EVENTS, *DEL_EVENTS)
 
 
 def test_cached_pods_come_and_go_while_the_api_server_restarts(cluster: Cluster) -> None:
@@ -131,7 +131,7 @@ def test_cached_pods_come_and_go_while_the_api_server_restarts(cluster: Cluster)
             attach(cluster.pod(f"new-{round_}"))
     assert cycles > 9
     for sandbox in known:
-        assert node.story(sandbox) == (*ADD_STORY, *DEL_STORY) * cycles
+        assert node.event_types(sandbox) == (*ADD_EVENTS, *DEL_EVENTS) * cycles
     for stranger in strangers:
         assert failure_of(cluster, stranger).error_class is ErrorClass.SOURCE_UNAVAILABLE
 
@@ -154,8 +154,8 @@ def test_expired_token_is_reported_until_it_is_renewed(cluster: Cluster) -> None
     answer = sandbox.add()
     assert answer.code == 11
     assert (
-        f"pod default/expired: pods and networks can't be looked up now: the API server {cluster.kube.url} does not "
-        f"accept the credentials of {cluster.token} (401 Unauthorized): they have expired or were revoked; renew them"
+        f"pod default/expired: pods and networks can't be looked up now: the API server {cluster.kube.url} "
+        f"rejects the credentials of {cluster.token} (401 Unauthorized): they have expired or were revoked; renew them"
         in answer.msg
     )
     assert failure_of(cluster, sandbox).error_class is ErrorClass.SOURCE_UNAVAILABLE
@@ -226,7 +226,7 @@ def test_pods_are_attached_while_resource_versions_expire(cluster: Cluster) -> N
         for sandbox in (old, new):
             node.assert_attached(sandbox)
             assert sandbox.delete() == (0, "", "")
-            assert node.story(sandbox) == (*ADD_STORY, *DEL_STORY)
+            assert node.event_types(sandbox) == (*ADD_EVENTS, *DEL_EVENTS)
 
 
 @contextlib.contextmanager
@@ -262,11 +262,11 @@ def test_pod_deleted_during_its_add_is_attached_and_detached(cluster: Cluster) -
     cluster.kube.delete_pod("default", "deleted")
     cluster.catch_up("after-the-deletion")
     gate.open()
-    assert not add.answer().exit_code  # the runtime removes what it has made; that is not for us to guess
+    assert not add.answer().exit_code  # the runtime removes its own sandboxes
     node.assert_attached(sandbox)
     assert sandbox.delete() == (0, "", "")
     node.assert_detached(sandbox)
-    assert node.story(sandbox) == (*ADD_STORY, *DEL_STORY)
+    assert node.event_types(sandbox) == (*ADD_EVENTS, *DEL_EVENTS)
 
 
 def test_new_pod_of_an_old_name_gets_its_own_networks(cluster: Cluster) -> None:
@@ -296,7 +296,7 @@ def test_new_pod_of_an_old_name_gets_its_own_networks(cluster: Cluster) -> None:
     node.assert_detached(old, late)
     node.assert_attached(new)
     assert new.check() == (0, "", "")
-    assert node.story(old)[-4:] == DEL_STORY
+    assert node.event_types(old)[-4:] == DEL_EVENTS
 
 
 def test_annotation_is_read_when_the_add_arrives(cluster: Cluster) -> None:
@@ -318,7 +318,7 @@ def test_annotation_is_read_when_the_add_arrives(cluster: Cluster) -> None:
     assert [each.ifname for each in plan_of(cluster, sandbox).attachments] == ["eth0", "edited"]
     assert sandbox.check() == (0, "", "")
     assert sandbox.delete() == (0, "", "")
-    assert node.story(sandbox) == (*ADD_STORY, *DEL_STORY)
+    assert node.event_types(sandbox) == (*ADD_EVENTS, *DEL_EVENTS)
 
 
 # --- networks change ---
@@ -343,7 +343,7 @@ def test_network_changed_after_the_add_is_detached_as_recorded(cluster: Cluster,
     assert sandbox.check() == (0, "", "")
     assert sandbox.delete() == (0, "", "")
     node.assert_detached(sandbox)
-    assert node.story(sandbox) == (*ADD_STORY, *DEL_STORY)
+    assert node.event_types(sandbox) == (*ADD_EVENTS, *DEL_EVENTS)
 
 
 def refused(sandbox: PodSandbox, code: int) -> bool:
@@ -395,7 +395,7 @@ def test_network_of_a_mebibyte_is_attached_and_detached(cluster: Cluster) -> Non
     node.restart()
     assert sandbox.check() == (0, "", "")
     assert sandbox.delete() == (0, "", "")
-    assert node.story(sandbox) == (*ADD_STORY, *DEL_STORY)
+    assert node.event_types(sandbox) == (*ADD_EVENTS, *DEL_EVENTS)
 
 
 def test_plan_too_large_for_the_ledger_is_refused_first(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""A command becomes one intent with one outcome, whether the worker is there, away, or killed at it."""
+"""A command becomes one intent with one outcome, whether the worker runs, is down, or is killed meanwhile."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def test_commands_become_intents_in_order_with_one_outcome_each(node: Node) -> N
     node.kill()
     sent += [send(node, number) for number in range(3, 6)]
     node.start()
-    eventually(lambda: len(outcomes(node)) == 6, "each has an outcome, also those sent to a worker that was away")
+    eventually(lambda: len(outcomes(node)) == 6, "each has an outcome, also those sent while the worker was down")
     node.restart()
     send(node, 5)
     sent.append(send(node, 6))
-    eventually(lambda: len(outcomes(node)) == 7, "the next worker goes on behind the last")
+    eventually(lambda: len(outcomes(node)) == 7, "the next worker continues after the last command")
     assert outcomes(node) == [event.id for event in sent]
     assert [event.data.request for event in intents(node) if isinstance(event.data, ComparisonRequested)] == [
         event.id for event in sent

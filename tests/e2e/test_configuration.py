@@ -1,4 +1,4 @@
-"""A node that ran Multus: it changes the type in its configuration, and everything else of it means what it meant."""
+"""A node that ran Multus: only the type in its configuration changes, all other keys keep their meaning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RECORDING = r"""
 config=$(tr -d '\n')
 printf '%s %s\n' "$CNI_COMMAND" "$config" >> FILE
 [ "$CNI_COMMAND" = ADD ] && printf '%s' "$config" | sed 's/.*"prevResult":\(.*\)}$/\1/' || true"""
-"""A chained plugin: it keeps what it is given and hands on the previous result."""
+"""A chained plugin that stores its input and prints the previous result."""
 
 MULTUS: dict[str, Any] = {
     "cniVersion": "1.0.0",
@@ -157,7 +157,7 @@ def test_previous_result_of_another_version_is_refused(node: Node) -> None:
 
 
 def attach_requested(node: Node, pod: PodSandbox) -> bool:
-    return "AttachRequested" in node.story(pod)
+    return "AttachRequested" in node.event_types(pod)
 
 
 def test_add_waits_for_the_default_network(node: Node, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_add_waits_for_the_default_network(node: Node, tmp_path: Path) -> None:
     call = pod.call("ADD")
     eventually(lambda: attach_requested(node, pod), "the request is in the ledger")
     assert call.running()
-    assert "AttachPlanned" not in node.story(pod)
+    assert "AttachPlanned" not in node.event_types(pod)
     ready.touch()
     assert call.answer().exit_code == 0
     node.assert_attached(pod)
@@ -254,7 +254,7 @@ def test_every_command_finds_the_same_plugin(node: Node, tmp_path: Path) -> None
 # --- the log of a site ------------------------------------------------------------------------------------------------
 
 
-def told(path: Path) -> list[tuple[str, str]]:
+def logged_requests(path: Path) -> list[tuple[str, str]]:
     """Return event and command of each line."""
     lines = path.read_text().splitlines()
     return [(line.split("event=")[1].split()[0], line.split("command=")[1].split()[0]) for line in lines]
@@ -267,7 +267,7 @@ def test_requests_are_logged_to_the_file_of_their_configuration(node: Node, tmp_
     assert pod.add().exit_code == 0
     assert other.add().exit_code == 0
     assert pod.delete().exit_code == 0
-    assert told(path) == [("request_done", "ADD"), ("request_done", "DEL")]
+    assert logged_requests(path) == [("request_done", "ADD"), ("request_done", "DEL")]
     text = path.read_text()
     assert "pod=default/logged" in text
     assert f"sandbox={pod.container_id[:12]}" in text
@@ -282,8 +282,8 @@ def test_log_level_selects_the_lines(node: Node, tmp_path: Path) -> None:
         assert pod.add().exit_code == 1
         assert pod.delete().exit_code == 0
     assert not paths["panic"].exists()
-    assert told(paths["error"]) == [("request_failed", "ADD")]
-    assert told(paths["verbose"]) == [("request_failed", "ADD"), ("request_done", "DEL")]
+    assert logged_requests(paths["error"]) == [("request_failed", "ADD")]
+    assert logged_requests(paths["verbose"]) == [("request_failed", "ADD"), ("request_done", "DEL")]
     assert "default/absent does not exist" in paths["error"].read_text()
 
 

@@ -47,13 +47,13 @@ class Rig(NamedTuple):
         recorded = self.node.state().sandboxes[sandbox.key]
         return {each.plan.ifname: addresses_of(json.loads(each.result)) for each in recorded.attachments}
 
-    def told_of(self, lost: CriSandbox, kind: type[T]) -> list[T]:
-        """Return what the ledger tells of the leak that *lost* is."""
-        told = [event.data for event in self.node.events_of(lost)]
-        return [data for data in told if isinstance(data, kind)]
+    def leak_events(self, lost: CriSandbox, kind: type[T]) -> list[T]:
+        """Return the events of *kind* about the leak of *lost*."""
+        datas = [event.data for event in self.node.events_of(lost)]
+        return [data for data in datas if isinstance(data, kind)]
 
     def leaks_are_looked_for(self) -> None:
-        """Wait until one that is certain was seen twice, and freed: what else there is was seen by then."""
+        """Wait until a certain leak was seen twice and freed: by then, every other leak was seen too."""
         torn = self.node.addresses / "default" / "10.87.255.255"
         torn.touch()
         eventually(lambda: not torn.exists(), "leaks are looked for", _PATIENCE)
@@ -204,7 +204,7 @@ def test_late_successor_finds_nothing_left(rig: Rig) -> None:
     gate.open()
     rig.containerd.restart()
     rig.node.start()
-    eventually(lambda: not rig.node.state().sandboxes, "nobody counts on it", _PATIENCE)
+    eventually(lambda: not rig.node.state().sandboxes, "the sandbox is detached", _PATIENCE)
 
 
 def test_sandbox_is_removed_while_no_worker_runs(rig: Rig) -> None:
@@ -223,7 +223,7 @@ def test_killed_containerd_loses_no_sandbox(rig: Rig) -> None:
     ips = [rig.containerd.ip(sandbox) for sandbox in (first, second)]
     rig.containerd.kill()
     rig.containerd.start(wait=False)
-    assert eventually(lambda: present(rig.containerd), "it says what it has") >= {
+    assert eventually(lambda: present(rig.containerd), "it lists its sandboxes") >= {
         first.container_id,
         second.container_id,
     }, "it does not say so before it knows all"
@@ -235,7 +235,7 @@ def test_killed_containerd_loses_no_sandbox(rig: Rig) -> None:
 
 
 def present(containerd: Containerd) -> frozenset[str]:
-    """Return what the worker takes for known to containerd, nothing as long as there is no answer."""
+    """Return the sandboxes that the worker believes containerd to know; none without an answer."""
     try:
         return asyncio.run(cri.inventory(str(containerd.socket))).present
     except RuntimeUnknownError:
@@ -278,14 +278,14 @@ def test_missed_del_is_reclaimed_once_containerd_forgets_the_sandbox(rig: Rig) -
     rig.containerd.stop()
     forsake(rig.containerd, lost)
     rig.leaks_are_looked_for()
-    assert not rig.told_of(lost, LeakObserved), "nobody can say what is lost"
+    assert not rig.leak_events(lost, LeakObserved), "without an answer of the runtime, nothing is lost"
 
     rig.containerd.start()
     rig.leaks_are_looked_for()
-    assert not rig.told_of(lost, LeakObserved), "its DEL may still come"
+    assert not rig.leak_events(lost, LeakObserved), "its DEL may still come"
 
     rig.containerd.forget(lost)
-    (reclaimed,) = eventually(lambda: rig.told_of(lost, LeakReclaimed), "it is reclaimed", _PATIENCE)
+    (reclaimed,) = eventually(lambda: rig.leak_events(lost, LeakReclaimed), "it is reclaimed", _PATIENCE)
     assert reclaimed.leak.kind is LeakKind.SANDBOX_GONE
     assert f"the container runtime at {rig.containerd.socket} does not know it" in reclaimed.evidence
     rig.node.assert_detached(lost)
@@ -293,6 +293,6 @@ def test_missed_del_is_reclaimed_once_containerd_forgets_the_sandbox(rig: Rig) -
 
     for sandbox in (lost, kept):
         os.utime(rig.containerd.result(sandbox), (0, 0))
-    eventually(lambda: not rig.containerd.result(lost).exists(), "the result that nobody needs goes", _PATIENCE)
+    eventually(lambda: not rig.containerd.result(lost).exists(), "the unused result is deleted", _PATIENCE)
     assert rig.containerd.result(kept).exists()
     rig.containerd.remove(kept)

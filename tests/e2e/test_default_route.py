@@ -11,7 +11,7 @@ import pytest
 
 from events.schema import AttachFailed, ErrorClass, InterfaceAttached
 from tests.support.node.kernel import ip
-from tests.support.node.node import ADD_STORY, MakeNode, Node
+from tests.support.node.node import ADD_EVENTS, MakeNode, Node
 from tests.support.node.runtime import PodSandbox
 
 ETH0_V4 = "via 10.87.0.1 dev eth0"
@@ -160,7 +160,7 @@ def test_check_passes_until_the_route_is_deleted(node: Node, family: int) -> Non
     ip("-n", pod.namespace, f"-{family}", "route", "del", "default")
     answer = pod.check()
     assert answer.code == 104
-    assert f"of IPv{family} there has to be one" in answer.msg
+    assert f"IPv{family} needs exactly one" in answer.msg
     assert "pod default/routed" in answer.msg
     assert "default/quiet" in answer.msg
     assert pod.delete() == (0, "", "")
@@ -175,7 +175,7 @@ def test_unreachable_gateway_leaves_nothing(node: Node) -> None:
     node.assert_detached(pod)
     (failure,) = node.failures(pod)
     assert (failure.error_class, failure.network, failure.ifname) == (ErrorClass.ROUTE_FAILED, "default/quiet", "net1")
-    assert node.story(pod) == (*ADD_STORY[:-1], "InterfaceDetached", "InterfaceDetached", "AttachFailed")
+    assert node.event_types(pod) == (*ADD_EVENTS[:-1], "InterfaceDetached", "InterfaceDetached", "AttachFailed")
     (outcome,) = (event.data for event in node.events_of(pod) if isinstance(event.data, AttachFailed))
     assert outcome.left == ()
     assert pod.delete() == (0, "", "")
@@ -186,7 +186,7 @@ def test_contradictory_claims_are_refused_first(node: Node) -> None:
     answer = pod.add()
     assert answer.code == 7
     assert "default-route is on 2 networks" in answer.msg
-    assert "AttachPlanned" not in node.story(pod)
+    assert "AttachPlanned" not in node.event_types(pod)
 
 
 def test_plugins_get_their_final_routes(node: Node) -> None:
@@ -206,14 +206,14 @@ def test_plugins_get_their_final_routes(node: Node) -> None:
     assert pod.check() == (0, "", "")
     assert pod.delete() == (0, "", "")
 
-    def told(ifname: str, command: str) -> list[dict[str, str]]:
+    def routes_passed(ifname: str, command: str) -> list[dict[str, str]]:
         return json.loads((node.bin / f"witness.{ifname}.{command}").read_text()).get("routes", [])
 
-    assert told("eth0", "ADD") == [{"dst": "0.0.0.0/0", "gw": "10.87.0.1"}, {"dst": "::/0", "gw": "fd87::1"}]
-    assert told("net1", "ADD") == [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+    assert routes_passed("eth0", "ADD") == [{"dst": "0.0.0.0/0", "gw": "10.87.0.1"}, {"dst": "::/0", "gw": "fd87::1"}]
+    assert routes_passed("net1", "ADD") == [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
     for command in ("CHECK", "DEL"):
-        assert told("eth0", command) == [{"dst": "::/0", "gw": "fd87::1"}]
-        assert told("net1", command) == [{"dst": "::/0"}, {"dst": "0.0.0.0/0", "gw": "192.168.0.1"}]
+        assert routes_passed("eth0", command) == [{"dst": "::/0", "gw": "fd87::1"}]
+        assert routes_passed("net1", command) == [{"dst": "::/0"}, {"dst": "0.0.0.0/0", "gw": "192.168.0.1"}]
 
 
 def chained(config: dict[str, Any]) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def test_claim_survives_the_worker(make_node: MakeNode, native: str, fault: str,
     assert answer.exit_code == 0, answer
     assert (defaults(pod, 4), defaults(pod, 6)) == ([NET1_V4], [NET1_V6])
     assert pod.check() == (0, "", "")
-    assert node.story(pod).count("InterfaceAttached") == 2
+    assert node.event_types(pod).count("InterfaceAttached") == 2
     assert pod.delete() == (0, "", "")
     node.assert_detached(pod)
 

@@ -1,4 +1,4 @@
-"""The demo is played by anybody: without root, and without a plugin's binary."""
+"""The demo runs without root and without a plugin's binary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pods whose networks draw devices: from a kubelet that speaks its own protocol to what plugins and people are told."""
+"""Pods whose networks draw devices: from the kubelet's own protocol to the plugins' input and network-status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CAPABLE = {"deviceID": True, "CNIDeviceInfoFile": True}
 
 
 class DeviceNode:
-    """A node with a kubelet that gives devices, and a plugin that keeps what it is told of them."""
+    """A node with a kubelet that gives devices, and a plugin that stores its configuration."""
 
     def __init__(self, node: Node, folder: Path) -> None:
         self.node = node
@@ -35,19 +35,19 @@ class DeviceNode:
         )
 
     def device(self, device: str) -> dict[str, Any]:
-        """Have the device plugin tell of *device*."""
-        told = {"type": "pci", "version": "1.1.0", "pci": {"pci-address": device}}
+        """Write the device plugin's file about *device*, and return its content."""
+        written = {"type": "pci", "version": "1.1.0", "pci": {"pci-address": device}}
         path = self.info / "dp" / f"vendor.example-sriov-{device}-device.json"
-        path.write_text(json.dumps(told))
-        return told
+        path.write_text(json.dumps(written))
+        return written
 
     def network(self, name: str, *chain: Mapping[str, Any], resource: str = SRIOV) -> None:
-        """Define a network that draws from *resource*, with *chain* behind the plugin that keeps what it is told."""
+        """Define a network that draws from *resource*, with *chain* after the plugin that stores its configuration."""
         first = {**self.node.macvlan(), "type": "recording-macvlan", "capabilities": CAPABLE}
         del first["cniVersion"]
         self.node.nad(name, {"cniVersion": "1.0.0", "plugins": [first, *chain]}, resource)
 
-    def told(self, command: str, ifname: str) -> dict[str, Any]:
+    def stored_config(self, command: str, ifname: str) -> dict[str, Any]:
         """Return the configuration that the plugin was given."""
         return json.loads((self.stdin / f"{command}-{ifname}").read_text())
 
@@ -71,7 +71,7 @@ def devices(make_node: Any, tmp_path: Path) -> DeviceNode:
 
 def test_devices_reach_plugins_status_and_ledger_and_are_removed(devices: DeviceNode, tmp_path: Path) -> None:
     node = devices.node
-    told = {device: devices.device(device) for device in ("0000:03:02.1", "0000:03:02.0")}
+    written = {device: devices.device(device) for device in ("0000:03:02.1", "0000:03:02.0")}
     devices.network("fast", {"type": "tuning"})
     sandbox = node.pod("drawing", "fast,fast")
     with kubelet(tmp_path, pod("drawing", [(SRIOV, ["0000:03:02.1"])], [(SRIOV, ["0000:03:02.0"])])):
@@ -81,22 +81,24 @@ def test_devices_reach_plugins_status_and_ledger_and_are_removed(devices: Device
     drawn = {"net1": "0000:03:02.1", "net2": "0000:03:02.0"}  # by container, not by name
     prefix = f"{devices.info}/cni/default-fast-{sandbox.container_id}_"
     for ifname, device in drawn.items():
-        conf = devices.told("ADD", ifname)
+        conf = devices.stored_config("ADD", ifname)
         assert (conf["deviceID"], conf["pciBusID"]) == (device, device)
         assert conf["runtimeConfig"] == {"deviceID": device, "CNIDeviceInfoFile": prefix + ifname}
-        assert json.loads(Path(prefix + ifname).read_text()) == told[device]
+        assert json.loads(Path(prefix + ifname).read_text()) == written[device]
     recorded = [e.data for e in node.events_of(sandbox) if isinstance(e.data, InterfaceAttached)]
-    assert [json.loads(data.device_info or "{}") for data in recorded] == [{}, *(told[d] for d in drawn.values())]
+    assert [json.loads(data.device_info or "{}") for data in recorded] == [{}, *(written[d] for d in drawn.values())]
     (planned,) = (e.data for e in node.events_of(sandbox) if isinstance(e.data, AttachPlanned))
     assert [(a.resource, a.device) for a in planned.attachments[1:]] == [(SRIOV, device) for device in drawn.values()]
     assert all('"deviceID":"0000:03:02.' in plugin for a in planned.attachments[1:] for plugin in a.plugins)
     status = pod_status([node.state().sandboxes[sandbox.key]])
     assert status is not None
-    assert [element.get("device-info") for element in json.loads(status.text)[1:]] == [told[d] for d in drawn.values()]
+    assert [element.get("device-info") for element in json.loads(status.text)[1:]] == [
+        written[d] for d in drawn.values()
+    ]
     assert sandbox.delete() == (0, "", "")
     node.assert_detached(sandbox)
     assert devices.files() == []
-    assert devices.told("DEL", "net2")["deviceID"] == "0000:03:02.0"
+    assert devices.stored_config("DEL", "net2")["deviceID"] == "0000:03:02.0"
 
 
 def test_device_of_a_claim_reaches_the_plugin(devices: DeviceNode, tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_device_of_a_claim_reaches_the_plugin(devices: DeviceNode, tmp_path: Pat
     with kubelet(tmp_path, pod("claiming", [], claims={"my-claim": ["vendor.example/nic=eth1"]})):
         answer = sandbox.add()
     assert answer.exit_code == 0, answer
-    conf = devices.told("ADD", "net1")
+    conf = devices.stored_config("ADD", "net1")
     assert (conf["deviceID"], conf["pciBusID"], conf["runtimeConfig"]["deviceID"]) == ("eth1", "eth1", "eth1")
 
 
@@ -176,7 +178,7 @@ def test_devices_fail_until_kubelet_or_its_checkpoint_is_available(devices: Devi
     again = devices.node.pod("early", "fast")
     answer = again.add(CNI_ARGS=again.env["CNI_ARGS"] + ";K8S_POD_UID=uid-1")
     assert answer.exit_code == 0, answer
-    assert devices.told("ADD", "net1")["deviceID"] == "0000:03:02.1"
+    assert devices.stored_config("ADD", "net1")["deviceID"] == "0000:03:02.1"
 
 
 def test_failed_attach_removes_the_device_file(devices: DeviceNode, tmp_path: Path) -> None:
@@ -187,7 +189,9 @@ def test_failed_attach_removes_the_device_file(devices: DeviceNode, tmp_path: Pa
     sandbox = node.pod("unlucky", "fast")
     with kubelet(tmp_path, pod("unlucky", [(SRIOV, ["0000:03:02.1"])])):
         assert "no luck" in sandbox.add().msg
-    assert Path(devices.told("ADD", "net1")["runtimeConfig"]["CNIDeviceInfoFile"]).parent == devices.info / "cni"
+    assert (
+        Path(devices.stored_config("ADD", "net1")["runtimeConfig"]["CNIDeviceInfoFile"]).parent == devices.info / "cni"
+    )
     assert devices.files() == []
     node.assert_detached(sandbox)
 
@@ -208,7 +212,7 @@ def test_pod_is_detached_though_its_device_folder_is_gone(devices: DeviceNode, t
 
 def test_interrupted_attach_continues_with_the_recorded_device(devices: DeviceNode, tmp_path: Path) -> None:
     node = devices.node
-    told = devices.device("0000:03:02.1")
+    written = devices.device("0000:03:02.1")
     gate = node.gate("tuning")
     devices.network("fast", {"type": gate.type})
     sandbox = node.pod("cut", "fast")
@@ -223,6 +227,6 @@ def test_interrupted_attach_continues_with_the_recorded_device(devices: DeviceNo
     assert answer.exit_code == 0, answer
     eventually(lambda: devices.files() == [file], "the file is there again")
     recorded = [e.data for e in node.events_of(sandbox) if isinstance(e.data, InterfaceAttached)]
-    assert json.loads(recorded[-1].device_info) == told
+    assert json.loads(recorded[-1].device_info) == written
     assert sandbox.delete().exit_code == 0
     assert devices.files() == []

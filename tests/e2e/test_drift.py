@@ -82,7 +82,7 @@ def picture(pod: PodSandbox) -> dict[str, Any]:
     }
 
 
-def told(node: Node, pod: PodSandbox, kind: type[Any]) -> list[Any]:
+def recorded(node: Node, pod: PodSandbox, kind: type[Any]) -> list[Any]:
     return [event.data for event in node.events_of(pod) if isinstance(event.data, kind)]
 
 
@@ -148,9 +148,9 @@ def test_each_drift_is_repaired(held: Node, name: str) -> None:
     pod = attached(held)
     before, reserved = picture(pod), held.reserved()
     change(pod)
-    eventually(lambda: told(held, pod, DriftRepaired), "the drift is repaired", 10)
+    eventually(lambda: recorded(held, pod, DriftRepaired), "the drift is repaired", 10)
     eventually(lambda: picture(pod) == before, f"all is as before: {before}", 10)
-    assert kind in {each for data in told(held, pod, DriftObserved) for each in kinds(data.drifts)}
+    assert kind in {each for data in recorded(held, pod, DriftObserved) for each in kinds(data.drifts)}
     assert held.reserved() == reserved
     assert not held.state().sandboxes[pod.key].drifts
     assert pod.check().exit_code == 0
@@ -185,7 +185,7 @@ def test_port_vlan_is_repaired(held: Node, tagged: PodSandbox, change: str) -> N
     before = vlans()
     assert "100" in before
     subprocess.run([*change.split(), port], check=True)
-    eventually(lambda: told(held, tagged, DriftRepaired), "the drift is repaired")
+    eventually(lambda: recorded(held, tagged, DriftRepaired), "the drift is repaired")
     assert vlans() == before
 
 
@@ -221,7 +221,7 @@ def test_repaired_ipv4_address_is_announced(held: Node, ifname: str, change: str
     ip("-n", neighbour.namespace, "neigh", "replace", own, *wrong)
     words = ("addr", "flush", "dev", ifname) if change is FLUSHED else ("link", "set", ifname, "down")
     ip("-n", pod.namespace, *words)
-    eventually(lambda: told(held, pod, DriftRepaired), "the drift is repaired")
+    eventually(lambda: recorded(held, pod, DriftRepaired), "the drift is repaired")
     assert lladdr(neighbour, own) == mac
     for each in (pod, neighbour):
         assert each.delete().exit_code == 0
@@ -250,7 +250,9 @@ def test_deleted_bridge_is_restored_with_its_ports(make_node: MakeNode) -> None:
 def test_missing_parent_is_reported_not_repaired(held: Node) -> None:
     pod = attached(held)
     ip("link", "set", PARENT, "down")
-    failure = eventually(lambda: told(held, pod, DriftRepairFailed), "it is said that it can't be repaired")[0].failure
+    failure = eventually(lambda: recorded(held, pod, DriftRepairFailed), "it is said that it can't be repaired")[
+        0
+    ].failure
     assert failure.error_class is ErrorClass.NOT_REPAIRABLE
     assert "default/samplepod" in failure.message
     assert f"ip link set {PARENT} up" in failure.message
@@ -267,7 +269,9 @@ def test_renamed_parent_is_missing_until_renamed_back(held: Node) -> None:
     except AssertionError:
         pytest.skip("the kernel renames no link that is up")
     observed = eventually(
-        lambda: [each for data in told(held, pod, DriftObserved) for each in data.drifts if is_missing_parent(each)],
+        lambda: [
+            each for data in recorded(held, pod, DriftObserved) for each in data.drifts if is_missing_parent(each)
+        ],
         "it is seen that there is no such parent",
     )
     assert (observed[0].ifname, observed[0].expected) == ("net1", PARENT)
@@ -286,7 +290,9 @@ def test_mtu_is_repaired_once_the_parent_has_room(held: Node) -> None:
     assert pod.add().exit_code == 0
     before = picture(pod)
     ip("link", "set", PARENT, "mtu", "1400")  # the kernel changes the links that rest on it too
-    failure = eventually(lambda: told(held, pod, DriftRepairFailed), "it is said that it can't be repaired")[0].failure
+    failure = eventually(lambda: recorded(held, pod, DriftRepairFailed), "it is said that it can't be repaired")[
+        0
+    ].failure
     assert failure.error_class is ErrorClass.NOT_REPAIRABLE
     assert f"its parent {PARENT} is the node's and has MTU 1400: give it 1500 or more" in failure.message
     ip("link", "set", PARENT, "mtu", "1500")
@@ -312,11 +318,11 @@ def test_observed_network_is_not_repaired(configured: Callable[[dict[str, Any]],
         pod = attached(node)
         ip("-n", pod.namespace, "link", "set", "net1", "down")
         ip("-n", pod.namespace, "link", "set", "eth0", "mtu", "1400")
-        eventually(lambda: told(node, pod, DriftObserved), "it is observed")
+        eventually(lambda: recorded(node, pod, DriftObserved), "it is observed")
         ip("-n", pod.namespace, "link", "set", "eth0", "mtu", "1450")
-        eventually(lambda: len(told(node, pod, DriftObserved)) == 2, "that it is well is observed too")
-        assert [kinds(each.drifts) for each in told(node, pod, DriftObserved)] == [{DriftKind.MTU_CHANGED}, set()]
-        assert not told(node, pod, DriftRepaired)
+        eventually(lambda: len(recorded(node, pod, DriftObserved)) == 2, "that it is well is observed too")
+        assert [kinds(each.drifts) for each in recorded(node, pod, DriftObserved)] == [{DriftKind.MTU_CHANGED}, set()]
+        assert not recorded(node, pod, DriftRepaired)
 
 
 def test_status_follows_the_policies_of_its_networks(
@@ -349,7 +355,7 @@ def test_network_with_policy_off_is_not_observed(configured: Callable[[dict[str,
         pod, other = attached(node), node.samplepod("other")
         ip("-n", pod.namespace, "link", "set", "net1", "down")
         assert other.add().exit_code == 0
-        assert "DriftObserved" not in node.story(pod)
+        assert "DriftObserved" not in node.event_types(pod)
         assert "NodeCompared" not in {stored.event.type for stored in node.events()}
 
 
@@ -395,7 +401,7 @@ def test_first_seen_mtu_survives_a_worker_restart(make_node: MakeNode, native: s
     ip("-n", pod.namespace, "link", "set", "net1", "mtu", "1400")
     node.start()
     with reconciler(node):
-        eventually(lambda: told(node, pod, DriftRepaired), "the drift is repaired")
+        eventually(lambda: recorded(node, pod, DriftRepaired), "the drift is repaired")
         assert picture(pod) == before
 
 
@@ -411,8 +417,8 @@ def test_new_namespace_at_an_old_path_is_not_changed(node: Node) -> None:
         node.start()
         with reconciler(node):
             eventually(lambda: "node_compared sandboxes=1" in node.log.read_text(), "the node was compared")
-            assert "DriftObserved" not in node.story(pod)
-            assert "it is another one than that of the ADD" in pod.check().msg
+            assert "DriftObserved" not in node.event_types(pod)
+            assert "the namespace of the ADD is gone" in pod.check().msg
             time.sleep(1)
             assert set(links(pod.namespace)) == {"eth0"}
         ip("-n", pod.namespace, "link", "add", "net1", "type", "bridge")
@@ -433,22 +439,22 @@ def test_sandbox_of_an_earlier_boot_is_not_compared(node: Node) -> None:
     node.start()
     with reconciler(node):
         eventually(lambda: "node_compared sandboxes=1" in node.log.read_text(), "the node was compared")
-        assert "DriftObserved" not in node.story(pod)
+        assert "DriftObserved" not in node.event_types(pod)
         ip("-n", pod.namespace, "link", "set", "net1", "mtu", "1500")
-        assert "is gone: delete the pod" in pod.check().msg
+        assert "is gone: recreate the pod" in pod.check().msg
     pod.end()
 
 
 def test_drift_of_an_earlier_boot_is_void(node: Node) -> None:
     pod = attached(node)
     ip("-n", pod.namespace, "link", "set", "net1", "mtu", "1400")
-    eventually(lambda: told(node, pod, DriftObserved), "the drift is observed")
+    eventually(lambda: recorded(node, pod, DriftObserved), "the drift is observed")
     node.kill()
     forge_boot(node)
     node.start()
     with reconciler(node):
         eventually(lambda: "event=drift_given_up" in node.log.read_text(), "the drift is given up")
-        (refused,) = told(node, pod, DriftRepairFailed)
+        (refused,) = recorded(node, pod, DriftRepairFailed)
         assert refused.failure.error_class is ErrorClass.NAMESPACE_INVALID
     assert json.loads(ip("-n", pod.namespace, "-json", "link", "show", "net1"))[0]["mtu"] == 1400
     pod.end()
@@ -458,17 +464,17 @@ def test_watching_does_not_keep_a_namespace_alive(node: Node) -> None:
     """The kernel must be able to remove a namespace while the worker watches it."""
     pod = attached(node)
     ports = picture(pod)["ports"]
-    eventually(lambda: "DriftObserved" not in node.story(pod), "nothing differs")
+    eventually(lambda: "DriftObserved" not in node.event_types(pod), "nothing differs")
     pod.end()
     eventually(lambda: not {name for name, _ in ports} & set(links()), "the kernel has taken its links down")
-    assert "DriftObserved" not in node.story(pod)
+    assert "DriftObserved" not in node.event_types(pod)
 
 
-STORY = ("DriftObserved", "RepairRequested", "DriftRepaired")
+REPAIR_EVENTS = ("DriftObserved", "RepairRequested", "DriftRepaired")
 
 
 @pytest.mark.parametrize("way", ["auto", "never"], ids=["native", "executed"])
-@pytest.mark.parametrize("fault", [f"{moment}:{name}:1" for name in STORY for moment in ("before", "after")])
+@pytest.mark.parametrize("fault", [f"{moment}:{name}:1" for name in REPAIR_EVENTS for moment in ("before", "after")])
 def test_next_worker_finishes_an_interrupted_repair(make_node: MakeNode, fault: str, way: str) -> None:
     node = make_node(native=way)
     node.start(fault)

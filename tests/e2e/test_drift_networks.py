@@ -21,8 +21,8 @@ from tests.e2e.test_drift import (
     lladdr,
     picture,
     port_of,
+    recorded,
     set_port_down,
-    told,
 )
 from tests.support.node.kernel import ip
 from tests.support.node.node import Node
@@ -88,15 +88,15 @@ def rules(pod: PodSandbox) -> str:
 
     The reference plugin leaves rules of addresses that were removed before its DEL: their tables are empty.
     """
-    told: list[str] = []
+    lines: list[str] = []
     for family in ("-4", "-6"):
         for rule in json.loads(ip("-n", pod.namespace, family, "-json", "rule", "show")):
             table = rule["table"]
             if table.isdecimal():
                 table = ip("-n", pod.namespace, family, "route", "show", "table", table)
             if table:
-                told.append(f"{family} {rule['src']} {table}")
-    return "\n".join(told)
+                lines.append(f"{family} {rule['src']} {table}")
+    return "\n".join(lines)
 
 
 NETWORKS = {
@@ -172,10 +172,10 @@ def test_each_drift_is_repaired(held: Node, network: str, change: str) -> None:
     pod = attached(held, NETWORKS[network])
     before, reserved, checked = (picture(pod), more(pod)), held.reserved(), pod.check()
     alter(pod)
-    eventually(lambda: told(held, pod, DriftRepaired), "the drift is repaired", 10)
+    eventually(lambda: recorded(held, pod, DriftRepaired), "the drift is repaired", 10)
     eventually(lambda: not held.state().sandboxes[pod.key].drifts, "the ledger knows", 10)
     assert (picture(pod), more(pod)) == before
-    assert kind in {each for data in told(held, pod, DriftObserved) for each in kinds(data.drifts)}
+    assert kind in {each for data in recorded(held, pod, DriftObserved) for each in kinds(data.drifts)}
     assert held.reserved() == reserved
     assert pod.check() == checked  # the reference plugins refuse some of their own results
     assert pod.delete().exit_code == 0
@@ -211,12 +211,12 @@ def test_drift_of_an_adopted_pod_is_repaired(adopted: Adopted) -> None:
     node.start()
     with reconciler(node):
         for name, (alter, kind) in ADOPTED.items():
-            known = len(told(node, pod, DriftRepaired))
+            known = len(recorded(node, pod, DriftRepaired))
             alter(pod)
-            eventually(lambda known=known: len(told(node, pod, DriftRepaired)) > known, f"{name} is repaired")
+            eventually(lambda known=known: len(recorded(node, pod, DriftRepaired)) > known, f"{name} is repaired")
             eventually(lambda: not node.state().sandboxes[pod.key].drifts, "the ledger knows")
             assert picture(pod) == before
-            assert kind in {each for data in told(node, pod, DriftObserved) for each in kinds(data.drifts)}
+            assert kind in {each for data in recorded(node, pod, DriftObserved) for each in kinds(data.drifts)}
         assert (port_of(pod), node.reserved()) == (port, reserved)
         assert pod.check().exit_code == 0
         assert pod.delete().exit_code == 0
@@ -230,7 +230,7 @@ def test_drift_before_an_adoption_is_repaired(adopted: Adopted) -> None:
     assert adopted.run().returncode == 0
     node.start()
     with reconciler(node):
-        eventually(lambda: told(node, pod, DriftRepaired), "the drift is repaired")
+        eventually(lambda: recorded(node, pod, DriftRepaired), "the drift is repaired")
         eventually(lambda: not node.state().sandboxes[pod.key].drifts, "the ledger knows")
         assert picture(pod) == before
         assert pod.delete().exit_code == 0

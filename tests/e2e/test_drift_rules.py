@@ -1,6 +1,6 @@
 """Flushed rules of the packet filter are restored, soon and without another change that triggers an inspection.
 
-Each node here is in a network namespace of its own, and so are its rules.
+Each node is in its own network namespace, which has the node's rules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from events.schema import DriftKind, DriftObserved, DriftRepaired
-from tests.e2e.test_drift import kinds, told
+from tests.e2e.test_drift import kinds, recorded
 from tests.support.node.node import Node
 from tests.support.node.reconciler_process import reconciler
 from tests.support.node.runtime import PodSandbox
@@ -74,9 +74,9 @@ def test_flushed_rules_are_restored(held: Node, words: str, lost: set[DriftKind]
     before = rules()
     nft(words)
     for pod in pods:
-        eventually(lambda pod=pod: told(held, pod, DriftRepaired), "the drift is repaired", 10)
+        eventually(lambda pod=pod: recorded(held, pod, DriftRepaired), "the drift is repaired", 10)
         eventually(lambda pod=pod: not held.state().sandboxes[pod.key].drifts, "the ledger knows")
-        observed = told(held, pod, DriftObserved)[0].drifts
+        observed = recorded(held, pod, DriftObserved)[0].drifts
         assert kinds(observed) == lost
         assert all(drift.expected and not drift.found for drift in observed), observed
         assert pod.check().exit_code == 0
@@ -96,9 +96,9 @@ def test_rules_of_two_interfaces_are_restored_and_removed(held: Node) -> None:
     assert len([line for line in made if "jump CNI-" in line]) == 2
     assert pod.check().exit_code == 0
     nft("flush table ip nat")
-    eventually(lambda: told(held, pod, DriftRepaired), "the drift is repaired", 10)
+    eventually(lambda: recorded(held, pod, DriftRepaired), "the drift is repaired", 10)
     eventually(lambda: not held.state().sandboxes[pod.key].drifts, "the ledger knows")
-    observed = told(held, pod, DriftObserved)[0].drifts
+    observed = recorded(held, pod, DriftObserved)[0].drifts
     assert [drift.ifname for drift in observed if drift.kind is DriftKind.MASQUERADE_MISSING] == ["net1", "net2"]
     assert rules() == made
     assert pod.check().exit_code == 0

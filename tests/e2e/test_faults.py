@@ -18,7 +18,7 @@ def test_del_overtakes_its_add(node: Node) -> None:
     assert answer.code == 11
     assert "pod default/gated: a DEL of the same container and interface came meanwhile" in answer.msg
     node.assert_detached(pod)
-    assert node.story(pod)[-2:] == ("AttachFailed", "DetachCompleted")
+    assert node.event_types(pod)[-2:] == ("AttachFailed", "DetachCompleted")
     assert node.failures(pod)[-1].error_class is ErrorClass.OVERTAKEN
 
 
@@ -27,7 +27,7 @@ def test_abandoned_add_is_undone(node: Node) -> None:
     add = pod.call("ADD")
     gate.reached()
     add.kill()
-    eventually(lambda: node.story(pod)[-1:] == ("AttachFailed",), "the ADD is given up")
+    eventually(lambda: node.event_types(pod)[-1:] == ("AttachFailed",), "the ADD is given up")
     assert node.failures(pod)[-1].error_class is ErrorClass.ABANDONED
     node.assert_detached(pod)
     assert pod.delete() == (0, "", "")
@@ -38,7 +38,7 @@ def test_add_past_its_deadline_is_undone(node: Node) -> None:
     answer = pod.add(PLUMBLINE_DEADLINE="3")
     gate.reached()
     assert answer.code == 11
-    eventually(lambda: node.story(pod)[-1:] == ("AttachFailed",), "the ADD is given up")
+    eventually(lambda: node.event_types(pod)[-1:] == ("AttachFailed",), "the ADD is given up")
     node.assert_detached(pod)
     gate.open()
     assert pod.add().exit_code == 0  # the runtime tries again
@@ -52,7 +52,7 @@ def test_abandoned_del_is_done(node: Node) -> None:
     gate.reached()
     call.kill()
     gate.open()
-    eventually(lambda: node.story(pod)[-1:] == ("DetachCompleted",), "the DEL is done")
+    eventually(lambda: node.event_types(pod)[-1:] == ("DetachCompleted",), "the DEL is done")
     node.assert_detached(pod)
 
 
@@ -152,7 +152,7 @@ def test_failed_detach_is_retried_until_it_succeeds(node: Node) -> None:
     assert answer.code == 42
     assert answer.msg == "pod default/stuck: stubborn failed to delete net1 of default/stubborn: switch is busy"
     assert not pod.links()  # the other interface does not wait for this one
-    eventually(lambda: node.story(pod)[-1] == "DetachCompleted", "the worker succeeds")
+    eventually(lambda: node.event_types(pod)[-1] == "DetachCompleted", "the worker succeeds")
     retries = [e.data.retry for e in node.events_of(pod) if isinstance(e.data, DetachRequested)]
     assert retries == [0, 1, 2]
     node.assert_detached(pod)
@@ -172,7 +172,7 @@ def test_failed_rollback_is_retried_until_it_succeeds(node: Node) -> None:
     assert "stubborn failed to add net1 of default/stubborn: switch is busy" in answer.msg
     (left,) = [e.data.left for e in node.events_of(pod) if isinstance(e.data, AttachFailed)]
     assert left == ("net1",)
-    eventually(lambda: node.story(pod)[-1] == "DetachCompleted", "the worker succeeds")
+    eventually(lambda: node.event_types(pod)[-1] == "DetachCompleted", "the worker succeeds")
     node.assert_detached(pod)
 
 

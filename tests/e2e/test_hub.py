@@ -31,7 +31,7 @@ from tests.e2e.test_commands import comparison
 from tests.support.fork_server import RECONCILER, plumbline
 from tests.support.nats.hub_servers import HubServers, connect_hub
 from tests.support.node.kernel import ip
-from tests.support.node.node import ADD_STORY, DEL_STORY, MakeNode, Node, carried
+from tests.support.node.node import ADD_EVENTS, DEL_EVENTS, MakeNode, Node, carried
 from tests.support.waiting import eventually
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Cluster:
         return [stored.event for stored in self.node.events()]
 
     def assert_same(self) -> list[Event]:
-        """Return the node's events once the hub has them all, and see that it has nothing else."""
+        """Return the node's events once the hub has exactly these."""
         eventually(lambda: len(self.at_hub()) >= len(self.at_node()), "the hub has everything", 40.0)
         found = self.at_hub()
         assert found == self.at_node()[: len(found)]
@@ -90,7 +90,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def reconciler(self, config: Path | None = None) -> Iterator[None]:
-        """Run the reconciler meanwhile, with the worker's configuration or one of its own."""
+        """Run the reconciler meanwhile, with the worker's configuration or another one."""
         with self.node.log.open("ab") as said:
             program = ("-m", "reconciler", "--config", str(config or self.node.config))
             process = RECONCILER.start(*program, stdout=said, stderr=said)
@@ -134,10 +134,10 @@ def test_hub_gets_events_of_its_absence_later(cluster: Cluster) -> None:
     assert cluster.metric("plumbline_uplink_connected") == 0
     assert cluster.metric("plumbline_uplink_lag_seconds") > 0
     cluster.servers.start()
-    story = cluster.assert_same()
+    events = cluster.assert_same()
     for pod in pods:
-        told = tuple(event.type for event in story if event.sandbox == pod.container_id)
-        assert told == carried((*ADD_STORY, *DEL_STORY))
+        recorded = tuple(event.type for event in events if event.sandbox == pod.container_id)
+        assert recorded == carried((*ADD_EVENTS, *DEL_EVENTS))
     eventually(lambda: cluster.metric("plumbline_uplink_connected") == 1, "the worker says that it is connected")
     eventually(lambda: cluster.metric("plumbline_uplink_lag_events") == 0, "the worker says that nothing is missing")
     assert cluster.metric("plumbline_uplink_lag_seconds") == 0
@@ -158,10 +158,10 @@ def test_hub_cut_off_under_load_gets_every_event_once_in_order(cluster: Cluster)
     node.start()
     for pod in pods:
         assert pod.delete().exit_code == 0
-    story = cluster.assert_same()
+    events = cluster.assert_same()
     for pod in pods:
-        told = tuple(event.type for event in story if event.sandbox == pod.container_id)
-        assert told == carried((*ADD_STORY, *DEL_STORY))
+        recorded = tuple(event.type for event in events if event.sandbox == pod.container_id)
+        assert recorded == carried((*ADD_EVENTS, *DEL_EVENTS))
 
 
 def test_hub_restored_from_a_backup_gets_events_again(cluster: Cluster, tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_commands_beside_the_reconciler_read_the_hub(cluster: Cluster, tmp_path:
         assert rebuilt.returncode == 0, rebuilt.stderr
         last = cluster.with_hub(lambda ledger: ledger.last_sequence())
         assert 0 < int(rebuilt.stdout.split()[-1]) <= last
-        told = plumbline(config, "timeline", "samplepod")
-        assert told.returncode == 0, told.stderr
+        done = plumbline(config, "timeline", "samplepod")
+        assert done.returncode == 0, done.stderr
         assert "AttachCompleted" in plumbline(config, "timeline", "samplepod", "--json").stdout
         verified = plumbline(config, "verify")
         assert verified.returncode == 0, verified.stdout
@@ -283,13 +283,13 @@ def test_drift_is_repaired_through_the_hub(cluster: Cluster) -> None:
         ip("-n", pod.namespace, "addr", "flush", "dev", "eth0")
         wanted = ["DriftObserved", "DriftRepaired"]
 
-        def told() -> list[str]:
+        def repair_events() -> list[str]:
             return types([event for event in cluster.at_hub() if event.sandbox == pod.container_id], *wanted)
 
-        eventually(lambda: told()[-1:] == ["DriftRepaired"], "the hub has the repair", 40.0)
+        eventually(lambda: repair_events()[-1:] == ["DriftRepaired"], "the hub has the repair", 40.0)
         eventually(lambda: not node.state().sandboxes[pod.key].drifts, "the ledger knows")
         assert pod.links() == before
-        assert told()[0] == "DriftObserved"
+        assert repair_events()[0] == "DriftObserved"
         repaired = {event.data.request for event in cluster.at_hub() if isinstance(event.data, DriftRepaired)}
         assert repaired <= {event.id for event in commands(cluster) if isinstance(event.data, RepairRequested)}
 
@@ -305,10 +305,10 @@ def test_drift_without_a_hub_is_repaired_once_it_returns(cluster: Cluster) -> No
         before = pod.links()
         cluster.servers.kill()
         ip("-n", pod.namespace, "link", "del", "net1")
-        eventually(lambda: "DriftObserved" in node.story(pod), "the node sees it")
+        eventually(lambda: "DriftObserved" in node.event_types(pod), "the node sees it")
         assert set(pod.links()) == {"eth0"}
         cluster.servers.start()
-        eventually(lambda: "DriftRepaired" in node.story(pod), "it is repaired", 60.0)
+        eventually(lambda: "DriftRepaired" in node.event_types(pod), "it is repaired", 60.0)
         eventually(lambda: not node.state().sandboxes[pod.key].drifts, "the ledger knows")
         assert pod.links() == before
 

@@ -139,10 +139,10 @@ def test_everything_goes_over_tls(cluster: TlsCluster) -> None:
     rebuilt = plumbline(cluster.at_reconciler, "rebuild")
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert int(rebuilt.stdout.split()[-1]) > 0
-    told = plumbline(cluster.at_reconciler, "timeline", "samplepod", "--json")
-    assert told.returncode == 0, told.stderr
-    assert "AttachCompleted" in told.stdout
-    assert told.stderr == ""
+    printed = plumbline(cluster.at_reconciler, "timeline", "samplepod", "--json")
+    assert printed.returncode == 0, printed.stderr
+    assert "AttachCompleted" in printed.stdout
+    assert printed.stderr == ""
     assert pod.delete().exit_code == 0
     cluster.assert_same()
     assert "pw-" not in node.log.read_text()
@@ -157,8 +157,8 @@ def at_hub(cluster: Cluster) -> list[Any]:
 
 def test_missing_hub_certificate_delays_no_pod(cluster: TlsCluster) -> None:
     node, ca = cluster.node, cluster.trust.authority.certificate
-    away = ca.with_suffix(".away")
-    ca.rename(away)
+    moved = ca.with_suffix(".moved")
+    ca.rename(moved)
     node.start()
     assert node.samplepod().add().exit_code == 0
     sentence = f"hub.tls.caFile can't be read: {ca}: No such file or directory"
@@ -172,6 +172,6 @@ def test_missing_hub_certificate_delays_no_pod(cluster: TlsCluster) -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"plumbline: {sentence}"
     assert "Traceback" not in done.stderr
-    away.rename(ca)
+    moved.rename(ca)
     cluster.assert_same()
     assert "Traceback" not in node.log.read_text()

@@ -149,7 +149,7 @@ def test_uninstall_names_remaining_pods(node: Node, installation: Installation) 
     assert installation.names() == {"10-default.conf"}
     assert installation.effective() == node.bridge()
 
-    assert plain.delete().exit_code == 0, "the runtime may still call what it had remembered"
+    assert plain.delete().exit_code == 0, "the runtime may still use its cached configuration"
     node.assert_detached(plain, two)
     assert installation.run("uninstall").returncode == 0
     assert not installation.binary.exists()

@@ -1,4 +1,4 @@
-"""Leaks are freed in time, and nothing else: with worker, reconciler and a container runtime's socket."""
+"""Only leaks are freed, and in time: with worker, reconciler and a container runtime's socket."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Leaky:
     def wait_reclaimed(self, kind: LeakKind, count: int = 1, seconds: float = MISSED) -> list[LeakReclaimed]:
         return eventually(
             lambda: found if len(found := self.reclaimed(kind)) >= count else [],
-            f"{count} {kind} reclaimed; the ledger tells {[e.event.type for e in self.node.events()][-12:]}",
+            f"{count} {kind} reclaimed; the ledger has {[e.event.type for e in self.node.events()][-12:]}",
             seconds,
         )
 
@@ -159,7 +159,7 @@ def test_missed_del_is_reclaimed_within_ten_seconds(leaky: Leaky) -> None:
     leaky.node.assert_attached(kept)
     sightings = [observed.sightings for observed in leaky.observed(LeakKind.SANDBOX_GONE)]
     assert sightings == [1, 2]
-    assert leaky.node.story(lost)[-1] == "LeakReclaimed"
+    assert leaky.node.event_types(lost)[-1] == "LeakReclaimed"
 
 
 def test_sandbox_in_the_runtime_is_not_reclaimed(leaky: Leaky) -> None:
@@ -200,7 +200,7 @@ def test_policy_observe_reports_and_frees_nothing(make_leaky: Callable[..., Leak
     leaky = make_leaky(leaks={"policy": "observe"})
     lost = leaky.attached()
     leaky.abandon(lost)
-    eventually(lambda: len(leaky.observed(LeakKind.SANDBOX_GONE)) == 2, "it is told of twice")
+    eventually(lambda: len(leaky.observed(LeakKind.SANDBOX_GONE)) == 2, "it is observed twice")
     time.sleep(2 * 3)  # two more scans: there is nothing new to record
     assert len(leaky.observed(LeakKind.SANDBOX_GONE)) == 2
     assert not leaky.datas(ReclaimRequested)
@@ -252,9 +252,11 @@ def forge_boot(node: Node) -> None:
             stored = [each async for each in ledger.read(f"plumbline.ev.{node.name}.>")]
             await ledger.purge(f"plumbline.ev.{node.name}.>", stored[-1].sequence)
             for _, event in stored:
-                anew = replace(event, id=type(event.id)(f"{event.id}-before"), boot_id="an-earlier-boot")
-                anew = replace(anew, cause=type(event.cause)(f"{event.cause}-before") if event.cause else event.cause)
-                await ledger.append(anew)
+                earlier = replace(event, id=type(event.id)(f"{event.id}-before"), boot_id="an-earlier-boot")
+                earlier = replace(
+                    earlier, cause=type(event.cause)(f"{event.cause}-before") if event.cause else event.cause
+                )
+                await ledger.append(earlier)
         finally:
             await ledger.close()
 

@@ -1,4 +1,4 @@
-"""What happens to requests when the ledger dies, is away, or is full."""
+"""What happens to requests when the ledger dies, is down, or is full."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_server_killed_within_a_request_costs_no_request(node: Node, command: st
     if command == "ADD":
         node.assert_attached(pod)
     else:
-        eventually(lambda: node.story(pod)[-1] == "DetachCompleted", "the ledger has the outcome")
+        eventually(lambda: node.event_types(pod)[-1] == "DetachCompleted", "the ledger has the outcome")
 
 
 def test_without_a_ledger_add_fails_and_del_runs_later(node: Node) -> None:
@@ -64,21 +64,21 @@ def test_without_a_ledger_add_fails_and_del_runs_later(node: Node) -> None:
     eventually(lambda: node.log.read_text().count("upkeep_postponed") >= 2, "the worker tries again")
     assert len(list(node.spool.iterdir())) == 1
     node.server.start()
-    eventually(lambda: node.story(pod)[-1] == "DetachCompleted", "the spooled DEL is done")
+    eventually(lambda: node.event_types(pod)[-1] == "DetachCompleted", "the spooled DEL is done")
     node.settle()
     node.assert_detached(pod, late)
     assert late.add().exit_code == 0
 
 
 def test_add_waits_for_spooled_dels_of_its_container(node: Node) -> None:
-    """The runtime takes them for done: a container that is started again keeps its ID with podman."""
+    """The runtime considers them done: with podman, a restarted container keeps its ID."""
     pod = node.samplepod()
     assert pod.add().exit_code == 0
     nobody = str(node.spool / "nobody.sock")
     assert pod.delete(PLUMBLINE_SOCKET=nobody, PLUMBLINE_DEADLINE="0.1") == (0, "", "")
     assert pod.add().exit_code == 0
-    eventually(lambda: "DetachCompleted" in node.story(pod), "the spooled DEL is done")
-    assert [name for name in node.story(pod) if name.endswith("Requested")] == [
+    eventually(lambda: "DetachCompleted" in node.event_types(pod), "the spooled DEL is done")
+    assert [name for name in node.event_types(pod) if name.endswith("Requested")] == [
         "AttachRequested",
         "DetachRequested",
         "AttachRequested",
@@ -92,15 +92,17 @@ def test_add_after_a_del_that_lost_the_ledger_is_retried(node: Node) -> None:
     delete = pod.call("DEL")
     gate.reached()
     add = pod.call("ADD")
-    eventually(lambda: node.story(pod)[-1] == "AttachRequested", "the ADD waits for its turn")
+    eventually(lambda: node.event_types(pod)[-1] == "AttachRequested", "the ADD waits for its turn")
     node.server.stop()
     gate.open()
     assert delete.answer() == (0, "", "")
     answer = add.answer()
     assert answer.code == 11
-    assert "before this one: try again" in answer.msg
+    assert "has not yet confirmed the outcome of the previous request" in answer.msg
     node.server.start()
-    eventually(lambda: node.story(pod)[-2:] == ("DetachCompleted", "AttachFailed"), "the ledger has both outcomes")
+    eventually(
+        lambda: node.event_types(pod)[-2:] == ("DetachCompleted", "AttachFailed"), "the ledger has both outcomes"
+    )
     assert pod.add().exit_code == 0
     node.assert_attached(pod)
 
@@ -117,7 +119,7 @@ def test_add_that_loses_the_ledger_is_undone(node: Node) -> None:
     assert not pod.links()
     assert not node.reserved()
     node.server.start()
-    eventually(lambda: node.story(pod)[-1] == "AttachFailed", "the ledger has the outcome")
+    eventually(lambda: node.event_types(pod)[-1] == "AttachFailed", "the ledger has the outcome")
     node.assert_detached(pod)
     assert pod.add().exit_code == 0
     node.assert_attached(pod)
@@ -131,7 +133,7 @@ def test_plan_stored_before_its_request_is_repeated(node: Node) -> None:
     pod = node.samplepod()
     assert pod.add().exit_code == 0
     node.assert_attached(pod)
-    assert node.story(pod)[:3] == ("AttachPlanned", "AttachRequested", "AttachPlanned")
+    assert node.event_types(pod)[:3] == ("AttachPlanned", "AttachRequested", "AttachPlanned")
     node.restart()
     node.assert_attached(pod)
     assert pod.check().exit_code == 0
@@ -181,7 +183,7 @@ def test_full_disk_only_delays_requests(disk: Path, make_node: MakeNode) -> None
     ballast.unlink()
     node.server.stop()
     node.server.start()
-    eventually(lambda: node.story(pod)[-1] == "DetachCompleted", "the spooled DEL is done")
+    eventually(lambda: node.event_types(pod)[-1] == "DetachCompleted", "the spooled DEL is done")
     node.settle()
     node.assert_detached(pod, late)
     assert late.add().exit_code == 0
@@ -189,7 +191,7 @@ def test_full_disk_only_delays_requests(disk: Path, make_node: MakeNode) -> None
 
 
 def test_plan_too_large_for_the_ledger_fails_alone(node: Node) -> None:
-    """What can never be recorded is not tried for ever, which would hold up everybody else."""
+    """A request that can never be recorded is dropped, so it does not block others."""
     node.nad("bulky", node.macvlan(comment="x" * 1_000_000))
     bulky, pod = node.pod("bulky", ",".join(["bulky"] * 10)), node.samplepod()
     answer = bulky.add()
@@ -197,7 +199,7 @@ def test_plan_too_large_for_the_ledger_fails_alone(node: Node) -> None:
     assert "pod default/bulky" in answer.msg
     assert "the ledger takes" in answer.msg
     assert "select fewer networks" in answer.msg
-    assert node.story(bulky)[-1] == "AttachFailed"
+    assert node.event_types(bulky)[-1] == "AttachFailed"
     node.kill()
     assert pod.add(PLUMBLINE_DEADLINE="0.1").code == 11
     assert bulky.delete() == (0, "", "")

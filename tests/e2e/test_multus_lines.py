@@ -124,13 +124,13 @@ def test_delegate_without_a_result_is_attached(node: Node, recording: Recording)
     pod.env["CNI_ARGS"] += ";K8S_POD_UID=u1"
     assert pod.add().exit_code == 0
     address = next(iter(pod.links()["eth0"].addresses))
-    assert told_of(node, pod) == [f"Add eth0 [{address}] from default"]
+    assert attach_messages(node, pod) == [f"Add eth0 [{address}] from default"]
     assert recording.order() == [("ADD", "silent", "net1")]
     assert pod.delete() == (0, "", "")
     assert recording.order() == [("DEL", "silent", "net1")]
 
 
-def told_of(node: Node, pod: PodSandbox) -> list[str]:
+def attach_messages(node: Node, pod: PodSandbox) -> list[str]:
     """Return what Kubernetes Events would say of *pod*."""
     state = State(keep_closed=True)
     said: list[str] = []
@@ -279,7 +279,7 @@ def test_static_pod_is_attached_despite_its_mirrors_other_uid(cluster: Cluster) 
 def test_nothing_is_written_to_the_state_folder_of_multus(node: Node, tmp_path: Path) -> None:
     pod = node.pod("recorded", config=node.conf(cniDir=str(tmp_path / "multus")))
     assert pod.add().exit_code == 0
-    assert node.story(pod)[:2] == ("AttachRequested", "AttachPlanned")
+    assert node.event_types(pod)[:2] == ("AttachRequested", "AttachPlanned")
     assert pod.delete() == (0, "", "")
     assert not (tmp_path / "multus").exists()
 

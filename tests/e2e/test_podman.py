@@ -21,7 +21,7 @@ _PACKAGES = {"podman": "podman", "runc": "runc", "busybox": "busybox-static"}
 
 
 class Podman:
-    """podman with storage, networks and configuration of its own, in *folder*."""
+    """podman with separate storage, networks and configuration in *folder*."""
 
     def __init__(self, folder: Path, node: Node, shim: Path) -> None:
         self._folder = folder
@@ -29,7 +29,7 @@ class Podman:
         plugins, networks = folder / "plugins", folder / "networks"
         plugins.mkdir(parents=True)
         networks.mkdir()
-        # Whatever cleans up after a container that has ended does not have the environment of the one who started it.
+        # The cleanup process of an ended container does not have the environment of the process that started it.
         entry_point = plugins / "plumbline"
         entry_point.write_text(
             f"#!/bin/sh\nexport PLUMBLINE_SOCKET={node.socket} PLUMBLINE_SPOOL={node.spool}\nexec {shim}\n"
@@ -103,9 +103,9 @@ def test_podman_attaches_restarts_and_removes_a_container(node: Node, podman: Po
 
     again = podman("restart", "--time", "0", "samplepod")
     assert not again.returncode, again.stderr
-    anew = recorded(node)
-    assert anew.key == sandbox.key
-    assert anew.intent != sandbox.intent
+    reattached = recorded(node)
+    assert reattached.key == sandbox.key
+    assert reattached.intent != sandbox.intent
     assert set(podman.addresses("samplepod")) == {"eth0", "net1"}
 
     removed = podman("rm", "--force", "--time", "0", "samplepod")

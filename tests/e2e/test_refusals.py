@@ -1,4 +1,4 @@
-"""What runtimes and people are told when something is wrong: the code, one sentence, an event; and nothing is left."""
+"""Errors: the runtime gets a code and one sentence, the ledger an event, and no effect stays."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def node(shared_node: Node) -> Node:
 def assert_refused(
     node: Node, pod: PodSandbox, answer: Answer, code: int, error_class: ErrorClass, *words: str
 ) -> None:
-    """The runtime and the ledger tell the same, and the ADD has left nothing; a DEL after it finds nothing to do."""
+    """The runtime and the ledger have the same failure, the ADD left no effect, and a DEL after it does nothing."""
     assert answer.code == code, answer
     for word in words:
         assert word in answer.msg
     assert "\n" not in answer.msg
     failure = node.failures(pod)[-1]
     assert (failure.message, failure.code, failure.error_class) == (answer.msg, code, error_class)
-    assert node.story(pod)[-1] == "AttachFailed"
+    assert node.event_types(pod)[-1] == "AttachFailed"
     node.assert_detached(pod)
     assert pod.delete() == (0, "", "")
 
@@ -101,10 +101,10 @@ def test_invalid_namespaces_are_refused(node: Node, tmp_path: Path) -> None:
     os.mkfifo(fifo)
     for path, words in (
         ("/run/netns/not-there", "No such file"),
-        (str(regular), "no namespace file"),
-        (str(tmp_path), "no namespace file"),
-        (str(fifo), "no namespace file"),
-        ("/dev/zero", "no namespace file"),
+        (str(regular), "not a namespace file"),
+        (str(tmp_path), "not a namespace file"),
+        (str(fifo), "not a namespace file"),
+        ("/dev/zero", "not a namespace file"),
         ("/proc/self/ns/mnt", "another kind"),
         (f"/proc/{os.getpid()}/ns/net", "the node's own"),
     ):
@@ -139,7 +139,7 @@ def test_unplannable_networks_are_refused(node: Node, networks: str, error_class
     pod = node.pod("unplannable", networks)
     answer = pod.add()
     assert_refused(node, pod, answer, 7, error_class, "pod default/unplannable", words)
-    assert "InterfaceAttached" not in node.story(pod)
+    assert "InterfaceAttached" not in node.event_types(pod)
 
 
 def test_unknown_pod_is_refused(node: Node) -> None:
@@ -175,7 +175,7 @@ def test_failing_plugins_are_reported(node: Node, script: str, code: int, error_
     answer = pod.add()
     where = "failing failed to add net1 of default/failing"
     assert_refused(node, pod, answer, code, error_class, "pod default/unlucky", where, words)
-    assert "InterfaceAttachFailed" in node.story(pod)
+    assert "InterfaceAttachFailed" in node.event_types(pod)
 
 
 def test_missing_plugin_is_reported(node: Node) -> None:
@@ -194,7 +194,7 @@ def test_missing_uplink_is_reported(node: Node) -> None:
     assert answer.code == 999
     assert answer.msg == (
         "pod default/unlucky: macvlan failed to add net1 of default/foreign: "
-        "the master interface nowhere0 is missing on this node: create it, or name another one"
+        "the master interface nowhere0 is missing on this node: create it, or set master to another name"
     )
     assert pod.delete() == (0, "", "")
     node.assert_detached(pod)
@@ -209,16 +209,16 @@ def test_networks_after_a_failed_one_are_undone(node: Node) -> None:
     assert "macvlan failed to add net2 of default/foreign: the master interface nowhere0 is missing" in answer.msg
     assert not pod.links()
     assert not node.reserved()
-    story = node.story(pod)
-    assert (story[0], story[1], story[-1]) == ("AttachRequested", "AttachPlanned", "AttachFailed")
-    assert (story.count("InterfaceAttached"), story.count("InterfaceAttachFailed")) == (3, 1)
-    assert story.count("InterfaceDetached") == 4
+    types = node.event_types(pod)
+    assert (types[0], types[1], types[-1]) == ("AttachRequested", "AttachPlanned", "AttachFailed")
+    assert (types.count("InterfaceAttached"), types.count("InterfaceAttachFailed")) == (3, 1)
+    assert types.count("InterfaceDetached") == 4
     assert pod.delete() == (0, "", "")
     node.assert_detached(pod)
 
 
 def test_executed_plugin_reports_a_missing_uplink(executing_node: Node) -> None:
-    """That plugin refuses DEL too for as long as it is away. The pod can go all the same; the worker comes back."""
+    """A missing plugin fails DEL too. The pod is removed anyway, and the worker retries the DEL."""
     node = executing_node
     node.nad("foreign", node.macvlan(master="nowhere0"))
     pod = node.pod("unlucky", "foreign")
@@ -253,7 +253,7 @@ def test_repeated_add_gets_the_recorded_result(node: Node) -> None:
     pod = node.samplepod()
     first = pod.add()
     assert pod.add() == first
-    assert node.story(pod)[-2:] == ("AttachRequested", "AttachCompleted")
+    assert node.event_types(pod)[-2:] == ("AttachRequested", "AttachCompleted")
     node.assert_attached(pod)
 
 
@@ -265,7 +265,7 @@ def test_second_add_that_differs_is_refused(node: Node) -> None:
         node.runtime.call("ADD", pod.env, node.conf(version="0.4.0")).answer(),
     ):
         assert answer.code == 4
-        assert "can't be attached a second time as eth0" in answer.msg
+        assert "can't be attached again as eth0" in answer.msg
         assert "send DEL first" in answer.msg
         node.assert_attached(pod)
     assert not other.links()
@@ -280,9 +280,9 @@ def test_del_without_add_and_second_del_succeed(node: Node) -> None:
     assert pod.delete(CNI_NETNS="") == (0, "", "")
 
 
-@pytest.mark.parametrize("told", ["the path", "nothing"])
+@pytest.mark.parametrize("netns", ["the path", "nothing"])
 @pytest.mark.parametrize("left", ["nothing", "a file"])
-def test_del_frees_addresses_when_the_namespace_is_gone(node: Node, told: str, left: str) -> None:
+def test_del_frees_addresses_when_the_namespace_is_gone(node: Node, netns: str, left: str) -> None:
     pod = node.samplepod()
     assert pod.add().exit_code == 0
     assert len(node.reserved()) == 2
@@ -290,7 +290,7 @@ def test_del_frees_addresses_when_the_namespace_is_gone(node: Node, told: str, l
     if left == "a file":  # what a namespace was mounted on can outlive it
         Path(pod.netns).touch()
     try:
-        assert pod.delete(**({"CNI_NETNS": ""} if told == "nothing" else {})) == (0, "", "")
+        assert pod.delete(**({"CNI_NETNS": ""} if netns == "nothing" else {})) == (0, "", "")
     finally:
         Path(pod.netns).unlink(missing_ok=True)
     assert not node.reserved()

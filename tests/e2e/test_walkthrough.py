@@ -14,7 +14,7 @@ import pytest
 from tests.support.kube.kubectl import Kubectl
 from tests.support.kube.server import DEPLOY, PODS, KubeServer
 from tests.support.node.kernel import ping
-from tests.support.node.node import ADD_STORY, DEL_STORY, PARENT, MakeNode, Node
+from tests.support.node.node import ADD_EVENTS, DEL_EVENTS, PARENT, MakeNode, Node
 from tests.support.node.reconciler_process import reconciler
 from tests.support.node.runtime import PodSandbox
 from tests.support.waiting import eventually
@@ -103,7 +103,7 @@ def kubectl(kube: KubeServer, node: Node) -> Kubectl:
 
 @pytest.fixture
 def plumbline(kube: KubeServer, kubectl: Kubectl, node: Node) -> Iterator[None]:
-    """Worker and reconciler, installed as it is documented."""
+    """Worker and reconciler, installed as documented."""
     kubectl("apply", "-k", str(DEPLOY / "crd"))
     kubectl("wait", "--for=condition=Established", "crd/network-attachment-definitions.k8s.cni.cncf.io")
     kubectl("apply", "-k", str(DEPLOY / "kubernetes" / "base"))
@@ -165,5 +165,5 @@ def test_macvlan_walkthrough(node: Node, kube: KubeServer, kubectl: Kubectl) -> 
         kubectl("delete", "pod", sandbox.pod, "--force", "--grace-period=0")
         assert sandbox.delete() == (0, "", "")
         node.assert_detached(sandbox)
-    assert set(node.story(first)) == {*ADD_STORY, "StatusPublished", *DEL_STORY}
+    assert set(node.event_types(first)) == {*ADD_EVENTS, "StatusPublished", *DEL_EVENTS}
     kubectl("delete", "network-attachment-definitions", "macvlan-conf")

@@ -1,4 +1,4 @@
-"""A program that the tests fork finds what one that is executed finds, and ends as that does."""
+"""A forked program has the same environment and the same end as an executed one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Start Python programs by fork, from a process that has imported their modules already.
 
 A worker spends most of its start on imports, and the tests start several hundred. A program that is forked here runs
-in the ``__main__`` of a module, with arguments, environment, folder, standard files and network namespace of its own,
+in the ``__main__`` of a module, with arguments, environment, folder, standard files and network namespace,
 and ends as an interpreter ends. ``test_fork_server`` compares it with one that is executed.
 """
 

@@ -121,7 +121,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     for module in sys.argv[2:]:
         importlib.import_module(module)
-    assert threading.active_count() == 1, "a fork takes along what other threads hold"
+    assert threading.active_count() == 1, "a fork would copy locks that other threads hold"
     gc.freeze()  # a child that looked for garbage in all of this would copy it
     forked = _serve(control)
     control.close()

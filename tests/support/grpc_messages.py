@@ -17,7 +17,7 @@ def messages(proto: str) -> Callable[[str], Any]:
         (Path(folder) / "api.proto").write_text(proto)
         assert not protoc.main(["protoc", f"-I{folder}", f"--descriptor_set_out={folder}/set", "api.proto"])
         described = descriptor_pb2.FileDescriptorSet.FromString((Path(folder) / "set").read_bytes())
-    pool = descriptor_pool.DescriptorPool()  # of its own: the default one has the same names already
+    pool = descriptor_pool.DescriptorPool()  # a separate pool: the default one has the same names already
     for file in described.file:
         pool.Add(file)
     return lambda name: message_factory.GetMessageClass(pool.FindMessageTypeByName(name))

@@ -1,4 +1,4 @@
-"""Run the tests in namespaces of their own, so that two runs beside each other share nothing of the machine.
+"""Run the tests in separate namespaces, so that two concurrent runs share nothing of the machine.
 
 The run has its own network with a loopback, its own processes, its own IPC, and an empty ``/run`` and ``/var/lib/cni``.
 What a test leaves behind ends with the run.

@@ -1,6 +1,6 @@
 """The map in CONTRIBUTING.md, made from the first line of each folder's and top-level module's docstring.
 
-python -m tests.support.room_map        writes the table anew after a folder or its sentence changed
+python -m tests.support.room_map        rewrites the table after a folder or its sentence changed
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def written(name: str) -> str:
 
 
 def generated(name: str) -> str:
-    """Return what should stand there."""
+    """Return the expected text."""
     head, body = {
         MAP: ("| room | what happens there |", rows()),
         LAYERS: ("| in | layers, high to low |", layers()),
@@ -110,7 +110,7 @@ def generated(name: str) -> str:
 
 
 def main() -> int:
-    """Write both tables anew."""
+    """Rewrite both tables."""
     page = PAGE.read_text()
     for name in (MAP, LAYERS):
         begin, end = _marks(name)

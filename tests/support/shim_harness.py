@@ -96,7 +96,7 @@ class Worker:
 
 
 class Runtime:
-    """Executes one entry point with a socket and a spool folder of its own."""
+    """Executes one entry point with its own socket and spool folder."""
 
     def __init__(self, binary: Path, folder: Path, deadline: float = 20) -> None:
         self.binary = binary

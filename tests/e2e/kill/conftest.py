@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.node.kill_stories import EXECUTED, NATIVE
+from tests.support.node.kill_points import EXECUTED, NATIVE
 from tests.support.node.node import MakeNode, Node
 
 

@@ -9,30 +9,30 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.node.kernel import ip, links
-from tests.support.node.kill_stories import EXECUTED, GC_STORY, NATIVE, boundaries, broken_pod, collect, succeed
-from tests.support.node.node import ADD_STORY, DEL_STORY, ROLLBACK_STORY, Node, carried
+from tests.support.node.kill_points import EXECUTED, GC_EVENTS, NATIVE, boundaries, broken_pod, collect, succeed
+from tests.support.node.node import ADD_EVENTS, DEL_EVENTS, ROLLBACK_EVENTS, Node, carried
 
 
 @pytest.mark.parametrize(("node", "native"), [(NATIVE, NATIVE), (EXECUTED, EXECUTED)], indirect=["node"])
-def test_the_stories_are_complete(node: Node, native: str) -> None:
-    """The stories of the other tests are those of a worker, executed as on a node, that nothing disturbs."""
+def test_undisturbed_worker_records_the_expected_events(node: Node, native: str) -> None:
+    """The other tests' events are those of a worker that is not killed."""
     in_ledger: Callable[[tuple[str, ...]], tuple[str, ...]] = carried if native == NATIVE else tuple
     node.start(executed=True)
     pod, broken = node.samplepod(), broken_pod(node)
     assert pod.add().exit_code == 0
     assert pod.delete().exit_code == 0
-    assert node.story(pod) == (*ADD_STORY, *DEL_STORY)
-    assert node.recorded(pod) == in_ledger((*ADD_STORY, *DEL_STORY))
+    assert node.event_types(pod) == (*ADD_EVENTS, *DEL_EVENTS)
+    assert node.recorded(pod) == in_ledger((*ADD_EVENTS, *DEL_EVENTS))
     assert broken.add().exit_code == 1
-    assert node.recorded(broken) == ROLLBACK_STORY
+    assert node.recorded(broken) == ROLLBACK_EVENTS
     pod.config = node.conf(version="1.1.0")
     assert pod.add().exit_code == 0
     before = node.events()[-1].sequence
     assert collect(node).answer().exit_code == 0
-    assert tuple(s.event.type for s in node.events() if s.sequence > before) == in_ledger(GC_STORY)
+    assert tuple(s.event.type for s in node.events() if s.sequence > before) == in_ledger(GC_EVENTS)
 
 
-@boundaries(ADD_STORY, carried(ADD_STORY))
+@boundaries(ADD_EVENTS, carried(ADD_EVENTS))
 def test_attach_survives_the_worker(node: Node, fault: str) -> None:
     node.start(fault)
     pod = node.samplepod()

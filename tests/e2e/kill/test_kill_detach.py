@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tests.support.node.kill_stories import GC_STORY, boundaries, broken_pod, collect, succeed
-from tests.support.node.node import DEL_STORY, ROLLBACK_STORY, Node, carried
+from tests.support.node.kill_points import GC_EVENTS, boundaries, broken_pod, collect, succeed
+from tests.support.node.node import DEL_EVENTS, ROLLBACK_EVENTS, Node, carried
 
 
-@boundaries(DEL_STORY, carried(DEL_STORY))
+@boundaries(DEL_EVENTS, carried(DEL_EVENTS))
 def test_detach_survives_the_worker(node: Node, fault: str) -> None:
     node.start(fault)
     pod = node.samplepod()
@@ -17,7 +17,7 @@ def test_detach_survives_the_worker(node: Node, fault: str) -> None:
     node.assert_detached(pod)
 
 
-@boundaries(ROLLBACK_STORY, ROLLBACK_STORY)
+@boundaries(ROLLBACK_EVENTS, ROLLBACK_EVENTS)
 def test_rollback_survives_the_worker(node: Node, fault: str) -> None:
     node.start(fault)
     pod = broken_pod(node)
@@ -25,11 +25,11 @@ def test_rollback_survives_the_worker(node: Node, fault: str) -> None:
     assert answer.exit_code == 1
     assert "default/broken" in answer.msg or "gave up" in answer.msg, answer
     node.assert_detached(pod)
-    assert node.story(pod)[-1] == "AttachFailed"
+    assert node.event_types(pod)[-1] == "AttachFailed"
     assert pod.delete() == (0, "", "")
 
 
-@boundaries(GC_STORY, carried(GC_STORY))
+@boundaries(GC_EVENTS, carried(GC_EVENTS))
 def test_gc_survives_the_worker(node: Node, fault: str) -> None:
     node.start(fault)
     pod = node.samplepod()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nodeworker.plugins.orphans import orphans
-from tests.support.node.kill_stories import EXECUTED, NATIVE
+from tests.support.node.kill_points import EXECUTED, NATIVE
 from tests.support.node.node import Node
 from tests.support.waiting import eventually
 
@@ -46,7 +46,7 @@ def test_successor_waits_for_the_host_local_of_a_killed_worker(
     inherited = set(orphans(node.name))
     assert inherited
     node.start(wait=False)
-    if orphan == "hangs":  # its successor runs the plugin anew, at once
+    if orphan == "hangs":  # its successor runs the plugin again, at once
         eventually(lambda: not inherited & set(orphans(node.name)), "the orphan is ended")
     gate.open()
     answer = call.answer()

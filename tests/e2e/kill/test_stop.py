@@ -1,4 +1,4 @@
-"""A worker that is stopped finishes what it has begun, and does not wait for what hangs."""
+"""A stopping worker finishes its requests, and does not wait for a hung plugin."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_stopped_worker_finishes_requests_in_progress(node: Node, command: str) 
     assert call.answer().exit_code == 0
     if command == "ADD":
         node.assert_attached(pod)
-        assert node.story(pod).count("AttachRequested") == 1
+        assert node.event_types(pod).count("AttachRequested") == 1
     node.settle()
 
 

@@ -1,4 +1,4 @@
-"""An API server that does what no real one can be made to do, and remembers what it was asked."""
+"""A fake API server for faults that a real one can't be made to show; it records its requests."""
 
 from __future__ import annotations
 
@@ -187,5 +187,5 @@ def event(kind: str, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def bookmark(version: str) -> dict[str, Any]:
-    """Return an event that only tells the version."""
+    """Return an event that has only the version."""
     return event("BOOKMARK", {"kind": "NetworkAttachmentDefinition", "metadata": {"resourceVersion": version}})

@@ -1,6 +1,6 @@
 """The kubelet's PodResources API as the kubelet has it: another implementation of gRPC, and the messages in full.
 
-A process of its own, because two definitions of the same messages do not go into one.
+A separate process, because one process can't have two definitions of the same messages.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class StandIn(NamedTuple):
 def kubelet(folder: Path, *pods: dict[str, Any], get: str = "works", busy: int = 0) -> Iterator[StandIn]:
     """Run a kubelet that has *pods* and refuses the first *busy* calls, as it does when it gets too many.
 
-    *get* tells of the method Get: it ``works``, is ``disabled`` by its feature gate, or ``unknown`` to that version.
+    *get*: the method Get ``works``, is ``disabled`` by its feature gate, or ``unknown`` to that version.
     """
     said = StandIn(folder / "kubelet.sock", folder / "calls")
     said.log.touch()

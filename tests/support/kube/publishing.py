@@ -24,7 +24,7 @@ WITH_PUBLISHER = {**TOKENS, PUBLISHER: ("publisher", "")}
 
 @pytest.fixture(scope="session")
 def cluster(kube: KubeServer) -> KubeServer:
-    """The API server, which lets the user ``publisher`` do that and nothing else."""
+    """The API server, which permits the user ``publisher`` only that."""
     api = "/apis/rbac.authorization.k8s.io/v1"
     kube.ask("POST", f"{api}/clusterroles", {"metadata": {"name": "publisher"}, "rules": RULES})
     kube.ask(

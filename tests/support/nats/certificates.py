@@ -1,4 +1,4 @@
-"""Certificates as an operator makes them: an authority, and what it signs, in PEM files."""
+"""Certificates as an operator makes them: an authority and its signed certificates, in PEM files."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class CriSandbox(Sandbox):
 class Containerd:
     """containerd, whose folders for CNI are *bin* and *conf*. *folder* is for everything that it keeps.
 
-    It has a mount namespace of its own, in which every one that is started finds what the one before has mounted. Of
+    Its mount namespace is separate, and keeps the mounts of an earlier containerd for the next one. Of
     that, the worker sees pods' network namespaces, as on a node where it runs in a container.
     """
 

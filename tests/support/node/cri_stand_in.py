@@ -1,6 +1,6 @@
 """A container runtime's CRI socket with a real gRPC server and full messages; the test sets its sandboxes.
 
-A process of its own, because a server has threads, and pytest must not have any.
+A separate process, because a server has threads, and pytest must not have any.
 """
 
 from __future__ import annotations

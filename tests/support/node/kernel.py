@@ -23,7 +23,7 @@ class Link(NamedTuple):
 
 @contextlib.contextmanager
 def own_network() -> Iterator[None]:
-    """Move this process and its children to a new network namespace, which stands for the node's.
+    """Move this process and its children to a new network namespace, which replaces the node's.
 
     Whatever is made "on the node" goes with it, and other tests on the machine are neither seen nor disturbed.
     """

@@ -42,11 +42,11 @@ BRIDGE = "plumb0"
 PARENT = "uplink0"
 """The parent of macvlan interfaces."""
 
-ADD_STORY = ("AttachRequested", "AttachPlanned", "InterfaceAttached", "InterfaceAttached", "AttachCompleted")
+ADD_EVENTS = ("AttachRequested", "AttachPlanned", "InterfaceAttached", "InterfaceAttached", "AttachCompleted")
 """The events of an ADD with two interfaces; each interface has its own event."""
-DEL_STORY = ("DetachRequested", "InterfaceDetached", "InterfaceDetached", "DetachCompleted")
-ROLLBACK_STORY = (
-    *ADD_STORY[:3],
+DEL_EVENTS = ("DetachRequested", "InterfaceDetached", "InterfaceDetached", "DetachCompleted")
+ROLLBACK_EVENTS = (
+    *ADD_EVENTS[:3],
     "InterfaceAttachFailed",
     "InterfaceDetached",
     "InterfaceDetached",
@@ -59,9 +59,9 @@ _KEPT_BY_HOST_LOCAL = re.compile(r"lock|last_reserved_ip\.\d+")
 _MISTAKES = re.compile(r"Traceback|never retrieved|never awaited|level=(?:error|critical)")
 
 
-def carried(story: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the events of *story* in the ledger of a native worker: its outcomes carry their effects."""
-    return tuple(name for name in story if name not in {"InterfaceAttached", "InterfaceDetached"})
+def carried(types: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the *types* without the effects, as in the ledger of a native worker: outcomes carry effects."""
+    return tuple(name for name in types if name not in {"InterfaceAttached", "InterfaceDetached"})
 
 
 class Node:
@@ -115,7 +115,7 @@ class Node:
         """Run the parts of the node for the duration of the context, and leave nothing of them."""
         with own_network():
             ip("link", "add", PARENT, "type", "veth", "peer", "name", "uplink1")
-            # With an address of its own: the plugin fails once on a bridge that lost its first port before it had one.
+            # With an address: the plugin fails once on a bridge that lost its first port before it had an address.
             ip("link", "add", BRIDGE, "address", "02:00:00:00:00:01", "type", "bridge")
             for name in (PARENT, "uplink1", BRIDGE):
                 ip("link", "set", name, "up")
@@ -307,7 +307,7 @@ class Node:
         """Return the events of *sandbox*, or those without one, in order; carried effects come first."""
         return [each for event in self._recorded(sandbox) for each in expand_effects(event)]
 
-    def story(self, sandbox: PodSandbox) -> tuple[str, ...]:
+    def event_types(self, sandbox: PodSandbox) -> tuple[str, ...]:
         """Return the types of ``events_of``."""
         return tuple(event.type for event in self.events_of(sandbox))
 

@@ -1,6 +1,6 @@
-"""A worker that notes every call of our own functions, in all its processes, and every netlink message.
+"""A worker that notes every call of Plumbline's functions, in all its processes, and every netlink message.
 
-Each process appends lines to a file of its own in the folder ``PLUMBLINE_TRACE``. A call is noted with its logical
+Each process appends lines to its own file in the folder ``PLUMBLINE_TRACE``. A call is noted with its logical
 stack: where a task was started by a function of ours, the stack continues with that function's.
 """
 

@@ -53,7 +53,7 @@ def published(sandbox: str, pod: Pod, text: str, intent: str = "i") -> Event:
 WEB, DB = Pod("d", "web", "u1"), Pod("d", "db", "u2")
 
 
-def told(intent: Event, pod: Pod, text: str, *, refused: bool) -> Event:
+def status_event(intent: Event, pod: Pod, text: str, *, refused: bool) -> Event:
     event = published(intent.sandbox, pod, text, intent.id)
     if not refused:
         return event
@@ -71,27 +71,27 @@ def delete_rows(url: str) -> None:
 
 @st.composite
 def nonsense(draw: st.DrawFn) -> list[Event]:
-    """Draw stories that are cut, mixed, repeated and assigned to other sandboxes."""
+    """Draw event sequences that are cut, mixed, repeated and assigned to other sandboxes."""
     node = Node()
     sandboxes = ["a" * 64, "b" * 64, "c" * 64]
     pods = [Pod("d", "p", "u1"), Pod("d", "p", "u2"), Pod("", "", "")]
     events: list[Event] = []
     for _ in range(draw(st.integers(1, 6))):
         sandbox, pod = draw(st.sampled_from(sandboxes)), draw(st.sampled_from(pods))
-        story = draw(st.sampled_from(["attach", "fail", "detach", "start", "lone", "drift", "leak", "unknown"]))
-        if story == "attach":
+        kind = draw(st.sampled_from(["attach", "fail", "detach", "start", "lone", "drift", "leak", "unknown"]))
+        if kind == "attach":
             part = list(node.attach(sandbox, pod))
-        elif story == "fail":
+        elif kind == "fail":
             part = list(node.attach(sandbox, pod, fails_at=draw(st.integers(0, 1))))
-        elif story == "detach":
+        elif kind == "detach":
             part = list(node.detach(sandbox, pod, fails=draw(st.booleans())))
-        elif story == "start":
+        elif kind == "start":
             part = [node.start()]
-        elif story == "drift":
+        elif kind == "drift":
             part = list(node.drift(sandbox, pod, ends=draw(st.sampled_from(["", "repaired", "failed"]))))
-        elif story == "leak":
+        elif kind == "leak":
             part = list(node.leak(sandbox, ends=draw(st.sampled_from(["", "reclaimed", "failed", "gone"]))))
-        elif story == "lone":
+        elif kind == "lone":
             asked = DetachRequested(
                 request=RequestId("r"), ifname=IfName(draw(st.sampled_from(["eth0", "net9"]))), pod=pod
             )

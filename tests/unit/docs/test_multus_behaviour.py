@@ -68,7 +68,7 @@ def test_a_line_has_a_verdict_and_a_test_or_a_reason(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", PAINS, ids=lambda row: f"pain-{row.number}")
-def test_a_pain_has_a_status_and_what_is_done_has_a_test(row: Row) -> None:
+def test_each_pain_has_a_status_and_each_done_one_a_test(row: Row) -> None:
     assert row.what
     assert row.verdict in STATUSES
     assert row.why
@@ -77,7 +77,7 @@ def test_a_pain_has_a_status_and_what_is_done_has_a_test(row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", [*LINES, *PAINS], ids=lambda row: f"{row.number}-{row.what[:20]}")
-def test_what_holds_a_line_is_named_as_pytest_names_it(row: Row) -> None:
+def test_the_test_of_a_line_has_its_pytest_name(row: Row) -> None:
     for each in filter(None, row.held_by.split("<br>")):
         assert re.fullmatch(r"`tests/[a-z0-9_/]+/test_[a-z0-9_]+\.py::test_[a-z0-9_]+`", each)
 

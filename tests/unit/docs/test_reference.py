@@ -79,7 +79,7 @@ KEYS = {key: default for kind in FILE for key, default in keys_of(kind)}
 @pytest.mark.parametrize("key", sorted(KEYS))
 def test_configuration_key_is_documented_with_its_default(key: str) -> None:
     default, said = KEYS[key], rows(CONFIGURATION)
-    if default is None and key not in said:  # the section's own introduction tells that there is none
+    if default is None and key not in said:  # the section's introduction says that it has no default
         section = CONFIGURATION.split(f"\n## `{key}`\n")[1].split("\n## ")[0]
         assert f"`{key}` itself is `none` by\ndefault" in section or f"`{key}` itself is `none` by default" in section
         return
@@ -141,7 +141,7 @@ def test_log_format_variable_is_documented() -> None:
 
 
 def help_of(*command: str) -> str:
-    """Return what ``plumbline COMMAND --help`` prints, in this process: the installer has a parser of its own."""
+    """Return what ``plumbline COMMAND --help`` prints, in this process: the installer has its own parser."""
     if command in (("install",), ("uninstall",)):
         with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
             installer([*command, "--help"])

@@ -10,23 +10,23 @@ import signal
 
 import pytest
 
-from tests.support.node.node import DEL_STORY, Node
+from tests.support.node.node import DEL_EVENTS, Node
 from tests.support.node.runtime import Answer, Call, PodSandbox
 
-GC_STORY = ("GcRequested", *DEL_STORY, "GcCompleted")
+GC_EVENTS = ("GcRequested", *DEL_EVENTS, "GcCompleted")
 NATIVE, EXECUTED = "auto", "never"
-"""Values of the setting ``native``: the worker makes interfaces itself, or it executes plugins."""
+"""Values of the setting ``native``: the worker runs plugins natively, or executes them."""
 
 
-def boundaries(story: tuple[str, ...], native: tuple[str, ...]) -> pytest.MarkDecorator:
-    """Kill the worker around each event of *story*, or of *native* where it makes interfaces itself."""
+def boundaries(executed: tuple[str, ...], native: tuple[str, ...]) -> pytest.MarkDecorator:
+    """Kill the worker around each event of *executed* plugins, or of *native* ones."""
     return pytest.mark.parametrize(
         ("node", "fault"),
         [
             pytest.param(
                 setting, f"{moment}:{name}:{events[: index + 1].count(name)}", id=f"{setting}-{moment}-{name}-{index}"
             )
-            for setting, events in ((NATIVE, native), (EXECUTED, story))
+            for setting, events in ((NATIVE, native), (EXECUTED, executed))
             for index, name in enumerate(events)
             for moment in ("before", "after")
         ],
