@@ -138,7 +138,7 @@ def test_plugin_that_uses_devices_is_attached_without_one_and_warned_about(devic
     with kubelet(tmp_path, pod("plain", [("devices.kubevirt.io/tun", ["tun1"])])):
         answer = sandbox.add()
     assert answer.exit_code == 0, answer
-    assert "deviceID" not in devices.told("ADD", "net1")
+    assert "deviceID" not in devices.stored_config("ADD", "net1")
     (warning,) = warnings(node, sandbox)
     assert (warning.kind, warning.network, warning.ifname) == (WarningKind.DEVICE_MISSING, "default/fast", "net1")
     assert warning.message == (

@@ -86,7 +86,7 @@ def test_each_warning_of_an_attach_is_an_event() -> None:
         AttachWarning(kind=kind, network=NetworkName("shop/fast"), ifname=IfName("net1"), message=f"{kind.value} it is")
         for kind in WarningKind
     )
-    said = told([*before, replace(completed, data=replace(completed.data, warnings=warned))])
+    said = all_pod_events([*before, replace(completed, data=replace(completed.data, warnings=warned))])
     assert [(each.type, each.reason, each.message) for each in said[2:]] == [
         ("Warning", OF_WARNING[kind], f"{kind.value} it is") for kind in WarningKind
     ]
