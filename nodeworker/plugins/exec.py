@@ -56,19 +56,19 @@ class PluginExecutor:
         self._base = {"PATH": os.environ.get("PATH", _PATH), MARKER: marker}
 
     def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
-        """See ``Runners``."""
+        """See ``api.Runners``."""
         return self
 
     def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
-        """See ``Runners``."""
+        """See ``api.Runners``."""
         find(type_of(plugin), search)
 
     def is_one_pool_job(self, attachment: PlannedAttachment) -> bool:
-        """See ``Runners``."""
+        """See ``api.Runners``."""
         return False
 
     async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
-        """See ``Runners``."""
+        """See ``api.Runners``."""
 
     async def run(
         self,

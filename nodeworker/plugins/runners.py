@@ -21,7 +21,7 @@ from nodeworker.plugins.spec.conflist import type_of
 class PluginRunners:
     """Chooses how each plugin is run: as planned, or the other way if its binary or its native form is missing.
 
-    It is the ``nodeworker.plugins.exec.Runners`` of a worker. Both ways leave and find the same on the node, so an
+    It is the ``nodeworker.plugins.api.Runners`` of a worker. Both ways leave and find the same on the node, so an
     attachment whose binary was removed can still be detached. *switch* is for IPAM plugins, which no plan mentions.
     """
 
@@ -32,7 +32,7 @@ class PluginRunners:
         self._native = NativeRunner(executor, switch, pool)
 
     def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
-        """See ``exec.Runners``."""
+        """See ``api.Runners``."""
         kind = type_of(plugin)
         if native:
             return self._executor if interface_plugin(kind) is None else self._native
@@ -40,7 +40,7 @@ class PluginRunners:
         return self._executor if _installed(kind, search) or obstacle(kind, config, AUTO) else self._native
 
     def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
-        """See ``exec.Runners``."""
+        """See ``api.Runners``."""
         summary = summary_of(plugin.encode(), self._switch)
         if not native:
             find(type_of(plugin), search)
@@ -48,7 +48,7 @@ class PluginRunners:
             find(summary.ipam_type, search)
 
     def is_one_pool_job(self, attachment: PlannedAttachment) -> bool:
-        """See ``exec.Runners``."""
+        """See ``api.Runners``."""
         if attachment.native != (True,) or attachment.device_info:
             return False
         (plugin,) = attachment.plugins
@@ -56,7 +56,7 @@ class PluginRunners:
         return interface_plugin(type_of(plugin)) is not None and (summary.native_ipam or not summary.ipam_type)
 
     async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
-        """See ``exec.Runners``: the kernel removes several interfaces in the time of one.
+        """See ``api.Runners``: the kernel removes several interfaces in the time of one.
 
         In a chain the DEL of other plugins comes before that of the plugin with the interface, so chains are left out,
         and all that is deleted after them.
