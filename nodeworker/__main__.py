@@ -78,9 +78,7 @@ def main() -> int:
     """Run until SIGINT or SIGTERM; return the exit code: 0 stopped in order, 1 failed, 2 configuration."""
     parser = argparse.ArgumentParser(prog="python -m nodeworker", description=__doc__)
     add_config_option(parser)
-    parser.add_argument(
-        "--check-config", type=Path, metavar="PATH", help="print what is in PATH as JSON, or what is wrong, and end"
-    )
+    parser.add_argument("--check-config", type=Path, metavar="PATH", help="print PATH as JSON or what is wrong; end")
     options = parser.parse_args()
     exit_code = 0
     try:
@@ -235,18 +233,16 @@ def _upkeep(
     runtime = SharedRuntime(CriRuntime(leaks.cri_socket))
     scanner = LeakScanner(journal.state, journal.boot_id, runtime, footprint, leaks.results_dir)
     reporter = LeakReporter(journal, scanner, metrics, leaks.interval)
-    scan = None if leaks.policy == "off" else reporter.scan_now
-    comparison = NodeComparison(journal, watcher, drift.interval, scan)
+    leak_scan = None if leaks.policy == "off" else reporter.scan_now
+    comparison = NodeComparison(journal, watcher, drift.interval, leak_scan)
     handlers: dict[type[Command], Handler] = {ComparisonRequested: comparison.compare}
-    loops: Loops = {}
     if drift.enabled:
         handlers[RepairRequested] = repairer.repair
-        loops = {**loops, "drift": watcher.run, "comparison": comparison.run}
-    if leaks.policy != "off":
-        loops = {**loops, "leaks": reporter.run}
     if leaks.policy == "reclaim":
         handlers[ReclaimRequested] = Reclaimer(journal, answers, scanner, release, metrics, scheduler).reclaim
-    return handlers, loops
+    drift_loops: Loops = {"drift": watcher.run, "comparison": comparison.run} if drift.enabled else {}
+    leak_loops: Loops = {} if leaks.policy == "off" else {"leaks": reporter.run}
+    return handlers, {**drift_loops, **leak_loops}
 
 
 if __name__ == "__main__":
