@@ -8,6 +8,7 @@ same token.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Only this error handler gives each text, surrogates included, its own token.
 _UTF8 = ("utf-8", "surrogatepass")
@@ -37,7 +38,7 @@ def name_of(text: str) -> str:
 
 def subject(node: str, sandbox: str, event_type: str) -> str:
     """Return the subject of an event. *sandbox* is empty for events of a node, *node* for those of the reconciler."""
-    return f"{ROOT}.{_part(node)}.{_part(sandbox)}.{token(event_type)}"
+    return f"{ROOT}.{_part(node)}.{_part(sandbox)}.{_type(event_type)}"
 
 
 def command(node: str, event_type: str) -> str:
@@ -90,8 +91,12 @@ def parse(text: str) -> tuple[str, str, str]:
     return _part_of(node), _part_of(sandbox), name_of(event_type)
 
 
+@lru_cache(1024)  # readers compute the subject of each event
 def _part(name: str) -> str:
     return token(name) if name else _NONE
+
+
+_type = lru_cache(1024)(token)
 
 
 def _part_of(text: str) -> str:

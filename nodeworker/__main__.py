@@ -108,7 +108,11 @@ async def run(settings: WorkerSettings, wrap: Callable[[Ledger], Ledger] = lambd
     async with contextlib.AsyncExitStack() as stack:
         lock = stack.enter_context(only_worker(Path(settings.run_dir)))
         connection = await JetStreamLedger.connect(
-            ledger_address(settings), config=NODE_STREAM, name="worker", observe_ack=metrics.ledger_acked
+            ledger_address(settings),
+            config=NODE_STREAM,
+            name="worker",
+            observe_ack=metrics.ledger_acked,
+            observe_anomaly=metrics.ledger_anomaly,
         )
         stack.push_async_callback(connection.close)
         signalled = asyncio.Event()

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from events.ledger.anomalies import Anomaly, log_anomaly
 from events.schema import ErrorClass, Failure, LeakKind, PluginRun
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -77,6 +78,11 @@ class WorkerMetrics:
             "plumbline_ledger_ack_seconds",
             "Seconds until the ledger confirmed an event as durable.",
             buckets=(0.0001, 0.00025, 0.0005, *BUCKETS),
+            registry=self.registry,
+        )
+        self._ledger_anomalies = Counter(
+            "plumbline_ledger_anomalies",
+            "Messages in the ledger that are no events, and have no effect.",
             registry=self.registry,
         )
         self._status_seconds = Histogram(
@@ -160,6 +166,11 @@ class WorkerMetrics:
     def ledger_acked(self, seconds: float) -> None:
         """Count one confirmed append."""
         self._ack_seconds.observe(seconds)
+
+    def ledger_anomaly(self, anomaly: Anomaly) -> None:
+        """Count and log one message that is no event."""
+        self._ledger_anomalies.inc()
+        log_anomaly(anomaly)
 
     def watch_cluster(self, watches: Iterable[ClusterWatch]) -> None:
         """Read the state of *watches* at every scrape."""

@@ -88,7 +88,7 @@ async def _serve(settings: ReconcilerSettings, config: Path | None) -> None:
     async with serve_metrics(metrics.registry, settings.reconciler.metrics), contextlib.AsyncExitStack() as stack:
         if settings.hub is not None and settings.hub.replicas < _SAFE_REPLICAS:
             log.warning("hub_can_lose_no_server", replicas=settings.hub.replicas, wanted=_SAFE_REPLICAS)
-        ledger = await retry_until_reachable(lambda: connect(settings, "plumbline-reconciler"))
+        ledger = await retry_until_reachable(lambda: connect(settings, "plumbline-reconciler", metrics.ledger_anomaly))
         stack.push_async_callback(ledger.close)
         commands = JetStreamCommands(ledger)
         await retry_until_reachable(lambda: commands.make(command_stream(hub_replicas(settings))))

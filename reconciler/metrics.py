@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from events.fold import SandboxPhase
+from events.ledger.anomalies import Anomaly, log_anomaly
 from events.schema import TYPES, Drift
 
 _UNKNOWN = "unknown"
@@ -110,6 +111,11 @@ class Metrics:
             f"{prefix}_reclaims_asked", "Commands sent to reclaim leaks", registry=self.registry
         )
         self.anomalies = Counter(f"{prefix}_anomalies", "Events that contradict earlier events", registry=self.registry)
+        self._ledger_anomalies = Counter(
+            "plumbline_ledger_anomalies",
+            "Messages in the ledger that are no events, and have no effect",
+            registry=self.registry,
+        )
         self.forgotten = Counter(
             f"{prefix}_forgotten_rows",
             "Rows deleted from the projection by retention",
@@ -137,6 +143,11 @@ class Metrics:
         for name in (*TYPES, _UNKNOWN):
             self._events.labels(name)
         self.set_sandboxes({})
+
+    def ledger_anomaly(self, anomaly: Anomaly) -> None:
+        """Count and log one message that is no event."""
+        self._ledger_anomalies.inc()
+        log_anomaly(anomaly)
 
     def count(self, types: Mapping[str, int]) -> None:
         """Count projected events by type."""

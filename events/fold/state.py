@@ -144,7 +144,10 @@ class State:
         return None
 
     def _close(self, stored: Stored) -> None:
-        if self.pending.pop(stored.event.cause, None) is None and not self._undoes_after_all(stored.event):
+        pending = self.pending.get(stored.event.cause)
+        if pending is not None and pending.event.node != stored.event.node:
+            self._anomaly(stored, f"closes a request of node {pending.event.node}, and another wrote this")
+        elif self.pending.pop(stored.event.cause, None) is None and not self._undoes_after_all(stored.event):
             self._anomaly(stored, "closes a request that is not open")
 
     def _undoes_after_all(self, event: Event) -> bool:
@@ -172,6 +175,9 @@ class State:
         if isinstance(event.data, AttachPlanned) and self._planned_for_nothing(stored):
             return None
         before = self.sandboxes.get(key)
+        if before is not None and before.node != event.node:
+            self._anomaly(stored, f"the sandbox is of node {before.node}, and node {event.node} wrote this")
+            return None
         after, reason = advance(before, event, sequence)
         if reason:
             self._anomaly(stored, reason)

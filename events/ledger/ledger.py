@@ -13,7 +13,10 @@ from events.schema import Event, Stored
 
 
 class Expect(NamedTuple):
-    """A condition of an append: the last event that matches *subject* has *sequence* (0: there is none)."""
+    """A condition of an append: the last event that matches *subject* has *sequence* (0: there is none).
+
+    A message that is no event (``events.ledger.anomalies``) does not affect it.
+    """
 
     subject: str
     sequence: int

@@ -14,20 +14,15 @@ from collections.abc import AsyncGenerator
 import structlog
 
 from events import subjects
+from events.ledger.anomalies import Decoder, command_subject
 from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableError
 from events.nats.client.connection import RETRY, Connection
 from events.nats.client.consumer import Subscription
 from events.nats.client.nats_py import Msg
+from events.nats.event_stream import EventStream
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import Stream, StreamConfig, command_stream, no_expiry
-from events.schema import (
-    Event,
-    MalformedEventError,
-    NodeName,
-    Stored,
-    decode,
-    encode,
-)
+from events.schema import Event, NodeName, Stored, encode
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +36,8 @@ class JetStreamCommands:
 
     def __init__(self, ledger: JetStreamLedger, stream: str = "COMMANDS", *, poll: float = _POLL) -> None:
         self._stream = Stream(ledger.connection, stream)
+        self._decoder = Decoder(command_subject, ledger.decoder.observe)
+        self._events = EventStream(self._stream, self._decoder)
         self._poll = poll
 
     async def make(self, config: StreamConfig) -> None:
@@ -56,7 +53,7 @@ class JetStreamCommands:
         subject = subjects.command(command.node, command.type)
         headers = {"Nats-Msg-Id": command.id, **no_expiry(command.type)}
         try:
-            return await self._stream.store(
+            return await self._events.store(
                 subject, encode(command), label=command.type, headers=headers, expect=expect
             )
         except ConflictError:
@@ -67,8 +64,7 @@ class JetStreamCommands:
 
     async def last(self, subject: str) -> Stored | None:
         """See ``Commands.last``."""
-        message = await self._stream.message(last_by_subj=subject)
-        return None if message is None else _command(message.sequence, message.payload)
+        return await self._events.last(subject)
 
     async def receive(self, node: NodeName, after: int = 0) -> AsyncGenerator[Stored, None]:
         """See ``Commands.receive``."""
@@ -83,7 +79,8 @@ class JetStreamCommands:
                         announcements.clear()
                         while (message := await self._stream.message(seq=after + 1, next_by_subj=pattern)) is not None:
                             after = message.sequence
-                            if (command := _command(message.sequence, message.payload)) is not None:
+                            command = self._decoder.decode(message.sequence, message.subject, message.payload)
+                            if command is not None:
                                 yield command
                             if after == announcements.newest:
                                 break
@@ -149,15 +146,6 @@ class _Announcements:
     def _on_lost(self) -> None:
         self.lost = True
         self._wake.set()
-
-
-def _command(sequence: int, payload: bytes) -> Stored | None:
-    """Return the command, or None for malformed bytes: one malformed command must not hide those after it."""
-    try:
-        return Stored(sequence, decode(payload))
-    except MalformedEventError as error:
-        log.warning("command_malformed", sequence=sequence, error=str(error))
-        return None
 
 
 async def ensure_commands(ledger: JetStreamLedger, replicas: int = 1) -> JetStreamCommands:

@@ -9,20 +9,16 @@ from contextlib import AbstractAsyncContextManager, aclosing
 import structlog
 
 from events import subjects
+from events.ledger.anomalies import Decoder, Observe, event_subject, log_anomaly
 from events.ledger.ledger import ConflictError, Expect, LedgerError, LedgerUnavailableError
 from events.ledger.notices import Notice
 from events.nats.client.connection import RETRY, Connection
 from events.nats.client.consumer import Consumer, ConsumerLostError, Message
 from events.nats.client.subscriptions import subscribed
+from events.nats.event_stream import EventStream
 from events.nats.streams import NODE_STREAM, Stream, StreamConfig, no_expiry
 from events.process.settings import LedgerAddress
-from events.schema import (
-    Event,
-    MalformedEventError,
-    Stored,
-    decode,
-    encode,
-)
+from events.schema import Event, Stored, encode
 
 log = structlog.get_logger(__name__)
 
@@ -38,10 +34,14 @@ class JetStreamLedger:
     takes less than one second.
     """
 
-    def __init__(self, connection: Connection, config: StreamConfig, observe: Callable[[float], None]) -> None:
+    def __init__(
+        self, connection: Connection, config: StreamConfig, observe: Callable[[float], None], decoder: Decoder
+    ) -> None:
         self.stream = config.name
         self.connection = connection
+        self.decoder = decoder
         self._stream = Stream(connection, config.name)
+        self._events = EventStream(self._stream, decoder)
         self._has_max_age = config.max_age > 0
         self._observe = observe
 
@@ -55,14 +55,15 @@ class JetStreamLedger:
         name: str = "plumbline",
         patience: float = 4.0,
         observe_ack: Callable[[float], None] = lambda seconds: None,
+        observe_anomaly: Observe = log_anomaly,
     ) -> JetStreamLedger:
         """Connect, without a time limit; with *ensure_stream* create or update the stream as *config* says.
 
-        *observe_ack* gets the seconds that each append took. Raises LedgerError if the server refuses the credentials
-        or the stream.
+        *observe_ack* gets the seconds that each append took, *observe_anomaly* each message that is no event. Raises
+        LedgerError if the server refuses the credentials or the stream.
         """
         connection = Connection(address, name, patience)
-        ledger = cls(connection, config, observe_ack)
+        ledger = cls(connection, config, observe_ack, Decoder(event_subject, observe_anomaly))
         try:
             await connection.open()
             if ensure_stream:
@@ -94,7 +95,7 @@ class JetStreamLedger:
             )
         headers = {"Nats-Msg-Id": event.id, **(no_expiry(event.type) if self._has_max_age else {})}
         try:
-            sequence = await self._stream.store(
+            sequence = await self._events.store(
                 subject, encode(event), label=event.type, headers=headers, expect=expect
             )
         except ConflictError:
@@ -115,7 +116,7 @@ class JetStreamLedger:
         async with aclosing(self.read_messages(subject, after)) as batches:
             async for messages in batches:
                 for message in messages:
-                    if (stored := decode_message(message)) is not None:
+                    if (stored := self.decoder.decode(*message)) is not None:
                         yield stored
 
     async def read_messages(
@@ -151,7 +152,7 @@ class JetStreamLedger:
                     async for messages in batches:
                         for message in messages:
                             after = message.sequence
-                            if (stored := decode_message(message)) is not None:
+                            if (stored := self.decoder.decode(*message)) is not None:
                                 yield stored
             except (ConsumerLostError, LedgerUnavailableError) as error:
                 log.info("ledger_reader_replaced", reason=str(error), after=after)
@@ -159,14 +160,7 @@ class JetStreamLedger:
 
     async def last(self, subject: str) -> Stored | None:
         """See ``Ledger.last``."""
-        message = await self._stream.message(last_by_subj=subject)
-        if message is None:
-            return None
-        newest = decode_message(Message(message.sequence, message.payload))
-        if newest is None:
-            async for stored in self.read(subject):
-                newest = stored
-        return newest
+        return await self._events.last(subject)
 
     async def last_sequence(self) -> int:
         """See ``Ledger.last_sequence``."""
@@ -193,23 +187,17 @@ class JetStreamLedger:
         return await self._stream.api(call, body)
 
 
-async def connect_or_fail(address: LedgerAddress, config: StreamConfig, name: str) -> JetStreamLedger:
+async def connect_or_fail(
+    address: LedgerAddress, config: StreamConfig, name: str, observe_anomaly: Observe = log_anomaly
+) -> JetStreamLedger:
     """Return the ledger at *address*, whose stream must exist, within 5 seconds.
 
     Raises LedgerError; LedgerUnavailableError if the server does not answer.
     """
     try:
         async with asyncio.timeout(_CONNECT_TIMEOUT):
-            return await JetStreamLedger.connect(address, config=config, ensure_stream=False, name=name)
+            return await JetStreamLedger.connect(
+                address, config=config, ensure_stream=False, name=name, observe_anomaly=observe_anomaly
+            )
     except TimeoutError:
         raise LedgerUnavailableError(f"the ledger at {address.url} does not answer: is nats-server running?") from None
-
-
-def decode_message(message: Message) -> Stored | None:
-    """Return the event, or None for malformed bytes: one malformed event must not hide those after it."""
-    sequence, payload = message
-    try:
-        return Stored(sequence, decode(payload))
-    except MalformedEventError as error:
-        log.warning("ledger_event_malformed", sequence=sequence, error=str(error))
-        return None

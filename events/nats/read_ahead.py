@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from events import subjects
 from events.ledger.ledger import LedgerError, LedgerUnavailableError
 from events.nats.client.consumer import Message
-from events.nats.ledger import JetStreamLedger, connect_or_fail, decode_message
+from events.nats.ledger import JetStreamLedger, connect_or_fail
 from events.nats.streams import NODE_STREAM
 from events.process import logs
 from events.process.settings import LedgerAddress
@@ -67,7 +67,7 @@ class ReadAhead:
             process.stdin.close()
             while messages := await _next(process.stdout):
                 for message in messages:
-                    if (stored := decode_message(message)) is not None:
+                    if (stored := self._ledger.decoder.decode(*message)) is not None:
                         yield stored
         finally:
             if process.returncode is None:

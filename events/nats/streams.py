@@ -110,6 +110,7 @@ class StreamMessage(NamedTuple):
     """A message of a stream."""
 
     sequence: int
+    subject: str
     payload: bytes
     headers: bytes
 
@@ -129,6 +130,7 @@ class _Ack(msgspec.Struct):
 
 class _MessageBody(msgspec.Struct):
     seq: int
+    subject: str = ""
     data: str = ""
     hdrs: str = ""
 
@@ -209,7 +211,8 @@ class Stream:
             reason = "it gave no reason" if found.error is None else found.error.description
             raise LedgerUnavailableError(f"the ledger can't be read: {reason}")
         message = found.message
-        return StreamMessage(message.seq, base64.b64decode(message.data), base64.b64decode(message.hdrs))
+        payload, headers = base64.b64decode(message.data), base64.b64decode(message.hdrs)
+        return StreamMessage(message.seq, message.subject, payload, headers)
 
     async def store(
         self,

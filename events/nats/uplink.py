@@ -21,9 +21,10 @@ import structlog
 from events import subjects
 from events.ledger.ledger import ConflictError, Expect, LedgerError
 from events.nats.client.consumer import Consumer, ConsumerLostError, Message
+from events.nats.event_stream import EventStream
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import Stream, StreamInfo, StreamMessage, expect_headers
-from events.schema import EventId, NodeName, decode_head, unix_ns
+from events.schema import EventId, NodeName, unix_ns
 
 log = structlog.get_logger(__name__)
 
@@ -74,8 +75,9 @@ class Uplink:
         self._pattern = subjects.pattern(node)
         self._from = Stream(ledger.connection, ledger.stream)
         self._to = Stream(hub.connection, hub.stream)
+        self._at_hub = EventStream(self._to, hub.decoder)
         self._origin = ""
-        self._last = 0  # sequence at the hub of its last event of the node
+        self._last = 0  # sequence at the hub of its last message under the node's subjects
         self._resumed = False
         self._known: frozenset[EventId] = frozenset()  # events that the hub has, if IDs must decide
         self.done = 0
@@ -106,8 +108,8 @@ class Uplink:
         """Find where to resume: after the hub's last event of the node."""
         own, last = await self._from.info(), await self._to.message(last_by_subj=self._pattern)
         self._origin = own.created
-        self._last = 0 if last is None else last.sequence
-        done = await self._place(own, last)
+        before, self._last = self._last, 0 if last is None else last.sequence
+        done = await self._place(own, last if last is None or self._is_event(last) else await self._last_event(before))
         if self._resumed and done < self.done:
             log.warning("hub_lost_history", done=self.done, resumed=done, hub_sequence=self._last)
         self._resumed = True
@@ -147,11 +149,7 @@ class Uplink:
             async for messages in batches:
                 copies = [copy for message in messages if (copy := self._copy_of(message)) is not None]
                 for batch in _batches(copies):
-                    if len(batch) <= _SINGLE:
-                        for copy in batch:
-                            await self._append(copy)
-                    else:
-                        await self._append_batch(batch)
+                    await self._append(batch)
                 if messages:  # empty: a heartbeat
                     self.done = messages[-1].sequence
 
@@ -168,32 +166,43 @@ class Uplink:
                     raise ConflictError("the hub has lost events")
 
     def _copy_of(self, message: Message) -> _Copy | None:
-        """Return the copy for the hub; None if the hub has the event, or it is not an event of this node."""
-        head, reason = decode_head(message.payload), ""
-        if head is None or head.node != self._node:
-            reason = "it is malformed, or of another node"
-        elif len(message.payload) + _HEADERS > self._to.connection.max_payload:
+        """Return the copy for the hub; None if the hub has the event, or the message is no event."""
+        head = self._ledger.decoder.decode_head(*message)
+        if head is None or head.id in self._known:
+            return None
+        if len(message.payload) + _HEADERS > self._to.connection.max_payload:
             reason = f"its {len(message.payload)} bytes are more than the hub takes (max_payload)"
-        if head is None or reason:
             log.error("event_not_copied", sequence=message.sequence, reason=reason)
             return None
-        if head.id in self._known:
-            return None
-        return _Copy(message.sequence, subjects.subject(head.node, head.sandbox, head.type), head.id, message.payload)
+        return _Copy(message.sequence, message.subject, head.id, message.payload)
 
-    async def _append(self, copy: _Copy) -> None:
-        sequence = await self._to.store(
-            copy.subject,
-            copy.payload,
-            label="a copied event",
-            headers=self._headers(copy),
-            expect=Expect(self._pattern, self._last),
-            each=_EACH,
-        )
-        self._advance(copy, sequence)
+    async def _append(self, batch: Sequence[_Copy]) -> None:
+        """Append *batch*. Raises ConflictError if another writer appended an event of the node."""
+        append = self._append_atomically if len(batch) > _SINGLE else self._append_each
+        while True:
+            try:
+                return await append(batch)
+            except ConflictError:
+                expected = Expect(self._pattern, self._last)
+                if not await self._at_hub.holds(expected):
+                    raise
+                self._last = self._at_hub.condition(expected).sequence
+                batch = [copy for copy in batch if copy.sequence > self.done]
 
-    async def _append_batch(self, batch: Sequence[_Copy]) -> None:
-        """Append *batch* atomically. After any other answer, or none, ``_resume`` asks the hub what it has."""
+    async def _append_each(self, batch: Sequence[_Copy]) -> None:
+        for copy in batch:
+            sequence = await self._to.store(
+                copy.subject,
+                copy.payload,
+                label="a copied event",
+                headers=self._headers(copy),
+                expect=Expect(self._pattern, self._last),
+                each=_EACH,
+            )
+            self._advance(copy, sequence)
+
+    async def _append_atomically(self, batch: Sequence[_Copy]) -> None:
+        """Append *batch* as one. After any other answer, or none, ``_resume`` asks the hub what it has."""
         name = secrets.token_hex(8)
         for number, copy in enumerate(batch[:-1], 1):
             headers = self._headers(copy) | {"Nats-Batch-Id": name, "Nats-Batch-Sequence": str(number)}
@@ -217,6 +226,17 @@ class Uplink:
     def _headers(self, copy: _Copy) -> dict[str, str]:
         return {_ID: copy.id, _ORIGIN: f"{self._origin} {copy.sequence}"}
 
+    def _is_event(self, message: StreamMessage) -> bool:
+        return self._hub.decoder.decode_head(message.sequence, message.subject, message.payload) is not None
+
+    async def _last_event(self, after: int) -> StreamMessage | None:
+        """Return the hub's last event of the node; *after*: one that was the last message before."""
+        found: StreamMessage | None = None
+        at = max(after, 1)
+        while (message := await self._to.message(seq=at, next_by_subj=self._pattern)) is not None:
+            found, at = message if self._is_event(message) else found, message.sequence + 1
+        return found if found is not None or after == 0 else await self._last_event(0)
+
     async def _ids_at_hub(self) -> frozenset[EventId]:
         """Return the IDs of the node's events at the hub, read one by one: a node may not have consumers there."""
         found: list[EventId] = []
@@ -239,7 +259,7 @@ class Uplink:
         waiting = await self._from.message(seq=done + 1, next_by_subj=self._pattern)
         if waiting is None:
             return Lag()
-        head = decode_head(waiting.payload)
+        head = self._ledger.decoder.decode_head(waiting.sequence, waiting.subject, waiting.payload)
         end = (await self._from.info()).state.last_seq
         return Lag(end - done, unix_ns(head.at) if head is not None else time.time_ns())
 

@@ -87,6 +87,7 @@ class HubLink:
                     ensure_stream=False,  # the reconciler makes it: a node may only write its own events
                     name=f"worker-{self._node}",
                     patience=_PATIENCE,
+                    observe_anomaly=self._ledger.decoder.observe,
                 )
             except LedgerError as error:
                 log.warning("hub_not_connected", error=str(error), retry_in=pause)

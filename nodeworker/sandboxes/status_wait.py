@@ -88,6 +88,8 @@ class StatusWait:
 
     def _take(self, notice: Notice) -> None:
         if notice.subject == PUBLISHER_PRESENT:
+            if notice.payload:  # an answer of the server, which any node can send here
+                return
             self._present_at = asyncio.get_running_loop().time()
             return
         try:

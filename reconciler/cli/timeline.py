@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from events import subjects
+from events.ledger.anomalies import LISTED, Anomaly
 from events.ledger.ledger import Ledger, LedgerError
 from events.nats.ledger import connect_or_fail
 from events.process import logs
@@ -104,7 +105,7 @@ class _Printer:
 
 
 async def _run(settings: Settings, wanted: str, since: str, printer: _Printer, *, follow: bool) -> None:
-    ledger = await connect_or_fail(*nearest_ledger(settings), "plumbline-cli")
+    ledger = await connect_or_fail(*nearest_ledger(settings), "plumbline-cli", _tell_anomaly)
     try:
         timeline = Timeline()
         async with aclosing(history(ledger, wanted, follow=follow)) as events:
@@ -114,6 +115,14 @@ async def _run(settings: Settings, wanted: str, since: str, printer: _Printer, *
                     printer.print(lines, stored)
     finally:
         await ledger.close()
+
+
+def _tell_anomaly(anomaly: Anomaly) -> None:
+    """Print a message that is no event to standard error, unless there are many."""
+    if anomaly.number <= LISTED:
+        click.echo(f"anomaly: {anomaly}", err=True)
+    elif anomaly.number == LISTED + 1:
+        click.echo("anomaly: … and more", err=True)
 
 
 async def history(ledger: Ledger, wanted: str, *, follow: bool) -> AsyncGenerator[Stored, None]:

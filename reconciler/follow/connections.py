@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import structlog
 
+from events.ledger.anomalies import Observe
 from events.ledger.ledger import LedgerUnavailableError
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import NODE_STREAM, StreamConfig, hub_stream
@@ -42,10 +43,10 @@ def nearest_ledger(settings: Settings) -> tuple[LedgerAddress, StreamConfig]:
         return whole_ledger(settings)
 
 
-async def connect(settings: Settings, name: str) -> JetStreamLedger:
+async def connect(settings: Settings, name: str, observe_anomaly: Observe) -> JetStreamLedger:
     """Return a connection to the whole ledger. Raises SettingsError, LedgerError."""
     address, config = whole_ledger(settings)
-    return await JetStreamLedger.connect(address, config=config, name=name)
+    return await JetStreamLedger.connect(address, config=config, name=name, observe_anomaly=observe_anomaly)
 
 
 def hub_replicas(settings: Settings) -> int:

@@ -166,12 +166,19 @@ class Reconciler:
             projected = self.sequence
             try:
                 end = await self._ledger.last_sequence()
+                _check_ledger(projected, end)
+                self._metrics.lag.set(await self._lag(end))
             except LedgerUnavailableError as error:
                 log.warning("ledger_away", error=str(error), retry_in=self._metrics_interval)
-            else:
-                _check_ledger(projected, end)
-                self._metrics.lag.set(max(0, end - self.sequence))
             await asyncio.sleep(self._metrics_interval)
+
+    async def _lag(self, end: int) -> int:
+        """Return the number of messages up to *end* that are not projected; 0 if none of them is an event."""
+        projected = self.sequence
+        if projected >= end:
+            return 0
+        async with aclosing(self._ledger.read(after=projected)) as events:
+            return 0 if await anext(events, None) is None else end - projected
 
     async def _count_sandboxes(self) -> None:
         self._phases = await self._in_database(self._store.live_phases)

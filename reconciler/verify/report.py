@@ -62,6 +62,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     unproved: int
     """Number of rows that can't be checked: the ledger deleted their first events."""
     seconds: float
+    anomalies: tuple[str, ...] = ()
+    """Messages in the ledger that are no events, one line each: without effect, but another program wrote them."""
 
     @property
     def exit_code(self) -> int:
@@ -95,6 +97,7 @@ def lines(report: Report) -> list[str]:
         text.append(f"… and {hidden} more")
     text += [f"warning: {each}" for each in report.warnings[:MAX_LISTED]]
     text += [f"not checked: {each}" for each in report.unseen]
+    text += [f"anomaly: {each}" for each in report.anomalies]
     if report.unproved:
         text.append(f"not proved: {report.unproved} rows, which are older than the events in the ledger")
     found = ", ".join(f"{count} {kind}" for kind, count in report.counts.items() if count)

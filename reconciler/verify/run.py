@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 
+from msgspec.structs import replace
+
 from events.ledger.commands import Commands
 from events.ledger.ledger import Ledger
 from events.nats.commands import JetStreamCommands
@@ -29,13 +31,14 @@ async def verify_configured(
     Each node has *patience* seconds to answer. Raises SettingsError, LedgerError.
     """
     async with contextlib.AsyncExitStack() as stack:
-        ledger = await connect_or_fail(*whole_ledger(settings), "plumbline-verify")
+        ledger = await connect_or_fail(*whole_ledger(settings), "plumbline-verify", lambda anomaly: None)
         stack.push_async_callback(ledger.close)
         sink = await open_sink(settings)
         if sink is not None:
             stack.push_async_callback(sink.close)
         commands = JetStreamCommands(ledger)
-        return await verify(ledger, ledger.stream, settings.database, commands, sink, node=node, patience=patience)
+        report = await verify(ledger, ledger.stream, settings.database, commands, sink, node=node, patience=patience)
+        return replace(report, anomalies=tuple(ledger.decoder.lines()))
 
 
 async def verify(

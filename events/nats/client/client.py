@@ -184,7 +184,7 @@ class _Parser(nats_py.Parser):
         while rest is self._rest and (end := rest.find(b"\r\n", start)) >= 0:
             stop = end + 2
             if rest.startswith((b"MSG ", b"HMSG "), start):
-                words = bytes(rest[start:end]).split()
+                words = bytes(rest[start:end]).split(b" ")  # a subject may contain any other white space
                 stop += _number(words[-1]) + 2
                 if stop > len(rest):
                     break
@@ -208,7 +208,8 @@ class _Parser(nats_py.Parser):
                 return False
         subscription = self._client._subs.get(_number(sid))
         if subscription is not None:
-            subscription._pending_queue.put_nowait(Msg(self._client, subject.decode(), reply.decode(), bytes(body)))
+            name = subject.decode(errors="replace")  # any client may publish under a subject that is no text
+            subscription._pending_queue.put_nowait(Msg(self._client, name, reply.decode(), bytes(body)))
         return True
 
 

@@ -66,6 +66,7 @@ class Message(NamedTuple):
     """A message of the stream."""
 
     sequence: int
+    subject: str
     payload: bytes
 
 
@@ -172,7 +173,7 @@ class Consumer:
             raise ConsumerLostError(f"message {delivered} came after {self._delivered}")
         self._delivered, self._sequence, self._pending = delivered, sequence, int(tokens[8 + shift])
         self._credit -= 1
-        return Message(sequence, msg.data)
+        return Message(sequence, msg.subject, msg.data)
 
     async def _create(self) -> None:
         config = {

@@ -1,21 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from events import subjects
 from events.ledger.ledger import Ledger, LedgerUnavailableError
 from events.ledger.memory import MemoryLedger
 from events.nats.ledger import JetStreamLedger
-from events.schema import (
-    Event,
-    Pod,
-    Stored,
-)
+from events.schema import Event, Pod, Stored, encode
 from reconciler.projection.sql.engine import ProjectionError
+from reconciler.status.folder_sink import FolderSink
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.reconciler.running import running
 from tests.support.stories.node import Node, busy_day
@@ -164,3 +164,28 @@ async def test_lag_is_the_number_of_unprojected_events(tmp_path: Path) -> None:
         assert run.value("batch_seconds_count") == 1
         assert run.value("events_total", type="AttachPlanned") == 2
         assert run.value("events_total", type="unknown") == 0
+
+
+WEB = Pod("shop", "web", "u2")
+
+
+async def test_forged_event_publishes_no_status_and_is_no_lag(tmp_path: Path, jetstream: JetStreamLedger) -> None:
+    """A node publishes another node's events under its own subjects, and under those of the other's sandbox."""
+    mallory, victim = Node("node-1"), Node("node-2")
+    last = await fill(jetstream, mallory.attach("a" * 64, Pod("shop", "mine", "u1")))
+    last = await fill(jetstream, victim.attach("b" * 64, WEB))
+    for event in [*victim.attach("c" * 64, Pod("shop", "web", "u3")), *victim.detach("b" * 64, WEB)]:
+        subject = subjects.subject(mallory.node, event.sandbox, event.type)
+        await jetstream.connection.publish(subject, encode(event))
+    taken = [msgspec.structs.replace(event, node=mallory.node) for event in victim.detach("b" * 64, WEB)]
+    await fill(jetstream, taken)
+    await jetstream.connection.request("plumbline.ev.node-1.-.Torn", b"{}", action="store", each=BOUND)
+    async with running(jetstream, tmp_path / "x.db", FolderSink(tmp_path)) as run:
+        published = tmp_path / "status" / "shop" / "web.json"
+        await run.until(lambda: (tmp_path / "status" / "shop" / "mine.json").exists() and published.exists())
+        await run.at(last)
+        assert json.loads(published.read_text())["uid"] == "u2"
+        await run.until(lambda: run.value("lag_events") == 0)
+        assert run.value("anomalies_total") == len(taken)
+    live = {row["pod"] for row in map(dict, stored_in(tmp_path / "x.db")["sandboxes"]) if row["live"]}
+    assert live == {"mine", "web"}

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from events.fold import AttachmentPhase, SandboxKey, SandboxPhase, State
-from events.schema import IfName, Phase, Stored, WorkerStarted
+from events.schema import IfName, Intent, NodeName, Phase, Stored, WorkerStarted
 from tests.support.stories.catalogue import attached_and_kept
 from tests.support.stories.events import EventFactory, container
 from tests.support.stories.folded import applied, numbered, reasons
@@ -36,6 +36,18 @@ def test_event_of_a_replaced_worker_is_an_anomaly() -> None:
     state = applied([started, late])
     assert reasons(state) == ["written by a worker that another had replaced"]
     assert state.epochs == {factory.node: 1}
+
+
+def test_event_of_another_node_changes_no_sandbox_and_closes_no_request() -> None:
+    life, other = Life(EventFactory("node-1"), container(1)), NodeName("node-2")
+    told = list(life.add())
+    for end in range(1, len(told) + 1):
+        before = applied(told[:end])
+        forged = [msgspec.structs.replace(event, node=other) for event in [*told[end:], *life.delete()]]
+        after = applied([*told[:end], *(event for event in forged if not isinstance(event.data, Intent))])
+        assert after.sandboxes == before.sandboxes
+        assert after.pending == before.pending
+        assert any("node-2" in reason for reason in reasons(after))
 
 
 @pytest.mark.parametrize(
