@@ -64,7 +64,7 @@ from nodeworker.sandboxes.plan_ahead import PlanAhead
 from nodeworker.sandboxes.reservation_guard import ReservationGuard
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.sandboxes.status_wait import StatusWait
-from nodeworker.settings import WorkerSection, WorkerSettings, check
+from nodeworker.settings import REFUSE, WorkerSection, WorkerSettings, check
 
 log = structlog.get_logger(__name__)
 
@@ -148,7 +148,18 @@ def _compose(
     statuses = StatusWait(hub or connection, node, section.status_wait, metrics)
     guard = ReservationGuard(journal, scheduler)
     detacher = Detacher(journal, guard, runners, timeout, metrics)
-    attacher = Attacher(journal, scheduler, guard, plans, detacher, runners, timeout, metrics, statuses)
+    attacher = Attacher(
+        journal,
+        scheduler,
+        guard,
+        plans,
+        detacher,
+        runners,
+        timeout,
+        metrics,
+        statuses,
+        refuse_default_routes=section.unrequested_default_route == REFUSE,
+    )
     collector = GarbageCollector(journal, scheduler, answers, runners, planner, readiness, timeout)
 
     inspector = stack.enter_context(contextlib.closing(Inspector(settings.drift, journal.boot_id)))

@@ -16,6 +16,8 @@ from nodeworker.planning.resolve.device_assignment import INFO_FOLDER
 from nodeworker.planning.resolve.netconf import KEYS, NodeDefaults, parse_defaults
 from nodeworker.plugins.native.registry import AUTO, NEVER, TYPES
 
+WARN, REFUSE = "warn", "refuse"
+
 
 class KubernetesSettings(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
     """The API server that pods and networks come from."""
@@ -52,6 +54,8 @@ class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
     """Plugins that run natively: ``auto`` (all that can), ``never``, or a list of their types."""
     status_wait: float = 2.0
     """Seconds that the answer to an ADD waits at most for the pod's network-status to be published; 0: not at all."""
+    unrequested_default_route: str = WARN
+    """What follows where a network takes the pod's default route that no ``default-route`` gives it."""
     metrics: MetricsSettings = MetricsSettings()
     kubernetes: KubernetesSettings | None = None
     """Where pods and networks come from; None: the folder ``manifests``, or nowhere."""
@@ -66,6 +70,8 @@ class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
             raise ValueError(f"statusWait is {self.status_wait}, a negative number of seconds")
         if self.concurrency < 2:  # a GC waits for the detaches that it requests
             raise ValueError(f"concurrency is {self.concurrency}, not at least 2")
+        if self.unrequested_default_route not in (WARN, REFUSE):
+            raise ValueError(f"unrequestedDefaultRoute is {self.unrequested_default_route!r}, not {WARN} or {REFUSE}")
         _check_native(self.native)
         try:
             parse_defaults(self.network_keys)

@@ -161,6 +161,10 @@ class WarningKind(enum.StrEnum):
 
     DEVICE_MISSING = "device_missing"
     """A plugin uses devices, and the pod has none of the network's resource."""
+    DEFAULT_ROUTE_TAKEN = "default_route_taken"
+    """A network brought a default route that no ``default-route`` requests, and the pod uses it."""
+    DEFAULT_ROUTE_ABSENT = "default_route_absent"
+    """``default-route`` is empty, and the network's plugins created no default route."""
     UNKNOWN = "unknown"
     """As for ``ErrorClass``."""
 

@@ -59,7 +59,11 @@ _Add: TypeAlias = asyncio.Task[tuple[str, tuple[PluginRun, ...]]]
 
 
 class Attacher:
-    """Fulfils the intent of attaching. *delegate_timeout*: seconds that the ADD of one attachment may take."""
+    """Fulfils the intent of attaching.
+
+    *delegate_timeout*: seconds that the ADD of one attachment may take. *refuse_default_routes*: fail where a network
+    takes the pod's default route without being asked.
+    """
 
     def __init__(
         self,
@@ -72,6 +76,8 @@ class Attacher:
         delegate_timeout: float,
         metrics: WorkerMetrics,
         statuses: StatusWait,
+        *,
+        refuse_default_routes: bool,
     ) -> None:
         self._journal = journal
         self._scheduler = scheduler
@@ -82,6 +88,7 @@ class Attacher:
         self._delegate_timeout = delegate_timeout
         self._metrics = metrics
         self._statuses = statuses
+        self._refuse_default_routes = refuse_default_routes
 
     async def attach(self, intent: Event, request: AttachRequested, deadline: Deadline, *, resumed: bool) -> Reply:
         """Fulfil *intent* and return the answer for the runtime.
@@ -151,9 +158,10 @@ class Attacher:
                 for effect in await self._record_adds(sandbox.key, batch, adds, effects, loop.time() - started):
                     sandbox = sandbox.with_attached(effect)
             await self._move_default_route(sandbox)
+            warnings = await warnings_of(sandbox, refuse_default_routes=self._refuse_default_routes)
             if not deadline.left:
                 raise RequestFailedError(deadline.failure)
-            outcome = replace(_outcome(intent, request, _result(sandbox)), warnings=warnings_of(sandbox))
+            outcome = replace(_outcome(intent, request, _result(sandbox)), warnings=warnings)
             self._statuses.expect(sandbox)
             return effects.finish(outcome)
 

@@ -10,16 +10,18 @@ The functions block for about a millisecond: call them on a thread.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import socket
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from events.schema import ErrorClass, Phase, Pod
 from nodeworker.errors import failed
 from nodeworker.kernel.rtnetlink import addresses, links, routes
 from nodeworker.kernel.rtnetlink.routes import Route
 from nodeworker.kernel.rtnetlink.socket import Netlink, NetlinkError
-from nodeworker.planning.resolve.route_claims import ClaimedRoute
+from nodeworker.planning.resolve.route_claims import ClaimedRoute, UnrequestedRoute
 
 _FROM_ROUTERS = 9
 """RTPROT_RA in the kernel's ``include/uapi/linux/rtnetlink.h``."""
@@ -39,10 +41,6 @@ def move(netns: str, claimed: ClaimedRoute, pod: Pod) -> None:
     ROUTE_FAILED (some may have been moved by then), NAMESPACE_INVALID.
     """
     with _explaining(claimed, pod, Phase.ADD), Netlink.in_namespace(netns, Phase.ADD) as netlink:
-        if not claimed.gateways:
-            raise _RouteError(
-                "its plugins created none, and default-route names no gateway; name one, or remove the key"
-            )
         names = _names(netlink)
         index = next((index for index, name in names.items() if name == claimed.ifname), None)
         if index is None:
@@ -54,6 +52,47 @@ def move(netns: str, claimed: ClaimedRoute, pod: Pod) -> None:
             if gateway:
                 _add(netlink, claimed, family, index)
         _verify(netlink, claimed, "find out what makes routes beside the plugins of the pod's networks")
+
+
+class TakenRoute(NamedTuple):
+    """A default route that an attachment took from the default network."""
+
+    route: UnrequestedRoute
+    routes: str
+    """The pod's default routes with the best metric, in the kernel's order."""
+
+
+def taken(netns: str, unrequested: Sequence[UnrequestedRoute], pod: Pod) -> list[TakenRoute]:
+    """Return those of *unrequested* that the kernel uses in the namespace at *netns* before the default network's.
+
+    Raises RequestFailedError: ROUTE_FAILED, NAMESPACE_INVALID.
+    """
+    with Netlink.in_namespace(netns, Phase.ADD) as netlink:
+        try:
+            names = _names(netlink)
+            best = {family: _best(netlink, family) for family in {each.family for each in unrequested}}
+        except NetlinkError as error:
+            message = f"pod {pod}: its default routes can't be read: the kernel said: {error.strerror}; try again"
+            raise failed(ErrorClass.ROUTE_FAILED, Phase.ADD, message) from error
+    return [
+        TakenRoute(each, ", ".join(_described(route, names) for route in best[each.family]))
+        for each in unrequested
+        if each.own & {names.get(route.index) for route in _used(best[each.family], each, names)}
+    ]
+
+
+def _best(netlink: Netlink, family: int) -> list[Route]:
+    """Return the default routes of *family* with the best metric, in the kernel's order."""
+    found = _defaults(netlink, family)
+    metric = min((route.metric for route in found), default=0)
+    return [route for route in found if route.metric == metric]
+
+
+def _used(best: Sequence[Route], route: UnrequestedRoute, names: Mapping[int, str]) -> Iterable[Route]:
+    """Return which of *best* come before the default network's: IPv6 spreads its traffic over all of them."""
+    if route.family == 6:
+        return best
+    return itertools.takewhile(lambda each: names.get(each.index) not in route.default, best)
 
 
 def check(netns: str, claimed: ClaimedRoute, pod: Pod) -> None:

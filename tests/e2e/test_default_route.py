@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from events.schema import AttachFailed, ErrorClass, InterfaceAttached
+from events.schema import AttachCompleted, AttachFailed, AttachWarning, ErrorClass, InterfaceAttached, WarningKind
+from reconciler.status.text import pod_status
 from tests.support.node.kernel import ip
 from tests.support.node.node import ADD_EVENTS, MakeNode, Node
 from tests.support.node.runtime import PodSandbox
@@ -58,6 +59,11 @@ def defaults(pod: PodSandbox, family: int) -> list[str]:
     """Return the default routes in the pod, as ``ip route`` has them."""
     shown: list[dict[str, Any]] = json.loads(ip("-n", pod.namespace, f"-{family}", "-json", "route", "show", "default"))
     return sorted(f"via {each['gateway']} dev {each['dev']}" for each in shown)
+
+
+def warnings(node: Node, pod: PodSandbox) -> tuple[AttachWarning, ...]:
+    (outcome,) = (event.data for event in node.events_of(pod) if isinstance(event.data, AttachCompleted))
+    return outcome.warnings
 
 
 def claim(network: str, *gateways: str) -> dict[str, Any]:
@@ -111,12 +117,79 @@ def test_empty_list_keeps_the_routes_of_the_network(node: Node) -> None:
     assert pod.check().exit_code == 0
 
 
-def test_empty_list_on_a_network_without_routes_is_refused(node: Node) -> None:
+def test_empty_list_on_a_network_without_routes_moves_nothing_and_warns(node: Node) -> None:
     pod = pod_of(node, [claim("quiet")])
     answer = pod.add()
+    assert answer.exit_code == 0, answer
+    assert (defaults(pod, 4), defaults(pod, 6)) == ([ETH0_V4], [ETH0_V6])
+    (warning,) = warnings(node, pod)
+    assert (warning.kind, warning.network, warning.ifname) == (
+        WarningKind.DEFAULT_ROUTE_ABSENT,
+        "default/quiet",
+        "net1",
+    )
+    assert warning.message == (
+        "pod default/routed: default-route of network default/quiet (net1) names no gateway, and the network's plugins "
+        "created no default route, so the pod keeps its routes; name a gateway, or remove the key"
+    )
+    assert pod.check().exit_code == 0
+    assert pod.delete().exit_code == 0
+    node.assert_detached(pod)
+
+
+@pytest.mark.parametrize("executed", [False, True])
+def test_unrequested_default_route_is_kept_and_warned_about(make_node: MakeNode, executed: bool) -> None:
+    node = make_node()
+    node.start(executed=executed)
+    pod = pod_of(node, "loud-v4")
+    answer = pod.add()
+    assert answer.exit_code == 0, answer
+    assert defaults(pod, 4) == [ETH0_V4, NET1_V4]  # as the reference leaves them
+    assert ip("-n", pod.namespace, "route", "get", "192.0.2.1").split()[:5][-1] == "net1"
+    (warning,) = warnings(node, pod)
+    assert (warning.kind, warning.network, warning.ifname) == (
+        WarningKind.DEFAULT_ROUTE_TAKEN,
+        "default/loud-v4",
+        "net1",
+    )
+    assert warning.message == (
+        "pod default/routed: network default/loud-v4 (net1) brought a default route of IPv4 that no default-route "
+        f"requests, and the pod uses the first of: {NET1_V4}, {ETH0_V4}; remove it from the network's configuration, "
+        "or set default-route in the pod's annotation"
+    )
+    (line,) = (line for line in node.log.read_text().splitlines() if "attached_with_warning" in line)
+    assert "default/routed" in line
+    status = pod_status([node.state().sandboxes[pod.key]])
+    assert status is not None
+    assert [element.get("default", False) for element in json.loads(status.text)] == [True, False]
+    assert pod.check().exit_code == 0
+    node.assert_attached(pod)
+
+
+def test_default_route_in_a_table_of_its_own_is_no_warning(node: Node) -> None:
+    pod = pod_of(node, "by-source")
+    loud = node.macvlan("1.0.0", ipam=dual_stack(node, "192.168.0.0/16", "fd68::/64", routes=True))
+    del loud["cniVersion"]
+    node.nad("by-source", {"cniVersion": "1.0.0", "plugins": [loud, {"type": "sbr"}]})
+    answer = pod.add()
+    assert answer.exit_code == 0, answer
+    assert (defaults(pod, 4), defaults(pod, 6)) == ([ETH0_V4], [ETH0_V6])
+    assert warnings(node, pod) == ()
+
+
+def test_unrequested_default_route_can_be_refused(make_node: MakeNode) -> None:
+    node = make_node(unrequestedDefaultRoute="refuse")
+    node.start()
+    asked = pod_of(node, [claim("loud-v4")])
+    assert asked.add().exit_code == 0
+    pod = pod_of(node, "quiet,loud", name="taking")
+    answer = pod.add()
     assert answer.code == 104
-    assert "net1 of network default/quiet can't be given the pod's default route" in answer.msg
-    assert "name one" in answer.msg
+    assert answer.msg.startswith(
+        "pod default/taking: network default/loud (net2) brought a default route of IPv4 that no default-route requests"
+    )
+    assert "worker.unrequestedDefaultRoute refuses it: remove it from the network's configuration, or " in answer.msg
+    assert [failure.error_class for failure in node.failures(pod)] == [ErrorClass.ROUTE_FAILED]
     node.assert_detached(pod)
 
 

@@ -22,6 +22,22 @@ def kinds(report: dict[str, Any]) -> set[str]:
     return {each["kind"] for each in report.get("differences", ())}
 
 
+def test_verify_and_timeline_repeat_the_warnings_of_an_attach(make_node: MakeNode) -> None:
+    node = make_node()
+    node.start()
+    routed = {**node.host_local("192.168.0.0/16"), "routes": [{"dst": "0.0.0.0/0"}]}
+    node.nad("loud", node.macvlan(ipam=routed))
+    pod = node.pod("samplepod", "loud", config=node.conf(node.bridge(isDefaultGateway=True)))
+    with reconciler(node):
+        assert pod.add().exit_code == 0
+        eventually(lambda: verify(node)[0] == 0, "database, ledger, node and status agree", 60)
+        (warning,) = verify(node)[1]["warnings"]
+        assert warning.startswith("pod default/samplepod: network default/loud (net1) brought a default route of IPv4")
+        assert f"; warning: {warning}" in " ".join(plumbline(node.config, "timeline", "samplepod").stdout.split())
+        assert pod.delete().exit_code == 0
+        assert verify(node)[1]["warnings"] == []
+
+
 def test_verify_names_only_the_pods_that_changed(make_node: MakeNode) -> None:
     node = make_node()
     settings = json.loads(node.config.read_text())

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from events.default_routes import Claim, claims, is_dropped
 from events.fold import Attachment
-from events.schema import ErrorClass, IfName, NetworkName, Phase
+from events.schema import ErrorClass, IfName, NetworkName, Phase, PlannedAttachment
 from nodeworker.errors import RequestFailedError, failed
 from nodeworker.planning.resolve.networks import NetworkEntry
 from nodeworker.plugins.spec import results
@@ -39,6 +39,19 @@ class ClaimedRoute(msgspec.Struct, frozen=True, kw_only=True):
     """All interfaces of that attachment."""
     others: frozenset[str]
     """The interfaces of the other attachments."""
+
+
+class UnrequestedRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """A default route that an attachment's plugins created, though no ``default-route`` gives it to that attachment."""
+
+    network: NetworkName
+    ifname: IfName
+    family: int
+    """IP version."""
+    own: frozenset[str]
+    """All interfaces of that attachment."""
+    default: frozenset[str]
+    """All interfaces of the pod's default network."""
 
 
 def claimed_gateways(wants: Sequence[NetworkEntry], who: str) -> list[tuple[str, ...] | None]:
@@ -70,23 +83,62 @@ def claimed_gateways(wants: Sequence[NetworkEntry], who: str) -> list[tuple[str,
 
 
 def claimed_routes(attachments: Sequence[Attachment]) -> tuple[ClaimedRoute, ...]:
-    """Return where the default routes of the pod with *attachments*, all made, have to go; empty: where they are."""
-    return tuple(_claimed_route(attachments, claim) for claim in _claims(attachments))
+    """Return where the default routes of the pod with *attachments*, all made, have to go; empty: where they are.
+
+    A claim without gateways to the routes of plugins that created none moves nothing.
+    """
+    return tuple(_claimed_route(attachments, claim) for claim in _claims(attachments) if claim.families)
+
+
+def void_claims(attachments: Sequence[Attachment]) -> tuple[PlannedAttachment, ...]:
+    """Return the plans of *attachments*, all made, that claim the default routes of plugins that created none."""
+    return tuple(attachments[claim.index].plan for claim in _claims(attachments) if not claim.families)
+
+
+def unrequested_routes(attachments: Sequence[Attachment]) -> tuple[UnrequestedRoute, ...]:
+    """Return the default routes that *attachments*, all made, have beside the default network's and the claimed ones.
+
+    That is what the results say: a plugin may have moved the routes to another table since.
+    """
+    found = _claims(attachments)
+    claimed = {(claim.index, family) for claim in found for family in claim.families}
+    return tuple(
+        UnrequestedRoute(
+            network=attachment.plan.network,
+            ifname=attachment.plan.ifname,
+            family=family,
+            own=_own(attachments, index),
+            default=_own(attachments, 0),
+        )
+        for index, attachment in enumerate(attachments)
+        if not attachment.plan.default
+        for family in sorted(_default_families(attachment))
+        if (index, family) not in claimed and not is_dropped(found, index, family)
+    )
 
 
 def _claimed_route(attachments: Sequence[Attachment], claim: Claim) -> ClaimedRoute:
-    plan = attachments[claim.index].plan
-    planned = {attachment.plan.ifname for attachment in attachments}
-    made = [_interfaces(attachment) for attachment in attachments]
-    # A plugin may name an interface that it only worked on: it belongs to the attachment it is named after.
-    own = {plan.ifname} | (made[claim.index] - planned)
+    plan, own = attachments[claim.index].plan, _own(attachments, claim.index)
     return ClaimedRoute(
         network=plan.network,
         ifname=plan.ifname,
         gateways={family: claim.gateways.get(family, "") for family in sorted(claim.families)},
-        own=frozenset(own),
-        others=frozenset(planned.union(*made) - own),
+        own=own,
+        others=_planned(attachments).union(*map(_interfaces, attachments)) - own,
     )
+
+
+def _own(attachments: Sequence[Attachment], index: int) -> frozenset[str]:
+    """Return the interfaces of the attachment *index*.
+
+    A plugin may name an interface that it only worked on: it belongs to the attachment it is named after.
+    """
+    attachment = attachments[index]
+    return frozenset({attachment.plan.ifname} | (_interfaces(attachment) - _planned(attachments)))
+
+
+def _planned(attachments: Sequence[Attachment]) -> frozenset[str]:
+    return frozenset(attachment.plan.ifname for attachment in attachments)
 
 
 def adjusted_result(attachments: Sequence[Attachment], attachment: Attachment) -> str:
@@ -133,10 +185,12 @@ def _refused(pod: str, problem: str, network: str = "") -> RequestFailedError:
 
 
 def _claims(attachments: Sequence[Attachment]) -> tuple[Claim, ...]:
-    def families(index: int) -> set[int]:
-        return {_family(route) for route in _result(attachments[index]).routes if _is_default(route)}
+    return claims([attachment.plan for attachment in attachments], lambda index: _default_families(attachments[index]))
 
-    return claims([attachment.plan for attachment in attachments], families)
+
+def _default_families(attachment: Attachment) -> set[int]:
+    """Return the IP versions of the default routes that the plugins of *attachment* created."""
+    return {_family(route) for route in _result(attachment).routes if _is_default(route)}
 
 
 def _result(attachment: Attachment) -> Result:

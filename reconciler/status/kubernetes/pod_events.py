@@ -24,6 +24,8 @@ ATTACH_FAILED = "FailedAddingInterface"
 DETACH_FAILED = "FailedRemovingInterface"
 OF_WARNING: Mapping[WarningKind, str] = {
     WarningKind.DEVICE_MISSING: "DeviceMissing",
+    WarningKind.DEFAULT_ROUTE_TAKEN: "DefaultRouteTaken",
+    WarningKind.DEFAULT_ROUTE_ABSENT: "DefaultRouteAbsent",
     WarningKind.UNKNOWN: "AttachWarning",
 }
 

@@ -37,5 +37,11 @@ def test_value_of_the_wrong_kind_is_refused_at_the_start(tmp_path: Path, network
         section(tmp_path, network)
 
 
+def test_unknown_answer_to_unrequested_default_routes_is_refused() -> None:
+    assert WorkerSection().unrequested_default_route == "warn"
+    with pytest.raises(ValueError, match="unrequestedDefaultRoute is 'ignore', not warn or refuse"):
+        WorkerSection(unrequested_default_route="ignore")
+
+
 def test_the_defaults_are_those_of_multus() -> None:
     assert WorkerSection().network.bin_dir == "/opt/cni/bin"

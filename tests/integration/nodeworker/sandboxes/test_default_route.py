@@ -12,7 +12,7 @@ import pytest
 
 from events.schema import ErrorClass, Failure, IfName, NetworkName, Phase, Pod
 from nodeworker.errors import RequestFailedError
-from nodeworker.planning.resolve.route_claims import ClaimedRoute
+from nodeworker.planning.resolve.route_claims import ClaimedRoute, UnrequestedRoute
 from nodeworker.sandboxes import default_route
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -244,11 +244,6 @@ def test_an_interface_that_is_gone_is_named(pod: Namespace) -> None:
     assert pod.defaults(4) == {ETH0[0]}
 
 
-def test_a_claim_to_nothing_is_refused(pod: Namespace) -> None:
-    assert "names no gateway" in refused(pod, over_net1({})).message
-    assert (pod.defaults(4), pod.defaults(6)) == ({ETH0[0]}, {ETH0[1]})
-
-
 def test_an_unknown_interface_keeps_its_route_and_the_add_fails(pod: Namespace) -> None:
     pod.attach(7, "theirs")
     pod.default("via", "10.7.0.1", "metric", "7")
@@ -312,3 +307,70 @@ def test_nothing_is_left_open(pod: Namespace) -> None:
     move(pod, over_net1({4: "10.2.0.1"}))
     refused(pod, over_net1({4: "192.0.2.1"}))
     assert os.listdir("/proc/self/fd") == before
+
+
+# --- routes that no default-route requests ---
+
+
+def taken(pod: Namespace, *unrequested: tuple[str, int]) -> dict[tuple[str, int], str]:
+    """Return the pod's routes by interface and family of each of *unrequested* that was taken from eth0."""
+    given = [
+        UnrequestedRoute(
+            network=NetworkName(f"d/{ifname}"),
+            ifname=IfName(ifname),
+            family=family,
+            own=frozenset({ifname}),
+            default=frozenset({"eth0"}),
+        )
+        for ifname, family in unrequested
+    ]
+    found = default_route.taken(pod.path, given, POD)
+    return {(each.route.ifname, each.route.family): each.routes for each in found}
+
+
+def as_plugin(pod: Namespace, *route: str) -> None:
+    """Add a default route before others, as the reference plugins do (``RouteAddEcmp`` of their library)."""
+    pod.ip("-6" if ":" in "".join(route) else "-4", "route", "prepend", "default", *route)
+
+
+def test_route_that_a_plugin_adds_later_is_taken(pod: Namespace) -> None:
+    as_plugin(pod, "via", "10.2.0.1")
+    assert taken(pod, ("net1", 4)) == {("net1", 4): "via 10.2.0.1 dev net1, via 10.1.0.1 dev eth0"}
+    assert pod.ip("route", "get", "192.0.2.1").split()[:5] == ["192.0.2.1", "via", "10.2.0.1", "dev", "net1"]
+
+
+def test_every_attachment_before_the_default_network_takes_the_route(pod: Namespace) -> None:
+    as_plugin(pod, "via", "10.2.0.1")
+    as_plugin(pod, "via", "10.3.0.1")
+    routes = "via 10.3.0.1 dev net2, via 10.2.0.1 dev net1, via 10.1.0.1 dev eth0"
+    assert taken(pod, ("net1", 4), ("net2", 4)) == {("net1", 4): routes, ("net2", 4): routes}
+
+
+def test_ipv6_routes_share_the_traffic(pod: Namespace) -> None:
+    pod.ip("-6", "route", "append", "default", "via", "fd00:2::1")
+    (routes,) = taken(pod, ("net1", 6)).values()
+    assert set(routes.split(", ")) == {ETH0[1], NET1[1]}
+
+
+def test_routes_of_a_worse_metric_or_behind_are_not_taken(pod: Namespace) -> None:
+    pod.default("via", "10.2.0.1", "metric", "10")
+    pod.ip("route", "append", "default", "via", "10.3.0.1")
+    pod.default("via", "fd00:2::1", "metric", "2000")
+    assert taken(pod, ("net1", 4), ("net2", 4), ("net1", 6)) == {}
+
+
+def test_routes_of_another_table_are_not_taken(pod: Namespace) -> None:
+    pod.default("via", "10.2.0.1", "table", "100")
+    assert taken(pod, ("net1", 4)) == {}
+
+
+def test_route_is_taken_in_a_pod_that_had_none(pod: Namespace) -> None:
+    pod.ip("route", "del", "default")
+    as_plugin(pod, "via", "10.2.0.1")
+    assert taken(pod, ("net1", 4), ("net2", 4)) == {("net1", 4): NET1[0]}
+
+
+def test_routes_of_a_namespace_that_is_gone_fail_the_add(pod: Namespace) -> None:
+    with pytest.raises(RequestFailedError) as caught:
+        default_route.taken("/run/netns/nowhere", [], POD)
+    assert caught.value.failure.error_class is ErrorClass.NAMESPACE_INVALID

@@ -17,7 +17,13 @@ from nodeworker.planning.resolve.annotation import DEFAULT_NETWORK, NETWORKS
 from nodeworker.planning.resolve.netconf import NodeDefaults, parse_netconf
 from nodeworker.planning.resolve.networks import networks_of as networks_wanted
 from nodeworker.planning.resolve.objects import PodObject
-from nodeworker.planning.resolve.route_claims import adjusted_result, claimed_gateways, claimed_routes
+from nodeworker.planning.resolve.route_claims import (
+    adjusted_result,
+    claimed_gateways,
+    claimed_routes,
+    unrequested_routes,
+    void_claims,
+)
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.results import ResultError
 from nodeworker.plugins.spec.versions import SUPPORTED
@@ -207,8 +213,8 @@ def test_an_empty_list_moves_the_families_of_the_networks_routes() -> None:
 
 def test_an_empty_list_on_a_network_without_routes_moves_no_family() -> None:
     attachments = [made(0), made(1, defaults=(), claim=())]
-    (route,) = claimed_routes(attachments)
-    assert route.gateways == {}
+    assert claimed_routes(attachments) == ()
+    assert [plan.ifname for plan in void_claims(attachments)] == ["net1"]
     assert [adjusted_result(attachments, each) for each in attachments] == [each.result for each in attachments]
 
 
@@ -245,8 +251,8 @@ def test_a_default_route_in_another_table_is_ignored() -> None:
     attachments = [attachment(0, in_table, claim=()), made(1)]
     in_table["routes"].pop()
     without = [attachment(0, in_table, claim=()), made(1)]
-    routes_of = [*claimed_routes(attachments), *claimed_routes(without)]
-    assert [route.gateways for route in routes_of] == [{4: ""}, {}]
+    assert [route.gateways for route in claimed_routes(attachments)] == [{4: ""}]
+    assert claimed_routes(without) == ()
 
 
 def test_interfaces_of_a_claim_are_those_in_the_container() -> None:
@@ -298,16 +304,17 @@ def test_only_claimed_families_get_a_new_default_route(
         brings = tuple(family for family in brings if family in has)  # noqa: PLW2901
         one = made(index, has, defaults=brings, version=version, claim=claim if index == chosen else None)
         attachments.append(one)
-    (route,) = claimed_routes(attachments)
+    claimed = claimed_routes(attachments)
+    gateways = {family: gateway for route in claimed for family, gateway in route.gateways.items()}
     moved = set(asked or [f for f in EVERYWHERE if EVERYWHERE[f] in dict(decoded(attachments[chosen].result))])
-    assert set(route.gateways) == moved
+    assert (set(gateways), len(claimed)) == (moved, bool(moved))
     for family, everywhere in EVERYWHERE.items():
         before = [(i, gw) for i, one in enumerate(attachments) for to, gw in decoded(one.result) if to == everywhere]
         after = [(i, gw) for i in range(len(attachments)) for to, gw in routes(attachments, i) if to == everywhere]
         if family not in moved:
             assert after == before
         else:
-            assert after == [(chosen, route.gateways[family] or GATEWAY[family].format(chosen))]
+            assert after == [(chosen, gateways[family] or GATEWAY[family].format(chosen))]
     for index, one in enumerate(attachments):  # nothing else has changed
         assert others_of(decoded(one.result)) == others_of(routes(attachments, index))
         assert adjusted_result(readjusted(attachments), readjusted(attachments)[index]) == adjusted_result(
@@ -331,3 +338,57 @@ def decoded(text: str) -> list[tuple[str, str]]:
 
 def others_of(all_routes: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [route for route in all_routes if route[0] not in EVERYWHERE.values()]
+
+
+# --- routes that no default-route requests ---
+
+
+def unrequested(attachments: list[Attachment]) -> list[tuple[str, int]]:
+    return [(route.ifname, route.family) for route in unrequested_routes(attachments)]
+
+
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_default_routes_of_further_networks_are_unrequested(version: str) -> None:
+    attachments = [made(0, version=version), made(1, version=version), made(2, version=version, defaults=(6,))]
+    assert unrequested(attachments) == [("net1", 4), ("net1", 6), ("net2", 6)]
+    route = unrequested_routes(attachments)[0]
+    assert (route.network, route.own, route.default) == ("d/n1", frozenset({"net1"}), frozenset({"eth0"}))
+
+
+def test_routes_of_the_default_network_and_of_other_tables_are_not() -> None:
+    elsewhere = {"cniVersion": "1.1.0", "routes": [{"dst": "0.0.0.0/0", "table": 100}, {"dst": "10.0.0.0/8"}]}
+    assert unrequested([made(0), made(1, defaults=()), attachment(2, elsewhere), attachment(3, "torn")]) == []
+
+
+def test_claimed_routes_are_requested() -> None:
+    assert unrequested([made(0), made(1, claim=())]) == []
+    assert unrequested([made(0), made(1, defaults=(4,), claim=()), made(2)]) == [("net2", 6)]
+    assert unrequested([made(0), made(1, claim=("10.1.0.9",)), made(2)]) == [("net1", 6), ("net2", 6)]
+    assert unrequested([made(0, claim=("10.0.0.9",)), made(1)]) == [("net1", 6)]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.frozensets(st.sampled_from([4, 6])),
+            st.none() | st.sampled_from([(), ("10.9.0.1",), ("fd09::1",), ("10.9.0.1", "fd09::1")]),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_every_default_route_is_requested_dropped_or_reported(
+    networks: list[tuple[frozenset[int], tuple[str, ...] | None]],
+) -> None:
+    claimant = next((index for index, (_, claim) in enumerate(networks) if claim is not None), None)
+    attachments = [
+        made(index, defaults=tuple(sorted(families)), claim=claim if index == claimant else None)
+        for index, (families, claim) in enumerate(networks)
+    ]
+    moved = {family for route in claimed_routes(attachments) for family in route.gateways}
+    assert unrequested(attachments) == [
+        (f"net{index}", family)
+        for index, (families, _) in enumerate(networks)
+        for family in sorted(families - moved)
+        if index
+    ]
