@@ -20,6 +20,7 @@ from nodeworker.planning.resolve.route_claims import adjusted_result
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.kit.vlan_membership import Membership, Trunk, membership
 from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.addresses import network, optional, with_prefix
 from nodeworker.plugins.spec.results import IP, Result
 from nodeworker.plugins.spec.versions import at_least
 
@@ -131,7 +132,7 @@ def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
     configs = [cast("dict[str, Any]", msgspec.json.decode(plugin)) for plugin in plan.plugins]
     kind = str(configs[0].get("type", ""))
     ips = result.ips_of(plan.ifname)
-    addresses = tuple(ipaddress.ip_interface(ip.address) for ip in ips)
+    addresses = tuple(with_prefix(ip.address) for ip in ips)
     mac = recorded.mac.lower() if recorded is not None else ""
     return ExpectedLink(
         network=plan.network,
@@ -198,7 +199,7 @@ def _routes(kind: str, result: Result, ips: list[IP]) -> list[ExpectedRoute]:
     gateways: dict[int, Gateway] = {}
     routes: list[ExpectedRoute] = []
     for ip in ips:
-        address = ipaddress.ip_interface(ip.address)
+        address = with_prefix(ip.address)
         gateway = _gateway(ip.gateway)
         if gateway is not None:
             gateways.setdefault(gateway.version, gateway)
@@ -209,7 +210,7 @@ def _routes(kind: str, result: Result, ips: list[IP]) -> list[ExpectedRoute]:
         elif plain and address.network.prefixlen < address.max_prefixlen:
             routes.append(ExpectedRoute(destination=address.network, source=address.ip, by_kernel=True))
     for each in result.routes:
-        destination = ipaddress.ip_network(each.dst, strict=False)
+        destination = network(each.dst)
         fallback = gateways.get(destination.version) if plain else None
         routes.append(
             ExpectedRoute(
@@ -228,6 +229,6 @@ def _routes(kind: str, result: Result, ips: list[IP]) -> list[ExpectedRoute]:
 
 def _gateway(text: str) -> Gateway | None:
     try:
-        return ipaddress.ip_address(text) if text else None
+        return optional(text)
     except ValueError:
         return None

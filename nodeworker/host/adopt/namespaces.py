@@ -6,7 +6,6 @@ namespace has its addresses. Read-only and blocking: call it on a separate threa
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +24,7 @@ from nodeworker.kernel.namespaces import Namespace
 from nodeworker.kernel.rtnetlink import addresses, links
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.planning.resolve.route_claims import claimed_routes
+from nodeworker.plugins.spec.addresses import Address, with_prefix
 from nodeworker.sandboxes import default_route
 
 NETNS_DIR = Path("/run/netns")
@@ -140,13 +140,13 @@ def _interfaces(entry: Entry) -> list[dict[str, Any]]:
     return [each for each in _members(entry, "interfaces") if isinstance(each.get("sandbox", ""), str)]
 
 
-def _addresses(entry: Entry) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+def _addresses(entry: Entry) -> list[Address]:
     texts = [each.get("address", "") for each in _members(entry, "ips")]
     texts += [family.get("ip", "") for key in ("ip4", "ip6") if isinstance(family := _result(entry).get(key), dict)]
-    found: list[ipaddress.IPv4Address | ipaddress.IPv6Address] = []
+    found: list[Address] = []
     for text in texts:
         try:
-            found.append(ipaddress.ip_interface(text).ip)
+            found.append(with_prefix(str(text)).ip)
         except ValueError:
             continue
     return found

@@ -12,7 +12,6 @@ scratch file or the file is older than the last adoption.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -24,6 +23,7 @@ from nodeworker.host.adopt.read import SandboxFiles, multus_plugin
 from nodeworker.host.adopt.records import Delegate, RecordError, Scratch
 from nodeworker.host.adopt.sources import Source, sources
 from nodeworker.plugins.spec import conflist
+from nodeworker.plugins.spec.addresses import address
 from nodeworker.plugins.spec.cni_args import pod_of
 from nodeworker.plugins.spec.conflist import ConfigError
 from nodeworker.plugins.spec.versions import UNSTATED
@@ -228,7 +228,7 @@ def _gateways(delegate: Delegate | None) -> tuple[str, ...] | None:
     if delegate is None or delegate.default_route is None:
         return None
     try:
-        found = [ipaddress.ip_address(text) for text in delegate.default_route]
+        found = [address(text) for text in delegate.default_route]
     except ValueError as error:
         raise RecordError(f"default-route of network {delegate.name} is not a list of addresses: {error}") from error
     return tuple(map(str, found))

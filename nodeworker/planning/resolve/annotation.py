@@ -8,22 +8,20 @@ zero requests nothing, the case of its name does not matter, and an unknown fiel
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from events.schema import ErrorClass, Phase
 from nodeworker.errors import RequestFailedError, failed
 from nodeworker.planning.resolve.config_keys import names_of
+from nodeworker.plugins.spec import addresses
 from nodeworker.plugins.spec.names import (
     decode_json,
     ifname_problem,
-    is_guid,
-    is_ip,
-    is_ip_or_cidr,
-    is_mac,
     is_namespace,
     is_object_name,
     respelled,
@@ -33,6 +31,11 @@ from nodeworker.plugins.spec.names import (
 NETWORKS = "k8s.v1.cni.cncf.io/networks"
 DEFAULT_NETWORK = "v1.multus-cni.io/default-network"
 PROTOCOLS = frozenset({"tcp", "udp", "sctp"})
+_PORTS = range(1, 2**16)
+_RATES = range(2**64)
+"""What the plugins' own type for rates and bursts holds."""
+
+T = TypeVar("T")
 
 
 class PortMapping(
@@ -73,7 +76,7 @@ class Selection(
         "ipam_claim_reference": "ipam-claim-reference",
     },
 ):
-    """One network that a pod requests, with its parameters."""
+    """One network that a pod requests, with its parameters; addresses are in canonical form."""
 
     namespace: str
     name: str
@@ -84,7 +87,8 @@ class Selection(
     port_mappings: tuple[PortMapping, ...] = ()
     bandwidth: Bandwidth | None = None
     device_id: str = ""
-    cni_args: dict[str, Any] = {}
+    cni_args: dict[str, msgspec.Raw] = {}
+    """As written: only the plugins can interpret them."""
     default_route: tuple[str, ...] | None = None
     """Gateways. An empty list is a request too: keep the default route of the network."""
     ipam_claim_reference: str = ""
@@ -126,32 +130,40 @@ class _AnnotationErrors:
     def __init__(self, annotation: str, pod: str) -> None:
         self._subject = f"pod {pod}: annotation {annotation}" if pod else f"annotation {annotation}"
 
-    def about(self, problem: str) -> RequestFailedError:
-        """Return the error for a problem of the whole annotation."""
+    def about(self, problem: str, network: str = "") -> RequestFailedError:
+        """Return the error for a problem of the whole annotation, or of the selection of *network*."""
         return failed(
-            ErrorClass.INVALID_ANNOTATION, Phase.RESOLVE, f"{self._subject} {problem}; correct it and recreate the pod"
+            ErrorClass.INVALID_ANNOTATION,
+            Phase.RESOLVE,
+            f"{self._subject} {problem}; correct it and recreate the pod",
+            network=network,
         )
 
-    def at(self, index: int, name: object, problem: str) -> RequestFailedError:
-        """Return the error for a problem of the element *index*, counted from 1."""
-        label = f" ({shown(name)})" if isinstance(name, str) and name else ""
-        return self.about(f"element {index}{label}: {problem}")
+    def at(self, index: int, name: str, problem: str, network: str = "") -> RequestFailedError:
+        """Return the error for a problem of the element *index*, counted from 1, that selects *name*, if it does."""
+        return self.about(f"{_element(index, name)}: {problem}", network)
+
+
+_decoder = msgspec.json.Decoder(Selection)
+_NOT_GIVEN = (b"null", b'""')
 
 
 def _parse(text: str, default_namespace: str, errors: _AnnotationErrors) -> tuple[Selection, ...]:
     if not text.strip():
         return ()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise errors.about(f"is not Unicode text: {error.reason}") from error
     elements = _json_elements(text, errors) if any(c in text for c in '[{"') else _short_elements(text, errors)
     selections: list[Selection] = []
     for index, element in enumerate(elements, 1):
-        name = element.get("name")
+        selection: Selection | None = None
         try:
-            selection = msgspec.convert({"namespace": default_namespace, "name": "", **element}, Selection)
-        except msgspec.ValidationError as error:
-            raise errors.at(index, name, _wrong_type(error)) from error
-        for field, problem in _problems(selection):
-            raise errors.at(index, name, f"field {field} {problem}")
-        selections.append(selection)
+            selection = _decoder.decode(msgspec.json.encode({"namespace": default_namespace, "name": "", **element}))
+            selections.append(_checked(selection))
+        except ValueError as error:
+            raise errors.at(index, _name(element), _problem(error), str(selection or "")) from error
     _check_together(selections, errors)
     return tuple(selections)
 
@@ -170,86 +182,143 @@ def _short_elements(text: str, errors: _AnnotationErrors) -> Iterator[dict[str, 
 
 
 def _json_elements(text: str, errors: _AnnotationErrors) -> Iterator[dict[str, Any]]:
+    """Yield the elements of the JSON form, with the bytes of each field."""
     try:
         value = decode_json(text)
     except ValueError as error:
         raise errors.about(f"is not valid JSON: {error}") from error
     if not isinstance(value, list):
         raise errors.about("is JSON but not a list of network selection elements")
-    for index, element in enumerate(cast("list[Any]", value), 1):
-        if not isinstance(element, dict):
-            raise errors.at(index, "", "is not a JSON object")
-        fields = respelled(cast("dict[str, Any]", element), _FIELDS)
-        given = {key: field for key, field in fields.items() if field is not None and field != ""}
-        given.setdefault("interface", given.get(_DEPRECATED, ""))
+    for index, element in enumerate(msgspec.json.decode(text, type=list[msgspec.Raw]), 1):
+        try:
+            fields = respelled(msgspec.json.decode(element, type=dict[str, msgspec.Raw]), _FIELDS)
+        except msgspec.ValidationError:
+            raise errors.at(index, "", "is not a JSON object") from None
+        given = {key: field for key, field in fields.items() if bytes(field) not in _NOT_GIVEN}
+        if _DEPRECATED in given:
+            given.setdefault("interface", given[_DEPRECATED])
         yield given
 
 
-def _wrong_type(error: msgspec.ValidationError) -> str:
-    """Return msgspec's message with the field first; it has the form ``Expected `str`, got `int` - at `$.mac` ``."""
+def _name(element: Mapping[str, Any]) -> str:
+    """Return the name in *element*, empty if it has none or one of another type."""
+    name = element.get("name", "")
+    decoded = msgspec.json.decode(name) if isinstance(name, msgspec.Raw) else name
+    return decoded if isinstance(decoded, str) else ""
+
+
+def _element(index: int, name: str) -> str:
+    return f"element {index} ({shown(name)})" if name else f"element {index}"
+
+
+def _problem(error: ValueError) -> str:
+    """Return the text of *error*, field first; msgspec's has the form ``Expected `str`, got `int` - at `$.mac` ``."""
     problem, _, path = str(error).partition(" - at `$.")
     return f"field {path.rstrip('`')}: {problem}" if path else problem
 
 
-def _problems(selection: Selection) -> Iterator[tuple[str, str]]:
-    """Yield field and problem of everything that is wrong with one selection."""
-    if not selection.name:
-        yield "name", "is missing"
-    elif not is_object_name(selection.name):
-        yield "name", f"is {shown(selection.name)}, which is not a DNS-1123 name"
-    if not is_namespace(selection.namespace):
-        yield "namespace", f"is {shown(selection.namespace)}, which is not a DNS-1123 label"
-    if selection.ifname and (problem := ifname_problem(selection.ifname)):
-        yield "interface", f"is {shown(selection.ifname)}, which {problem}"
-    yield from _address_problems(selection)
-    for mapping in selection.port_mappings:
-        yield from _port_problems(mapping)
-    if selection.bandwidth is not None:
-        yield from _bandwidth_problems(selection.bandwidth)
+@contextmanager
+def _field(path: str) -> Generator[None]:
+    """Put the field before a ValueError that is raised inside."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"field {path}: {error}") from None
 
 
-def _address_problems(selection: Selection) -> Iterator[tuple[str, str]]:
-    for ip in selection.ips:
-        if not is_ip_or_cidr(ip):
-            yield "ips", f"holds {shown(ip)}, which is neither an IP address nor one with a prefix length"
-    if selection.mac and not is_mac(selection.mac):
-        yield "mac", f"is {shown(selection.mac)}, which is not a 6-byte MAC address"
-    if selection.infiniband_guid and not is_guid(selection.infiniband_guid):
-        yield "infiniband-guid", f"is {shown(selection.infiniband_guid)}, which is not an 8-byte GUID"
-    for gateway in selection.default_route or ():
-        if not is_ip(gateway):
-            yield "default-route", f"holds {shown(gateway)}, which is not an IP address"
-    for family, count in Counter(":" in gateway for gateway in selection.default_route or ()).items():
-        if count > 1:
-            yield "default-route", f"holds {count} IPv{6 if family else 4} gateways; a family has one default route"
+def _checked(selection: Selection) -> Selection:
+    """Return *selection* with its addresses in canonical form. Raises ValueError, which names field and value."""
+    _check_names(selection)
     if selection.ips and selection.ipam_claim_reference:
-        yield "ips", "and field ipam-claim-reference exclude each other"
-
-
-def _port_problems(mapping: PortMapping) -> Iterator[tuple[str, str]]:
-    for field, port in (("hostPort", mapping.host_port), ("containerPort", mapping.container_port)):
-        if not 1 <= port <= 65535:
-            yield "portMappings", f"holds {field} {shown(str(port))}, which is not between 1 and 65535"
-    if mapping.protocol.lower() not in PROTOCOLS:
-        yield "portMappings", f"holds protocol {shown(mapping.protocol)}, which is none of TCP, UDP and SCTP"
-    if mapping.host_ip and not is_ip(mapping.host_ip):
-        yield "portMappings", f"holds hostIP {shown(mapping.host_ip)}, which is not an IP address"
-
-
-def _bandwidth_problems(bandwidth: Bandwidth) -> Iterator[tuple[str, str]]:
-    directions = (
-        ("ingress", bandwidth.ingress_rate, bandwidth.ingress_burst),
-        ("egress", bandwidth.egress_rate, bandwidth.egress_burst),
+        raise ValueError("fields ips and ipam-claim-reference exclude each other")
+    if selection.bandwidth is not None:
+        _check_bandwidth(selection.bandwidth)
+    with _field("mac"):
+        mac = selection.mac and addresses.interface_address(selection.mac)
+    with _field("infiniband-guid"):
+        infiniband_guid = selection.infiniband_guid and addresses.guid(selection.infiniband_guid)
+    return replace(
+        selection,
+        mac=mac,
+        infiniband_guid=infiniband_guid,
+        ips=_each("ips", selection.ips, _address),
+        port_mappings=_each("portMappings", selection.port_mappings, _port_mapping),
+        default_route=None if selection.default_route is None else _gateways(selection.default_route),
     )
-    for direction, rate, burst in directions:
-        if rate < 0 or burst < 0:
-            yield "bandwidth", f"holds a negative {direction} value"
-        if burst and not rate:
-            yield "bandwidth", f"holds {direction}Burst without {direction}Rate"
+
+
+def _each(field: str, values: Sequence[T], checked: Callable[[T], T]) -> tuple[T, ...]:
+    """Return *values*, *checked* each by each. Raises ValueError, which names the field with its index."""
+    found: list[T] = []
+    for index, value in enumerate(values):
+        with _field(f"{field}[{index}]"):
+            found.append(checked(value))
+    return tuple(found)
+
+
+def _check_names(selection: Selection) -> None:
+    if not selection.name:
+        raise ValueError("field name is missing")
+    if not is_object_name(selection.name):
+        raise ValueError(f"field name: {shown(selection.name)} is not a DNS-1123 name")
+    if not is_namespace(selection.namespace):
+        raise ValueError(f"field namespace: {shown(selection.namespace)} is not a DNS-1123 label")
+    if selection.ifname and (problem := ifname_problem(selection.ifname)):
+        raise ValueError(f"field interface: {shown(selection.ifname)} {problem}")
+
+
+def _address(text: str) -> str:
+    return str(addresses.with_prefix(text) if "/" in text else addresses.address(text))
+
+
+def _gateways(texts: Sequence[str]) -> tuple[str, ...]:
+    gateways = _each("default-route", texts, _gateway)
+    for version, mark in ((4, "."), (6, ":")):
+        same = [gateway for gateway in gateways if mark in gateway]
+        if len(same) > 1:
+            count = f"{len(same)} IPv{version} gateways ({', '.join(same)})"
+            raise ValueError(f"field default-route: holds {count}; a family has one default route")
+    return gateways
+
+
+def _gateway(text: str) -> str:
+    gateway = addresses.address(text)
+    if gateway.is_unspecified or gateway.is_multicast or gateway.is_loopback:
+        raise ValueError(f"holds {shown(text)}, which can't be a router's address; correct it")
+    return str(gateway)
+
+
+def _port_mapping(mapping: PortMapping) -> PortMapping:
+    for field, port in (("hostPort", mapping.host_port), ("containerPort", mapping.container_port)):
+        if port not in _PORTS:
+            raise ValueError(f"{field} {shown(str(port))} is not between {_PORTS.start} and {_PORTS.stop - 1}")
+    if mapping.protocol.lower() not in PROTOCOLS:
+        raise ValueError(f"protocol {shown(mapping.protocol)} is none of TCP, UDP and SCTP")
+    try:
+        host_ip = mapping.host_ip and str(addresses.address(mapping.host_ip))
+    except ValueError as error:
+        raise ValueError(f"hostIP {error}") from None
+    return replace(mapping, protocol=mapping.protocol.lower(), host_ip=host_ip)
+
+
+def _check_bandwidth(bandwidth: Bandwidth) -> None:
+    values: dict[str, int] = msgspec.to_builtins(bandwidth)
+    for name, value in values.items():
+        if value not in _RATES:
+            problem = "negative" if value < 0 else "more than the plugins can count, which is 64 bits"
+            raise ValueError(f"field bandwidth.{name}: {value} is {problem}")
+    for direction in ("ingress", "egress"):
+        if values.get(f"{direction}Burst") and not values.get(f"{direction}Rate"):
+            raise ValueError(f"field bandwidth: {direction}Burst without {direction}Rate; set both")
 
 
 def _check_together(selections: list[Selection], errors: _AnnotationErrors) -> None:
     """Raise an error if selections that are valid alone contradict each other."""
-    for ifname, count in Counter(s.ifname for s in selections if s.ifname).items():
-        if count > 1:
-            raise errors.about(f"uses the interface name {shown(ifname)} for {count} elements; use each once")
+    by_ifname: dict[str, list[str]] = {}
+    for index, selection in enumerate(selections, 1):
+        if selection.ifname:
+            by_ifname.setdefault(selection.ifname, []).append(_element(index, selection.name))
+    for ifname, elements in by_ifname.items():
+        if len(elements) > 1:
+            them = f"{len(elements)} elements, {' and '.join(elements)}"
+            raise errors.about(f"uses the interface name {shown(ifname)} for {them}; use each once")

@@ -253,5 +253,5 @@ def _of_device(device: str, device_info: str) -> dict[str, str]:
 
 
 def _port_mapping(mapping: PortMapping) -> dict[str, Any]:
-    """Return *mapping* as runtimes pass it to plugins: always with the protocol, in lower case."""
-    return {**msgspec.to_builtins(mapping), "protocol": mapping.protocol.lower()}
+    """Return *mapping* as runtimes pass it to plugins: always with the protocol."""
+    return {**msgspec.to_builtins(mapping), "protocol": mapping.protocol}

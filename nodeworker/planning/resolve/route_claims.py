@@ -6,7 +6,6 @@ come to the same without a separate record.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -16,10 +15,10 @@ from msgspec.structs import replace
 from events.default_routes import Claim, claims, is_dropped
 from events.fold import Attachment
 from events.schema import ErrorClass, IfName, NetworkName, Phase, PlannedAttachment
-from nodeworker.errors import RequestFailedError, failed
+from nodeworker.errors import failed
 from nodeworker.planning.resolve.networks import NetworkEntry
 from nodeworker.plugins.spec import results
-from nodeworker.plugins.spec.names import shown
+from nodeworker.plugins.spec.addresses import address, family, network
 from nodeworker.plugins.spec.results import Result, ResultError, Route
 
 _EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
@@ -55,31 +54,23 @@ class UnrequestedRoute(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def claimed_gateways(wants: Sequence[NetworkEntry], who: str) -> list[tuple[str, ...] | None]:
-    """Return for each of *wants* the gateways of the default routes that it claims, in canonical form; None: no claim.
+    """Return for each of *wants* the gateways of the default routes that it claims; None: no claim.
 
     Each selection by itself names one gateway for a family at most. Several may claim, as in Multus, if they name
     gateways of different families. Raises RequestFailedError (INVALID_ANNOTATION) for claims that contradict each
-    other, and for an address that no router can have.
+    other.
     """
-    asked = {
-        index: (want.selection, want.selection.default_route)
-        for index, want in enumerate(wants)
-        if want.selection and want.selection.default_route is not None
-    }
-    gateways: dict[int, tuple[str, ...]] = {}
-    for index, (selection, given) in asked.items():
-        try:
-            gateways[index] = tuple(map(_gateway, given))
-        except ValueError as error:
-            raise _refused(who, f"network {selection}: default-route {error}", str(selection)) from error
-    if _contradict(list(gateways.values())):
-        names = ", ".join(str(selection) for selection, _ in asked.values())
-        raise _refused(
-            who,
-            f"default-route is on {len(asked)} networks ({names}), but an IP version has one; choose one "
+    claims = [want.selection.default_route if want.selection else None for want in wants]
+    made = [claim for claim in claims if claim is not None]
+    if _contradict(made):
+        names = ", ".join(str(want.selection) for want, claim in zip(wants, claims, strict=True) if claim is not None)
+        raise failed(
+            ErrorClass.INVALID_ANNOTATION,
+            Phase.RESOLVE,
+            f"{who}: default-route is on {len(made)} networks ({names}), but an IP version has one; choose one "
             f"network, or name gateways of different versions",
         )
-    return [gateways.get(index) for index in range(len(wants))]
+    return claims
 
 
 def claimed_routes(attachments: Sequence[Attachment]) -> tuple[ClaimedRoute, ...]:
@@ -164,24 +155,10 @@ def adjusted_result(attachments: Sequence[Attachment], attachment: Attachment) -
         return attachment.result  # or one of a version that can't say a route without an address
 
 
-def _gateway(text: str) -> str:
-    """Return the IP address *text* in canonical form. Raises ValueError for one that no router can have."""
-    address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        raise ValueError(f"holds {shown(text)}, which is an IPv4 address; write {address.ipv4_mapped}")
-    if address.is_unspecified or address.is_multicast or address.is_loopback:
-        raise ValueError(f"holds {shown(text)}, which can't be a router's address; correct it")
-    return str(address)
-
-
 def _contradict(claims: Sequence[tuple[str, ...]]) -> bool:
     """Return whether two of *claims* may be about one family; one without gateways may be about any."""
-    families = Counter(ipaddress.ip_address(gateway).version for gateways in claims for gateway in gateways)
+    families = Counter(address(gateway).version for gateways in claims for gateway in gateways)
     return len(claims) > 1 and (not all(claims) or max(families.values()) > 1)
-
-
-def _refused(pod: str, problem: str, network: str = "") -> RequestFailedError:
-    return failed(ErrorClass.INVALID_ANNOTATION, Phase.RESOLVE, f"{pod}: {problem}", network=network)
 
 
 def _claims(attachments: Sequence[Attachment]) -> tuple[Claim, ...]:
@@ -206,8 +183,8 @@ def _interfaces(attachment: Attachment) -> set[str]:
 
 
 def _is_default(route: Route) -> bool:
-    return ipaddress.ip_interface(route.dst).network.prefixlen == 0 and route.table in _IN_MAIN
+    return network(route.dst).prefixlen == 0 and route.table in _IN_MAIN
 
 
 def _family(route: Route) -> int:
-    return ipaddress.ip_interface(route.dst).version
+    return family(route.dst)

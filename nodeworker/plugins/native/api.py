@@ -16,6 +16,8 @@ from nodeworker.plugins.spec.results import Result
 
 GENERIC = 999
 """The CNI error code of the reference plugins for errors without another code."""
+INVALID_CONFIG = 7
+"""The code of a configuration or request that can never work (CNI specification 1.1, section 5, "Error")."""
 TRY_AGAIN = 11
 """The code of an operation that is not possible now (CNI specification 1.1, section 5, "Error"); it had no effect."""
 BLOCKED_TIMEOUT = 10.0

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from events.process.decoding import convert
 from nodeworker.errors import RequestFailedError
 from nodeworker.plugins.native import registry
-from nodeworker.plugins.native.api import GENERIC, Call, InterfacePlugin, IpamPlugin, NativeError
+from nodeworker.plugins.native.api import GENERIC, INVALID_CONFIG, Call, InterfacePlugin, IpamPlugin, NativeError
 from nodeworker.plugins.native.kit.endpoints import remove_links
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.cni_args import parse_args
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 LOCK_TIMEOUT = 0.02
 """Seconds that a plugin waits for a lock of another process: other jobs wait too, and the pool retries this one."""
-_INVALID_ENVIRONMENT, _IO_FAILURE, _UNDECODABLE, _INVALID_CONFIG = 4, 5, 6, 7
+_INVALID_ENVIRONMENT, _IO_FAILURE, _UNDECODABLE = 4, 5, 6
 _VERBS = frozenset({"ADD", "CHECK", "DEL", "GC", "STATUS"})
 _VALID_ATTACHMENTS = "cni.dev/valid-attachments"
 _OLD_VALID_ATTACHMENTS = "cni.dev/attachments"
@@ -206,7 +206,7 @@ def _valid_attachments(listed: Any) -> frozenset[tuple[str, str]]:
         attachments = convert(listed, tuple[_Attachment, ...])
     except msgspec.ValidationError as error:
         message = f"{_VALID_ATTACHMENTS} can't be decoded, so nothing is freed: {error}"
-        raise NativeError(message, _INVALID_CONFIG) from None
+        raise NativeError(message, INVALID_CONFIG) from None
     return frozenset((each.container_id, each.ifname) for each in attachments)
 
 

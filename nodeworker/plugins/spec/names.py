@@ -1,11 +1,10 @@
-"""The syntax of names and addresses, for annotations, plans and manifests.
+"""The syntax of names, for annotations, plans and manifests.
 
 People write them by hand, so a rule says what is wrong.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,9 +17,6 @@ IFNAME_BYTES = 15
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_HEX = r"[0-9A-Fa-f]"
-_MAC = re.compile(rf"{_HEX}{{2}}(?:(?::{_HEX}{{2}}){{5}}|(?:-{_HEX}{{2}}){{5}})|{_HEX}{{4}}(?:\.{_HEX}{{4}}){{2}}")
-_GUID = re.compile(rf"{_HEX}{{2}}(?:(?::{_HEX}{{2}}){{7}}|(?:-{_HEX}{{2}}){{7}})|{_HEX}{{4}}(?:\.{_HEX}{{4}}){{3}}")
 _SHOWN = 64
 
 
@@ -85,31 +81,3 @@ def ifname_problem(name: str) -> str:
     if len(name) > IFNAME_BYTES:
         return f"is longer than {IFNAME_BYTES} bytes"
     return ""
-
-
-def is_mac(text: str) -> bool:
-    """Whether *text* is a 6-byte MAC address in one of its three usual spellings."""
-    return _MAC.fullmatch(text) is not None
-
-
-def is_guid(text: str) -> bool:
-    """Whether *text* is an 8-byte InfiniBand GUID, spelled like a MAC address."""
-    return _GUID.fullmatch(text) is not None
-
-
-def is_ip(text: str) -> bool:
-    """Whether *text* is an IPv4 or IPv6 address without zone."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return "%" not in text
-
-
-def is_ip_or_cidr(text: str) -> bool:
-    """Whether *text* is an address, with a prefix length or without."""
-    address, slash, length = text.partition("/")
-    if not is_ip(address):
-        return False
-    bits = 128 if ":" in address else 32
-    return not slash or (length.isascii() and length.isdecimal() and len(length) <= 3 and int(length) <= bits)

@@ -5,13 +5,12 @@ Pure. A result has the shape of version 1.1.0; encoding for an older version omi
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any, cast
 
 import msgspec
 
 from events.process import decoding
-from nodeworker.plugins.spec import versions
+from nodeworker.plugins.spec import addresses, versions
 
 _ADDRESS_PER_FAMILY = frozenset({"0.1.0", "0.2.0"})
 """Versions whose result holds at most one address per family, and no interfaces."""
@@ -187,8 +186,10 @@ def _decoded(raw: dict[str, Any], fallback_version: str) -> Result:
             result = decoding.convert(raw, Result)
     except msgspec.ValidationError as error:
         raise ResultError(f"not a result of CNI version {version}: {error}") from None
-    for address in (*(ip.address for ip in result.ips), *(route.dst for route in result.routes)):
-        _family(address)
+    for index, ip in enumerate(result.ips):
+        _family(ip.address, f"ips[{index}]")
+    for index, route in enumerate(result.routes):
+        _family(route.dst, f"routes[{index}]")
     return result
 
 
@@ -219,18 +220,11 @@ def _version(raw: dict[str, Any], fallback_version: str) -> str:
     return version
 
 
-def _family(address: str) -> str:
-    if "/" not in address:
-        raise ResultError(f"{address!r} in the result has no prefix length")
-    bare, _, length = address.partition("/")
+def _family(address: str, place: str = "an address") -> str:
     try:
-        if length.isascii() and length.isdigit():  # what follows otherwise takes three times as long
-            parsed = ipaddress.ip_address(bare)
-            if int(length) <= parsed.max_prefixlen:
-                return str(parsed.version)
-        return str(ipaddress.ip_interface(address).version)
-    except ValueError:
-        raise ResultError(f"{address!r} in the result is not an address with a prefix length") from None
+        return str(addresses.family(address))
+    except ValueError as error:
+        raise ResultError(f"{place} of the result: {error}") from None
 
 
 def _from_families(families: _FamilyResult) -> Result:

@@ -164,11 +164,11 @@ def late(plugin: Any, config: dict[str, Any], ipam: Result | None, furnish: Call
         assert caught.value.code == 4
 
 
-def is_refused(plugin: Any, asked: Call, ipam: Result | None, words: str) -> None:
-    """ADD fails with the reference's code and the text *words*, and DEL then succeeds."""
+def is_refused(plugin: Any, asked: Call, ipam: Result | None, words: str, code: int = 999) -> None:
+    """ADD fails with *code*, which is the reference's by default, and the text *words*, and DEL then succeeds."""
     with pytest.raises(NativeError, match=words) as caught:
         plugin.add(asked, ipam)
-    assert caught.value.code == 999
+    assert caught.value.code == code
     plugin.delete(asked)
 
 

@@ -20,6 +20,7 @@ from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.filter import iptables
 from nodeworker.plugins.native.kit.endpoints import error_context, list_container_addresses
+from nodeworker.plugins.spec.addresses import with_prefix
 
 Backend: TypeAlias = Literal["iptables", "nftables"]
 
@@ -130,7 +131,7 @@ def marks(call: Call) -> tuple[str, ...]:
 
 def _recorded(call: Call) -> list[Address]:
     """Return the addresses in the attachment's result; none if the runtime passed no result."""
-    return [ipaddress.ip_interface(each.address) for each in call.prev_result.ips] if call.prev_result else []
+    return [with_prefix(each.address) for each in call.prev_result.ips] if call.prev_result else []
 
 
 def _by_iptables(backend: Backend | None) -> bool:

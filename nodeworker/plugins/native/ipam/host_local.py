@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 import structlog
 
-from nodeworker.plugins.native.api import TRY_AGAIN, Call, NativeError
+from nodeworker.plugins.native.api import INVALID_CONFIG, TRY_AGAIN, Call, NativeError
 from nodeworker.plugins.native.ipam import availability, ipam_config, reservations
-from nodeworker.plugins.native.ipam.addresses import Address, address, with_prefix
 from nodeworker.plugins.native.ipam.ranges import Range, RangeConfig, RangeSet, candidates, range_of, range_sets, shown
 from nodeworker.plugins.native.ipam.resolv_conf import resolver
+from nodeworker.plugins.spec.addresses import Address, address, with_prefix
 from nodeworker.plugins.spec.results import DNS, IP, Result, Route
 
 TYPE = "host-local"
@@ -31,7 +31,7 @@ DATA_DIR = "/var/lib/cni/networks"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _OWNER = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.\-]*\r\n[^\s/]{1,15}")
 """Content of a reservation: container ID and interface name."""
-_IO_FAILURE, _INVALID_CONFIG, _NOT_AVAILABLE = 5, 7, 50
+_IO_FAILURE, _NOT_AVAILABLE = 5, 50
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +115,7 @@ def status(call: Call) -> None:
     try:
         sets = _range_sets(net) if net.ipam.subnet or net.ipam.ranges or not _with_each_add(call) else ()
     except ValueError as error:
-        raise NativeError(f"host-local can't serve network {call.network}: {error}", _INVALID_CONFIG) from None
+        raise NativeError(f"host-local can't serve network {call.network}: {error}", INVALID_CONFIG) from None
     if reason := availability.obstacle(_path(net), sets):
         raise NativeError(f"host-local can't serve network {call.network}: {reason}", _NOT_AVAILABLE)
 
@@ -143,7 +143,7 @@ def _load(call: Call) -> _Net:
     if not _NAME.fullmatch(net.name):
         raise NativeError(
             f"{net.name!r} is not a usable network name for host-local: use letters, digits, '_', '.' and '-'",
-            _INVALID_CONFIG,
+            INVALID_CONFIG,
         )
     return net
 

@@ -15,8 +15,8 @@ import msgspec
 
 from events.process.decoding import convert
 from nodeworker.plugins.native.api import Call
-from nodeworker.plugins.native.ipam.addresses import address, with_prefix
 from nodeworker.plugins.spec import versions
+from nodeworker.plugins.spec.addresses import address, with_prefix
 from nodeworker.plugins.spec.results import Route
 
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from nodeworker.plugins.native.ipam.addresses import Address, Network, optional, with_prefix
+from nodeworker.plugins.spec.addresses import Address, Network, optional, with_prefix
 
 
 class RangeConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):

@@ -17,9 +17,9 @@ import msgspec
 from events.schema import ContainerId, Drift, DriftKind, IfName, NetworkName, PlannedAttachment
 from nodeworker.errors import usable_container_id
 from nodeworker.plugins.native.ipam import reservations
-from nodeworker.plugins.native.ipam.addresses import Address, Network
 from nodeworker.plugins.native.ipam.host_local import DATA_DIR, TYPE
 from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.addresses import Address, Network
 from nodeworker.plugins.spec.names import ifname_problem
 
 

@@ -29,7 +29,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from nodeworker.plugins.native.ipam.addresses import Address, address
+from nodeworker.plugins.spec.addresses import Address, address
 
 _LOCK_TIMEOUT: Final = 10.0
 _LOCK_PAUSES: Final = (0.0005, 0.01)

@@ -12,7 +12,7 @@ import msgspec
 
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.ipam import ipam_config
-from nodeworker.plugins.native.ipam.addresses import Address, Interface, address, optional, with_prefix
+from nodeworker.plugins.spec.addresses import Address, Interface, address, optional, with_prefix
 from nodeworker.plugins.spec.results import DNS, IP, Result
 
 TYPE = "static"

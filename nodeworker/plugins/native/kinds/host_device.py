@@ -98,10 +98,6 @@ def unsupported(config: Mapping[str, Any]) -> str:
     options = decode_options(config, HostDevice)
     if isinstance(options, str):
         return options
-    try:
-        parse_mac(options.hwaddr, "")
-    except NativeError:
-        return "hwaddr"  # those of InfiniBand are longer
     named = (options.device, options.hwaddr, options.kernelpath, options.bus_address)
     return "several keys name the device" if sum(map(bool, named)) > 1 else ""
 
@@ -198,7 +194,7 @@ def _card(call: Call, config: HostDevice) -> Card:
     if config.device:
         return Card(words=f"device {config.device}", name=config.device)
     if config.hwaddr:
-        mac = parse_mac(config.hwaddr, call.ifname)
+        mac = parse_mac("hwaddr", config.hwaddr, call.ifname)
         return Card(words=f"the device with MAC address {mac}", mac=mac)
     if config.kernelpath:
         folder = Path(os.path.normpath(config.kernelpath))

@@ -39,7 +39,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 def add(call: Call, ipam_result: Result | None) -> Result:
     """Create the interface and return the result. Raises NativeError."""
     options = decode_config(call, Macvlan)
-    mac = requested_mac(call, options, options.mac)
+    mac = requested_mac(call, options, {"mac": options.mac})
     return add_link(
         call,
         lambda ends: _create(ends, call, options, mac),

@@ -61,7 +61,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 def add(call: Call, ipam_result: Result | None) -> Result:
     """Create the interface and return the result. Raises NativeError."""
     config = decode_config(call, Tap)
-    mac = requested_mac(call, config, config.mac)
+    mac = requested_mac(call, config, {"mac": config.mac})
     return add_link(
         call,
         lambda ends: _create(ends, call, config, mac),

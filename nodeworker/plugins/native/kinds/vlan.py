@@ -12,12 +12,10 @@ from nodeworker.plugins.native.kit.container_link import add_link, check_of, rem
 from nodeworker.plugins.native.kit.endpoints import Endpoints
 from nodeworker.plugins.native.kit.parent_link import create_on_parent, find_parent, has_data, is_child_of
 from nodeworker.plugins.native.kit.plugin_config import U32, PluginConfig, decode_config, decode_options
+from nodeworker.plugins.native.kit.vlan_membership import HIGHEST
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "vlan"
-
-_HIGHEST_ID = 4094
-"""IEEE 802.1Q reserves 4095."""
 
 
 class Vlan(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -74,8 +72,8 @@ def _create(ends: Endpoints, call: Call, config: Vlan) -> Link:
     """Return the interface, new or from an interrupted ADD."""
     if not config.master:
         raise NativeError(f"network {call.network} has no master, which a VLAN needs: set master")
-    if config.vlan_id > _HIGHEST_ID:
-        raise NativeError(f"vlanId {config.vlan_id} is not between 0 and {_HIGHEST_ID}")
+    if config.vlan_id > HIGHEST:
+        raise NativeError(f"vlanId {config.vlan_id} is not between 0 and {HIGHEST}")
     master = find_parent(ends, call, config.master, in_container=config.link_in_container)
     if config.mtu > master.link.mtu:
         raise NativeError(f"mtu {config.mtu} is more than the {master.link.mtu} of {config.master}")

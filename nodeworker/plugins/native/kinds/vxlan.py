@@ -6,7 +6,6 @@ container needs neither a route to the other nodes nor a socket.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from nodeworker.plugins.native.kit.container_link import add_link, check_of, cre
 from nodeworker.plugins.native.kit.endpoints import Endpoints, name_taken
 from nodeworker.plugins.native.kit.parent_link import Parent, find_parent, has_data
 from nodeworker.plugins.native.kit.plugin_config import U32, PluginConfig, decode_config, decode_options, requested_mac
+from nodeworker.plugins.spec.addresses import optional
 from nodeworker.plugins.spec.results import Result
 
 TYPE = "vxlan"
@@ -65,7 +65,7 @@ def unsupported(config: Mapping[str, Any]) -> str:
 def add(call: Call, ipam_result: Result | None) -> Result:
     """Create the interface and return the result. Raises NativeError."""
     config = decode_config(call, Vxlan)
-    mac = requested_mac(call, config, config.mac)
+    mac = requested_mac(call, config, {"mac": config.mac})
     return add_link(
         call,
         lambda ends: _create(ends, call, config, mac),
@@ -166,6 +166,6 @@ def _version(config: Vxlan) -> int:
 
 def _address(key: str, text: str) -> Gateway | None:
     try:
-        return ipaddress.ip_address(text) if text else None
-    except ValueError:
-        raise NativeError(f"{key} {text!r} is not an IP address") from None
+        return optional(text)
+    except ValueError as error:
+        raise NativeError(f"{key}: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -17,6 +16,7 @@ from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.kernel.rtnetlink.routes import Gateway, Route
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context
+from nodeworker.plugins.spec.addresses import network, optional, with_prefix
 from nodeworker.plugins.spec.results import IP, Result
 
 
@@ -79,8 +79,8 @@ def _routes(call: Call, link: Link, assigned: Sequence[Assignment], result: Resu
     wanted: list[tuple[Route, Request]] = []
     for each in result.routes:
         try:
-            destination = ipaddress.ip_network(each.dst, strict=False)
-            gateway = ipaddress.ip_address(each.gw) if each.gw else gateways.get(destination.version)
+            destination = network(each.dst)
+            gateway = optional(each.gw) or gateways.get(destination.version)
         except ValueError as error:
             raise NativeError(f"the IPAM plugin assigned {call.ifname} an invalid route: {error}") from None
         route = Route(
@@ -100,8 +100,8 @@ def _routes(call: Call, link: Link, assigned: Sequence[Assignment], result: Resu
 def _assignment(call: Call, ip: IP) -> Assignment:
     try:
         return Assignment(
-            address=ipaddress.ip_interface(ip.address),
-            gateway=ipaddress.ip_address(ip.gateway) if ip.gateway else None,
+            address=with_prefix(ip.address),
+            gateway=optional(ip.gateway),
         )
     except ValueError as error:
         raise NativeError(f"the IPAM plugin assigned {call.ifname} an invalid address: {error}") from None

@@ -6,17 +6,15 @@ worker executes the reference plugin.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
 from events.process.decoding import convert
-from nodeworker.plugins.native.api import Call, NativeError
+from nodeworker.plugins.native.api import INVALID_CONFIG, Call, NativeError
+from nodeworker.plugins.spec import addresses
 from nodeworker.plugins.spec.results import DNS
-
-_MAC = re.compile(r"[0-9A-Fa-f]{2}(?P<mark>[:-])(?:[0-9A-Fa-f]{2}(?P=mark)){4}[0-9A-Fa-f]{2}")
 
 U32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 """A number that fits the messages to the kernel."""
@@ -63,20 +61,42 @@ def decode_options(config: Mapping[str, Any], kind: type[C]) -> C | str:
         return str(error)
 
 
-def parse_mac(text: str, ifname: str) -> str:
-    """Return the MAC address in *text*, with colons; empty if *text* is. Raises NativeError."""
-    if text and not _MAC.fullmatch(text):
-        raise NativeError(f"{text!r} is not a MAC address for interface {ifname}: write it like 02:00:5e:10:00:01")
-    return text.replace("-", ":").lower()
+def parse_mac(key: str, value: Any, ifname: str) -> str:
+    """Return the hardware address *value*, which *key* requests for the interface, in canonical form; empty for none.
+
+    Raises NativeError for one that no interface can have.
+    """
+    if not isinstance(value, str):
+        raise NativeError(
+            f"{key} of {ifname} is {value!r}, which is not a string: write it like 02:00:5e:10:00:01", INVALID_CONFIG
+        )
+    try:
+        return value and addresses.interface_address(value)
+    except ValueError as error:
+        raise NativeError(f"{key} of {ifname}: {error}", INVALID_CONFIG) from None
 
 
-def requested_mac(call: Call, config: PluginConfig, *stated: str) -> str:
+def requested_mac(call: Call, config: PluginConfig, stated: Mapping[str, Any]) -> str:
     """Return the requested MAC address of the interface, empty for any. The runtime's takes precedence.
 
-    *stated* are the addresses in the plugin's own options, the strongest last. Raises NativeError.
+    *stated* are the addresses in the plugin's own options by their key, the strongest last. Raises NativeError for
+    one that no Ethernet interface can have.
     """
-    asked = [call.args.get("MAC", ""), *stated, config.runtime_config.get("mac", "")]
-    chosen = next((each for each in reversed(asked) if each), "")
-    if not isinstance(chosen, str):
-        raise NativeError(f"{chosen!r} is not a MAC address for interface {call.ifname}: it must be a string")
-    return parse_mac(chosen, call.ifname)
+    asked = {
+        "MAC in CNI_ARGS": call.args.get("MAC", ""),
+        **stated,
+        "runtimeConfig.mac": config.runtime_config.get("mac"),
+    }
+    key, value = next(((key, value) for key, value in reversed(asked.items()) if value), ("", ""))
+    mac = parse_mac(key, value, call.ifname)
+    if mac:
+        check_fits(key, mac, addresses.ETHERNET, call.ifname)
+    return mac
+
+
+def check_fits(key: str, mac: str, size: int, ifname: str) -> None:
+    """Raise NativeError unless *mac*, which *key* requests, has *size* bytes, as the addresses of *ifname* have."""
+    try:
+        addresses.check_fits(mac, size, ifname)
+    except ValueError as error:
+        raise NativeError(f"{key} of {ifname}: {error}", INVALID_CONFIG) from None

@@ -5,7 +5,6 @@ A route may be in any table: the pod may have policy rules that lead there.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 from nodeworker.kernel.rtnetlink import addresses, routes
@@ -13,6 +12,7 @@ from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link
+from nodeworker.plugins.spec.addresses import network, optional, with_prefix
 from nodeworker.plugins.spec.results import Interface, Result
 
 
@@ -55,13 +55,13 @@ def check_addresses(ends: Endpoints, call: Call, link: Link, result: Result) -> 
         ways = [route for family in families.values() for route in routes.list_all(ends.container, family)]
     destinations = {str(route.destination) for route in ways}
     for ip in result.ips:
-        address = ipaddress.ip_interface(ip.address)
+        address = with_prefix(ip.address)
         if str(address) not in there:
             raise NativeError(f"interface {call.ifname} has lost its address {address}: recreate the pod")
         if str(address.network) not in destinations:
             raise NativeError(f"interface {call.ifname} no longer has a route to {address.network}: recreate the pod")
     for wanted in result.routes:
-        destination = ipaddress.ip_network(wanted.dst, strict=False)
-        gateway = ipaddress.ip_address(wanted.gw) if wanted.gw and destination.prefixlen else None
+        destination = network(wanted.dst)
+        gateway = optional(wanted.gw) if destination.prefixlen else None
         if not any(each.destination == destination and gateway in {None, each.gateway} for each in ways):
             raise NativeError(f"the route to {destination} of {call.ifname} is gone: recreate the pod")

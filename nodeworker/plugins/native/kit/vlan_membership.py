@@ -13,6 +13,7 @@ Ranges: TypeAlias = tuple[tuple[int, int], ...]
 """The first and the last VLAN of each range."""
 
 HIGHEST = 4094
+"""IEEE 802.1Q reserves 4095."""
 _IDS = range(1, HIGHEST + 1)
 
 

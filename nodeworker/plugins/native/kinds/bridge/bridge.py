@@ -93,7 +93,7 @@ def add(call: Call, ipam_result: Result | None) -> Result:
     """Create the interface, and the bridge if missing, and return the result. Raises NativeError."""
     config = _validated(decode_config(call, Bridge), ipam_result)
     vlans = membership(config.vlan, config.vlan_trunk, keeps_default=config.preserve_default_vlan)
-    mac = requested_mac(call, config, _cni_args_mac(config))
+    mac = requested_mac(call, config, {"args.cni.mac": _cni_args_mac(config)})
     assigned = [] if ipam_result is None else assignments(call, ipam_result)
     if ipam_result is not None and config.gateway:
         assigned = with_gateways(assigned)

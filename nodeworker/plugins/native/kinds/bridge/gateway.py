@@ -16,6 +16,7 @@ from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.kit.addressing import Assignment
 from nodeworker.plugins.native.kit.endpoints import error_context
+from nodeworker.plugins.spec.addresses import network
 from nodeworker.plugins.spec.results import Result, Route
 
 
@@ -34,7 +35,7 @@ def with_default_routes(ipam_result: Result, assigned: Sequence[Assignment]) -> 
     all_routes = list(ipam_result.routes)
     for each in assigned:
         default = routes.DEFAULT_V4 if each.address.version == 4 else routes.DEFAULT_V6
-        if not any(route.gw and ipaddress.ip_network(route.dst, strict=False) == default for route in all_routes):
+        if not any(route.gw and network(route.dst) == default for route in all_routes):
             all_routes.append(Route(dst=str(default), gw=str(each.gateway)))
     return replace(ipam_result, routes=tuple(all_routes))
 

@@ -25,7 +25,15 @@ from nodeworker.plugins.native.kinds.tuning.link_properties import NOTHING, Prop
 from nodeworker.plugins.native.kit.announce import announce
 from nodeworker.plugins.native.kit.chain_input import find_chained_link, own_addresses, require_prev_result
 from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link, open_endpoints
-from nodeworker.plugins.native.kit.plugin_config import U32, PluginConfig, decode_config, decode_options, parse_mac
+from nodeworker.plugins.native.kit.plugin_config import (
+    U32,
+    PluginConfig,
+    check_fits,
+    decode_config,
+    decode_options,
+    parse_mac,
+)
+from nodeworker.plugins.spec.addresses import length
 from nodeworker.plugins.spec.results import Interface, Result
 
 TYPE = "tuning"
@@ -99,10 +107,13 @@ def add(call: Call, ipam_result: Result | None) -> Result:
     files = _files(call, wanted)
     _refuse_unlisted(wanted.parameters)
     with open_endpoints(call, Phase.ADD) as ends:
-        ends.netns.run_inside(lambda: _set(files))
         if wanted.properties == NOTHING:
+            ends.netns.run_inside(lambda: _set(files))
             return before
         link = find_chained_link(ends, call)
+        if wanted.properties.mac:
+            check_fits("mac", wanted.properties.mac, length(link.mac), call.ifname)
+        ends.netns.run_inside(lambda: _set(files))
         with error_context(f"note the state of {call.ifname} in {note}"):
             link_properties.note(note, link_properties.current(link, wanted.properties))
         requests = list(link_properties.changes(link.index, wanted.properties))
@@ -186,11 +197,10 @@ def _cni_args(config: Tuning) -> _CniArgs:
 
 def _mac(call: Call, config: Tuning, args: _CniArgs) -> str:
     """Return the MAC address: unlike plugins that create interfaces, this one reads an empty ``args.cni`` as none."""
-    stated = config.runtime_config.get("mac") or call.args.get("MAC") or config.mac
-    chosen = stated if args.mac is None else args.mac
-    if not isinstance(chosen, str):
-        raise NativeError(f"{chosen!r} is not a MAC address for interface {call.ifname}: it must be a string")
-    return parse_mac(chosen, call.ifname)
+    if args.mac is not None:
+        return parse_mac("args.cni.mac", args.mac, call.ifname)
+    asked = {"runtimeConfig.mac": config.runtime_config.get("mac"), "MAC in CNI_ARGS": call.args.get("MAC")}
+    return parse_mac(*next((each for each in asked.items() if each[1]), ("mac", config.mac)), call.ifname)
 
 
 def _files(call: Call, wanted: _Wanted) -> dict[str, str]:

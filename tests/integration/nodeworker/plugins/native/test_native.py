@@ -65,8 +65,6 @@ REFUSALS = [
     ({"type": "macvlan"}, IPAM, "there is no default route on this node"),
     (MACVLAN | {"mtu": 1451}, IPAM, "mtu 1451 is not between 0 and the 1450 of par0"),
     (MACVLAN | {"mode": "source"}, IPAM, "macvlan has no mode 'source'"),
-    (MACVLAN | {"mac": "02:00:5e:10:00"}, IPAM, "'02:00:5e:10:00' is not a MAC address for interface net1"),
-    (MACVLAN | {"mac": "ff:ff:ff:ff:ff:ff"}, IPAM, "can't create net1 as a macvlan: .*address"),
     (MACVLAN | {"master": "lo"}, IPAM, "can't create net1 as a macvlan: "),
     (MACVLAN, answer(), "the IPAM plugin assigned no address to net1"),
     (MACVLAN, answer({"address": "10.7.0.5/24"}, routes=[{"dst": "10.8.0.0/16", "gw": "10.9.0.1"}]), "10.8.0.0/16 by"),
@@ -74,7 +72,6 @@ REFUSALS = [
     (BRIDGE | {"bridge": "br0/../br1"}, IPAM, "can't "),
     (BRIDGE | {"hairpinMode": True, "promiscMode": True}, IPAM, "exclude each other"),
     (BRIDGE | {"disableContainerInterface": True}, IPAM, "remove ipam"),
-    (BRIDGE | {"runtimeConfig": {"mac": 7}}, IPAM, "7 is not a MAC address"),
     (BRIDGE | {"mtu": -1}, IPAM, "configuration of network net can't be used: Expected `int` >= 0 - at `\\$.mtu`"),
     (PTP | {"mtu": -1}, IPAM, "configuration of network net can't be used: Expected `int` >= 0 - at `\\$.mtu`"),
     (BRIDGE | {"mtu": 70000}, IPAM, "can't create br0 as a bridge"),
@@ -99,6 +96,47 @@ def test_an_impossible_add_is_refused_with_a_reason(
         add(config, netns, ipam)
     assert caught.value.code == 999
     PLUGINS[config["type"]].delete(call(config, netns))
+
+
+INFINIBAND = "80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:31:79:f1"
+NO_MACS = [
+    ({"mac": "02:00:5e:10:00"}, 'mac of net1: "02:00:5e:10:00" is not a hardware address'),
+    ({"mac": "f1:fd:59:0b:bd:2b"}, 'mac of net1: "f1:fd:59:0b:bd:2b" is a multicast address'),
+    ({"mac": "00:00:00:00:00:00"}, "mac of net1: .* is all zero"),
+    ({"runtimeConfig": {"mac": INFINIBAND}}, r"runtimeConfig.mac of net1: .* has 20 bytes, as on InfiniBand, and an"),
+    ({"runtimeConfig": {"mac": 7}}, "runtimeConfig.mac of net1 is 7, which is not a string"),
+    ({"runtimeConfig": {"mac": "02:00:5e:10:00:00:00:01"}}, "has 8 bytes"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), NO_MACS)
+def test_an_address_that_the_link_can_not_have_is_refused_before_it_is_made(
+    netns: str, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(NativeError, match=words) as caught:
+        add(MACVLAN | options, netns)
+    assert caught.value.code == 7
+    assert not any(line.startswith("2:") for line in listed(netns))
+
+
+@pytest.mark.parametrize("spelled", ["02AA.bb00.1122", "02-AA-BB-00-11-22", "02:aa:bb:00:11:22"])
+def test_an_address_is_the_same_in_every_spelling_and_from_every_place(netns: str, spelled: str) -> None:
+    places: list[tuple[dict[str, Any], dict[str, str]]] = [
+        (MACVLAN | {"mac": spelled}, {}),
+        (MACVLAN | {"runtimeConfig": {"mac": spelled}}, {}),
+        (MACVLAN, {"MAC": spelled}),
+        (BRIDGE | {"args": {"cni": {"mac": spelled}}}, {}),
+    ]
+    for config, args in places:
+        result = add(config, netns, args=args)
+        assert [each.mac for each in result.interfaces if each.sandbox] == ["02:aa:bb:00:11:22"]
+        PLUGINS[config["type"]].delete(call(config, netns))
+
+
+def listed(netns: str) -> list[str]:
+    return subprocess.run(
+        ["ip", "-n", netns.rpartition("/")[2], "-o", "link"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
 
 
 def test_an_address_in_the_way_is_refused_unless_forced(netns: str) -> None:

@@ -120,14 +120,18 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"mtu": 70000}, "can't set the MAC address, MTU and bridge of net1: "),
     ({"mtu": -1}, "Expected `int` >= 0"),
     ({"owner": 2**32 - 1}, "can't create net1 as a tap device: Invalid argument"),
-    ({"mac": "01:00:5e:00:00:01"}, "can't set the MAC address, MTU and bridge of net1: "),
-    ({"mac": "tap"}, "'tap' is not a MAC address"),
 ]
 
 
 @pytest.mark.parametrize(("options", "words"), REFUSALS, ids=[words for _, words in REFUSALS])
 def test_an_impossible_add_is_refused_with_a_reason(netns: str, options: dict[str, Any], words: str) -> None:
     is_refused(tap, call(TAP | options, netns), BOTH, words)
+    assert names(netns) == {"lo", "br0"}
+
+
+def test_an_address_that_it_can_not_have_is_refused(netns: str) -> None:
+    for mac, words in (("01:00:5e:00:00:01", "is a multicast address"), ("tap", '"tap" is not a hardware address')):
+        is_refused(tap, call(TAP | {"mac": mac}, netns), BOTH, f"mac of net1: .*{words}", code=7)
     assert names(netns) == {"lo", "br0"}
 
 

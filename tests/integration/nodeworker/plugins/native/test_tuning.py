@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from typing import Any
 import pytest
 
 from events.schema import Phase
+from nodeworker.kernel.layouts import ifinfmsg, tuntap
 from nodeworker.kernel.namespaces import Namespace
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kinds.tuning import tuning
+from nodeworker.plugins.native.kit.endpoints import open_endpoints
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.results import Result
 from tests.support.plugins.kernel_view import REFERENCE, container, differences, execute, node, view
@@ -26,6 +30,7 @@ like_reference = pytest.mark.skipif(
 )
 
 MAC = "02:00:5e:10:00:07"
+INFINIBAND = "80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:31:79:f1"
 OLD_MAC = "02:00:00:00:00:02"
 
 CASES: dict[str, tuple[dict[str, Any], str]] = {
@@ -264,10 +269,14 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"sysctl": {"net": "x"}}, "'net' is not a network parameter"),
     ({"sysctl": {"net.ipv4.conf.IFNAME.nothing": "1"}}, r"can't set /proc/sys/net/ipv4/conf/net1/nothing to '1'"),
     ({"sysctl": {"net.ipv4.ip_forward": "much"}}, "ip_forward to 'much': Invalid argument"),
-    ({"mac": "02:00"}, "'02:00' is not a MAC address for interface net1"),
-    ({"mac": "ff:ff:ff:ff:ff:ff"}, "can't set MAC address ff:ff:ff:ff:ff:ff of net1: "),
     ({"mtu": 7}, "can't set MTU 7 of net1: "),
-    ({"runtimeConfig": {"mac": 7}}, "7 is not a MAC address"),
+]
+NO_MACS: list[tuple[dict[str, Any], str]] = [
+    ({"mac": "02:00"}, 'mac of net1: "02:00" is not a hardware address'),
+    ({"mac": "ff:ff:ff:ff:ff:ff"}, "mac of net1: .* is a multicast address"),
+    ({"args": {"cni": {"mac": "00-00-00-00-00-00"}}}, "args.cni.mac of net1: .* is all zero"),
+    ({"runtimeConfig": {"mac": 7}}, "runtimeConfig.mac of net1 is 7, which is not a string"),
+    ({"mac": INFINIBAND}, r"mac of net1: .* has 20 bytes, as on InfiniBand, and an address of net1 has 6, as on Eth"),
 ]
 
 
@@ -282,6 +291,39 @@ def test_an_impossible_add_is_refused_with_a_reason(
     tuning.delete(asked(netns, tmp_path, {}))
     assert link(netns) == before
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("config", "words"), NO_MACS, ids=[words for _, words in NO_MACS])
+def test_an_address_that_the_link_can_not_have_is_refused_before_a_change(
+    netns: str, tmp_path: Path, config: dict[str, Any], words: str
+) -> None:
+    before, parameters = link(netns), {"net.ipv4.conf.net1.arp_filter": "1"}
+    with pytest.raises(NativeError, match=words) as caught:
+        tuning.add(asked(netns, tmp_path, config | {"sysctl": parameters}), None)
+    assert caught.value.code == 7
+    assert link(netns) == before
+    assert os.listdir(tmp_path) == []
+    tuning.check(asked(netns, tmp_path, {"sysctl": {"net.ipv4.conf.net1.arp_filter": "0"}}))
+
+
+_ARPHRD_TUNNEL6 = 769
+"""Its addresses have 16 bytes."""
+_TUNSETLINK = 0x400454CD
+
+
+def make_device_of(link_type: int, name: str) -> None:
+    with open(tuntap.TUNDEV, "r+b", buffering=0) as device:
+        fcntl.ioctl(device, tuntap.TUNSETIFF, struct.pack("16sH22x", name.encode(), ifinfmsg.IFT_TUN))
+        fcntl.ioctl(device, _TUNSETLINK, link_type)
+        fcntl.ioctl(device, tuntap.TUNSETPERSIST, 1)
+
+
+def test_the_length_of_an_address_is_compared_with_that_of_the_link(netns: str, tmp_path: Path) -> None:
+    ip("link del net1", netns)
+    with open_endpoints(call({}, netns), Phase.ADD) as ends:
+        ends.netns.run_inside(lambda: make_device_of(_ARPHRD_TUNNEL6, "net1"))
+    with pytest.raises(NativeError, match=r"has 6 bytes, as on Ethernet, and an address of net1 has 16: ask for one"):
+        tuning.add(asked(netns, tmp_path, {"mac": MAC}), None)
 
 
 def test_it_needs_an_interface_that_another_plugin_has_made(netns: str, tmp_path: Path) -> None:

@@ -176,15 +176,20 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"group": "239.1.1.7", "remote": "192.0.2.9"}, "group and remote exclude each other"),
     ({"group": "192.0.2.9"}, "group 192.0.2.9 is not a multicast address"),
     ({"remote": "239.1.1.7"}, "remote 239.1.1.7 is a multicast address"),
-    ({"remote": "node-b"}, "remote 'node-b' is not an IP address"),
+    ({"remote": "node-b"}, 'remote: "node-b" is not an IP address'),
     ({"remote": "192.0.2.9", "local": "2001:db8::5"}, "of different families"),
-    ({"mac": "02:00"}, "'02:00' is not a MAC address"),
 ]
 
 
 @pytest.mark.parametrize(("options", "words"), REFUSALS, ids=[words for _, words in REFUSALS])
 def test_an_impossible_add_is_refused_with_a_reason(netns: str, options: dict[str, Any], words: str) -> None:
     is_refused(vxlan, call(VXLAN | options, netns), BOTH, words)
+    assert names(netns) == {"lo"}
+
+
+def test_an_address_that_it_can_not_have_is_refused(netns: str) -> None:
+    words = 'mac of net1: "02:00" is not a hardware address'
+    is_refused(vxlan, call(VXLAN | {"mac": "02:00"}, netns), BOTH, words, code=7)
     assert names(netns) == {"lo"}
 
 

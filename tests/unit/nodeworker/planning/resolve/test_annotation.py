@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,7 +73,7 @@ def test_short_form_selects(text: str, expected: list[Selection]) -> None:
         ("net1@a:b", "element 1", "field interface"),
         ("net1@..", "element 1", "reserved"),
         ("net1@net%d", "element 1", "field interface"),
-        ("net1@eth5,net2@eth5", "eth5", "2 elements"),
+        ("net1@eth5,net3,net2@eth5", "eth5", '2 elements, element 1 ("net1") and element 3 ("net2")'),
     ],
 )
 def test_short_form_is_refused_with_element_and_reason(text: str, element: str, why: str) -> None:
@@ -87,12 +88,12 @@ def test_json_form_carries_every_field() -> None:
         "name": "net.with.dots",
         "namespace": "other",
         "interface": "eth5",
-        "ips": ["10.1.1.5/24", "fd00::5"],
-        "mac": "c2:b0:57:49:47:f1",
-        "infiniband-guid": "c2:11:22:33:44:55:66:77",
+        "ips": ["::ffff:10.1.1.5/120", "FD00:0::5"],
+        "mac": "C2B0.5749.47f1",
+        "infiniband-guid": "C2-11-22-33-44-55-66-77",
         "portMappings": [
             {"hostPort": 8080, "containerPort": 80},
-            {"hostPort": 53, "containerPort": 53, "protocol": "UDP", "hostIP": "127.0.0.1"},
+            {"hostPort": 53, "containerPort": 53, "protocol": "UDP", "hostIP": "::ffff:127.0.0.1"},
         ],
         "bandwidth": {"ingressRate": 1000, "ingressBurst": 2000},
         "deviceID": "0000:03:02.1",
@@ -111,11 +112,11 @@ def test_json_form_carries_every_field() -> None:
             "c2:11:22:33:44:55:66:77",
             (
                 PortMapping(host_port=8080, container_port=80),
-                PortMapping(host_port=53, container_port=53, protocol="UDP", host_ip="127.0.0.1"),
+                PortMapping(host_port=53, container_port=53, protocol="udp", host_ip="127.0.0.1"),
             ),
             Bandwidth(ingress_rate=1000, ingress_burst=2000),
             "0000:03:02.1",
-            {"vlan": 5, "nested": {"a": None}},
+            {"vlan": msgspec.Raw(b"5"), "nested": msgspec.Raw(b'{"a": null}')},
             ("10.1.1.1",),
         ),
     )
@@ -180,27 +181,39 @@ def test_empty_default_route_is_a_request() -> None:
         ('"interface": "."', "field interface"),
         ('"interface": "a\\u0000b"', "field interface"),
         ('"interface": 5', "field interface: Expected `str`"),
-        ('"ips": ["10.0.0.300"]', "field ips"),
-        ('"ips": ["10.0.0.1/33"]', "field ips"),
-        ('"ips": ["10.0.0.1/255.255.255.0"]', "field ips"),
-        ('"ips": ["fe80::1%eth0"]', "field ips"),
-        ('"ips": ["10.0.0.1/"]', "field ips"),
+        ('"ips": ["10.0.0.300"]', 'field ips[0]: "10.0.0.300" is not an IP address'),
+        ('"ips": ["fd00::1/64", "10.0.0.1/33"]', 'field ips[1]: the prefix length of "10.0.0.1/33"'),
+        ('"ips": ["10.0.0.1/255.255.255.0"]', "field ips[0]"),
+        ('"ips": ["fe80::1%eth0"]', "field ips[0]"),
+        ('"ips": ["10.0.0.1/"]', "field ips[0]"),
+        ('"ips": ["10.0.0.01"]', "field ips[0]"),
         ('"ips": "10.0.0.1"', "field ips: Expected `array`"),
-        ('"ips": [7]', "field ips"),
-        ('"mac": "c2:b0:57"', "field mac"),
-        ('"mac": "c2:b0:57:49:47:f1:00:01"', "field mac"),
+        ('"ips": ["10.0.0.1", 7]', "field ips[1]: Expected `str`"),
+        ('"mac": "c2:b0:57"', 'field mac: "c2:b0:57" is not a hardware address'),
+        ('"mac": "c2:b0:57:49:47:f1:00:01"', 'field mac: "c2:b0:57:49:47:f1:00:01" has 8 bytes'),
         ('"mac": "c2:b0-57:49:47:f1"', "field mac"),
-        ('"infiniband-guid": "c2:b0:57:49:47:f1"', "8-byte"),
-        ('"portMappings": [{"hostPort": 0, "containerPort": 80}]', 'hostPort "0"'),
-        ('"portMappings": [{"hostPort": 80, "containerPort": 65536}]', 'containerPort "65536"'),
+        ('"mac": "f1:fd:59:0b:bd:2b"', 'field mac: "f1:fd:59:0b:bd:2b" is a multicast address'),
+        ('"mac": "FFFF.FFFF.FFFF"', 'field mac: "FFFF.FFFF.FFFF" is a multicast address'),
+        ('"mac": "00:00:00:00:00:00"', 'field mac: "00:00:00:00:00:00" is all zero'),
+        ('"infiniband-guid": "c2:b0:57:49:47:f1"', 'field infiniband-guid: "c2:b0:57:49:47:f1" is not a GUID'),
+        ('"portMappings": [{"hostPort": 0, "containerPort": 80}]', 'field portMappings[0]: hostPort "0"'),
+        (
+            '"portMappings": [{"hostPort": 80, "containerPort": 80}, {"hostPort": 81, "containerPort": 65536}]',
+            'field portMappings[1]: containerPort "65536"',
+        ),
         ('"portMappings": [{"hostPort": 80}]', "containerPort"),
         ('"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]', "icmp"),
-        ('"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "localhost"}]', "hostIP"),
+        (
+            '"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "localhost"}]',
+            'hostIP "localhost" is not an IP',
+        ),
         ('"bandwidth": {"ingressBurst": 5}', "ingressBurst without ingressRate"),
-        ('"bandwidth": {"egressRate": -1}', "negative egress"),
+        ('"bandwidth": {"egressRate": -1}', "bandwidth.egressRate: -1 is negative"),
+        ('"bandwidth": {"ingressRate": 36893488147419103232}', "bandwidth.ingressRate"),
         ('"bandwidth": {"egressRate": "1M"}', "bandwidth.egressRate"),
         ('"cni-args": ["a"]', "field cni-args: Expected `object`"),
-        ('"default-route": ["10.0.0.1/24"]', "field default-route"),
+        ('"default-route": ["10.0.0.1/24"]', 'field default-route[0]: "10.0.0.1/24" is not an IP address'),
+        ('"default-route": ["10.0.0.1", "ff02::1"]', 'field default-route[1]: holds "ff02::1"'),
         ('"default-route": ["10.0.0.1", "10.0.0.2"]', "holds 2 IPv4 gateways"),
         ('"default-route": ["10.0.0.1", "fd00::1", "fd00::2"]', "holds 2 IPv6 gateways"),
         ('"ips": ["10.0.0.1"], "ipam-claim-reference": "vm-a"', "ipam-claim-reference"),
@@ -211,6 +224,18 @@ def test_json_form_is_refused_with_element_and_field(fields: str, why: str) -> N
     message = refused(f'[{{"name": "first"}}, {{"name": "second", {fields}}}]')
     assert 'element 2 ("second"): ' in message
     assert why in message
+
+
+def test_infiniband_addresses_are_accepted_and_passed_on() -> None:
+    text = "80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:31:79:f1"
+    assert parse_networks(json.dumps([{"name": "ib", "mac": text}]), "test")[0].mac == text
+    assert parse_networks(json.dumps([{"name": "ib", "mac": text.upper().replace(":", "-")}]), "test")[0].mac == text
+
+
+def test_an_error_carries_its_network() -> None:
+    with pytest.raises(RequestFailedError) as caught:
+        parse_networks('[{"name": "net1"}, {"name": "net2", "namespace": "b", "ips": ["x"]}]', "a")
+    assert caught.value.failure.network == "b/net2"
 
 
 @pytest.mark.parametrize(
@@ -224,7 +249,7 @@ def test_json_form_is_refused_with_element_and_field(fields: str, why: str) -> N
         ('[{"name": ""}]', "element 1: field name is missing"),
         ('[{"name": 7}]', "element 1: field name"),
         ("[" * 100_000, "nested too deeply"),
-        ('[{"name":"a","interface":"x0"},{"name":"b","interface":"x0"}]', '"x0" to 2 elements'),
+        ('[{"name":"a","interface":"x0"},{"name":"b","interface":"x0"}]', '"x0" for 2 elements, element 1 ("a") and'),
     ],
 )
 def test_json_text_is_refused_with_reason(text: str, why: str) -> None:

@@ -383,6 +383,19 @@ def test_mac_and_ips_reach_plugins_without_capabilities_in_cni_args() -> None:
     assert "runtimeConfig" not in plugin(result, 1)
 
 
+@pytest.mark.parametrize(
+    ("written", "passed"),
+    [
+        ("02AA.bb00.1122", "02:aa:bb:00:11:22"),
+        ("80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:31:79:f1",) * 2,
+    ],
+)
+def test_every_plugin_gets_an_address_in_one_spelling(written: str, passed: str) -> None:
+    result = planned(json.dumps([{"name": "a", "mac": written}]), (nad("a", CAPABLE),))
+    assert plugin(result, 1)["runtimeConfig"] == {"mac": passed}
+    assert result.attachments[1].cni_args.endswith(f";MAC={passed}")
+
+
 def test_runtime_config_is_for_the_default_network_only() -> None:
     mappings = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}]
     stdin = {"delegates": [FLANNEL], "runtimeConfig": {"portMappings": mappings, "dns": {"servers": []}}}

@@ -146,7 +146,9 @@ def test_each_family_may_go_to_another_network() -> None:
     assert [to for to, _ in routes(attachments, 2) if to.endswith("/0")] == ["::/0"]
 
 
-@pytest.mark.parametrize("gateways", [["10.1.1.1", "10.1.1.2"], ["10.1.1.1", "10.1.1.1"], ["10.1.1.1", "::1", "::2"]])
+@pytest.mark.parametrize(
+    "gateways", [["10.1.1.1", "10.1.1.2"], ["10.1.1.1", "10.1.1.1"], ["10.1.1.1", "fd00::1", "fd00::2"]]
+)
 def test_traffic_is_not_spread_over_several_gateways(gateways: list[str]) -> None:
     assert "a family has one default route" in refused(gateways).message
 
@@ -158,8 +160,9 @@ def test_an_address_that_no_router_can_have_is_refused(gateway: str) -> None:
     assert f'"{gateway}", which can' in failure.message
 
 
-def test_an_ipv4_mapped_address_is_refused() -> None:
-    assert "write 10.1.1.1" in refused(["::ffff:10.1.1.1"]).message
+def test_an_ipv4_gateway_in_ipv6_notation_is_an_ipv4_gateway() -> None:
+    assert claims(["::ffff:10.1.1.1"]) == [None, ("10.1.1.1",)]
+    assert "holds 2 IPv4 gateways (10.1.1.1, 10.1.1.2)" in refused(["::ffff:10.1.1.1", "10.1.1.2"]).message
 
 
 @given(st.lists(st.ip_addresses(v=4) | st.ip_addresses(v=6), max_size=4))
