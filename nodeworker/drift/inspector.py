@@ -1,4 +1,4 @@
-"""Compare a sandbox in the kernel with the ledger, and remember each interface's MTU if no plan sets it."""
+"""Compare a sandbox and its files with the ledger, and remember each interface's MTU if no plan sets it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from events.schema import Drift, DriftKind, ErrorClass, Phase
 from nodeworker.drift.differences import Snapshot, differences
 from nodeworker.drift.expected import ExpectedLink, expected_links
 from nodeworker.drift.expected_rules import ExpectedRules
+from nodeworker.drift.files import ExpectedFile, expected_files, file_differences
 from nodeworker.drift.filter_rules import missing_rules
-from nodeworker.drift.snapshot import take_snapshot
+from nodeworker.drift.snapshot import read_files, take_snapshot
 from nodeworker.errors import RequestFailedError, failed
 from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
 
@@ -29,6 +30,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     expected: tuple[ExpectedLink, ...]
     snapshot: Snapshot
     netnsid: int
+    files: tuple[ExpectedFile, ...]
     drifts: tuple[Drift, ...]
     mtus: Mapping[str, int]
     """The MTU that each interface must have, by name."""
@@ -65,9 +67,10 @@ class Inspector:
             return None  # after a reboot the path may belong to another sandbox, even with an equal inode
         policy: Callable[[str], str] = (lambda _: "observe") if everything else self._settings.of
         expected, netns, inode = expected_links(sandbox, policy), sandbox.plan.netns, sandbox.plan.netns_inode
+        files = expected_files(sandbox, policy)
         try:
-            observation = await self.on_thread(
-                lambda: take_snapshot(netns, expected, phase, inode, self._ruleset_cache)
+            observation, contents = await self.on_thread(
+                lambda: (take_snapshot(netns, expected, phase, inode, self._ruleset_cache), read_files(files))
             )
         except RequestFailedError as error:
             if error.failure.error_class is ErrorClass.NAMESPACE_INVALID:
@@ -78,7 +81,8 @@ class Inspector:
             expected=expected,
             snapshot=observation.snapshot,
             netnsid=observation.netnsid,
-            drifts=differences(expected, observation.snapshot, mtus),
+            files=files,
+            drifts=(*file_differences(files, contents), *differences(expected, observation.snapshot, mtus)),
             mtus=mtus,
         )
 

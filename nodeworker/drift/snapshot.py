@@ -1,7 +1,8 @@
-"""Read the state of a sandbox from the kernel. Blocking, about a millisecond: call it on a thread."""
+"""Read the state of a sandbox from the kernel, and its files. Blocking, about a millisecond: call it on a thread."""
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Collection, Mapping
 
@@ -10,12 +11,14 @@ import msgspec
 from events.schema import Phase
 from nodeworker.drift.differences import Snapshot
 from nodeworker.drift.expected import ExpectedLink
+from nodeworker.drift.files import ExpectedFile
 from nodeworker.drift.filter_rules import missing_rules
 from nodeworker.kernel.namespaces import Namespace
 from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
 from nodeworker.kernel.rtnetlink import addresses, bridge_ports, links, routes
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.socket import Netlink
+from nodeworker.plugins import device_info
 
 _PAIRED = "veth"
 
@@ -55,6 +58,20 @@ def take_snapshot(
             ),
         )
         return Observation(snapshot=snapshot, netnsid=links.netnsid(node, container.fd))
+
+
+def read_files(files: Collection[ExpectedFile]) -> Mapping[str, bytes]:
+    """Return the contents of those *files* that exist, by path. One that can't be read is empty."""
+    contents: dict[str, bytes] = {}
+    for path in {each.path for each in files}:
+        try:
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                contents[path] = file.read(device_info.MAX_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            contents[path] = b""
+    return contents
 
 
 def _vlans(node: Netlink, ports: Mapping[str, Link]) -> Mapping[str, Mapping[int, int]]:

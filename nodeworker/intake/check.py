@@ -32,6 +32,7 @@ from nodeworker.sandboxes.detach import target_of
 _UNKNOWN_CONTAINER = 3
 _NOT_AVAILABLE = 50
 _STATUS_SECONDS = 1.5
+_ACCEPTED = frozenset({DriftKind.ADDRESS_FOREIGN, DriftKind.DEVICE_INFO_CHANGED})
 
 
 class Checker:
@@ -132,12 +133,12 @@ class Checker:
         """Compare what plugins may not have checked, of all attachments whose configuration allows CHECK.
 
         An added address is drift, but CHECK accepts it: others may have changed the interface since (CNI specification
-        1.1, section 2, "CHECK").
+        1.1, section 2, "CHECK"). Device information is no part of the interface.
         """
         inspection = await self._inspector.inspect_present(sandbox, Phase.CHECK, everything=True)
         silent = {attachment.plan.ifname for attachment in sandbox.attachments if attachment.plan.disable_check}
         for drift in inspection.drifts:
-            if drift.ifname in silent or drift.kind is DriftKind.ADDRESS_FOREIGN:
+            if drift.ifname in silent or drift.kind in _ACCEPTED:
                 continue
             wanted, found = drift.expected, drift.found or "nothing"
             raise failed(

@@ -47,6 +47,22 @@ async def withdraw(plan: PlannedAttachment) -> None:
         await asyncio.to_thread(_withdraw, plan)
 
 
+def write(path: str, text: str) -> None:
+    """Create or replace the file at *path* at once. Blocking. Raises OSError."""
+    target = Path(path)
+    draft = target.with_name(f".{os.urandom(8).hex()}")  # the target's own name may be of the greatest length
+    try:
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o644)
+        draft.replace(target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+
+
 def of_device_plugin(plan: PlannedAttachment) -> Path:
     """Return the path of the device plugin's file about the device of *plan*."""
     name = f"{plan.resource}-{plan.device}-device.json".replace("/", "-")
@@ -58,16 +74,9 @@ def _provide(plan: PlannedAttachment) -> None:
     text = _read(plan, source)
     if not text:
         return
-    draft = target.with_name(f".{os.urandom(8).hex()}")  # the target's own name may be of the greatest length
     try:
-        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)
-        draft.replace(target)
+        write(plan.device_info, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
         _complain(plan, target, f"it can't be written: {error.strerror}")
 
 

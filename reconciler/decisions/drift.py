@@ -31,6 +31,8 @@ NODE_RATE = 50.0
 """Rate limit of one node: repairs at once, and per second."""
 
 _ORDER = (
+    DriftKind.RESERVATION_MISSING,
+    DriftKind.RESERVATION_FOREIGN,
     DriftKind.PARENT_MISSING,
     DriftKind.PARENT_DOWN,
     DriftKind.LINK_MISSING,
@@ -44,8 +46,9 @@ _ORDER = (
     DriftKind.ROUTE_MISSING,
     DriftKind.FILTER_MISSING,
     DriftKind.MASQUERADE_MISSING,
+    DriftKind.DEVICE_INFO_CHANGED,
 )
-"""Each kind needs the kinds before it: a route needs its address, an address its link, a link its parent."""
+"""Each kind needs the kinds before it: a route needs its address, an address its link and its reservation."""
 _RANKS = {kind: rank for rank, kind in enumerate(_ORDER)}
 
 

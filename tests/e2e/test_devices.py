@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from events.schema import AttachCompleted, AttachPlanned, AttachWarning, ErrorClass, InterfaceAttached, WarningKind
+from events.schema import (
+    AttachCompleted,
+    AttachPlanned,
+    AttachWarning,
+    DriftKind,
+    DriftRepaired,
+    ErrorClass,
+    InterfaceAttached,
+    WarningKind,
+)
 from reconciler.status.text import pod_status
+from tests.support.fork_server import plumbline
 from tests.support.kube.kubelet import kubelet, pod
 from tests.support.node.node import BRIDGE, Node
+from tests.support.node.reconciler_process import reconciler
 from tests.support.node.runtime import PLUGINS, PodSandbox
 from tests.support.waiting import eventually
 
@@ -99,6 +110,30 @@ def test_devices_reach_plugins_status_and_ledger_and_are_removed(devices: Device
     node.assert_detached(sandbox)
     assert devices.files() == []
     assert devices.stored_config("DEL", "net2")["deviceID"] == "0000:03:02.0"
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{}")], ids=["removed", "edited"])
+def test_damaged_device_information_is_restored(
+    devices: DeviceNode, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    devices.device("0000:03:02.1")
+    devices.network("fast", {"type": "tuning"})
+    sandbox = devices.node.pod("drawing", "fast")
+    with kubelet(tmp_path, pod("drawing", [(SRIOV, ["0000:03:02.1"])])), reconciler(devices.node):
+        assert sandbox.add().exit_code == 0
+        (file,) = (devices.info / "cni").iterdir()
+        before = file.read_text()
+        damage(file)
+        assert sandbox.check().exit_code == 0
+        plumbline(devices.node.config, "verify", "--json")
+        told = eventually(
+            lambda: [e.data for e in devices.node.events_of(sandbox) if isinstance(e.data, DriftRepaired)],
+            "it is repaired",
+        )
+        assert [drift.kind for drift in told[0].drifts] == [DriftKind.DEVICE_INFO_CHANGED]
+        assert file.read_text() == before
+        assert sandbox.delete().exit_code == 0
+    assert devices.files() == []
 
 
 def test_device_of_a_claim_reaches_the_plugin(devices: DeviceNode, tmp_path: Path) -> None:

@@ -140,9 +140,9 @@ def test_unwritable_folder_fails_the_add_and_names_the_holder(make_node: MakeNod
     moved.rename(node.addresses)
 
 
-def files(node: Node) -> dict[str, str]:
+def files(node: Node) -> dict[str, bytes]:
     """Return the reservations: the content of each file."""
-    return {f"{path.parent.name}/{path.name}": path.read_text() for path in node.reserved()}
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in node.reserved()}
 
 
 def addresses(pod: PodSandbox, *ifnames: str) -> set[str]:

@@ -7,6 +7,7 @@ rest on the newest observation is void. A repair that was interrupted at any poi
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import structlog
 from msgspec.structs import replace
@@ -25,7 +26,9 @@ from events.schema import (
 )
 from nodeworker.deadline import seconds_since
 from nodeworker.drift.expected import OF_THE_NODE
+from nodeworker.drift.files import FILE_DRIFTS, other_holder
 from nodeworker.drift.inspector import Inspection, Inspector
+from nodeworker.drift.repair.files import restore_files
 from nodeworker.drift.repair.in_place import NotRepaired, rename_port, repair_in_place
 from nodeworker.drift.repair.reattach import obstacle, plan_as_recorded
 from nodeworker.errors import RequestFailedError, failed
@@ -79,14 +82,18 @@ class Repairer:
         inspection = await self._inspector.inspect_present(sandbox, Phase.REPAIR)
         requested = {_identity(drift) for drift in command.drifts}
         confirmed = [drift for drift in inspection.drifts if _identity(drift) in requested]
-        not_repaired = await self._reattach(sandbox, confirmed, inspection)
+        not_repaired = await self._restore_files(confirmed, inspection)
+        free = [drift for drift in confirmed if drift not in {each.drift for each in not_repaired}]
+        not_repaired += await self._reattach(sandbox, free, inspection)
         inspection = await self._inspector.inspect_present(sandbox, Phase.REPAIR)
         reattached = {each.ifname for each in command.drifts if _needs_reattach(each, sandbox)}
-        blocked = {each.drift.ifname for each in not_repaired}
+        blocked = {each.drift.ifname for each in not_repaired if each.drift.kind is not DriftKind.DEVICE_INFO_CHANGED}
         rest = [
             drift
             for drift in inspection.drifts
-            if drift.ifname not in blocked and (_identity(drift) in requested or drift.ifname in reattached)
+            if drift.ifname not in blocked
+            and drift.kind not in FILE_DRIFTS
+            and (_identity(drift) in requested or drift.ifname in reattached)
         ]
         if rest:
             netns, inode, before = sandbox.plan.netns, sandbox.plan.netns_inode, inspection
@@ -108,6 +115,23 @@ class Repairer:
             left=left,
             seconds=seconds,
         )
+
+    async def _restore_files(self, drifts: Sequence[Drift], inspection: Inspection) -> list[NotRepaired]:
+        """Restore the files of *drifts*; return what can't be repaired.
+
+        If another pod has the address of an interface, that is every drift of the interface: an interface that is
+        attached again would take the address from the other pod.
+        """
+        of_files = [drift for drift in drifts if drift.kind in FILE_DRIFTS]
+        if not of_files:
+            return []
+        files, sandboxes = inspection.files, dict(self._journal.state.sandboxes)
+        not_repaired = await self._inspector.on_thread(
+            lambda: restore_files(files, of_files, partial(other_holder, sandboxes))
+        )
+        foreign = {each.drift.ifname: each for each in not_repaired if each.error_class is ErrorClass.NOT_REPAIRABLE}
+        others = [drift for drift in drifts if drift.kind not in FILE_DRIFTS and drift.ifname in foreign]
+        return [*not_repaired, *(replace(foreign[drift.ifname], drift=drift) for drift in others)]
 
     async def _reattach(self, sandbox: Sandbox, drifts: Sequence[Drift], inspection: Inspection) -> list[NotRepaired]:
         """Attach the interfaces of *drifts* that need it again, in the plan's order; return those that failed."""

@@ -110,7 +110,7 @@ def reservations_of(plan: PlannedAttachment, result: str, container_id: Containe
 def holder_of(content: bytes) -> tuple[ContainerId, IfName]:
     """Return the owner in a file of host-local; empty if it is torn. Plugins before 0.8 wrote no interface name."""
     try:
-        holder, _, ifname = content.decode().partition("\r\n")
+        holder, _, ifname = content.decode().strip().partition("\r\n")
     except UnicodeDecodeError:
         return ContainerId(""), IfName("")
     if not usable_container_id(holder) or (ifname and ifname_problem(ifname)):
@@ -172,7 +172,9 @@ def _parsed(plugin: str) -> tuple[AddressFolder, tuple[Network, ...]] | None:
     offered = config.runtime_config.ranges if config.runtime_config else None
     members = (each for ranges in (*(ipam.ranges or ()), *(offered or ())) for each in ranges)
     subnets = (ipam.subnet, *(each.subnet for each in members))
-    return AddressFolder(os.path.join(path, config.name), config.name), tuple(_networks(filter(None, subnets)))
+    return AddressFolder(os.path.normpath(f"{path}/{config.name}"), config.name), tuple(
+        _networks(filter(None, subnets))
+    )
 
 
 def _networks(texts: Iterable[str]) -> Iterator[Network]:
