@@ -200,4 +200,6 @@ async def connect_or_fail(
                 address, config=config, ensure_stream=False, name=name, observe_anomaly=observe_anomaly
             )
     except TimeoutError:
-        raise LedgerUnavailableError(f"the ledger at {address.url} does not answer: is nats-server running?") from None
+        raise LedgerUnavailableError(
+            f"no ledger answers at {address.url}: is `plumbline up`, or its nats-server, running?"
+        ) from None

@@ -45,6 +45,7 @@ def configure(level: str, process: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             lambda _logger, _name, entry: {**entry, "process": process},
             structlog.processors.format_exc_info,
+            _rounded,
             _Renderer(chosen_format()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -56,6 +57,11 @@ def configure(level: str, process: str) -> None:
 def sentences(error: BaseException) -> str:
     """Return the text of *error*, or, of a group, those of all its errors."""
     return "; ".join(map(sentences, error.exceptions)) if isinstance(error, BaseExceptionGroup) else str(error)
+
+
+def configure_command(level: str) -> None:
+    """Log errors only, unless *level* is ``debug``: a command says in a sentence why it failed."""
+    configure("debug" if level == "debug" else "error", "cli")
 
 
 def chosen_format() -> str:
@@ -82,6 +88,11 @@ def copied(to: Copy) -> Generator[None]:
         yield
     finally:
         _copy.reset(token)
+
+
+def _rounded(_logger: WrappedLogger, _name: str, entry: EventDict) -> EventDict:
+    """Round numbers to the microsecond: most are seconds, and more digits say nothing."""
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in entry.items()}
 
 
 class _Renderer:

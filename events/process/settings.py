@@ -10,13 +10,14 @@ import argparse
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
 
 from events.process.backoff import LOCAL_PAUSE, MAX_HUB_PAUSE
+from events.process.exit_codes import ExitCode
 from events.process.setting_keys import unknown_keys
 
 DEFAULT_PATH = Path("/etc/plumbline/plumbline.json")
@@ -28,6 +29,14 @@ ADDRESS_FILE = "ledger.json"
 
 class SettingsError(ValueError):
     """The configuration is invalid. The message names the file, the key and the reason."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.WRONG
+
+
+class NoLedgerError(SettingsError):
+    """No ledger is configured, and none runs on this machine."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.NO_LEDGER
 
 
 def _check_urls(urls: str, key: str) -> None:
@@ -314,7 +323,10 @@ def hub_address(settings: Settings) -> LedgerAddress | None:
 
 
 def ledger_address(settings: Settings) -> LedgerAddress:
-    """Return the address of the ledger. Raises SettingsError if none is configured and none runs on this machine."""
+    """Return the address of the ledger.
+
+    Raises SettingsError; NoLedgerError if none is configured and none runs on this machine.
+    """
     configured = settings.ledger
     try:
         if configured.url:
@@ -322,7 +334,7 @@ def ledger_address(settings: Settings) -> LedgerAddress:
             return LedgerAddress(configured.url, token)
         return msgspec.json.decode((Path(settings.run_dir) / ADDRESS_FILE).read_bytes(), type=LedgerAddress)
     except FileNotFoundError as error:
-        raise SettingsError(
+        raise NoLedgerError(
             f"no ledger: {error.filename} is missing; start `plumbline up`, or set ledger.url"
         ) from error
     except OSError as error:

@@ -18,14 +18,13 @@ import click
 import msgspec
 
 from events.nats.server import EmbeddedServer, ServerError
+from events.process.exit_codes import ExitCode
 from events.process.settings import Settings, SettingsError, ledger_address, load
 from events.schema import NO_CAUSE, ContainerId, Event, EventId, NodeName, Pod, SandboxAdopted
 from reconciler.cli.errors import exit_with
 from reconciler.history.redact import redacted, without_secrets
 from reconciler.history.timeline import printable
 from reconciler.history.words import SANDBOX_LETTERS, words
-
-_WRONG, _NO_LEDGER = 2, 4
 
 
 class _Adoption(msgspec.Struct, frozen=True):
@@ -79,10 +78,10 @@ def command(config: Path | None, dry_run: bool, cni_dir: str | None, cache_dir: 
     \b
     Exit codes:
       0  every pod is taken over
-      1  some are not; one sentence for each says why
       2  wrong usage or configuration
-      3  a worker runs
+      3  some are not; one sentence for each says why
       4  the ledger does not answer
+      5  a worker runs
     """
     argv = [sys.executable, "-m", "nodeworker.host.adopt", "--output", "json"]
     argv += ["--config", str(config)] if config else []
@@ -94,9 +93,9 @@ def command(config: Path | None, dry_run: bool, cni_dir: str | None, cache_dir: 
         with contextlib.nullcontext() if dry_run else _ledger(settings):
             done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
     except SettingsError as error:
-        raise exit_with(error, _WRONG) from error
+        raise exit_with(error) from error
     except (ServerError, OSError) as error:
-        raise exit_with(error, _NO_LEDGER) from error
+        raise exit_with(error, ExitCode.NO_LEDGER) from error
     if done.stdout:
         report = msgspec.json.decode(done.stdout, type=_Report)
         click.echo(_json(report) if output == "json" else "\n".join(_lines(report)))

@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 from sqlalchemy import exc
 
+from events.process.exit_codes import ExitCode
 from events.process.settings import DEFAULT_PATH, SettingsError, load, missing_files
 from reconciler.settings import ReconcilerSettings
 
 _SECONDS = 30.0
-_INVALID = 2
 _HEADER = ("KEY", "VALUE", "FROM")
 
 
@@ -69,7 +69,7 @@ def command(configured: Path | None, path: Path | None, output: str, elsewhere: 
 def _refuse(problems: list[str]) -> NoReturn:
     for problem in problems:
         click.echo(f"plumbline: {problem}", err=True)
-    raise SystemExit(_INVALID)
+    raise SystemExit(ExitCode.WRONG)
 
 
 def _effective(settings: ReconcilerSettings) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
+from events.process.exit_codes import ExitCode
 from events.process.settings import DEFAULT_PATH
 from reconciler.cli.errors import exit_with
 
-_WRONG, _INTERRUPTED = 2, 130
 COMMANDS = {
     "adopt": "adopt:command",
     "check-config": "check_config:command",
@@ -46,11 +46,11 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise SystemExit(_INTERRUPTED) from None
+            raise SystemExit(ExitCode.INTERRUPTED) from None
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # the reader closed the pipe: click ends silently
-            raise exit_with(error, _WRONG) from error
+            raise exit_with(error) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,13 +71,13 @@ def main(ctx: click.Context, config: Path | None) -> None:
       plumbline verify
 
     \b
-    Exit codes:
-      0    done
-      1    not found, or it could not be done
-      2    wrong usage or configuration
-      4    the ledger does not answer; for verify this is 2
+    Exit codes, of every command:
+      0    done; for a check: all is as it should be
+      1    not found, or not possible; for a check: something differs
+      2    wrong usage, wrong configuration, or a file that can't be used
+      3    a part could not be done or checked; a sentence for each says which
+      4    the ledger, or the database, does not answer
+      5    another process of Plumbline is in the way
       130  interrupted
-
-    Some commands have more exit codes: see their help.
     """
     ctx.obj = config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)

@@ -14,6 +14,7 @@ from events.ledger.ledger import LedgerError
 from events.nats.ledger import connect_or_fail
 from events.nats.read_ahead import ReadAhead
 from events.process import logs
+from events.process.exit_codes import ExitCode
 from events.process.settings import SettingsError, load
 from reconciler.cli.errors import exit_with
 from reconciler.follow.connections import whole_ledger
@@ -69,12 +70,14 @@ def snapshot(config: Path | None, file: Path) -> None:
 def _run(work: Callable[[ReconcilerSettings], int], config: Path | None) -> int:
     try:
         settings = load(config, ReconcilerSettings)
-        logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
+        logs.configure_command(settings.log_level)
         return work(settings)
-    except (SettingsError, ProjectionError) as error:
-        raise exit_with(error, 2) from error
-    except (LedgerError, DatabaseUnavailableError) as error:
-        raise exit_with(error, 4) from error
+    except DatabaseUnavailableError as error:
+        raise exit_with(error, ExitCode.NO_LEDGER) from error
+    except ProjectionError as error:
+        raise exit_with(error, ExitCode.WRONG) from error
+    except (SettingsError, LedgerError) as error:
+        raise exit_with(error) from error
 
 
 async def _rebuild(settings: ReconcilerSettings, start_from: Path | None) -> int:

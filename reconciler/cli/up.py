@@ -20,6 +20,7 @@ import structlog
 from events.nats.server import EmbeddedServer, ServerError
 from events.process import logs
 from events.process.child_process import die_with_parent
+from events.process.exit_codes import ExitCode
 from events.process.settings import Settings, SettingsError, load
 from reconciler.cli.errors import exit_with
 
@@ -31,9 +32,6 @@ _FIRST_PAUSE = 0.1
 _LAST_PAUSE = 5.0
 _STEADY = 10.0
 _STOP = 15.0
-_CONFIGURATION = 2
-_NOT_ALL_ADOPTED = 1
-_WORKER_RUNS = 3
 _ROOM = 64 * 1024 * 1024
 
 
@@ -108,8 +106,8 @@ class _Supervisor:
                 self._keep_server()
                 for child in self._children:
                     exit_code = child.supervise()
-                    if exit_code == _CONFIGURATION:
-                        return _CONFIGURATION
+                    if exit_code == ExitCode.WRONG:
+                        return exit_code
                     if exit_code is not None:
                         log.warning("process_ended", name=child.name, exit_code=exit_code)
                 self._stop.wait(_TICK)
@@ -126,10 +124,10 @@ class _Supervisor:
         """Run the adoption; return the exit code to end with, 0: continue, also after a partial adoption."""
         while not self._stop.is_set():
             done = subprocess.run(self._adoption, check=False, preexec_fn=die_with_parent(signal.SIGTERM))
-            if done.returncode in (0, _NOT_ALL_ADOPTED):
+            if done.returncode in (ExitCode.DONE, ExitCode.IN_PART):
                 break
-            if done.returncode != _WORKER_RUNS:  # the worker of an earlier supervisor ends soon
-                return _CONFIGURATION if done.returncode == _CONFIGURATION else 1
+            if done.returncode != ExitCode.BUSY:  # the worker of an earlier supervisor ends soon
+                return ExitCode.WRONG if done.returncode == ExitCode.WRONG else ExitCode.FAILED
             self._stop.wait(_TICK)
         return 0
 
@@ -202,6 +200,6 @@ def command(config: Path | None, adopt: bool) -> None:
         logs.configure(settings.log_level, "up")
         sys.exit(_Supervisor(settings, config, stop, adopt=adopt).run())
     except SettingsError as error:
-        raise exit_with(error, _CONFIGURATION) from error
+        raise exit_with(error) from error
     except (ServerError, OSError) as error:
-        raise exit_with(error, 1) from error
+        raise exit_with(error, ExitCode.FAILED) from error

@@ -19,8 +19,6 @@ from reconciler.verify.reality import PATIENCE
 from reconciler.verify.report import lines
 from reconciler.verify.run import verify_configured
 
-_NOT_CHECKED = 2
-
 
 @click.command("verify")
 @click.option("--node", default="", help="Check only this node.")
@@ -46,14 +44,14 @@ def command(config: Path | None, node: str, wait: float, as_json: bool) -> None:
       plumbline verify --node worker-1 --wait 60
       plumbline verify --json
 
-    Exit codes: 0 no differences, 1 differences, 2 some checks were impossible: the configuration is wrong, or
-    the ledger, the database or a node does not answer.
+    Exit codes: 0 no differences, 1 differences, 2 wrong usage or configuration, 3 no differences, but some checks were
+    impossible, 4 the ledger does not answer.
     """
     try:
         settings = load(config, ReconcilerSettings)
-        logs.configure(settings.log_level if settings.log_level != "info" else "warning", "cli")
+        logs.configure_command(settings.log_level)
         report = asyncio.run(verify_configured(settings, NodeName(node), wait))
     except (SettingsError, LedgerError) as error:
-        raise exit_with(error, _NOT_CHECKED) from error
+        raise exit_with(error) from error
     click.echo(msgspec.json.encode(report).decode() if as_json else "\n".join(lines(report)))
     sys.exit(report.exit_code)

@@ -9,7 +9,9 @@ import msgspec
 
 from events.fold import request_of
 from events.schema import Event, EventId, Intent, NodeName, Stored, expand_effects, unix_ns
-from reconciler.history.words import SANDBOX_LETTERS, words
+from reconciler.history.words import SANDBOX_LETTERS, duration, words
+
+HEADER = ("TIME", "SINCE REQUEST", "NODE", "SANDBOX", "WHAT HAPPENED")
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,15 +21,17 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     at: str
     """RFC 3339 in UTC with milliseconds."""
     since_request: float | None
-    """Milliseconds since its request; None: the request is unknown."""
+    """Seconds since its request; None: the request is unknown."""
     node: NodeName
     sandbox: str
     words: str
     failed: bool
 
-    def __str__(self) -> str:
-        since = "" if self.since_request is None else f"+{self.since_request:.1f} ms"
-        return f"{self.at}  {since:>12}  {self.node or '-'}  {self.sandbox or '-':<{SANDBOX_LETTERS}}  {self.words}"
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """What it shows under ``HEADER``."""
+        since = "" if self.since_request is None else f"+{duration(self.since_request)}"
+        return self.at, since, self.node or "-", self.sandbox or "-", self.words
 
 
 class Timeline:
@@ -49,7 +53,7 @@ class Timeline:
 
 def _line(sequence: int, event: Event, request: Event | None) -> Line:
     """Return the line for *event*; *request* is its request if known."""
-    since = None if request is None else _milliseconds(request.at, event.at)
+    since = None if request is None else _seconds(request.at, event.at)
     description = words(event)
     if request is not None and event.epoch > request.epoch:
         description += f" [by the worker of epoch {event.epoch}, after the worker of epoch {request.epoch} ended]"
@@ -69,9 +73,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c in "\r\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
-def _milliseconds(start: str, end: str) -> float | None:
+def _seconds(start: str, end: str) -> float | None:
     try:
-        return (unix_ns(end) - unix_ns(start)) / 1e6
+        return (unix_ns(end) - unix_ns(start)) / 1e9
     except ValueError:
         return None
 

@@ -112,28 +112,28 @@ def _interface_detach_failed(data: InterfaceDetachFailed) -> str:
 
 def _attach_completed(data: AttachCompleted) -> str:
     warnings = "".join(f"; warning: {without_secrets(warning.message)}" for warning in data.warnings)
-    return f"attached: {data.ifname} and all that was planned with it, in {_ms(data.seconds)}{warnings}"
+    return f"attached: {data.ifname} and all that was planned with it, in {duration(data.seconds)}{warnings}"
 
 
 def _attach_failed(data: AttachFailed) -> str:
-    return f"attach FAILED after {_ms(data.seconds)}: {_why(data.failure)}{_left(data.left)}"
+    return f"attach FAILED after {duration(data.seconds)}: {_why(data.failure)}{_left(data.left)}"
 
 
 def _detach_completed(data: DetachCompleted) -> str:
-    return f"detached: {data.ifname} and all that was planned with it, in {_ms(data.seconds)}"
+    return f"detached: {data.ifname} and all that was planned with it, in {duration(data.seconds)}"
 
 
 def _detach_failed(data: DetachFailed) -> str:
-    return f"detach FAILED after {_ms(data.seconds)}: {_why(data.failure)}{_left(data.left)}"
+    return f"detach FAILED after {duration(data.seconds)}: {_why(data.failure)}{_left(data.left)}"
 
 
 def _gc_completed(data: GcCompleted) -> str:
     detached = _count(len(data.detached), "attachment")
-    return f"garbage collection done in {_ms(data.seconds)}: {detached} detached"
+    return f"garbage collection done in {duration(data.seconds)}: {detached} detached"
 
 
 def _gc_failed(data: GcFailed) -> str:
-    return f"garbage collection FAILED after {_ms(data.seconds)}: {_why(data.failure)}"
+    return f"garbage collection FAILED after {duration(data.seconds)}: {_why(data.failure)}"
 
 
 def _drift_observed(data: DriftObserved) -> str:
@@ -146,12 +146,12 @@ def _repair_requested(data: RepairRequested) -> str:
 
 def _drift_repaired(data: DriftRepaired) -> str:
     left = f"; left: {_drifts(data.left)}" if data.left else ""
-    return f"repaired in {_ms(data.seconds)}: {_drifts(data.drifts)}{left}"
+    return f"repaired in {duration(data.seconds)}: {_drifts(data.drifts)}{left}"
 
 
 def _drift_repair_failed(data: DriftRepairFailed) -> str:
     left = f"; left: {_drifts(data.left)}" if data.left else ""
-    return f"repair FAILED after {_ms(data.seconds)}: {_why(data.failure)}{left}"
+    return f"repair FAILED after {duration(data.seconds)}: {_why(data.failure)}{left}"
 
 
 def _leak_observed(data: LeakObserved) -> str:
@@ -165,11 +165,11 @@ def _reclaim_requested(data: ReclaimRequested) -> str:
 
 
 def _leak_reclaimed(data: LeakReclaimed) -> str:
-    return f"reclaimed in {_ms(data.seconds)}: {_leak(data.leak)}"
+    return f"reclaimed in {duration(data.seconds)}: {_leak(data.leak)}"
 
 
 def _leak_reclaim_failed(data: LeakReclaimFailed) -> str:
-    return f"reclaim of {_leak(data.leak)} FAILED after {_ms(data.seconds)}: {_why(data.failure)}"
+    return f"reclaim of {_leak(data.leak)} FAILED after {duration(data.seconds)}: {_why(data.failure)}"
 
 
 def _comparison_requested(data: ComparisonRequested) -> str:
@@ -179,13 +179,13 @@ def _comparison_requested(data: ComparisonRequested) -> str:
 def _node_compared(data: NodeCompared) -> str:
     unseen = f"; not seen: {'; '.join(data.unseen)}" if data.unseen else ""
     return (
-        f"compared with the ledger in {_ms(data.seconds)}: {_count(data.sandboxes, 'sandbox', 'es')}, "
+        f"compared with the ledger in {duration(data.seconds)}: {_count(data.sandboxes, 'sandbox', 'es')}, "
         f"{data.drifted} with drift, {_count(data.leaks, 'leak')}{unseen}"
     )
 
 
 def _status_published(data: StatusPublished) -> str:
-    return f"network-status{_of(data.pod)} published, {_ms(data.seconds)} after it was due"
+    return f"network-status{_of(data.pod)} published, {duration(data.seconds)} after it was due"
 
 
 def _status_publish_failed(data: StatusPublishFailed) -> str:
@@ -252,8 +252,8 @@ def _address(address: str, gateway: str) -> str:
 
 def _took(runs: Sequence[PluginRun], seconds: float) -> str:
     if not runs:
-        return f" ({_ms(seconds)})"
-    return f" ({', '.join(f'{run.type} {_ms(run.seconds)}' for run in runs)})"
+        return f" ({duration(seconds)})"
+    return f" ({', '.join(f'{run.type} {duration(run.seconds)}' for run in runs)})"
 
 
 def _drifts(drifts: Sequence[Drift]) -> str:
@@ -286,8 +286,16 @@ def _left(names: Iterable[str]) -> str:
     return f"; left on the node: {left}" if left else ""
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms"
+def duration(seconds: float) -> str:
+    """Return *seconds* for people: three or so digits, in the largest unit that fits."""
+    if abs(seconds) < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if abs(seconds) < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(abs(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    sign = "-" if seconds < 0 else ""
+    return f"{sign}{hours}h{minutes:02}m" if hours else f"{sign}{minutes}m{rest:02}s"
 
 
 def _count(number: int, what: str, plural: str = "s") -> str:

@@ -11,6 +11,7 @@ import msgspec
 
 from events.ledger.ledger import LedgerError
 from events.process import logs
+from events.process.exit_codes import ExitCode
 from events.process.settings import SettingsError, add_config_option, load
 from reconciler.settings import ReconcilerSettings
 from reconciler.verify.run import verify_configured
@@ -28,7 +29,7 @@ def main() -> int:
         report = asyncio.run(verify_configured(settings))
     except (SettingsError, LedgerError) as error:
         print(f"plumbline: {error}", file=sys.stderr)  # noqa: T201  # also without a configured log
-        return 2
+        return error.exit_code if isinstance(error, SettingsError) else ExitCode.NO_LEDGER
     sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
     return report.exit_code
 

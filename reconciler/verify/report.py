@@ -11,6 +11,8 @@ from collections import Counter
 
 import msgspec
 
+from events.process.exit_codes import ExitCode
+
 MAX_LISTED = 1000
 """Maximum number of listed differences of one kind; all are counted."""
 
@@ -66,11 +68,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Messages in the ledger that are no events, one line each: without effect, but another program wrote them."""
 
     @property
-    def exit_code(self) -> int:
-        """0: no differences; 1: differences; 2: no differences, but some checks were impossible."""
+    def exit_code(self) -> ExitCode:
+        """``FAILED``: differences; ``IN_PART``: none, but some checks were impossible; else ``DONE``."""
         if any(self.counts.values()):
-            return 1
-        return 2 if self.unseen else 0
+            return ExitCode.FAILED
+        return ExitCode.IN_PART if self.unseen else ExitCode.DONE
 
 
 class Findings:
@@ -101,8 +103,9 @@ def lines(report: Report) -> list[str]:
     if report.unproved:
         text.append(f"not proved: {report.unproved} rows, which are older than the events in the ledger")
     found = ", ".join(f"{count} {kind}" for kind, count in report.counts.items() if count)
+    sandboxes = "1 live sandbox" if report.sandboxes == 1 else f"{report.sandboxes} live sandboxes"
     nodes = "1 node" if report.nodes == 1 else f"{report.nodes} nodes"
-    scope = f"{report.events} events, {report.sandboxes} live sandboxes, {nodes} compared"
+    scope = f"{report.events} events, {sandboxes}, {nodes} compared"
     if found:
         verdict = f"differs: {found}"
     elif report.unseen:

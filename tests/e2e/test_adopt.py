@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from events.process.child_process import die_with_parent
+from events.process.exit_codes import ExitCode
 from events.schema import SandboxAdopted
 from tests.support.fork_server import plumbline
 from tests.support.host.multus_state import MultusNode, Network, Sandbox
@@ -126,7 +127,7 @@ def test_running_worker_refuses_an_adoption_but_not_a_dry_run(adopted: Adopted) 
     pod, sandbox = adopted.pod("busy")
     adopted.node.start()
     done = adopted.run()
-    assert done.returncode == 3
+    assert done.returncode == ExitCode.BUSY
     assert "another worker has locked" in done.stderr
     assert adopted.node.event_types(pod) == ()
     done = adopted.run("--dry-run")
@@ -167,7 +168,7 @@ def test_refused_sandbox_has_a_reason_and_exit_code_1(adopted: Adopted) -> None:
     whole = adopted.multus.entry(sandbox, 1).read_text()
     adopted.multus.entry(sandbox, 1).write_text(whole[:100])
     done = adopted.run()
-    assert done.returncode == 1
+    assert done.returncode == ExitCode.IN_PART
     assert f"sandbox {bad.container_id[:12]} of pod default/bad can't be adopted: " in done.stdout
     assert str(adopted.multus.scratch(sandbox)) in done.stdout
     assert "1 sandbox adopted, 1 not" in done.stdout

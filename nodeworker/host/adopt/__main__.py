@@ -22,6 +22,7 @@ from events.ledger.ledger import Ledger, LedgerError
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import NODE_STREAM
 from events.process import logs
+from events.process.exit_codes import ExitCode
 from events.process.settings import SettingsError, add_config_option, ledger_address, load
 from events.schema import AttachRequested, ContainerId, NodeName, SandboxAdopted, WorkerStarted, WorkerStopped, unix_ns
 from nodeworker.host.adopt.namespaces import NamespaceFinder, without_false_claims
@@ -36,7 +37,6 @@ log = structlog.get_logger(__name__)
 FINISHED = "adoption went through"
 """The reason in ``WorkerStopped`` of an adoption that has processed every sandbox."""
 
-_NOT_ALL, _WRONG, _WORKER_RUNS, _NO_LEDGER = 1, 2, 3, 4
 _CONNECT_TIMEOUT = 5.0
 
 
@@ -139,8 +139,7 @@ async def _record(journal: Journal, adoptions: Sequence[Adoption], settings: Ado
 def main(arguments: Sequence[str] | None = None) -> int:
     """Adopt the pods that Multus attached on this node; return the exit code.
 
-    0: all are adopted; 1: some are not, each with a reason; 2: wrong configuration; 3: a worker runs; 4: the ledger
-    does not answer.
+    ``IN_PART``: some are not, each with a reason; ``BUSY``: a worker runs.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -148,18 +147,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logs.configure(settings.log_level if options.output == "log" else "warning", "adopt")
         report = asyncio.run(_run(settings, dry_run=options.dry_run))
     except SettingsError as error:
-        return _say(error, _WRONG)
+        return _say(error, error.exit_code)
     except WorkerRunningError as error:
-        return _say(f"{error}; stop it first: nothing was adopted", _WORKER_RUNS)
+        return _say(f"{error}; stop it first: nothing was adopted", ExitCode.BUSY)
     except LedgerError as error:
-        return _say(f"{error}; some sandboxes may be adopted already, run this again for the rest", _NO_LEDGER)
+        return _say(f"{error}; some sandboxes may be adopted already, run this again for the rest", ExitCode.NO_LEDGER)
     except OSError as error:
-        return _say(error, _NOT_ALL)
+        return _say(error, ExitCode.FAILED)
     if options.output == "json":
         sys.stdout.buffer.write(msgspec.json.encode(report))
     else:
         _log(report)
-    return _NOT_ALL if report.refusals or report.orphans else 0
+    return ExitCode.IN_PART if report.refusals or report.orphans else ExitCode.DONE
 
 
 async def _run(settings: AdoptSettings, *, dry_run: bool) -> Report:
@@ -186,7 +185,9 @@ async def _connected(settings: AdoptSettings, *, needed: bool) -> JetStreamLedge
             return await JetStreamLedger.connect(address, config=NODE_STREAM, name="adopt")
     except TimeoutError:
         if needed:
-            raise LedgerError(f"the ledger at {address.url} does not answer: is nats-server running?") from None
+            raise LedgerError(
+                f"no ledger answers at {address.url}: is `plumbline up`, or its nats-server, running?"
+            ) from None
         return None
 
 
@@ -223,7 +224,7 @@ def _log(report: Report) -> None:
     )
 
 
-def _say(error: object, exit_code: int) -> int:
+def _say(error: object, exit_code: ExitCode) -> int:
     sys.stderr.write(f"plumbline: {error}\n")
     return exit_code
 

@@ -16,12 +16,12 @@ from msgspec.structs import replace
 
 from events.ledger.ledger import LedgerError
 from events.process import logs
+from events.process.exit_codes import ExitCode
 from events.process.settings import InstallSection, Settings, SettingsError, add_config_option, load
 from nodeworker import shim
 from nodeworker.host.install import InstallError, entry_point
 from nodeworker.host.install.installer import Installer, install, watch
 
-_FAILED, _WRONG, _BINARY_KEPT, _NO_LEDGER = 1, 2, 3, 4
 _WAIT = 30.0
 
 
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logs.configure(settings.log_level, options.command)
         return options.run(settings, section, options)
     except SettingsError as error:
-        return _say(error, _WRONG)
+        return _say(error, error.exit_code)
     except InstallError as error:
-        return _say(error, _FAILED)
+        return _say(error, ExitCode.FAILED)
 
 
 def _install(settings: Settings, section: InstallSection, options: argparse.Namespace) -> int:
@@ -65,9 +65,9 @@ def _uninstall(settings: Settings, section: InstallSection, options: argparse.Na
     try:
         asyncio.run(Uninstaller(settings, section, force=options.force).run())
     except BinaryKeptError as error:
-        return _say(error, _BINARY_KEPT)
+        return _say(error, ExitCode.IN_PART)
     except LedgerError as error:
-        return _say(error, _NO_LEDGER)
+        return _say(error, ExitCode.NO_LEDGER)
     return 0
 
 
@@ -93,7 +93,7 @@ def _keys(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path} is not a JSON object: {error}") from error
 
 
-def _say(error: Exception, exit_code: int) -> int:
+def _say(error: Exception, exit_code: ExitCode) -> int:
     sys.stderr.write(f"plumbline: {error}\n")
     return exit_code
 

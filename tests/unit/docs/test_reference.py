@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from events.process import logs
+from events.process.exit_codes import ExitCode
 from events.process.settings import load
 from events.schema import TYPES, DriftKind, ErrorClass, LeakKind, WarningKind
 from nodeworker.errors import CNI_CODES
@@ -149,6 +150,24 @@ def help_of(*command: str) -> str:
     done = CliRunner().invoke(main, [*command, "--help"])
     assert done.exit_code == 0, done.output
     return done.output
+
+
+def exit_codes(text: str) -> dict[int, str]:
+    """Return the codes in lines such as ``  3  a part could not be checked``."""
+    return {int(code): meaning for code, meaning in re.findall(r"^\s+(\d+)\s+(\S.*)$", text, re.MULTILINE)}
+
+
+def test_exit_codes_are_the_same_in_code_help_and_documentation() -> None:
+    documented = set(map(int, re.findall(r"^\| (\d+) \|", CLI.split("\n## ")[0], re.MULTILINE)))
+    assert documented == set(ExitCode) == set(exit_codes(help_of().partition("Exit codes")[2]))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_has_no_exit_code_that_the_table_has_not(command: str) -> None:
+    said = re.split("[Ee]xit\\s+codes:", help_of(command))[1].partition("ptions:")[0]
+    codes = set(map(int, re.findall(r"(?:^|[ ,;])(\d+)(?= )", " ".join(said.split()))))
+    assert codes
+    assert codes <= set(ExitCode)
 
 
 def options_in_help(*command: str) -> set[str]:

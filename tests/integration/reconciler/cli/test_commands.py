@@ -21,6 +21,7 @@ from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
 from events.nats.streams import command_stream
 from events.schema import NO_NODE, Pod, ReconcilerElected
+from reconciler.history.timeline import HEADER
 from reconciler.projection.store import Store
 from tests.support.fork_server import plumbline
 from tests.support.stories.events import container
@@ -56,7 +57,10 @@ async def busy_ledger(ledger: JetStreamLedger) -> JetStreamLedger:
 async def test_timeline_shows_the_events_of_a_pod(busy_ledger: JetStreamLedger, config: Path) -> None:
     done = await asyncio.to_thread(plumbline, config, "timeline", "shop/web-3")
     assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    header, *lines = done.stdout.splitlines()
+    assert re.split(r"  +", header) == list(HEADER)
+    ends = {header.index(title) for title in HEADER}
+    assert all(line[end - 2 : end] == "  " for line in lines for end in ends - {0})
     assert "attach of shop/web-3 requested" in lines[0]
     assert "attach FAILED" in lines[-1]
     assert len(lines) == 9
@@ -72,7 +76,7 @@ async def test_a_pod_is_found_by_bare_name_and_by_container_id(busy_ledger: JetS
 
 async def test_without_pod_all_events_are_shown_in_ledger_order(busy_ledger: JetStreamLedger, config: Path) -> None:
     done = await asyncio.to_thread(plumbline, config, "timeline")
-    times = [line.split()[0] for line in done.stdout.splitlines()]
+    times = [line.split()[0] for line in done.stdout.splitlines()[1:]]
     assert times == sorted(times)
     assert len(times) > await busy_ledger.last_sequence()  # an outcome that carries effects has a line for each
     done = await asyncio.to_thread(plumbline, config, "timeline", "--json")
@@ -96,10 +100,10 @@ async def test_json_has_one_event_per_line_without_secrets(busy_ledger: JetStrea
 
 
 async def test_since_hides_older_events_but_keeps_relative_times(busy_ledger: JetStreamLedger, config: Path) -> None:
-    everything = (await asyncio.to_thread(plumbline, config, "timeline", "web-0")).stdout.splitlines()
+    header, *everything = (await asyncio.to_thread(plumbline, config, "timeline", "web-0")).stdout.splitlines()
     cut = everything[2].split()[0]
     done = await asyncio.to_thread(plumbline, config, "timeline", "web-0", "--since", cut)
-    assert done.stdout.splitlines() == everything[2:]
+    assert done.stdout.splitlines() == [header, *everything[2:]]
     assert (await asyncio.to_thread(plumbline, config, "timeline", "--since", "1h30m")).stdout == ""
 
 
@@ -128,8 +132,8 @@ async def test_follow_continues_without_gap_and_ends_with_130(busy_ledger: JetSt
     )
     assert child.stdout is not None
     try:
-        first = await child.stdout.readline()
-        assert b"attach of shop/web-2" in first
+        assert (await child.stdout.readline()).startswith(b"TIME")
+        assert b"attach of shop/web-2" in await child.stdout.readline()
         node, lines = Node("node-2"), 0
         while b"detached: eth0" not in await child.stdout.readline():
             lines += 1
@@ -202,7 +206,7 @@ async def test_lines_of_the_reconciler_have_all_columns(ledger: JetStreamLedger,
     elected = ReconcilerElected(replica="r")
     await ledger.append(new_event(elected, node=NO_NODE))
     done = await asyncio.to_thread(plumbline, config, "timeline")
-    assert done.stdout.split()[1:4] == ["-", "-", "reconciler"]
+    assert done.stdout.splitlines()[1].split()[1:4] == ["-", "-", "reconciler"]
 
 
 def test_a_ledger_without_permission_is_reported(config: Path) -> None:
@@ -221,23 +225,42 @@ def test_a_snapshot_of_a_missing_database_creates_no_database(config: Path) -> N
 async def test_verify_of_an_unknown_node_proves_nothing(busy_ledger: JetStreamLedger, config: Path) -> None:
     await JetStreamCommands(busy_ledger).make(command_stream())
     done = await asyncio.to_thread(plumbline, config, "verify", "--wait", "0.1", "--node", "node-l")
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "not checked: node node-l: the ledger has no events of it" in done.stdout
 
 
 def test_a_missing_ledger_address_is_reported(config: Path) -> None:
     done = plumbline(config, "timeline")
-    assert done.returncode == 2
+    assert done.returncode == 4
     assert "start `plumbline up`, or set ledger.url" in done.stderr
 
 
 def test_a_ledger_that_does_not_answer_is_reported(server: EmbeddedServer, config: Path) -> None:
     server.stop()
-    for command, code in (("timeline", 4), ("verify", 2)):
+    for command in ("timeline", "verify"):
         done = plumbline(config, command)
-        assert done.returncode == code
-        assert f"plumbline: the ledger at {server.url} does not answer: is nats-server running?" in done.stderr
-        assert "Traceback" not in done.stderr
+        said = f"plumbline: no ledger answers at {server.url}: is `plumbline up`, or its nats-server, running?\n"
+        assert (done.returncode, done.stdout, done.stderr) == (4, "", said)
+
+
+async def test_follow_ends_when_the_ledger_is_lost(
+    server: EmbeddedServer, busy_ledger: JetStreamLedger, config: Path
+) -> None:
+    child = await asyncio.create_subprocess_exec(
+        *MAIN,
+        "--config",
+        str(config),
+        "timeline",
+        "--follow",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    await child.stdout.readline()
+    server.stop()
+    _, said = await child.communicate()
+    assert child.returncode == 4
+    assert said == b"plumbline: the ledger was lost: its server has not answered since; start the command again\n"
 
 
 def test_help_names_the_commands() -> None:
@@ -334,7 +357,7 @@ async def test_verify_proves_the_database_or_lists_differences(busy_ledger: JetS
     await JetStreamCommands(busy_ledger).make(command_stream())
     arguments = ("verify", "--wait", "0.1")
     unseen = await asyncio.to_thread(plumbline, config, *arguments)
-    assert unseen.returncode == 2
+    assert unseen.returncode == 3
     assert "start the reconciler first" in unseen.stdout
     assert "node-1: its worker did not answer" in unseen.stdout
     store = Store(f"sqlite:///{config.parent}/reconciler.db", "NODE")
@@ -373,5 +396,5 @@ async def test_timeline_and_verify_tell_messages_that_are_no_events(story: JetSt
 
 def test_verify_without_a_ledger_fails(config: Path) -> None:
     done = plumbline(config, "verify")
-    assert done.returncode == 2
+    assert done.returncode == 4
     assert "no ledger" in done.stderr

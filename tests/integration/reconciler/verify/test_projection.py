@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from events.ledger.memory import MemoryLedger
+from events.process.exit_codes import ExitCode
 from events.schema import (
     ContainerId,
     Event,
@@ -206,7 +207,7 @@ async def test_an_unreadable_database_is_reported_as_unchecked(
 ) -> None:
     tamper(path, statement)
     report = await check(ledger, path)
-    assert report.exit_code == 2
+    assert report.exit_code == ExitCode.IN_PART
     assert words in report.unseen[0]
     assert any(line.startswith("not checked: the projection: ") for line in lines(report))
 
@@ -214,13 +215,13 @@ async def test_an_unreadable_database_is_reported_as_unchecked(
 async def test_a_file_that_is_no_database_is_reported_as_unchecked(ledger: MemoryLedger, tmp_path: Path) -> None:
     (tmp_path / "x.db").write_text("this is no database, and longer than the head of one would be" * 4)
     report = await check(ledger, tmp_path / "x.db")
-    assert report.exit_code == 2
+    assert report.exit_code == ExitCode.IN_PART
     assert report.unseen[0].startswith("the projection: the database refused a statement (file is not a database)")
 
 
 async def test_a_missing_database_is_not_created(ledger: MemoryLedger, tmp_path: Path) -> None:
     report = await check(ledger, tmp_path / "none.db")
-    assert report.exit_code == 2
+    assert report.exit_code == ExitCode.IN_PART
     assert "start the reconciler first" in report.unseen[0]
     assert not (tmp_path / "none.db").exists()
 

@@ -48,7 +48,7 @@ from events.schema import (
     WorkerStarted,
     WorkerStopped,
 )
-from reconciler.history.timeline import Timeline, printable
+from reconciler.history.timeline import Line, Timeline, printable
 from reconciler.history.words import words
 from tests.support.stories.node import Node, busy_day
 from tests.support.stories.values import ETH0, NETWORKS, SECRET
@@ -56,9 +56,15 @@ from tests.support.stories.values import ETH0, NETWORKS, SECRET
 POD = Pod("shop", "web-0", "uid")
 
 
+def shown(line: Line) -> str:
+    """Return *line* in columns of a fixed width."""
+    at, since, node, sandbox, words = line.cells
+    return f"{at}  {since:>12}  {node}  {sandbox:<12}  {words}"
+
+
 def lines_of(events: Iterable[Event]) -> list[str]:
     timeline = Timeline()
-    return [str(line) for sequence, event in enumerate(events, 1) for line in timeline.lines(Stored(sequence, event))]
+    return [shown(line) for sequence, event in enumerate(events, 1) for line in timeline.lines(Stored(sequence, event))]
 
 
 def test_an_attach_and_a_detach() -> None:

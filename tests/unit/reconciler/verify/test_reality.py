@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from events.ledger.commands import MemoryCommands
 from events.ledger.memory import MemoryLedger
+from events.process.exit_codes import ExitCode
 from events.schema import (
     AttachCompleted,
     AttachWarning,
@@ -145,7 +146,7 @@ async def test_missing_answers_and_partial_comparisons_are_unseen(
     await fill(ledger, [up.start(), down.start(), left.start(), left.event(WorkerStopped(reason="drained"))])
     async with worker(ledger, commands, up, unseen=("no CRI socket",)):
         report = await check(ledger, tmp_path / "x.db", commands, patience=0.3)
-    assert (report.exit_code, report.nodes) == (2, 1)
+    assert (report.exit_code, report.nodes) == (ExitCode.IN_PART, 1)
     assert sorted(report.unseen) == [
         "node down: its worker did not answer within 0 s; check whether it runs",
         "node up: no CRI socket",
@@ -168,7 +169,7 @@ async def test_an_absent_command_stream_is_reported(
     await fill(ledger, [Node().start()])
     commands.available = False
     report = await check(ledger, tmp_path / "x.db", commands)
-    assert report.exit_code == 2
+    assert report.exit_code == ExitCode.IN_PART
     assert "node node-1: it can't get the command to compare itself" in report.unseen[0]
 
 
