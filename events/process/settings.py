@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec.structs import replace
 
+from events.exit_codes import ExitCode
 from events.process.backoff import LOCAL_PAUSE, MAX_HUB_PAUSE
-from events.process.exit_codes import ExitCode
 from events.process.setting_keys import unknown_keys
 
 DEFAULT_PATH = Path("/etc/plumbline/plumbline.json")

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
+from events.exit_codes import ExitCode
 from events.nats.server import EmbeddedServer, ServerError
-from events.process.exit_codes import ExitCode
 from events.process.settings import Settings, SettingsError, ledger_address, load
 from events.schema import NO_CAUSE, ContainerId, Event, EventId, NodeName, Pod, SandboxAdopted
 from reconciler.cli.errors import exit_with

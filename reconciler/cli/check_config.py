@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 from sqlalchemy import exc
 
-from events.process.exit_codes import ExitCode
+from events.exit_codes import ExitCode
 from events.process.settings import DEFAULT_PATH, SettingsError, load, missing_files
 from reconciler.settings import ReconcilerSettings
 

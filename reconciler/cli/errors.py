@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from events.exit_codes import ExitCode
 from events.ledger.ledger import LedgerError
-from events.process.exit_codes import ExitCode
 from events.process.settings import SettingsError
 
 

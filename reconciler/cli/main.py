@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from events.process.exit_codes import ExitCode
+from events.exit_codes import ExitCode
 from events.process.settings import DEFAULT_PATH
 from reconciler.cli.errors import exit_with
 

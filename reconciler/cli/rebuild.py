@@ -10,11 +10,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from events.exit_codes import ExitCode
 from events.ledger.ledger import LedgerError
 from events.nats.ledger import connect_or_fail
 from events.nats.read_ahead import ReadAhead
 from events.process import logs
-from events.process.exit_codes import ExitCode
 from events.process.settings import SettingsError, load
 from reconciler.cli.errors import exit_with
 from reconciler.follow.connections import whole_ledger

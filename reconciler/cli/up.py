@@ -17,10 +17,10 @@ from pathlib import Path
 import click
 import structlog
 
+from events.exit_codes import ExitCode
 from events.nats.server import EmbeddedServer, ServerError
 from events.process import logs
 from events.process.child_process import die_with_parent
-from events.process.exit_codes import ExitCode
 from events.process.settings import Settings, SettingsError, load
 from reconciler.cli.errors import exit_with
 

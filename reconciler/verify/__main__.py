@@ -9,9 +9,9 @@ import sys
 
 import msgspec
 
+from events.exit_codes import ExitCode
 from events.ledger.ledger import LedgerError
 from events.process import logs
-from events.process.exit_codes import ExitCode
 from events.process.settings import SettingsError, add_config_option, load
 from reconciler.settings import ReconcilerSettings
 from reconciler.verify.run import verify_configured

@@ -11,7 +11,7 @@ from collections import Counter
 
 import msgspec
 
-from events.process.exit_codes import ExitCode
+from events.exit_codes import ExitCode
 
 MAX_LISTED = 1000
 """Maximum number of listed differences of one kind; all are counted."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from events.exit_codes import ExitCode
 from events.process.child_process import die_with_parent
-from events.process.exit_codes import ExitCode
 from events.schema import SandboxAdopted
 from tests.support.fork_server import plumbline
 from tests.support.host.multus_state import MultusNode, Network, Sandbox

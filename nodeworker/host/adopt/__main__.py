@@ -18,11 +18,11 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
+from events.exit_codes import ExitCode
 from events.ledger.ledger import Ledger, LedgerError
 from events.nats.ledger import JetStreamLedger
 from events.nats.streams import NODE_STREAM
 from events.process import logs
-from events.process.exit_codes import ExitCode
 from events.process.settings import SettingsError, add_config_option, ledger_address, load
 from events.schema import AttachRequested, ContainerId, NodeName, SandboxAdopted, WorkerStarted, WorkerStopped, unix_ns
 from nodeworker.host.adopt.namespaces import NamespaceFinder, without_false_claims

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from events.exit_codes import ExitCode
 from events.ledger.ledger import LedgerError
 from events.process import logs
-from events.process.exit_codes import ExitCode
 from events.process.settings import InstallSection, Settings, SettingsError, add_config_option, load
 from nodeworker import shim
 from nodeworker.host.install import InstallError, entry_point

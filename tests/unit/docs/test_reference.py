@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
+from events.exit_codes import ExitCode
 from events.process import logs
-from events.process.exit_codes import ExitCode
 from events.process.settings import load
 from events.schema import TYPES, DriftKind, ErrorClass, LeakKind, WarningKind
 from nodeworker.errors import CNI_CODES

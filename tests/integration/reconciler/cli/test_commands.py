@@ -374,22 +374,22 @@ async def test_verify_proves_the_database_or_lists_differences(busy_ledger: JetS
     store.close()
 
 
-async def test_timeline_and_verify_tell_messages_that_are_no_events(story: JetStreamLedger, config: Path) -> None:
-    await JetStreamCommands(story).make(command_stream())
+async def test_timeline_and_verify_name_messages_that_are_no_events(busy_ledger: JetStreamLedger, config: Path) -> None:
+    await JetStreamCommands(busy_ledger).make(command_stream())
     stray = "plumbline.ev.node-1.-.Stray"
     for _ in range(30):
-        await story.connection.request(stray, b"{}", action="store", each=90)
-    first = await story.last_sequence() - 29
-    told = f"anomaly: message {first} under '{stray}' has no effect: not an event: Object missing required field"
+        await busy_ledger.connection.request(stray, b"{}", action="store", each=90)
+    first = await busy_ledger.last_sequence() - 29
+    said = f"anomaly: message {first} under '{stray}' has no effect: not an event: Object missing required field"
     done = await asyncio.to_thread(plumbline, config, "timeline")
     assert done.returncode == 0
     assert "anomaly" not in done.stdout
     lines = done.stderr.splitlines()
-    assert lines[0].startswith(told)
+    assert lines[0].startswith(said)
     assert (len(lines), lines[-1]) == (21, "anomaly: … and more")
     done = await asyncio.to_thread(plumbline, config, "verify", "--wait", "0.1")
     assert done.stdout.count("anomaly: message ") == 20
-    assert told in done.stdout
+    assert said in done.stdout
     assert "anomaly: … and 10 more messages without effect" in done.stdout
     assert done.stderr == ""
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from events.exit_codes import ExitCode
 from events.ledger.commands import MemoryCommands
 from events.ledger.memory import MemoryLedger
-from events.process.exit_codes import ExitCode
 from events.schema import (
     AttachCompleted,
     AttachWarning,
