@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from events.schema import Drift, DriftKind, DriftObserved, DriftRepaired
+from tests.e2e.test_leaks import forge_boot
 from tests.support.node.node import MakeNode, Node, prove_clean
 from tests.support.node.runtime import PodSandbox
 
@@ -138,6 +139,44 @@ def test_unwritable_folder_fails_the_add_and_names_the_holder(make_node: MakeNod
     assert "mend the file system" in answer.msg
     node.addresses.unlink()
     moved.rename(node.addresses)
+
+
+def test_address_that_was_given_again_meanwhile_is_refused(plain: Node) -> None:
+    one = plain.samplepod("one")
+    assert one.add().exit_code == 0
+    gate = plain.gate("macvlan")
+    plain.nad("gated", {**plain.macvlan(), "type": gate.type, "name": "macvlan-conf"})
+    two = plain.pod("two", "gated")
+    call = two.call("ADD")
+    gate.reached()
+    remove_folder(plain)
+    gate.open()
+    answer = call.answer()
+    assert answer.code == 11
+    (address,) = addresses(one, "net1")
+    assert (
+        f"pod default/two: host-local gave net1 of default/gated the address {address.removesuffix('/16')}"
+        in answer.msg
+    )
+    assert f"which pod default/one (container {one.container_id[:12]}) holds" in answer.msg
+    assert not two.links()
+    assert two.delete().exit_code == two.add().exit_code == 0
+    assert not addresses(one) & addresses(two)
+
+
+def test_sandbox_of_an_earlier_boot_holds_no_address(make_node: MakeNode) -> None:
+    node = make_node()
+    node.start()
+    one, two = node.samplepod("one"), node.samplepod("two")
+    assert one.add().exit_code == 0
+    given = addresses(one)
+    node.kill()
+    forge_boot(node)
+    one.end()
+    remove_folder(node)  # some nodes keep it in memory
+    node.start()
+    assert two.add().exit_code == 0
+    assert addresses(two) == given
 
 
 def files(node: Node) -> dict[str, bytes]:
