@@ -23,7 +23,7 @@ TIMEOUT = 60.0
 
 
 class Machine:
-    """``plumbline up`` in a process group of its own, as a shell starts it."""
+    """``plumbline up`` in a new process group, as a shell starts it."""
 
     def __init__(self, folder: Path) -> None:
         self.store = folder / "state"
@@ -56,7 +56,7 @@ class Machine:
         return found
 
     def ended_workers(self) -> list[str]:
-        """Return the nodes of the ``WorkerStopped`` events in the ledger, read by a server of its own."""
+        """Return the nodes of the ``WorkerStopped`` events in the ledger, read by a new server."""
         server = EmbeddedServer(self.store / "ledger", self.run_dir)
         server.start()
         try:

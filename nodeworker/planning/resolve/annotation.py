@@ -120,7 +120,7 @@ def parse_default_network(text: str, default_namespace: str, *, pod: str = "") -
     errors = _AnnotationErrors(DEFAULT_NETWORK, pod)
     selections = _parse(text, default_namespace, errors)
     if len(selections) != 1:
-        raise errors.about(f"selects {len(selections)} networks; select exactly one")
+        raise errors.about(f"selects {len(selections)} networks instead of one")
     return selections[0]
 
 

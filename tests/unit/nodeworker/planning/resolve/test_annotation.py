@@ -277,7 +277,7 @@ def test_default_network_takes_both_forms(text: str, expected: Selection) -> Non
 @pytest.mark.parametrize("text", ["a,b", "", "[]"])
 def test_default_network_has_to_be_exactly_one(text: str) -> None:
     with pytest.raises(
-        RequestFailedError, match=r"v1\.multus-cni\.io/default-network selects . networks; .* exactly one"
+        RequestFailedError, match=r"v1\.multus-cni\.io/default-network selects . networks instead of one"
     ):
         parse_default_network(text, "kube-system")
 
