@@ -142,10 +142,11 @@ def test_unwritable_folder_fails_the_add_and_names_the_holder(make_node: MakeNod
 
 
 def test_address_that_was_given_again_meanwhile_is_refused(plain: Node) -> None:
-    one = plain.samplepod("one")
-    assert one.add().exit_code == 0
     gate = plain.gate("macvlan")
-    plain.nad("gated", {**plain.macvlan(), "type": gate.type, "name": "macvlan-conf"})
+    plain.nad("open", plain.macvlan(name="fresh"))  # its first address is that of the first pod
+    plain.nad("gated", {**plain.macvlan(name="fresh"), "type": gate.type})
+    one = plain.pod("one", "open")
+    assert one.add().exit_code == 0
     two = plain.pod("two", "gated")
     call = two.call("ADD")
     gate.reached()
