@@ -122,7 +122,7 @@ class WorkerMetrics:
             registry=self.registry,
         )
         self.leaks_open = Gauge(
-            "plumbline_leaks_open", "Leaks that are open, as of the last scan.", registry=self.registry
+            "plumbline_leaks_open", "Leaks that are open, according to the ledger.", registry=self.registry
         )
         self.spooled = Gauge(
             "plumbline_spooled_requests", "DEL requests on disk that wait for the ledger.", registry=self.registry

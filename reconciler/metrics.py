@@ -149,6 +149,12 @@ class Metrics:
         self._ledger_anomalies.inc()
         log_anomaly(anomaly)
 
+    def set_follower(self) -> None:
+        """Set what only a leader knows to zero: this replica is no leader any more."""
+        self.active.set(0)
+        for gauge in (self.drift.open, self.leaks_open, self.status_pending, self.status_contested):
+            gauge.set_function(lambda: 0)
+
     def count(self, types: Mapping[str, int]) -> None:
         """Count projected events by type."""
         for name, events in types.items():

@@ -88,8 +88,10 @@ class Recovery:
         self._dispatcher = dispatcher
         self._spool = spool
         self._answers = answers
-        self._metrics = metrics
         self._retries: dict[SandboxKey, _Retry] = {}
+        metrics.detach_retries.set_function(
+            lambda: sum(map(_needs_detach, tuple(journal.state.sandboxes.values())))  # on a thread of its own
+        )
 
     async def catch_up(self) -> None:
         """Finish what an earlier worker and the spool left open. Raises LedgerError, OSError."""
@@ -123,7 +125,6 @@ class Recovery:
         now = asyncio.get_running_loop().time()
         failed = {key: box for key, box in self._journal.state.sandboxes.items() if _needs_detach(box)}
         self._retries = {key: retry for key, retry in self._retries.items() if key in self._journal.state.sandboxes}
-        self._metrics.detach_retries.set(len(failed))
         for key, sandbox in failed.items():
             retry = self._retries.setdefault(key, _Retry(0, now + _FIRST_RETRY))
             if retry.due > now:

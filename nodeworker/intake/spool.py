@@ -42,9 +42,9 @@ class Spool:
         self._folder = folder
         self._journal = journal
         self._answers = answers
-        self._metrics = metrics
         self._draining = asyncio.Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        metrics.spooled.set_function(self._count)  # the entry point writes there, too
 
     def __len__(self) -> int:
         with os.scandir(self._folder) as entries:
@@ -87,7 +87,6 @@ class Spool:
             for spooled in self.requests():
                 drained += await self._make_intent(spooled)
                 self.remove(spooled)
-        self._metrics.spooled.set(len(self))
         return drained
 
     def remove(self, spooled: Spooled) -> None:
@@ -107,6 +106,13 @@ class Spool:
         await self._journal.append_intent(self._journal.event(request, sandbox))
         self._answers.open(frame.request)
         return [frame.request]
+
+    def _count(self) -> float:
+        """Return the number of requests; not a number if the folder can't be read."""
+        try:
+            return len(self)
+        except OSError:
+            return float("nan")
 
     def _sync(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -60,6 +60,7 @@ class LeakReporter:
         self._reclaimed: dict[str, float] = {}
         """Container IDs of reclaimed sandboxes, and when, by the loop's clock."""
         journal.subscribe(self._recorded)
+        metrics.leaks_open.set_function(lambda: len(journal.state.leaks))
         self._scan_lock = asyncio.Lock()
         self._namespace_removed = asyncio.Event()
 
@@ -111,7 +112,6 @@ class LeakReporter:
     async def _scan(self) -> Judgement:
         async with self._scan_lock:
             judgement = await self._scanner.scan()
-            self._metrics.leaks_open.set(len(judgement.findings))
             self._raise_alarm(judgement)
             await self._record_changes(judgement)
             return judgement

@@ -185,7 +185,7 @@ class ElectedLeadership:
                 await _end(acting)
         finally:
             self._term = None
-            self._metrics.active.set(0)
+            self._metrics.set_follower()
             self._heard_at = now()
             if leaves:
                 await self._notices.publish(RECONCILER_PRESENT, self._presence(term, leaves=True))

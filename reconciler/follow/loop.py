@@ -69,6 +69,10 @@ class Reconciler:
         self._phases: Counter[str] = Counter()
         self.sequence = 0
         """Sequence of the last projected event."""
+        self._end = 0
+        """Sequence of the last event in the ledger, when it was last looked up."""
+        metrics.applied_sequence.set_function(lambda: self.sequence)
+        metrics.lag.set_function(lambda: max(0, self._end - self.sequence))
 
     async def run(self) -> None:
         """Run until cancelled. Raises ProjectionError."""
@@ -167,18 +171,17 @@ class Reconciler:
             try:
                 end = await self._ledger.last_sequence()
                 _check_ledger(projected, end)
-                self._metrics.lag.set(await self._lag(end))
+                self._end = end if await self._is_behind(end) else self.sequence
             except LedgerUnavailableError as error:
                 log.warning("ledger_away", error=str(error), retry_in=self._metrics_interval)
             await asyncio.sleep(self._metrics_interval)
 
-    async def _lag(self, end: int) -> int:
-        """Return the number of messages up to *end* that are not projected; 0 if none of them is an event."""
-        projected = self.sequence
-        if projected >= end:
-            return 0
-        async with aclosing(self._ledger.read(after=projected)) as events:
-            return 0 if await anext(events, None) is None else end - projected
+    async def _is_behind(self, end: int) -> bool:
+        """Return whether an event up to *end* is not projected: not every message is an event."""
+        if self.sequence >= end:
+            return False
+        async with aclosing(self._ledger.read(after=self.sequence)) as events:
+            return await anext(events, None) is not None
 
     async def _count_sandboxes(self) -> None:
         self._phases = await self._in_database(self._store.live_phases)
@@ -221,7 +224,6 @@ class Reconciler:
     def _advance(self, sequence: int) -> None:
         self.sequence = sequence
         self._advanced.set()
-        self._metrics.applied_sequence.set(sequence)
 
 
 def _check_ledger(projected: int, end: int) -> None:

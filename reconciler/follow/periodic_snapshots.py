@@ -122,6 +122,8 @@ class PeriodicSnapshots:
     async def run(self) -> None:
         """Write snapshots until cancelled, on a separate thread: the projection continues meanwhile."""
         age = await asyncio.to_thread(self._folder.age)
+        if age < float("inf"):
+            self._metrics.snapshot_at.set(time.time() - age)
         await asyncio.sleep(max(min(self._first, self._interval), self._interval - age))
         while True:
             await self._write()

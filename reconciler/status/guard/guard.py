@@ -81,6 +81,7 @@ class StatusGuard:
         """Digest of the observed status by the pod's UID."""
         self._suspects = _DelayQueue()
         self._backoff = RestoreBackoff()
+        metrics.status_contested.set_function(lambda: self._backoff.contested(time.monotonic()))
         self._recorded: dict[str, int] = {}
         """Digest of the last recorded difference of pods that are not restored, by UID."""
 
@@ -158,7 +159,6 @@ class StatusGuard:
                 pause = _RETRY_AFTER
             if pause is not None:
                 self._suspects.add(pod, pause)
-            self._metrics.status_contested.set(self._backoff.contested(time.monotonic()))
 
     async def _check(self, pod: PodName) -> float | None:
         """Restore the status of *pod* if necessary; return the seconds until the next check, None: no check."""

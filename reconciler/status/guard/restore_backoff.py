@@ -39,5 +39,5 @@ class RestoreBackoff:
         return times
 
     def contested(self, now: float) -> int:
-        """Return the number of things that another writer keeps changing."""
-        return sum(times >= CONTESTED and now - at < QUIET_TIME for times, at in self._times.values())
+        """Return the number of things that another writer keeps changing. Thread-safe."""
+        return sum(times >= CONTESTED and now - at < QUIET_TIME for times, at in tuple(self._times.values()))

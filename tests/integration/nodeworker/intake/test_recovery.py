@@ -103,10 +103,13 @@ class Worker:
         self.journal = Journal(ledger, NODE)
         self.desk = Desk()
         self.answers = Answers()
-        metrics = WorkerMetrics()
+        self.metrics = metrics = WorkerMetrics()
         self.spool = Spool(folder, self.journal, self.answers, metrics)
         scheduler, dispatcher = cast("Scheduler", self.desk), cast("Dispatcher", self.desk)
         self.recovery = Recovery(self.journal, scheduler, dispatcher, self.spool, self.answers, metrics)
+
+    def gauge(self, name: str) -> float | None:
+        return self.metrics.registry.get_sample_value(f"plumbline_{name}")
 
     async def consume(self) -> None:
         async for stored in self.journal.intents():
@@ -206,6 +209,20 @@ async def test_a_spooled_request_stays_until_the_ledger_takes_it(worker: Worker,
     assert await worker.spool.drain() == [DEL.request]
     assert len(worker.spool) == 0
     await until(lambda: worker.desk.given)
+
+
+async def test_gauges_tell_what_is_so_without_a_round_of_the_recovery(worker: Worker) -> None:
+    assert (worker.gauge("spooled_requests"), worker.gauge("detach_retries")) == (0, 0)
+    worker.spool.put(DEL)
+    await worker.attached()
+    await worker.refused()
+    assert (worker.gauge("spooled_requests"), worker.gauge("detach_retries")) == (1, 1)
+    for spooled in worker.spool.requests():
+        worker.spool.remove(spooled)
+    again = await worker.intent(DetachRequested(request=RequestId("again"), ifname=ETH0, netns="", pod=Pod()))
+    await worker.journal.record(DETACHED, BOX, again)
+    await worker.journal.record(DetachCompleted(request=RequestId("again"), ifname=ETH0), BOX, again)
+    assert (worker.gauge("spooled_requests"), worker.gauge("detach_retries")) == (0, 0)
 
 
 async def test_a_spooled_request_with_an_unknown_command_is_dropped(worker: Worker) -> None:

@@ -105,6 +105,15 @@ async def test_rows_remain_after_the_ledger_deleted_their_events(tmp_path: Path)
     assert stored_in(tmp_path / "x.db") == folded([*events, *await everything(ledger)])
 
 
+async def test_applied_sequence_is_known_after_a_restart_without_events(tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    last = await fill(ledger, busy_day(3))
+    for _ in range(2):
+        async with running(ledger, tmp_path / "x.db") as run:
+            await run.at(last)
+            assert (run.value("applied_sequence"), run.value("lag_events")) == (last, 0)
+
+
 async def test_a_purged_ledger_is_not_behind_the_projection(tmp_path: Path) -> None:
     ledger = MemoryLedger()
     last = await fill(ledger, busy_day(3))

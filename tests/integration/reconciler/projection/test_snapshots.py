@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 from events.ledger.memory import MemoryLedger
 from events.schema import Pod, Stored
 from reconciler.follow.periodic_snapshots import PeriodicSnapshots, SnapshotBootstrap, SnapshotFolder
+from reconciler.metrics import Metrics
 from reconciler.projection.rebuild.snapshot import fill, inspect, save
 from reconciler.projection.sql.engine import DatabaseUnavailableError, open_engine, transaction
 from reconciler.projection.sql.tables import nodes
@@ -21,6 +23,7 @@ from tests.support.reconciler.postgres import Postgres
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.reconciler.running import running
 from tests.support.stories.node import Node, busy_day
+from tests.support.waiting import until
 
 
 async def filled(pods: int = 20, node: Node | None = None) -> MemoryLedger:
@@ -65,6 +68,10 @@ async def test_an_empty_start_uses_the_newest_of_the_kept_snapshots(
             await run.until(lambda last=last: any(int(path.stem) == last for path in kept.newest_first()))
         await run.until(lambda: len(kept.newest_first()) == 2)
         assert (run.value("snapshot_at") or 0) > 0
+    restarted = PeriodicSnapshots(kept, database, 3600.0, metrics := Metrics())
+    waiting = asyncio.create_task(restarted.run())
+    await until(lambda: metrics.registry.get_sample_value("plumbline_reconciler_snapshot_at"), waiting)
+    waiting.cancel()
     events = await everything(ledger)
     await ledger.purge("plumbline.ev.>", len(events))
     (tmp_path / "y.db").write_bytes(empty_database)

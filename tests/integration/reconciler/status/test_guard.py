@@ -256,9 +256,10 @@ async def test_a_list_of_many_pages_is_complete(
 async def test_a_changed_or_removed_status_file_is_restored(
     ledger: MemoryLedger, tmp_path: Path, content: str | None
 ) -> None:
-    pod, path = Pod("shop", "web", "u"), tmp_path / "status/shop/web.json"
+    pod, path, node = Pod("shop", "web", "u"), tmp_path / "status/shop/web.json", Node()
     async with running(ledger, tmp_path / "x.db", FolderSink(tmp_path), keep="repair") as run:
-        await attach(ledger, pod)
+        for event in node.attach(BOX, pod):
+            await ledger.append(event)
         await said(run, ledger, "StatusPublished")
         right = path.read_text()
         if content is None:
@@ -267,7 +268,7 @@ async def test_a_changed_or_removed_status_file_is_restored(
             path.write_text(content)
         await said(run, ledger, "StatusPublished", "DriftObserved", "StatusPublished")
         assert path.read_text() == right
-        for event in Node("node-2").detach(BOX, pod):
+        for event in node.detach(BOX, pod):
             await ledger.append(event)
         await run.until(lambda: not path.exists())
         await asyncio.sleep(0.3)

@@ -145,9 +145,13 @@ async def test_a_replaced_leader_steps_down_and_its_writes_are_refused(
 ) -> None:
     async with several(ledger, commands, 1) as (first,):
         (turn,) = first.turns
+        gauges = [first.metrics.drift.open, first.metrics.leaks_open, first.metrics.status_pending]
+        for gauge in gauges:
+            gauge.set_function(lambda: 3)  # as the leader's listeners do
         newer = Replica(ledger, commands, "newer", only_replica=True)
         await newer.until(serving=True)
         await first.until(serving=False)
+        await until(lambda: [sample.value for g in gauges for m in g.collect() for sample in m.samples] == [0, 0, 0])
         before = await ledger.last_sequence()
         node = Node("")
         with pytest.raises(ConflictError):
