@@ -60,7 +60,7 @@ class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
     kubernetes: KubernetesSettings | None = None
     """Where pods and networks come from; None: the folder ``manifests``, or nowhere."""
     devices: DeviceSettings = DeviceSettings()
-    network_keys: dict[str, Any] = msgspec.field(default_factory=dict, name="network")
+    network_keys: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict[str, msgspec.Raw], name="network")
     """Multus' configuration keys: defaults for what the CNI configuration on standard input leaves out."""
 
     def __post_init__(self) -> None:

@@ -42,7 +42,13 @@ def _structs(kind: inspect.Type) -> Iterator[inspect.StructType]:
 
 
 def _sentence(key: str, path: str, known: Collection[str]) -> str:
+    near = nearest(key, known)
+    hint = f"did you mean {path}{near}?" if near else f"possible are {', '.join(sorted(known))}"
+    return f"there is no key {path}{key}: {hint}"
+
+
+def nearest(key: str, known: Collection[str]) -> str:
+    """Return the one of *known* that *key* was probably meant to be; empty if none is near."""
     by_lower = {each.lower(): each for each in known}
     near = difflib.get_close_matches(key.lower(), by_lower, 1)
-    hint = f"did you mean {path}{by_lower[near[0]]}?" if near else f"possible are {', '.join(sorted(known))}"
-    return f"there is no key {path}{key}: {hint}"
+    return by_lower[near[0]] if near else ""

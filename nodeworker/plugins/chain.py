@@ -12,7 +12,7 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -23,7 +23,7 @@ from nodeworker.kernel.namespaces import mtu_of
 from nodeworker.plugins.api import PluginError, Runners
 from nodeworker.plugins.plugin_errors import complaint, not_read_as_success
 from nodeworker.plugins.spec import results
-from nodeworker.plugins.spec.conflist import type_of, with_prev_result
+from nodeworker.plugins.spec.conflist import type_of, with_prev_result, without_runtime_config
 from nodeworker.plugins.spec.versions import at_least
 
 _TASKS: Final[Mapping[Phase, str]] = {
@@ -195,7 +195,7 @@ async def gc(
     failures: list[Failure] = []
     for plugin, native in _chain(attachment):
         try:
-            await operation.run(plugin, native, _of_network(plugin, keys))
+            await operation.run(plugin, native, without_runtime_config(plugin, keys))
         except PluginFailedError as error:
             failures.append(error.failure)
     if failures:
@@ -219,7 +219,7 @@ async def status(
         return ()
     operation = _Operation(runners, attachment, target, Phase.STATUS, timeout)
     for plugin, native in _chain(attachment):
-        await operation.run(plugin, native, _of_network(plugin, {}))
+        await operation.run(plugin, native, without_runtime_config(plugin, {}))
     return tuple(operation.runs)
 
 
@@ -300,10 +300,3 @@ def _chain(attachment: PlannedAttachment) -> list[tuple[str, bool]]:
     """Return the plugins of *attachment* in order, each with whether it was planned to run natively."""
     native = attachment.native or (False,) * len(attachment.plugins)
     return list(zip(attachment.plugins, native, strict=True))
-
-
-def _of_network(plugin: str, keys: Mapping[str, Any]) -> bytes:
-    """Return the configuration for a verb about the network: without what a runtime offers for an attachment."""
-    config = cast("dict[str, Any]", msgspec.json.decode(plugin))
-    config.pop("runtimeConfig", None)
-    return msgspec.json.encode({**config, **keys})

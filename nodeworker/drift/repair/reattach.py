@@ -15,6 +15,8 @@ from msgspec.structs import replace
 from events.fold import Attachment
 from events.schema import PlannedAttachment
 from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec.conflist import type_of
+from nodeworker.plugins.spec.names import raw_members
 from nodeworker.plugins.spec.results import Result
 
 _EXACT = frozenset(
@@ -65,27 +67,36 @@ def plan_as_recorded(plan: PlannedAttachment, recorded: str) -> PlannedAttachmen
     Raises ResultError.
     """
     result = results.decode(recorded, plan.cni_version)
-    first, *others = _configs(plan)
-    if first.get("ipam"):
-        first["ipam"] = _static(result, plan.ifname)
-        _remove_address_requests(first)
+    first, *others = plan.plugins
+    config: dict[str, Any] = {**raw_members(first)}
+    if _object(config, "ipam"):
+        _remove_address_requests(config)
+        config["ipam"] = _static(result, plan.ifname)
     mac = next((each.mac for each in result.interfaces if each.sandbox and each.name == plan.ifname), "")
-    if mac and first.get("type") in _TAKE_MAC:
-        first["runtimeConfig"] = {**(first.get("runtimeConfig") or {}), "mac": mac}
-        first["capabilities"] = {**(first.get("capabilities") or {}), "mac": True}
-    plugins = tuple(msgspec.json.encode(config).decode() for config in (first, *others))
+    if mac and type_of(first) in _TAKE_MAC:
+        config["runtimeConfig"] = {**_object(config, "runtimeConfig"), "mac": mac}
+        config["capabilities"] = {**_object(config, "capabilities"), "mac": True}
+    plugins = (msgspec.json.encode(config).decode(), *others)
     args = ";".join(arg for arg in plan.cni_args.split(";") if arg.partition("=")[0] not in _ADDRESS_ARGS)
     return replace(plan, plugins=plugins, cni_args=args)
 
 
 def _remove_address_requests(config: dict[str, Any]) -> None:
     """Remove the runtime's IPAM requests of the first ADD: the result has the addresses that IPAM chose."""
-    if runtime := config.get("runtimeConfig"):
+    if runtime := _object(config, "runtimeConfig"):
         config["runtimeConfig"] = {key: value for key, value in runtime.items() if key not in _ADDRESS_REQUESTS}
-    args = cast("dict[str, Any]", config.get("args") or {})
-    if cni_args := cast("dict[str, Any]", args.get("cni") or {}):
+    args = _object(config, "args")
+    if cni_args := _object(args, "cni"):
         others = {key: value for key, value in cni_args.items() if key not in _ADDRESS_REQUESTS}
         config["args"] = {**args, "cni": others}
+
+
+def _object(owner: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the members of the object *key* of *owner*, as written if it is; none if it is null or missing."""
+    value = owner.get(key)
+    if isinstance(value, msgspec.Raw):
+        return {} if bytes(value) == b"null" else {**raw_members(value)}
+    return value or {}
 
 
 def _static(result: Result, ifname: str) -> Mapping[str, Any]:

@@ -8,9 +8,8 @@ zero requests nothing, the case of its name does not matter, and an unknown fiel
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -20,10 +19,13 @@ from nodeworker.errors import RequestFailedError, failed
 from nodeworker.planning.resolve.config_keys import names_of
 from nodeworker.plugins.spec import addresses
 from nodeworker.plugins.spec.names import (
+    at_place,
     decode_json,
+    each_at,
     ifname_problem,
     is_namespace,
     is_object_name,
+    raw_members,
     respelled,
     shown,
 )
@@ -34,8 +36,6 @@ PROTOCOLS = frozenset({"tcp", "udp", "sctp"})
 _PORTS = range(1, 2**16)
 _RATES = range(2**64)
 """What the plugins' own type for rates and bursts holds."""
-
-T = TypeVar("T")
 
 
 class PortMapping(
@@ -191,7 +191,7 @@ def _json_elements(text: str, errors: _AnnotationErrors) -> Iterator[dict[str, A
         raise errors.about("is JSON but not a list of network selection elements")
     for index, element in enumerate(msgspec.json.decode(text, type=list[msgspec.Raw]), 1):
         try:
-            fields = respelled(msgspec.json.decode(element, type=dict[str, msgspec.Raw]), _FIELDS)
+            fields = respelled(raw_members(element), _FIELDS)
         except msgspec.ValidationError:
             raise errors.at(index, "", "is not a JSON object") from None
         given = {key: field for key, field in fields.items() if bytes(field) not in _NOT_GIVEN}
@@ -217,15 +217,6 @@ def _problem(error: ValueError) -> str:
     return f"field {path.rstrip('`')}: {problem}" if path else problem
 
 
-@contextmanager
-def _field(path: str) -> Generator[None]:
-    """Put the field before a ValueError that is raised inside."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"field {path}: {error}") from None
-
-
 def _checked(selection: Selection) -> Selection:
     """Return *selection* with its addresses in canonical form. Raises ValueError, which names field and value."""
     _check_names(selection)
@@ -233,27 +224,18 @@ def _checked(selection: Selection) -> Selection:
         raise ValueError("fields ips and ipam-claim-reference exclude each other")
     if selection.bandwidth is not None:
         _check_bandwidth(selection.bandwidth)
-    with _field("mac"):
+    with at_place("field mac"):
         mac = selection.mac and addresses.interface_address(selection.mac)
-    with _field("infiniband-guid"):
+    with at_place("field infiniband-guid"):
         infiniband_guid = selection.infiniband_guid and addresses.guid(selection.infiniband_guid)
     return replace(
         selection,
         mac=mac,
         infiniband_guid=infiniband_guid,
-        ips=_each("ips", selection.ips, _address),
-        port_mappings=_each("portMappings", selection.port_mappings, _port_mapping),
+        ips=each_at("field ips", selection.ips, _address),
+        port_mappings=each_at("field portMappings", selection.port_mappings, _port_mapping),
         default_route=None if selection.default_route is None else _gateways(selection.default_route),
     )
-
-
-def _each(field: str, values: Sequence[T], checked: Callable[[T], T]) -> tuple[T, ...]:
-    """Return *values*, *checked* each by each. Raises ValueError, which names the field with its index."""
-    found: list[T] = []
-    for index, value in enumerate(values):
-        with _field(f"{field}[{index}]"):
-            found.append(checked(value))
-    return tuple(found)
 
 
 def _check_names(selection: Selection) -> None:
@@ -272,7 +254,7 @@ def _address(text: str) -> str:
 
 
 def _gateways(texts: Sequence[str]) -> tuple[str, ...]:
-    gateways = _each("default-route", texts, _gateway)
+    gateways = each_at("field default-route", texts, _gateway)
     for version, mark in ((4, "."), (6, ":")):
         same = [gateway for gateway in gateways if mark in gateway]
         if len(same) > 1:
@@ -294,10 +276,8 @@ def _port_mapping(mapping: PortMapping) -> PortMapping:
             raise ValueError(f"{field} {shown(str(port))} is not between {_PORTS.start} and {_PORTS.stop - 1}")
     if mapping.protocol.lower() not in PROTOCOLS:
         raise ValueError(f"protocol {shown(mapping.protocol)} is none of TCP, UDP and SCTP")
-    try:
+    with at_place("hostIP"):
         host_ip = mapping.host_ip and str(addresses.address(mapping.host_ip))
-    except ValueError as error:
-        raise ValueError(f"hostIP {error}") from None
     return replace(mapping, protocol=mapping.protocol.lower(), host_ip=host_ip)
 
 

@@ -43,6 +43,8 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 OF_CNI = frozenset({"cniVersions", "disableCheck", "disableGC", "loadOnlyInlinedPlugins", "args", "ipam", "dns"})
 """Keys that the CNI specification allows in any configuration, and that have no meaning in ours."""
 
+_NOT_GIVEN = (None, "", msgspec.Raw(b"null"), msgspec.Raw(b'""'))
+
 _RESERVED = "cni.dev/"
 """Prefix of keys that runtimes add (CNI specification 1.1, section 2, "GC")."""
 
@@ -52,7 +54,7 @@ def given_keys(config: Mapping[str, Any], honoured: Iterable[str]) -> dict[str, 
 
     Go's decoder, which reads the file for Multus, treats null and empty as absent, and existing files rely on it.
     """
-    return {key: value for key, value in respelled(config, honoured).items() if value is not None and value != ""}
+    return {key: value for key, value in respelled(config, honoured).items() if value not in _NOT_GIVEN}
 
 
 def unknown_keys(given: Iterable[str], honoured: Iterable[str]) -> tuple[str, ...]:

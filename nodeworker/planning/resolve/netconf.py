@@ -6,7 +6,7 @@ an effect are in ``planning.resolve.config_keys``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -15,7 +15,7 @@ from events.schema import ErrorClass, Phase
 from nodeworker.errors import RequestFailedError, failed
 from nodeworker.planning.resolve.config_keys import given_keys, names_of, unknown_keys
 from nodeworker.plugins.spec import results
-from nodeworker.plugins.spec.names import decode_json, is_network_name, shown
+from nodeworker.plugins.spec.names import decode_json, is_network_name, raw_members, respelled, shown
 from nodeworker.plugins.spec.versions import SUPPORTED, UNSTATED, at_least
 
 _DEFAULT_NETWORK = frozenset({"clusterNetwork", "delegates"})
@@ -34,7 +34,7 @@ class LogOptions(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class NodeDefaults(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The defaults for every pod of a node; the runtime's configuration overrides them."""
 
-    delegates: tuple[dict[str, Any], ...] = ()
+    delegates: tuple[dict[str, msgspec.Raw], ...] = ()
     """CNI configurations, single or list; the first is the default network. Ignored if ``cluster_network`` is set."""
     cluster_network: str = ""
     """Default network: a NAD in ``multus_namespace``, the name of a configuration in ``conf_dir``, or a path."""
@@ -64,7 +64,7 @@ class RuntimeNetConf(NodeDefaults, frozen=True, kw_only=True, rename="camel"):
 
     name: str
     cni_version: str = UNSTATED
-    runtime_config: dict[str, Any] = {}
+    runtime_config: dict[str, msgspec.Raw] = {}
     """The runtime's values for plugins with a capability, by capability."""
     prev_result: dict[str, Any] | None = None
     """The result of an earlier plugin in the runtime's chain. It must be valid; it has no effect."""
@@ -83,6 +83,9 @@ class RuntimeNetConf(NodeDefaults, frozen=True, kw_only=True, rename="camel"):
 KEYS = names_of(RuntimeNetConf)
 """The keys of a runtime's configuration that have an effect."""
 
+_runtime_conf = msgspec.json.Decoder(RuntimeNetConf)
+_defaults = msgspec.json.Decoder(NodeDefaults)
+
 
 def parse_netconf(config: str, defaults: NodeDefaults) -> RuntimeNetConf:
     """Return the runtime's *config*, with *defaults* for keys that are null, empty or missing.
@@ -99,11 +102,11 @@ def parse_netconf(config: str, defaults: NodeDefaults) -> RuntimeNetConf:
             Phase.RESOLVE,
             f"the network configuration asks for cniVersion {shown(str(version))}; use one of {', '.join(SUPPORTED)}",
         )
-    own: dict[str, Any] = msgspec.to_builtins(defaults)
+    own = _members(defaults)
     if given.keys() & _DEFAULT_NETWORK:
         own = {key: value for key, value in own.items() if key not in _DEFAULT_NETWORK}
     try:
-        conf = msgspec.convert({**own, **given}, RuntimeNetConf)
+        conf = _runtime_conf.decode(msgspec.json.encode({**own, **_written(config, given)}))
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from error
     if problem := _problem(conf):
@@ -114,7 +117,7 @@ def parse_netconf(config: str, defaults: NodeDefaults) -> RuntimeNetConf:
 def parse_defaults(keys: Mapping[str, Any]) -> NodeDefaults:
     """Return the worker's own *keys*, parsed like a runtime's. Raises ValueError."""
     try:
-        return msgspec.convert(given_keys(keys, KEYS), NodeDefaults)
+        return _defaults.decode(msgspec.json.encode(given_keys(keys, KEYS)))
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from error
 
@@ -123,7 +126,7 @@ def logging_of(config: str, defaults: NodeDefaults) -> NodeDefaults:
     """Return *defaults* with the log settings of *config*, which may be invalid otherwise."""
     try:
         given = {key: value for key, value in _read(config).items() if key in {"logFile", "logLevel", "logOptions"}}
-        return msgspec.convert({**msgspec.to_builtins(defaults), **given}, NodeDefaults)
+        return _defaults.decode(msgspec.json.encode({**_members(defaults), **given}))
     except (RequestFailedError, msgspec.ValidationError):
         return defaults
 
@@ -174,6 +177,16 @@ def _prev_result_problem(prev_result: Mapping[str, Any], version: str) -> str:
 def _shape(version: str) -> tuple[bool, bool]:
     """Return a key that distinguishes the three shapes of results. Raises ValueError."""
     return at_least(version, "0.3.0"), at_least(version, "1.0.0")
+
+
+def _members(defaults: NodeDefaults) -> dict[str, Any]:
+    return {field.encode_name: getattr(defaults, field.name) for field in msgspec.structs.fields(defaults)}
+
+
+def _written(config: str, keys: Iterable[str]) -> dict[str, msgspec.Raw]:
+    """Return the *keys* of *config* as written: only plugins know what is in ``delegates`` and ``runtimeConfig``."""
+    written = respelled(raw_members(config), KEYS)
+    return {key: written[key] for key in keys}
 
 
 def _read(config: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ not depend on the definitions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
@@ -27,7 +26,7 @@ from nodeworker.planning.resolve.objects import NetworkRef, PodObject
 class NetworkEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One network of the list: with its configuration, or with a reference to fetch it."""
 
-    delegate: dict[str, Any] | None = None
+    delegate: dict[str, msgspec.Raw] | None = None
     """The configuration, if it is part of the node's configuration."""
     ref: NetworkRef | None = None
     """The reference, if it is not."""

@@ -172,7 +172,9 @@ def _label(entry: NetworkEntry) -> str:
     """Return a name for a network whose definition is not fetched yet."""
     if entry.selection:
         return str(entry.selection)
-    return entry.ref.name if entry.ref else str((entry.delegate or {}).get("name", ""))
+    if entry.ref:
+        return entry.ref.name
+    return str(msgspec.json.decode((entry.delegate or {}).get("name", b'""')))
 
 
 def definition(

@@ -1,19 +1,21 @@
 """Network configurations for plugins: what an administrator wrote, and what a runtime adds.
 
-Pure. A plugin's own keys are passed on untouched and in their order, because only the plugin knows what they mean
-(CNI specification 1.1, section 1, "Plugin configuration objects").
+Pure. A plugin's own keys are passed on in their order, and their values as written except for space: only the plugin
+knows what they mean (CNI specification 1.1, section 1, "Plugin configuration objects"). Of a key that is there twice,
+the last one counts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 import msgspec
 
+from events.process.setting_keys import nearest
 from nodeworker.plugins.spec import versions
-from nodeworker.plugins.spec.names import shown
+from nodeworker.plugins.spec.names import raw_members, shown
 from nodeworker.plugins.spec.versions import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -28,7 +30,9 @@ class NetworkConfig(msgspec.Struct, frozen=True):
     cni_version: str
     """The highest version it offers that is supported."""
     plugins: tuple[dict[str, Any], ...]
-    """As written, in chain order."""
+    """Decoded, in chain order."""
+    written: tuple[dict[str, msgspec.Raw], ...]
+    """The same, with the bytes of each key."""
     disable_check: bool
     disable_gc: bool
 
@@ -38,17 +42,19 @@ class _Typed(msgspec.Struct, frozen=True):
 
 
 _typed = msgspec.json.Decoder(_Typed)
+_written = msgspec.json.Decoder(tuple[dict[str, msgspec.Raw], ...])
 
 
 def parse(
     text: str | Mapping[str, Any], *, default_name: str = "", own_types: frozenset[str] = frozenset({"plumbline"})
 ) -> NetworkConfig:
-    """Return the configuration in *text*: a single plugin configuration or a list, as JSON or already decoded.
+    """Return the configuration in *text*: a single plugin configuration or a list, as JSON or its members.
 
     *default_name* stands in for a missing ``name``. A plugin whose type is in *own_types* is refused, as it would call
     itself. Raises ConfigError.
     """
-    config = _decode(text) if isinstance(text, str) else text
+    text = text if isinstance(text, str) else msgspec.json.encode(text).decode()
+    config = _decode(text)
     name = _string(config, "name", "the configuration") or default_name
     if not _NAME.fullmatch(name):
         raise ConfigError(
@@ -57,10 +63,13 @@ def parse(
             if name
             else "the configuration has no name"
         )
+    plugins = tuple(_plugin(plugin, label, own_types) for label, plugin in _plugins(config))
+    members = raw_members(text)
     return NetworkConfig(
         name=name,
         cni_version=_version(config),
-        plugins=tuple(_plugin(plugin, own_types) for plugin in _plugins(config)),
+        plugins=plugins,
+        written=(members,) if config.get("type") else _written.decode(members["plugins"]),
         disable_check=_switch(config, "disableCheck"),
         disable_gc=_switch(config, "disableGC"),
     )
@@ -80,7 +89,7 @@ def render(
     and ``pciBusID``, and the capability ``deviceID`` unless *capability_args* has one. Raises ConfigError.
     """
     offered = {"deviceID": device, **capability_args} if device else capability_args
-    return tuple(_render(config, plugin, offered, cni_args, device) for plugin in config.plugins)
+    return tuple(_render(config, index, offered, cni_args, device) for index in range(len(config.plugins)))
 
 
 def declared_capabilities(plugin: Mapping[str, Any]) -> set[str]:
@@ -113,6 +122,13 @@ def is_file_name(plugin_type: str) -> bool:
     return plugin_type not in {"", ".", ".."} and "/" not in plugin_type and "\0" not in plugin_type
 
 
+def without_runtime_config(plugin: str, keys: Mapping[str, Any]) -> bytes:
+    """Return the rendered *plugin* for a verb about the network: with *keys*, and without what is for an attachment."""
+    members = raw_members(plugin)
+    members.pop("runtimeConfig", None)
+    return msgspec.json.encode({**members, **keys})
+
+
 def _decode(text: str) -> Mapping[str, Any]:
     try:
         config = msgspec.json.decode(text)
@@ -123,16 +139,29 @@ def _decode(text: str) -> Mapping[str, Any]:
     return cast("dict[str, Any]", config)
 
 
-def _plugins(config: Mapping[str, Any]) -> list[Any]:
-    """A configuration with a type is a single plugin's, whatever else it has: the plugin may own the key plugins."""
+def _plugins(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the plugins, each with its place for error messages.
+
+    A configuration with a type is a single plugin's, whatever else it has: the plugin may own the key plugins.
+    """
     if _string(config, "type", "the configuration"):
-        return [dict(config)]
+        return [("the configuration", dict(config))]
     plugins = config.get("plugins")
     if plugins is None:
-        raise ConfigError("the configuration has neither type nor plugins")
+        raise ConfigError(f"the configuration has neither type nor plugins: {_given(config, ('type', 'plugins'))}")
     if not isinstance(plugins, list) or not plugins:
         raise ConfigError("plugins of the configuration is not a list with at least one plugin")
-    return cast("list[Any]", plugins)
+    return [(f"plugins[{index}]", plugin) for index, plugin in enumerate(cast("list[Any]", plugins))]
+
+
+def _given(owner: Mapping[str, Any], missing: Collection[str]) -> str:
+    """Return the keys of *owner*, and which of them is probably one of *missing*."""
+    if present := [key for key in missing if key in owner]:
+        return f"its {present[0]} is empty"
+    for key in owner:
+        if near := nearest(key, missing):
+            return f"it has the key {shown(key)}; did you mean {near}?"
+    return f"its keys are {shown(', '.join(owner))}" if owner else "it is empty"
 
 
 def _version(config: Mapping[str, Any]) -> str:
@@ -142,35 +171,38 @@ def _version(config: Mapping[str, Any]) -> str:
     return versions.highest(_string(config, "cniVersion", "the configuration"), cast("list[str]", offered))
 
 
-def _plugin(plugin: object, own_types: frozenset[str]) -> dict[str, Any]:
+def _plugin(plugin: object, place: str, own_types: frozenset[str]) -> dict[str, Any]:
+    """Return the configuration *plugin*. *place* is where it is, for the message of the ConfigError."""
     if not isinstance(plugin, dict):
-        raise ConfigError("a plugin of the configuration is not a JSON object")
+        raise ConfigError(f"{place} is {shown(msgspec.json.encode(plugin).decode())}, which is not a JSON object")
     plugin = cast("dict[str, Any]", plugin)
-    plugin_type = _string(plugin, "type", "a plugin")
+    plugin_type = _string(plugin, "type", place)
     if not plugin_type:
-        raise ConfigError("a plugin of the configuration has no type")
-    _check_type(plugin_type, "type", own_types)
-    if ipam_type := _string(_object(plugin, "ipam", plugin_type), "type", f"ipam of plugin {plugin_type}"):
-        _check_type(ipam_type, "ipam.type", own_types)
-    if not all(isinstance(declared, bool) for declared in _object(plugin, "capabilities", plugin_type).values()):
-        raise ConfigError(f"capabilities of plugin {plugin_type} is not a map to true or false")
-    _object(_object(plugin, "args", plugin_type), "cni", f"{plugin_type}, in args,")
+        raise ConfigError(f"{place} has no type: {_given(plugin, ('type',))}")
+    _check_type(plugin_type, f"type of {place}", own_types)
+    place = f"{place} ({shown(plugin_type)})"
+    if ipam_type := _string(_object(plugin, "ipam", place), "type", f"ipam of {place}"):
+        _check_type(ipam_type, f"ipam.type of {place}", own_types)
+    for name, declared in _object(plugin, "capabilities", place).items():
+        if not isinstance(declared, bool):
+            raise ConfigError(f"capabilities.{name} of {place} is neither true nor false")
+    _object(_object(plugin, "args", place), "cni", f"args of {place}")
     return plugin
 
 
 def _check_type(plugin_type: str, key: str, own_types: frozenset[str]) -> None:
     if not is_file_name(plugin_type):
-        raise ConfigError(f"{key} {shown(plugin_type)} is not the bare name of a plugin")
+        raise ConfigError(f"{key} is {shown(plugin_type)}, which is not the bare name of a plugin")
     if plugin_type in own_types:
-        raise ConfigError(f"{key} {shown(plugin_type)} would call itself")
+        raise ConfigError(f"{key} is {shown(plugin_type)}, which would call itself")
 
 
-def _object(owner: Mapping[str, Any], key: str, owner_type: str) -> dict[str, Any]:
+def _object(owner: Mapping[str, Any], key: str, owner_name: str) -> dict[str, Any]:
     value = owner.get(key)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{key} of plugin {owner_type} is not a JSON object")
+        raise ConfigError(f"{key} of {owner_name} is not a JSON object")
     return cast("dict[str, Any]", value)
 
 
@@ -196,19 +228,21 @@ def _switch(config: Mapping[str, Any], key: str) -> bool:
 
 def _render(
     config: NetworkConfig,
-    plugin: Mapping[str, Any],
+    index: int,
     offered: Mapping[str, Any],
     cni_args: Mapping[str, Any],
     device: str,
 ) -> str:
-    rendered = {**plugin, "name": config.name, "cniVersion": config.cni_version}
+    plugin, written = config.plugins[index], config.written[index]
+    rendered: dict[str, Any] = {**written, "name": config.name, "cniVersion": config.cni_version}
     rendered.pop("prevResult", None)
     if device:
         rendered |= {"deviceID": device, "pciBusID": device}
     if cni_args:
-        args = plugin.get("args") or {}
-        rendered["args"] = {**args, "cni": {**(args.get("cni") or {}), **cni_args}}
+        args = raw_members(written["args"]) if plugin.get("args") else {}
+        cni = raw_members(args["cni"]) if args and plugin["args"].get("cni") else {}
+        rendered["args"] = {**args, "cni": {**cni, **cni_args}}
     declared = declared_capabilities(plugin)
     if runtime_config := {name: value for name, value in offered.items() if name in declared}:
         rendered["runtimeConfig"] = runtime_config
-    return msgspec.json.encode(rendered).decode()
+    return msgspec.json.format(msgspec.json.encode(rendered), indent=-1).decode()  # no space between values

@@ -6,8 +6,9 @@ People write them by hand, so a rule says what is wrong.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +19,9 @@ _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SHOWN = 64
+
+T = TypeVar("T")
+P = TypeVar("P")
 
 
 def shown(text: str) -> str:
@@ -37,7 +41,37 @@ def decode_json(text: str) -> Any:
         raise ValueError("JSON is nested too deeply") from error
 
 
-def respelled(given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+_raw_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+@contextmanager
+def at_place(place: str) -> Generator[None]:
+    """Put *place*, such as ``ips[1]``, before the text of a ValueError that is raised inside."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
+def each_at(place: str, values: Iterable[T], parse: Callable[[T], P]) -> tuple[P, ...]:
+    """Return what *parse* makes of each of *values*. Raises its ValueError, with the place of the value before it."""
+    found: list[P] = []
+    for index, value in enumerate(values):
+        with at_place(f"{place}[{index}]"):
+            found.append(parse(value))
+    return tuple(found)
+
+
+def raw_members(text: str | bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
+    """Return the members of the JSON object *text*, each as written. Raises ValueError.
+
+    To decode and encode a value may change how its numbers and strings are written, and a plugin may accept only one
+    spelling. Of a key that is there twice, the last one counts, as for Go.
+    """
+    return _raw_members.decode(text)
+
+
+def respelled(given: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
     """Return *given* with its keys spelled as in *names* where only the case differs; an exact spelling counts first.
 
     Go's decoder, which reads all this for Multus, does not look at the case of a key.

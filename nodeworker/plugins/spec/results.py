@@ -11,6 +11,7 @@ import msgspec
 
 from events.process import decoding
 from nodeworker.plugins.spec import addresses, versions
+from nodeworker.plugins.spec.names import raw_members
 
 _ADDRESS_PER_FAMILY = frozenset({"0.1.0", "0.2.0"})
 """Versions whose result holds at most one address per family, and no interfaces."""
@@ -163,7 +164,9 @@ def stated(text: str, version: str) -> str:
 
 
 def _stated(text: str, raw: dict[str, Any], version: str) -> str:
-    return text if raw.get("cniVersion") else msgspec.json.encode({**raw, "cniVersion": version}).decode()
+    if raw.get("cniVersion"):
+        return text
+    return msgspec.json.encode({**raw_members(text), "cniVersion": version}).decode()
 
 
 def accepted(text: str, version: str) -> tuple[str, str]:

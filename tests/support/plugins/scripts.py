@@ -47,7 +47,7 @@ def calls(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def planned(config: dict[str, Any], *, ifname: str = "net1", cni_args: str = "") -> PlannedAttachment:
+def planned(config: dict[str, Any] | str, *, ifname: str = "net1", cni_args: str = "") -> PlannedAttachment:
     """The plan of one attachment to *config*, as resolving makes it."""
     parsed = conflist.parse(config)
     return PlannedAttachment(

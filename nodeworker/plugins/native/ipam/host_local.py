@@ -21,6 +21,7 @@ from nodeworker.plugins.native.ipam import availability, ipam_config, reservatio
 from nodeworker.plugins.native.ipam.ranges import Range, RangeConfig, RangeSet, candidates, range_of, range_sets, shown
 from nodeworker.plugins.native.ipam.resolv_conf import resolver
 from nodeworker.plugins.spec.addresses import Address, address, with_prefix
+from nodeworker.plugins.spec.names import each_at
 from nodeworker.plugins.spec.results import DNS, IP, Result, Route
 
 TYPE = "host-local"
@@ -156,7 +157,7 @@ def _request(call: Call, net: _Net) -> _Request:
         asked = (*((in_args,) if in_args else ()), *net.args.cni.ips, *net.runtime_config.ips)
         return _Request(
             range_sets=sets,
-            requested=_matched([_requested(text) for text in asked], sets),
+            requested=_matched(each_at("ips", asked, _requested), sets),
             routes=ipam_config.routes(net.ipam.routes),
             dns=resolver(net.ipam.resolv_conf) if net.ipam.resolv_conf else DNS(),
         )

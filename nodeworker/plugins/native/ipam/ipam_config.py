@@ -17,6 +17,7 @@ from events.process.decoding import convert
 from nodeworker.plugins.native.api import Call
 from nodeworker.plugins.spec import versions
 from nodeworker.plugins.spec.addresses import address, with_prefix
+from nodeworker.plugins.spec.names import each_at
 from nodeworker.plugins.spec.results import Route
 
 
@@ -89,17 +90,18 @@ def cni_args(call: Call, known: Collection[str]) -> Mapping[str, str]:
 
 def routes(configured: Iterable[RouteConfig]) -> tuple[Route, ...]:
     """Return the routes for the result. Raises ValueError."""
-    return tuple(
-        Route(
-            dst=str(with_prefix(each.dst)),
-            gw=str(address(each.gw)) if each.gw else "",
-            mtu=each.mtu,
-            advmss=each.advmss,
-            priority=each.priority,
-            table=each.table,
-            scope=each.scope,
-        )
-        for each in configured
+    return each_at("routes", configured, _route)
+
+
+def _route(config: RouteConfig) -> Route:
+    return Route(
+        dst=str(with_prefix(config.dst)),
+        gw=str(address(config.gw)) if config.gw else "",
+        mtu=config.mtu,
+        advmss=config.advmss,
+        priority=config.priority,
+        table=config.table,
+        scope=config.scope,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TypeAlias
 import msgspec
 
 from nodeworker.plugins.spec.addresses import Address, Network, optional, with_prefix
+from nodeworker.plugins.spec.names import each_at
 
 
 class RangeConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -54,7 +55,7 @@ def range_sets(configured: tuple[tuple[RangeConfig, ...], ...]) -> tuple[RangeSe
     """
     if not configured:
         raise ValueError("no range is configured: set subnet or ranges")
-    sets = tuple(tuple(_range(each) for each in members) for members in configured)
+    sets = tuple(each_at(f"range set {number}", members, _range) for number, members in enumerate(configured))
     for number, members in enumerate(sets):
         if not members:
             raise ValueError(f"range set {number} is empty: add a range")

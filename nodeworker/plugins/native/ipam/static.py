@@ -13,6 +13,7 @@ import msgspec
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.ipam import ipam_config
 from nodeworker.plugins.spec.addresses import Address, Interface, address, optional, with_prefix
+from nodeworker.plugins.spec.names import each_at
 from nodeworker.plugins.spec.results import DNS, IP, Result
 
 TYPE = "static"
@@ -103,18 +104,21 @@ def _assigned(call: Call, net: _Net) -> tuple[_Assigned, ...]:
     """
     from_args = _from_args(ipam_config.cni_args(call, ("IP", "GATEWAY")))
     if requested := net.runtime_config.ips or net.args.cni.ips:
-        found = tuple(_Assigned(with_prefix(text)) for text in requested)
+        found = tuple(map(_Assigned, each_at("ips", requested, with_prefix)))
     else:
-        configured = tuple(_Assigned(with_prefix(each.address), optional(each.gateway)) for each in net.ipam.addresses)
-        found = (*configured, *from_args)
+        found = (*each_at("addresses", net.ipam.addresses, _configured), *from_args)
     ipam_config.refuse_many(net.cni_version, (each.address.version for each in found))
     return found
 
 
+def _configured(config: _AddressConfig) -> _Assigned:
+    return _Assigned(with_prefix(config.address), optional(config.gateway))
+
+
 def _from_args(args: Mapping[str, str]) -> tuple[_Assigned, ...]:
     """Return the addresses of CNI_ARGS, each with the last gateway in its network."""
-    gateways = [address(text) for text in _listed(args.get("GATEWAY", ""))]
-    found = [with_prefix(text) for text in _listed(args.get("IP", ""))]
+    gateways = each_at("GATEWAY in CNI_ARGS", _listed(args.get("GATEWAY", "")), address)
+    found = each_at("IP in CNI_ARGS", _listed(args.get("IP", "")), with_prefix)
     return tuple(
         _Assigned(each, next((gateway for gateway in reversed(gateways) if gateway in each.network), None))
         for each in found

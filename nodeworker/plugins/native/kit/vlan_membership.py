@@ -79,17 +79,16 @@ def shown(ranges: Ranges) -> list[str]:
 def _ranges(trunk: Sequence[Trunk]) -> Ranges:
     """Return the VLANs of *trunk*. Raises NativeError."""
     wanted: list[tuple[int, int]] = []
-    for each in trunk:
+    for index, each in enumerate(trunk):
+        place = f"vlanTrunk[{index}]"
         if (each.min_id is None) != (each.max_id is None):
-            raise NativeError("vlanTrunk has only one of minID and maxID: set both")
+            raise NativeError(f"{place} has only one of minID and maxID: set both")
         if each.min_id is not None and each.max_id is not None:
             if each.min_id not in _IDS or each.max_id not in _IDS or each.max_id < each.min_id:
-                raise NativeError(
-                    f"vlanTrunk range {each.min_id} to {each.max_id} is empty or not within 1 to {HIGHEST}"
-                )
+                raise NativeError(f"{place} range {each.min_id} to {each.max_id} is empty or not within 1 to {HIGHEST}")
             wanted.append((each.min_id, each.max_id))
         if each.id is not None:
             if each.id not in _IDS:
-                raise NativeError(f"vlanTrunk id {each.id} is not between 1 and {HIGHEST}")
+                raise NativeError(f"{place} id {each.id} is not between 1 and {HIGHEST}")
             wanted.append((each.id, each.id))
     return merged(wanted)

@@ -57,6 +57,25 @@ async def test_add_passes_each_result_to_the_next_plugin(
     assert configs[1]["runtimeConfig"] == {"mac": "m"}
 
 
+def passed(log: Path) -> list[str]:
+    return log.read_text().splitlines()
+
+
+async def test_a_plugin_reads_the_bytes_that_were_written(
+    executor: PluginExecutor, plugins: Plugins, target: Target, log: Path
+) -> None:
+    written = '"mtu":1.4e3,"id":9007199254740993.0,"text":"\\u0041"'
+    plugins.script("plugin", f"cat >> {log}; echo '{{\"theirs\":1.0}}'")
+    config = f'{{"cniVersion":"1.1.0","name":"net","plugins":[{{"type":"plugin",{written}}},{{"type":"plugin"}}]}}'
+    attachment = planned(config)
+    await chain.add(executor, attachment, target, SECONDS)
+    await chain.gc(executor, attachment, target, [], SECONDS)
+    await chain.status(executor, attachment, target, SECONDS)
+    read = "".join(passed(log))
+    assert read.count(written) == 3
+    assert '"prevResult":{"theirs":1.0,"cniVersion":"1.1.0"}' in read
+
+
 async def test_add_puts_the_sandbox_into_the_environment(
     executor: PluginExecutor, plugins: Plugins, target: Target, log: Path, marker: str
 ) -> None:
@@ -131,7 +150,7 @@ async def test_add_stops_at_the_first_error_and_reports_what_ran(
         ("echo OK", ErrorClass.PLUGIN_OUTPUT, 102, "the result is not JSON"),
         ("printf '\\377'", ErrorClass.PLUGIN_OUTPUT, 102, "can't decode byte"),
         ("echo '[]'", ErrorClass.PLUGIN_OUTPUT, 102, "the result is not a JSON object"),
-        ("""echo '{"ips":[{"address":"x"}]}'""", ErrorClass.PLUGIN_OUTPUT, 102, "'x' in the result"),
+        ("""echo '{"ips":[{"address":"x"}]}'""", ErrorClass.PLUGIN_OUTPUT, 102, 'ips[0] of the result: "x" is'),
         ("""echo '{"cniVersion":"5.0.0"}'""", ErrorClass.PLUGIN_OUTPUT, 102, "'5.0.0'"),
         ("head -c 3000000 /dev/zero", ErrorClass.PLUGIN_OUTPUT, 102, "printed more than 2 MiB"),
         ("sleep 1000", ErrorClass.PLUGIN_TIMEOUT, 11, "did not finish within"),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from events.process.settings import InstallSection
@@ -97,7 +98,8 @@ def test_the_worker_reads_the_generated_configuration(tmp_path: Path, config: di
     generated = json.loads(wrapped(tmp_path, config).content)
     plugin = generated["plugins"][0] if "plugins" in generated else generated
     handed = {**plugin, "name": generated["name"], "cniVersion": generated["cniVersion"]}
-    assert parse_netconf(json.dumps(handed), NodeDefaults()).delegates == (config,)
+    (delegate,) = parse_netconf(json.dumps(handed), NodeDefaults()).delegates
+    assert json.loads(msgspec.json.encode(delegate)) == config
 
 
 def test_multus_keeps_everything_but_its_type(tmp_path: Path) -> None:

@@ -200,8 +200,7 @@ async def test_an_error_names_its_plugin_and_a_del_removes_the_rest(
 ) -> None:
     attachment = planned(tmp_path, True, False, True)
     config = json.loads(attachment.plugins[2]) | {"mtu": 7}
-    broken = conflist.NetworkConfig("net", "1.0.0", (config,), disable_check=False, disable_gc=False)
-    attachment = replace(attachment, plugins=(*attachment.plugins[:2], *conflist.render(broken)))
+    attachment = replace(attachment, plugins=(*attachment.plugins[:2], json.dumps(config)))
     with pytest.raises(
         PluginFailedError, match="tuning failed to add net1 of default/net: can't set MTU 7 of net1"
     ) as caught:

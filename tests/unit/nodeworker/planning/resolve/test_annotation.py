@@ -205,7 +205,7 @@ def test_empty_default_route_is_a_request() -> None:
         ('"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]', "icmp"),
         (
             '"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "localhost"}]',
-            'hostIP "localhost" is not an IP',
+            'hostIP: "localhost" is not an IP',
         ),
         ('"bandwidth": {"ingressBurst": 5}', "ingressBurst without ingressRate"),
         ('"bandwidth": {"egressRate": -1}', "bandwidth.egressRate: -1 is negative"),

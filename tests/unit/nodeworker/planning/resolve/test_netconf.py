@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from nodeworker.planning.resolve.netconf import (
 from nodeworker.plugins.spec.versions import SUPPORTED
 
 BRIDGE = {"name": "podnet", "type": "bridge"}
+AS_WRITTEN = {key: msgspec.Raw(json.dumps(value).encode()) for key, value in BRIDGE.items()}
 NO_DEFAULTS = NodeDefaults()
 
 
@@ -70,7 +72,7 @@ def test_every_key_of_the_runtime_wins() -> None:
     assert (conf.cluster_network, conf.default_networks, conf.conf_dir, conf.bin_dir) == ("given", ("g",), "/g", "/g")
     assert (conf.multus_namespace, conf.namespace_isolation, conf.system_namespaces) == ("g", False, ())
     assert conf.shared_namespaces == {"a", "b"}
-    assert conf.runtime_config == {"portMappings": []}
+    assert conf.runtime_config == {"portMappings": msgspec.Raw(b"[]")}
 
 
 def test_keys_ignore_case() -> None:
@@ -95,16 +97,16 @@ def test_null_or_empty_key_keeps_the_workers_value(nothing: str | None) -> None:
 
 def test_delegates_of_the_runtime_replace_a_cluster_network_of_the_worker() -> None:
     conf = parse_netconf(text(delegates=[BRIDGE]), NodeDefaults(cluster_network="podnet"))
-    assert (conf.cluster_network, conf.delegates) == ("", (BRIDGE,))
+    assert (conf.cluster_network, conf.delegates) == ("", (AS_WRITTEN,))
 
 
 def test_cluster_network_of_the_runtime_replaces_delegates_of_the_worker() -> None:
-    conf = parse_netconf(text(clusterNetwork="podnet", delegates=[]), NodeDefaults(delegates=(BRIDGE,)))
+    conf = parse_netconf(text(clusterNetwork="podnet", delegates=[]), NodeDefaults(delegates=(AS_WRITTEN,)))
     assert (conf.cluster_network, conf.delegates) == ("podnet", ())
 
 
 def test_empty_delegates_keep_the_workers() -> None:
-    assert parse_netconf(text(delegates=[]), NodeDefaults(delegates=(BRIDGE,))).delegates == (BRIDGE,)
+    assert parse_netconf(text(delegates=[]), NodeDefaults(delegates=(AS_WRITTEN,))).delegates == (AS_WRITTEN,)
 
 
 def test_missing_version_is_the_oldest() -> None:

@@ -67,11 +67,12 @@ def planned(
     uid: str = UID,
     static: bool = False,
     path: str = "/opt/cni/bin",
+    config: str = "",
 ) -> AttachPlanned:
-    """Plan an ADD of pod default/samplepod; the default network is flannel unless *stdin* has another one."""
+    """Plan an ADD of pod default/samplepod; the default network is flannel unless *stdin* or *config* has another."""
     annotations = {NETWORKS: annotations} if isinstance(annotations, str) else annotations
     given = stdin or {"delegates": [FLANNEL]}
-    config = json.dumps({"cniVersion": "1.0.0", "name": "plumbline", "type": "plumbline", **given})
+    config = config or json.dumps({"cniVersion": "1.0.0", "name": "plumbline", "type": "plumbline", **given})
     asked = pod_of(args)
     request = AttachRequested(
         request=RequestId("r1"),
@@ -381,6 +382,21 @@ def test_mac_and_ips_reach_plugins_without_capabilities_in_cni_args() -> None:
     )
     assert result.attachments[2].cni_args.endswith(f";K8S_POD_UID={UID}")
     assert "runtimeConfig" not in plugin(result, 1)
+
+
+def test_what_is_not_changed_reaches_the_plugin_byte_for_byte() -> None:
+    delegate = '{"name":"pod","type":"x","mtu":1.4e3,"capabilities":{"c":true},"n":9007199254740993.0}'
+    runtime = '{"c":{"whole":1.0,"text":"\\u0041"}}'
+    net1 = '{"cniVersion":"1.0.0","type":"y","vlan":1.0,"args":{"cni":{"kept":-0}}}'
+    config = (
+        f'{{"cniVersion":"1.0.0","name":"p","type":"plumbline","delegates":[{delegate}],"runtimeConfig":{runtime}}}'
+    )
+    result = planned('[{"name": "net1", "cni-args": {"new": 1e3}}]', (nad("net1", net1),), config=config)
+    (first,), (second,) = (each.plugins for each in result.attachments)
+    assert first.startswith(delegate[:-1])
+    assert f'"runtimeConfig":{runtime}' in first
+    assert '"vlan":1.0' in second
+    assert '"args":{"cni":{"kept":-0,"new":1e3}}' in second
 
 
 @pytest.mark.parametrize(

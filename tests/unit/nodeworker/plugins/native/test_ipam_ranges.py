@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +40,12 @@ def test_every_address_but_gateways_is_offered_once(subnets: list[str], last: Ad
     if last in offered:
         assert offered[-1] == last
     assert all(range_of(pool, each) for each in offered)
+
+
+def test_an_invalid_range_is_named_by_set_and_index() -> None:
+    good, bad = RangeConfig(subnet="10.1.0.0/24"), RangeConfig(subnet="10.2.0.0/24", range_start="10.3.0.1")
+    with pytest.raises(ValueError, match=r"range set 1\[1\]: rangeStart 10\.3\.0\.1 is not in subnet 10\.2\.0\.0/24"):
+        range_sets(((good,), (RangeConfig(subnet="10.5.0.0/24"), bad)))
 
 
 def test_a_large_range_is_not_listed_to_find_the_next() -> None:

@@ -4,11 +4,19 @@ import contextlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeworker.plugins.spec.conflist import ConfigError, parse, render, unsupported_capabilities, with_prev_result
+from nodeworker.plugins.spec.conflist import (
+    ConfigError,
+    parse,
+    render,
+    unsupported_capabilities,
+    with_prev_result,
+    without_runtime_config,
+)
 
 LONG = 1024 * 1024
 
@@ -70,9 +78,32 @@ def test_switches_may_be_booleans_or_strings(value: object, switched: bool) -> N
         ({"name": "net", "type": 5}, "type of the configuration is not a string"),
         ({"name": "net", "plugins": []}, "at least one plugin"),
         ({"name": "net", "plugins": {}}, "at least one plugin"),
-        ({"name": "net", "plugins": ["bridge"]}, "not a JSON object"),
-        ({"name": "net", "plugins": [{}]}, "no type"),
-        ({"name": "net", "plugins": [{"type": ""}]}, "no type"),
+        ({"name": "net", "plugins": [{"type": "a"}, "b"]}, r'plugins\[1\] is "\\"b\\"", which is not a JSON object'),
+        ({"name": "net", "plugins": [{"type": "a"}, {}]}, r"plugins\[1\] has no type: it is empty"),
+        (
+            {"name": "net", "plugins": [{"type": "a"}, {"mtu": 1, "tpye": "b"}, {"type": "c"}]},
+            r'plugins\[1\] has no type: it has the key "tpye"; did you mean type\?',
+        ),
+        (
+            {"name": "net", "plugins": [{"type": "", "mode": "l2", "mtu": 1}]},
+            r"plugins\[0\] has no type: its type is empty",
+        ),
+        (
+            {"name": "net", "plugins": [{"mode": "l2", "mtu": 1}]},
+            r'plugins\[0\] has no type: its keys are "mode, mtu"',
+        ),
+        ({"name": "net", "plugin": []}, 'it has the key "plugin"; did you mean plugins\\?'),
+        ({"name": "net", "plugins": [{"type": "a"}, {"type": 5}]}, r"type of plugins\[1\] is not a string"),
+        ({"name": "net", "plugins": [{"type": "a"}, {"type": "../b"}]}, r'type of plugins\[1\] is "../b", which'),
+        (
+            {"name": "net", "plugins": [{"type": "a"}, {"type": "b", "ipam": {"type": "/c"}}]},
+            r'ipam.type of plugins\[1\] \("b"\) is "/c"',
+        ),
+        (
+            {"name": "net", "plugins": [{"type": "a"}, {"type": "b", "capabilities": {"ips": True, "mac": "yes"}}]},
+            r'capabilities.mac of plugins\[1\] \("b"\) is neither true nor false',
+        ),
+        ({"name": "net", "plugins": [{"type": "a", "args": {"cni": []}}]}, r'cni of args of plugins\[0\] \("a"\)'),
         ({"name": "net", "type": "../bridge"}, "bare name"),
         ({"name": "net", "type": "/bin/sh"}, "bare name"),
         ({"name": "net", "type": "."}, "bare name"),
@@ -81,11 +112,11 @@ def test_switches_may_be_booleans_or_strings(value: object, switched: bool) -> N
         ({"name": "net", "type": "plumbline"}, "would call itself"),
         ({"name": "net", "type": "bridge", "ipam": {"type": "../evil"}}, "ipam.type"),
         ({"name": "net", "type": "bridge", "ipam": {"type": "plumbline"}}, "would call itself"),
-        ({"name": "net", "type": "bridge", "ipam": "host-local"}, "ipam of plugin bridge"),
-        ({"name": "net", "type": "bridge", "capabilities": {"mac": "true"}}, "capabilities of plugin bridge"),
-        ({"name": "net", "type": "bridge", "capabilities": ["mac"]}, "capabilities of plugin bridge"),
-        ({"name": "net", "type": "bridge", "args": []}, "args of plugin bridge"),
-        ({"name": "net", "type": "bridge", "args": {"cni": 1}}, "cni of plugin bridge"),
+        ({"name": "net", "type": "bridge", "ipam": "host-local"}, "ipam of the configuration"),
+        ({"name": "net", "type": "bridge", "capabilities": {"mac": "true"}}, "capabilities.mac of the configuration"),
+        ({"name": "net", "type": "bridge", "capabilities": ["mac"]}, "capabilities of the configuration"),
+        ({"name": "net", "type": "bridge", "args": []}, "args of the configuration"),
+        ({"name": "net", "type": "bridge", "args": {"cni": 1}}, "cni of args of the configuration"),
         ({"name": "net", "type": "bridge", "cniVersion": "7.0.0"}, "7.0.0 is not supported"),
         ({"name": "net", "type": "bridge", "cniVersion": 1}, "cniVersion of the configuration"),
         ({"name": "net", "type": "bridge", "cniVersions": "1.0.0"}, "cniVersions"),
@@ -138,6 +169,43 @@ def test_unknown_keys_keep_value_and_order() -> None:
         '{"zeta":[1,2.5,null],"cniVersion":"1.0.0","name":"net","type":"x","alpha":{"b":1,"a":123456789012345678901}}'
     )
     assert render(parse(config)) == (config,)
+
+
+AS_WRITTEN = (
+    '"exponent":1.4e3,"whole":1.0,"short":1e3,"large":9007199254740993,"larger":123456789012345678901234567890,'
+    '"zero":-0,"real":1.50E+02,"escaped":"\\u0041\\/\\u00e9","nested":{"b":[1.0,{"k":1,"k":2.0}],"a":null}'
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        f'{{"cniVersion":"1.0.0","name":"net","type":"x",{AS_WRITTEN}}}',
+        f'{{"cniVersion":"1.0.0","name":"net","plugins":[{{"type":"y"}},{{"type":"x",{AS_WRITTEN}}}]}}',
+        f'{{"cniVersion":"1.0.0","name":"net","type":"x",{AS_WRITTEN}}}'.replace(",", " ,\n ").replace(":{", ": {\t"),
+    ],
+)
+def test_the_bytes_of_every_key_are_passed_on(config: str) -> None:
+    plugin = render(parse(config), device="d", cni_args={"a": msgspec.Raw(b"2.0")})[-1]
+    assert AS_WRITTEN in plugin
+    assert '"args":{"cni":{"a":2.0}}' in plugin
+    assert AS_WRITTEN in with_prev_result(plugin, '{"x":1.0}').decode()
+    assert AS_WRITTEN in without_runtime_config(plugin, {"cni.dev/valid-attachments": []}).decode()
+
+
+def test_the_bytes_of_arguments_are_passed_on_beside_new_ones() -> None:
+    config = '{"name":"net","type":"x","args":{"o":1.0,"cni":{"a":1.0,"b":1e3}},"capabilities":{"c":true}}'
+    (plugin,) = render(
+        parse(config), cni_args={"a": msgspec.Raw(b"-0")}, capability_args={"c": msgspec.Raw(b"[1.0]"), "d": 1}
+    )
+    assert '"args":{"o":1.0,"cni":{"a":-0,"b":1e3}}' in plugin
+    assert '"runtimeConfig":{"c":[1.0]}' in plugin
+
+
+def test_the_last_of_two_equal_keys_counts() -> None:
+    (plugin,) = render(parse('{"name":"net","type":"a","mtu":1.0,"type":"b","mtu":2.0}'))
+    assert '"type":"b","mtu":2.0' in plugin
+    assert "1.0" not in plugin.replace('"cniVersion":"0.1.0"', "")
 
 
 def test_runtime_config_has_only_what_a_plugin_declares() -> None:

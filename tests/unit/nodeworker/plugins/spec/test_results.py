@@ -139,6 +139,11 @@ def test_a_printed_result_is_recorded_and_converted() -> None:
     assert json.loads(translated) == {"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.1/8"}]}
 
 
+def test_a_result_without_a_version_gets_one_and_keeps_its_bytes() -> None:
+    printed, previous = accepted('{"theirs": 1.4e3, "dns": {}, "x": {"y": 1.0, "z": null}}', "1.0.0")
+    assert printed == previous == '{"theirs":1.4e3,"dns":{},"x":{"y": 1.0, "z": null},"cniVersion":"1.0.0"}'
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

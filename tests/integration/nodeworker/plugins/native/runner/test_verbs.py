@@ -98,7 +98,8 @@ async def test_an_error_is_an_object_with_the_code_of_the_reference(bridge: Plug
     assert await bridge.refused("CHECK", prevResult=result) == (999, "interface net1 is gone: recreate the pod")
     assert await bridge.refused("CHECK", prevResult={"ips": [{"address": "x"}]}) == (
         6,
-        "prevResult can't be read: 'x' in the result has no prefix length",
+        'prevResult can\'t be read: ips[0] of the result: "x" is not an IP address with a prefix length: '
+        "write it like 10.1.2.3/24",
     )
     bridge.netns = "/run/netns/plumbline-test-gone"
     code, words = await bridge.refused("ADD")
