@@ -31,6 +31,7 @@ OF_WARNING: Mapping[WarningKind, str] = {
 
 MESSAGE_LIMIT = 1024
 """Maximum length in characters (core/v1 Event, events.k8s.io/v1 ``note``)."""
+_LAST_PLACE = 0xFFF
 _REMEMBERED = 4096
 _PERIOD = 300.0
 _BURST = 25
@@ -46,12 +47,18 @@ class PodEvent(msgspec.Struct, frozen=True):
     type: str
     reason: str
     message: str
+    place: int = _LAST_PLACE
+    """Events of the same second are shown by their places."""
 
     @property
     def name(self) -> str:
-        """Name of the Event object. Equal for the same text about the same pod, so that repetitions are counted."""
+        """Name of the Event object. Equal for the same text about the same pod, so that repetitions are counted.
+
+        It begins with the place: ``kubectl describe`` sorts by ``lastTimestamp``, which has seconds, and leaves those
+        of one second in the order of their names.
+        """
         content = "\0".join((self.pod.uid, self.type, self.reason, self.message)).encode()
-        return f"{self.pod.name}.{hashlib.sha256(content).hexdigest()[:16]}"
+        return f"{self.pod.name}.{min(self.place, _LAST_PLACE):03x}{hashlib.sha256(content).hexdigest()[:13]}"
 
 
 def pod_events(event: Event, sandbox: Sandbox | None) -> list[PodEvent]:
@@ -66,8 +73,11 @@ def pod_events(event: Event, sandbox: Sandbox | None) -> list[PodEvent]:
         return []
     match event.data:
         case AttachCompleted(warnings=warnings) if event.cause == sandbox.intent:
-            made = [_added(pod, sandbox.node, attachment) for attachment in sandbox.attachments]
-            warned = [_warning(pod, sandbox.node, OF_WARNING[each.kind], each.message) for each in warnings]
+            made = [_added(pod, sandbox.node, each, place) for place, each in enumerate(sandbox.attachments)]
+            warned = [
+                _warning(pod, sandbox.node, OF_WARNING[each.kind], each.message, len(made) + place)
+                for place, each in enumerate(warnings)
+            ]
             return [*(each for each in made if each is not None), *warned]
         case AttachFailed(failure=failure):
             reason = NOT_FOUND if failure.error_class is ErrorClass.NETWORK_NOT_FOUND else ATTACH_FAILED
@@ -78,7 +88,7 @@ def pod_events(event: Event, sandbox: Sandbox | None) -> list[PodEvent]:
             return []
 
 
-def _added(pod: Pod, node: NodeName, attachment: Attachment) -> PodEvent | None:
+def _added(pod: Pod, node: NodeName, attachment: Attachment, place: int) -> PodEvent | None:
     if attachment.phase is not AttachmentPhase.ATTACHED:
         return None
     try:
@@ -89,14 +99,14 @@ def _added(pod: Pod, node: NodeName, attachment: Attachment) -> PodEvent | None:
         return None
     addresses = " ".join(ip.address for ip in result.ips)
     message = f"Add {attachment.plan.ifname} [{addresses}] from {attachment.plan.network}"
-    return PodEvent(pod, node, NORMAL, ADDED, message[:MESSAGE_LIMIT])
+    return PodEvent(pod, node, NORMAL, ADDED, message[:MESSAGE_LIMIT], place)
 
 
-def _warning(pod: Pod, node: NodeName, reason: str, message: str) -> PodEvent:
+def _warning(pod: Pod, node: NodeName, reason: str, message: str, place: int = _LAST_PLACE) -> PodEvent:
     if len(message) > MESSAGE_LIMIT:
         half = MESSAGE_LIMIT // 2 - 2
         message = f"{message[:half]} … {message[-half:]}"
-    return PodEvent(pod, node, WARNING, reason, message)
+    return PodEvent(pod, node, WARNING, reason, message, place)
 
 
 class Admission(NamedTuple):

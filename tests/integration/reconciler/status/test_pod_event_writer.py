@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from reconciler.metrics import Metrics
 from reconciler.projection.fold.batch import Loaded, project
 from reconciler.status.kubernetes.annotation_sink import AnnotationSink
 from reconciler.status.kubernetes.pod_event_writer import PodEventWriter
-from tests.support.kube.publishing import WITH_PUBLISHER
+from tests.support.kube.kubectl import Kubectl
+from tests.support.kube.publishing import WITH_PUBLISHER, create
 from tests.support.kube.server import KubeServer
 from tests.support.stories.events import container
 from tests.support.stories.node import Node
@@ -79,6 +81,15 @@ async def test_each_interface_has_an_event_on_the_pod(cluster: KubeServer, tmp_p
     assert sorted(each["message"].split(" [")[0] for each in found) == ["Add eth0", "Add net1"]
     assert {each["involvedObject"]["uid"] for each in found} == {"uid-web"}
     assert metrics.registry.get_sample_value("plumbline_reconciler_pod_events_written_total") == 2
+
+
+async def test_kubectl_describes_the_interfaces_in_their_order(cluster: KubeServer, tmp_path: Path) -> None:
+    pod = create(cluster, "shop", "many")
+    networks = ["k8s-pod-network", *(f"default/{name}" for name in "zyxwvutsr")]
+    await written(cluster, tmp_path, list(Node().attach(container(1), pod, networks)), Metrics())
+    described = Kubectl(cluster, tmp_path / "kubectl")("describe", "pod", "many", "--namespace", "shop")
+    shown = re.findall(r"Add (\w+) \[[^]]*\] from (\S+)", described)
+    assert shown == [(f"net{place}" if place else "eth0", network) for place, network in enumerate(networks)]
 
 
 async def test_a_repeated_failure_is_one_event_with_a_count(cluster: KubeServer, tmp_path: Path) -> None:
