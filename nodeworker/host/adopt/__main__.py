@@ -108,7 +108,13 @@ async def adopt(ledger: Ledger | None, settings: AdoptSettings, *, dry_run: bool
 
 def _judge(files: SandboxFiles, finder: NamespaceFinder, settings: AdoptSettings, adopted_until: int) -> Verdict:
     namespace = finder.find(files)
-    verdict = judge(files, namespace, bin_dir=settings.worker.bin_dir, adopted_until=adopted_until)
+    verdict = judge(
+        files,
+        namespace,
+        bin_dir=settings.worker.bin_dir,
+        system_namespaces=settings.worker.system_namespaces,
+        adopted_until=adopted_until,
+    )
     return without_false_claims(verdict, namespace) if isinstance(verdict, Adoption) else verdict
 
 

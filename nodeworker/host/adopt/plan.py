@@ -12,10 +12,11 @@ scratch file or the file is older than the last adoption.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from events.schema import AttachPlanned, ContainerId, NetworkName, PlannedAttachment, Pod, SandboxAdopted
 from nodeworker.host.adopt import evidence
@@ -83,18 +84,23 @@ class _Runtime(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judge(
-    files: SandboxFiles, namespace: FoundNamespace, *, bin_dir: str = _BIN_DIR, adopted_until: int = 0
+    files: SandboxFiles,
+    namespace: FoundNamespace,
+    *,
+    bin_dir: str = _BIN_DIR,
+    system_namespaces: Collection[str] = (),
+    adopted_until: int = 0,
 ) -> Verdict:
     """Return the verdict on the sandbox of *files*, whose namespace is *namespace*.
 
-    *bin_dir* is searched for plugins after Multus' own ``binDir``. *adopted_until* is the time of the last complete
-    adoption, in nanoseconds since 1970; 0: never.
+    *bin_dir* is searched for plugins after Multus' own ``binDir``. Pods in *system_namespaces* get no network-status.
+    *adopted_until* is the time of the last complete adoption, in nanoseconds since 1970; 0: never.
     """
     if namespace.links is None and not _may_hold_something(files, adopted_until):
         return Leftover(container_id=files.container_id)
     pod = pod_of(_joined(_pod_args(files)))
     try:
-        return _adoption(files, namespace, pod, bin_dir)
+        adoption = _adoption(files, namespace, pod, bin_dir)
     except RecordError as error:
         subject = f"sandbox {files.container_id[:12]}" + (f" of pod {pod}" if pod.name else "")
         remedy = (
@@ -104,6 +110,23 @@ def judge(
         )
         problem = f"{subject} can't be adopted: {error}; {remedy}"
         return Refusal(container_id=files.container_id, pod=pod, problem=problem)
+    if not pod.name or pod.namespace in system_namespaces or namespace.links is None:
+        return adoption
+    return _published(adoption)
+
+
+def _published(adoption: Adoption) -> Adoption:
+    """Return *adoption* with a plan that publishes the pod's network-status, if its results tell all of that."""
+    plan = adoption.data.plan
+    unknown = [
+        each.network
+        for each, result in zip(plan.attachments, adoption.data.results, strict=True)
+        if not result or each.device_info
+    ]
+    if unknown:
+        note = f"its network-status stays as Multus wrote it: not everything is known of {', '.join(unknown)}"
+        return replace(adoption, notes=(*adoption.notes, note))
+    return replace(adoption, data=replace(adoption.data, plan=replace(plan, publish=True)))
 
 
 def _may_hold_something(files: SandboxFiles, adopted_until: int) -> bool:

@@ -40,6 +40,11 @@ class WorkerKeys(msgspec.Struct, frozen=True, kw_only=True):
         """The folders with the CNI plugins."""
         return parse_defaults(self.network).bin_dir
 
+    @property
+    def system_namespaces(self) -> tuple[str, ...]:
+        """The namespaces whose pods get no network-status."""
+        return parse_defaults(self.network).system_namespaces
+
 
 class AdoptSettings(Settings, frozen=True, kw_only=True, rename="camel"):
     """The shared settings, and the sections that an adoption uses."""

@@ -14,6 +14,8 @@ from msgspec.structs import replace
 
 from events.ledger.memory import MemoryLedger
 from events.schema import DriftKind, DriftObserved, Event, InterfaceAttached, NetworkName, Pod, StatusPublished
+from nodeworker.host.adopt.plan import Adoption, FoundNamespace, judge
+from nodeworker.host.adopt.read import read_state
 from reconciler.status import folder_sink
 from reconciler.status.folder_sink import FolderSink
 from reconciler.status.guard import guard
@@ -21,6 +23,8 @@ from reconciler.status.kubernetes.annotation_sink import AnnotationSink
 from reconciler.status.kubernetes.annotation_watch import AnnotationWatch
 from reconciler.status.kubernetes.pod_events import PodEvent
 from reconciler.status.text import ANNOTATION
+from tests.support.host.multus_pods import POD
+from tests.support.host.multus_state import MultusNode
 from tests.support.kube.publishing import WITH_PUBLISHER, create, metadata
 from tests.support.kube.server import KubeServer
 from tests.support.reconciler.running import Running, running
@@ -273,6 +277,29 @@ async def test_a_changed_or_removed_status_file_is_restored(
         await run.until(lambda: not path.exists())
         await asyncio.sleep(0.3)
         await said(run, ledger, "StatusPublished", "DriftObserved", "StatusPublished")
+
+
+@pytest.mark.parametrize("content", ['{"annotations": {}}', None])
+async def test_status_of_a_pod_that_was_adopted_is_restored(
+    ledger: MemoryLedger, tmp_path: Path, content: str | None
+) -> None:
+    multus = MultusNode(tmp_path / "multus")
+    multus.write(replace(POD, networks=POD.networks[:2]))
+    (files,) = read_state(multus.cni_dir, [multus.cache_dir], multus.host_local_dir).sandboxes
+    adoption = judge(files, FoundNamespace(netns="/run/netns/x", links=frozenset({"eth0", "net1"})))
+    assert isinstance(adoption, Adoption)
+    path = tmp_path / "status/default/web.json"
+    async with running(ledger, tmp_path / "x.db", FolderSink(tmp_path), keep="repair") as run:
+        await ledger.append(Node().event(adoption.data, adoption.container_id))
+        await said(run, ledger, "StatusPublished")
+        right = path.read_text()
+        assert [each["interface"] for each in json.loads(json.loads(right)["annotations"][ANNOTATION])] == [
+            "eth0",
+            "net1",
+        ]
+        path.unlink() if content is None else path.write_text(content)
+        await said(run, ledger, "StatusPublished", "DriftObserved", "StatusPublished")
+        assert path.read_text() == right
 
 
 async def test_a_reattached_interface_with_a_new_result_is_published(ledger: MemoryLedger, tmp_path: Path) -> None:

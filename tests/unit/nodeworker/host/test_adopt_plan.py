@@ -67,6 +67,34 @@ def args(sandbox: Sandbox, index: int) -> str:
     return ";".join(f"{key}={value}" for key, value in sandbox.args_of(index))
 
 
+# --- network-status ---
+
+WITHOUT_DEVICE = replace(POD, networks=(DEFAULT, MACVLAN))
+
+
+def test_status_of_an_adopted_pod_is_published_as_any_other(multus: MultusNode) -> None:
+    multus.write(WITHOUT_DEVICE)
+    assert adopted(multus, replace(ALIVE, links=frozenset({"eth0", "net1"}))).plan.publish
+    assert "network-status" not in notes(multus, replace(ALIVE, links=frozenset({"eth0", "net1"})))
+
+
+def test_status_of_a_system_pod_or_a_gone_one_is_not_published(multus: MultusNode) -> None:
+    multus.write(WITHOUT_DEVICE)
+    (files,) = state(multus).sandboxes
+    for namespace, system in ((replace(ALIVE, links=frozenset({"eth0", "net1"})), ["default"]), (GONE, [])):
+        found = judge(files, namespace, system_namespaces=system)
+        assert isinstance(found, Adoption)
+        assert not found.data.plan.publish
+
+
+def test_status_that_is_not_known_in_full_stays_as_multus_wrote_it(multus: MultusNode) -> None:
+    multus.write(POD)
+    assert not adopted(multus).plan.publish
+    assert "its network-status stays as Multus wrote it: not everything is known of sriov/vf" in notes(multus)
+    multus.entry(POD, 1).unlink()
+    assert "not everything is known of default/macvlan-conf, sriov/vf" in notes(multus)
+
+
 # --- complete files ---
 
 
