@@ -7,7 +7,7 @@ PYTEST_JOBS ?= $(shell expr $$(nproc) + 1)
 # Where the environment says not to write compiled modules, every process would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast bench lint lock
+.PHONY: demo test test-fast bench lint wheel lock
 
 demo:
 	.ci/setup
@@ -24,17 +24,27 @@ test-fast:
 		-k "unit or not (cut_anywhere or generated)" tests/unit tests/integration/nodeworker/plugins/native
 
 bench:
-	.ci/setup
+	.ci/setup test
 	$(BIN)/python -m bench
 
 lint:
-	.ci/setup test
+	.ci/setup lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# Regenerates requirements.lock from pyproject.toml; needs uv.
+# The wheel of a release, for every architecture, in dist/.
+wheel:
+	.ci/setup wheel
+	PLUMBLINE_WHEEL_ARCHITECTURES="amd64 arm64" $(BIN)/python -m hatchling build --target wheel
+
+# Rewrites requirements/ from pyproject.toml; needs uv. The largest lock comes first: the others have its versions.
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock:
-	uv pip compile --quiet pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
+	$(LOCK) pyproject.toml --all-extras --group lint --output-file requirements/lint.lock
+	$(LOCK) pyproject.toml --all-extras --group test -c requirements/lint.lock --output-file requirements/test.lock
+	$(LOCK) pyproject.toml --extra node --extra reconciler --extra cli -c requirements/lint.lock \
+		--output-file requirements/run.lock
+	$(LOCK) --group build -c requirements/lint.lock --output-file requirements/build.lock
+	$(LOCK) --group compiler --output-file requirements/compiler.lock
