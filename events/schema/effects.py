@@ -34,7 +34,7 @@ class InterfaceAttachFailed(Effect, frozen=True, kw_only=True):
 
 
 class InterfaceDetached(Effect, frozen=True, kw_only=True):
-    """One attachment is gone: every plugin of its delegate confirmed DEL."""
+    """One attachment is gone: every plugin of its delegate confirmed DEL, or refused it and has nothing on the node."""
 
     seconds: float = 0.0
     runs: tuple[PluginRun, ...] = ()

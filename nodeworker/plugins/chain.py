@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -33,6 +33,8 @@ _TASKS: Final[Mapping[Phase, str]] = {
     Phase.GC: "failed to collect garbage of {network}",
     Phase.STATUS: "is not ready to serve {network}",
 }
+_WITHIN_NAMESPACE: Final = frozenset({"passthru", "sbr", "tuning", "vrf"})
+"""Types of plugins whose effects end with the container's link and namespace."""
 _ATTACHMENT_PHASES: Final = frozenset({Phase.ADD, Phase.DEL, Phase.CHECK})
 
 
@@ -114,16 +116,11 @@ async def delete(
     result: str | None,
     timeout: float,  # noqa: ASYNC109
 ) -> tuple[PluginRun, ...]:
-    """Delete the attachment, last plugin first; return the runs.
-
-    *result* is what ``add`` returned, None if it did not; *timeout* is in seconds, for the whole chain. Raises
-    PluginFailedError at the first plugin that fails. Section 3, "Deleting an attachment".
-    """
-    operation = _Operation(runners, attachment, target, Phase.DEL, timeout)
-    previous = _previous(attachment, result)
-    for plugin, native in reversed(_chain(attachment)):
-        await operation.run(plugin, native, with_prev_result(plugin, previous))
-    return tuple(operation.runs)
+    """Do what ``sweep`` does; return the runs. Raises PluginFailedError when all plugins have run and some failed."""
+    runs, failures = await sweep(runners, attachment, target, result, timeout)
+    if failures:
+        raise PluginFailedError(together(failures.values()), runs)
+    return runs
 
 
 async def sweep(
@@ -133,9 +130,11 @@ async def sweep(
     result: str | None,
     timeout: float,  # noqa: ASYNC109
 ) -> tuple[tuple[PluginRun, ...], dict[str, Failure]]:
-    """Do what ``delete`` does, but continue after a failure; return the runs, and the failures by plugin.
+    """Delete the attachment, last plugin first; return the runs, and the failures by plugin.
 
-    For an attachment whose sandbox is gone for good: no other DEL would free what the later plugins hold.
+    *result* is what ``add`` returned, None if it did not; *timeout* is in seconds, for the whole chain. Section 3,
+    "Deleting an attachment". All plugins run, also after a failure: a plugin that refuses may refuse for ever, and the
+    others free what they hold.
     """
     operation = _Operation(runners, attachment, target, Phase.DEL, timeout)
     previous = _previous(attachment, result)
@@ -146,6 +145,42 @@ async def sweep(
         except PluginFailedError as error:
             failures[plugin] = error.failure
     return tuple(operation.runs), failures
+
+
+def holders(
+    attachment: PlannedAttachment, refused: Mapping[str, Failure], of_add: Failure | None
+) -> dict[str, Failure]:
+    """Return the failures of those plugins that *refused* DEL and may still have resources on the node.
+
+    *of_add* is the failure of the sandbox's ADD, None if it succeeded. The first plugin has link and address. Once it
+    has deleted them, nothing is left of a plugin that changes only the link and its namespace, of one that the ADD did
+    not reach, and of one that gives the same reason as in the ADD: it refuses its configuration and did nothing.
+    """
+    if attachment.plugins[0] in refused:
+        return dict(refused)
+    types = [type_of(plugin) for plugin in attachment.plugins]
+    failed_at = len(types)
+    if of_add is not None and of_add.phase is Phase.ADD and of_add.ifname == attachment.ifname:
+        failed_at = max((index for index, each in enumerate(types) if each == of_add.delegate), default=failed_at)
+
+    def holds(plugin: str, failure: Failure) -> bool:
+        index = attachment.plugins.index(plugin)
+        if types[index] in _WITHIN_NAMESPACE or index > failed_at:
+            return False
+        return index != failed_at or of_add is None or _reason(of_add) != _reason(failure)
+
+    return {plugin: failure for plugin, failure in refused.items() if holds(plugin, failure)}
+
+
+def together(failures: Collection[Failure]) -> Failure:
+    """Return one failure for several: the first, with every sentence."""
+    return replace(next(iter(failures)), message="; ".join(failure.message for failure in failures))
+
+
+def _reason(failure: Failure) -> str:
+    """Return what the plugin said, without what the worker put before it."""
+    task = _TASKS[failure.phase].format(ifname=failure.ifname, network=failure.network)
+    return not_read_as_success(failure.message.partition(f"{task}: ")[2])
 
 
 async def check(
@@ -199,8 +234,7 @@ async def gc(
         except PluginFailedError as error:
             failures.append(error.failure)
     if failures:
-        message = "; ".join(failure.message for failure in failures)
-        raise PluginFailedError(msgspec.structs.replace(failures[0], message=message), tuple(operation.runs))
+        raise PluginFailedError(together(failures), tuple(operation.runs))
     return tuple(operation.runs)
 
 

@@ -250,7 +250,7 @@ class Attacher:
     async def _roll_back(self, intent: Event, request: AttachRequested, failure: Failure) -> Reply:
         """Undo what the attach has made, record that it failed, and return the answer for the runtime."""
         sandbox = self._journal.state.sandboxes.get(SandboxKey(intent.sandbox, request.ifname))
-        own = sandbox if sandbox is not None and sandbox.intent == intent.id else None
+        own = replace(sandbox, failure=failure) if sandbox is not None and sandbox.intent == intent.id else None
 
         def outcome(left: Mapping[IfName, Failure]) -> AttachFailed:
             return AttachFailed(

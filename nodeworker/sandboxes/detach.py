@@ -143,20 +143,23 @@ class Detacher:
         return InterfaceDetached(network=network, ifname=ifname, seconds=loop.time() - started, runs=runs)
 
     async def delete(self, sandbox: Sandbox, attachment: Attachment) -> tuple[PluginRun, ...]:
-        """Run DEL of one attachment with its recorded configuration; return the runs. Raises PluginFailedError.
+        """Run DEL of one attachment with its recorded configuration; return the runs.
 
         The plugins get no path of a namespace that is gone (CNI specification 1.1, section 2, "DEL"): it has nothing to
-        delete, some plugins refuse such a path, and another pod's namespace may be there now.
+        delete, some plugins refuse such a path, and another pod's namespace may be there now. Raises PluginFailedError
+        if a plugin refuses and may still have resources on the node. The refusal of another is only logged.
         """
-        target = self.target(sandbox)
-        runs = await chain.delete(
-            self._runners,
-            attachment.plan,
-            target,
-            adjusted_result(sandbox.attachments, attachment) or None,
-            self._delegate_timeout,
-        )
-        await device_info.withdraw(attachment.plan)
+        plan = attachment.plan
+        result = adjusted_result(sandbox.attachments, attachment) or None
+        runs, refused = await chain.sweep(self._runners, plan, self.target(sandbox), result, self._delegate_timeout)
+        await device_info.withdraw(plan)
+        holders = chain.holders(plan, refused, sandbox.failure)
+        if holders:
+            raise chain.PluginFailedError(chain.together(refused.values()), runs)
+        for failure in refused.values():
+            log.warning(
+                "plugin_refused_del", pod=str(sandbox.pod), sandbox=sandbox.key.container_id[:12], error=failure.message
+            )
         return runs
 
     def target(self, sandbox: Sandbox) -> chain.Target:

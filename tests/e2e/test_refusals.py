@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from events.schema import ErrorClass
+from events.schema import AttachFailed, ErrorClass
 from tests.support.node.kernel import ip
 from tests.support.node.node import Node
 from tests.support.node.runtime import Answer, PodSandbox
@@ -214,6 +215,39 @@ def test_networks_after_a_failed_one_are_undone(node: Node) -> None:
     assert (types.count("InterfaceAttached"), types.count("InterfaceAttachFailed")) == (3, 1)
     assert types.count("InterfaceDetached") == 4
     assert pod.delete() == (0, "", "")
+    node.assert_detached(pod)
+
+
+@pytest.mark.parametrize(
+    ("second", "runtime_config", "words"),
+    [
+        ({"type": "tuning", "sysctl": {"net.ipv6.conf.eth0.autoconf": 0}}, {}, "cannot unmarshal number"),
+        (
+            {"type": "portmap", "capabilities": {"portMappings": True}},
+            {"portMappings": [{"hostPort": 0, "containerPort": 80, "protocol": "tcp"}]},
+            "Invalid host port number: 0",
+        ),
+    ],
+)
+def test_what_a_refusing_plugin_did_not_make_is_not_left(
+    node: Node, second: dict[str, Any], runtime_config: dict[str, Any], words: str
+) -> None:
+    first = {key: value for key, value in node.bridge().items() if key not in ("cniVersion", "name")}
+    chain = {"cniVersion": "1.0.0", "name": "default", "plugins": [first, second]}
+    pod = node.pod("unlucky", config=node.conf(chain, runtimeConfig=runtime_config))
+    answer = pod.add()
+    assert f"pod default/unlucky: {second['type']} failed to add eth0 of default: " in answer.msg
+    assert words in answer.msg
+    assert not pod.links()
+    assert not node.reserved()
+    outcome = node.events_of(pod)[-1].data
+    assert isinstance(outcome, AttachFailed)
+    assert outcome.left == ()
+    assert node.event_types(pod)[2:] == ("InterfaceAttachFailed", "InterfaceDetached", "AttachFailed")
+    refusals = [line for line in node.log.read_text().splitlines() if "plugin_refused_del" in line and words in line]
+    assert len(refusals) == 1
+    assert pod.delete() == (0, "", "")
+    assert node.event_types(pod)[5:] == ("DetachRequested", "DetachCompleted")
     node.assert_detached(pod)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from events.schema import ErrorClass, Phase
+from events.schema import ErrorClass, Phase, Pod
+from nodeworker.errors import naming
 from nodeworker.plugins import chain
 from nodeworker.plugins.chain import PluginFailedError, Target
 from nodeworker.plugins.exec import PluginExecutor
@@ -247,15 +248,64 @@ async def test_delete_names_no_namespace_when_it_is_gone(
     }
 
 
-async def test_delete_stops_at_the_first_error(
+async def test_delete_continues_after_a_plugin_that_refuses(
     executor: PluginExecutor, plugins: Plugins, target: Target, log: Path
 ) -> None:
     plugins.recorder("first", log)
+    plugins.script("middle", "exit 2")
     plugins.script("last", "exit 1")
-    with pytest.raises(PluginFailedError, match=r"last failed to delete net1 of default/net") as raised:
-        await chain.delete(executor, planned(network("1.0.0", "first", "last")), target, None, SECONDS)
-    assert raised.value.failure.phase is Phase.DEL
-    assert not ran(log)
+    attachment = planned(network("1.0.0", "first", "middle", "last"))
+    with pytest.raises(PluginFailedError) as raised:
+        await chain.delete(executor, attachment, target, None, SECONDS)
+    failure = raised.value.failure
+    assert (failure.phase, failure.delegate) == (Phase.DEL, "last")
+    assert failure.message == (
+        "last failed to delete net1 of default/net: exit code 1: it gave no reason; "
+        "middle failed to delete net1 of default/net: exit code 2: it gave no reason"
+    )
+    assert [(run.type, run.exit_code) for run in raised.value.runs] == [("last", 1), ("middle", 2), ("first", 0)]
+    assert [call["command"] for call in calls(log)] == ["DEL"]
+
+
+REFUSES = """echo '{"code":7,"msg":"port 0 not found"}'; exit 1"""
+
+
+@pytest.mark.parametrize(
+    ("types", "failing", "refusing", "held"),
+    [
+        (("first", "portmap"), "portmap", {"portmap": REFUSES}, ()),
+        (("first", "portmap"), "portmap", {"portmap": "exit 3"}, ("portmap",)),
+        (("first", "portmap"), "first", {"portmap": "exit 3"}, ()),
+        (("first", "portmap", "last"), "last", {"portmap": "exit 3", "last": REFUSES}, ("portmap",)),
+        (("first", "tuning", "last"), "last", {"tuning": "exit 3", "last": REFUSES}, ()),
+        (("first", "portmap"), "first", {"first": REFUSES, "portmap": REFUSES}, ("portmap", "first")),
+        (("first", "portmap"), "", {"portmap": REFUSES}, ("portmap",)),
+        (("first", "tuning"), "", {"tuning": REFUSES}, ()),
+    ],
+)
+async def test_what_a_refusing_plugin_may_still_have_is_known(
+    executor: PluginExecutor,
+    plugins: Plugins,
+    target: Target,
+    types: tuple[str, ...],
+    failing: str,
+    refusing: dict[str, str],
+    held: tuple[str, ...],
+) -> None:
+    """*failing* refuses the ADD, with the words of REFUSES; the plugins of *refusing* then refuse the DEL."""
+    attachment, of_add = planned(network("1.0.0", *types)), None
+    for each in types:
+        plugins.script(each, REFUSES if each == failing else "echo '{}'")
+    if failing:
+        with pytest.raises(PluginFailedError) as raised:
+            await chain.add(executor, attachment, target, SECONDS)
+        of_add = naming(Pod("d", "p"), raised.value.failure)
+    for each in types:
+        plugins.script(each, refusing.get(each, "exit 0"))
+    _, refused = await chain.sweep(executor, attachment, target, None, SECONDS)
+    assert [failure.delegate for failure in refused.values()] == [each for each in types[::-1] if each in refusing]
+    holders = chain.holders(attachment, refused, of_add)
+    assert tuple(failure.delegate for failure in holders.values()) == held
 
 
 @pytest.mark.parametrize(
