@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from msgspec.structs import replace
+
 from nodeworker.kernel import sysctl
 from nodeworker.kernel.layouts import ifinfmsg
 from nodeworker.kernel.rtnetlink import bridge_ports, links
@@ -91,5 +93,5 @@ def _make_ready(node: Netlink, bridge: Link, link: Link, ports: Sequence[str], o
         port = links.find(node, links.by_index(link.parent)) if link.kind == "veth" else None
         if port is not None and port.name in ports:
             sysctl.try_ensure(f"ipv6/conf/{port.name}/accept_ra", "0")
-            requests = [links.change(port.index, up=True, master=bridge.index), *joined(port.index, bridge, of)]
+            requests = [links.change(port.index, up=True, master=bridge.index), *joined(port.index, bridge, replace(of, tagged=()))]
         node.do(*requests, links.change(link.index, up=True))

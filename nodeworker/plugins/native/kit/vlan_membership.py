@@ -29,9 +29,9 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     """The VLANs of a port; without any, the bridge's default applies."""
 
     untagged: int = 0
-    """The VLAN of the container's untagged frames; 0: the bridge's default."""
+    """The VLAN of the container's untagged frames, a trunk's native VLAN; 0: the bridge's default."""
     tagged: Ranges = ()
-    """The VLANs with tags."""
+    """The VLANs with tags, ``untagged`` not among them."""
     filtering: bool = False
     """Whether a bridge that is created for the port filters by VLAN."""
     keeps_default: bool = True
@@ -52,11 +52,11 @@ def membership(vlan: int, trunk: Sequence[Trunk] | None, *, keeps_default: bool)
     """Return the membership that the configuration requests. Raises NativeError if the request is invalid."""
     if vlan and vlan not in _IDS:
         raise NativeError(f"vlan {vlan} is not between 0 and {HIGHEST}")
-    tagged = _ranges(trunk or ())
-    if vlan and tagged:
-        raise NativeError("vlan and vlanTrunk exclude each other: remove one")
     return Membership(
-        untagged=vlan, tagged=tagged, filtering=bool(vlan) or trunk is not None, keeps_default=keeps_default
+        untagged=vlan,
+        tagged=_without(vlan, _ranges(trunk or ())),
+        filtering=bool(vlan) or trunk is not None,
+        keeps_default=keeps_default,
     )
 
 
@@ -74,6 +74,13 @@ def merged(wanted: Iterable[tuple[int, int]]) -> Ranges:
 def shown(ranges: Ranges) -> list[str]:
     """Return *ranges* as texts, such as ``7`` and ``10-20``."""
     return [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+
+
+def _without(vlan: int, ranges: Ranges) -> Ranges:
+    """Return *ranges* without *vlan*."""
+    below = [(first, min(last, vlan - 1)) for first, last in ranges]
+    above = [(max(first, vlan + 1), last) for first, last in ranges]
+    return merged((first, last) for first, last in below + above if first <= last)
 
 
 def _ranges(trunk: Sequence[Trunk]) -> Ranges:

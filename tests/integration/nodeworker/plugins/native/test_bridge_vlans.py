@@ -73,6 +73,13 @@ def test_a_trunk_is_merged_into_the_fewest_ranges(trunk: list[Trunk]) -> None:
         (1, None, False, [bridge_ports.remove_vlan(5, 1), bridge_ports.add_untagged_vlan(5, 1)]),
         (0, [Trunk(id=9), Trunk(min_id=3, max_id=5)], True, [bridge_ports.add_tagged_vlans(5, [(3, 5), (9, 9)])]),
         (0, [Trunk(id=9)], False, [bridge_ports.remove_vlan(5, 1), bridge_ports.add_tagged_vlans(5, [(9, 9)])]),
+        (7, [Trunk(id=9)], True, [bridge_ports.add_untagged_vlan(5, 7), bridge_ports.add_tagged_vlans(5, [(9, 9)])]),
+        (
+            7,
+            [Trunk(min_id=6, max_id=8)],
+            True,
+            [bridge_ports.add_untagged_vlan(5, 7), bridge_ports.add_tagged_vlans(5, [(6, 6), (8, 8)])],
+        ),
     ],
 )
 def test_a_port_joins_the_configured_vlans(
@@ -132,6 +139,8 @@ def test_added_vlans_are_decoded_again(trunk: list[Trunk]) -> None:
         ({3: 0, 4: 0, 5: 0}, 0, [Trunk(min_id=3, max_id=5)], False, ""),
         ({3: 0, 5: 0}, 0, [Trunk(min_id=3, max_id=5)], False, "no longer has VLAN 4"),
         ({3: 0, 4: PVID_UNTAGGED, 5: 0}, 0, [Trunk(min_id=3, max_id=5)], True, "no longer has VLAN 4"),
+        ({3: 0, 4: PVID_UNTAGGED, 5: 0}, 4, [Trunk(min_id=3, max_id=5)], False, ""),
+        ({3: 0, 4: 0, 5: 0}, 4, [Trunk(min_id=3, max_id=5)], False, "no longer has VLAN 4 for untagged"),
     ],
 )
 def test_check_reports_a_port_in_wrong_vlans(
@@ -173,6 +182,7 @@ def test_check_reports_a_port_in_another_bridge(change: str) -> None:
     [
         ({"vlan": 100, "preserveDefaultVlan": False}, {100: ["PVID", "Egress Untagged"]}),
         ({"vlanTrunk": [{"id": 5}, {"minID": 10, "maxID": 12}], "preserveDefaultVlan": False}, {5: [], 10: []}),
+        ({"vlan": 7, "vlanTrunk": [{"id": 5}], "preserveDefaultVlan": False}, {5: [], 7: ["PVID", "Egress Untagged"]}),
     ],
 )
 def test_the_kernel_has_the_port_in_its_vlans(config: dict[str, Any], wanted: dict[int, list[str]]) -> None:
