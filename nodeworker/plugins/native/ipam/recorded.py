@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import ipaddress
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from nodeworker.errors import usable_container_id
 from nodeworker.plugins.native.ipam import reservations
 from nodeworker.plugins.native.ipam.host_local import DATA_DIR, TYPE
 from nodeworker.plugins.spec import results
-from nodeworker.plugins.spec.addresses import Address, Network
+from nodeworker.plugins.spec.addresses import Address, Network, address, network, with_prefix
 from nodeworker.plugins.spec.names import ifname_problem
 
 
@@ -98,7 +97,7 @@ def reservations_of(plan: PlannedAttachment, result: str, container_id: Containe
         ips = results.decode(result, plan.cni_version).ips_of(plan.ifname)
     except results.ResultError:
         return ()
-    addresses = dict.fromkeys(ipaddress.ip_interface(ip.address).ip for ip in ips)
+    addresses = dict.fromkeys(with_prefix(ip.address).ip for ip in ips)
     return tuple(
         Reservation(folder.path, str(each), container_id, plan.ifname)
         for folder, subnets in used
@@ -147,15 +146,15 @@ def restore(
 def _restore_one(
     folder: reservations.Folder, lost: Reservation, may_replace: Callable[[Reservation, bytes], bool]
 ) -> bool:
-    address, owner = ipaddress.ip_address(lost.address), reservations.owner(lost.container_id, lost.ifname)
-    if folder.reserve(address, owner):
+    wanted, owner = address(lost.address), reservations.owner(lost.container_id, lost.ifname)
+    if folder.reserve(wanted, owner):
         return True
-    content = folder.owner_of(address)
+    content = folder.owner_of(wanted)
     if lost.is_kept_by(content):
         return True
     if holder_of(content)[0] and not may_replace(lost, content):
         return False
-    return folder.free(address, content) and folder.reserve(address, owner)
+    return folder.free(wanted, content) and folder.reserve(wanted, owner)
 
 
 @functools.lru_cache(128)
@@ -180,7 +179,7 @@ def _parsed(plugin: str) -> tuple[AddressFolder, tuple[Network, ...]] | None:
 def _networks(texts: Iterable[str]) -> Iterator[Network]:
     for text in texts:
         with contextlib.suppress(ValueError):
-            yield ipaddress.ip_network(text, strict=False)
+            yield network(text)
 
 
 def _is_of(address: Address, subnets: tuple[Network, ...]) -> bool:
