@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from events.schema import (
     NO_SANDBOX,
@@ -72,15 +73,20 @@ class _GcEntry(msgspec.Struct):
 
 
 class _GcKeys(msgspec.Struct):
-    valid: list[_GcEntry] | None = msgspec.field(name="cni.dev/valid-attachments", default=None)
-    attachments: list[_GcEntry] | None = msgspec.field(name="cni.dev/attachments", default=None)
+    valid: list[_GcEntry] | msgspec.UnsetType | None = msgspec.field(name="cni.dev/valid-attachments", default=UNSET)
+    attachments: list[_GcEntry] | msgspec.UnsetType | None = msgspec.field(name="cni.dev/attachments", default=UNSET)
 
 
 def _valid_attachments(stdin: bytes) -> tuple[tuple[str, str], ...] | None:
-    """Return the runtime's list, None if it gave none. The second key is its name in drafts of the specification."""
+    """Return the runtime's list, None if it gave none. The second key is its name in drafts of the specification.
+
+    Null is an empty list: CRI-O, written in Go, encodes the list of a node without pods so.
+    """
     try:
         keys = msgspec.json.decode(stdin, type=_GcKeys)
     except msgspec.MsgspecError:
         return None  # whatever reads it as a configuration refuses it
-    entries = keys.valid if keys.valid is not None else keys.attachments
-    return None if entries is None else tuple((entry.container_id, entry.ifname) for entry in entries)
+    given = [entries for entries in (keys.valid, keys.attachments) if entries is not UNSET]
+    if not given:
+        return None
+    return tuple((entry.container_id, entry.ifname) for entry in next(filter(None, given), ()))

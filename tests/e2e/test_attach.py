@@ -198,6 +198,16 @@ def test_gc_detaches_sandboxes_unknown_to_the_runtime(node: Node, key: str) -> N
     assert done.detached == (tuple(stale.key),)
 
 
+def test_gc_with_a_null_list_detaches_every_sandbox(node: Node) -> None:
+    """CRI-O sends null for a network without pods."""
+    conf = node.conf(version="1.1.0")
+    stale = node.pod("stale", config=conf)
+    assert stale.add().exit_code == 0
+    request = {**conf, "cni.dev/valid-attachments": None, "cni.dev/attachments": None}
+    assert node.runtime.call("GC", {"CNI_PATH": "/usr/lib/cni"}, request).answer() == (0, "", "")
+    node.assert_detached(stale)
+
+
 @pytest.mark.skipif(not shutil.which("iptables"), reason="iptables is not installed")
 def test_gc_removes_masquerading_without_a_ledger_entry(node: Node) -> None:
     """A pod of before Plumbline that got no DEL."""
