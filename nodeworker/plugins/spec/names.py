@@ -18,6 +18,8 @@ IFNAME_BYTES = 15
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_RESERVED_IFNAMES = frozenset({".", "..", "all", "default"})
+"""Folders, those of the file system and two of ``/proc/sys/net/ipv4/conf``: the kernel makes no link of that name."""
 _SHOWN = 64
 
 T = TypeVar("T")
@@ -108,7 +110,7 @@ def ifname_problem(name: str) -> str:
     """
     if not name:
         return "is empty"
-    if name in {".", ".."}:
+    if name in _RESERVED_IFNAMES:
         return "is reserved"
     if not all("!" <= c <= "~" and c not in "/:%" for c in name):
         return 'holds whitespace, "/", ":", "%" or a character that is not printable ASCII'

@@ -72,6 +72,8 @@ def test_short_form_selects(text: str, expected: list[Selection]) -> None:
         ("a.b/net1", "element 1", "field namespace"),
         ("net1@a:b", "element 1", "field interface"),
         ("net1@..", "element 1", "reserved"),
+        ("net1@all", "element 1", "reserved"),
+        ("net1,net2@default", "element 2", "reserved"),
         ("net1@net%d", "element 1", "field interface"),
         ("net1@eth5,net3,net2@eth5", "eth5", '2 elements, element 1 ("net1") and element 3 ("net2")'),
     ],
