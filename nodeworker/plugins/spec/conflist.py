@@ -63,6 +63,8 @@ def parse(
             if name
             else "the configuration has no name"
         )
+    if len(name) > _LONGEST_FILE_NAME:
+        raise ConfigError(f"name {shown(name)} of the configuration is longer than {_LONGEST_FILE_NAME} characters")
     plugins = tuple(_plugin(plugin, label, own_types) for label, plugin in _plugins(config))
     members = raw_members(text)
     return NetworkConfig(

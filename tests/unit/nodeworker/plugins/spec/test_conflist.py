@@ -74,6 +74,7 @@ def test_switches_may_be_booleans_or_strings(value: object, switched: bool) -> N
         ({"name": "-net", "type": "bridge"}, '"-net"'),
         ({"name": "net/1", "type": "bridge"}, '"net/1"'),
         ({"name": "net\n", "type": "bridge"}, r'"net\\n"'),
+        ({"name": "n" * 256, "type": "bridge"}, "longer than 255 characters"),
         ({"name": 5, "type": "bridge"}, "name of the configuration is not a string"),
         ({"name": "net", "type": 5}, "type of the configuration is not a string"),
         ({"name": "net", "plugins": []}, "at least one plugin"),
