@@ -21,9 +21,9 @@ from nodeworker.planning.resolve.netconf import RuntimeNetConf, parse_netconf
 from nodeworker.planning.resolve.route_claims import adjusted_result, claimed_routes
 from nodeworker.plugins import chain
 from nodeworker.plugins.api import Runners
-from nodeworker.plugins.native import registry
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.ipam import host_local
+from nodeworker.plugins.spec.conflist import ipam_type
 from nodeworker.plugins.spec.versions import at_least
 from nodeworker.sandboxes import default_route
 from nodeworker.sandboxes.answers import OK, Reply, error_reply
@@ -173,7 +173,7 @@ def _addresses_left(attachment: PlannedAttachment) -> None:
     STATUS needs version 1.1.0, and few released plugins support it, so the worker reads host-local's files.
     """
     config = cast("dict[str, Any]", msgspec.json.decode(attachment.plugins[0]))
-    if registry.ipam_type(config) != host_local.TYPE or host_local.unsupported(config):
+    if ipam_type(config) != host_local.TYPE or host_local.unsupported(config):
         return
     try:
         host_local.status(Call(container_id="", netns="", ifname="", config=config))

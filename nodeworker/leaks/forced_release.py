@@ -22,9 +22,10 @@ from nodeworker.plugins.api import PluginError, Runner, Runners
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.ipam import reservations
 from nodeworker.plugins.native.ipam.recorded import AddressFolder, folder_of
-from nodeworker.plugins.native.registry import ipam_plugin, ipam_type
+from nodeworker.plugins.native.registry import ipam_plugin
 from nodeworker.plugins.plugin_errors import complaint
 from nodeworker.plugins.spec.cni_args import parse_args
+from nodeworker.plugins.spec.conflist import ipam_type
 from nodeworker.sandboxes.detach import Detacher
 
 

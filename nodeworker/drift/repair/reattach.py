@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from events.fold import Attachment
 from events.schema import PlannedAttachment
 from nodeworker.plugins.spec import results
-from nodeworker.plugins.spec.conflist import type_of
+from nodeworker.plugins.spec.conflist import ipam_type, type_of
 from nodeworker.plugins.spec.names import raw_members
 from nodeworker.plugins.spec.results import Result
 
@@ -54,7 +54,7 @@ def obstacle(attachment: Attachment) -> str:
         kind = str(config.get("type", ""))
         if kind not in _EXACT:
             return f"it is not known whether plugin {kind} would make the same interface again"
-    if _ipam_type(configs[0]) in _LEASED:
+    if ipam_type(configs[0]) in _LEASED:
         return "its address is leased by dhcp, and a new interface would not renew the lease"
     if attachment.plan.device:
         return f"it is device {attachment.plan.device}: the process that took it has to give it back"
@@ -114,8 +114,3 @@ def _static(result: Result, ifname: str) -> Mapping[str, Any]:
 
 def _configs(plan: PlannedAttachment) -> list[dict[str, Any]]:
     return [cast("dict[str, Any]", msgspec.json.decode(plugin)) for plugin in plan.plugins]
-
-
-def _ipam_type(config: Mapping[str, Any]) -> str:
-    ipam = config.get("ipam")
-    return str(cast("dict[str, Any]", ipam).get("type", "")) if isinstance(ipam, dict) else ""

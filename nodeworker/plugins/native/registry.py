@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from nodeworker.plugins.native.api import CollectingPlugin, InterfacePlugin, IpamPlugin
+from nodeworker.plugins.spec.conflist import ipam_type
 
 log = structlog.get_logger(__name__)
 
@@ -99,13 +100,6 @@ def _interface_module(plugin_type: str) -> str:
 def _ipam_module(plugin_type: str) -> str:
     name = _IPAM.get(plugin_type)
     return f"nodeworker.plugins.native.ipam.{name}" if name else ""
-
-
-def ipam_type(config: Mapping[str, Any]) -> str:
-    """Return the type of the IPAM plugin that *config* names, or an empty text."""
-    ipam = config.get("ipam")
-    kind = cast("dict[str, Any]", ipam).get("type") if isinstance(ipam, dict) else ""
-    return kind if isinstance(kind, str) else ""
 
 
 def enabled(plugin_type: str, switch: Switch) -> bool:

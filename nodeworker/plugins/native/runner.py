@@ -21,7 +21,7 @@ from nodeworker.plugins.native.jobs import JobResult, PluginJob, version_of
 from nodeworker.plugins.native.pool import NativePool
 from nodeworker.plugins.native.registry import Switch
 from nodeworker.plugins.plugin_errors import complaint
-from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec import conflist, results
 from nodeworker.plugins.spec.results import Result
 
 
@@ -40,7 +40,7 @@ class ConfigSummary(NamedTuple):
 def summary_of(stdin: bytes, switch: Switch) -> ConfigSummary:
     """Return the summary of the configuration *stdin*. It is cached: most pods of a network have the same."""
     config = cast("dict[str, Any]", msgspec.json.decode(stdin))
-    ipam_type = registry.ipam_type(config)
+    ipam_type = conflist.ipam_type(config)
     plugin = registry.ipam_plugin(ipam_type) if ipam_type else None
     native = plugin is not None and registry.enabled(ipam_type, switch) and not plugin.unsupported(config)
     return ConfigSummary(str(config.get("name", "")), version_of(config), ipam_type, native)

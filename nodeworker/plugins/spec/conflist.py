@@ -99,6 +99,13 @@ def declared_capabilities(plugin: Mapping[str, Any]) -> set[str]:
     return {name for name, declared in (plugin.get("capabilities") or {}).items() if declared}
 
 
+def ipam_type(plugin: Mapping[str, Any]) -> str:
+    """Return the type of the IPAM plugin that *plugin* names, or an empty text."""
+    ipam = plugin.get("ipam")
+    kind = cast("dict[str, Any]", ipam).get("type") if isinstance(ipam, dict) else ""
+    return kind if isinstance(kind, str) else ""
+
+
 def unsupported_capabilities(config: NetworkConfig, wanted: Iterable[str]) -> tuple[str, ...]:
     """Return those of *wanted*, in their order, that no plugin of the chain declares."""
     declared = {name for plugin in config.plugins for name in declared_capabilities(plugin)}
@@ -183,8 +190,8 @@ def _plugin(plugin: object, place: str, own_types: frozenset[str]) -> dict[str, 
         raise ConfigError(f"{place} has no type: {_given(plugin, ('type',))}")
     _check_type(plugin_type, f"type of {place}", own_types)
     place = f"{place} ({shown(plugin_type)})"
-    if ipam_type := _string(_object(plugin, "ipam", place), "type", f"ipam of {place}"):
-        _check_type(ipam_type, f"ipam.type of {place}", own_types)
+    if ipam := _string(_object(plugin, "ipam", place), "type", f"ipam of {place}"):
+        _check_type(ipam, f"ipam.type of {place}", own_types)
     for name, declared in _object(plugin, "capabilities", place).items():
         if not isinstance(declared, bool):
             raise ConfigError(f"capabilities.{name} of {place} is neither true nor false")
