@@ -78,6 +78,18 @@ def test_addresses_and_mac_are_those_of_the_annotation(node: Node) -> None:
     assert pod.links()["net1"] == (mac, {"10.1.1.11/24", "fd00::b/64"})
 
 
+@pytest.mark.parametrize("more", [{}, {"only the binary accepts this": True}], ids=["native", "executed"])
+def test_host_local_gives_several_addresses_of_the_annotation(node: Node, more: dict[str, bool]) -> None:
+    pool = {**node.host_local("10.1.2.0/24"), "ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00:2::/64"}]]}
+    node.nad("dual-stack", node.macvlan("1.0.0", capabilities={"ips": True}, ipam={**pool, **more}))
+    pod = node.pod("dual", [{"name": "dual-stack", "ips": ["10.1.2.8/24", "fd00:2::8/64"]}])
+    answer = pod.add()
+    assert answer.exit_code == 0, answer
+    node.assert_attached(pod)
+    assert pod.links()["net1"].addresses == {"10.1.2.8/24", "fd00:2::8/64"}
+    assert pod.check().exit_code == 0
+
+
 def test_pods_reach_each_other_over_the_additional_network(node: Node) -> None:
     node.nad("macvlan-conf", node.macvlan())
     left, right = node.pod("left", "macvlan-conf"), node.pod("right", "macvlan-conf")

@@ -90,7 +90,11 @@ def make_plan(
                 cni_version=config.cni_version,
                 plugins=plugins,
                 cni_args=delegate_args(
-                    given_args, container_id, mac=values.get("mac", ""), ips=values.get("ips", ()), default=default
+                    given_args,
+                    container_id,
+                    mac=values.get("mac", ""),
+                    ips=_ips_in_args(config, values.get("ips", ())),
+                    default=default,
                 ),
                 default=default,
                 disable_check=config.disable_check,
@@ -246,6 +250,18 @@ def _capability_values(
             network=network,
         )
     return values
+
+
+def _ips_in_args(config: NetworkConfig, ips: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of *ips* that go into CNI_ARGS too: host-local refuses several there, but not in ``runtimeConfig``.
+
+    Other IPAM plugins read several there, and some, such as whereabouts, only there.
+    """
+    refused = len(ips) > 1 and any(
+        conflist.ipam_type(plugin) == "host-local" and "ips" in conflist.declared_capabilities(plugin)
+        for plugin in config.plugins
+    )
+    return () if refused else ips
 
 
 def _of_device(device: str, device_info: str) -> dict[str, str]:
