@@ -119,7 +119,17 @@ def make_plan(
 
 
 def _check_same_pod(asked: Pod, found: PodObject | None) -> None:
-    """Raise POD_CHANGED if the sandbox is of an earlier pod of that name: the found annotations are not its own."""
+    """Raise POD_CHANGED if the sandbox is of an earlier pod of that name: the found annotations are not its own.
+
+    Raise INVALID_REQUEST if the sandbox is of a pod whose name is missing: its networks are unknown.
+    """
+    if not asked.name and (asked.namespace or asked.uid):
+        raise failed(
+            ErrorClass.INVALID_REQUEST,
+            Phase.RESOLVE,
+            "CNI_ARGS has a pod's namespace or UID but no K8S_POD_NAME, so its networks are unknown; correct the "
+            "runtime's configuration",
+        )
     if found is None or found.static or not asked.uid or not found.uid or asked.uid == found.uid:
         return
     raise failed(

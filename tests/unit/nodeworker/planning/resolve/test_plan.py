@@ -229,8 +229,9 @@ def test_impossible_name_of_the_runtime_is_refused_with_code_4(ifname: str) -> N
     assert (failure.error_class, failure.code) == (ErrorClass.INVALID_REQUEST, 4)
 
 
-def test_malformed_cni_args_are_refused_with_code_4() -> None:
-    failure = refused(args="K8S_POD_NAME")
+@pytest.mark.parametrize("args", ["K8S_POD_NAME", "K8S_POD_NAMESPACE=shop; K8S_POD_NAME=web", "K8S_POD_UID=u1"])
+def test_malformed_cni_args_are_refused_with_code_4(args: str) -> None:
+    failure = refused(args=args)
     assert (failure.error_class, failure.code) == (ErrorClass.INVALID_REQUEST, 4)
 
 
