@@ -66,12 +66,15 @@ def failed(
     details: str = "",
     code: int | None = None,
 ) -> RequestFailedError:
-    """Return the exception for one failure; *code* is a plugin's own, if it gave one."""
+    """Return the exception for one failure; *code* is a plugin's own, if it gave one.
+
+    *message* names what of the request failed, but not its pod: see ``about``.
+    """
     return RequestFailedError(
         Failure(
             error_class=error_class,
             phase=phase,
-            message=message if len(message) <= _LONGEST else f"{message[: _LONGEST - 1]}…",
+            message=_cut(message),
             code=CNI_CODES[error_class] if code is None else code,
             network=network,
             ifname=ifname,
@@ -93,11 +96,21 @@ def error_json(failure: Failure, cni_version: str) -> bytes:
     return msgspec.json.encode(body)
 
 
-def naming(pod: Pod, failure: Failure) -> Failure:
-    """Return *failure* with the pod in its message: a plugin does not know the pod."""
-    if not pod.name or str(pod) in failure.message:
+def about(subject: str, failure: Failure) -> Failure:
+    """Return *failure* with *subject*, with which its message then begins; one that has a subject keeps it.
+
+    Only this function puts the subject into a message. What fails knows neither pod nor sandbox, or leaves them out.
+    """
+    if failure.subject or not subject:
         return failure
-    return replace(failure, message=f"pod {pod}: {failure.message}")
+    return replace(failure, subject=subject, message=_cut(f"{subject}: {failure.message}"))
+
+
+def subject_of(pod: Pod, container_id: str) -> str:
+    """Return the subject of a failure: the pod, or the sandbox if the runtime named no pod; empty without both."""
+    if pod.name:
+        return f"pod {pod}"
+    return f"sandbox {container_id[:12]}" if container_id else ""
 
 
 def internal(phase: Phase, error: Exception) -> Failure:
@@ -107,6 +120,10 @@ def internal(phase: Phase, error: Exception) -> Failure:
         phase,
         f"Plumbline made a mistake ({type(error).__name__}: {error}): its log says where; please report it",
     ).failure
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= _LONGEST else f"{message[: _LONGEST - 1]}…"
 
 
 def usable_container_id(text: str) -> bool:

@@ -151,6 +151,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error_class: ErrorClass
     phase: Phase
     message: str
+    """One sentence, which begins with the subject."""
     code: int
     """CNI error code of the answer to the runtime (CNI specification 1.1, section 2, "Error")."""
     network: str = ""
@@ -158,6 +159,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     delegate: str = ""
     """``type`` of the plugin that failed."""
     details: str = ""
+    subject: str = ""
+    """What the request was for: ``pod default/web``, ``sandbox 0a1b2c3d4e5f``; empty: neither is known."""
 
 
 class WarningKind(enum.StrEnum):

@@ -90,7 +90,7 @@ class Inspector:
         """Return ``inspect``. Raises RequestFailedError (namespace_invalid) if the namespace is gone."""
         inspection = await self.inspect(sandbox, phase, everything=everything)
         if inspection is None:
-            message = f"the namespace of pod {sandbox.pod} is gone: recreate the pod"
+            message = "the namespace is gone: recreate the pod"
             raise failed(ErrorClass.NAMESPACE_INVALID, phase, message)
         return inspection
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from events.fold import Sandbox, SandboxKey, SandboxPhase
 from events.schema import ContainerId, DriftKind, ErrorClass, IfName, Phase, PlannedAttachment, Pod
 from nodeworker.drift.inspector import Inspector
-from nodeworker.errors import RequestFailedError, failed
+from nodeworker.errors import RequestFailedError, about, failed, subject_of
 from nodeworker.journal.journal import Journal
 from nodeworker.kernel.namespaces import interfaces_present
 from nodeworker.planning.planner import Planner
@@ -64,9 +64,9 @@ class Checker:
                     Phase.CHECK,
                     f"CHECK needs cniVersion 0.4.0 or newer, not {version}",
                 )
-            await self._check(SandboxKey(container_id, ifname), pod)
+            await self._check(SandboxKey(container_id, ifname))
         except RequestFailedError as error:
-            return error_reply(error.failure, config)
+            return error_reply(about(subject_of(pod, container_id), error.failure), config)
         return OK
 
     async def status(self, config: str, path: str) -> Reply:
@@ -93,14 +93,14 @@ class Checker:
             return error_reply(error.failure, config)
         return OK
 
-    async def _check(self, key: SandboxKey, pod: Pod) -> None:
+    async def _check(self, key: SandboxKey) -> None:
         sandbox = self._journal.state.sandboxes.get(key)
         if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.plan is None:
             phase = "not in the ledger" if sandbox is None else str(sandbox.phase)
             raise failed(
                 ErrorClass.INVALID_REQUEST,
                 Phase.CHECK,
-                f"container {key.container_id[:12]} of pod {pod} is {phase} as {key.ifname}: nothing to check",
+                f"container {key.container_id[:12]} is {phase} as {key.ifname}: nothing to check",
                 code=_UNKNOWN_CONTAINER,
             )
         made = {a.plan.ifname: a.plan.network for a in sandbox.attachments if '"interfaces"' in a.result}
@@ -110,13 +110,12 @@ class Checker:
                 raise failed(
                     ErrorClass.PLUGIN_FAILED,
                     Phase.CHECK,
-                    f"interface {ifname} of network {network} is missing in the namespace of pod {sandbox.pod}: "
-                    "recreate the pod",
+                    f"interface {ifname} of network {network} is missing in the pod's namespace: recreate the pod",
                     network=network,
                     ifname=ifname,
                 )
         for route in claimed_routes(sandbox.attachments):
-            await asyncio.to_thread(default_route.check, sandbox.plan.netns, route, sandbox.pod)
+            await asyncio.to_thread(default_route.check, sandbox.plan.netns, route)
         for attachment in sandbox.attachments:
             if not attachment.result:
                 continue  # adopted, and what its ADD had returned was lost: there is nothing to compare with
@@ -144,7 +143,7 @@ class Checker:
             raise failed(
                 ErrorClass.PLUGIN_FAILED,
                 Phase.CHECK,
-                f"interface {drift.ifname} of network {drift.network} of pod {sandbox.pod} is not as recorded "
+                f"interface {drift.ifname} of network {drift.network} is not as recorded "
                 f"({drift.kind.value.replace('_', ' ')}): it should have {wanted}, and there is {found}; "
                 "see its drift in plumbline timeline",
                 network=drift.network,

@@ -7,8 +7,8 @@ import asyncio
 import structlog
 
 from events.ledger.ledger import LedgerError
-from events.schema import AttachRequested, ContainerId, Data, DetachRequested, IfName, Phase
-from nodeworker.errors import RequestFailedError, class_of, failed, internal, naming
+from events.schema import AttachRequested, ContainerId, Data, DetachRequested, Failure, IfName, Phase
+from nodeworker.errors import RequestFailedError, about, class_of, failed, internal, subject_of
 from nodeworker.intake.check import Checker
 from nodeworker.intake.intents import environment, intent_data
 from nodeworker.intake.request_log import RequestLog
@@ -59,7 +59,7 @@ class Requests:
             reply = await self._fulfil(command, frame)
         except Exception as error:  # one bad request never stops the others
             log.exception("intake_broke", command=command, request=frame.request)
-            reply = error_reply(internal(Phase.INTAKE, error), frame.config)
+            reply = _refusal(frame, internal(Phase.INTAKE, error))
         seconds = loop.time() - started
         known = command if command in ("ADD", "DEL", "CHECK", "GC", "STATUS") else "other"
         self._metrics.request_done(known, seconds, reply.failure)
@@ -83,7 +83,7 @@ class Requests:
         try:
             request, sandbox = intent_data(command, frame)
         except RequestFailedError as error:
-            return error_reply(error.failure, config)
+            return _refusal(frame, error.failure)
         if isinstance(request, AttachRequested) and self._spool.has_one_of(sandbox):
             try:  # the runtime considers that DEL done: it must not undo this ADD later
                 await self._spool.drain()
@@ -110,15 +110,19 @@ class Requests:
 
     def _without_ledger(self, frame: Frame, request: Data, error: LedgerError) -> Reply:
         """Return the answer while the ledger accepts no intent: DEL is spooled, the runtime retries all else."""
-        config = frame.config
-        pod = pod_of(environment(frame).get("CNI_ARGS", ""))
         error_class = class_of(error)
         if not isinstance(request, DetachRequested):
-            return error_reply(naming(pod, failed(error_class, Phase.INTAKE, str(error)).failure), config)
+            return _refusal(frame, failed(error_class, Phase.INTAKE, str(error)).failure)
         try:
             self._spool.put(frame)
         except OSError as problem:
             message = f"{error}; and DEL can't be spooled on disk either: {problem.strerror}"
-            return error_reply(naming(pod, failed(error_class, Phase.INTAKE, message).failure), config)
+            return _refusal(frame, failed(error_class, Phase.INTAKE, message).failure)
         log.warning("detach_spooled", request=frame.request, error=str(error))
         return OK
+
+
+def _refusal(frame: Frame, failure: Failure) -> Reply:
+    env = environment(frame)
+    subject = subject_of(pod_of(env.get("CNI_ARGS", "")), env.get("CNI_CONTAINERID", ""))
+    return error_reply(about(subject, failure), frame.config)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from events.schema import AttachPlanned, AttachRequested, ContainerId, ErrorClass, IfName, Phase, PlannedAttachment
-from nodeworker.errors import failed
+from nodeworker.errors import RequestFailedError, about, failed
 from nodeworker.kernel.namespaces import inode, interfaces_present
 from nodeworker.planning.cluster.gather import gather, gather_default
 from nodeworker.planning.cluster.source import Source
@@ -20,7 +20,7 @@ from nodeworker.planning.readiness import Readiness
 from nodeworker.planning.resolve.netconf import NodeDefaults, RuntimeNetConf, parse_netconf
 from nodeworker.planning.resolve.plan import definition, make_plan
 from nodeworker.plugins import chain
-from nodeworker.plugins.api import PluginError, Runners
+from nodeworker.plugins.api import Runners
 from nodeworker.plugins.native import registry
 from nodeworker.plugins.native.registry import Switch
 from nodeworker.plugins.spec import conflist
@@ -68,32 +68,28 @@ class Planner:
             await asyncio.to_thread(registry.import_modules, modules)
         planned = self._with_native(planned)
         for attachment in planned.attachments:
-            chain.require(self._runners, attachment, chain.planned_target(container_id, planned))
+            chain.require(self._runners, attachment, chain.planned_target(container_id, planned), Phase.ADD)
         _require_free(planned, request)
         return replace(planned, netns_inode=inode(request.netns))
 
     async def default_attachment(self, conf: RuntimeNetConf, folders: tuple[str, ...]) -> PlannedAttachment:
         """Return the default network as if it were to be attached. Raises RequestFailedError."""
-        subject = "the default network"
-        found = await gather_default(conf, self._source)
-        network, config = definition(found.entry, found.networks, subject)
-        plugins = conflist.render(config)
-        native = registry.choose(plugins, self._native)
         try:
-            for plugin, is_native in zip(plugins, native, strict=True):
-                self._runners.require(plugin, is_native, folders)
-        except PluginError as error:
-            raise failed(
-                error.error_class, Phase.STATUS, f"{subject} {network} can't be attached: {error}", network=network
-            ) from error
-        return PlannedAttachment(
-            network=network,
-            ifname=IfName(""),
-            cni_name=config.name,
-            cni_version=config.cni_version,
-            plugins=plugins,
-            native=native,
-        )
+            found = await gather_default(conf, self._source)
+            network, config = definition(found.entry, found.networks)
+            attachment = PlannedAttachment(
+                network=network,
+                ifname=IfName(""),
+                cni_name=config.name,
+                cni_version=config.cni_version,
+                plugins=conflist.render(config),
+            )
+            attachment = replace(attachment, native=registry.choose(attachment.plugins, self._native))
+            target = chain.Target(container_id="", netns="", path=folders)
+            chain.require(self._runners, attachment, target, Phase.STATUS)
+        except RequestFailedError as error:
+            raise RequestFailedError(about("the default network", error.failure)) from error
+        return attachment
 
     def _with_native(self, planned: AttachPlanned) -> AttachPlanned:
         """Return *planned* with the choice which plugins run natively."""
@@ -114,7 +110,7 @@ def _require_free(planned: AttachPlanned, request: AttachRequested) -> None:
             raise failed(
                 ErrorClass.INTERFACE_EXISTS,
                 Phase.RESOLVE,
-                f"interface {attachment.ifname} for network {attachment.network} of pod {request.pod} exists in "
+                f"interface {attachment.ifname} for network {attachment.network} exists in "
                 f"{request.netns} already and is not Plumbline's: remove it, or request another name",
                 network=attachment.network,
                 ifname=attachment.ifname,

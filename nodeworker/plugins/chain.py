@@ -62,12 +62,12 @@ class PluginFailedError(RequestFailedError):
         self.runs = runs
 
 
-def require(runners: Runners, attachment: PlannedAttachment, target: Target) -> None:
-    """Raise PluginFailedError (plugin_missing) unless every plugin of the attachment is installed.
+def require(runners: Runners, attachment: PlannedAttachment, target: Target, phase: Phase) -> None:
+    """Raise PluginFailedError (plugin_missing, of *phase*) unless every plugin of the attachment is installed.
 
     Call it before the first plugin runs: a plugin that is not installed can't delete what the chain has made.
     """
-    operation = _Operation(runners, attachment, target, Phase.ADD, 0)
+    operation = _Operation(runners, attachment, target, phase, 0)
     for plugin, native in _chain(attachment):
         try:
             runners.require(plugin, native, target.path)

@@ -34,7 +34,7 @@ from events.schema import (
     PluginRun,
 )
 from nodeworker.deadline import Deadline, seconds_since
-from nodeworker.errors import RequestFailedError, failed, internal, naming, unusable_container_id
+from nodeworker.errors import RequestFailedError, about, failed, internal, subject_of, unusable_container_id
 from nodeworker.journal.effect_log import EffectLog, confirm
 from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
@@ -108,7 +108,7 @@ class Attacher:
                 planned = await self._planned(intent, request, deadline, readiness_wait)
                 outcome = await self._make(intent, request, planned, deadline, begun=begun)
         except RequestFailedError as error:
-            return await self._roll_back(intent, request, naming(request.pod, error.failure))
+            return await self._roll_back(intent, request, error.failure)
         except Exception as error:  # an unexpected error must not leave half an attach behind
             log.exception("attach_broke", sandbox=intent.sandbox[:12])
             return await self._roll_back(intent, request, internal(Phase.ADD, error))
@@ -153,9 +153,9 @@ class Attacher:
                 try:
                     await deadline.within(asyncio.gather(*adds, return_exceptions=True))
                 except (RequestFailedError, asyncio.CancelledError) as error:
-                    await self._record_adds(sandbox.key, batch, adds, effects, loop.time() - started, error)
+                    await self._record_adds(sandbox, batch, adds, effects, loop.time() - started, error)
                     raise
-                for effect in await self._record_adds(sandbox.key, batch, adds, effects, loop.time() - started):
+                for effect in await self._record_adds(sandbox, batch, adds, effects, loop.time() - started):
                     sandbox = sandbox.with_attached(effect)
             await self._move_default_route(sandbox)
             warnings = await warnings_of(sandbox, refuse_default_routes=self._refuse_default_routes)
@@ -181,7 +181,7 @@ class Attacher:
 
     async def _record_adds(
         self,
-        key: SandboxKey,
+        sandbox: Sandbox,
         batch: list[Attachment],
         adds: list[_Add],
         effects: EffectLog,
@@ -195,14 +195,14 @@ class Attacher:
         made: list[InterfaceAttached] = []
         failures: list[BaseException] = []
         for plan, add in zip((attachment.plan for attachment in batch), adds, strict=True):
-            error = (interrupted or asyncio.CancelledError()) if add.cancelled() else self._failure_of(key, plan, add)
+            error = _while_adding(plan, interrupted) if add.cancelled() else self._failure_of(sandbox.key, plan, add)
             if error is None:
                 made.append(await self._record_effect(plan, *add.result(), effects))
                 continue
             if isinstance(error, RequestFailedError):
                 runs = error.runs if isinstance(error, chain.PluginFailedError) else ()
                 self._metrics.runs_done("ADD", runs)
-                effects.append(_failed(plan, error, seconds, runs))
+                effects.append(_failed(sandbox, plan, error, seconds, runs))
             failures.append(error)
         if failures:
             raise failures[0]
@@ -245,10 +245,11 @@ class Attacher:
         """Give the pod's default routes to the attachments that claim them, if any does."""
         assert sandbox.plan is not None
         for route in claimed_routes(sandbox.attachments):
-            await asyncio.to_thread(default_route.move, sandbox.plan.netns, route, sandbox.pod)
+            await asyncio.to_thread(default_route.move, sandbox.plan.netns, route)
 
     async def _roll_back(self, intent: Event, request: AttachRequested, failure: Failure) -> Reply:
         """Undo what the attach has made, record that it failed, and return the answer for the runtime."""
+        failure = about(subject_of(request.pod, intent.sandbox), failure)
         sandbox = self._journal.state.sandboxes.get(SandboxKey(intent.sandbox, request.ifname))
         own = replace(sandbox, failure=failure) if sandbox is not None and sandbox.intent == intent.id else None
 
@@ -268,12 +269,20 @@ class Attacher:
         return error_reply(failure, request.config)
 
 
+def _while_adding(plan: PlannedAttachment, interrupted: BaseException | None) -> BaseException:
+    """Return the error of an ADD that was cancelled, because of *interrupted*."""
+    if not isinstance(interrupted, RequestFailedError):
+        return interrupted or asyncio.CancelledError()
+    failure, network, ifname = interrupted.failure, plan.network, plan.ifname
+    message = f"{failure.message}, while {ifname} of {network} was being added"
+    return RequestFailedError(replace(failure, message=message, network=network, ifname=ifname))
+
+
 def _failed(
-    plan: PlannedAttachment, error: RequestFailedError, seconds: float, runs: tuple[PluginRun, ...] = ()
+    sandbox: Sandbox, plan: PlannedAttachment, error: RequestFailedError, seconds: float, runs: tuple[PluginRun, ...]
 ) -> InterfaceAttachFailed:
-    return InterfaceAttachFailed(
-        network=plan.network, ifname=plan.ifname, failure=error.failure, seconds=seconds, runs=runs
-    )
+    failure = about(subject_of(sandbox.pod, sandbox.key.container_id), error.failure)
+    return InterfaceAttachFailed(network=plan.network, ifname=plan.ifname, failure=failure, seconds=seconds, runs=runs)
 
 
 def _outcome(intent: Event, request: AttachRequested, result: str) -> AttachCompleted:
@@ -286,7 +295,7 @@ def _gone(sandbox: Sandbox) -> RequestFailedError:
     return failed(
         ErrorClass.NAMESPACE_INVALID,
         Phase.ADD,
-        f"the namespace {sandbox.netns} of pod {sandbox.pod} is gone since its ADD was begun: make a new sandbox",
+        f"the namespace {sandbox.netns} is gone since its ADD was begun: make a new sandbox",
     )
 
 
@@ -300,7 +309,7 @@ def _result(sandbox: Sandbox) -> str:
         raise failed(
             ErrorClass.INVALID_CONFIG,
             Phase.ADD,
-            f"the result of network {first.plan.network} for pod {sandbox.pod} can't be expressed in cniVersion "
+            f"the result of network {first.plan.network} can't be expressed in cniVersion "
             f"{sandbox.plan.cni_version}: {error}",
             network=first.plan.network,
             ifname=first.plan.ifname,
@@ -312,7 +321,7 @@ def _recorded_result(sandbox: Sandbox, request: AttachRequested) -> str:
 
     Raises RequestFailedError for one that differs, and while the outcome of the request before it is not recorded.
     """
-    first, name = sandbox.request, f"container {sandbox.key.container_id[:12]} of pod {request.pod}"
+    first, name = sandbox.request, f"container {sandbox.key.container_id[:12]}"
     if sandbox.phase in (SandboxPhase.REQUESTED, SandboxPhase.PLANNED, SandboxPhase.DETACHING):
         raise failed(
             ErrorClass.LEDGER_UNAVAILABLE,

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import structlog
 from msgspec.structs import replace
 
-from events.fold import SandboxKey
+from events.fold import Sandbox, SandboxKey
 from events.ledger.commands import Commands
 from events.ledger.ledger import LedgerError
 from events.schema import (
@@ -28,13 +28,14 @@ from events.schema import (
     NodeCompared,
     Outcome,
     Phase,
+    Pod,
     ReclaimRequested,
     RepairRequested,
     RequestId,
     Stored,
 )
 from nodeworker.deadline import seconds_since
-from nodeworker.errors import RequestFailedError, failed, internal
+from nodeworker.errors import RequestFailedError, about, failed, internal, subject_of
 from nodeworker.journal.effect_log import confirm
 from nodeworker.journal.journal import Journal
 from nodeworker.sandboxes.answers import OK, Reply, error_reply
@@ -114,10 +115,17 @@ class CommandHandler:
                 # The last observation counts: it may be more than the command asks for, or something else by now.
                 sandbox = self._journal.state.sandboxes.get(SandboxKey(intent.sandbox, ifname))
                 left = command.drifts if sandbox is None else sandbox.drifts
+                failure = about(_subject(intent, sandbox), failure)
                 return DriftRepairFailed(request=request, ifname=ifname, failure=failure, left=left, seconds=seconds)
             case ReclaimRequested(request=request, leak=leak):
+                sandbox = self._journal.state.sandboxes.get(SandboxKey(intent.sandbox, leak.ifname))
+                failure = about(_subject(intent, sandbox), failure)
                 return LeakReclaimFailed(request=request, leak=leak, failure=failure, seconds=seconds)
             case ComparisonRequested(request=request):
                 return NodeCompared(request=request, unseen=(failure.message,), seconds=seconds)
             case _:
                 raise TypeError(f"{intent.type} has no outcome for a failure")
+
+
+def _subject(intent: Event, sandbox: Sandbox | None) -> str:
+    return subject_of(Pod() if sandbox is None else sandbox.pod, intent.sandbox)

@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from events.schema import ErrorClass, Phase, Pod
+from events.schema import ErrorClass, Phase
 from nodeworker.errors import failed
 from nodeworker.kernel.rtnetlink import addresses, links, routes
 from nodeworker.kernel.rtnetlink.routes import Route
@@ -34,13 +34,13 @@ class _RouteError(Exception):
     """A default route is not where it was claimed; the text is the end of a sentence."""
 
 
-def move(netns: str, claimed: ClaimedRoute, pod: Pod) -> None:
+def move(netns: str, claimed: ClaimedRoute) -> None:
     """Move the default routes in the namespace at *netns* as *claimed*; they may be there already.
 
     Those of the attachments in the main table are removed, whatever their metric. Raises RequestFailedError:
     ROUTE_FAILED (some may have been moved by then), NAMESPACE_INVALID.
     """
-    with _explaining(claimed, pod, Phase.ADD), Netlink.in_namespace(netns, Phase.ADD) as netlink:
+    with _explaining(claimed, Phase.ADD), Netlink.in_namespace(netns, Phase.ADD) as netlink:
         names = _names(netlink)
         index = next((index for index, name in names.items() if name == claimed.ifname), None)
         if index is None:
@@ -62,7 +62,7 @@ class TakenRoute(NamedTuple):
     """The pod's default routes with the best metric, in the kernel's order."""
 
 
-def taken(netns: str, unrequested: Sequence[UnrequestedRoute], pod: Pod) -> list[TakenRoute]:
+def taken(netns: str, unrequested: Sequence[UnrequestedRoute]) -> list[TakenRoute]:
     """Return those of *unrequested* that the kernel uses in the namespace at *netns* before the default network's.
 
     Raises RequestFailedError: ROUTE_FAILED, NAMESPACE_INVALID.
@@ -72,7 +72,7 @@ def taken(netns: str, unrequested: Sequence[UnrequestedRoute], pod: Pod) -> list
             names = _names(netlink)
             best = {family: _best(netlink, family) for family in {each.family for each in unrequested}}
         except NetlinkError as error:
-            message = f"pod {pod}: its default routes can't be read: the kernel said: {error.strerror}; try again"
+            message = f"the pod's default routes can't be read: the kernel said: {error.strerror}; try again"
             raise failed(ErrorClass.ROUTE_FAILED, Phase.ADD, message) from error
     return [
         TakenRoute(each, ", ".join(_described(route, names) for route in best[each.family]))
@@ -95,14 +95,14 @@ def _used(best: Sequence[Route], route: UnrequestedRoute, names: Mapping[int, st
     return itertools.takewhile(lambda each: names.get(each.index) not in route.default, best)
 
 
-def check(netns: str, claimed: ClaimedRoute, pod: Pod) -> None:
+def check(netns: str, claimed: ClaimedRoute) -> None:
     """Check that the default routes are where ``move`` puts them. Raises RequestFailedError."""
-    with _explaining(claimed, pod, Phase.CHECK), Netlink.in_namespace(netns, Phase.CHECK) as netlink:
+    with _explaining(claimed, Phase.CHECK), Netlink.in_namespace(netns, Phase.CHECK) as netlink:
         _verify(netlink, claimed, "recreate the pod")
 
 
 @contextmanager
-def _explaining(claimed: ClaimedRoute, pod: Pod, phase: Phase) -> Generator[None]:
+def _explaining(claimed: ClaimedRoute, phase: Phase) -> Generator[None]:
     """Turn an error of the routes into the failure of the request."""
     try:
         yield
@@ -112,7 +112,7 @@ def _explaining(claimed: ClaimedRoute, pod: Pod, phase: Phase) -> Generator[None
         raise failed(
             ErrorClass.ROUTE_FAILED,
             phase,
-            f"pod {pod}: {claimed.ifname} of network {claimed.network} {verb} the pod's default route: {problem}",
+            f"{claimed.ifname} of network {claimed.network} {verb} the pod's default route: {problem}",
             network=claimed.network,
             ifname=claimed.ifname,
         ) from error

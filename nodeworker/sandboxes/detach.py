@@ -31,7 +31,7 @@ from events.schema import (
     RequestId,
 )
 from nodeworker.deadline import seconds_since
-from nodeworker.errors import RequestFailedError, failed, naming, unusable_container_id
+from nodeworker.errors import RequestFailedError, about, failed, subject_of, unusable_container_id
 from nodeworker.journal.effect_log import EffectLog
 from nodeworker.journal.journal import Journal
 from nodeworker.kernel.namespaces import is_namespace, why_gone
@@ -81,7 +81,7 @@ class Detacher:
             return DetachFailed(
                 request=request.request,
                 ifname=request.ifname,
-                failure=naming(request.pod, refused or _together(list(left.values()))),
+                failure=about(subject_of(request.pod, intent.sandbox), refused or _together(list(left.values()))),
                 left=tuple(left),
                 seconds=seconds,
             )
@@ -119,6 +119,8 @@ class Detacher:
             done = await self._detach_one(sandbox, attachment, phase)
             if isinstance(done, InterfaceDetachFailed):
                 left[done.ifname] = done.failure
+                subject = subject_of(sandbox.pod, sandbox.key.container_id)
+                done = replace(done, failure=about(subject, done.failure))
             if isinstance(done, InterfaceDetached) and self._runners.is_one_pool_job(attachment.plan):
                 effects.carry(done)
             else:
@@ -136,8 +138,9 @@ class Detacher:
         except chain.PluginFailedError as error:
             self._metrics.runs_done("DEL", error.runs)
             log.warning("interface_detach_failed", pod=str(sandbox.pod), phase=phase.value, error=error.failure.message)
+            failure, seconds = replace(error.failure, phase=phase), loop.time() - started
             return InterfaceDetachFailed(
-                network=network, ifname=ifname, failure=error.failure, seconds=loop.time() - started, runs=error.runs
+                network=network, ifname=ifname, failure=failure, seconds=seconds, runs=error.runs
             )
         self._metrics.runs_done("DEL", runs)
         return InterfaceDetached(network=network, ifname=ifname, seconds=loop.time() - started, runs=runs)

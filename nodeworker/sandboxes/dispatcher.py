@@ -16,13 +16,14 @@ from events.schema import (
     Event,
     GcRequested,
     Phase,
+    Pod,
     ReclaimRequested,
     RepairRequested,
     RequestId,
     Stored,
 )
 from nodeworker.deadline import Deadline, seconds_until
-from nodeworker.errors import failed, internal
+from nodeworker.errors import about, failed, internal, subject_of
 from nodeworker.sandboxes.answers import Answers, Reply, error_reply
 from nodeworker.sandboxes.attach import Attacher
 from nodeworker.sandboxes.commands import CommandHandler
@@ -132,7 +133,9 @@ class Dispatcher:
             self._deadlines.pop(request, None)
             if isinstance(reply, Exception):
                 log.error("request_broke", type=intent.type, sandbox=intent.sandbox[:12], exc_info=reply)
-                reply = error_reply(internal(Phase.INTAKE, reply), config)
+                pod = intent.data.pod if isinstance(intent.data, AttachRequested | DetachRequested) else Pod()
+                failure = about(subject_of(pod, intent.sandbox), internal(Phase.INTAKE, reply))
+                reply = error_reply(failure, config)
             self._answer(intent, request, reply)
 
         self._answers.open(request)

@@ -24,7 +24,7 @@ from events.schema import (
     PlannedAttachment,
 )
 from nodeworker.deadline import seconds_since, seconds_until
-from nodeworker.errors import RequestFailedError, class_of, failed
+from nodeworker.errors import RequestFailedError, about, class_of, failed, subject_of
 from nodeworker.journal.journal import Journal
 from nodeworker.planning.planner import Planner
 from nodeworker.planning.readiness import Readiness
@@ -124,7 +124,9 @@ class GarbageCollector:
         try:
             reply = await request_detach(self._journal, self._answers, sandbox, intent.id)
         except LedgerError as error:
-            return failed(class_of(error), Phase.GC, str(error)).failure
+            return about(
+                subject_of(sandbox.pod, key.container_id), failed(class_of(error), Phase.GC, str(error)).failure
+            )
         return reply.failure
 
     async def _collect(

@@ -288,7 +288,7 @@ def test_new_pod_of_an_old_name_gets_its_own_networks(cluster: Cluster) -> None:
     late = cluster.sandbox("web-0", uid)
     answer = late.add()
     assert answer.code == 11
-    assert f'pod default/web-0 was replaced: the sandbox is for UID "{uid}" and the cluster has ' in answer.msg
+    assert f'pod default/web-0: it was replaced: the sandbox is for UID "{uid}" and the cluster has ' in answer.msg
     assert failure_of(cluster, late).error_class is ErrorClass.POD_CHANGED
 
     gate.open()

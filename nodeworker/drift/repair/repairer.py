@@ -20,6 +20,7 @@ from events.schema import (
     DriftRepairFailed,
     ErrorClass,
     Event,
+    Failure,
     IfName,
     Phase,
     RepairRequested,
@@ -31,7 +32,7 @@ from nodeworker.drift.inspector import Inspection, Inspector
 from nodeworker.drift.repair.files import restore_files
 from nodeworker.drift.repair.in_place import NotRepaired, rename_port, repair_in_place
 from nodeworker.drift.repair.reattach import obstacle, plan_as_recorded
-from nodeworker.errors import RequestFailedError, failed
+from nodeworker.errors import RequestFailedError, about, failed, subject_of
 from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.planning.resolve.route_claims import adjusted_result, claimed_routes
@@ -78,7 +79,7 @@ class Repairer:
         if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.plan is None:
             raise _void(intent, "the sandbox is no longer attached")
         if not intent.cause or intent.cause != sandbox.drift:
-            raise _void(intent, f"pod {sandbox.pod}: a newer observation differs")
+            raise _void(intent, "a newer observation differs")
         inspection = await self._inspector.inspect_present(sandbox, Phase.REPAIR)
         requested = {_identity(drift) for drift in command.drifts}
         confirmed = [drift for drift in inspection.drifts if _identity(drift) in requested]
@@ -111,7 +112,7 @@ class Repairer:
         return DriftRepairFailed(
             request=command.request,
             ifname=command.ifname,
-            failure=_failure(sandbox, unmet, not_repaired).failure,
+            failure=about(subject_of(sandbox.pod, key.container_id), _failure(unmet, not_repaired)),
             left=left,
             seconds=seconds,
         )
@@ -192,7 +193,7 @@ class Repairer:
         netns = sandbox.plan.netns
         try:
             for route in claimed_routes(sandbox.attachments):
-                await self._inspector.on_thread(lambda route=route: default_route.move(netns, route, sandbox.pod))
+                await self._inspector.on_thread(lambda route=route: default_route.move(netns, route))
         except RequestFailedError as error:
             return [_of_failure(drift, error)]
         return []
@@ -236,7 +237,7 @@ def _parent_missing(drifts: Collection[Drift], drift: Drift, sandbox: Sandbox) -
     return ""
 
 
-def _failure(sandbox: Sandbox, unmet: Sequence[Drift], not_repaired: Sequence[NotRepaired]) -> RequestFailedError:
+def _failure(unmet: Sequence[Drift], not_repaired: Sequence[NotRepaired]) -> Failure:
     """Return the failure that lists all drift that was not repaired."""
     reasons = {_identity(each.drift): each for each in not_repaired}
     first = reasons.get(_identity(unmet[0]))
@@ -253,10 +254,10 @@ def _failure(sandbox: Sandbox, unmet: Sequence[Drift], not_repaired: Sequence[No
     return failed(
         error_class,
         Phase.REPAIR,
-        f"pod {sandbox.pod}: not all drift could be repaired: {'; '.join(sentences)}",
+        f"not all drift could be repaired: {'; '.join(sentences)}",
         network=unmet[0].network,
         ifname=unmet[0].ifname,
-    )
+    ).failure
 
 
 def _void(intent: Event, reason: str) -> RequestFailedError:

@@ -106,7 +106,7 @@ def without_false_claims(adoption: Adoption, namespace: FoundNamespace) -> Adopt
         return adoption
     try:
         for route in claimed_routes(attachments):
-            default_route.check(namespace.netns, route, plan.pod)
+            default_route.check(namespace.netns, route)
     except RequestFailedError as error:
         unclaimed = tuple(replace(each, default_route=None) for each in plan.attachments)
         data = replace(adoption.data, plan=replace(plan, attachments=unclaimed))

@@ -42,10 +42,9 @@ async def gather(conf: RuntimeNetConf, pod: Pod, source: Source | None) -> Gathe
     Raises RequestFailedError: POD_NOT_FOUND and SOURCE_UNAVAILABLE (both CNI code 11: the runtime tries again),
     NETWORK_NOT_FOUND for a missing file, and the errors of ``networks_of``.
     """
-    subject = f"pod {pod}" if pod.name else "a sandbox without pod"
-    with _source_errors(subject):
+    with _source_errors():
         found = await _pod(pod, source)
-        return Gathered(found, await _networks(networks_of(conf, found), conf, source, subject))
+        return Gathered(found, await _networks(networks_of(conf, found), conf, source))
 
 
 async def gather_default(conf: RuntimeNetConf, source: Source | None) -> DefaultNetwork:
@@ -53,14 +52,13 @@ async def gather_default(conf: RuntimeNetConf, source: Source | None) -> Default
 
     Raises RequestFailedError: SOURCE_UNAVAILABLE, NETWORK_NOT_FOUND.
     """
-    subject = "the default network"
     entry = default_network(conf)
-    with _source_errors(subject):
-        return DefaultNetwork(entry, await _networks((entry,), conf, source, subject))
+    with _source_errors():
+        return DefaultNetwork(entry, await _networks((entry,), conf, source))
 
 
 @contextmanager
-def _source_errors(subject: str) -> Generator[None]:
+def _source_errors() -> Generator[None]:
     """Translate an unavailable source into the failure of the request."""
     try:
         yield
@@ -68,18 +66,18 @@ def _source_errors(subject: str) -> Generator[None]:
         raise failed(
             ErrorClass.SOURCE_UNAVAILABLE,
             Phase.RESOLVE,
-            f"{subject}: pods and networks can't be looked up now: {error}; the runtime will retry",
+            f"pods and networks can't be looked up now: {error}; the runtime will retry",
         ) from error
 
 
 async def _networks(
-    entries: Iterable[NetworkEntry], conf: RuntimeNetConf, source: Source | None, subject: str
+    entries: Iterable[NetworkEntry], conf: RuntimeNetConf, source: Source | None
 ) -> dict[NetworkRef, Nad]:
     networks: dict[NetworkRef, Nad] = {}
     for entry in entries:
         if entry.ref is None or entry.ref in networks:
             continue
-        nad = await (_auxiliary(conf, subject) if entry.auxiliary else _network(entry.ref, conf, source, subject))
+        nad = await (_auxiliary(conf) if entry.auxiliary else _network(entry.ref, conf, source))
         if nad is not None:
             networks[entry.ref] = nad
     return networks
@@ -95,12 +93,12 @@ async def _pod(pod: Pod, source: Source | None) -> PodObject | None:
         raise failed(
             ErrorClass.POD_NOT_FOUND,
             Phase.RESOLVE,
-            f"pod {pod} is not known yet, so its networks are unknown; the runtime will retry",
+            "the pod is not known yet, so its networks are unknown; the runtime will retry",
         )
     return found
 
 
-async def _network(ref: NetworkRef, conf: RuntimeNetConf, source: Source | None, subject: str) -> Nad | None:
+async def _network(ref: NetworkRef, conf: RuntimeNetConf, source: Source | None) -> Nad | None:
     """Return the network with its configuration, from the cluster or else from a file; None: it does not exist."""
     is_path = "/" in ref.name
     nad = None if source is None or is_path else await source.nad(ref.namespace, ref.name)
@@ -114,7 +112,7 @@ async def _network(ref: NetworkRef, conf: RuntimeNetConf, source: Source | None,
     else:
         found = await asyncio.to_thread(node_files.find_config, conf_dir, ref.name)
     if found.config is None:
-        raise _not_on_disk(ref, nad, conf_dir, found.skipped, subject)
+        raise _not_on_disk(ref, nad, conf_dir, found.skipped)
     return Nad(
         namespace=nad.namespace if nad else "",
         name=ref.name,
@@ -123,7 +121,7 @@ async def _network(ref: NetworkRef, conf: RuntimeNetConf, source: Source | None,
     )
 
 
-async def _auxiliary(conf: RuntimeNetConf, subject: str) -> Nad | None:
+async def _auxiliary(conf: RuntimeNetConf) -> Nad | None:
     """Return the auxiliary chain; None: its folder has no plugin."""
     name = conf.auxiliary_chain
     found = await asyncio.to_thread(node_files.auxiliary_chain, Path(conf.cluster_network), name, conf.cni_version)
@@ -131,15 +129,13 @@ async def _auxiliary(conf: RuntimeNetConf, subject: str) -> Nad | None:
         raise failed(
             ErrorClass.NETWORK_NOT_FOUND,
             Phase.RESOLVE,
-            f"{subject}: the auxiliary chain {name} can't be read: {'; '.join(found.skipped)}; correct or remove it",
+            f"the auxiliary chain {name} can't be read: {'; '.join(found.skipped)}; correct or remove it",
             network=name,
         )
     return Nad(namespace="", name=name, config=found.config) if found.config else None
 
 
-def _not_on_disk(
-    ref: NetworkRef, nad: Nad | None, conf_dir: Path, skipped: tuple[str, ...], subject: str
-) -> RequestFailedError:
+def _not_on_disk(ref: NetworkRef, nad: Nad | None, conf_dir: Path, skipped: tuple[str, ...]) -> RequestFailedError:
     if nad is not None:
         problem = (
             f"NetworkAttachmentDefinition {ref.namespace}/{ref.name} has no spec.config, and no file in {conf_dir} "
@@ -157,7 +153,7 @@ def _not_on_disk(
     return failed(
         ErrorClass.NETWORK_NOT_FOUND,
         Phase.RESOLVE,
-        f"{subject}: {problem}",
+        problem,
         network=ref.name if nad is None else f"{ref.namespace}/{ref.name}",
         details=details,
     )

@@ -45,8 +45,7 @@ async def find_devices(
     a pod with the devices of a device plugin causes no request to the API server. Raises RequestFailedError:
     DEVICE_UNAVAILABLE (CNI code 11: the runtime tries again), INVALID_CONFIG, and the errors of ``networks_of``.
     """
-    subject = f"pod {asked}" if asked.name else "a sandbox without pod"
-    uses = device_assignment.resource_counts(networks_of(conf, pod), networks, subject)
+    uses = device_assignment.resource_counts(networks_of(conf, pod), networks)
     found: dict[str, tuple[str, ...]] = {}
     if pod is None:
         return found
@@ -60,7 +59,7 @@ async def find_devices(
             raise failed(
                 ErrorClass.DEVICE_UNAVAILABLE,
                 Phase.RESOLVE,
-                f"{subject}: its networks use devices of {', '.join(uses)}, "
+                f"its networks use devices of {', '.join(uses)}, "
                 f"but the pod's devices are unknown: {error}; the runtime will retry",
             ) from error
     return found

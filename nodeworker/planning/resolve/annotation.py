@@ -103,21 +103,20 @@ _FIELDS = (*names_of(Selection), _DEPRECATED)
 
 
 @functools.lru_cache(64)
-def parse_networks(text: str, default_namespace: str, *, pod: str = "") -> tuple[Selection, ...]:
+def parse_networks(text: str, default_namespace: str) -> tuple[Selection, ...]:
     """Return the selections of the annotation ``k8s.v1.cni.cncf.io/networks``; none if it is blank.
 
-    *pod* is for the error message only. Cached, because an ADD parses the same text more than once. Raises
-    RequestFailedError (INVALID_ANNOTATION).
+    Cached, because an ADD parses the same text more than once. Raises RequestFailedError (INVALID_ANNOTATION).
     """
-    return _parse(text, default_namespace, _AnnotationErrors(NETWORKS, pod))
+    return _parse(text, default_namespace, _AnnotationErrors(NETWORKS))
 
 
-def parse_default_network(text: str, default_namespace: str, *, pod: str = "") -> Selection:
+def parse_default_network(text: str, default_namespace: str) -> Selection:
     """Return the only selection of the annotation ``v1.multus-cni.io/default-network``.
 
     Raises RequestFailedError (INVALID_ANNOTATION).
     """
-    errors = _AnnotationErrors(DEFAULT_NETWORK, pod)
+    errors = _AnnotationErrors(DEFAULT_NETWORK)
     selections = _parse(text, default_namespace, errors)
     if len(selections) != 1:
         raise errors.about(f"selects {len(selections)} networks instead of one")
@@ -125,17 +124,17 @@ def parse_default_network(text: str, default_namespace: str, *, pod: str = "") -
 
 
 class _AnnotationErrors:
-    """Builds the errors of one annotation: all sentences begin with the pod and the annotation."""
+    """Builds the errors of one annotation: all sentences begin with the annotation."""
 
-    def __init__(self, annotation: str, pod: str) -> None:
-        self._subject = f"pod {pod}: annotation {annotation}" if pod else f"annotation {annotation}"
+    def __init__(self, annotation: str) -> None:
+        self._annotation = annotation
 
     def about(self, problem: str, network: str = "") -> RequestFailedError:
         """Return the error for a problem of the whole annotation, or of the selection of *network*."""
         return failed(
             ErrorClass.INVALID_ANNOTATION,
             Phase.RESOLVE,
-            f"{self._subject} {problem}; correct it and recreate the pod",
+            f"annotation {self._annotation} {problem}; correct it and recreate the pod",
             network=network,
         )
 

@@ -40,11 +40,9 @@ def is_device_id(text: str) -> bool:
     return len(text) <= MAX_ID and _ID.fullmatch(text) is not None and not text.startswith("..")
 
 
-def resource_counts(
-    entries: Sequence[NetworkEntry], networks: Mapping[NetworkRef, Nad], subject: str
-) -> dict[str, int]:
+def resource_counts(entries: Sequence[NetworkEntry], networks: Mapping[NetworkRef, Nad]) -> dict[str, int]:
     """Return how many attachments use each resource. Raises RequestFailedError (INVALID_CONFIG)."""
-    return dict(Counter(resource for entry in entries if (resource := _resource(entry, networks, subject))))
+    return dict(Counter(resource for entry in entries if (resource := _resource(entry, networks))))
 
 
 def assign(
@@ -52,23 +50,22 @@ def assign(
     networks: Mapping[NetworkRef, Nad],
     devices: Mapping[str, tuple[str, ...]],
     uses: Sequence[DeviceUse],
-    subject: str,
 ) -> list[AssignedDevice]:
     """Return the device of each of *entries*; *devices* are the pod's, by resource; *uses* are of the same networks.
 
     If no device is left, the ``deviceID`` of the pod's annotation is used, as in Multus. Raises RequestFailedError:
     DEVICE_UNAVAILABLE if there is none either and ``shortage`` says so, INVALID_CONFIG, INVALID_ANNOTATION.
     """
-    number = resource_counts(entries, networks, subject)
+    number = resource_counts(entries, networks)
     left = {resource: iter(devices.get(resource, ())) for resource in number}
     assigned: list[AssignedDevice] = []
     for entry, use in zip(entries, uses, strict=True):
-        resource = _resource(entry, networks, subject)
+        resource = _resource(entry, networks)
         device_of_entry = AssignedDevice(resource, next(left[resource], "")) if resource else AssignedDevice()
-        if resource and not device_of_entry.device and not _named(entry, subject):
+        if resource and not device_of_entry.device and not _named(entry):
             present = len(devices.get(resource, ()))
             if shortage(present, use) is Shortage.REFUSE:
-                raise _too_few(_label(entry, networks), resource, present, number[resource], subject)
+                raise _too_few(_label(entry, networks), resource, present, number[resource])
         assigned.append(device_of_entry)
     return assigned
 
@@ -82,7 +79,7 @@ def info_path(folder: str, network: str, container_id: str, ifname: str) -> str:
     return f"{folder}/cni/{network.replace('/', '-')[: max(0, _FILE_NAME_BYTES - len(unique))]}{unique}"
 
 
-def _resource(entry: NetworkEntry, networks: Mapping[NetworkRef, Nad], subject: str) -> str:
+def _resource(entry: NetworkEntry, networks: Mapping[NetworkRef, Nad]) -> str:
     """Return the resource of the network *entry*; empty: none."""
     nad = networks.get(entry.ref) if entry.ref else None
     resource = nad.annotations.get(RESOURCE_NAME, "").strip() if nad else ""
@@ -92,7 +89,7 @@ def _resource(entry: NetworkEntry, networks: Mapping[NetworkRef, Nad], subject: 
     raise failed(
         ErrorClass.INVALID_CONFIG,
         Phase.RESOLVE,
-        f"{subject}: network {label} can't be used: its annotation {RESOURCE_NAME} is {shown(resource)}, which is "
+        f"network {label} can't be used: its annotation {RESOURCE_NAME} is {shown(resource)}, which is "
         f"neither a resource name such as vendor.example/nic nor the name of a resource claim; correct it",
         network=label,
     )
@@ -105,15 +102,14 @@ def _is_resource(text: str) -> bool:
     return qualified or is_object_name(text)
 
 
-def _named(entry: NetworkEntry, subject: str) -> bool:
+def _named(entry: NetworkEntry) -> bool:
     """Return whether the pod's annotation names the device."""
     device = entry.selection.device_id if entry.selection else ""
     if device and not is_device_id(device):
         raise failed(
             ErrorClass.INVALID_ANNOTATION,
             Phase.RESOLVE,
-            f"{subject}: network {entry.selection}: deviceID {shown(device)} is not a device ID; "
-            f"correct it in the annotation",
+            f"network {entry.selection}: deviceID {shown(device)} is not a device ID; correct it in the annotation",
             network=str(entry.selection),
         )
     return bool(device)
@@ -125,12 +121,12 @@ def _label(entry: NetworkEntry, networks: Mapping[NetworkRef, Nad]) -> str:
     return f"{nad.namespace}/{nad.name}" if nad.namespace else nad.name
 
 
-def _too_few(network: str, resource: str, present: int, used: int, subject: str) -> RequestFailedError:
+def _too_few(network: str, resource: str, present: int, used: int) -> RequestFailedError:
     unserved = f"; if they do request it, no device plugin serves it: correct the annotation {RESOURCE_NAME}"
     return failed(
         ErrorClass.DEVICE_UNAVAILABLE,
         Phase.RESOLVE,
-        f"{subject}: network {network} needs a device of resource {resource}, of which the pod has {present} while its "
+        f"network {network} needs a device of resource {resource}, of which the pod has {present} while its "
         f"networks use {used}; request {used} of {resource} in the pod's containers or select fewer such networks"
         f"{'' if present else unserved}",
         network=network,

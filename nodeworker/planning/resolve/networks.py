@@ -48,11 +48,11 @@ def networks_of(conf: RuntimeNetConf, pod: PodObject | None) -> tuple[NetworkEnt
         return (default, *further, *last)
     override = pod.annotations.get(DEFAULT_NETWORK, "")
     if override.strip():
-        selection = parse_default_network(override, conf.multus_namespace, pod=str(pod))
+        selection = parse_default_network(override, conf.multus_namespace)
         # The default namespace of this annotation is where the administrator defines networks for this purpose.
         _check_isolation(conf, pod, selection, conf.shared_namespaces | {conf.multus_namespace}, DEFAULT_NETWORK)
         default = _selected(selection)
-    selections = parse_networks(pod.annotations.get(NETWORKS, ""), pod.namespace, pod=str(pod))
+    selections = parse_networks(pod.annotations.get(NETWORKS, ""), pod.namespace)
     for selection in selections:
         _check_isolation(conf, pod, selection, conf.shared_namespaces, NETWORKS)
     return (default, *further, *map(_selected, selections), *last)
@@ -93,7 +93,7 @@ def _check_isolation(
     raise failed(
         ErrorClass.NETWORK_FORBIDDEN,
         Phase.RESOLVE,
-        f"pod {pod} may not use network {selection}, which annotation {annotation} selects: with namespaceIsolation, "
+        f"the pod may not use network {selection}, which annotation {annotation} selects: with namespaceIsolation, "
         f"pods of namespace {pod.namespace} may not use namespace {selection.namespace}; list it in globalNamespaces "
         f"or move the network",
         network=str(selection),

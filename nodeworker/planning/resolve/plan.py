@@ -60,22 +60,21 @@ def make_plan(
     given_args = parse_args(request.args)
     _check_same_pod(request.pod, pod)
     entries = [entry for entry in networks_of(conf, pod) if not entry.auxiliary or entry.ref in networks]
-    subject = f"pod {request.pod}" if request.pod.name else f"sandbox {container_id[:12]}"
-    ifnames = _ifnames(request.ifname, entries, subject)
-    default_routes = claimed_gateways(entries, subject)
-    definitions = [definition(entry, networks, subject) for entry in entries]
+    ifnames = _ifnames(request.ifname, entries)
+    default_routes = claimed_gateways(entries)
+    definitions = [definition(entry, networks) for entry in entries]
     uses = [device_use(config.plugins) for _, config in definitions]
-    assigned = device_assignment.assign(entries, networks, devices, uses, subject)
+    assigned = device_assignment.assign(entries, networks, devices, uses)
     attachments: list[PlannedAttachment] = []
     for index, (ifname, entry, (network, config)) in enumerate(zip(ifnames, entries, definitions, strict=True)):
         default = index == 0
-        values = _capability_values(network, config, entry.selection, subject)
+        values = _capability_values(network, config, entry.selection)
         device = assigned[index].device or values.get("deviceID", "")
         device_info = ""
         if device or not conflist.unsupported_capabilities(config, [_DEVICE_INFO]):
             device_info = device_assignment.info_path(info_folder, network, container_id, ifname)
         offered = {**conf.runtime_config, **values} if default else values
-        with _config_errors(subject, network):
+        with _config_errors(network):
             plugins = conflist.render(
                 config,
                 capability_args=offered | _of_device(assigned[index].device, device_info),
@@ -114,7 +113,7 @@ def make_plan(
         pod=request.pod if pod is None else Pod(pod.namespace, pod.name, pod.uid or request.pod.uid),
         publish=pod is not None and pod.namespace not in conf.system_namespaces,
     )
-    _check_size(planned, subject)
+    _check_size(planned)
     return planned
 
 
@@ -135,30 +134,30 @@ def _check_same_pod(asked: Pod, found: PodObject | None) -> None:
     raise failed(
         ErrorClass.POD_CHANGED,
         Phase.RESOLVE,
-        f"pod {found} was replaced: the sandbox is for UID {shown(asked.uid)} and the cluster has {shown(found.uid)}; "
+        f"it was replaced: the sandbox is for UID {shown(asked.uid)} and the cluster has {shown(found.uid)}; "
         f"the kubelet will create a new sandbox for the new pod",
     )
 
 
-def _check_size(planned: AttachPlanned, subject: str) -> None:
+def _check_size(planned: AttachPlanned) -> None:
     """Raise INVALID_CONFIG if the plan is too large for the ledger: a retry of the runtime can't help."""
     size = len(msgspec.json.encode(planned))
     if size > _LARGEST:
         raise failed(
             ErrorClass.INVALID_CONFIG,
             Phase.RESOLVE,
-            f"{subject}: the plan of its {len(planned.attachments)} attachments has {size} bytes, and the ledger takes "
+            f"the plan of its {len(planned.attachments)} attachments has {size} bytes, and the ledger takes "
             f"{_LARGEST}: select fewer networks, or make their configurations smaller",
         )
 
 
-def _ifnames(runtime_name: str, entries: Sequence[NetworkEntry], subject: str) -> list[IfName]:
+def _ifnames(runtime_name: str, entries: Sequence[NetworkEntry]) -> list[IfName]:
     """Return the interface names of *entries*: as requested; else the runtime's for the first one, or ``net<n>``."""
     if problem := ifname_problem(runtime_name):
         raise failed(
             ErrorClass.INVALID_REQUEST,
             Phase.RESOLVE,
-            f"{subject}: the runtime's CNI_IFNAME {shown(runtime_name)} {problem}; correct the runtime's configuration",
+            f"the runtime's CNI_IFNAME {shown(runtime_name)} {problem}; correct the runtime's configuration",
         )
     names: dict[str, int] = {}
     for index, entry in enumerate(entries):
@@ -173,7 +172,7 @@ def _ifnames(runtime_name: str, entries: Sequence[NetworkEntry], subject: str) -
             raise failed(
                 error_class,
                 Phase.RESOLVE,
-                f"{subject}: attachments {first} ({_label(entries[first])}) and {index} ({_label(entry)}) would both "
+                f"attachments {first} ({_label(entries[first])}) and {index} ({_label(entry)}) would both "
                 f"be named {name}; {remedy}",
                 network=_label(entry),
                 ifname=name,
@@ -191,15 +190,13 @@ def _label(entry: NetworkEntry) -> str:
     return str(msgspec.json.decode((entry.delegate or {}).get("name", b'""')))
 
 
-def definition(
-    entry: NetworkEntry, networks: Mapping[NetworkRef, Nad], subject: str
-) -> tuple[NetworkName, NetworkConfig]:
+def definition(entry: NetworkEntry, networks: Mapping[NetworkRef, Nad]) -> tuple[NetworkName, NetworkConfig]:
     """Return the network's display name and its configuration.
 
     Raises RequestFailedError: NETWORK_NOT_FOUND, INVALID_CONFIG.
     """
     if entry.ref is None:
-        with _config_errors(subject, _label(entry)):
+        with _config_errors(_label(entry)):
             config = conflist.parse(entry.delegate or {})
         return NetworkName(config.name), config
     nad = networks.get(entry.ref)
@@ -208,18 +205,18 @@ def definition(
         raise failed(
             ErrorClass.NETWORK_NOT_FOUND,
             Phase.RESOLVE,
-            f"{subject}: network {missing} {'has no configuration' if nad else 'does not exist'}; create it, or "
+            f"network {missing} {'has no configuration' if nad else 'does not exist'}; create it, or "
             f"correct the annotation or configuration that names it",
             network=missing,
         )
     display = f"{nad.namespace}/{nad.name}" if nad.namespace else nad.name
-    with _config_errors(subject, display):
+    with _config_errors(display):
         config = _parsed(nad.config, default_name=nad.name if nad.namespace else "")
     return NetworkName(display if nad.namespace else config.name), config
 
 
 @contextmanager
-def _config_errors(subject: str, network: str) -> Generator[None]:
+def _config_errors(network: str) -> Generator[None]:
     """Translate an error in the configuration of *network* into the failure of the request."""
     try:
         yield
@@ -227,14 +224,12 @@ def _config_errors(subject: str, network: str) -> Generator[None]:
         raise failed(
             ErrorClass.INVALID_CONFIG,
             Phase.RESOLVE,
-            f"{subject}: network {shown(network)} can't be used: {error}",
+            f"network {shown(network)} can't be used: {error}",
             network=network,
         ) from error
 
 
-def _capability_values(
-    network: NetworkName, config: NetworkConfig, selection: Selection | None, subject: str
-) -> dict[str, Any]:
+def _capability_values(network: NetworkName, config: NetworkConfig, selection: Selection | None) -> dict[str, Any]:
     """Return the values that *selection* requests, by capability (CNI conventions, "well-known capabilities").
 
     Raises an error for a request that would be ignored silently (NPWG specification 1.3, section 4).
@@ -255,7 +250,7 @@ def _capability_values(
         raise failed(
             ErrorClass.INVALID_ANNOTATION,
             Phase.RESOLVE,
-            f"{subject}: network {network}: no plugin of the network declares the capability {', '.join(missing)} "
+            f"network {network}: no plugin of the network declares the capability {', '.join(missing)} "
             f"that the annotation uses; declare it in the network's configuration or remove the request",
             network=network,
         )

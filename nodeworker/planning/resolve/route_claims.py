@@ -53,7 +53,7 @@ class UnrequestedRoute(msgspec.Struct, frozen=True, kw_only=True):
     """All interfaces of the pod's default network."""
 
 
-def claimed_gateways(wants: Sequence[NetworkEntry], who: str) -> list[tuple[str, ...] | None]:
+def claimed_gateways(wants: Sequence[NetworkEntry]) -> list[tuple[str, ...] | None]:
     """Return for each of *wants* the gateways of the default routes that it claims; None: no claim.
 
     Each selection by itself names one gateway for a family at most. Several may claim, as in Multus, if they name
@@ -67,7 +67,7 @@ def claimed_gateways(wants: Sequence[NetworkEntry], who: str) -> list[tuple[str,
         raise failed(
             ErrorClass.INVALID_ANNOTATION,
             Phase.RESOLVE,
-            f"{who}: default-route is on {len(made)} networks ({names}), but an IP version has one; choose one "
+            f"default-route is on {len(made)} networks ({names}), but an IP version has one; choose one "
             f"network, or name gateways of different versions",
         )
     return claims

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from events.schema import ErrorClass, Phase, Pod
-from nodeworker.errors import naming
+from events.schema import ErrorClass, Phase
+from nodeworker.errors import about
 from nodeworker.plugins import chain
 from nodeworker.plugins.chain import PluginFailedError, Target
 from nodeworker.plugins.exec import PluginExecutor
@@ -299,7 +299,7 @@ async def test_what_a_refusing_plugin_may_still_have_is_known(
     if failing:
         with pytest.raises(PluginFailedError) as raised:
             await chain.add(executor, attachment, target, SECONDS)
-        of_add = naming(Pod("d", "p"), raised.value.failure)
+        of_add = about("pod d/p", raised.value.failure)
     for each in types:
         plugins.script(each, refusing.get(each, "exit 0"))
     _, refused = await chain.sweep(executor, attachment, target, None, SECONDS)

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from events.schema import ErrorClass, Failure, IfName, NetworkName, Phase, Pod
+from events.schema import ErrorClass, Failure, IfName, NetworkName, Phase
 from nodeworker.errors import RequestFailedError
 from nodeworker.planning.resolve.route_claims import ClaimedRoute, UnrequestedRoute
 from nodeworker.sandboxes import default_route
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-POD = Pod("d", "p", "u")
 ATTACHMENTS = ("eth0", "net1", "net2")
 ETH0 = ("via 10.1.0.1 dev eth0", "via fd00:1::1 dev eth0 metric 1024")
 NET1 = ("via 10.2.0.1 dev net1", "via fd00:2::1 dev net1 metric 1024")
@@ -80,18 +79,18 @@ def over_net1(gateways: dict[int, str], own: tuple[str, ...] = ("net1",)) -> Cla
 
 
 def move(pod: Namespace, wanted: ClaimedRoute) -> None:
-    default_route.move(pod.path, wanted, POD)
-    default_route.check(pod.path, wanted, POD)
+    default_route.move(pod.path, wanted)
+    default_route.check(pod.path, wanted)
 
 
 def refused(pod: Namespace, wanted: ClaimedRoute, phase: Phase = Phase.ADD) -> Failure:
     verb = default_route.move if phase is Phase.ADD else default_route.check
     with pytest.raises(RequestFailedError) as caught:
-        verb(pod.path, wanted, POD)
+        verb(pod.path, wanted)
     failure = caught.value.failure
     assert (failure.error_class, failure.code) == (ErrorClass.ROUTE_FAILED, 104)
     assert (failure.phase, failure.network, failure.ifname) == (phase, "d/n1", "net1")
-    assert failure.message.startswith("pod d/p: net1 of network d/n1 ")
+    assert failure.message.startswith("net1 of network d/n1 ")
     return failure
 
 
@@ -295,7 +294,7 @@ def test_a_missing_namespace_is_an_error(pod: Namespace) -> None:
     for path in ("/run/netns/plumbline-test-none", "/proc/self/ns/net"):
         for verb, phase in ((default_route.move, Phase.ADD), (default_route.check, Phase.CHECK)):
             with pytest.raises(RequestFailedError) as caught:
-                verb(path, wanted, POD)
+                verb(path, wanted)
             assert (caught.value.failure.error_class, caught.value.failure.phase) == (
                 ErrorClass.NAMESPACE_INVALID,
                 phase,
@@ -324,7 +323,7 @@ def taken(pod: Namespace, *unrequested: tuple[str, int]) -> dict[tuple[str, int]
         )
         for ifname, family in unrequested
     ]
-    found = default_route.taken(pod.path, given, POD)
+    found = default_route.taken(pod.path, given)
     return {(each.route.ifname, each.route.family): each.routes for each in found}
 
 
@@ -372,5 +371,5 @@ def test_route_is_taken_in_a_pod_that_had_none(pod: Namespace) -> None:
 
 def test_routes_of_a_namespace_that_is_gone_fail_the_add(pod: Namespace) -> None:
     with pytest.raises(RequestFailedError) as caught:
-        default_route.taken("/run/netns/nowhere", [], POD)
+        default_route.taken("/run/netns/nowhere", [])
     assert caught.value.failure.error_class is ErrorClass.NAMESPACE_INVALID

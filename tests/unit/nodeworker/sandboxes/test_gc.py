@@ -97,7 +97,8 @@ async def test_a_refusal_of_the_ledger_keeps_its_error_class(
     ledger.error = error
     failure = await collected(ledger, ("DetachRequested", refused))
     assert failure is not None
-    assert (failure.error_class, failure.code, failure.message) == (error_class, 11, str(error))
+    message = f"sandbox box: {error}" if refused == "DetachRequested" else str(error)
+    assert (failure.error_class, failure.code, failure.message) == (error_class, 11, message)
 
 
 async def test_gc_waits_for_the_default_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from events.schema import ErrorClass, IfName, NetworkName, PlannedAttachment, PluginRun
+from events.schema import ErrorClass, IfName, NetworkName, Phase, PlannedAttachment, PluginRun
 from nodeworker.plugins import chain
 from nodeworker.plugins.chain import PluginFailedError, Target
 from nodeworker.plugins.exec import PluginExecutor
@@ -128,7 +128,7 @@ async def test_a_result_is_passed_on_between_native_and_executed(
     netns: str, tmp_path: Path, binaries: Path, runners: PluginRunners
 ) -> None:
     attachment = planned(tmp_path, True, False, True)
-    chain.require(runners, attachment, target(netns, binaries))
+    chain.require(runners, attachment, target(netns, binaries), Phase.ADD)
     printed, runs = await chain.add(runners, attachment, target(netns, binaries), 30)
     assert verbs(runs) == [("bridge", "ADD", 0), ("portmap", "ADD", 0), ("tuning", "ADD", 0)]
     assert "".join(runs[1].stdout.split()), "it was executed, and said so on its standard output"
@@ -170,16 +170,16 @@ async def test_native_plugins_need_no_binary(
     for name in ("bridge", "tuning", "host-local"):
         (binaries / name).unlink()
     attachment = planned(tmp_path, True, False, True)
-    chain.require(runners, attachment, target(netns, binaries))
+    chain.require(runners, attachment, target(netns, binaries), Phase.ADD)
     printed, _ = await chain.add(runners, attachment, target(netns, binaries), 30)
     await chain.delete(runners, attachment, target(netns, binaries), printed, 30)
     assert_gone(netns, tmp_path)
     with pytest.raises(PluginFailedError, match="plugin bridge is not in") as caught:
-        chain.require(runners, planned(tmp_path, False, False, True), target(netns, binaries))
+        chain.require(runners, planned(tmp_path, False, False, True), target(netns, binaries), Phase.ADD)
     assert caught.value.failure.error_class is ErrorClass.PLUGIN_MISSING
     (binaries / "portmap").unlink()
     with pytest.raises(PluginFailedError, match="plugin portmap is not in"):
-        chain.require(runners, attachment, target(netns, binaries))
+        chain.require(runners, attachment, target(netns, binaries), Phase.ADD)
 
 
 async def test_an_executed_plugin_without_binary_is_deleted_natively(

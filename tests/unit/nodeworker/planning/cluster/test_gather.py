@@ -143,7 +143,9 @@ async def test_chain_with_an_unreadable_plugin_is_refused_with_the_file(node: No
     failure = await node.refused(source=node.source, clusterNetwork=str(path), auxiliaryCNIChainName="vendor")
     assert failure.error_class is ErrorClass.NETWORK_NOT_FOUND
     assert "10-broken.conf" in failure.message
-    assert "pod shop/samplepod: " in failure.message
+    assert failure.message.startswith(
+        f"the auxiliary chain {chain} can't be read: " if chain == "vendor" else "network "
+    )
 
 
 async def test_default_network_alone_is_found_without_a_pod(node: Node) -> None:
@@ -182,7 +184,7 @@ async def test_nad_without_configuration_is_refused_with_details(node: Node) -> 
     (node.conf_dir / "broken.conf").write_text("{")
     failure = await node.refused(source=node.source, delegates=DELEGATES)
     assert (failure.error_class, failure.network) == (ErrorClass.NETWORK_NOT_FOUND, "shop/a")
-    assert "pod shop/samplepod: NetworkAttachmentDefinition shop/a has no spec.config" in failure.message
+    assert failure.message.startswith("NetworkAttachmentDefinition shop/a has no spec.config")
     assert "broken.conf" in failure.details
 
 
@@ -204,7 +206,7 @@ async def test_annotation_never_reaches_files_without_a_nad(node: Node) -> None:
 async def test_unknown_pod_is_error_11(node: Node) -> None:
     failure = await node.refused(source=node.source, delegates=DELEGATES)
     assert (failure.error_class, failure.code) == (ErrorClass.POD_NOT_FOUND, 11)
-    assert "shop/samplepod" in failure.message
+    assert failure.message.startswith("the pod is not known yet")
 
 
 async def test_unavailable_source_is_error_11(node: Node, tmp_path: Path) -> None:

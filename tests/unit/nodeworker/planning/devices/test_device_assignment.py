@@ -82,16 +82,16 @@ def test_node_networks_use_devices_too() -> None:
     assert devices_of(given.planned({SRIOV: ("v0", "v1")})) == [(SRIOV, "v0"), (SRIOV, "v1")]
 
 
-def test_too_few_devices_error_names_pod_and_counts() -> None:
+def test_too_few_devices_error_names_network_and_counts() -> None:
     given = Given("a,a,a", nad("a"))
     failure = given.refused({SRIOV: ("v0", "v1")})
     assert (failure.error_class, failure.code, failure.network) == (ErrorClass.DEVICE_UNAVAILABLE, 11, "shop/a")
     assert failure.message == (
-        f"pod shop/web: network shop/a needs a device of resource {SRIOV}, of which the pod has 2 while its networks "
+        f"network shop/a needs a device of resource {SRIOV}, of which the pod has 2 while its networks "
         f"use 3; request 3 of {SRIOV} in the pod's containers or select fewer such networks"
     )
     assert given.refused({RDMA: ("r0",)}).message == (
-        f"pod shop/web: network shop/a needs a device of resource {SRIOV}, of which the pod has 0 while its networks "
+        f"network shop/a needs a device of resource {SRIOV}, of which the pod has 0 while its networks "
         f"use 3; request 3 of {SRIOV} in the pod's containers or select fewer such networks; if they do request it, no "
         f"device plugin serves it: correct the annotation {RESOURCE_NAME}"
     )
@@ -254,7 +254,7 @@ async def test_failed_source_fails_the_request() -> None:
     failure = caught.value.failure
     assert (failure.error_class, failure.code) == (ErrorClass.DEVICE_UNAVAILABLE, 11)
     assert failure.message == (
-        f"pod shop/web: its networks use devices of {SRIOV}, {RDMA}, but the pod's devices are unknown: the "
+        f"its networks use devices of {SRIOV}, {RDMA}, but the pod's devices are unknown: the "
         f"kubelet sleeps; the runtime will retry"
     )
 

@@ -82,7 +82,7 @@ def assigned(entries: list[tuple[str, DeviceUse, bool]], counts: dict[str, int])
     ]
     devices = {resource: tuple(f"{resource[-1]}{n}" for n in range(count)) for resource, count in counts.items()}
     try:
-        return assign(networks, NADS, devices, [use for _, use, _ in entries], "pod shop/web")
+        return assign(networks, NADS, devices, [use for _, use, _ in entries])
     except RequestFailedError:
         return None
 

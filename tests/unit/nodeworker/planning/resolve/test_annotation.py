@@ -26,7 +26,7 @@ ifnames = st.from_regex(r"[a-zA-Z][a-zA-Z0-9_.\-]{0,14}", fullmatch=True)
 
 def refused(text: str) -> str:
     with pytest.raises(RequestFailedError) as caught:
-        parse_networks(text, "test", pod="test/samplepod")
+        parse_networks(text, "test")
     failure = caught.value.failure
     assert (failure.error_class, failure.phase, failure.code) == (ErrorClass.INVALID_ANNOTATION, Phase.RESOLVE, 7)
     return failure.message
@@ -80,7 +80,7 @@ def test_short_form_selects(text: str, expected: list[Selection]) -> None:
 )
 def test_short_form_is_refused_with_element_and_reason(text: str, element: str, why: str) -> None:
     message = refused(text)
-    assert message.startswith("pod test/samplepod: annotation k8s.v1.cni.cncf.io/networks ")
+    assert message.startswith("annotation k8s.v1.cni.cncf.io/networks ")
     assert element in message
     assert why in message
 
