@@ -93,5 +93,8 @@ def _make_ready(node: Netlink, bridge: Link, link: Link, ports: Sequence[str], o
         port = links.find(node, links.by_index(link.parent)) if link.kind == "veth" else None
         if port is not None and port.name in ports:
             sysctl.try_ensure(f"ipv6/conf/{port.name}/accept_ra", "0")
-            requests = [links.change(port.index, up=True, master=bridge.index), *joined(port.index, bridge, replace(of, tagged=()))]
+            requests = [
+                links.change(port.index, up=True, master=bridge.index),
+                *joined(port.index, bridge, replace(of, tagged=())),
+            ]
         node.do(*requests, links.change(link.index, up=True))

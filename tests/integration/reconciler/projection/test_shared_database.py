@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -112,8 +113,10 @@ def test_a_leader_frozen_in_a_batch_blocks_for_seconds_only(
         assert thaw.wait(60)
         set_position(connection, ledger, sequence)
 
-    set_position = first._writer.set_position  # the last step of a batch  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(first._writer, "set_position", freeze)  # pyright: ignore[reportPrivateUsage]
+    writer = copy.copy(first._writer)  # the stores of a process share one  # pyright: ignore[reportPrivateUsage]
+    set_position = writer.set_position  # the last step of a batch
+    monkeypatch.setattr(writer, "set_position", freeze)
+    monkeypatch.setattr(first, "_writer", writer)
     failures: list[BaseException] = []
 
     def batch() -> None:
