@@ -1,7 +1,8 @@
 """Compare the expected state of a sandbox with a snapshot of the kernel.
 
 Pure. State that the kernel creates by itself is not drift: link-local addresses, addresses and routes from router
-advertisements, the local table. A missing interface is one drift; its addresses, routes and rules are not listed too.
+advertisements, the local table, the MAC address of a bond and its members, and the members' MTU. A missing interface is
+one drift; its addresses, routes and rules are not listed too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgspec
 from events.schema import Drift, DriftKind
 from nodeworker.drift.expected import Address, ExpectedLink, ExpectedRoute
 from nodeworker.kernel.layouts import ifaddrmsg
-from nodeworker.kernel.rtnetlink import bridge_ports
+from nodeworker.kernel.rtnetlink import bridge_ports, links
 from nodeworker.kernel.rtnetlink.addresses import Assigned
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.routes import Route
@@ -68,8 +69,9 @@ def _of_link(expected: ExpectedLink, snapshot: Snapshot, wanted_mtu: int) -> Ite
         present_vlans = snapshot.vlans.get(expected.ifname, {})
         if port_vlans.missing(present_vlans, bridge_ports.default_vlan(parent), expected.vlans):
             yield _drift(expected, DriftKind.VLANS_CHANGED, expected.vlans, port_vlans.described(present_vlans))
-    yield from _of_properties(expected, link, port)
-    if (mtu := expected.mtu or wanted_mtu) and link.mtu != mtu:
+    is_member = _is_bonded(link, snapshot.links)
+    yield from _of_properties(expected, link, port, any_mac=is_member or link.kind in links.BONDS)
+    if (mtu := expected.mtu or wanted_mtu) and link.mtu != mtu and not is_member:
         yield _drift(expected, DriftKind.MTU_CHANGED, mtu, _found_mtu(expected, link, parent, mtu))
     present = {each.address: each for each in snapshot.addresses if each.index == link.index}
     yield from _of_addresses(expected, present)
@@ -88,12 +90,19 @@ def _of_parent(expected: ExpectedLink, parent: Link | None) -> Iterator[Drift]:
         yield _drift(expected, DriftKind.PARENT_DOWN, f"{expected.parent} up", "down")
 
 
-def _of_properties(expected: ExpectedLink, link: Link, port: Link | None) -> Iterator[Drift]:
+def _is_bonded(link: Link, container: Mapping[str, Link]) -> bool:
+    """Return whether *link* is a member of a bond among the links of the *container*, which gives it MAC and MTU."""
+    return bool(link.master) and any(
+        each.index == link.master and each.kind in links.BONDS for each in container.values()
+    )
+
+
+def _of_properties(expected: ExpectedLink, link: Link, port: Link | None, *, any_mac: bool) -> Iterator[Drift]:
     if expected.up and not link.up:
         yield _drift(expected, DriftKind.LINK_DOWN, "up", "down")
     elif expected.up and port is not None and not port.up:
         yield _drift(expected, DriftKind.LINK_DOWN, "up", f"{port.name} on the node down")
-    if expected.mac and link.mac != expected.mac:
+    if expected.mac and link.mac != expected.mac and not any_mac:
         yield _drift(expected, DriftKind.MAC_CHANGED, expected.mac, link.mac)
 
 

@@ -19,6 +19,9 @@ OPERSTATE_UP: Final = ifinfmsg.state_by_name["UP"]
 OPERSTATE_DOWN: Final = ifinfmsg.state_by_name["DOWN"]
 OPERSTATE_LOWER_LAYER_DOWN: Final = ifinfmsg.state_by_name["LOWERLAYERDOWN"]
 
+BONDS: Final = frozenset({"bond", "team"})
+"""Kinds of interface that share one MAC address and MTU with their members."""
+
 EXT_MASK_NO_STATISTICS: Final = 0x8
 """``RTEXT_FILTER_SKIP_STATS``. (pyroute2 has no name for it.)"""
 LAYOUT = codec.layout(LinkMessage)

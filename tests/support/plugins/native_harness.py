@@ -21,7 +21,7 @@ from nodeworker.plugins.spec.results import Result
 from tests.integration.nodeworker.plugins.native.test_cut_short import Cut, cut_after
 from tests.support.plugins.kernel_view import configure, container, differences, execute, node, view
 
-MODULES = {"vlan": "8021q"}
+MODULES = {"bond": "bonding", "vlan": "8021q"}
 
 
 @functools.cache

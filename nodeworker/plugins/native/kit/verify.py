@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 
-from nodeworker.kernel.rtnetlink import addresses, routes
+from nodeworker.kernel.rtnetlink import addresses, links, routes
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import Call, NativeError
@@ -34,7 +34,10 @@ def check_link(ends: Endpoints, call: Call, result: Result, kind: str | None) ->
 
 
 def check_interface(netlink: Netlink, wanted: Interface, kind: str | None) -> Link:
-    """Return the interface *wanted* of *kind* (None: any), with the recorded MAC address. Raises NativeError."""
+    """Return the interface *wanted* of *kind* (None: any), with the recorded MAC address or a bond's.
+
+    Raises NativeError.
+    """
     link = find_link(netlink, wanted.name)
     if link is None:
         raise NativeError(f"interface {wanted.name} is gone: recreate the pod")
@@ -42,9 +45,18 @@ def check_interface(netlink: Netlink, wanted: Interface, kind: str | None) -> Li
         raise NativeError(
             f"interface {wanted.name} is a {link.kind or 'physical card'}, not the ADD's {kind}: recreate the pod"
         )
-    if wanted.mac and wanted.mac.lower() != link.mac:
+    if wanted.mac and wanted.mac.lower() != link.mac and not _is_bonded(netlink, link):
         raise NativeError(f"interface {wanted.name} has MAC address {link.mac}, not {wanted.mac}: recreate the pod")
     return link
+
+
+def _is_bonded(netlink: Netlink, link: Link) -> bool:
+    """Return whether *link* is a member of a bond, which gives it a MAC address. Raises NativeError."""
+    if not link.master:
+        return False
+    with error_context(f"look up the interface that {link.name} is a member of"):
+        master = links.find(netlink, links.by_index(link.master))
+    return master is not None and master.kind in links.BONDS
 
 
 def check_addresses(ends: Endpoints, call: Call, link: Link, result: Result) -> None:

@@ -121,6 +121,35 @@ def test_each_change_is_one_drift(changes: dict[str, Any], drift: DriftKind) -> 
     assert kinds(wanted(), replace(SOUND, **changes)) == [drift]
 
 
+BOND = replace(LINK, index=9, name="bond0", kind="bond", parent=0)
+MEMBER = replace(LINK, master=BOND.index)
+
+
+@pytest.mark.parametrize("kind", ["bond", "team"])
+def test_member_of_a_bond_has_the_bonds_mac_address_and_mtu(kind: str) -> None:
+    changed = replace(MEMBER, mac="02:00:00:00:00:02", mtu=9000)
+    bond = replace(BOND, kind=kind)
+    assert kinds(wanted(), replace(SOUND, links={"net1": changed, "bond0": bond})) == []
+    assert kinds(wanted(), replace(SOUND, links={"net1": replace(changed, flags=0), "bond0": bond})) == [
+        DriftKind.LINK_DOWN
+    ]
+
+
+@pytest.mark.parametrize("kind", ["bridge", "vrf"])
+def test_port_of_another_kind_keeps_its_mac_address_and_mtu(kind: str) -> None:
+    seen = {"net1": replace(MEMBER, mac="02:00:00:00:00:02", mtu=9000), "master": replace(BOND, kind=kind)}
+    assert kinds(wanted(), replace(SOUND, links=seen)) == [DriftKind.MAC_CHANGED, DriftKind.MTU_CHANGED]
+
+
+def test_bond_may_take_the_mac_address_of_another_member() -> None:
+    links = {"net1": replace(BOND, name="net1", index=LINK.index, mac="02:00:00:00:00:03")}
+    seen = replace(SOUND, links=links, parents={})
+    assert kinds(wanted({"type": "bond"}), seen) == []
+    assert kinds(wanted({"type": "bond"}), replace(seen, links={"net1": replace(links["net1"], mtu=9000)})) == [
+        DriftKind.MTU_CHANGED
+    ]
+
+
 @pytest.mark.parametrize(
     "extra", [assigned("fe80::1/64", scope=253), assigned("2001:db8::1/64", flags=0)], ids=["link-local", "advertised"]
 )
