@@ -54,6 +54,16 @@ def configure(level: str, process: str) -> None:
     )
 
 
+@contextmanager
+def about(pod: object, sandbox: str) -> Generator[None]:
+    """Name *pod* and *sandbox* in each line that the block and the tasks that it starts log.
+
+    A task that goes on with the work of others needs a context of its own (``contextvars.Context()``).
+    """
+    with structlog.contextvars.bound_contextvars(pod=str(pod), sandbox=sandbox[:12]):
+        yield
+
+
 def sentences(error: BaseException) -> str:
     """Return the text of *error*, or, of a group, those of all its errors."""
     return "; ".join(map(sentences, error.exceptions)) if isinstance(error, BaseExceptionGroup) else str(error)

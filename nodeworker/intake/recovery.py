@@ -116,7 +116,8 @@ class Recovery:
         resumed: list[RequestId] = []
         for pending in sorted(self._journal.state.pending.values(), key=lambda each: each.sequence):
             if not self._scheduler.has(pending.event.id):
-                log.info("intent_resumed", type=pending.event.type, sandbox=pending.event.sandbox[:12])
+                pod = getattr(pending.event.data, "pod", "-")
+                log.info("intent_resumed", type=pending.event.type, pod=str(pod), sandbox=pending.event.sandbox[:12])
                 self._dispatcher.dispatch(pending, resumed=True)
                 resumed.append(pending.event.data.request)  # type: ignore[union-attr]  # every intent has one
         return resumed

@@ -6,8 +6,10 @@ import asyncio
 
 import structlog
 
+from events.fold import SandboxKey
 from events.ledger.ledger import LedgerError
-from events.schema import AttachRequested, ContainerId, Data, DetachRequested, Failure, IfName, Phase
+from events.process import logs
+from events.schema import NO_SANDBOX, AttachRequested, ContainerId, Data, DetachRequested, Failure, IfName, Phase
 from nodeworker.errors import RequestFailedError, about, class_of, failed, internal, subject_of
 from nodeworker.intake.check import Checker
 from nodeworker.intake.intents import environment, intent_data
@@ -16,6 +18,7 @@ from nodeworker.intake.spool import Spool
 from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.plugins.spec.cni_args import pod_of
+from nodeworker.plugins.spec.names import ifname_problem
 from nodeworker.sandboxes.answers import OK, Answers, Reply, error_reply
 from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.plan_ahead import PlanAhead
@@ -54,12 +57,14 @@ class Requests:
         """Return the answer to one request, however long it takes; count and log the request."""
         loop = asyncio.get_running_loop()
         started = loop.time()
-        command = frame.env.get("CNI_COMMAND", "")
-        try:
-            reply = await self._fulfil(command, frame)
-        except Exception as error:  # one bad request never stops the others
-            log.exception("intake_broke", command=command, request=frame.request)
-            reply = _refusal(frame, internal(Phase.INTAKE, error))
+        env = environment(frame)
+        command = env.get("CNI_COMMAND", "")
+        with logs.about(pod_of(env.get("CNI_ARGS", "")), env.get("CNI_CONTAINERID", "")):
+            try:
+                reply = await self._fulfil(command, frame)
+            except Exception as error:  # one bad request never stops the others
+                log.exception("intake_broke", command=command, request=frame.request)
+                reply = _refusal(frame, internal(Phase.INTAKE, error))
         seconds = loop.time() - started
         known = command if command in ("ADD", "DEL", "CHECK", "GC", "STATUS") else "other"
         self._metrics.request_done(known, seconds, reply.failure)
@@ -91,6 +96,9 @@ class Requests:
                 return self._without_ledger(frame, request, error)
         if not self._answers.open(frame.request):  # the entry point has reconnected
             return await self._answers.wait(frame.request)
+        if isinstance(request, DetachRequested) and self._is_over(request, sandbox):
+            self._answers.give(frame.request, OK)
+            return OK
         intent = self._journal.event(request, sandbox)
         with self._plans.ahead(intent, request, frame.seconds_left):
             try:
@@ -98,6 +106,18 @@ class Requests:
             except LedgerError as error:
                 self._answers.give(frame.request, self._without_ledger(frame, request, error))
             return await self._answers.wait(frame.request)
+
+    def _is_over(self, request: DetachRequested, sandbox: ContainerId) -> bool:
+        """Return whether a usable DEL has nothing to do: a runtime may repeat it for days, and no event tells more."""
+        state = self._journal.state
+        return (
+            sandbox != NO_SANDBOX
+            and not ifname_problem(request.ifname)
+            and self._journal.settled
+            and not self._journal.has_open_intent(sandbox)
+            and SandboxKey(sandbox, request.ifname) not in state.sandboxes
+            and all(pending.event.sandbox != sandbox for pending in state.pending.values())
+        )
 
     async def _check(self, frame: Frame, config: str) -> Reply:
         env = environment(frame)

@@ -15,11 +15,13 @@ from typing import NamedTuple
 
 import structlog
 
+from events.process import logs
 from events.schema import RequestId
 from nodeworker.errors import RequestFailedError
-from nodeworker.intake.intents import intent_data
+from nodeworker.intake.intents import environment, intent_data
 from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
+from nodeworker.plugins.spec.cni_args import pod_of
 from nodeworker.sandboxes.answers import Answers
 from nodeworker.shim.frame import Frame, FrameError, decode_frame, encode_request
 
@@ -100,7 +102,9 @@ class Spool:
         try:
             request, sandbox = intent_data(frame.env.get("CNI_COMMAND", ""), frame, spooled=True)
         except RequestFailedError as error:
-            log.warning("spooled_request_refused", file=spooled.path.name, error=error.failure.message)
+            env = environment(frame)
+            with logs.about(pod_of(env.get("CNI_ARGS", "")), env.get("CNI_CONTAINERID", "")):
+                log.warning("spooled_request_refused", file=spooled.path.name, error=error.failure.message)
             return []
         # If the ledger does not confirm the intent, the next drain appends it again: DEL is idempotent.
         await self._journal.append_intent(self._journal.event(request, sandbox))

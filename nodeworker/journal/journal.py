@@ -17,6 +17,7 @@ import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextvars import Context
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -25,6 +26,7 @@ import structlog
 from events import subjects
 from events.fold import Sandbox, State
 from events.ledger.ledger import ConflictError, Expect, Ledger, LedgerError, LedgerFullError, LedgerUnavailableError
+from events.process import logs
 from events.schema import (
     INTENTS,
     NO_CAUSE,
@@ -34,6 +36,7 @@ from events.schema import (
     Event,
     EventId,
     NodeName,
+    Pod,
     Stored,
     WorkerStarted,
     WorkerStopped,
@@ -242,7 +245,7 @@ class Journal:
     def _postpone(self, event: Event) -> None:
         self._postponed.append(event)
         if len(self._postponed) == 1:
-            self._keep(asyncio.create_task(self._catch_up()))
+            self._keep(asyncio.create_task(self._catch_up(), context=Context()))  # for the events of all sandboxes
 
     async def _catch_up(self) -> None:
         """Append the postponed events, until none is left."""
@@ -257,7 +260,12 @@ class Journal:
                 log.warning("ledger_still_away", waiting=len(self._postponed), error=str(error))
             except LedgerError as error:
                 lost = self._postponed.popleft()
-                log.error("event_lost", type=lost.type, sandbox=lost.sandbox[:12], error=str(error))  # noqa: TRY400
+                with logs.about(self._pod_of(lost.sandbox), lost.sandbox):
+                    log.error("event_lost", type=lost.type, error=str(error))  # noqa: TRY400
+
+    def _pod_of(self, sandbox: ContainerId) -> Pod:
+        boxes = (box for key, box in self.state.sandboxes.items() if key.container_id == sandbox)
+        return next((box.pod for box in boxes), Pod())
 
     async def _append_once(self, event: Event) -> int:
         """Append *event* unless the ledger has it: the server detects duplicates for two minutes only."""

@@ -110,7 +110,7 @@ class Attacher:
         except RequestFailedError as error:
             return await self._roll_back(intent, request, error.failure)
         except Exception as error:  # an unexpected error must not leave half an attach behind
-            log.exception("attach_broke", sandbox=intent.sandbox[:12])
+            log.exception("attach_broke")
             return await self._roll_back(intent, request, internal(Phase.ADD, error))
         return reply_of(outcome, request.config)
 
@@ -265,7 +265,7 @@ class Attacher:
         try:
             await self._detacher.undo(own, intent, Phase.ROLLBACK, outcome)
         except RequestFailedError as error:
-            log.warning("attach_outcome_not_recorded", sandbox=intent.sandbox[:12], error=error.failure.message)
+            log.warning("attach_outcome_not_recorded", error=error.failure.message)
         return error_reply(failure, request.config)
 
 

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from events.fold import Sandbox, SandboxKey
 from events.ledger.commands import Commands
 from events.ledger.ledger import LedgerError
+from events.process import logs
 from events.schema import (
     Command,
     ComparisonRequested,
@@ -73,26 +74,34 @@ class CommandHandler:
         """Append the intent of the command *stored*, however often the ledger must be asked."""
         event, command = stored.event, stored.event.data
         if not isinstance(command, Command):
-            log.warning("command_unknown", type=event.type, sequence=stored.sequence)
+            log.warning("command_unknown", type=event.type, sandbox=event.sandbox[:12], sequence=stored.sequence)
             return
         request = replace(command, request=RequestId(event.id), command=stored.sequence)
         while True:
             try:
                 await self._journal.append_intent(self._journal.event(request, event.sandbox, event.cause))
             except LedgerError as error:
-                log.warning("command_postponed", type=event.type, error=str(error))
+                log.warning("command_postponed", type=event.type, sandbox=event.sandbox[:12], error=str(error))
                 await asyncio.sleep(_RETRY)
             else:
                 return
 
     async def fulfil(self, intent: Event, command: Command) -> Reply:
         """Fulfil *intent* and record its outcome, also after an unexpected error."""
+        with logs.about(self._pod_of(intent), intent.sandbox):
+            return await self._fulfil(intent, command)
+
+    def _pod_of(self, intent: Event) -> Pod:
+        boxes = (box for key, box in self._journal.state.sandboxes.items() if key.container_id == intent.sandbox)
+        return next((box.pod for box in boxes), Pod())
+
+    async def _fulfil(self, intent: Event, command: Command) -> Reply:
         try:
             outcome = await self._outcome(intent, command)
         except RequestFailedError as error:
             outcome = self._failed(intent, command, error.failure)
         except Exception as error:  # rule: one bad command never stops the others
-            log.exception("order_broke", type=intent.type, sandbox=intent.sandbox[:12])
+            log.exception("order_broke", type=intent.type)
             outcome = self._failed(intent, command, internal(_PHASES[type(command)], error))
         try:
             await confirm(self._journal.record(outcome, intent.sandbox, intent.id))

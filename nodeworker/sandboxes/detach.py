@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from events.fold import Attachment, AttachmentPhase, Sandbox, SandboxKey
 from events.ledger.ledger import ConflictError
+from events.process import logs
 from events.schema import (
     Data,
     DetachCompleted,
@@ -62,6 +63,8 @@ class Detacher:
         self._runners = runners
         self._delegate_timeout = delegate_timeout
         self._metrics = metrics
+        self._logged: dict[tuple[SandboxKey, IfName], str] = {}
+        """The last logged failure of each interface, of the sandboxes that still hold something."""
 
     async def detach(self, intent: Event, request: DetachRequested) -> Reply:
         """Fulfil *intent* and return the answer for the runtime.
@@ -89,7 +92,7 @@ class Detacher:
         try:
             recorded = await self.undo(None if refused else before, intent, Phase.DEL, outcome)
         except RequestFailedError as error:
-            log.warning("detach_outcome_not_recorded", sandbox=intent.sandbox[:12], error=error.failure.message)
+            log.warning("detach_outcome_not_recorded", error=error.failure.message)
             return error_reply(refused, request.config) if refused else OK
         never_attached = before is not None and not before.result
         gave_up = isinstance(recorded, DetachFailed) and bool(recorded.left)
@@ -137,13 +140,23 @@ class Detacher:
             runs = await self.delete(sandbox, attachment)
         except chain.PluginFailedError as error:
             self._metrics.runs_done("DEL", error.runs)
-            log.warning("interface_detach_failed", pod=str(sandbox.pod), phase=phase.value, error=error.failure.message)
+            self._log_failure(sandbox, ifname, phase, error.failure)
             failure, seconds = replace(error.failure, phase=phase), loop.time() - started
             return InterfaceDetachFailed(
                 network=network, ifname=ifname, failure=failure, seconds=seconds, runs=error.runs
             )
         self._metrics.runs_done("DEL", runs)
+        self._logged.pop((sandbox.key, ifname), None)
         return InterfaceDetached(network=network, ifname=ifname, seconds=loop.time() - started, runs=runs)
+
+    def _log_failure(self, sandbox: Sandbox, ifname: IfName, phase: Phase, failure: Failure) -> None:
+        """Log a failed detach: the first one, and each that differs from the one before. DEL is retried for hours."""
+        level = log.debug if self._logged.get((sandbox.key, ifname)) == failure.message else log.warning
+        kept = self._journal.state.sandboxes
+        self._logged = {place: text for place, text in self._logged.items() if place[0] in kept}
+        self._logged[sandbox.key, ifname] = failure.message
+        with logs.about(sandbox.pod, sandbox.key.container_id):
+            level("interface_detach_failed", phase=phase.value, ifname=ifname, error=failure.message)
 
     async def delete(self, sandbox: Sandbox, attachment: Attachment) -> tuple[PluginRun, ...]:
         """Run DEL of one attachment with its recorded configuration; return the runs.
@@ -160,9 +173,8 @@ class Detacher:
         if holders:
             raise chain.PluginFailedError(chain.together(refused.values()), runs)
         for failure in refused.values():
-            log.warning(
-                "plugin_refused_del", pod=str(sandbox.pod), sandbox=sandbox.key.container_id[:12], error=failure.message
-            )
+            with logs.about(sandbox.pod, sandbox.key.container_id):
+                log.warning("plugin_refused_del", error=failure.message)
         return runs
 
     def target(self, sandbox: Sandbox) -> chain.Target:

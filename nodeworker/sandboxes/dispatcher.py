@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import structlog
 
 from events.fold import Pending, SandboxKey
+from events.process import logs
 from events.schema import (
     AttachRequested,
     ComparisonRequested,
@@ -128,19 +129,20 @@ class Dispatcher:
         own_queue: bool = False,
     ) -> None:
         """Schedule *work* for *intent*, and answer *request* with its reply."""
+        pod = intent.data.pod if isinstance(intent.data, AttachRequested | DetachRequested) else Pod()
 
         def done(reply: Reply | Exception) -> None:
             self._deadlines.pop(request, None)
             if isinstance(reply, Exception):
-                log.error("request_broke", type=intent.type, sandbox=intent.sandbox[:12], exc_info=reply)
-                pod = intent.data.pod if isinstance(intent.data, AttachRequested | DetachRequested) else Pod()
+                log.error("request_broke", type=intent.type, exc_info=reply)
                 failure = about(subject_of(pod, intent.sandbox), internal(Phase.INTAKE, reply))
                 reply = error_reply(failure, config)
             self._answer(intent, request, reply)
 
         self._answers.open(request)
         queue = intent.id if own_queue else intent.sandbox
-        self._scheduler.enqueue(queue, work, done, intent=intent.id, bounded=not own_queue)
+        with logs.about(pod, intent.sandbox):
+            self._scheduler.enqueue(queue, work, done, intent=intent.id, bounded=not own_queue)
 
     def _answer(self, intent: Event, request: RequestId, reply: Reply) -> None:
         """Give the answer, after the pod's status is published where that is expected.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable
+from contextvars import Context
 
 import structlog
 
@@ -56,7 +57,7 @@ class ReservationGuard:
         """
         for path in {folder.path for plan in plans for folder in recorded.folders_of(plan)}:
             if self._missing(path):
-                restoration = asyncio.create_task(self._restore(path))
+                restoration = asyncio.create_task(self._restore(path), context=Context())
                 restoration.add_done_callback(lambda task: task.cancelled() or task.exception())
                 await asyncio.shield(restoration)  # the thread goes on in any case, and DELs wait for its end
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 from contextlib import AbstractAsyncContextManager
+from contextvars import Context
 from typing import Any, NamedTuple, TypeVar
+
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from events.schema import EventId
 
@@ -23,6 +26,8 @@ class _Job(NamedTuple):
     done: Callable[[Any], None]
     """Takes what *work* returned, or the exception that it raised."""
     intent: EventId | None
+    named: Mapping[str, Any]
+    """The job's log lines name what the lines of its caller do: pod and sandbox."""
 
 
 class Scheduler:
@@ -71,13 +76,14 @@ class Scheduler:
         """
         if intent is not None:
             self._intents.add(intent)
-        job = _Job(work, done, intent)
+        job = _Job(work, done, intent, get_contextvars())
         if (waiting := self._queues.get(queue)) is not None:
             waiting.append(job)
             return
         self._queues[queue] = deque()
         slots = self._slots if bounded else contextlib.nullcontext()
-        task = self._tasks.create_task(self._run_queue(queue, job, slots), name=f"queue-{queue[:12]}")
+        running = self._run_queue(queue, job, slots)
+        task = self._tasks.create_task(running, name=f"queue-{queue[:12]}", context=Context())
         self._queue_tasks.add(task)
         task.add_done_callback(self._queue_tasks.discard)
 
@@ -127,16 +133,17 @@ class Scheduler:
         """Run the jobs of one queue until it is empty."""
         waiting = self._queues[queue]
         while job is not None:
-            async with slots:
-                self.in_progress += 1
-                try:
-                    result = await job.work()
-                except Exception as error:  # noqa: BLE001  # one bad request never stops the others
-                    result = error
-                finally:
-                    self.in_progress -= 1
-                    if job.intent is not None:
-                        self._intents.discard(job.intent)
-            job.done(result)
+            with bound_contextvars(**job.named):
+                async with slots:
+                    self.in_progress += 1
+                    try:
+                        result = await job.work()
+                    except Exception as error:  # noqa: BLE001  # one bad request never stops the others
+                        result = error
+                    finally:
+                        self.in_progress -= 1
+                        if job.intent is not None:
+                            self._intents.discard(job.intent)
+                job.done(result)
             job = waiting.popleft() if waiting else None
         del self._queues[queue]

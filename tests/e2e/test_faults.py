@@ -156,6 +156,10 @@ def test_failed_detach_is_retried_until_it_succeeds(node: Node) -> None:
     retries = [e.data.retry for e in node.events_of(pod) if isinstance(e.data, DetachRequested)]
     assert retries == [0, 1, 2]
     node.assert_detached(pod)
+    lines = [line for line in node.log.read_text().splitlines() if "interface_detach_failed" in line]
+    assert len(lines) == 1, "the first failure is logged, and not its repetitions"
+    assert "pod=default/stuck" in lines[0]
+    assert f"sandbox={pod.container_id[:12]}" in lines[0]
 
 
 def test_failed_rollback_is_retried_until_it_succeeds(node: Node) -> None:

@@ -310,8 +310,12 @@ def test_del_without_add_and_second_del_succeed(node: Node) -> None:
     assert pod.delete() == (0, "", "")
     assert pod.add().exit_code == 0
     assert pod.delete() == (0, "", "")
-    assert pod.delete() == (0, "", "")
+    recorded = node.event_types(pod)
+    assert (recorded[0], recorded[-1]) == ("AttachRequested", "DetachCompleted")
+    for _ in range(3):
+        assert pod.delete() == (0, "", "")
     assert pod.delete(CNI_NETNS="") == (0, "", "")
+    assert node.event_types(pod) == recorded, "nothing was open: there is nothing new to record"
 
 
 @pytest.mark.parametrize("netns", ["the path", "nothing"])

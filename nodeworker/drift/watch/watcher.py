@@ -13,7 +13,8 @@ import structlog
 
 from events.fold import Sandbox, SandboxKey, SandboxPhase
 from events.ledger.ledger import LedgerError
-from events.schema import DriftKind, DriftObserved, Event
+from events.process import logs
+from events.schema import DriftKind, DriftObserved, Event, Pod
 from nodeworker.drift.expected_rules import RULE_DRIFTS
 from nodeworker.drift.inspector import Inspector
 from nodeworker.drift.watch.debounce import Debounce
@@ -198,12 +199,18 @@ class Watcher:
         try:
             await self._scheduler.take_turn(key.container_id, lambda: self._inspect(key))
         except (LedgerError, RequestFailedError, OSError) as error:
-            log.warning("sandbox_not_compared", sandbox=key.container_id[:12], error=str(error))
+            with logs.about(self._pod_of(key), key.container_id):
+                log.warning("sandbox_not_compared", error=str(error))
             return f"sandbox {key.container_id[:12]}: {error}"
         except Exception as error:  # rule: one bad sandbox never stops the others
-            log.exception("comparison_broke", sandbox=key.container_id[:12])
+            with logs.about(self._pod_of(key), key.container_id):
+                log.exception("comparison_broke")
             return f"sandbox {key.container_id[:12]}: {error!r}"
         return ""
+
+    def _pod_of(self, key: SandboxKey) -> Pod:
+        sandbox = self._journal.state.sandboxes.get(key)
+        return Pod() if sandbox is None else sandbox.pod
 
     async def _inspect(self, key: SandboxKey) -> None:
         sandbox = self._journal.state.sandboxes.get(key)

@@ -15,12 +15,13 @@ import structlog
 from msgspec.structs import replace
 
 from events.process.decoding import convert
+from events.schema import Pod
 from nodeworker.errors import RequestFailedError
 from nodeworker.plugins.native import registry
 from nodeworker.plugins.native.api import GENERIC, INVALID_CONFIG, Call, InterfacePlugin, IpamPlugin, NativeError
 from nodeworker.plugins.native.kit.endpoints import remove_links
 from nodeworker.plugins.spec import results
-from nodeworker.plugins.spec.cni_args import parse_args
+from nodeworker.plugins.spec.cni_args import parse_args, pod_of
 from nodeworker.plugins.spec.results import Result
 from nodeworker.plugins.spec.versions import UNSTATED
 
@@ -51,6 +52,11 @@ class PluginJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         """Empty for a verb that is about a network."""
         return self.env.get("CNI_CONTAINERID", "")
 
+    @property
+    def pod(self) -> Pod:
+        """The pod, as the runtime named it."""
+        return pod_of(self.env.get("CNI_ARGS", ""))
+
 
 class LinkRemoval(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Interfaces of a container that are removed together."""
@@ -62,6 +68,11 @@ class LinkRemoval(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     def container_id(self) -> str:
         """Empty: it need not wait for other jobs of the container."""
         return ""
+
+    @property
+    def pod(self) -> Pod:
+        """An empty one: it is not known here."""
+        return Pod()
 
 
 Job: TypeAlias = PluginJob | LinkRemoval

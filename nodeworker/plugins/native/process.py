@@ -13,6 +13,7 @@ from typing import NoReturn
 import msgspec
 import structlog
 
+from events.process import logs
 from nodeworker.plugins.native.api import TRY_AGAIN
 from nodeworker.plugins.native.jobs import Job, JobResult, perform
 from nodeworker.plugins.native.kit.endpoints import share_endpoints
@@ -74,7 +75,8 @@ def _serve(requests: int, replies: int) -> None:
         with share_endpoints():
             for job in _jobs.decode(batch):
                 retry_first = job.container_id in blocked
-                result = JobResult(code=TRY_AGAIN, attempted=False) if retry_first else perform(job)
+                with logs.about(job.pod, job.container_id):
+                    result = JobResult(code=TRY_AGAIN, attempted=False) if retry_first else perform(job)
                 if job.container_id and result.code == TRY_AGAIN:
                     blocked.add(job.container_id)
                 write(replies, msgspec.msgpack.encode(result))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
 from events.ledger.memory import MemoryLedger
 from events.schema import (
@@ -22,6 +24,7 @@ from events.schema import (
     LeakId,
     LeakKind,
     NodeName,
+    Pod,
     ReclaimRequested,
     RepairRequested,
     RequestId,
@@ -318,3 +321,19 @@ async def test_a_repair_is_queued_and_a_reclaim_has_its_own_queue(work: Work, an
         work.go("repair", "reclaim")
         await asyncio.gather(*(answers.wait(RequestId(name)) for name in ("d1", "repair", "reclaim")))
     assert (scheduler.queue_depth, scheduler.in_progress) == (0, 0)
+
+
+async def test_lines_of_concurrent_requests_name_their_own_pod_and_sandbox(
+    work: Work, answers: Answers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with dispatching(work, answers) as (_, dispatcher):
+        for number in range(3):
+            data = replace(attach(f"bad-{number}", deadline_in(60.0)), pod=Pod("shop", f"web-{number}"))
+            dispatcher.dispatch(stored(f"bad-{number}", data, f"box-{number}"))
+        await until(lambda: len(work.running) == 3)
+        work.go("bad-2", "bad-0", "bad-1")
+        for number in range(3):
+            assert (await answers.wait(RequestId(f"bad-{number}"))).failure is not None
+    lines = [line for line in capsys.readouterr().out.splitlines() if "request_broke" in line]
+    named = {tuple(re.findall(r"(?:pod|sandbox)=(\S+)", line)) for line in lines}
+    assert named == {(f"shop/web-{number}", f"box-{number}") for number in range(3)}
