@@ -104,7 +104,7 @@ async def _network(ref: NetworkRef, conf: RuntimeNetConf, source: Source | None)
     nad = None if source is None or is_path else await source.nad(ref.namespace, ref.name)
     if nad is None and not ref.on_disk:
         return None
-    if nad is not None and nad.config.strip():
+    if nad is not None and (nad.problem or nad.config.strip()):
         return nad
     conf_dir = Path(conf.conf_dir)
     if is_path:

@@ -49,13 +49,9 @@ class _Pod(msgspec.Struct):
     metadata: _Metadata
 
 
-class _NadSpec(msgspec.Struct):
-    config: str = ""
-
-
 class _Nad(msgspec.Struct):
     metadata: _Metadata
-    spec: _NadSpec | None = None
+    spec: Any = None
 
 
 _FRESH = 0.01
@@ -231,5 +227,4 @@ def _object(manifest: Mapping[str, Any]) -> Iterator[_Object]:
         yield PodObject(about.namespace, about.name, about.uid, annotations, static)
     elif kind == (NAD_API, "NetworkAttachmentDefinition"):
         nad = convert(manifest, _Nad)
-        config = nad.spec.config if nad.spec else ""
-        yield Nad(nad.metadata.namespace, nad.metadata.name, config, nad.metadata.annotations or {})
+        yield Nad.of(nad.metadata.namespace, nad.metadata.name, nad.spec, nad.metadata.annotations or {})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -11,6 +12,14 @@ CONFIG_SOURCE = "kubernetes.io/config.source"
 
 RESOURCE_NAME = "k8s.v1.cni.cncf.io/resourceName"
 """Annotation of a NAD whose attachments each use a device of that resource."""
+
+
+_KINDS: tuple[tuple[type, str], ...] = (
+    (Mapping, "a mapping"),
+    (list, "a list"),
+    (str, "text"),
+    (bool, "a truth value"),
+)
 
 
 class PodObject(msgspec.Struct, frozen=True):
@@ -36,6 +45,21 @@ class Nad(msgspec.Struct, frozen=True):
     config: str = ""
     """Empty: the node has it in a file, found by name (NPWG specification 1.3, section 3)."""
     annotations: dict[str, str] = {}
+    problem: str = ""
+    """Why the definition has no ``config``, if not because it leaves it out."""
+
+    @classmethod
+    def of(cls, namespace: str, name: str, spec: object, annotations: dict[str, str]) -> Nad:
+        """Return the definition with the decoded *spec*, which may be anything if the cluster has no schema for it."""
+        inside = isinstance(spec, Mapping)
+        config = cast("Mapping[str, Any]", spec).get("config") if inside else spec
+        if config is None or (inside and isinstance(config, str)):
+            return cls(namespace, name, config or "", annotations)
+        kind = next((kind for of, kind in _KINDS if isinstance(config, of)), "a number")
+        problem = (
+            f"its spec{'.config' if inside else ''} is {kind}; write the configuration as JSON text in spec.config"
+        )
+        return cls(namespace, name, "", annotations, problem)
 
 
 class NetworkRef(NamedTuple):

@@ -200,7 +200,7 @@ def definition(entry: NetworkEntry, networks: Mapping[NetworkRef, Nad]) -> tuple
             config = conflist.parse(entry.delegate or {})
         return NetworkName(config.name), config
     nad = networks.get(entry.ref)
-    if nad is None or not nad.config:
+    if nad is None or not (nad.config or nad.problem):
         missing = f"{entry.ref.namespace}/{entry.ref.name}"
         raise failed(
             ErrorClass.NETWORK_NOT_FOUND,
@@ -211,6 +211,8 @@ def definition(entry: NetworkEntry, networks: Mapping[NetworkRef, Nad]) -> tuple
         )
     display = f"{nad.namespace}/{nad.name}" if nad.namespace else nad.name
     with _config_errors(display):
+        if nad.problem:
+            raise ConfigError(nad.problem)
         config = _parsed(nad.config, default_name=nad.name if nad.namespace else "")
     return NetworkName(display if nad.namespace else config.name), config
 

@@ -7,7 +7,7 @@ decoded: a model of the whole object would use seventy times as much memory on e
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -100,13 +100,9 @@ class _NadMeta(msgspec.Struct):
     annotations: _NadAnnotations | None = None
 
 
-class _NadSpec(msgspec.Struct):
-    config: str = ""
-
-
 class _Nad(msgspec.Struct):
     metadata: _NadMeta
-    spec: _NadSpec | None = None
+    spec: Any = None
 
 
 _POD = msgspec.json.Decoder(_Pod)
@@ -124,8 +120,7 @@ def _nad(text: bytes | msgspec.Raw) -> Nad:
     nad = _NAD.decode(text)
     about = nad.metadata
     resource_name = about.annotations.resource_name if about.annotations else None
-    config = nad.spec.config if nad.spec else ""
-    return Nad(about.namespace, about.name, config, _present({RESOURCE_NAME: resource_name}))
+    return Nad.of(about.namespace, about.name, nad.spec, _present({RESOURCE_NAME: resource_name}))
 
 
 def _present(annotations: dict[str, str | None]) -> dict[str, str]:

@@ -201,16 +201,22 @@ async def test_too_large_page_is_split(tmp_path: Path, monkeypatch: pytest.Monke
         assert [int(request.query["limit"]) for request in fake.asked("list")] == [100, 12, 1, 1, 1]
 
 
+def unreadable(name: str, version: str = "1") -> dict[str, Any]:
+    manifest = network(name, version=version)
+    manifest["metadata"]["annotations"] = []
+    return manifest
+
+
 async def test_unreadable_object_stops_no_other(tmp_path: Path) -> None:
     async def with_bad(_: Request, reply: Reply) -> None:
-        await reply.json(listed(network("a"), network("bad", 5), network("c")))
+        await reply.json(listed(network("a"), unreadable("bad"), network("c")))
 
     async def bad(_: Request, reply: Reply) -> None:
-        await reply.json(network("bad", 5))
+        await reply.json(unreadable("bad"))
 
     async def turning_bad(_: Request, reply: Reply) -> None:
         await reply.begin()
-        await reply.events(event("MODIFIED", network("a", 5, "2")), event("ADDED", network("d", version="3")))
+        await reply.events(event("MODIFIED", unreadable("a", "2")), event("ADDED", network("d", version="3")))
         await reply.hold()
 
     with capture_logs() as logs:

@@ -38,15 +38,16 @@ class Node:
         path.write_text(json.dumps({"cniVersion": "1.0.0", "type": "bridge", **config}))
         return path
 
-    def nad(self, name: str, namespace: str = "shop", **spec: Any) -> None:
-        self._write("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", {"name": name, "namespace": namespace}, spec)
+    def nad(self, name: str, namespace: str = "shop", spec: Any = None, **keys: Any) -> None:
+        metadata = {"name": name, "namespace": namespace}
+        self._write("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition", metadata, spec or keys)
 
     def pod(self, networks: str) -> None:
         annotations = {"k8s.v1.cni.cncf.io/networks": networks}
         metadata = {"name": "samplepod", "namespace": "shop", "uid": "u1", "annotations": annotations}
         self._write("v1", "Pod", metadata, {})
 
-    def _write(self, api: str, kind: str, metadata: dict[str, Any], spec: dict[str, Any]) -> None:
+    def _write(self, api: str, kind: str, metadata: dict[str, Any], spec: Any) -> None:
         manifest = {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
         (self.folder / f"{kind}-{metadata['namespace']}-{metadata['name']}.json").write_text(json.dumps(manifest))
 
@@ -194,6 +195,25 @@ async def test_missing_node_network_is_refused(node: Node, name: str) -> None:
     failure = await node.refused(source=node.source, clusterNetwork=name)
     assert (failure.error_class, failure.network) == (ErrorClass.NETWORK_NOT_FOUND, name)
     assert name in failure.message
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ({"config": {"type": "bridge"}}, "spec.config is a mapping"),
+        ({"config": [{"type": "bridge"}]}, "spec.config is a list"),
+        ({"config": 5}, "spec.config is a number"),
+        ({"config": True}, "spec.config is a truth value"),
+        ('{"type": "bridge"}', "spec is text"),
+    ],
+)
+async def test_nad_of_another_shape_is_refused_and_not_missing(node: Node, spec: Any, problem: str) -> None:
+    node.pod("odd")
+    node.nad("odd", spec=spec)
+    node.conf("odd.conf", name="odd")
+    failure = await node.refused(source=node.source, delegates=DELEGATES)
+    assert (failure.error_class, failure.code, failure.network) == (ErrorClass.INVALID_CONFIG, 7, "shop/odd")
+    assert f"its {problem}; write the configuration as JSON text" in failure.message
 
 
 async def test_annotation_never_reaches_files_without_a_nad(node: Node) -> None:

@@ -73,7 +73,7 @@ async def test_lists_and_tab_indented_json_are_read(manifests: Manifests, tmp_pa
     assert await manifests.nad("default", "b") == Nad("default", "b")
 
 
-@pytest.mark.parametrize("spec", ["", "spec:\n", "spec: {}\n", "spec: {config: ''}\n"])
+@pytest.mark.parametrize("spec", ["", "spec:\n", "spec: {}\n", "spec: {config: ''}\n", "spec: {config: null}\n"])
 async def test_nad_may_be_without_configuration(manifests: Manifests, tmp_path: Path, spec: str) -> None:
     write(tmp_path / "a.yaml", NAD.partition("spec:")[0] + spec)
     assert await manifests.nad("shop", "macvlan-conf") == Nad("shop", "macvlan-conf")
