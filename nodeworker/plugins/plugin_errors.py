@@ -22,6 +22,9 @@ _READ_AS_SUCCESS: Final = (
     (re.compile("no such file", re.IGNORECASE), "missing file"),
 )
 
+_CRASHES: Final = ("panic: ", "fatal error: ")
+"""How the Go runtime begins the line with the reason, which many lines follow."""
+
 
 class Complaint(NamedTuple):
     """Why a plugin failed, in its own words if it gave any."""
@@ -65,8 +68,10 @@ def _report(stdout: bytes) -> dict[str, Any]:
 
 
 def _last_words(run: PluginRun) -> str:
+    """Return the line that says why the plugin ended: the last one, or of a Go program's crash the first."""
     lines = (run.stderr.strip() or run.stdout.strip()).splitlines()
-    return _brief(lines[-1], MESSAGE_LIMIT) if lines else "it gave no reason"
+    crash = next((line for line in lines if line.startswith(_CRASHES)), "")
+    return _brief(crash or lines[-1], MESSAGE_LIMIT) if lines else "it gave no reason"
 
 
 def _ending(exit_code: int) -> str:

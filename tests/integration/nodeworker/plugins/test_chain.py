@@ -143,6 +143,12 @@ async def test_add_stops_at_the_first_error_and_reports_what_ran(
         ("exit 1", ErrorClass.PLUGIN_FAILED, 100, "exit code 1: it gave no reason"),
         ("echo one >&2; echo two >&2; exit 3", ErrorClass.PLUGIN_FAILED, 100, "exit code 3: two"),
         ("echo panic; exit 2", ErrorClass.PLUGIN_FAILED, 100, "exit code 2: panic"),
+        (
+            "printf 'log\\npanic: no map\\n\\ngoroutine 1 [running]:\\nmain.go:249 +0xcf\\n' >&2; exit 2",
+            ErrorClass.PLUGIN_FAILED,
+            100,
+            "exit code 2: panic: no map",
+        ),
         ("echo '[]'; exit 2", ErrorClass.PLUGIN_FAILED, 100, "exit code 2: []"),
         ("""echo '{"code":0,"msg":"no"}'; exit 1""", ErrorClass.PLUGIN_FAILED, 100, "no"),
         ("""echo '{"code":"7","msg":"no"}'; exit 1""", ErrorClass.PLUGIN_FAILED, 100, "no"),
