@@ -28,10 +28,23 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def assignments(call: Call, ipam_result: Result) -> list[Assignment]:
-    """Return the addresses that *ipam_result* assigns. Raises NativeError if it assigns none, or one is malformed."""
+    """Return the addresses that *ipam_result* assigns.
+
+    Raises NativeError if it assigns none, one that is malformed, or one twice: the interface would lack an address.
+    """
     if not ipam_result.ips:
         raise NativeError(f"the IPAM plugin assigned no address to {call.ifname}")
-    return [_assignment(call, ip) for ip in ipam_result.ips]
+    assigned = [assignment(call, ip) for ip in ipam_result.ips]
+    seen: set[Address | Gateway] = set()
+    for address in (each.address for each in assigned):
+        # The kernel has an IPv4 address once for each prefix length, and an IPv6 address once.
+        key = address if address.version == 4 else address.ip
+        if key in seen:
+            raise NativeError(
+                f"the IPAM plugin assigned {address} to {call.ifname} twice: make each range or address of ipam another"
+            )
+        seen.add(key)
+    return assigned
 
 
 def with_interface(ips: Sequence[IP], index: int) -> tuple[IP, ...]:
@@ -97,7 +110,8 @@ def _routes(call: Call, link: Link, assigned: Sequence[Assignment], result: Resu
     return wanted
 
 
-def _assignment(call: Call, ip: IP) -> Assignment:
+def assignment(call: Call, ip: IP) -> Assignment:
+    """Return the address of *ip* with its gateway. Raises NativeError if one is malformed."""
     try:
         return Assignment(
             address=with_prefix(ip.address),

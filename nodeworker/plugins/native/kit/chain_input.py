@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
 from nodeworker.kernel.rtnetlink.links import Link
 from nodeworker.plugins.native.api import Call, NativeError
-from nodeworker.plugins.native.kit.addressing import Assignment, assignments
+from nodeworker.plugins.native.kit.addressing import Assignment, assignment
 from nodeworker.plugins.native.kit.endpoints import Endpoints, find_link
 from nodeworker.plugins.spec.results import IP, Result
 
@@ -33,8 +31,7 @@ def find_chained_link(ends: Endpoints, call: Call) -> Link:
 
 def own_addresses(call: Call, result: Result) -> list[Assignment]:
     """Return the addresses of *result* without those of other interfaces. Raises NativeError."""
-    own = tuple(ip for ip in result.ips if _owner(result, ip) in {None, call.ifname})
-    return assignments(call, replace(result, ips=own)) if own else []
+    return [assignment(call, ip) for ip in result.ips if _owner(result, ip) in {None, call.ifname}]
 
 
 def _owner(result: Result, ip: IP) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 
@@ -22,6 +23,11 @@ from nodeworker.plugins.native.api import Call, NativeError
 
 _MODULES = {"vlan": "8021q"}
 """Kinds of interface whose kernel module has another name."""
+_EXPLAINED = {
+    os.strerror(errno.EADDRINUSE): "another interface on the same parent, or the parent, has the same MAC address: "
+    "request another mac"
+}
+"""Words of the kernel that mislead: macvlan interfaces are meant, and not their IP addresses."""
 
 
 class Endpoints:
@@ -110,7 +116,8 @@ def error_context(task: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NativeError(f"can't {task}: {error.strerror or error}") from error
+        words = error.strerror or str(error)
+        raise NativeError(f"can't {task}: {_EXPLAINED.get(words, words)}") from error
 
 
 def create_link(netlink: Netlink, name: str, kind: str, create: Request, *, ability: str = "") -> Link | None:

@@ -67,6 +67,8 @@ REFUSALS = [
     (MACVLAN | {"mode": "source"}, IPAM, "macvlan has no mode 'source'"),
     (MACVLAN | {"master": "lo"}, IPAM, "can't create net1 as a macvlan: "),
     (MACVLAN, answer(), "the IPAM plugin assigned no address to net1"),
+    (MACVLAN, answer({"address": "10.7.0.5/24"}, {"address": "10.7.0.5/24"}), "assigned 10.7.0.5/24 to net1 twice"),
+    (BRIDGE, answer({"address": "fd77::5/64"}, {"address": "fd77::5/48"}), "assigned fd77::5/48 to net1 twice"),
     (MACVLAN, answer({"address": "10.7.0.5/24"}, routes=[{"dst": "10.8.0.0/16", "gw": "10.9.0.1"}]), "10.8.0.0/16 by"),
     (BRIDGE | {"bridge": "par0"}, IPAM, "interface par0 of the node is not a bridge"),
     (BRIDGE | {"bridge": "br0/../br1"}, IPAM, "can't "),
@@ -116,6 +118,19 @@ def test_an_address_that_the_link_can_not_have_is_refused_before_it_is_made(
         add(MACVLAN | options, netns)
     assert caught.value.code == 7
     assert not any(line.startswith("2:") for line in listed(netns))
+
+
+@pytest.mark.parametrize("ipam", [IPAM, None], ids=["with IPAM", "without IPAM"])
+def test_a_mac_address_of_the_parent_is_named_as_the_reason(netns: str, ipam: results.Result | None) -> None:
+    ip("link set par0 address 02:00:5e:10:00:01")
+    with pytest.raises(NativeError, match="has the same MAC address: request another mac"):
+        add(MACVLAN | {"mac": "02:00:5e:10:00:01"}, netns, ipam)
+
+
+@pytest.mark.parametrize("prefix_lengths", [(24, 16), (16, 24)])
+def test_an_ipv4_address_may_have_two_prefix_lengths(netns: str, prefix_lengths: tuple[int, int]) -> None:
+    made = add(MACVLAN, netns, answer(*({"address": f"10.77.0.5/{length}"} for length in prefix_lengths)))
+    macvlan.check(call(MACVLAN, netns, prev_result=made))
 
 
 @pytest.mark.parametrize("spelled", ["02AA.bb00.1122", "02-AA-BB-00-11-22", "02:aa:bb:00:11:22"])
