@@ -205,7 +205,8 @@ class KubeServer:
 
     def _exchange(self, method: str, path: str, body: object, content_type: str) -> tuple[int, bytes]:
         if self._connection is None:
-            context = ssl.create_default_context(cafile=str(self.ca))
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # by the rules of Kubernetes, which are not strict
+            context.load_verify_locations(self.ca)
             self._connection = http.client.HTTPSConnection("127.0.0.1", self._port, context=context, timeout=30)
         headers = {"Authorization": f"Bearer {ADMIN}", "Content-Type": content_type}
         self._connection.request(method, path, None if body is None else json.dumps(body), headers)
