@@ -96,7 +96,7 @@ def _card(container: Netlink, netns: Namespace, number: int, parent: int) -> Non
             "macvlan",
             data={"IFLA_MACVLAN_MODE": "bridge"},
             parent=parent,
-            parent_netnsid=links.netnsid(container, netns.node_fd),
+            parent_netnsid=links.ensure_netnsid(container, netns.node_fd),
         )
     )
     link = links.find(container, links.by_name("net1"))

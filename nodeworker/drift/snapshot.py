@@ -57,7 +57,7 @@ def take_snapshot(
                 [each.rules for each in expected if each.rules is not None], phase, cache or RulesetCache()
             ),
         )
-        return Observation(snapshot=snapshot, netnsid=links.netnsid(node, container.fd))
+        return Observation(snapshot=snapshot, netnsid=links.ensure_netnsid(node, container.fd))
 
 
 def read_files(files: Collection[ExpectedFile]) -> Mapping[str, bytes]:

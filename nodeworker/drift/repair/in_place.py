@@ -28,7 +28,7 @@ from nodeworker.kernel.rtnetlink.routes import Route
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.kit.addressing import Assignment
-from nodeworker.plugins.native.kit.announce import announce, announce_ipv4
+from nodeworker.plugins.native.kit.announce import announce_ipv4, announce_ipv6
 from nodeworker.plugins.native.kit.endpoints import Endpoints
 from nodeworker.plugins.native.kit.port_vlans import joined
 
@@ -150,7 +150,7 @@ class _Repair:
         with contextlib.suppress(OSError):  # without it neighbours learn the change later, from traffic
             if assignments and (link := self._wait_for_carrier(expected)) is not None:
                 announce_ipv4(self._ends, link, assignments)
-                announce(self._ends, link, assignments)
+                announce_ipv6(self._ends, link, assignments)
 
     def _wait_for_carrier(self, expected: ExpectedLink) -> Link | None:
         """Return the interface when it and its port pass packets, or after a timeout."""

@@ -253,8 +253,8 @@ def deleted_index(body: bytes) -> int:
     return 0 if found["family"] == AF_BRIDGE else found["index"]
 
 
-def netnsid(netlink: Netlink, netns_fd: int) -> int:
-    """Return the number of the namespace *netns_fd* in the socket's own, which gives it one if it has none.
+def ensure_netnsid(netlink: Netlink, netns_fd: int) -> int:
+    """Return the number of the namespace *netns_fd* in the socket's own; assign one (RTM_NEWNSID) if there is none.
 
     Raises NetlinkError.
     """

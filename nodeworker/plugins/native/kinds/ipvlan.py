@@ -25,12 +25,12 @@ class Ipvlan(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unk
     """The configuration of an ipvlan network."""
 
     master: str = ""
-    """The card; empty: the one interface of the previous plugin, else the interface of the default route."""
+    """The parent, usually a card; empty: the one interface of the previous plugin, else that of the default route."""
     mode: str = ""
     mtu: U32 = 0
-    """0: the card's."""
+    """0: that of the parent."""
     link_in_container: bool = False
-    """Whether the card is in the container."""
+    """Whether the parent is in the container."""
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
@@ -62,8 +62,8 @@ def check(call: Call) -> None:
     with check_of(call) as check:
         link = check.link(TYPE)
         if config.master:
-            master = find_parent(check.ends, call, config.master, in_container=config.link_in_container)
-            if not is_child_of(link, master, TYPE):
+            parent = find_parent(check.ends, call, config.master, in_container=config.link_in_container)
+            if not is_child_of(link, parent, TYPE):
                 raise NativeError(f"interface {call.ifname} no longer has the parent {config.master}")
         if not has_data(link, _data(config)):
             raise NativeError(f"interface {call.ifname} is no longer in mode {config.mode or 'l2'}: recreate the pod")
@@ -86,8 +86,8 @@ def _of_chain(call: Call) -> Result:
 def _create(ends: Endpoints, call: Call, config: Ipvlan) -> Link:
     """Return the interface, new or from an interrupted ADD."""
     data = _data(config)
-    master = find_parent(ends, call, config.master or _before(call), in_container=config.link_in_container)
-    return create_on_parent(ends, call, master, TYPE, data, mtu=config.mtu)
+    parent = find_parent(ends, call, config.master or _before(call), in_container=config.link_in_container)
+    return create_on_parent(ends, call, parent, TYPE, data, mtu=config.mtu)
 
 
 def _before(call: Call) -> str:

@@ -22,11 +22,11 @@ class Macvlan(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_un
     """The configuration of a macvlan network."""
 
     master: str = ""
-    """The card; empty: the interface of the node's default route."""
+    """The parent, usually a network card; empty: the interface of the node's default route."""
     mode: str = ""
     """One of the kernel's modes; empty: bridge."""
     mtu: int = 0
-    """0: the card's."""
+    """0: that of the parent."""
     mac: str = ""
 
 
@@ -54,10 +54,10 @@ def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
     options = decode_config(call, Macvlan)
     with check_of(call) as check:
-        card = find_parent(check.ends, call, options.master).link
+        parent = find_parent(check.ends, call, options.master)
         link = check.link(TYPE)
-        if link.parent != card.index:
-            raise NativeError(f"interface {call.ifname} no longer has the parent {card.name}")
+        if link.parent != parent.link.index:
+            raise NativeError(f"interface {call.ifname} no longer has the parent {parent.link.name}")
         if link.data.get("IFLA_MACVLAN_MODE") != (mode := options.mode or "bridge"):
             raise NativeError(f"interface {call.ifname} is no longer in mode {mode}: recreate the pod")
         check.addresses(link)
@@ -72,7 +72,7 @@ def _create(ends: Endpoints, call: Call, options: Macvlan, mac: str) -> Link:
     mode = options.mode or "bridge"
     if mode not in _MODES:
         raise NativeError(f"macvlan has no mode {options.mode!r}: use bridge, private, vepa or passthru")
-    card = find_parent(ends, call, options.master)
-    if not 0 <= options.mtu <= card.link.mtu:
-        raise NativeError(f"mtu {options.mtu} is not between 0 and the {card.link.mtu} of {card.link.name}")
-    return create_on_parent(ends, call, card, TYPE, {"IFLA_MACVLAN_MODE": mode}, mtu=options.mtu, mac=mac)
+    parent = find_parent(ends, call, options.master)
+    if not 0 <= options.mtu <= parent.link.mtu:
+        raise NativeError(f"mtu {options.mtu} is not between 0 and the {parent.link.mtu} of {parent.link.name}")
+    return create_on_parent(ends, call, parent, TYPE, {"IFLA_MACVLAN_MODE": mode}, mtu=options.mtu, mac=mac)

@@ -22,12 +22,12 @@ class Vlan(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unkno
     """The configuration of a network on a VLAN."""
 
     master: str = ""
-    """The card."""
+    """The parent, usually a network card."""
     vlan_id: U32 = 0
     mtu: U32 = 0
-    """0: the card's."""
+    """0: that of the parent."""
     link_in_container: bool = False
-    """Whether the card is in the container."""
+    """Whether the parent is in the container."""
 
 
 def unsupported(config: Mapping[str, Any]) -> str:
@@ -52,9 +52,9 @@ def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
     config = decode_config(call, Vlan)
     with check_of(call) as check:
-        master = find_parent(check.ends, call, config.master, in_container=config.link_in_container)
+        parent = find_parent(check.ends, call, config.master, in_container=config.link_in_container)
         link = check.link(TYPE)
-        if not is_child_of(link, master, TYPE):
+        if not is_child_of(link, parent, TYPE):
             raise NativeError(f"interface {call.ifname} no longer has the parent {config.master}")
         if not has_data(link, _data(config)):
             raise NativeError(f"interface {call.ifname} is no longer in VLAN {config.vlan_id}: recreate the pod")
@@ -74,14 +74,14 @@ def _create(ends: Endpoints, call: Call, config: Vlan) -> Link:
         raise NativeError(f"network {call.network} has no master, which a VLAN needs: set master")
     if config.vlan_id > HIGHEST:
         raise NativeError(f"vlanId {config.vlan_id} is not between 0 and {HIGHEST}")
-    master = find_parent(ends, call, config.master, in_container=config.link_in_container)
-    if config.mtu > master.link.mtu:
-        raise NativeError(f"mtu {config.mtu} is more than the {master.link.mtu} of {config.master}")
+    parent = find_parent(ends, call, config.master, in_container=config.link_in_container)
+    if config.mtu > parent.link.mtu:
+        raise NativeError(f"mtu {config.mtu} is more than the {parent.link.mtu} of {config.master}")
     excluded = (
         f"VLAN {config.vlan_id} of {config.master} has an interface elsewhere already, and the kernel allows only one: "
         "attach pods to that interface with a bridge or macvlan network"
     )
-    return create_on_parent(ends, call, master, TYPE, _data(config), mtu=config.mtu, excluded=excluded)
+    return create_on_parent(ends, call, parent, TYPE, _data(config), mtu=config.mtu, excluded=excluded)
 
 
 def _data(config: Vlan) -> Values:

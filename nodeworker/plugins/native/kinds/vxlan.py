@@ -27,7 +27,7 @@ _IDS = range(1, 2**24)
 _PORTS = range(1, 2**16)
 _TTLS = range(2**8)
 _OVERHEAD = {4: 50, 6: 70}
-"""Bytes that the outer headers take of the card's MTU, by IP version."""
+"""Bytes that the outer headers take of the parent's MTU, by IP version."""
 
 
 class Vxlan(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -36,7 +36,7 @@ class Vxlan(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unkn
     vxlan_id: U32
     """The network identifier (VNI)."""
     master: str = ""
-    """The card that the packets leave through; empty for the one that the node's default route leaves through."""
+    """The parent: packets leave through this network card; empty: through the one of the node's default route."""
     group: str = ""
     """Multicast address that all nodes of the network listen to."""
     remote: str = ""
@@ -47,7 +47,7 @@ class Vxlan(PluginConfig, frozen=True, kw_only=True, rename="camel", forbid_unkn
     ttl: U32 = 0
     """Of the packets; 0 for the kernel's choice, which is 1 for multicast."""
     mtu: U32 = 0
-    """0 for what the card leaves room for."""
+    """0 for what the parent leaves room for."""
     learning: bool = True
     """Whether it learns from packets which node an address is on."""
     mac: str = ""
@@ -80,11 +80,12 @@ def check(call: Call) -> None:
     """Raise NativeError unless the interface is as ``call.prev_result`` says."""
     config = decode_config(call, Vxlan)
     with check_of(call) as check:
-        on = find_parent(check.ends, call, config.master)
+        parent = find_parent(check.ends, call, config.master)
         link = check.link(TYPE)
-        if not _ours(link, on, config):
+        if not _ours(link, parent, config):
             raise NativeError(
-                f"interface {call.ifname} is no longer in VXLAN {config.vxlan_id} over {on.link.name}: recreate the pod"
+                f"interface {call.ifname} is no longer in VXLAN {config.vxlan_id} over {parent.link.name}: "
+                "recreate the pod"
             )
         check.addresses(link)
 
@@ -96,28 +97,30 @@ def delete(call: Call) -> None:
 
 def _create(ends: Endpoints, call: Call, config: Vxlan, mac: str) -> Link:
     """Return the interface, new or from an interrupted ADD."""
-    on = find_parent(ends, call, config.master)
-    data = _data(config, on)
-    room = on.link.mtu - _OVERHEAD[_version(config)]
+    parent = find_parent(ends, call, config.master)
+    data = _data(config, parent)
+    room = parent.link.mtu - _OVERHEAD[_version(config)]
     if config.mtu > room:
-        raise NativeError(f"mtu {config.mtu} is more than the {room} that {on.link.name} leaves room for: lower mtu")
-    create = links.create(call.ifname, TYPE, data=data, parent_netnsid=on.netnsid, mtu=config.mtu, mac=mac)
+        raise NativeError(
+            f"mtu {config.mtu} is more than the {room} that {parent.link.name} leaves room for: lower mtu"
+        )
+    create = links.create(call.ifname, TYPE, data=data, parent_netnsid=parent.netnsid, mtu=config.mtu, mac=mac)
     link = create_or_find(ends, call, TYPE, create)
     if link is None:
         raise NativeError(
             f"this node has an interface in VXLAN {config.vxlan_id} on port {config.port} already, "
             "and the kernel allows only one: attach pods to that interface with a bridge or macvlan network"
         )
-    if not _ours(link, on, config) or (mac and link.mac != mac):
+    if not _ours(link, parent, config) or (mac and link.mac != mac):
         raise name_taken(call)
     return link
 
 
-def _ours(link: Link, on: Parent, config: Vxlan) -> bool:
-    return (link.kind, link.parent_netnsid) == (TYPE, on.netnsid) and has_data(link, _data(config, on))
+def _ours(link: Link, parent: Parent, config: Vxlan) -> bool:
+    return (link.kind, link.parent_netnsid) == (TYPE, parent.netnsid) and has_data(link, _data(config, parent))
 
 
-def _data(config: Vxlan, on: Parent) -> Values:
+def _data(config: Vxlan, parent: Parent) -> Values:
     """Return the attributes of the interface. Raises NativeError."""
     for key, value, known in (
         ("vxlanId", config.vxlan_id, _IDS),
@@ -131,7 +134,7 @@ def _data(config: Vxlan, on: Parent) -> Values:
         raise NativeError(f"local {local} and {peer} are of different families: use IPv4 or IPv6 for both")
     return {
         "IFLA_VXLAN_ID": config.vxlan_id,
-        "IFLA_VXLAN_LINK": on.link.index,
+        "IFLA_VXLAN_LINK": parent.link.index,
         "IFLA_VXLAN_TTL": config.ttl,
         "IFLA_VXLAN_LEARNING": config.learning,
         "IFLA_VXLAN_PORT": config.port,

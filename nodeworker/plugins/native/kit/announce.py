@@ -39,7 +39,7 @@ _PAUSES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 """Seconds between attempts. Most announcements need no second attempt; on a busy node some need a few."""
 
 
-def announce(ends: Endpoints, link: Link, assigned: Sequence[Assignment]) -> None:
+def announce_ipv6(ends: Endpoints, link: Link, assigned: Sequence[Assignment]) -> None:
     """Send an unsolicited neighbour advertisement for each IPv6 address (RFC 4861, section 7.2.6).
 
     A failure is ignored: without an announcement the neighbours learn the address later, from traffic.

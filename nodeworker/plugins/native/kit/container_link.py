@@ -15,7 +15,7 @@ from nodeworker.kernel.rtnetlink.message import Request
 from nodeworker.plugins.native.api import Call
 from nodeworker.plugins.native.kit import verify
 from nodeworker.plugins.native.kit.addressing import Assignment, assignments, configure, with_interface
-from nodeworker.plugins.native.kit.announce import announce
+from nodeworker.plugins.native.kit.announce import announce_ipv6
 from nodeworker.plugins.native.kit.endpoints import (
     Endpoints,
     create_link,
@@ -78,12 +78,12 @@ def remove_link(call: Call) -> None:
     remove_links(call.netns, [call.ifname])
 
 
-def create_or_find(ends: Endpoints, call: Call, kind: str, create: Request) -> Link | None:
-    """Return the interface that *create* creates, or the one that already has its name.
+def create_or_find(ends: Endpoints, call: Call, kind: str, request: Request) -> Link | None:
+    """Return the interface that *request* creates, or the one that already has its name.
 
     None: the kernel refuses it because of another interface. Raises NativeError.
     """
-    return create_link(ends.container, call.ifname, kind, create) or find_link(ends.container, call.ifname)
+    return create_link(ends.container, call.ifname, kind, request) or find_link(ends.container, call.ifname)
 
 
 def configure_link(
@@ -97,8 +97,9 @@ def configure_link(
 ) -> None:
     """Set *link*, in the container, up, with the addresses *assigned* and the routes of *ipam_result*.
 
-    The kernel announces IPv4 addresses to the neighbours. With *arp_notify*, as after the reference plugin, it also
-    does so whenever the interface comes up later. Raises NativeError.
+    The kernel announces IPv4 addresses to the neighbours, because ``configure`` sets ``arp_notify``; this process
+    announces IPv6 addresses. With *arp_notify*, as after the reference plugin, the kernel also announces whenever the
+    interface comes up later. Raises NativeError.
     """
     if ipam_result is None:
         with error_context(f"set {call.ifname} up"):
@@ -107,7 +108,7 @@ def configure_link(
     configure(ends, call, link, assigned, ipam_result, dad=False, notify=True)
     if not arp_notify:
         ends.netns.run_inside(lambda: sysctl.reset(call.ifname, "ipv4", "arp_notify"))
-    announce(ends, link, assigned)
+    announce_ipv6(ends, link, assigned)
 
 
 def build_result(call: Call, version: str, link: Link, ipam_result: Result | None, dns: DNS) -> Result:

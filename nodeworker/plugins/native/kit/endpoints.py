@@ -41,8 +41,8 @@ class Endpoints:
 
     @functools.cached_property
     def node_netnsid(self) -> int:
-        """The number of the node's namespace in the container's. Raises NetlinkError."""
-        return links.netnsid(self.container, self.netns.node_fd)
+        """The number of the node's namespace in the container's, assigned now if there is none. Raises NetlinkError."""
+        return links.ensure_netnsid(self.container, self.netns.node_fd)
 
     def node_link(self, name: str) -> Link | None:
         """Return the node's interface *name*, from a cache; None if there is none. Raises NativeError."""
@@ -120,12 +120,12 @@ def error_context(task: str) -> Iterator[None]:
         raise NativeError(f"can't {task}: {_EXPLAINED.get(words, words)}") from error
 
 
-def create_link(netlink: Netlink, name: str, kind: str, create: Request, *, ability: str = "") -> Link | None:
-    """Create the interface *name* and return it; None if its name, or that of its other end, is taken.
+def create_link(netlink: Netlink, name: str, kind: str, request: Request, *, ability: str = "") -> Link | None:
+    """Send *request* for the new interface *name* and return it; None if its name, or that of its other end, is taken.
 
-    *ability*: a feature of *kind* that the request needs, for the error of a kernel that lacks it. Raises NativeError.
+    *ability*: a feature of *kind* that *request* needs, for the error of a kernel that lacks it. Raises NativeError.
     """
-    refused, answer = netlink.do_and_ask(create, links.by_name(name))
+    refused, answer = netlink.do_and_ask(request, links.by_name(name))
     if refused is None and answer is not None:
         return links.decode(answer)
     if refused is None:

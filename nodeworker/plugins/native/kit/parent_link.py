@@ -29,7 +29,8 @@ class Parent(msgspec.Struct, frozen=True, kw_only=True):
 def find_parent(ends: Endpoints, call: Call, name: str, *, in_container: bool = False) -> Parent:
     """Return the interface *name*; with an empty name, the interface of the default route.
 
-    Raises NativeError if there is none.
+    A parent on the node: the node's namespace gets a number in the container's (RTM_NEWNSID) if it has none. Raises
+    NativeError if there is no such interface.
     """
     where = "in the container" if in_container else "on this node"
     if name:
@@ -61,7 +62,7 @@ def create_on_parent(
 
     Raises NativeError, with the words *excluded* where the parent has another interface that excludes this one.
     """
-    create = links.create(
+    request = links.create(
         call.ifname,
         kind,
         data=data,
@@ -71,7 +72,7 @@ def create_on_parent(
         mac=mac,
         queue_length=0,
     )
-    link = create_or_find(ends, call, kind, create)
+    link = create_or_find(ends, call, kind, request)
     if link is None and excluded:
         raise NativeError(excluded)
     if link is None or not (is_child_of(link, parent, kind) and has_data(link, data)) or (mac and link.mac != mac):

@@ -25,7 +25,7 @@ from nodeworker.plugins.native.kit.addressing import (
     enable_forwarding,
     with_interface,
 )
-from nodeworker.plugins.native.kit.announce import announce
+from nodeworker.plugins.native.kit.announce import announce_ipv6
 from nodeworker.plugins.native.kit.container_link import remove_link
 from nodeworker.plugins.native.kit.endpoints import (
     Endpoints,
@@ -288,7 +288,7 @@ def _announce(ends: Endpoints, pair: Pair, assigned: list[Assignment]) -> None:
         with error_context(f"announce the addresses of {pair.inside.name}"):
             # With ``arp_notify`` set, a MAC address set to its current value makes the kernel announce.
             ends.container.do(links.change(pair.inside.index, mac=pair.inside.mac))
-        announce(ends, pair.inside, assigned)
+        announce_ipv6(ends, pair.inside, assigned)
 
 
 def _refresh(node: Netlink, pair: Pair, bridge: Link) -> tuple[Link, Link]:

@@ -22,7 +22,7 @@ from nodeworker.kernel import namespaces
 from nodeworker.plugins.native.api import Call, NativeError
 from nodeworker.plugins.native.kinds.tuning import link_properties
 from nodeworker.plugins.native.kinds.tuning.link_properties import NOTHING, Properties
-from nodeworker.plugins.native.kit.announce import announce
+from nodeworker.plugins.native.kit.announce import announce_ipv6
 from nodeworker.plugins.native.kit.chain_input import find_chained_link, own_addresses, require_prev_result
 from nodeworker.plugins.native.kit.endpoints import Endpoints, error_context, find_link, open_endpoints
 from nodeworker.plugins.native.kit.plugin_config import (
@@ -121,7 +121,7 @@ def add(call: Call, ipam_result: Result | None) -> Result:
             if refused is not None:
                 raise NativeError(f"can't set {words} of {call.ifname}: {refused.strerror}")
         if wanted.properties.mac:
-            announce(ends, replace(link, mac=wanted.properties.mac), own_addresses(call, before))
+            announce_ipv6(ends, replace(link, mac=wanted.properties.mac), own_addresses(call, before))
     return replace(before, interfaces=tuple(_as_tuned(each, call, wanted.properties) for each in before.interfaces))
 
 
