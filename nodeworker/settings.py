@@ -47,7 +47,10 @@ class WorkerSection(msgspec.Struct, frozen=True, kw_only=True, rename="camel", f
     """Limits of the worker, and defaults for the CNI configuration."""
 
     delegate_timeout: float = 20.0
-    """Seconds that one delegate's ADD, CHECK or DEL may take."""
+    """Seconds for ADD, CHECK or DEL of one attachment, all plugins of its chain together.
+
+    Then an executed plugin is killed, and no other plugin starts. A native plugin that runs is not ended.
+    """
     concurrency: int = max(8, 2 * (os.cpu_count() or 1))
     """Sandboxes that are worked on in parallel; the others wait in their queues."""
     native: str | tuple[str, ...] = AUTO

@@ -111,7 +111,7 @@ class Recovery:
 
     def resume(self) -> list[RequestId]:
         """Dispatch the open intents that are neither queued nor in progress; return their requests."""
-        if not self._journal.settled:
+        if not self._journal.nothing_postponed:
             return []
         resumed: list[RequestId] = []
         for pending in sorted(self._journal.state.pending.values(), key=lambda each: each.sequence):

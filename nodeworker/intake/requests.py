@@ -113,7 +113,7 @@ class Requests:
         return (
             sandbox != NO_SANDBOX
             and not ifname_problem(request.ifname)
-            and self._journal.settled
+            and self._journal.nothing_postponed
             and not self._journal.has_open_intent(sandbox)
             and SandboxKey(sandbox, request.ifname) not in state.sandboxes
             and all(pending.event.sandbox != sandbox for pending in state.pending.values())

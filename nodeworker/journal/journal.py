@@ -63,7 +63,7 @@ class _OpenIntent:
 
     def __init__(self, sandbox: ContainerId) -> None:
         self.sandbox = sandbox
-        self.settled = asyncio.Event()
+        self.closed = asyncio.Event()
         """Set once the intent is applied to ``state``, or unconfirmed."""
         self.unconfirmed = False
         """The ledger did not acknowledge it."""
@@ -146,7 +146,7 @@ class Journal:
                 await self._ledger.append(intent, Expect(subjects.pattern(self.node, intent.sandbox), last))
         except BaseException:
             opened.unconfirmed = True
-            self._settle(intent.id)
+            self._close_intent(intent.id)
             raise
 
     async def intents(self) -> AsyncIterator[Stored]:
@@ -154,7 +154,7 @@ class Journal:
         patterns = tuple(subjects.pattern(self.node, event_type=name) for name in sorted(INTENTS))
         async for stored in self._ledger.follow(patterns, self._loaded):
             self._apply(stored)
-            self._settle(stored.event.id)
+            self._close_intent(stored.event.id)
             yield stored
 
     def has_open_intent(self, sandbox: ContainerId) -> bool:
@@ -169,7 +169,8 @@ class Journal:
         Later events of the same sandbox wait for that and fail until then, so the order stays. The future fails with
         another LedgerError for an event that the ledger will never accept.
 
-        The intent *cause* may not be consumed yet: the event is appended behind it and applied after it.
+        The intent *cause* may not be consumed yet. The event is sent after *cause*, may be stored before it, and is
+        applied after it.
         """
         task = asyncio.create_task(self._append(self.event(data, sandbox, cause), self._open_intents.get(cause)))
         self._keep(task)
@@ -188,8 +189,8 @@ class Journal:
         return max((seconds_since(each.event.at) for each in tuple(self.state.pending.values())), default=0.0)
 
     @property
-    def settled(self) -> bool:
-        """Whether the ledger has acknowledged every event, also those that it refused at first."""
+    def nothing_postponed(self) -> bool:
+        """Whether no event waits to be appended again. Events whose first append is in progress do not count."""
         return not self._postponed
 
     async def stop(self, reason: str) -> None:
@@ -219,12 +220,12 @@ class Journal:
                 self._postpone(event)
             raise
         if intent is not None:
-            await intent.settled.wait()
+            await intent.closed.wait()
         self._apply(Stored(sequence, event))
 
-    def _settle(self, intent: EventId) -> None:
+    def _close_intent(self, intent: EventId) -> None:
         if (opened := self._open_intents.pop(intent, None)) is not None:
-            opened.settled.set()
+            opened.closed.set()
 
     async def _put(self, event: Event) -> int:
         """Append *event* unless another worker took the node over: two workers would undo each other's work."""

@@ -33,7 +33,9 @@ class Runner(Protocol):
     ) -> tuple[PluginRun, bytes]:
         """Return how *plugin_type* ran, whatever its exit code, and all that it printed on standard output.
 
-        *search* are the folders with plugin binaries, *timeout* is in seconds. Raises PluginError.
+        *search* are the folders with plugin binaries. Raises PluginError.
+
+        *timeout*: seconds after which an executed plugin is killed. A native plugin is not ended once it was started.
         """
         ...
 
@@ -54,8 +56,9 @@ class Runners(Protocol):
 
         A chain is several jobs, also if all its plugins are native. An attachment with device information is none: its
         file is prepared before the ADD and read after it. Two things follow. Several such ADDs are submitted
-        together: the pool does them in order. And their effects are recorded with the outcome: they take little time,
-        and a repeated ADD or DEL finds what is there.
+        together: the pool does them in order. And each of their effects is recorded in the event of the outcome if no
+        other event comes before it, else as its own event: they take little time, and a repeated ADD or DEL finds what
+        is there.
         """
         ...
 

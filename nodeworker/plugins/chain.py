@@ -83,8 +83,8 @@ async def add(
 ) -> tuple[str, tuple[PluginRun, ...]]:
     """Add the attachment; return the last plugin's result as it was printed, with its ``cniVersion``, and the runs.
 
-    *timeout* is in seconds, for the whole chain. The caller deletes what a failed chain left behind. Raises
-    PluginFailedError. Section 3, "Adding an attachment".
+    *timeout* is in seconds, for the whole chain; see ``Runner.run``. The caller deletes what a failed chain left.
+    Raises PluginFailedError. Section 3, "Adding an attachment".
     """
     operation = _Operation(runners, attachment, target, Phase.ADD, timeout)
     version = attachment.cni_version

@@ -1,11 +1,11 @@
 """Attach: make the interfaces of a sandbox as its plan says, and record each effect.
 
-The effects of attachments that are one native job (``Runners.is_one_pool_job``) are recorded in the event of the
-outcome, all others at once, each as a separate event.
+The effect of an attachment that is one native job (``Runners.is_one_pool_job``) is recorded in the event of the outcome
+if no other event comes before it, else as its own event. All other effects are recorded at once, each as its own event.
 
-Every step is idempotent by (container ID, network, interface name), and what was done is read from the ledger's fold,
-never from memory. So the code that serves a new request also continues one that an earlier worker left half done. The
-scheduler runs the requests of one container one after another.
+Every step is idempotent by (container ID, network, interface name), and what was done is read from ``Journal.state``,
+never from what an earlier call kept. So the code that serves a new request also continues one that an earlier worker
+left half done. The scheduler runs the requests of one container one after another.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _Add: TypeAlias = asyncio.Task[tuple[str, tuple[PluginRun, ...]]]
 class Attacher:
     """Fulfils the intent of attaching.
 
-    *delegate_timeout*: seconds that the ADD of one attachment may take. *refuse_default_routes*: fail where a network
+    *delegate_timeout*: see ``WorkerSection.delegate_timeout``. *refuse_default_routes*: fail where a network
     takes the pod's default route without being asked.
     """
 
@@ -103,7 +103,8 @@ class Attacher:
                 await confirm(self._journal.record(outcome, intent.sandbox, intent.id))
             else:
                 _check(intent, request)
-                readiness_wait = 0.0 if resumed else deadline.left  # a worker that starts waits for what it resumes
+                # A worker that starts finishes the resumed intents before it serves, so these must not wait.
+                readiness_wait = 0.0 if resumed else deadline.left
                 begun = resumed and sandbox is not None and sandbox.plan is not None  # nothing is made without a plan
                 planned = await self._planned(intent, request, deadline, readiness_wait)
                 outcome = await self._make(intent, request, planned, deadline, begun=begun)
@@ -119,8 +120,8 @@ class Attacher:
     ) -> Sandbox:
         """Return the sandbox with its plan, planned now if the ledger has no plan of it."""
         key = SandboxKey(intent.sandbox, request.ifname)
-        # The plan that was made ahead may reach the ledger before its request. The fold ignores such a plan, so a
-        # second one is made, which is certainly behind the request.
+        # The plan that was made ahead is sent after its request, but the ledger may store it first. The fold ignores
+        # such a plan, so a second one is made: the ledger has the request by now, so it stores this plan after it.
         for _ in range(2):
             sandbox = self._journal.state.sandboxes[key]
             if sandbox.plan is not None:
@@ -195,7 +196,10 @@ class Attacher:
         made: list[InterfaceAttached] = []
         failures: list[BaseException] = []
         for plan, add in zip((attachment.plan for attachment in batch), adds, strict=True):
-            error = _while_adding(plan, interrupted) if add.cancelled() else self._failure_of(sandbox.key, plan, add)
+            if add.cancelled():
+                error = _while_adding(plan, interrupted)
+            else:
+                error = self._claim_addresses(sandbox.key, plan, add)
             if error is None:
                 made.append(await self._record_effect(plan, *add.result(), effects))
                 continue
@@ -208,8 +212,11 @@ class Attacher:
             raise failures[0]
         return made
 
-    def _failure_of(self, key: SandboxKey, plan: PlannedAttachment, add: _Add) -> BaseException | None:
-        """Return why *add* failed. It also fails if another sandbox holds an address of its result."""
+    def _claim_addresses(self, key: SandboxKey, plan: PlannedAttachment, add: _Add) -> BaseException | None:
+        """Claim the addresses of *add*'s result for *key*; return why *add* or the claim failed, None if neither did.
+
+        The claim fails if another sandbox holds one of the addresses.
+        """
         if (error := add.exception()) is not None:
             return error
         result, runs = add.result()
@@ -222,7 +229,7 @@ class Attacher:
     async def _record_effect(
         self, plan: PlannedAttachment, result: str, runs: tuple[PluginRun, ...], effects: EffectLog
     ) -> InterfaceAttached:
-        """Record the attachment of *plan*: with the outcome if its ADD was one job of the native pool, else at once.
+        """Record the attachment of *plan*: carried (``EffectLog.carry``) if its ADD was one native job, else at once.
 
         A chain or an executed plugin may take long, and an executed plugin may be unable to repeat its ADD.
         """

@@ -48,7 +48,7 @@ log = structlog.get_logger(__name__)
 
 
 class Detacher:
-    """Fulfils the intent of detaching, and undoes attaches. *delegate_timeout*: seconds for one attachment's DEL."""
+    """Fulfils the intent of detaching, and undoes attaches. *delegate_timeout*: see ``WorkerSection``."""
 
     def __init__(
         self,

@@ -82,6 +82,8 @@ class Dispatcher:
             return
         match request:
             case AttachRequested():
+                # If the ledger did not confirm the intent, the runtime was answered with an error. No time is left
+                # then, so the attach undoes itself.
                 deadline = Deadline(0 if self._answers.given(request.request) else seconds_until(request.deadline))
                 self._deadlines[request.request] = (SandboxKey(intent.sandbox, request.ifname), deadline)
                 attach, config = self._attacher.attach, request.config

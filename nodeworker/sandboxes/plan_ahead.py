@@ -1,7 +1,8 @@
-"""Plan an attach while the ledger stores its request, and record the plan behind the request.
+"""Plan an attach while the ledger stores its request.
 
-Planning only looks things up, so it may start before the request is durable. It starts and ends in ``PlanAhead.ahead``;
-an attach whose plan was not started early is planned in ``PlanAhead.ensure_recorded``.
+The plan is sent to the ledger after the request, may be stored before it, and is applied after it. Planning only looks
+things up, so it may start before the request is durable. It starts and ends in ``PlanAhead.ahead``; an attach whose
+plan was not started early is planned in ``PlanAhead.ensure_recorded``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Delay the answer to a runtime until the pod's network-status is published: programs in the pod may read it.
 
 The worker publishes nothing itself. The reconciler sends the node a notice of each status that it has published or
-could not publish, and every second one of its presence. While these are missing, no answer waits. The wait is bounded,
-because the pod is attached and its status will follow.
+could not publish, and every second a notice of its presence. Without presence for ``PRESENCE_LOST`` seconds no answer
+waits. The wait is bounded, because the pod is attached and its status will follow.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class StatusWait:
                 result = await self._expected[intent]
         except TimeoutError:
             result = "timeout"
-            # The event means "timed out": the answer goes out without the status, which will follow.
+            # The wait timed out: the answer goes out without the status, which will follow.
             log.warning("status_not_awaited", intent=intent, after=round(loop.time() - started, 3))
         finally:
             self.forget(intent)
@@ -88,7 +88,9 @@ class StatusWait:
 
     def _take(self, notice: Notice) -> None:
         if notice.subject == PUBLISHER_PRESENT:
-            if notice.payload:  # an answer of the server, which any node can send here
+            # A node can store an event with this subject as the reply subject. The NATS server then sends its
+            # acknowledgement here. An acknowledgement has a payload; the reconciler's notice has none.
+            if notice.payload:
                 return
             self._present_at = asyncio.get_running_loop().time()
             return

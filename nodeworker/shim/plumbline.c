@@ -1,7 +1,7 @@
 /*
  * plumbline: the CNI plugin that a container runtime executes.
  *
- * It makes an attach cost the runtime a millisecond instead of an interpreter's start. It sends the request to the
+ * It adds a millisecond to an attach, where an interpreter's start would add many. It sends the request to the
  * node's worker over a unix socket, and prints the worker's answer. Of the configuration it reads only cniVersion, for
  * its own errors, and it changes no network. Its task is to lose no request: it reconnects, with the same request id,
  * until its deadline. A DEL that no worker accepts is made durable in the spool folder before the runtime gets success.

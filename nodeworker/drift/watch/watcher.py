@@ -216,7 +216,7 @@ class Watcher:
         sandbox = self._journal.state.sandboxes.get(key)
         if sandbox is None or sandbox.phase is not SandboxPhase.ATTACHED or sandbox.plan is None:
             return
-        if not self._journal.settled:  # an event that is not in the ledger yet may be the end of the sandbox
+        if not self._journal.nothing_postponed:  # an event that is not in the ledger yet may be the end of the sandbox
             self._schedule(key)
             return
         inspection = await self._inspector.inspect(sandbox)

@@ -64,7 +64,10 @@ class NativeRunner:
         search: Sequence[str],
         timeout: float,  # noqa: ASYNC109 - as in PluginExecutor.run
     ) -> tuple[PluginRun, bytes]:
-        """Do what ``PluginExecutor.run`` does. Raises PluginError for an IPAM plugin that could not be executed."""
+        """Do what ``PluginExecutor.run`` does, but *timeout* does not end a native job, only an executed IPAM plugin.
+
+        Raises PluginError if no time is left, or for an IPAM plugin that could not be executed.
+        """
         if timeout <= 0:
             raise PluginError(ErrorClass.PLUGIN_TIMEOUT, f"plugin {plugin_type} was not started: no time was left")
         if registry.interface_plugin(plugin_type) is None:

@@ -9,9 +9,10 @@ clock with a resolution of milliseconds. So before it caches, this process sets 
 the seal, which such a clock does not hit again. After a foreign change, a file with the same name and inode is taken to
 be unchanged. Inodes are reused, so a file is read again before an action depends on it.
 
-A kill leaves a complete file or none: it is written without a name and then linked. Like the executed plugin, this one
-does not wait for the disk. A power cut may leave a file without content, but its container is gone too, and the cleanup
-after the reboot frees it (``nodeworker.leaks``). All addresses of one interface are links to one file.
+Where the file system has files without a name, a kill leaves a complete file or none: the file is written, and
+then gets its name. Like the executed plugin, this one does not wait for the disk. A power cut may leave a file without
+content, but its container is gone too, and the cleanup after the reboot frees it (``nodeworker.leaks``). All addresses
+of one interface are links to one file.
 """
 
 from __future__ import annotations

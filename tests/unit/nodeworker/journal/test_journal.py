@@ -95,8 +95,8 @@ async def consumed(journal: Journal, intent: Data) -> Event:
     raise AssertionError
 
 
-async def settled(journal: Journal) -> None:
-    await until(lambda: journal.settled)
+async def nothing_postponed(journal: Journal) -> None:
+    await until(lambda: journal.nothing_postponed)
 
 
 async def test_state_is_what_the_ledger_has_confirmed(journal: Journal) -> None:
@@ -149,7 +149,7 @@ async def test_a_record_of_a_refused_intent_is_not_retried(journal: Journal, led
     for refused in (request, recording):
         with pytest.raises(LedgerFullError):
             await refused
-    assert journal.settled
+    assert journal.nothing_postponed
     assert not journal.has_open_intent(BOX)
     assert await ledger.types() == ["WorkerStarted"]
 
@@ -187,10 +187,10 @@ async def test_a_refused_event_raises_and_is_recorded_later(
     ledger.errors = [error, LedgerUnavailableError("still down")]
     with pytest.raises(type(error)):
         await journal.record(PLANNED, BOX, intent.id)
-    assert not journal.settled
+    assert not journal.nothing_postponed
     assert journal.state.sandboxes[KEY].plan is None
     back.set()
-    await settled(journal)
+    await nothing_postponed(journal)
     assert journal.state.sandboxes[KEY].plan == PLANNED
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
 
@@ -201,7 +201,7 @@ async def test_an_unacknowledged_event_is_recorded_once(ledger: UnreliableLedger
     ledger.late = True
     with pytest.raises(LedgerUnavailableError):
         await journal.record(PLANNED, BOX, intent.id)
-    await settled(journal)
+    await nothing_postponed(journal)
     assert journal.state.sandboxes[KEY].plan == PLANNED
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
     assert not journal.state.anomalies
@@ -220,7 +220,7 @@ async def test_events_of_a_sandbox_stay_in_order_when_the_ledger_comes_back(
             await journal.record(data, BOX, intent.id)
     await journal.record(WorkerStopped(reason="others do not wait"))
     back.set()
-    await settled(journal)
+    await nothing_postponed(journal)
     assert [name for name in await ledger.types() if name not in ("WorkerStarted", "WorkerStopped")] == [
         "AttachRequested",
         "AttachPlanned",
@@ -238,7 +238,7 @@ async def test_an_impossible_event_is_not_retried(ledger: UnreliableLedger, jour
     ledger.errors = [LedgerError("larger than max_payload")]
     with pytest.raises(LedgerError, match="max_payload"):
         await journal.record(PLANNED, BOX, intent.id)
-    assert journal.settled
+    assert journal.nothing_postponed
     await journal.record(failed(), BOX, intent.id)
     assert not journal.state.pending
 
@@ -253,7 +253,7 @@ async def test_an_impossible_event_does_not_block_later_ones(
     with pytest.raises(LedgerUnavailableError):
         await journal.record(failed(), BOX, intent.id)
     back.set()
-    await settled(journal)
+    await nothing_postponed(journal)
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachFailed"]
 
 
@@ -300,6 +300,6 @@ async def test_postponed_events_are_dropped_after_a_takeover(journal: Journal, l
         await journal.record(ATTACHED, BOX)
     successor = Journal(ledger, NODE)
     await successor.open_epoch(WorkerStarted(version="1", pid=2))
-    await until(lambda: journal.settled)
+    await until(lambda: journal.nothing_postponed)
     assert journal.replaced.is_set()
     assert "InterfaceAttached" not in await ledger.types()
