@@ -63,7 +63,7 @@ from nodeworker.plugins.runners import PluginRunners
 from nodeworker.sandboxes.answers import OK, Answers, Reply
 from nodeworker.sandboxes.attach import Attacher
 from nodeworker.sandboxes.commands import CommandHandler
-from nodeworker.sandboxes.detach import Detacher, target_of
+from nodeworker.sandboxes.detach import Detacher, add_target
 from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.gc import GarbageCollector
 from nodeworker.sandboxes.reservation_guard import ReservationGuard
@@ -135,7 +135,7 @@ class _Attacher:
             await record(self._pods[event.sandbox].plan, event.sandbox, event.id)
             box = self._journal.state.sandboxes[key]
         if box.attachments[0].phase is AttachmentPhase.PLANNED:
-            result, _ = await chain.add(self._runners, box.attachments[0].plan, target_of(box), 10.0)
+            result, _ = await chain.add(self._runners, box.attachments[0].plan, add_target(box), 10.0)
             done = InterfaceAttached(network=NetworkName("net"), ifname=ETH0, result=result, seconds=0.0)
             await record(done, event.sandbox, event.id)
         await record(AttachCompleted(request=request.request, ifname=ETH0, result="{}"), event.sandbox, event.id)

@@ -27,7 +27,7 @@ from nodeworker.plugins.spec.conflist import ipam_type
 from nodeworker.plugins.spec.versions import at_least
 from nodeworker.sandboxes import default_route
 from nodeworker.sandboxes.answers import OK, Reply, error_reply
-from nodeworker.sandboxes.detach import target_of
+from nodeworker.sandboxes.detach import add_target
 
 _UNKNOWN_CONTAINER = 3
 _NOT_AVAILABLE = 50
@@ -122,7 +122,7 @@ class Checker:
             await chain.check(
                 self._runners,
                 attachment.plan,
-                target_of(sandbox),
+                add_target(sandbox),
                 adjusted_result(sandbox.attachments, attachment),
                 self._delegate_timeout,
             )
@@ -150,18 +150,18 @@ class Checker:
                 ifname=drift.ifname,
             )
 
-    async def _default_network_ready(self, conf: RuntimeNetConf, folders: tuple[str, ...]) -> None:
+    async def _default_network_ready(self, conf: RuntimeNetConf, plugin_folders: tuple[str, ...]) -> None:
         """Ask the plugins of the default network, which every pod needs, if an ADD would get as far as to them."""
         try:
             async with asyncio.timeout(_STATUS_SECONDS):
-                attachment = await self._planner.default_attachment(conf, folders)
+                attachment = await self._planner.default_attachment(conf, plugin_folders)
         except TimeoutError as error:
             message = "the default network could not be looked up in time; is the API server slow to answer?"
             raise failed(ErrorClass.SOURCE_UNAVAILABLE, Phase.STATUS, message, code=_NOT_AVAILABLE) from error
         except RequestFailedError as error:
             unavailable = replace(error.failure, phase=Phase.STATUS, code=_NOT_AVAILABLE)
             raise RequestFailedError(unavailable) from error
-        target = chain.Target(container_id="", netns="", path=folders)
+        target = chain.Target(container_id="", netns="", plugin_folders=plugin_folders)
         await chain.status(self._runners, attachment, target, _STATUS_SECONDS)
         await asyncio.to_thread(_addresses_left, attachment)
 

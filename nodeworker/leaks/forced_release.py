@@ -56,7 +56,7 @@ class ForcedRelease:
         loop = asyncio.get_running_loop()
         started = loop.time()
         plan = attachment.plan
-        target = self._detacher.target(sandbox)
+        target = self._detacher.delete_target(sandbox)
         result = adjusted_result(sandbox.attachments, attachment) or None
         runs, refused = await chain.sweep(self._runners, plan, target, result, self._seconds)
         notes: list[str] = []
@@ -119,11 +119,16 @@ class ForcedRelease:
             "CNI_NETNS": target.netns,
             "CNI_IFNAME": ifname,
             "CNI_ARGS": args,
-            "CNI_PATH": ":".join(target.path),
+            "CNI_PATH": ":".join(target.plugin_folders),
         }
         try:
             run, stdout = await self._executor.run(
-                kind, command="DEL", env=env, stdin=plugin.encode(), search=target.path, timeout=self._seconds
+                kind,
+                command="DEL",
+                env=env,
+                stdin=plugin.encode(),
+                plugin_folders=target.plugin_folders,
+                timeout=self._seconds,
             )
         except PluginError as error:
             return str(error), ()

@@ -72,7 +72,7 @@ class Planner:
         _require_free(planned, request)
         return replace(planned, netns_inode=inode(request.netns))
 
-    async def default_attachment(self, conf: RuntimeNetConf, folders: tuple[str, ...]) -> PlannedAttachment:
+    async def default_attachment(self, conf: RuntimeNetConf, plugin_folders: tuple[str, ...]) -> PlannedAttachment:
         """Return the default network as if it were to be attached. Raises RequestFailedError."""
         try:
             found = await gather_default(conf, self._source)
@@ -85,7 +85,7 @@ class Planner:
                 plugins=conflist.render(config),
             )
             attachment = replace(attachment, native=registry.choose(attachment.plugins, self._native))
-            target = chain.Target(container_id="", netns="", path=folders)
+            target = chain.Target(container_id="", netns="", plugin_folders=plugin_folders)
             chain.require(self._runners, attachment, target, Phase.STATUS)
         except RequestFailedError as error:
             raise RequestFailedError(about("the default network", error.failure)) from error

@@ -28,12 +28,12 @@ class Runner(Protocol):
         command: str,
         env: Mapping[str, str],
         stdin: bytes,
-        search: Sequence[str],
+        plugin_folders: Sequence[str],
         timeout: float,  # noqa: ASYNC109
     ) -> tuple[PluginRun, bytes]:
         """Return how *plugin_type* ran, whatever its exit code, and all that it printed on standard output.
 
-        *search* are the folders with plugin binaries. Raises PluginError.
+        *plugin_folders* are the folders with plugin binaries. Raises PluginError.
 
         *timeout*: seconds after which an executed plugin is killed. A native plugin is not ended once it was started.
         """
@@ -41,14 +41,14 @@ class Runner(Protocol):
 
 
 class Runners(Protocol):
-    """Chooses the runner of a plugin. *plugin* is its rendered configuration, *native* what was planned for it."""
+    """Chooses the runner of a plugin. *config* is its rendered configuration, *native* what was planned for it."""
 
-    def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
-        """Return the runner of *plugin*."""
+    def runner(self, config: str, native: bool, plugin_folders: Sequence[str]) -> Runner:
+        """Return the runner of the plugin."""
         ...
 
-    def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
-        """Raise PluginError (plugin_missing) unless everything that *plugin* needs is installed."""
+    def require(self, config: str, native: bool, plugin_folders: Sequence[str]) -> None:
+        """Raise PluginError (plugin_missing) unless everything that the plugin needs is installed."""
         ...
 
     def is_one_pool_job(self, attachment: PlannedAttachment) -> bool:

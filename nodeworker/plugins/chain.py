@@ -44,14 +44,14 @@ class Target(msgspec.Struct, frozen=True):
     container_id: str
     netns: str
     """Empty in a DEL after the namespace is gone."""
-    path: tuple[str, ...]
-    """Folders with plugin binaries: the runtime's CNI_PATH and the configured ones."""
+    plugin_folders: tuple[str, ...]
+    """Those with plugin binaries: the runtime's CNI_PATH and the configured ones."""
 
 
 def planned_target(container_id: ContainerId, plan: AttachPlanned) -> Target:
     """Return the target of the sandbox that *plan* is for."""
     folders = tuple(folder for folder in plan.path.split(os.pathsep) if folder)
-    return Target(container_id=container_id, netns=plan.netns, path=folders)
+    return Target(container_id=container_id, netns=plan.netns, plugin_folders=folders)
 
 
 class PluginFailedError(RequestFailedError):
@@ -68,11 +68,11 @@ def require(runners: Runners, attachment: PlannedAttachment, target: Target, pha
     Call it before the first plugin runs: a plugin that is not installed can't delete what the chain has made.
     """
     operation = _Operation(runners, attachment, target, phase, 0)
-    for plugin, native in _chain(attachment):
+    for config, native in _chain(attachment):
         try:
-            runners.require(plugin, native, target.path)
+            runners.require(config, native, target.plugin_folders)
         except PluginError as error:
-            raise operation.failure(error.error_class, plugin, str(error)) from error
+            raise operation.failure(error.error_class, config, str(error)) from error
 
 
 async def add(
@@ -89,12 +89,12 @@ async def add(
     operation = _Operation(runners, attachment, target, Phase.ADD, timeout)
     version = attachment.cni_version
     printed, previous, native = "", None, False
-    for plugin, native in _chain(attachment):
-        stdout = await operation.run(plugin, native, with_prev_result(plugin, previous))
+    for config, native in _chain(attachment):
+        stdout = await operation.run(config, native, with_prev_result(config, previous))
         try:
             printed, previous = results.accepted(stdout.decode().strip(), version)
         except ValueError as error:
-            raise operation.failure(ErrorClass.PLUGIN_OUTPUT, plugin, str(error)) from error
+            raise operation.failure(ErrorClass.PLUGIN_OUTPUT, config, str(error)) from error
     *before, last = operation.runs
     mtu = last.mtu if native else await asyncio.to_thread(_mtu, target, attachment)
     # The result has what it printed: the ledger need not have it twice.
@@ -130,7 +130,7 @@ async def sweep(
     result: str | None,
     timeout: float,  # noqa: ASYNC109
 ) -> tuple[tuple[PluginRun, ...], dict[str, Failure]]:
-    """Delete the attachment, last plugin first; return the runs, and the failures by plugin.
+    """Delete the attachment, last plugin first; return the runs, and the failures by configuration.
 
     *result* is what ``add`` returned, None if it did not; *timeout* is in seconds, for the whole chain. Section 3,
     "Deleting an attachment". All plugins run, also after a failure: a plugin that refuses may refuse for ever, and the
@@ -139,18 +139,18 @@ async def sweep(
     operation = _Operation(runners, attachment, target, Phase.DEL, timeout)
     previous = _previous(attachment, result)
     failures: dict[str, Failure] = {}
-    for plugin, native in reversed(_chain(attachment)):
+    for config, native in reversed(_chain(attachment)):
         try:
-            await operation.run(plugin, native, with_prev_result(plugin, previous))
+            await operation.run(config, native, with_prev_result(config, previous))
         except PluginFailedError as error:
-            failures[plugin] = error.failure
+            failures[config] = error.failure
     return tuple(operation.runs), failures
 
 
 def holders(
     attachment: PlannedAttachment, refused: Mapping[str, Failure], of_add: Failure | None
 ) -> dict[str, Failure]:
-    """Return the failures of those plugins that *refused* DEL and may still have resources on the node.
+    """Return the failures, by configuration, of those plugins that *refused* DEL and may still have resources on the node.
 
     *of_add* is the failure of the sandbox's ADD, None if it succeeded. The first plugin has link and address. Once it
     has deleted them, nothing is left of a plugin that changes only the link and its namespace, of one that the ADD did
@@ -158,18 +158,18 @@ def holders(
     """
     if attachment.plugins[0] in refused:
         return dict(refused)
-    types = [type_of(plugin) for plugin in attachment.plugins]
+    types = [type_of(config) for config in attachment.plugins]
     failed_at = len(types)
     if of_add is not None and of_add.phase is Phase.ADD and of_add.ifname == attachment.ifname:
         failed_at = max((index for index, each in enumerate(types) if each == of_add.delegate), default=failed_at)
 
-    def holds(plugin: str, failure: Failure) -> bool:
-        index = attachment.plugins.index(plugin)
+    def holds(config: str, failure: Failure) -> bool:
+        index = attachment.plugins.index(config)
         if types[index] in _WITHIN_NAMESPACE or index > failed_at:
             return False
         return index != failed_at or of_add is None or _reason(of_add) != _reason(failure)
 
-    return {plugin: failure for plugin, failure in refused.items() if holds(plugin, failure)}
+    return {config: failure for config, failure in refused.items() if holds(config, failure)}
 
 
 def together(failures: Collection[Failure]) -> Failure:
@@ -203,8 +203,8 @@ async def check(
     except results.ResultError as error:
         message = f"what ADD returned can't be read: {error}"
         raise operation.failure(ErrorClass.PLUGIN_OUTPUT, attachment.plugins[0], message) from error
-    for plugin, native in _chain(attachment):
-        await operation.run(plugin, native, with_prev_result(plugin, previous))
+    for config, native in _chain(attachment):
+        await operation.run(config, native, with_prev_result(config, previous))
     return tuple(operation.runs)
 
 
@@ -228,9 +228,9 @@ async def gc(
     # The Go library used the second key before 1.1.0 was final; plugins built with it read only that one.
     keys = {"cni.dev/valid-attachments": attachments, "cni.dev/attachments": attachments}
     failures: list[Failure] = []
-    for plugin, native in _chain(attachment):
+    for config, native in _chain(attachment):
         try:
-            await operation.run(plugin, native, without_runtime_config(plugin, keys))
+            await operation.run(config, native, without_runtime_config(config, keys))
         except PluginFailedError as error:
             failures.append(error.failure)
     if failures:
@@ -252,8 +252,8 @@ async def status(
     if not at_least(attachment.cni_version, "1.1.0"):
         return ()
     operation = _Operation(runners, attachment, target, Phase.STATUS, timeout)
-    for plugin, native in _chain(attachment):
-        await operation.run(plugin, native, without_runtime_config(plugin, {}))
+    for config, native in _chain(attachment):
+        await operation.run(config, native, without_runtime_config(config, {}))
     return tuple(operation.runs)
 
 
@@ -267,8 +267,8 @@ class _Operation:
         self._runners = runners
         self._attachment = attachment
         self._phase = phase
-        self._search = target.path
-        self._env = {"CNI_PATH": os.pathsep.join(target.path)}
+        self._plugin_folders = target.plugin_folders
+        self._env = {"CNI_PATH": os.pathsep.join(target.plugin_folders)}
         if phase in _ATTACHMENT_PHASES:
             self._env |= {
                 "CNI_CONTAINERID": target.container_id,
@@ -278,32 +278,32 @@ class _Operation:
             }
         self._ends_at = time.monotonic() + seconds
 
-    async def run(self, plugin: str, native: bool, stdin: bytes) -> bytes:
-        """Return what *plugin* printed; *native*: it was planned to run natively. Raises PluginFailedError."""
+    async def run(self, config: str, native: bool, stdin: bytes) -> bytes:
+        """Return what the plugin of *config* printed; *native*: as planned. Raises PluginFailedError."""
         try:
-            run, stdout = await self._runners.runner(plugin, native, self._search).run(
-                type_of(plugin),
+            run, stdout = await self._runners.runner(config, native, self._plugin_folders).run(
+                type_of(config),
                 command=self._phase.value.upper(),
                 env=self._env,
                 stdin=stdin,
-                search=self._search,
+                plugin_folders=self._plugin_folders,
                 timeout=self._ends_at - time.monotonic(),
             )
         except PluginError as error:
             if error.run is not None:
                 self.runs.append(error.run)
-            raise self.failure(error.error_class, plugin, str(error)) from error
+            raise self.failure(error.error_class, config, str(error)) from error
         self.runs.append(run)
         if run.exit_code:
             said = complaint(run, stdout)
-            raise self.failure(ErrorClass.PLUGIN_FAILED, plugin, said.message, code=said.code, details=said.details)
+            raise self.failure(ErrorClass.PLUGIN_FAILED, config, said.message, code=said.code, details=said.details)
         return stdout
 
     def failure(
-        self, error_class: ErrorClass, plugin: str, message: str, *, code: int = 0, details: str = ""
+        self, error_class: ErrorClass, config: str, message: str, *, code: int = 0, details: str = ""
     ) -> PluginFailedError:
-        """Return the error for *plugin*; *message* is the reason, *code* the plugin's own code."""
-        plugin_type, network, ifname = type_of(plugin), self._attachment.network, self._attachment.ifname
+        """Return the error for the plugin of *config*; *message* is the reason, *code* the plugin's own code."""
+        plugin_type, network, ifname = type_of(config), self._attachment.network, self._attachment.ifname
         sentence = f"{plugin_type} {_TASKS[self._phase].format(ifname=ifname, network=network)}: {message}"
         if self._phase is Phase.DEL:
             sentence, details = not_read_as_success(sentence), not_read_as_success(details)

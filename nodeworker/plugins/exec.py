@@ -55,13 +55,13 @@ class PluginExecutor:
         """*marker* is put into every child's environment: see ``nodeworker.plugins.orphans``."""
         self._base = {"PATH": os.environ.get("PATH", _PATH), MARKER: marker}
 
-    def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
+    def runner(self, config: str, native: bool, plugin_folders: Sequence[str]) -> Runner:
         """See ``api.Runners``."""
         return self
 
-    def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
+    def require(self, config: str, native: bool, plugin_folders: Sequence[str]) -> None:
         """See ``api.Runners``."""
-        find(type_of(plugin), search)
+        find(type_of(config), plugin_folders)
 
     def is_one_pool_job(self, attachment: PlannedAttachment) -> bool:
         """See ``api.Runners``."""
@@ -77,20 +77,20 @@ class PluginExecutor:
         command: str,
         env: Mapping[str, str],
         stdin: bytes,
-        search: Sequence[str],
+        plugin_folders: Sequence[str],
         timeout: float,  # noqa: ASYNC109 - it ends with a killed process group, not with a cancelled wait
     ) -> tuple[PluginRun, bytes]:
         """Return how *plugin_type* ran, whatever its exit code, and all that it printed on standard output.
 
-        *search* are the folders to look in, *timeout* is in seconds. Raises PluginError: plugin_missing (nothing to
-        execute), plugin_timeout, plugin_output (more than STDOUT_LIMIT), internal (the node has no process to spare).
-        When it raises, also for a cancellation, the plugin's process group has been killed and is gone.
+        *plugin_folders* are searched for the binary, *timeout* is in seconds. Raises PluginError: plugin_missing
+        (nothing to execute), plugin_timeout, plugin_output (more than STDOUT_LIMIT), internal (the node has no process
+        to spare). When it raises, also for a cancellation, the plugin's process group has been killed and is gone.
         """
         if timeout <= 0:
             raise PluginError(ErrorClass.PLUGIN_TIMEOUT, f"plugin {plugin_type} was not started: no time was left")
         loop = asyncio.get_running_loop()
         started = loop.time()
-        binary = find(plugin_type, search)
+        binary = find(plugin_type, plugin_folders)
         child = await _start(binary, {**env, **self._base, "CNI_COMMAND": command}, stdin)
         timer = loop.call_at(started + timeout, child.kill, ErrorClass.PLUGIN_TIMEOUT)
         try:
@@ -238,9 +238,9 @@ class _Child:
         self._err.close()
 
 
-def find(plugin_type: str, search: Sequence[str]) -> str:
+def find(plugin_type: str, plugin_folders: Sequence[str]) -> str:
     """Return the path of the plugin's binary. Raises PluginError (plugin_missing)."""
-    folders = [folder for folder in search if os.path.isabs(folder)]
+    folders = [folder for folder in plugin_folders if os.path.isabs(folder)]
     if is_file_name(plugin_type):
         for folder in folders:
             binary = os.path.join(folder, plugin_type)

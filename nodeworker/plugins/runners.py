@@ -31,29 +31,30 @@ class PluginRunners:
         self._pool = pool
         self._native = NativeRunner(executor, switch, pool)
 
-    def runner(self, plugin: str, native: bool, search: Sequence[str]) -> Runner:
+    def runner(self, config: str, native: bool, plugin_folders: Sequence[str]) -> Runner:
         """See ``api.Runners``."""
-        kind = type_of(plugin)
+        plugin_type = type_of(config)
         if native:
-            return self._executor if interface_plugin(kind) is None else self._native
-        config = cast("dict[str, Any]", msgspec.json.decode(plugin))
-        return self._executor if _installed(kind, search) or obstacle(kind, config, AUTO) else self._native
+            return self._executor if interface_plugin(plugin_type) is None else self._native
+        decoded = cast("dict[str, Any]", msgspec.json.decode(config))
+        executed = _installed(plugin_type, plugin_folders) or obstacle(plugin_type, decoded, AUTO)
+        return self._executor if executed else self._native
 
-    def require(self, plugin: str, native: bool, search: Sequence[str]) -> None:
+    def require(self, config: str, native: bool, plugin_folders: Sequence[str]) -> None:
         """See ``api.Runners``."""
-        summary = summary_of(plugin.encode(), self._switch)
+        summary = summary_of(config.encode(), self._switch)
         if not native:
-            find(type_of(plugin), search)
+            find(type_of(config), plugin_folders)
         elif summary.ipam_type and not summary.native_ipam:
-            find(summary.ipam_type, search)
+            find(summary.ipam_type, plugin_folders)
 
     def is_one_pool_job(self, attachment: PlannedAttachment) -> bool:
         """See ``api.Runners``."""
         if attachment.native != (True,) or attachment.device_info:
             return False
-        (plugin,) = attachment.plugins
-        summary = summary_of(plugin.encode(), self._switch)
-        return interface_plugin(type_of(plugin)) is not None and (summary.native_ipam or not summary.ipam_type)
+        (config,) = attachment.plugins
+        summary = summary_of(config.encode(), self._switch)
+        return interface_plugin(type_of(config)) is not None and (summary.native_ipam or not summary.ipam_type)
 
     async def remove_links(self, attachments: Sequence[PlannedAttachment], netns: str) -> None:
         """See ``api.Runners``: the kernel removes several interfaces in the time of one.
@@ -71,9 +72,9 @@ def _link_removable_first(attachment: PlannedAttachment) -> bool:
     return attachment.native == (True,) and link_removable_first(type_of(attachment.plugins[0]))
 
 
-def _installed(plugin_type: str, search: Sequence[str]) -> bool:
+def _installed(plugin_type: str, plugin_folders: Sequence[str]) -> bool:
     try:
-        find(plugin_type, search)
+        find(plugin_type, plugin_folders)
     except PluginError:
         return False
     return True

@@ -46,7 +46,7 @@ from nodeworker.plugins.spec.names import ifname_problem, shown
 from nodeworker.sandboxes import default_route
 from nodeworker.sandboxes.answers import Reply, error_reply, reply_of
 from nodeworker.sandboxes.attach_warnings import warnings_of
-from nodeworker.sandboxes.detach import Detacher, target_of
+from nodeworker.sandboxes.detach import Detacher, add_target
 from nodeworker.sandboxes.plan_ahead import PlanAhead
 from nodeworker.sandboxes.reservation_guard import ReservationGuard
 from nodeworker.sandboxes.scheduler import Scheduler
@@ -138,7 +138,7 @@ class Attacher:
         """
         if any(a.phase not in (AttachmentPhase.PLANNED, AttachmentPhase.ATTACHED) for a in sandbox.attachments):
             raise RequestFailedError(deadline.failure)  # an earlier worker was undoing it already
-        if begun and not self._detacher.target(sandbox).netns:
+        if begun and not self._detacher.delete_target(sandbox).netns:
             raise _gone(sandbox)  # what is at its path now may be another pod's
         async with EffectLog(self._journal, intent) as effects:
             for attachment in sandbox.attachments:
@@ -148,7 +148,7 @@ class Attacher:
                 await deadline.within(self._detacher.delete(sandbox, attachment))
             for batch in self._batches(missing):
                 await self._prepare(batch, deadline)
-                loop, target = asyncio.get_running_loop(), target_of(sandbox)
+                loop, target = asyncio.get_running_loop(), add_target(sandbox)
                 started, timeout = loop.time(), min(self._delegate_timeout, deadline.left)
                 adds = [loop.create_task(chain.add(self._runners, each.plan, target, timeout)) for each in batch]
                 try:

@@ -117,7 +117,7 @@ class Detacher:
         left: dict[IfName, Failure] = {}
         attempted = [each for each in reversed(sandbox.attempted()) if each.phase is not AttachmentPhase.DETACHED]
         if sandbox.plan is not None:
-            await self._runners.remove_links([each.plan for each in attempted], self.target(sandbox).netns)
+            await self._runners.remove_links([each.plan for each in attempted], self.delete_target(sandbox).netns)
         for attachment in attempted:
             done = await self._detach_one(sandbox, attachment, phase)
             if isinstance(done, InterfaceDetachFailed):
@@ -167,7 +167,9 @@ class Detacher:
         """
         plan = attachment.plan
         result = adjusted_result(sandbox.attachments, attachment) or None
-        runs, refused = await chain.sweep(self._runners, plan, self.target(sandbox), result, self._delegate_timeout)
+        runs, refused = await chain.sweep(
+            self._runners, plan, self.delete_target(sandbox), result, self._delegate_timeout
+        )
         await device_info.withdraw(plan)
         holders = chain.holders(plan, refused, sandbox.failure)
         if holders:
@@ -177,9 +179,9 @@ class Detacher:
                 log.warning("plugin_refused_del", error=failure.message)
         return runs
 
-    def target(self, sandbox: Sandbox) -> chain.Target:
+    def delete_target(self, sandbox: Sandbox) -> chain.Target:
         """Return the target of a DEL of *sandbox*, which has a plan; without namespace if that is gone."""
-        target = target_of(sandbox)
+        target = add_target(sandbox)
         assert sandbox.plan is not None
         rebooted = sandbox.boot_id not in ("", self._journal.boot_id)
         if rebooted or not is_namespace(target.netns) or why_gone(target.netns, sandbox.plan.netns_inode):
@@ -187,8 +189,8 @@ class Detacher:
         return target
 
 
-def target_of(sandbox: Sandbox) -> chain.Target:
-    """Return the target of *sandbox*, which has a plan, for its plugins."""
+def add_target(sandbox: Sandbox) -> chain.Target:
+    """Return the target of an ADD or CHECK of *sandbox*, which has a plan: the namespace as planned."""
     assert sandbox.plan is not None
     return chain.planned_target(sandbox.key.container_id, sandbox.plan)
 

@@ -130,10 +130,10 @@ class GarbageCollector:
         return reply.failure
 
     async def _collect(
-        self, conf: RuntimeNetConf, folders: tuple[str, ...], runtime_valid: tuple[tuple[str, str], ...]
+        self, conf: RuntimeNetConf, plugin_folders: tuple[str, ...], runtime_valid: tuple[tuple[str, str], ...]
     ) -> AsyncIterator[Failure]:
         """Run GC of the default network and of every network in use, once each; yield the failures."""
-        default = await self._default(conf, folders)
+        default = await self._default(conf, plugin_folders)
         names = {attachment.plan.cni_name for attachment in self._attachments()}
         for name in sorted(names | ({default.cni_name} if default is not None else set())):
             async with self._scheduler.collection(name):
@@ -142,17 +142,17 @@ class GarbageCollector:
                 attachment = next(plans, default)
                 if attachment is None:
                     continue  # its last sandbox was detached meanwhile
-                target = chain.Target(container_id="", netns="", path=folders)
+                target = chain.Target(container_id="", netns="", plugin_folders=plugin_folders)
                 try:
                     await chain.gc(self._runners, attachment, target, valid, self._delegate_timeout)
                 except chain.PluginFailedError as error:
                     log.warning("gc_failed", network=attachment.network, error=error.failure.message)
                     yield error.failure
 
-    async def _default(self, conf: RuntimeNetConf, folders: tuple[str, ...]) -> PlannedAttachment | None:
+    async def _default(self, conf: RuntimeNetConf, plugin_folders: tuple[str, ...]) -> PlannedAttachment | None:
         """Return the default network, which may have garbage even if no sandbox is left; None if it is unknown."""
         try:
-            return await self._planner.default_attachment(conf, folders)
+            return await self._planner.default_attachment(conf, plugin_folders)
         except RequestFailedError as error:
             log.info("gc_without_default_network", error=error.failure.message)
             return None

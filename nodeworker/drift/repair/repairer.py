@@ -41,7 +41,7 @@ from nodeworker.plugins.api import Runners
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.conflist import type_of
 from nodeworker.sandboxes import default_route
-from nodeworker.sandboxes.detach import target_of
+from nodeworker.sandboxes.detach import add_target
 
 log = structlog.get_logger(__name__)
 
@@ -155,7 +155,7 @@ class Repairer:
 
     async def _reattach_one(self, sandbox: Sandbox, attachment: Attachment) -> None:
         """Run DEL of the plugins, for what is left of the interface, then ADD. Raises RequestFailedError."""
-        target, seconds = target_of(sandbox), self._delegate_timeout
+        target, seconds = add_target(sandbox), self._delegate_timeout
         recorded = adjusted_result(sandbox.attachments, attachment)
         try:
             plan = plan_as_recorded(attachment.plan, recorded)

@@ -38,7 +38,7 @@ _OLD_VALID_ATTACHMENTS = "cni.dev/attachments"
 class PluginJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One verb of one plugin; the fields are those of a process' environment and standard input."""
 
-    plugin: str
+    plugin_type: str
     command: str
     env: Mapping[str, str]
     stdin: bytes
@@ -51,6 +51,11 @@ class PluginJob(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     def container_id(self) -> str:
         """Empty for a verb that is about a network."""
         return self.env.get("CNI_CONTAINERID", "")
+
+    @property
+    def retry_group(self) -> str:
+        """Jobs of one group are retried in order: those of a container. Empty: the job waits for no other."""
+        return self.container_id
 
     @property
     def pod(self) -> Pod:
@@ -66,6 +71,11 @@ class LinkRemoval(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     @property
     def container_id(self) -> str:
+        """Empty: it is not known here."""
+        return ""
+
+    @property
+    def retry_group(self) -> str:
         """Empty: it need not wait for other jobs of the container."""
         return ""
 
@@ -135,7 +145,7 @@ def perform(job: Job) -> JobResult:
                     ipam_plugin.check(call)
                 plugin.check(call)
             case "GC":
-                _collect(job.plugin, ipam_plugin, call, _valid_attachments(valid))
+                _collect(job.plugin_type, ipam_plugin, call, _valid_attachments(valid))
             case _:  # STATUS
                 if ipam_plugin:
                     ipam_plugin.status(call)
@@ -168,9 +178,9 @@ def _prepare(job: PluginJob) -> _Prepared:
     """Return the plugins of *job* and their call. Raises NativeError."""
     if job.command not in _VERBS:
         raise NativeError(f"{job.command} is not a CNI verb", _INVALID_ENVIRONMENT)
-    plugin = registry.interface_plugin(job.plugin)
+    plugin = registry.interface_plugin(job.plugin_type)
     if plugin is None:
-        raise NativeError(f"plugin {job.plugin} has no native form")
+        raise NativeError(f"plugin {job.plugin_type} has no native form")
     ipam_plugin = registry.ipam_plugin(job.ipam_type) if job.ipam_type else None
     config = cast("dict[str, Any]", msgspec.json.decode(job.stdin))
     previous, valid = config.pop("prevResult", None), config.pop(_VALID_ATTACHMENTS, None)

@@ -74,11 +74,11 @@ def _serve(requests: int, replies: int) -> None:
         blocked: set[str] = set()
         with share_endpoints():
             for job in _jobs.decode(batch):
-                retry_first = job.container_id in blocked
+                retry_first = job.retry_group in blocked
                 with logs.about(job.pod, job.container_id):
                     result = JobResult(code=TRY_AGAIN, attempted=False) if retry_first else perform(job)
-                if job.container_id and result.code == TRY_AGAIN:
-                    blocked.add(job.container_id)
+                if job.retry_group and result.code == TRY_AGAIN:
+                    blocked.add(job.retry_group)
                 write(replies, msgspec.msgpack.encode(result))
 
 

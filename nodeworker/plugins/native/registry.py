@@ -74,9 +74,9 @@ def ipam_plugin(plugin_type: str) -> IpamPlugin | None:
     return cast("IpamPlugin", _module(module)) if module else None
 
 
-def unloaded(plugins: Iterable[str]) -> tuple[str, ...]:
-    """Return the modules that the rendered *plugins* need natively and that are not imported yet."""
-    return tuple(name for plugin in plugins for name in _modules(plugin) if name not in sys.modules)
+def unloaded(configs: Iterable[str]) -> tuple[str, ...]:
+    """Return the modules that the plugins of the rendered *configs* need natively and that are not imported yet."""
+    return tuple(name for config in configs for name in _modules(config) if name not in sys.modules)
 
 
 def import_modules(modules: Iterable[str]) -> None:
@@ -86,9 +86,9 @@ def import_modules(modules: Iterable[str]) -> None:
 
 
 @functools.lru_cache(128)
-def _modules(plugin: str) -> tuple[str, ...]:
-    config = cast("dict[str, Any]", msgspec.json.decode(plugin))
-    found = _interface_module(str(config.get("type", ""))), _ipam_module(ipam_type(config))
+def _modules(config: str) -> tuple[str, ...]:
+    decoded = cast("dict[str, Any]", msgspec.json.decode(config))
+    found = _interface_module(str(decoded.get("type", ""))), _ipam_module(ipam_type(decoded))
     return tuple(module for module in found if module)
 
 
@@ -120,27 +120,27 @@ def obstacle(plugin_type: str, config: Mapping[str, Any], switch: Switch) -> str
     return plugin.unsupported(config)
 
 
-def choose(plugins: tuple[str, ...], switch: Switch) -> tuple[bool, ...]:
-    """Return for each of a chain's rendered *plugins* whether it runs natively; log once why one does not."""
-    return tuple(_is_native(plugin, switch) for plugin in plugins)
+def choose(configs: tuple[str, ...], switch: Switch) -> tuple[bool, ...]:
+    """Return for each of a chain's rendered *configs* whether its plugin runs natively; log once why one does not."""
+    return tuple(_is_native(config, switch) for config in configs)
 
 
 @functools.lru_cache(128)
-def _is_native(plugin: str, switch: Switch) -> bool:
-    """Return whether the rendered *plugin* runs natively. Cached: most pods of a network have the same."""
-    config = cast("dict[str, Any]", msgspec.json.decode(plugin))
-    kind = str(config.get("type", ""))
-    if not _INTERFACES.get(kind) or not enabled(kind, switch):
+def _is_native(config: str, switch: Switch) -> bool:
+    """Return whether the plugin of *config* runs natively. Cached: most pods of a network have the same."""
+    decoded = cast("dict[str, Any]", msgspec.json.decode(config))
+    plugin_type = str(decoded.get("type", ""))
+    if not _INTERFACES.get(plugin_type) or not enabled(plugin_type, switch):
         return False
-    reason = obstacle(kind, config, switch)
+    reason = obstacle(plugin_type, decoded, switch)
     if reason:
-        _log_once(kind, reason)
+        _log_once(plugin_type, reason)
     return not reason
 
 
 @functools.lru_cache(1024)
-def _log_once(kind: str, reason: str) -> None:
-    log.info("plugin_executed", plugin=kind, not_native=reason)
+def _log_once(plugin_type: str, reason: str) -> None:
+    log.info("plugin_executed", plugin=plugin_type, not_native=reason)
 
 
 @functools.cache

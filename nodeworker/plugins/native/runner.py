@@ -61,7 +61,7 @@ class NativeRunner:
         command: str,
         env: Mapping[str, str],
         stdin: bytes,
-        search: Sequence[str],
+        plugin_folders: Sequence[str],
         timeout: float,  # noqa: ASYNC109 - as in PluginExecutor.run
     ) -> tuple[PluginRun, bytes]:
         """Do what ``PluginExecutor.run`` does, but *timeout* does not end a native job, only an executed IPAM plugin.
@@ -75,13 +75,13 @@ class NativeRunner:
         started = asyncio.get_running_loop().time()
         summary = summary_of(stdin, self._switch)
         native_ipam = summary.ipam_type if summary.native_ipam else ""
-        job = PluginJob(plugin=plugin_type, command=command, env=env, stdin=stdin, ipam_type=native_ipam)
+        job = PluginJob(plugin_type=plugin_type, command=command, env=env, stdin=stdin, ipam_type=native_ipam)
         try:
             if summary.native_ipam or not summary.ipam_type:
                 result = _succeeded(await self._pool.submit(job, job.container_id or summary.network))
                 seconds = result.seconds
             else:
-                result = await self._run_with_executed_ipam(summary, job, search, started + timeout)
+                result = await self._run_with_executed_ipam(summary, job, plugin_folders, started + timeout)
                 seconds = asyncio.get_running_loop().time() - started
             stdout, mtu, exit_code = result.stdout, result.mtu, 0
         except NativeError as error:
@@ -91,7 +91,7 @@ class NativeRunner:
         return PluginRun(type=plugin_type, command=command, seconds=seconds, exit_code=exit_code, mtu=mtu), stdout
 
     async def _run_with_executed_ipam(
-        self, summary: ConfigSummary, job: PluginJob, search: Sequence[str], ends_at: float
+        self, summary: ConfigSummary, job: PluginJob, plugin_folders: Sequence[str], ends_at: float
     ) -> JobResult:
         """Do *job*, with an IPAM plugin that is executed, until the loop's time *ends_at*.
 
@@ -100,20 +100,20 @@ class NativeRunner:
         queue = job.container_id or summary.network
         if job.command == "DEL":
             result = _succeeded(await self._pool.submit(job, queue))
-            await self._execute(summary.ipam_type, job, search, ends_at)
+            await self._execute(summary.ipam_type, job, plugin_folders, ends_at)
             return result
-        printed = await self._execute(summary.ipam_type, job, search, ends_at)
+        printed = await self._execute(summary.ipam_type, job, plugin_folders, ends_at)
         if job.command == "ADD":
             job = msgspec.structs.replace(job, ipam_result=_ipam_result(summary.ipam_type, printed, summary.version))
         return _succeeded(await self._pool.submit(job, queue))
 
-    async def _execute(self, ipam_type: str, job: PluginJob, search: Sequence[str], ends_at: float) -> bytes:
+    async def _execute(self, ipam_type: str, job: PluginJob, plugin_folders: Sequence[str], ends_at: float) -> bytes:
         run, stdout = await self._executor.run(
             ipam_type,
             command=job.command,
             env=job.env,
             stdin=job.stdin,
-            search=search,
+            plugin_folders=plugin_folders,
             timeout=ends_at - asyncio.get_running_loop().time(),
         )
         if run.exit_code:

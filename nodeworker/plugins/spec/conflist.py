@@ -112,16 +112,16 @@ def unsupported_capabilities(config: NetworkConfig, wanted: Iterable[str]) -> tu
     return tuple(name for name in wanted if name not in declared)
 
 
-def with_prev_result(plugin: str, prev_result: str | None) -> bytes:
-    """Return the rendered *plugin* with *prev_result* spliced in unchanged; None leaves ``prevResult`` out."""
+def with_prev_result(config: str, prev_result: str | None) -> bytes:
+    """Return the rendered *config* with *prev_result* spliced in unchanged; None leaves ``prevResult`` out."""
     if prev_result is None:
-        return plugin.encode()
-    return f'{plugin.rstrip()[:-1]},"prevResult":{prev_result}}}'.encode()
+        return config.encode()
+    return f'{config.rstrip()[:-1]},"prevResult":{prev_result}}}'.encode()
 
 
-def type_of(plugin: str) -> str:
-    """Return the ``type`` in the rendered configuration *plugin*."""
-    return _typed.decode(plugin).type
+def type_of(config: str) -> str:
+    """Return the ``type`` in the rendered *config*."""
+    return _typed.decode(config).type
 
 
 def is_file_name(plugin_type: str) -> bool:
@@ -131,9 +131,9 @@ def is_file_name(plugin_type: str) -> bool:
     return plugin_type not in {"", ".", ".."} and "/" not in plugin_type and "\0" not in plugin_type
 
 
-def without_runtime_config(plugin: str, keys: Mapping[str, Any]) -> bytes:
-    """Return the rendered *plugin* for a verb about the network: with *keys*, and without what is for an attachment."""
-    members = raw_members(plugin)
+def without_runtime_config(config: str, keys: Mapping[str, Any]) -> bytes:
+    """Return the rendered *config* for a verb about the network: with *keys*, and without what is for an attachment."""
+    members = raw_members(config)
     members.pop("runtimeConfig", None)
     return msgspec.json.encode({**members, **keys})
 

@@ -36,7 +36,7 @@ class Plugin:
             command=command,
             env=env,
             stdin=json.dumps(self.config | more).encode(),
-            search=(str(self.folder),),
+            plugin_folders=(str(self.folder),),
             timeout=30,
         )
         assert (run.type, run.command, run.stderr) == (self.config["type"], command, "")

@@ -18,7 +18,7 @@ SECONDS = 30.0
 
 @pytest.fixture
 def target(plugins: Plugins) -> Target:
-    return Target(container_id="cid", netns="/run/netns/a", path=(str(plugins.folder), "/opt/cni/bin"))
+    return Target(container_id="cid", netns="/run/netns/a", plugin_folders=(str(plugins.folder), "/opt/cni/bin"))
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ async def test_delete_names_no_namespace_when_it_is_gone(
     executor: PluginExecutor, plugins: Plugins, log: Path, marker: str
 ) -> None:
     plugins.recorder("plugin", log)
-    target = Target(container_id="cid", netns="", path=(str(plugins.folder),))
+    target = Target(container_id="cid", netns="", plugin_folders=(str(plugins.folder),))
     await chain.delete(executor, planned(network("1.0.0", "plugin")), target, None, SECONDS)
     assert variables(calls(log)[0]) == {
         "CNI_COMMAND": "DEL",

@@ -28,7 +28,7 @@ VERSIONS = ["0.3.1", "0.4.0", "1.0.0"]
 
 @pytest.fixture
 def target(netns: str) -> Target:
-    return Target(container_id=f"cid-{netns}", netns=f"/run/netns/{netns}", path=(PLUGINS,))
+    return Target(container_id=f"cid-{netns}", netns=f"/run/netns/{netns}", plugin_folders=(PLUGINS,))
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ async def test_delete_frees_the_address_when_the_namespace_is_gone(
     result, _ = await chain.add(executor, attachment, target, SECONDS)
     assert reserved(tmp_path) == ["10.77.0.2"]
     ip("netns", "del", netns)
-    gone = Target(container_id=target.container_id, netns="", path=target.path)
+    gone = Target(container_id=target.container_id, netns="", plugin_folders=target.plugin_folders)
     await chain.delete(executor, attachment, gone, result, SECONDS)
     assert reserved(tmp_path) == []
 

@@ -28,7 +28,12 @@ async def run(
     executor: PluginExecutor, plugins: Plugins, *, stdin: bytes = b"{}", seconds: float = PATIENCE
 ) -> tuple[PluginRun, bytes]:
     return await executor.run(
-        "plugin", command="ADD", env={"CNI_IFNAME": "net1"}, stdin=stdin, search=[str(plugins.folder)], timeout=seconds
+        "plugin",
+        command="ADD",
+        env={"CNI_IFNAME": "net1"},
+        stdin=stdin,
+        plugin_folders=[str(plugins.folder)],
+        timeout=seconds,
     )
 
 
@@ -101,12 +106,12 @@ async def test_the_first_folder_counts_and_relative_ones_are_skipped(
     monkeypatch.chdir(plugins.folder)
     plugins.script("plugin", "echo second")
     (tmp_path / "folder" / "plugin").mkdir(parents=True)
-    search = ["", ".", str(tmp_path / "folder"), str(first.folder), str(plugins.folder)]
-    assert (await executor.run("plugin", command="ADD", env={}, stdin=b"", search=search, timeout=PATIENCE))[
+    folders = ["", ".", str(tmp_path / "folder"), str(first.folder), str(plugins.folder)]
+    assert (await executor.run("plugin", command="ADD", env={}, stdin=b"", plugin_folders=folders, timeout=PATIENCE))[
         1
     ] == b"second\n"
     first.script("plugin", "echo first")
-    assert (await executor.run("plugin", command="ADD", env={}, stdin=b"", search=search, timeout=PATIENCE))[
+    assert (await executor.run("plugin", command="ADD", env={}, stdin=b"", plugin_folders=folders, timeout=PATIENCE))[
         1
     ] == b"first\n"
 
@@ -116,9 +121,9 @@ async def test_missing_plugin_is_named_with_its_folders(
     executor: PluginExecutor, plugins: Plugins, plugin_type: str
 ) -> None:
     plugins.script("plugin", "true")
-    search = [str(plugins.folder), "/nonexistent"]
+    folders = [str(plugins.folder), "/nonexistent"]
     with pytest.raises(PluginError, match=f"{plugin_type} .*{plugins.folder} or /nonexistent") as raised:
-        await executor.run(plugin_type, command="ADD", env={}, stdin=b"", search=search, timeout=PATIENCE)
+        await executor.run(plugin_type, command="ADD", env={}, stdin=b"", plugin_folders=folders, timeout=PATIENCE)
     assert raised.value.error_class is ErrorClass.PLUGIN_MISSING
     assert raised.value.run is None
 
@@ -262,7 +267,7 @@ async def test_many_runs_leave_no_descriptor(executor: PluginExecutor, plugins: 
     outputs = await asyncio.gather(*(run(executor, plugins, stdin=str(number).encode()) for number in range(100)))
     assert [stdout for _, stdout in outputs] == [str(number).encode() for number in range(100)]
     with pytest.raises(PluginError):
-        await executor.run("absent", command="ADD", env={}, stdin=b"", search=[], timeout=PATIENCE)
+        await executor.run("absent", command="ADD", env={}, stdin=b"", plugin_folders=[], timeout=PATIENCE)
     assert len(os.listdir("/proc/self/fd")) == before
 
 

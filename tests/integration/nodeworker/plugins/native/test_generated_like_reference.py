@@ -265,7 +265,7 @@ def natively(netns: str, config: dict[str, Any]) -> Verb:
                 command=command,
                 env=env,
                 stdin=json.dumps(stated).encode(),
-                search=(),
+                plugin_folders=(),
                 timeout=30,
             )
         said: Any = json.loads(stdout) if stdout else None

@@ -92,7 +92,7 @@ async def check(
 
 
 def target(netns: str, folder: Path) -> Target:
-    return Target(container_id="sandbox", netns=netns, path=(str(folder),))
+    return Target(container_id="sandbox", netns=netns, plugin_folders=(str(folder),))
 
 
 def verbs(runs: tuple[PluginRun, ...]) -> list[tuple[str, str, int]]:

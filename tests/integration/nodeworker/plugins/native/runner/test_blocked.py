@@ -118,7 +118,7 @@ async def test_a_blocked_job_and_those_behind_it_are_cancelled_at_once(
     with alone(processes), locked_by_another(bridge):
         adding = [asyncio.create_task(each.run("ADD", ifname=each.config["type"])) for each in (bridge, macvlan)]
         await bridge.runner.run(
-            "loopback", command="STATUS", env={}, stdin=b'{"name": "x"}', search=(), timeout=5
+            "loopback", command="STATUS", env={}, stdin=b'{"name": "x"}', plugin_folders=(), timeout=5
         )  # it is done behind those two
         for task in adding:
             task.cancel()

@@ -111,7 +111,7 @@ async def test_an_error_is_an_object_with_the_code_of_the_reference(bridge: Plug
 
 
 async def test_a_plugin_that_could_not_start_has_its_own_error(runner: NativeRunner, bridge: Plugin) -> None:
-    how: dict[str, Any] = {"command": "ADD", "env": {}, "stdin": b"{}", "search": ()}
+    how: dict[str, Any] = {"command": "ADD", "env": {}, "stdin": b"{}", "plugin_folders": ()}
     with pytest.raises(PluginError, match="no time was left") as caught:
         await runner.run("bridge", **how, timeout=0)
     assert caught.value.error_class is ErrorClass.PLUGIN_TIMEOUT
