@@ -314,7 +314,7 @@ class _Operation:
             code=code or CNI_CODES[error_class],
             network=network,
             ifname=ifname if self._phase in _ATTACHMENT_PHASES else "",
-            delegate=plugin_type,  # the event field has this name; its value is the type of the plugin that failed
+            plugin_type=plugin_type,
             details=details,
         )
         return PluginFailedError(failure, tuple(self.runs))

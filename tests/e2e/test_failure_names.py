@@ -50,7 +50,7 @@ def recorded(node: Node, pod: PodSandbox, kind: type[Any]) -> list[Failure]:
 
 
 def names(failure: Failure) -> tuple[str, str, str, str]:
-    return failure.subject, failure.network, failure.delegate, failure.phase.value
+    return failure.subject, failure.network, failure.plugin_type, failure.phase.value
 
 
 def test_refusal_to_plan_names_pod_and_network(node: Node) -> None:

@@ -91,7 +91,7 @@ def failure_of(
         code=100,
         network=network,
         ifname=ifname,
-        delegate=plugin,
+        plugin_type=plugin,
     )
 
 

@@ -131,7 +131,7 @@ async def test_add_stops_at_the_first_error_and_reports_what_ran(
     failure = raised.value.failure
     assert failure.message == "second failed to add net1 of default/net: pool is empty"
     assert (failure.code, failure.details, failure.error_class) == (11, "10.0.0.0/30", ErrorClass.PLUGIN_FAILED)
-    assert (failure.network, failure.ifname, failure.delegate) == ("default/net", "net1", "second")
+    assert (failure.network, failure.ifname, failure.plugin_type) == ("default/net", "net1", "second")
     assert failure.phase is Phase.ADD
     assert [(run.type, run.exit_code) for run in raised.value.runs] == [("first", 0), ("second", 1)]
     assert len(calls(log)) == 1
@@ -206,7 +206,7 @@ async def test_the_timeout_is_for_the_whole_chain(
     with pytest.raises(PluginFailedError) as raised:
         await chain.add(executor, planned(network("1.0.0", "quick", "slow")), target, 0.9)
     assert raised.value.failure.error_class is ErrorClass.PLUGIN_TIMEOUT
-    assert raised.value.failure.delegate == "slow"
+    assert raised.value.failure.plugin_type == "slow"
     assert sum(run.seconds for run in raised.value.runs) < 5.0
 
 

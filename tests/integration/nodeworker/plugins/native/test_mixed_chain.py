@@ -205,7 +205,7 @@ async def test_an_error_names_its_plugin_and_a_del_removes_the_rest(
         PluginFailedError, match="tuning failed to add net1 of default/net: can't set MTU 7 of net1"
     ) as caught:
         await chain.add(runners, attachment, target(netns, binaries), 30)
-    assert (caught.value.failure.code, caught.value.failure.delegate) == (999, "tuning")
+    assert (caught.value.failure.code, caught.value.failure.plugin_type) == (999, "tuning")
     assert verbs(caught.value.runs) == [("bridge", "ADD", 0), ("portmap", "ADD", 0), ("tuning", "ADD", 1)]
     await chain.delete(runners, attachment, target(netns, binaries), None, 30)
     assert_gone(netns, tmp_path)
