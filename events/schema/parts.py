@@ -68,6 +68,8 @@ class Phase(enum.StrEnum):
 
     INTAKE = "intake"
     RESOLVE = "resolve"
+    RECORD = "record"
+    """The ledger did not acknowledge a plan, an effect or an outcome."""
     ADD = "add"
     ROLLBACK = "rollback"
     DEL = "del"

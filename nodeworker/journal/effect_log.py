@@ -75,4 +75,4 @@ class EffectLog:
 
 
 def _refused(error: LedgerError) -> RequestFailedError:
-    return failed(class_of(error), Phase.INTAKE, str(error))
+    return failed(class_of(error), Phase.RECORD, str(error))

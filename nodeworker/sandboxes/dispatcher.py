@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Final
 
 import structlog
 
@@ -12,6 +13,7 @@ from events.process import logs
 from events.schema import (
     AttachRequested,
     ComparisonRequested,
+    Data,
     DetachRequested,
     ErrorClass,
     Event,
@@ -43,6 +45,16 @@ _OVERTAKEN = failed(
     Phase.ADD,
     "a DEL of the same container and interface came meanwhile; what had been attached was undone",
 ).failure
+
+_PHASES: Final[Mapping[type[Data], Phase]] = {
+    AttachRequested: Phase.ADD,
+    DetachRequested: Phase.DEL,
+    GcRequested: Phase.GC,
+    RepairRequested: Phase.REPAIR,
+    ReclaimRequested: Phase.RECLAIM,
+    ComparisonRequested: Phase.CHECK,
+}
+"""The phase in which an intent fails if its work raises an unexpected error."""
 
 
 class Dispatcher:
@@ -137,7 +149,7 @@ class Dispatcher:
             self._deadlines.pop(request, None)
             if isinstance(reply, Exception):
                 log.error("request_broke", type=intent.type, exc_info=reply)
-                failure = about(subject_of(pod, intent.sandbox), internal(Phase.INTAKE, reply))
+                failure = about(subject_of(pod, intent.sandbox), internal(_PHASES[type(intent.data)], reply))
                 reply = error_reply(failure, config)
             self._answer(intent, request, reply)
 

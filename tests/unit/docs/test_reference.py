@@ -20,7 +20,7 @@ from prometheus_client.metrics_core import Metric
 from events.exit_codes import ExitCode
 from events.process import logs
 from events.process.settings import load
-from events.schema import TYPES, DriftKind, ErrorClass, LeakKind, WarningKind
+from events.schema import TYPES, DriftKind, ErrorClass, LeakKind, Phase, WarningKind
 from nodeworker.errors import CNI_CODES
 from nodeworker.host.adopt.settings import AdoptSettings
 from nodeworker.host.install.__main__ import main as installer
@@ -197,10 +197,15 @@ def test_every_event_type_is_documented() -> None:
 
 
 def test_every_error_class_is_documented_with_its_code() -> None:
-    said = rows((DOCS / "reference/errors.md").read_text())
+    said = rows((DOCS / "reference/errors.md").read_text().split("## Phases")[0])
     assert set(said) == {each.value for each in ErrorClass}
     for each, code in CNI_CODES.items():
         assert str(code) in re.findall(r"\d+", said[each.value][0]), each
+
+
+def test_every_phase_is_documented() -> None:
+    said = rows((DOCS / "reference/errors.md").read_text().split("## Phases")[1])
+    assert set(said) == {each.value for each in Phase}
 
 
 def test_every_warning_is_documented_with_its_kubernetes_event() -> None:

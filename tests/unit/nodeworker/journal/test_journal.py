@@ -13,14 +13,18 @@ from events.ledger.memory import MemoryLedger
 from events.schema import (
     AttachRequested,
     Data,
+    ErrorClass,
     Event,
     InterfaceAttached,
     InterfaceDetached,
     NetworkName,
+    Phase,
     WorkerStarted,
     WorkerStopped,
 )
+from nodeworker.errors import RequestFailedError
 from nodeworker.journal import journal as module
+from nodeworker.journal.effect_log import EffectLog
 from nodeworker.journal.journal import Journal
 from tests.support.waiting import until
 from tests.support.worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed, failed
@@ -193,6 +197,15 @@ async def test_a_refused_event_raises_and_is_recorded_later(
     await nothing_postponed(journal)
     assert journal.state.sandboxes[KEY].plan == PLANNED
     assert await ledger.types() == ["WorkerStarted", "AttachRequested", "AttachPlanned"]
+
+
+async def test_an_outcome_that_is_refused_fails_in_the_phase_record(ledger: UnreliableLedger, journal: Journal) -> None:
+    intent = await consumed(journal, attach())
+    ledger.errors = [LedgerFullError("full")]
+    with pytest.raises(RequestFailedError) as refused:
+        async with EffectLog(journal, intent) as effects:
+            effects.finish(completed())
+    assert (refused.value.failure.error_class, refused.value.failure.phase) == (ErrorClass.LEDGER_FULL, Phase.RECORD)
 
 
 async def test_an_unacknowledged_event_is_recorded_once(ledger: UnreliableLedger, journal: Journal) -> None:

@@ -24,6 +24,7 @@ from events.schema import (
     LeakId,
     LeakKind,
     NodeName,
+    Phase,
     Pod,
     ReclaimRequested,
     RepairRequested,
@@ -195,7 +196,7 @@ async def test_an_error_in_one_request_stops_no_other(work: Work, answers: Answe
         work.go("bad", "d2")
         reply = await answers.wait(RequestId("bad"))
         assert reply.failure is not None
-        assert reply.failure.error_class is ErrorClass.INTERNAL
+        assert (reply.failure.error_class, reply.failure.phase) == (ErrorClass.INTERNAL, Phase.DEL)
         assert await answers.wait(RequestId("d2")) == OK
 
 
