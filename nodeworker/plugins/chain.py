@@ -150,7 +150,7 @@ async def sweep(
 def holders(
     attachment: PlannedAttachment, refused: Mapping[str, Failure], of_add: Failure | None
 ) -> dict[str, Failure]:
-    """Return the failures, by configuration, of those plugins that *refused* DEL and may still have resources on the node.
+    """Return those of *refused*, failures of DEL by configuration, whose plugin may still have resources on the node.
 
     *of_add* is the failure of the sandbox's ADD, None if it succeeded. The first plugin has link and address. Once it
     has deleted them, nothing is left of a plugin that changes only the link and its namespace, of one that the ADD did
@@ -161,7 +161,7 @@ def holders(
     types = [type_of(config) for config in attachment.plugins]
     failed_at = len(types)
     if of_add is not None and of_add.phase is Phase.ADD and of_add.ifname == attachment.ifname:
-        failed_at = max((index for index, each in enumerate(types) if each == of_add.delegate), default=failed_at)
+        failed_at = max((index for index, each in enumerate(types) if each == of_add.plugin_type), default=failed_at)
 
     def holds(config: str, failure: Failure) -> bool:
         index = attachment.plugins.index(config)

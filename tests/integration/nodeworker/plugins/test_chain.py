@@ -264,7 +264,7 @@ async def test_delete_continues_after_a_plugin_that_refuses(
     with pytest.raises(PluginFailedError) as raised:
         await chain.delete(executor, attachment, target, None, SECONDS)
     failure = raised.value.failure
-    assert (failure.phase, failure.delegate) == (Phase.DEL, "last")
+    assert (failure.phase, failure.plugin_type) == (Phase.DEL, "last")
     assert failure.message == (
         "last failed to delete net1 of default/net: exit code 1: it gave no reason; "
         "middle failed to delete net1 of default/net: exit code 2: it gave no reason"
@@ -309,9 +309,9 @@ async def test_what_a_refusing_plugin_may_still_have_is_known(
     for each in types:
         plugins.script(each, refusing.get(each, "exit 0"))
     _, refused = await chain.sweep(executor, attachment, target, None, SECONDS)
-    assert [failure.delegate for failure in refused.values()] == [each for each in types[::-1] if each in refusing]
+    assert [failure.plugin_type for failure in refused.values()] == [each for each in types[::-1] if each in refusing]
     holders = chain.holders(attachment, refused, of_add)
-    assert tuple(failure.delegate for failure in holders.values()) == held
+    assert tuple(failure.plugin_type for failure in holders.values()) == held
 
 
 @pytest.mark.parametrize(
