@@ -78,6 +78,30 @@ def test_addresses_and_mac_are_those_of_the_annotation(node: Node) -> None:
     assert pod.links()["net1"] == (mac, {"10.1.1.11/24", "fd00::b/64"})
 
 
+def test_pod_has_forty_interfaces(node: Node) -> None:
+    node.nad("macvlan-conf", node.macvlan())
+    pod = node.pod("many", ",".join(["macvlan-conf"] * 40))
+    assert pod.add().exit_code == 0
+    node.assert_attached(pod)
+    assert set(pod.links()) == {"eth0", *(f"net{number}" for number in range(1, 41))}
+    assert len({address for link in pod.links().values() for address in link.addresses}) == 41
+    assert pod.check().exit_code == 0
+    assert pod.delete() == (0, "", "")
+    node.assert_detached(pod)
+
+
+@pytest.mark.parametrize("ipam", [{}, None, {"type": ""}], ids=["empty", "null", "without type"])
+def test_network_without_ipam_has_no_address(node: Node, ipam: dict[str, str] | None) -> None:
+    """As KubeVirt's documents write a network of layer 2."""
+    config = {"name": "l2", "cniVersion": "0.3.1", "type": "bridge", "bridge": "plumb0", "vlan": 0, "ipam": ipam}
+    node.nad("l2", {**config, "preserveDefaultVlan": False, "macspoofchk": False})
+    pod = node.pod("vm", [{"name": "l2", "namespace": "default", "interface": "pod16477688c0e"}])
+    answer = pod.add()
+    assert answer.exit_code == 0, answer
+    node.assert_attached(pod)
+    assert pod.links()["pod16477688c0e"].addresses == set()
+
+
 @pytest.mark.parametrize("more", [{}, {"only the binary accepts this": True}], ids=["native", "executed"])
 def test_host_local_gives_several_addresses_of_the_annotation(node: Node, more: dict[str, bool]) -> None:
     pool = {**node.host_local("10.1.2.0/24"), "ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00:2::/64"}]]}
