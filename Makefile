@@ -37,6 +37,7 @@ lint:
 # The wheel of a release, for every architecture, in dist/.
 wheel:
 	.ci/setup wheel
+	rm -rf dist
 	PLUMBLINE_WHEEL_ARCHITECTURES="amd64 arm64" $(BIN)/python -m hatchling build --target wheel
 
 # Rewrites requirements/ from pyproject.toml; needs uv. The largest lock comes first: the others have its versions.

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,8 @@ TARGETS = {"amd64": "x86_64-linux-musl", "arm64": "aarch64-linux-musl"}
 _STRICT = ("-std=c11", "-Wall", "-Wextra", "-Werror")
 _REPORT_INTERVAL = 10.0
 """Seconds between two reports of a compilation that goes on."""
+_OPEN_FILES = 4096
+"""zig keeps one file open for each of the C library's 1400 sources."""
 
 
 class BuildError(Exception):
@@ -88,6 +91,7 @@ def _key(architecture: str) -> str:
 
 
 def _compile(architecture: str, report: Callable[[str], None], out: Path) -> None:
+    _check_limit(architecture)
     _check_compiler(architecture)
     report(f"compiling it for {architecture}, with its C library: one to three minutes, once for this user")
     started = time.monotonic()
@@ -115,6 +119,15 @@ def _is_running(process: subprocess.Popen[bytes]) -> bool:
     except subprocess.TimeoutExpired:
         return True
     return False
+
+
+def _check_limit(architecture: str) -> None:
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < _OPEN_FILES:
+        raise BuildError(
+            f"the entry point for {architecture} was not built: zig opens up to {_OPEN_FILES} files, and the hard "
+            f"limit is {limit}; raise it, in a container with --ulimit nofile={_OPEN_FILES}"
+        )
 
 
 def _check_compiler(architecture: str) -> None:

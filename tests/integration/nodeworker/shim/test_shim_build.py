@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,20 @@ def test_a_build_without_the_compiler_says_how_to_get_it(tmp_path: Path, monkeyp
     with pytest.raises(build.BuildError, match=r"needs ziglang==0\.0\.0, which is .*; run \.ci/setup"):
         build.build(shim.architecture(), tmp_path / "plumbline")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_limit_on_open_files_that_is_too_low_is_named(tmp_path: Path):
+    """podman's builds have this limit, at which zig fails after minutes with hundreds of messages."""
+    tried = subprocess.run(
+        ["prlimit", "--nofile=1024:1024", sys.executable, "-m", "nodeworker.shim.build"],
+        cwd=REPOSITORY,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert tried.returncode == 1
+    assert re.fullmatch(r"the entry point .* the hard limit is 1024; raise it, .*\n", tried.stderr)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
