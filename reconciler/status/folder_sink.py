@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -24,8 +24,17 @@ class _Document(msgspec.Struct):
     annotations: dict[str, str] = {}
 
 
+_SUFFIX, _SHORT_SUFFIX = ".json", ".j"
+_LONGEST_FILE_NAME = 255
+
+
+def _file_name(pod: str) -> str:
+    """Return the name of the file of *pod*. It fits: a pod's name has at most 253 characters."""
+    return pod + (_SUFFIX if len(pod) + len(_SUFFIX) <= _LONGEST_FILE_NAME else _SHORT_SUFFIX)
+
+
 class FolderSink:
-    """``StatusSink`` of ``<manifests>/status/<namespace>/<pod>.json``.
+    """``StatusSink`` of ``<manifests>/status/<namespace>/<pod>.json``, or ``.j`` for a pod whose name is too long.
 
     The folder belongs to Plumbline: the reconciler removes foreign files, and restores missing ones.
     """
@@ -43,7 +52,7 @@ class FolderSink:
 
     async def withdrawable(self) -> set[PodName]:
         """See ``StatusSink.withdrawable``."""
-        return {PodName(path.parent.name, path.stem) for path in self._root.glob("*/*.json")}
+        return {pod for pod, _ in self._files()}
 
     async def watch(self) -> AsyncGenerator[ObservedStatus, None]:
         """See ``StatusSink.watch``; scans the folder every ``POLL_INTERVAL`` seconds."""
@@ -91,15 +100,21 @@ class FolderSink:
         """Do nothing: there are no connections."""
 
     def _path(self, pod: PodName) -> Path:
-        return self._root / pod.namespace / f"{pod.name}.json"
+        return self._root / pod.namespace / _file_name(pod.name)
+
+    def _files(self) -> Iterator[tuple[PodName, Path]]:
+        """Yield the files that statuses can be in."""
+        for path in self._root.glob("*/*"):
+            if path.name == _file_name(path.stem) and not path.name.startswith("."):
+                yield PodName(path.parent.name, path.stem), path
 
     def _fingerprints(self) -> dict[PodName, tuple[int, ...]]:
         """Return a fingerprint of each file."""
         found: dict[PodName, tuple[int, ...]] = {}
-        for path in self._root.glob("*/*.json"):
+        for pod, path in self._files():
             with contextlib.suppress(FileNotFoundError):
                 stat = path.stat()
-                found[PodName(path.parent.name, path.stem)] = stat.st_mtime_ns, stat.st_size, stat.st_ino
+                found[pod] = stat.st_mtime_ns, stat.st_size, stat.st_ino
         return found
 
     async def _write(self, pod: PodName, status: PodStatus | None) -> bool:

@@ -7,6 +7,7 @@ unusable file affects its own objects only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,10 @@ _UNREADABLE = (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError,
 
 Found = TypeVar("Found", Nad, PodObject)
 _Object = Nad | PodObject
+_KINDS: Mapping[tuple[object, object], type[_Object]] = {
+    ("v1", "Pod"): PodObject,
+    (NAD_API, "NetworkAttachmentDefinition"): Nad,
+}
 
 
 class _Metadata(msgspec.Struct):
@@ -54,6 +59,25 @@ class _Nad(msgspec.Struct):
     spec: Any = None
 
 
+class _Identity(msgspec.Struct):
+    name: str
+    namespace: str = "default"
+
+
+class _Identified(msgspec.Struct):
+    kind: str
+    metadata: _Identity
+
+
+class _Unusable(NamedTuple):
+    """An object that is there and can't be used."""
+
+    of_type: type[_Object]
+    namespace: str
+    name: str
+    problem: str
+
+
 _FRESH = 0.01
 """Seconds after the look-up of a pod in which files are not read again: an ADD then looks up the pod's networks."""
 _QUICK = 0.001
@@ -70,7 +94,7 @@ class _Signature(NamedTuple):
 
 class _File(NamedTuple):
     signature: _Signature
-    objects: tuple[_Object, ...]
+    objects: tuple[_Object | _Unusable, ...]
 
 
 class Manifests:
@@ -82,7 +106,7 @@ class Manifests:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, _File] = {}
-        self._objects: dict[tuple[type[_Object], str, str], _Object] = {}
+        self._objects: dict[tuple[type[_Object], str, str], _Object | _Unusable] = {}
         self._looked_at = float("-inf")
         self._quick = False
         self._log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -93,7 +117,7 @@ class Manifests:
     async def pod(self, namespace: str, name: str, uid: str = "") -> PodObject | None:
         """Return the pod *namespace*/*name*, whatever its *uid*: a folder has one incarnation.
 
-        Raises SourceUnavailableError if the folder can't be read.
+        Raises SourceUnavailableError if the folder can't be read, or the pod is there and unusable.
         """
         began = time.monotonic()
         found = await self._look_up(PodObject, namespace, name)
@@ -101,7 +125,7 @@ class Manifests:
         return found
 
     async def nad(self, namespace: str, name: str) -> Nad | None:
-        """Return the NAD *namespace*/*name*. Raises SourceUnavailableError if the folder can't be read."""
+        """Return the NAD *namespace*/*name*. Raises SourceUnavailableError as ``pod`` does."""
         if time.monotonic() - self._looked_at < _FRESH:
             return self._get(Nad, namespace, name)
         return await self._look_up(Nad, namespace, name)
@@ -134,6 +158,8 @@ class Manifests:
 
     def _get(self, kind: type[Found], namespace: str, name: str) -> Found | None:
         found = self._objects.get((kind, namespace, name))
+        if isinstance(found, _Unusable):
+            raise SourceUnavailableError(found.problem)
         return found if isinstance(found, kind) else None
 
     def _refresh(self) -> None:
@@ -147,7 +173,7 @@ class Manifests:
             if known is None or known.signature != signature:
                 known = _File(signature, tuple(self._read(path)))
             files[path] = known
-        self._objects = {(type(o), o.namespace, o.name): o for file in files.values() for o in file.objects}
+        self._objects = {_key(each): each for file in files.values() for each in file.objects}
         self._files = files  # last: it decides whether the objects are current
 
     def _signatures(self) -> dict[str, _Signature]:
@@ -163,7 +189,7 @@ class Manifests:
     def _is_current(self, signatures: dict[str, _Signature]) -> bool:
         return signatures == {path: file.signature for path, file in self._files.items()}
 
-    def _read(self, path: str) -> Iterator[_Object]:
+    def _read(self, path: str) -> Iterator[_Object | _Unusable]:
         """Yield the objects in the file *path*; log once what is unusable, and continue."""
         try:
             manifests = list(_flat(_documents(self._folder / path)))
@@ -174,7 +200,9 @@ class Manifests:
             try:
                 yield from _object(manifest)
             except msgspec.ValidationError as error:
-                self._log.warning("manifest_object_unusable", file=path, object=index, error=str(error))
+                problem = str(error)
+                self._log.warning("manifest_object_unusable", file=path, object=index, error=problem)
+                yield from _unusable(manifest, problem, self._folder / path)
 
 
 def _scan(folder: Path) -> Iterator[tuple[str, _Signature]]:
@@ -219,12 +247,27 @@ def _flat(documents: list[Any]) -> Iterator[Mapping[str, Any]]:
 
 def _object(manifest: Mapping[str, Any]) -> Iterator[_Object]:
     """Yield *manifest* as a pod or NAD; nothing for other kinds. Raises msgspec.ValidationError."""
-    kind = (manifest.get("apiVersion"), manifest.get("kind"))
-    if kind == ("v1", "Pod"):
+    kind = _KINDS.get((manifest.get("apiVersion"), manifest.get("kind")))
+    if kind is PodObject:
         about = convert(manifest, _Pod).metadata
         annotations = about.annotations or {}
         static = annotations.get(CONFIG_SOURCE, "api") != "api"
         yield PodObject(about.namespace, about.name, about.uid, annotations, static)
-    elif kind == (NAD_API, "NetworkAttachmentDefinition"):
+    elif kind is Nad:
         nad = convert(manifest, _Nad)
         yield Nad.of(nad.metadata.namespace, nad.metadata.name, nad.spec, nad.metadata.annotations or {})
+
+
+def _unusable(manifest: Mapping[str, Any], problem: str, file: Path) -> Iterator[_Unusable]:
+    """Yield *manifest*, which has a *problem*; nothing for other kinds, and without a name that can be looked up."""
+    with contextlib.suppress(msgspec.ValidationError):
+        found = convert(manifest, _Identified)
+        of_type = _KINDS.get((manifest.get("apiVersion"), found.kind))
+        if of_type is not None:
+            namespace, name = found.metadata.namespace, found.metadata.name
+            sentence = f"{found.kind} {namespace}/{name} in {file} can't be used: {problem}; correct it"
+            yield _Unusable(of_type, namespace, name, sentence)
+
+
+def _key(found: _Object | _Unusable) -> tuple[type[_Object], str, str]:
+    return found.of_type if isinstance(found, _Unusable) else type(found), found.namespace, found.name

@@ -111,3 +111,15 @@ async def test_an_unwritable_folder_is_not_final(tmp_path: Path) -> None:
     assert not error.value.final
     (tmp_path / "status").unlink()
     assert await folder.put(STATUS, None)
+
+
+async def test_pods_with_the_longest_names_have_files_too(tmp_path: Path) -> None:
+    folder = FolderSink(tmp_path)
+    names = [PodName("shop", "a" * (length - len(tail)) + tail) for length in range(245, 254) for tail in ("", ".json")]
+    assert all([await folder.put(of(name), None) for name in names])
+    assert await folder.withdrawable() == set(names)
+    assert len(os.listdir(tmp_path / "status/shop")) == len(names)
+    seen = {status.pod: status.text async for status in folder.read_all()}
+    assert seen == dict.fromkeys(names, "[{}]")
+    assert all([await folder.withdraw(name) for name in names])
+    assert os.listdir(tmp_path / "status/shop") == []

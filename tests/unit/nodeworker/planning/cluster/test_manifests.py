@@ -190,3 +190,16 @@ async def test_folder_created_later_is_read(tmp_path: Path) -> None:
     write(tmp_path / "later" / "a.yaml", NAD)
     assert await source.nad("shop", "macvlan-conf") is not None
     source.close()
+
+
+async def test_unusable_object_is_said_to_be_there(manifests: Manifests, tmp_path: Path) -> None:
+    about = "metadata: {name: web, namespace: shop, annotations: {networks: [a]}}"
+    write(tmp_path / "a.yaml", f"apiVersion: v1\nkind: Pod\n{about}")
+    write(tmp_path / "b.yaml", f"apiVersion: k8s.cni.cncf.io/v1\nkind: NetworkAttachmentDefinition\n{about}")
+    with pytest.raises(SourceUnavailableError, match=r"Pod shop/web in .*a\.yaml can't be used: Expected `str`"):
+        await manifests.pod("shop", "web")
+    sentence = r"NetworkAttachmentDefinition shop/web in .*b\.yaml can't be used: Expected `str`, .*; correct it"
+    with pytest.raises(SourceUnavailableError, match=sentence):
+        await manifests.nad("shop", "web")
+    write(tmp_path / "a.yaml", POD.replace("samplepod", "web\n  namespace: shop"))
+    assert await manifests.pod("shop", "web") is not None
