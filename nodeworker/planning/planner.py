@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from events.schema import AttachPlanned, AttachRequested, ContainerId, ErrorClass, IfName, Phase, PlannedAttachment
 from nodeworker.errors import RequestFailedError, about, failed
 from nodeworker.kernel.namespaces import inode, interfaces_present
-from nodeworker.planning.cluster.gather import gather, gather_default
+from nodeworker.planning.cluster.gather import gather, gather_default, with_chains
 from nodeworker.planning.cluster.source import Source
 from nodeworker.planning.devices.source import DeviceSource, find_devices
 from nodeworker.planning.readiness import Readiness
@@ -60,6 +60,7 @@ class Planner:
         """
         conf = parse_netconf(request.config, self.node_defaults)
         await self._readiness.wait(conf.readiness_file, readiness_wait, Phase.RESOLVE)
+        conf = await with_chains(conf)
         pod, networks = await gather(conf, request.pod, self._source)
         devices = await find_devices(conf, request.pod, pod, networks, self._device_sources)
         planned = make_plan(request, container_id, conf, pod, networks, devices, self._info_folder)
@@ -75,6 +76,7 @@ class Planner:
     async def default_attachment(self, conf: RuntimeNetConf, plugin_folders: tuple[str, ...]) -> PlannedAttachment:
         """Return the default network as if it were to be attached. Raises RequestFailedError."""
         try:
+            conf = await with_chains(conf)
             found = await gather_default(conf, self._source)
             network, config = definition(found.entry, found.networks)
             attachment = PlannedAttachment(

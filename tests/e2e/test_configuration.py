@@ -133,6 +133,36 @@ def test_auxiliary_chain_is_attached_last(node: Node, net_d: Path) -> None:
     assert calls.read_text().splitlines()[1].startswith("DEL ")
 
 
+def test_list_among_the_delegates_has_the_plugins_that_its_folder_has_at_the_add(node: Node, net_d: Path) -> None:
+    node.plugin("recording", RECORDING.replace("FILE", str(net_d / "calls")))
+    bridge = {"cniVersion": "1.0.0", "name": "default", "plugins": [node.bridge()]}
+    config = node.conf(bridge, chainDir=str(net_d), auxiliaryCNIChainName="vendor")
+    before, after, last = (node.pod(name, config=config) for name in ("before", "after", "last"))
+    assert before.add().exit_code == 0
+    for folder in (net_d / "default", net_d / "vendor"):
+        folder.mkdir()
+        (folder / "50-recording.conf").write_text('{"type": "recording"}')
+    assert after.add().exit_code == 0
+    (net_d / "default" / "50-recording.conf").unlink()
+    (net_d / "vendor" / "50-recording.conf").write_text("{")
+    assert "50-recording.conf" in last.add().msg
+    (net_d / "vendor" / "50-recording.conf").unlink()
+    assert last.add().exit_code == 0
+    assert [types_of(node, each) for each in (before, after, last)] == [
+        ["bridge"],
+        ["bridge", "recording", "passthru", "recording"],
+        ["bridge"],
+    ]
+    for each in (before, after, last):
+        assert each.delete() == (0, "", "")
+
+
+def types_of(node: Node, pod: PodSandbox) -> list[str]:
+    """Return the types of all plugins of the last plan of *pod*."""
+    *_, planned = (event.data for event in node.events_of(pod) if isinstance(event.data, AttachPlanned))
+    return [json.loads(plugin)["type"] for each in planned.attachments for plugin in each.plugins]
+
+
 def test_unknown_key_is_warned_about_once(make_node: MakeNode) -> None:
     node = make_node(network={"clusterNetwork": "", "clusterNetworks": ["x"]})
     node.start()

@@ -1,9 +1,9 @@
 """Generate the configuration with which the runtime calls Plumbline, from the default network's or from Multus'.
 
 The default network is embedded instead of named by its path. So an attach does not depend on a file that another
-program may be rewriting, nor on the worker's access to the host's folder, and an invalid configuration never reaches
-the runtime. ``plumbline install --watch`` generates it again within a second of a change. Only the administrator's
-``clusterNetwork``, or keys that need it, make it a path, which the worker reads at every attach.
+program may be rewriting, and an invalid configuration never reaches the runtime. ``plumbline install --watch``
+generates it again within a second of a change. Other programs add plugins to the network, each as a file in the folder
+of its name: the worker reads that folder at every attach, and the whole network only if ``clusterNetwork`` is a path.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def from_primary(primary: Primary, section: InstallSection) -> Generated:
         name for plugin in primary.parsed.plugins for name, on in (plugin.get("capabilities") or {}).items() if on
     }
     offered = {**dict.fromkeys(sorted(declared), True), **keys.pop("capabilities", {})}
-    plugin = {"type": _TYPE, **({"capabilities": offered} if offered else {}), **keys, **default}
+    folder = {"chainDir": str(primary.path.parent)}  # the worker reads a chain's folder at every attach
+    plugin = {"type": _TYPE, **({"capabilities": offered} if offered else {}), **folder, **keys, **default}
     head = {"cniVersion": primary.parsed.cni_version, "name": section.network_name or primary.parsed.name}
     return _generated(head, [plugin], str(primary.path), as_list=at_least(primary.parsed.cni_version, "1.0.0"))
 

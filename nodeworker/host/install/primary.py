@@ -26,8 +26,9 @@ class Primary(NamedTuple):
 
     path: Path
     config: Mapping[str, Any]
-    """The configuration as written, plus the plugins from separate files."""
+    """The configuration as written."""
     parsed: NetworkConfig
+    """The configuration with the plugins that are in separate files now."""
 
 
 def find(folder: Path, file_name: str = "") -> Primary:
@@ -94,7 +95,7 @@ def _types(config: Mapping[str, Any]) -> Iterator[str]:
 def _primary(path: Path, config: dict[str, Any]) -> Primary:
     complete = config if config.get("type") else _with_chained(path, config)
     try:
-        return Primary(path, complete, conflist.parse(complete))
+        return Primary(path, config, conflist.parse(complete))
     except ConfigError as error:
         raise InstallError(f"{path} is not a usable configuration: {error}") from error
 
@@ -109,4 +110,4 @@ def _with_chained(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     if not name or "/" in name or not folder.is_dir():
         return config
     chained = [read(file) for file in files_in(folder) if file.suffix == ".conf"]
-    return {**config, "plugins": [*cast("list[Any]", inlined), *chained], "loadOnlyInlinedPlugins": True}
+    return {**config, "plugins": [*cast("list[Any]", inlined), *chained]}

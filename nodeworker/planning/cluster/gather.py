@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+from msgspec.structs import replace
+
 from events.schema import ErrorClass, Phase, Pod
 from nodeworker.errors import RequestFailedError, failed
 from nodeworker.planning.cluster import node_files
@@ -16,6 +19,8 @@ from nodeworker.planning.resolve.netconf import RuntimeNetConf
 from nodeworker.planning.resolve.networks import NetworkEntry, default_network, networks_of
 from nodeworker.planning.resolve.objects import Nad, NetworkRef, PodObject
 from nodeworker.plugins.spec.names import shown
+
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Gathered(NamedTuple):
@@ -55,6 +60,30 @@ async def gather_default(conf: RuntimeNetConf, source: Source | None) -> Default
     entry = default_network(conf)
     with _source_errors():
         return DefaultNetwork(entry, await _networks((entry,), conf, source))
+
+
+async def with_chains(conf: RuntimeNetConf) -> RuntimeNetConf:
+    """Return *conf* with the plugins that are in the folders of its lists now. Raises RequestFailedError."""
+    if not conf.chain_dir or conf.cluster_network:
+        return conf
+    delegates = [await _with_chain(delegate, Path(conf.chain_dir)) for delegate in conf.delegates]
+    return replace(conf, delegates=tuple(delegates))
+
+
+async def _with_chain(delegate: dict[str, msgspec.Raw], chain_dir: Path) -> dict[str, msgspec.Raw]:
+    folder = node_files.chain_folder(delegate, chain_dir)
+    if folder is None:
+        return delegate
+    found = await asyncio.to_thread(node_files.continued, delegate, chain_dir)
+    if found.config is None:
+        raise failed(
+            ErrorClass.NETWORK_NOT_FOUND,
+            Phase.RESOLVE,
+            f"network {folder.name} continues in {folder}, which can't be read: {'; '.join(found.skipped)}; correct or "
+            f"remove it",
+            network=folder.name,
+        )
+    return _members.decode(found.config)
 
 
 @contextmanager
@@ -124,7 +153,7 @@ async def _network(ref: NetworkRef, conf: RuntimeNetConf, source: Source | None)
 async def _auxiliary(conf: RuntimeNetConf) -> Nad | None:
     """Return the auxiliary chain; None: its folder has no plugin."""
     name = conf.auxiliary_chain
-    found = await asyncio.to_thread(node_files.auxiliary_chain, Path(conf.cluster_network), name, conf.cni_version)
+    found = await asyncio.to_thread(node_files.auxiliary_chain, Path(conf.chain_base), name, conf.cni_version)
     if found.skipped:
         raise failed(
             ErrorClass.NETWORK_NOT_FOUND,

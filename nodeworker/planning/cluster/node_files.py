@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -69,7 +70,24 @@ def read_config(path: Path) -> FoundConfig:
     text = _read(path, skipped)
     if text is None or path.suffix != ".conflist":
         return FoundConfig(text, tuple(skipped))
-    return _continued(text, path)
+    return _continued(text, path.parent, str(path))
+
+
+def chain_folder(delegate: Mapping[str, msgspec.Raw], chain_dir: Path) -> Path | None:
+    """Return the folder in which the list *delegate* continues; None: it is no such list, or there is no folder."""
+    try:
+        head = _head.decode(msgspec.json.encode(delegate))
+    except (msgspec.MsgspecError, UnicodeError):
+        return None  # the parser of the configuration reports the error
+    if head.type or head.inlined_only or not is_network_name(head.name):
+        return None
+    folder = chain_dir / head.name
+    return folder if folder.is_dir() else None
+
+
+def continued(delegate: Mapping[str, msgspec.Raw], chain_dir: Path) -> FoundConfig:
+    """Return the list *delegate*, with the plugins in the folder of its name in *chain_dir*."""
+    return _continued(msgspec.json.encode(delegate).decode(), chain_dir, "the list")
 
 
 def auxiliary_chain(beside: Path, name: str, cni_version: str) -> FoundConfig:
@@ -86,8 +104,8 @@ def auxiliary_chain(beside: Path, name: str, cni_version: str) -> FoundConfig:
     return FoundConfig(msgspec.json.encode(chain).decode())
 
 
-def _continued(text: str, path: Path) -> FoundConfig:
-    """Return *text* of the file *path*; if it is a list, with the plugins in the folder of its name."""
+def _continued(text: str, beside: Path, source: str) -> FoundConfig:
+    """Return *text* of *source*; if it is a list, with the plugins in the folder of its name in the folder *beside*."""
     try:
         config = _objects.decode(text)
         head = _head.decode(text)
@@ -95,11 +113,11 @@ def _continued(text: str, path: Path) -> FoundConfig:
     except (msgspec.MsgspecError, UnicodeError):
         return FoundConfig(text)  # the parser of the configuration reports the error
     if not isinstance(head.inlined_only, bool | None):
-        return FoundConfig(None, (f"{path}: {_INLINED_ONLY} is neither true nor false",))
+        return FoundConfig(None, (f"{source}: {_INLINED_ONLY} is neither true nor false",))
     if head.type or head.inlined_only or not is_network_name(head.name):
         return FoundConfig(text)
     skipped: list[str] = []
-    plugins = _plugins(path.parent / head.name, skipped)
+    plugins = _plugins(beside / head.name, skipped)
     if skipped:
         return FoundConfig(None, tuple(skipped))
     return FoundConfig(msgspec.json.encode({**config, "plugins": [*inlined, *plugins]}).decode() if plugins else text)

@@ -41,7 +41,10 @@ class NodeDefaults(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     default_networks: tuple[str, ...] = ()
     """Additional networks of every pod outside the system namespaces; ignored without ``cluster_network``."""
     auxiliary_chain: str = msgspec.field(default="", name="auxiliaryCNIChainName")
-    """Folder beside ``cluster_network``: its plugins are the last network of every pod, a chain of this name."""
+    """Folder beside ``cluster_network``, or in ``chain_dir``: its plugins are the last network of every pod, a chain of
+    this name."""
+    chain_dir: str = ""
+    """Folder in which the lists among ``delegates`` continue, each in the folder of its name; empty: nowhere."""
     conf_dir: str = "/etc/cni/multus/net.d"
     bin_dir: str = "/opt/cni/bin"
     namespace_isolation: bool = False
@@ -57,6 +60,11 @@ class NodeDefaults(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     log_level: str = ""
     """``panic``, ``error``, ``verbose`` or ``debug``, for ``log_file``; any other value means ``verbose``."""
     log_options: LogOptions = LogOptions()
+
+    @property
+    def chain_base(self) -> str:
+        """The folder of the auxiliary chain's folder, or a file beside it; empty: unknown."""
+        return self.cluster_network if "/" in self.cluster_network else self.chain_dir
 
 
 class RuntimeNetConf(NodeDefaults, frozen=True, kw_only=True, rename="camel"):
@@ -157,8 +165,11 @@ def _problem(conf: RuntimeNetConf) -> str:
             f"auxiliaryCNIChainName is {shown(conf.auxiliary_chain)}; "
             "start it with a letter or digit and go on with letters, digits, '_', '.' and '-'"
         )
-    if conf.auxiliary_chain and "/" not in conf.cluster_network:
-        return "auxiliaryCNIChainName names a folder beside clusterNetwork, which is not a path; make it one"
+    if conf.auxiliary_chain and not conf.chain_base:
+        return (
+            "auxiliaryCNIChainName names a folder beside clusterNetwork, which is not a path: make it one, or set "
+            "chainDir to the folder that the chain's folder is in"
+        )
     return _prev_result_problem(conf.prev_result, conf.cni_version) if conf.prev_result is not None else ""
 
 

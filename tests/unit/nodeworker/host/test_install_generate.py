@@ -39,6 +39,7 @@ def test_a_list_becomes_the_delegate_of_a_list(tmp_path: Path) -> None:
             {
                 "type": "plumbline",
                 "capabilities": {"bandwidth": True, "portMappings": True},
+                "chainDir": str(tmp_path),
                 "delegates": [BRIDGE],
             }
         ],
@@ -53,6 +54,7 @@ def test_an_old_version_becomes_a_single_configuration(tmp_path: Path) -> None:
         "name": "flat",
         "type": "plumbline",
         "capabilities": {"mac": True},
+        "chainDir": str(tmp_path),
         "delegates": [SINGLE],
     }
 

@@ -106,7 +106,7 @@ def test_plugins_in_separate_files_join_the_list(tmp_path: Path) -> None:
     )
     found = find(tmp_path)
     assert [plugin["type"] for plugin in found.parsed.plugins] == ["bridge", "portmap", "bandwidth", "tuning", "sbr"]
-    assert found.config["loadOnlyInlinedPlugins"] is True
+    assert found.config == BRIDGE
 
     write(tmp_path, a_conflist={**BRIDGE, "loadOnlyInlinedPlugins": True})
     assert len(find(tmp_path).parsed.plugins) == 3
