@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from events.process.settings import MetricsSettings, Settings, load, missing_files
+from events.process.settings import MetricsSettings, Settings, SettingsError, load, missing_files
 from nodeworker.host.adopt.settings import AdoptSettings
+from nodeworker.host.install import InstallError
+from nodeworker.host.install.generate import check_keys
 from nodeworker.planning.resolve.config_keys import unknown_keys
 from nodeworker.planning.resolve.device_assignment import INFO_FOLDER
 from nodeworker.planning.resolve.netconf import KEYS, NodeDefaults, parse_defaults
@@ -133,5 +136,24 @@ class Checked(msgspec.Struct, frozen=True):
 def check(path: Path) -> Checked:
     """Check the file at *path*. Raises SettingsError."""
     settings, adoption = load(path, WorkerSettings), load(path, AdoptSettings)
-    notes = [f"worker.network: nothing knows the key {key}" for key in settings.worker.unknown_network_keys]
-    return Checked({"worker": settings.worker, "adopt": adoption.adopt}, missing_files(settings), notes)
+    missing = [*missing_files(settings), *_foreign_paths("worker.network", settings.worker.network)]
+    notes = [_unknown("worker.network", key) for key in settings.worker.unknown_network_keys]
+    if settings.install is not None:
+        try:
+            network = check_keys(settings.install)
+        except InstallError as error:
+            raise SettingsError(f"{path}: install.network can't be used: {error}") from error
+        missing += _foreign_paths("install.network", network)
+        notes += [_unknown("install.network", key) for key in unknown_keys(settings.install.network, KEYS)]
+    return Checked({"worker": settings.worker, "adopt": adoption.adopt}, missing, notes)
+
+
+def _unknown(where: str, key: str) -> str:
+    return f"{where}: nothing knows the key {key}"
+
+
+def _foreign_paths(where: str, defaults: NodeDefaults) -> Iterator[str]:
+    """Yield a sentence about each path of Multus' containers, which have the node's files in /host."""
+    for key, path in (("confDir", defaults.conf_dir), ("binDir", defaults.bin_dir)):
+        if path.startswith("/host/") and not Path(path).exists():
+            yield f"{where}.{key}: {path} does not exist: it is a path in Multus' container; write {path[5:]}"

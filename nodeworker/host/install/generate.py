@@ -18,13 +18,14 @@ from events.process.settings import InstallSection
 from nodeworker.errors import RequestFailedError
 from nodeworker.host.install import InstallError
 from nodeworker.host.install.primary import MULTUS_TYPES, OWN, Primary, parts, read
-from nodeworker.planning.resolve.netconf import NodeDefaults, parse_netconf
+from nodeworker.planning.resolve.netconf import NodeDefaults, parse_defaults, parse_netconf
 from nodeworker.plugins.spec.versions import ConfigError, at_least
 
 _TYPE = "plumbline"
 _STATUS_SINCE = "1.1.0"
 _NEED_CLUSTER_NETWORK = frozenset({"defaultNetworks", "auxiliaryCNIChainName"})
-_DERIVED = ("type", "name", "cniVersion", "plugins")
+_OF_NETWORK = frozenset({"type", "name", "cniversion"})
+"""Keys, in lower case, that come from the network: Multus' files have them, and they have no effect."""
 
 
 class Generated(NamedTuple):
@@ -77,13 +78,22 @@ def from_multus(path: Path, section: InstallSection) -> Generated:
     return _generated(head, plugins, str(path), as_list=not single or _wants_list(head, path))
 
 
+def check_keys(section: InstallSection) -> NodeDefaults:
+    """Return the keys of *section*. Raises InstallError if no configuration could be generated with them."""
+    keys = {"chainDir": section.cni_autoconf_dir or section.cni_conf_dir, **_keys(section)}
+    try:
+        return parse_defaults(keys)
+    except ValueError as error:
+        raise InstallError(str(error)) from error
+
+
 def _keys(section: InstallSection) -> dict[str, Any]:
-    for key in _DERIVED:
-        if key in section.network:
-            raise InstallError(f"{key} can't be one of the configured keys: it comes from the network")
-    if not isinstance(section.network.get("capabilities", {}), dict):
+    keys = {key: value for key, value in section.network.items() if key.casefold() not in _OF_NETWORK}
+    if "plugins" in keys:
+        raise InstallError("plugins can't be one of the configured keys: write the list as an element of delegates")
+    if not isinstance(keys.get("capabilities", {}), dict):
         raise InstallError("the configured key capabilities is not a JSON object")
-    return dict(section.network)
+    return keys
 
 
 def _wants_list(head: Mapping[str, Any], path: Path) -> bool:

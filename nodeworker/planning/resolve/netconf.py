@@ -14,9 +14,9 @@ import msgspec
 from events.schema import ErrorClass, Phase
 from nodeworker.errors import RequestFailedError, failed
 from nodeworker.planning.resolve.config_keys import given_keys, names_of, unknown_keys
-from nodeworker.plugins.spec import results
+from nodeworker.plugins.spec import conflist, results
 from nodeworker.plugins.spec.names import decode_json, is_network_name, raw_members, respelled, shown
-from nodeworker.plugins.spec.versions import SUPPORTED, UNSTATED, at_least
+from nodeworker.plugins.spec.versions import SUPPORTED, UNSTATED, ConfigError, at_least
 
 _DEFAULT_NETWORK = frozenset({"clusterNetwork", "delegates"})
 
@@ -125,9 +125,17 @@ def parse_netconf(config: str, defaults: NodeDefaults) -> RuntimeNetConf:
 def parse_defaults(keys: Mapping[str, Any]) -> NodeDefaults:
     """Return the worker's own *keys*, parsed like a runtime's. Raises ValueError."""
     try:
-        return _defaults.decode(msgspec.json.encode(given_keys(keys, KEYS)))
+        defaults = _defaults.decode(msgspec.json.encode(given_keys(keys, KEYS)))
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from error
+    for index, delegate in enumerate(() if defaults.cluster_network else defaults.delegates, 1):
+        try:
+            conflist.parse(delegate)
+        except ConfigError as error:
+            raise ValueError(f"element {index} of delegates: {error}") from error
+    if problem := _chain_problem(defaults) if defaults.cluster_network else "":
+        raise ValueError(problem)
+    return defaults
 
 
 def logging_of(config: str, defaults: NodeDefaults) -> NodeDefaults:
@@ -160,6 +168,13 @@ def _problem(conf: RuntimeNetConf) -> str:
     """Return what is wrong with keys that are valid alone, or an empty text."""
     if not conf.cluster_network and not conf.delegates:
         return "it names no default network; set clusterNetwork or delegates"
+    if problem := _chain_problem(conf):
+        return problem
+    return _prev_result_problem(conf.prev_result, conf.cni_version) if conf.prev_result is not None else ""
+
+
+def _chain_problem(conf: NodeDefaults) -> str:
+    """Return why the auxiliary chain can't be looked up, or an empty text."""
     if conf.auxiliary_chain and not is_network_name(conf.auxiliary_chain):
         return (
             f"auxiliaryCNIChainName is {shown(conf.auxiliary_chain)}; "
@@ -170,7 +185,7 @@ def _problem(conf: RuntimeNetConf) -> str:
             "auxiliaryCNIChainName names a folder beside clusterNetwork, which is not a path: make it one, or set "
             "chainDir to the folder that the chain's folder is in"
         )
-    return _prev_result_problem(conf.prev_result, conf.cni_version) if conf.prev_result is not None else ""
+    return ""
 
 
 def _prev_result_problem(prev_result: Mapping[str, Any], version: str) -> str:

@@ -83,7 +83,6 @@ def test_configured_default_network_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"type": "multus"}, "type can't be one of the configured keys"),
         ({"plugins": []}, "plugins can't be one of the configured keys"),
         ({"namespaceIsolation": "yes"}, "namespaceIsolation"),
         ({"capabilities": ["mac"]}, "not a JSON object"),
