@@ -12,8 +12,8 @@ import pytest
 
 from nodeworker import shim
 from nodeworker.shim import build
-from tests.support.distribution import Distribution, order
-from tests.support.isolation import isolate
+from tests.support.run.distribution import Distribution, order
+from tests.support.run.isolation import isolate
 
 # An example's duration depends on the machine, and the same code must get the same examples.
 hypothesis.settings.load_profile("ci")

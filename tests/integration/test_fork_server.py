@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.fork_server import WORKER
 from tests.support.repository import REPOSITORY
+from tests.support.run.fork_server import WORKER
 
 SURROUNDINGS = """
 import gc, json, os, signal, sys, threading

@@ -16,8 +16,8 @@ import pytest
 
 from events.nats.ledger import JetStreamLedger
 from events.nats.server import EmbeddedServer
-from tests.support.fork_server import RECONCILER, ListenedProcess
 from tests.support.reconciler.rows import folded, stored_in
+from tests.support.run.fork_server import RECONCILER, ListenedProcess
 from tests.support.stories.node import Node, busy_day
 
 

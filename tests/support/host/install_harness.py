@@ -9,7 +9,7 @@ from typing import Any
 from events.process.settings import InstallSection, Settings
 from nodeworker.host.install.installer import Installer
 from nodeworker.shim.frame import encode_reply
-from tests.support.shim_harness import Worker, reply
+from tests.support.worker.shim_harness import Worker, reply
 
 BRIDGE = {
     "cniVersion": "1.0.0",

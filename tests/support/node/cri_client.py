@@ -9,7 +9,7 @@ from typing import Any
 
 from grpclib.client import Channel, UnaryUnaryMethod
 
-from tests.support.grpc_messages import messages
+from tests.support.grpc.grpc_messages import messages
 
 _PATIENCE = 60.0
 """Seconds for one call: the runtime waits for the entry point, which waits for the worker."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from events.process.child_process import die_with_parent
-from tests.support.grpc_messages import messages
+from tests.support.grpc.grpc_messages import messages
 
 PROTO = """
 syntax = "proto3";

@@ -31,11 +31,11 @@ from events.schema import (
     expand_effects,
 )
 from nodeworker.plugins.orphans import orphans
-from tests.support.fork_server import WORKER, ForkedProcess
 from tests.support.node.gate import Gate
 from tests.support.node.kernel import ip, links, own_network
 from tests.support.node.runtime import PodSandbox, Runtime
 from tests.support.repository import REPOSITORY
+from tests.support.run.fork_server import WORKER, ForkedProcess
 from tests.support.waiting import eventually
 
 BRIDGE = "plumb0"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from tests.support.fork_server import RECONCILER
 from tests.support.node.node import Node
+from tests.support.run.fork_server import RECONCILER
 from tests.support.waiting import eventually
 
 

@@ -24,7 +24,11 @@ from nodeworker.kernel.rtnetlink import links
 from nodeworker.kernel.rtnetlink.socket import Netlink
 from nodeworker.plugins.native.kinds.bridge import bridge
 from nodeworker.plugins.spec.results import Interface, Result
-from tests.integration.nodeworker.plugins.native.test_bridge_vlans import PVID_UNTAGGED, filtering_bridge, needs_vlans
+from tests.integration.nodeworker.plugins.native.kinds.test_bridge_vlans import (
+    PVID_UNTAGGED,
+    filtering_bridge,
+    needs_vlans,
+)
 from tests.support.plugins.kernel_view import container, node
 from tests.support.plugins.native_harness import answer, call, encoded, ip
 from tests.support.waiting import BOUND

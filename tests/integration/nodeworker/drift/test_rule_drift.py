@@ -28,7 +28,7 @@ from nodeworker.plugins.native.kinds.tuning import tuning
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.results import Interface, Result
 from tests.integration.nodeworker.drift.test_bridge_vlan_drift import wanted
-from tests.integration.nodeworker.plugins.native.test_filters import (
+from tests.integration.nodeworker.plugins.native.filter.test_filters import (
     BY_NFTABLES,
     CONFINED,
     IPAM,

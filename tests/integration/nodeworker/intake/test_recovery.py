@@ -59,7 +59,7 @@ from nodeworker.sandboxes.dispatcher import Dispatcher
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.shim.frame import Frame
 from tests.support.waiting import BOUND, until
-from tests.support.worker_harness import (
+from tests.support.worker.worker_harness import (
     BOX,
     ETH0,
     FAILURE,

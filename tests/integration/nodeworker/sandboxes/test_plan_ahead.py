@@ -23,7 +23,7 @@ from nodeworker.plugins.exec import PluginExecutor
 from nodeworker.sandboxes.plan_ahead import PlanAhead
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.settings import WorkerSection
-from tests.support.worker_harness import BOX, ETH0, NODE
+from tests.support.worker.worker_harness import BOX, ETH0, NODE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nodeworker.shim import build
-from tests.support.shim_harness import Runtime
+from tests.support.worker.shim_harness import Runtime
 
 
 @pytest.fixture(scope="session")

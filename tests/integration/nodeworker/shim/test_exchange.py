@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nodeworker.shim import frame
-from tests.support.shim_harness import Runtime, error_of, hang, reply, reply_bytewise, vanish
+from tests.support.worker.shim_harness import Runtime, error_of, hang, reply, reply_bytewise, vanish
 
 ANSWER = frame.encode_reply(0, b'{"cniVersion":"1.1.0"}')
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeworker.shim import frame
-from tests.support.shim_harness import Behaviour, Runtime, error_of, hang, reply, reply_bytewise, vanish
+from tests.support.worker.shim_harness import Behaviour, Runtime, error_of, hang, reply, reply_bytewise, vanish
 
 lengths = st.one_of(st.integers(0, 64), st.integers(0, 2**32 - 1))
 headed = st.builds(

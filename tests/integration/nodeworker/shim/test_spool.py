@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nodeworker.shim import frame
-from tests.support.shim_harness import Runtime, error_of, hang, reply, vanish
+from tests.support.worker.shim_harness import Runtime, error_of, hang, reply, vanish
 
 SOON: dict[str, str | bytes | None] = {"PLUMBLINE_DEADLINE": "0.1"}
 

@@ -23,7 +23,7 @@ from events.nats.streams import command_stream
 from events.schema import NO_NODE, Pod, ReconcilerElected
 from reconciler.history.timeline import HEADER
 from reconciler.projection.store import Store
-from tests.support.fork_server import plumbline
+from tests.support.run.fork_server import plumbline
 from tests.support.stories.events import container
 from tests.support.stories.node import Node, busy_day
 from tests.support.stories.values import SECRET

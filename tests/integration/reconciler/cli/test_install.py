@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from events.process.child_process import die_with_parent
-from tests.support.fork_server import plumbline
+from tests.support.run.fork_server import plumbline
 from tests.support.waiting import eventually
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]

@@ -21,9 +21,9 @@ from events.nats.server import EmbeddedServer
 from events.nats.streams import hub_stream
 from events.schema import Pod, StatusPublished
 from reconciler.projection.sql.engine import open_engine
-from tests.support.fork_server import RECONCILER, ListenedProcess
 from tests.support.reconciler.postgres import Postgres
 from tests.support.reconciler.rows import folded, stored_in
+from tests.support.run.fork_server import RECONCILER, ListenedProcess
 from tests.support.stories.node import Node
 from tests.support.waiting import BOUND, until
 

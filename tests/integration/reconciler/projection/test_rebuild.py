@@ -23,10 +23,10 @@ from reconciler.projection.rebuild.snapshot import restore, save
 from reconciler.projection.sql.engine import ProjectionError, open_engine
 from reconciler.projection.sql.tables import metadata, sandboxes
 from reconciler.projection.store import Store
-from tests.support.fork_server import plumbline
 from tests.support.reconciler.postgres import Postgres
 from tests.support.reconciler.rows import folded, stored_in
 from tests.support.reconciler.running import running
+from tests.support.run.fork_server import plumbline
 from tests.support.stories.node import Node, busy_day
 
 

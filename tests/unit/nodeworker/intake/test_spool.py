@@ -16,7 +16,7 @@ from nodeworker.journal.journal import Journal
 from nodeworker.metrics import WorkerMetrics
 from nodeworker.sandboxes.answers import Answers
 from nodeworker.shim.frame import Frame, encode_request
-from tests.support.worker_harness import NODE
+from tests.support.worker.worker_harness import NODE
 
 
 def frame(number: int) -> Frame:

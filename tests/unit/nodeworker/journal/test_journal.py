@@ -27,7 +27,7 @@ from nodeworker.journal import journal as module
 from nodeworker.journal.effect_log import EffectLog
 from nodeworker.journal.journal import Journal
 from tests.support.waiting import until
-from tests.support.worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed, failed
+from tests.support.worker.worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed, failed
 
 KEY = SandboxKey(BOX, ETH0)
 ATTACHED = InterfaceAttached(network=NetworkName("default"), ifname=ETH0, result="{}", seconds=0.1)

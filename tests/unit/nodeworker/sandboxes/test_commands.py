@@ -48,7 +48,7 @@ from nodeworker.journal.journal import Journal
 from nodeworker.sandboxes import commands as module
 from nodeworker.sandboxes.commands import CommandHandler
 from tests.support.waiting import BOUND
-from tests.support.worker_harness import BOX, ETH0, NODE, PLANNED
+from tests.support.worker.worker_harness import BOX, ETH0, NODE, PLANNED
 
 DRIFT = Drift(kind=DriftKind.LINK_DOWN, network=NetworkName("n"), ifname=ETH0)
 LEAK = Leak(id=LeakId("link/x"), kind=LeakKind.LINK_UNOWNED, what="x")

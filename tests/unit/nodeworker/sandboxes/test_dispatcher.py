@@ -44,7 +44,7 @@ from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.sandboxes.status_wait import StatusWait
 from tests.support.repository import REPOSITORY
 from tests.support.waiting import BOUND, until
-from tests.support.worker_harness import BOX, ETH0, NODE, attach, detach
+from tests.support.worker.worker_harness import BOX, ETH0, NODE, attach, detach
 
 
 class Work:

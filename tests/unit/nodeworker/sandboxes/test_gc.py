@@ -33,7 +33,7 @@ from nodeworker.sandboxes.answers import Answers
 from nodeworker.sandboxes.gc import GarbageCollector
 from nodeworker.sandboxes.scheduler import Scheduler
 from nodeworker.settings import WorkerSection
-from tests.support.worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed
+from tests.support.worker.worker_harness import BOX, ETH0, NODE, PLANNED, attach, completed
 
 ATTACHED = InterfaceAttached(network=NetworkName("default"), ifname=ETH0, result="{}", seconds=0.1)
 

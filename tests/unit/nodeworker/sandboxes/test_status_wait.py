@@ -31,7 +31,7 @@ from nodeworker.sandboxes import status_wait
 from nodeworker.sandboxes.answers import OK, Answers, Reply, error_reply
 from nodeworker.sandboxes.status_wait import StatusWait
 from tests.support.waiting import BOUND, until
-from tests.support.worker_harness import BOX, ETH0, FAILURE, NODE, PLANNED
+from tests.support.worker.worker_harness import BOX, ETH0, FAILURE, NODE, PLANNED
 from tests.unit.nodeworker.sandboxes.test_dispatcher import Work, adding, deleting, dispatching
 
 POD = Pod("shop", "web", "u")

@@ -20,11 +20,11 @@ from events.schema import (
     WarningKind,
 )
 from reconciler.status.text import pod_status
-from tests.support.fork_server import plumbline
 from tests.support.kube.kubelet import kubelet, pod
 from tests.support.node.node import BRIDGE, Node
 from tests.support.node.reconciler_process import reconciler
 from tests.support.node.runtime import PLUGINS, PodSandbox
+from tests.support.run.fork_server import plumbline
 from tests.support.waiting import eventually
 
 SRIOV = "vendor.example/sriov"

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from events.process.child_process import die_with_parent
-from tests.support.fork_server import plumbline
 from tests.support.node.node import MakeNode, Node
 from tests.support.node.runtime import PLUGINS, PodSandbox, Runtime
 from tests.support.repository import REPOSITORY
+from tests.support.run.fork_server import plumbline
 from tests.support.waiting import eventually
 
 REPLACE = """

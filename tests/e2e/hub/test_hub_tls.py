@@ -18,13 +18,13 @@ from events.nats.commands import ensure_commands
 from events.nats.ledger import JetStreamLedger
 from events.process.settings import LedgerAddress, TlsSettings
 from events.schema import NodeCompared, StatusPublished
-from tests.e2e.test_commands import comparison
-from tests.e2e.test_hub import Cluster
-from tests.support.fork_server import plumbline
+from tests.e2e.hub.test_commands import comparison
+from tests.e2e.hub.test_hub import Cluster
 from tests.support.nats.certificates import Authority, Pair
 from tests.support.nats.hub_servers import HubServers
 from tests.support.node.node import MakeNode, Node
 from tests.support.repository import REPOSITORY
+from tests.support.run.fork_server import plumbline
 from tests.support.waiting import eventually
 
 RECONCILER = "reconciler"

@@ -20,7 +20,7 @@ from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
 from nodeworker.plugins.native.api import NativeError
 from nodeworker.plugins.native.kinds.bridge import bridge
 from nodeworker.plugins.spec.results import Result
-from tests.integration.nodeworker.plugins.native.test_filters import pytestmark, rules, use_older_iptables
+from tests.integration.nodeworker.plugins.native.filter.test_filters import pytestmark, rules, use_older_iptables
 from tests.support.plugins.kernel_view import REFERENCE, container, execute, executed, node
 from tests.support.plugins.native_harness import answer, call, ip
 

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from events.schema import DriftKind, DriftObserved, DriftRepaired
-from tests.e2e.test_adopt import Adopted, adopted
-from tests.e2e.test_drift import (
+from tests.e2e.drift.test_drift import (
     Change,
     bounce,
     held_node,
@@ -24,6 +23,7 @@ from tests.e2e.test_drift import (
     recorded,
     set_port_down,
 )
+from tests.e2e.host.test_adopt import Adopted, adopted
 from tests.support.node.kernel import ip
 from tests.support.node.node import Node
 from tests.support.node.reconciler_process import reconciler

@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from tests.support.fork_server_main import NUMBER_BYTES, Request, enter
 from tests.support.repository import REPOSITORY
+from tests.support.run.fork_server_main import NUMBER_BYTES, Request, enter
 
 _FLAGS = ("-W", "error")
 _POLL = 0.01
@@ -122,7 +122,7 @@ class ForkServer:
                         sys.executable,
                         *_FLAGS,
                         "-m",
-                        "tests.support.fork_server_main",
+                        "tests.support.run.fork_server_main",
                         str(theirs.fileno()),
                         *self._modules,
                     ],

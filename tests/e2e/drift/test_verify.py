@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.support.fork_server import plumbline
 from tests.support.node.kernel import ip
 from tests.support.node.node import MakeNode, Node
 from tests.support.node.reconciler_process import reconciler
+from tests.support.run.fork_server import plumbline
 from tests.support.waiting import eventually
 
 

@@ -17,12 +17,12 @@ import pytest
 from events.exit_codes import ExitCode
 from events.process.child_process import die_with_parent
 from events.schema import SandboxAdopted
-from tests.support.fork_server import plumbline
 from tests.support.host.multus_state import MultusNode, Network, Sandbox
 from tests.support.node.kernel import ip
 from tests.support.node.node import DEL_EVENTS, MakeNode, Node
 from tests.support.node.runtime import PodSandbox
 from tests.support.repository import REPOSITORY
+from tests.support.run.fork_server import plumbline
 from tests.support.waiting import eventually
 
 MAIN = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]

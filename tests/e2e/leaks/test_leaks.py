@@ -27,11 +27,11 @@ from events.schema import (
     NodeName,
     ReclaimRequested,
 )
-from tests.support.fork_server import RECONCILER
 from tests.support.node.cri_stand_in import Cri, cri
 from tests.support.node.kernel import ip, links
 from tests.support.node.node import BRIDGE, MakeNode, Node
 from tests.support.node.runtime import PodSandbox
+from tests.support.run.fork_server import RECONCILER
 from tests.support.waiting import eventually
 
 MISSED = 10.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.generate_grpc import DEFINITIONS, generated
+from tests.support.grpc.generate_grpc import DEFINITIONS, generated
 from tests.support.repository import REPOSITORY
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from events.schema import Drift, DriftKind, DriftObserved, DriftRepaired, DriftRepairFailed, ErrorClass
 from reconciler.status.folder_sink import POLL_INTERVAL
-from tests.e2e.test_leaks import forge_boot
+from tests.e2e.leaks.test_leaks import forge_boot
 from tests.support.node.kernel import ip, links
 from tests.support.node.node import BRIDGE, PARENT, MakeNode, Node
 from tests.support.node.reconciler_process import reconciler

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from events.schema import Drift, DriftKind, DriftObserved, DriftRepaired
-from tests.e2e.test_leaks import forge_boot
+from tests.e2e.leaks.test_leaks import forge_boot
 from tests.support.node.node import MakeNode, Node, prove_clean
 from tests.support.node.runtime import PodSandbox
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from events.schema import DriftKind, DriftRepairFailed, ErrorClass, Failure
-from tests.e2e.test_reservations import addresses, files, remove_folder, repaired
-from tests.support.fork_server import plumbline
+from tests.e2e.leaks.test_reservations import addresses, files, remove_folder, repaired
 from tests.support.node.kernel import ip
 from tests.support.node.node import MakeNode, Node, gated_pod
 from tests.support.node.reconciler_process import reconciler
 from tests.support.node.runtime import PodSandbox
+from tests.support.run.fork_server import plumbline
 from tests.support.waiting import eventually
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from events.schema import DriftKind, DriftObserved, DriftRepaired
-from tests.e2e.test_drift import kinds, recorded
+from tests.e2e.drift.test_drift import kinds, recorded
 from tests.support.node.node import Node
 from tests.support.node.reconciler_process import reconciler
 from tests.support.node.runtime import PodSandbox

@@ -27,11 +27,11 @@ from events.schema import (
     StatusPublished,
     WorkerStopped,
 )
-from tests.e2e.test_commands import comparison
-from tests.support.fork_server import RECONCILER, plumbline
+from tests.e2e.hub.test_commands import comparison
 from tests.support.nats.hub_servers import HubServers, connect_hub
 from tests.support.node.kernel import ip
 from tests.support.node.node import ADD_EVENTS, DEL_EVENTS, MakeNode, Node, carried
+from tests.support.run.fork_server import RECONCILER, plumbline
 from tests.support.waiting import eventually
 
 T = TypeVar("T")
