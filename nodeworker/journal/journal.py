@@ -81,6 +81,8 @@ class Journal:
         self._appends: set[asyncio.Task[None]] = set()
         self._postponed: deque[Event] = deque()
         self._open_intents: dict[EventId, _OpenIntent] = {}
+        self._doubtful: set[ContainerId] = set()
+        """Sandboxes of which the ledger may have an intent that it did not acknowledge."""
         self._loaded = 0
         self._fence: Expect | None = None
         self.replaced = asyncio.Event()
@@ -144,8 +146,10 @@ class Journal:
                 await self._put(intent)
             else:
                 await self._ledger.append(intent, Expect(subjects.pattern(self.node, intent.sandbox), last))
-        except BaseException:
+        except BaseException as error:
             opened.unconfirmed = True
+            if not isinstance(error, LedgerFullError | ConflictError):
+                self._doubtful.add(intent.sandbox)
             self._close_intent(intent.id)
             raise
 
@@ -154,12 +158,13 @@ class Journal:
         patterns = tuple(subjects.pattern(self.node, event_type=name) for name in sorted(INTENTS))
         async for stored in self._ledger.follow(patterns, self._loaded):
             self._apply(stored)
+            self._doubtful.discard(stored.event.sandbox)  # an earlier intent would have come before this one
             self._close_intent(stored.event.id)
             yield stored
 
     def has_open_intent(self, sandbox: ContainerId) -> bool:
-        """Return whether an intent for *sandbox* is being appended, or was not consumed yet."""
-        return any(intent.sandbox == sandbox for intent in self._open_intents.values())
+        """Return whether an intent for *sandbox* is being appended, was not consumed yet, or may still arrive."""
+        return sandbox in self._doubtful or any(intent.sandbox == sandbox for intent in self._open_intents.values())
 
     def record(self, data: Data, sandbox: ContainerId = NO_SANDBOX, cause: EventId = NO_CAUSE) -> Recording:
         """Start to append an event that is no intent, and return the future that is done once it is recorded.

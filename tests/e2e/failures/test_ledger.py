@@ -49,6 +49,20 @@ def test_server_killed_within_a_request_costs_no_request(node: Node, command: st
         eventually(lambda: node.event_types(pod)[-1] == "DetachCompleted", "the ledger has the outcome")
 
 
+def test_del_undoes_an_add_that_the_ledger_stores_too_late(node: Node) -> None:
+    """The server hangs, so neither request is confirmed, and the worker is killed before it learns what was stored."""
+    pod = node.samplepod()
+    os.kill(node.server.pid, signal.SIGSTOP)
+    assert pod.add().code == 11
+    assert pod.delete() == (0, "", "")
+    node.kill()
+    os.kill(node.server.pid, signal.SIGCONT)
+    eventually(lambda: "AttachRequested" in node.recorded(pod), "the ledger has the ADD")
+    node.start()
+    eventually(lambda: pod.key not in node.state().sandboxes, "the DEL is done")
+    node.assert_detached(pod)
+
+
 def test_without_a_ledger_add_fails_and_del_runs_later(node: Node) -> None:
     pod, late = node.samplepod(), node.samplepod("late")
     assert pod.add().exit_code == 0
