@@ -21,7 +21,7 @@ from events.schema import AttachPlanned, ContainerId, ErrorClass, Failure, Phase
 from nodeworker.errors import CNI_CODES, RequestFailedError
 from nodeworker.kernel.namespaces import mtu_of
 from nodeworker.plugins.api import PluginError, Runners
-from nodeworker.plugins.plugin_errors import complaint, not_read_as_success
+from nodeworker.plugins.plugin_errors import complaint, cut_short, not_read_as_success
 from nodeworker.plugins.spec import results
 from nodeworker.plugins.spec.conflist import type_of, with_prev_result, without_runtime_config
 from nodeworker.plugins.spec.versions import at_least
@@ -154,7 +154,8 @@ def holders(
 
     *of_add* is the failure of the sandbox's ADD, None if it succeeded. The first plugin has link and address. Once it
     has deleted them, nothing is left of a plugin that changes only the link and its namespace, of one that the ADD did
-    not reach, and of one that gives the same reason as in the ADD: it refuses its configuration and did nothing.
+    not reach, and of one that gives the same reason as in the ADD: it refuses its configuration and did nothing. That a
+    plugin crashed or was killed is no such reason.
     """
     if attachment.plugins[0] in refused:
         return dict(refused)
@@ -167,7 +168,10 @@ def holders(
         index = attachment.plugins.index(config)
         if types[index] in _WITHIN_NAMESPACE or index > failed_at:
             return False
-        return index != failed_at or of_add is None or _reason(of_add) != _reason(failure)
+        if index != failed_at or of_add is None:
+            return True
+        reason = _reason(failure)
+        return cut_short(reason) or reason != _reason(of_add)
 
     return {config: failure for config, failure in refused.items() if holds(config, failure)}
 

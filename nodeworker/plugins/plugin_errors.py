@@ -25,6 +25,8 @@ _READ_AS_SUCCESS: Final = (
 _CRASHES: Final = ("panic: ", "fatal error: ")
 """How the Go runtime begins the line with the reason, which many lines follow."""
 
+_CUT_SHORT: Final = re.compile(rf"ended by |exit code \d+: (?:{'|'.join(_CRASHES)})|plugin \S+ .* and was killed$")
+
 
 class Complaint(NamedTuple):
     """Why a plugin failed, in its own words if it gave any."""
@@ -50,6 +52,11 @@ def complaint(run: PluginRun, stdout: bytes) -> Complaint:
         _brief(message, MESSAGE_LIMIT),
         _brief(details, DETAILS_LIMIT) if isinstance(details, str) else "",
     )
+
+
+def cut_short(reason: str) -> bool:
+    """Return whether a plugin that failed for *reason* crashed or was killed, and may have done half of its task."""
+    return _CUT_SHORT.match(reason) is not None
 
 
 def not_read_as_success(text: str) -> str:

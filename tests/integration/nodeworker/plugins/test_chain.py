@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from events.schema import ErrorClass, Phase
 from nodeworker.errors import about
@@ -312,6 +313,22 @@ async def test_what_a_refusing_plugin_may_still_have_is_known(
     assert [failure.plugin_type for failure in refused.values()] == [each for each in types[::-1] if each in refusing]
     holders = chain.holders(attachment, refused, of_add)
     assert tuple(failure.plugin_type for failure in holders.values()) == held
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds"),
+    [("kill -KILL $$", SECONDS), ("echo 'panic: nil map' >&2; exit 2", SECONDS), ("exec sleep 60", 0.1)],
+)
+async def test_plugin_that_was_cut_short_in_add_and_del_may_still_have_something(
+    executor: PluginExecutor, plugins: Plugins, target: Target, script: str, seconds: float
+) -> None:
+    attachment = planned(network("1.0.0", "first", "portmap"))
+    alone = replace(attachment, plugins=attachment.plugins[1:])
+    plugins.script("portmap", script)
+    with pytest.raises(PluginFailedError) as raised:
+        await chain.add(executor, alone, target, seconds)
+    _, refused = await chain.sweep(executor, alone, target, None, seconds)
+    assert tuple(chain.holders(attachment, refused, raised.value.failure)) == alone.plugins
 
 
 @pytest.mark.parametrize(
