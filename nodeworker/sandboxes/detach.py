@@ -113,7 +113,7 @@ class Detacher:
     async def _detach_all(self, sandbox: Sandbox, phase: Phase, effects: EffectLog) -> dict[IfName, Failure]:
         """Detach what may be there, and record it; return what could not be detached, and why."""
         self._guard.release(sandbox.key)
-        await self._guard.restored()
+        await self._guard.restored(each.plan for each in sandbox.attachments)
         left: dict[IfName, Failure] = {}
         attempted = [each for each in reversed(sandbox.attempted()) if each.phase is not AttachmentPhase.DETACHED]
         if sandbox.plan is not None:

@@ -47,7 +47,8 @@ class ReservationGuard:
         self._of_sandboxes: dict[SandboxKey, set[Reservation]] = {}
         self._folders: dict[str, dict[str, dict[SandboxKey, Reservation]]] = {}
         """By path and address. Two sandboxes hold one address only if an earlier version gave it twice."""
-        self._restoring = asyncio.Lock()
+        self._restorations: dict[str, asyncio.Task[None]] = {}
+        """Those in progress, by path. A folder that is slow or locked holds up no other one."""
         journal.subscribe(self._recorded)
 
     async def ensure(self, plans: Iterable[PlannedAttachment]) -> None:
@@ -56,10 +57,10 @@ class ReservationGuard:
         Raises RequestFailedError if one can't be restored: its address could be given again.
         """
         for path in {folder.path for plan in plans for folder in recorded.folders_of(plan)}:
+            if path in self._restorations:
+                await asyncio.shield(self._restorations[path])  # what was lost since then is still missing
             if self._missing(path):
-                restoration = asyncio.create_task(self._restore(path), context=Context())
-                restoration.add_done_callback(lambda task: task.cancelled() or task.exception())
-                await asyncio.shield(restoration)  # the thread goes on in any case, and DELs wait for its end
+                await asyncio.shield(self._restoration(path))  # the thread goes on in any case; DELs wait for its end
 
     def claim(self, key: SandboxKey, plan: PlannedAttachment, result: str) -> None:
         """Take note of the addresses in *result*, which an ADD of *plan* in sandbox *key* returned.
@@ -83,10 +84,11 @@ class ReservationGuard:
                 if not self._folders[each.folder]:
                     del self._folders[each.folder]
 
-    async def restored(self) -> None:
-        """Return once no restoration is in progress: a file restored after its DEL would be a leak."""
-        async with self._restoring:
-            return
+    async def restored(self, plans: Iterable[PlannedAttachment]) -> None:
+        """Return once no restoration for *plans* is in progress: a file restored after its DEL would be a leak."""
+        paths = {folder.path for plan in plans for folder in recorded.folders_of(plan)}
+        if running := [self._restorations[path] for path in paths if path in self._restorations]:
+            await asyncio.wait(running)
 
     def _recorded(self, event: Event, sandbox: Sandbox | None) -> None:
         if isinstance(event.data, WorkerStarted):
@@ -129,18 +131,31 @@ class ReservationGuard:
             found[reservation] = key
         return found
 
+    def _restoration(self, path: str) -> asyncio.Task[None]:
+        """Return the restoration of the folder *path* that is in progress; begin one if none is."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            del self._restorations[path]
+            if not task.cancelled():
+                task.exception()  # whoever waited has it
+
+        if path not in self._restorations:
+            restoration = asyncio.create_task(self._restore(path), context=Context())
+            self._restorations[path] = restoration
+            restoration.add_done_callback(ended)
+        return self._restorations[path]
+
     async def _restore(self, path: str) -> None:
-        async with self._restoring:
-            missing = self._missing(path)  # by now: a DEL that began meanwhile frees its own
-            if not missing:
-                return
-            loop = asyncio.get_running_loop()
-            started = loop.time()
-            try:
-                await asyncio.to_thread(recorded.restore, path, tuple(missing))
-            except (OSError, reservations.BusyError) as error:
-                raise self._not_restorable(*next(iter(missing.items())), error) from error
-            seconds = loop.time() - started
+        missing = self._missing(path)  # by now: a DEL that began meanwhile frees its own
+        if not missing:
+            return
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            await asyncio.to_thread(recorded.restore, path, tuple(missing))
+        except (OSError, reservations.BusyError) as error:
+            raise self._not_restorable(*next(iter(missing.items())), error) from error
+        seconds = loop.time() - started
         for key in dict.fromkeys(missing.values()):
             self._report(key, [each for each, holder in missing.items() if holder == key], seconds)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from events.schema import Drift, DriftKind, DriftObserved, DriftRepaired
 from tests.e2e.leaks.test_leaks import forge_boot
 from tests.support.node.node import MakeNode, Node, prove_clean
 from tests.support.node.runtime import PodSandbox
+from tests.support.waiting import eventually
 
 Lose = Callable[[Node], None]
 
@@ -74,6 +76,22 @@ def test_del_after_a_wipe_leaves_nothing(plain: Node) -> None:
     assert two.add().exit_code == 0
     assert not repaired(plain, one)
     assert plain.events_of(one)[-1].type == "DetachCompleted"
+
+
+def test_locked_folder_of_one_network_holds_up_no_del_of_another(plain: Node) -> None:
+    one, other = plain.samplepod("one"), plain.pod("other")
+    assert [one.add().exit_code, other.add().exit_code] == [0, 0]
+    address = next(path for path in plain.reserved() if path.name.startswith("192.168."))
+    with (address.parent / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        address.unlink()
+        adds = [plain.samplepod(name).call("ADD") for name in ("two", "three")]
+        eventually(lambda: str(address.parent) in plain.open_files(), "the worker waits for the lock")
+        assert other.delete().exit_code == 0
+        assert all(add.running() for add in adds)
+    for add in adds:
+        assert add.answer().exit_code == 0
+    assert address.exists()
 
 
 def test_worker_restarted_after_a_wipe_restores_it(plain: Node) -> None:

@@ -254,6 +254,15 @@ class Node:
         pid = self._worker.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
+    def open_files(self) -> set[str]:
+        """Return the paths of the files and folders that the worker has open."""
+        assert self._worker is not None
+        opened: set[str] = set()
+        for each in Path(f"/proc/{self._worker.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it was closed since
+                opened.add(os.readlink(each))
+        return opened
+
     def terminate(self) -> None:
         """Ask the worker to stop."""
         assert self._worker is not None
