@@ -29,6 +29,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     links: Mapping[str, Link]
     """Interfaces in the container, by name."""
+    renamed: Mapping[str, str] = {}
+    """The present names of expected interfaces that a program in the container renamed, by their own."""
     addresses: tuple[Assigned, ...] = ()
     routes: tuple[Route, ...] = ()
     parents: Mapping[str, Link] = {}
@@ -59,6 +61,8 @@ def _of_link(expected: ExpectedLink, snapshot: Snapshot, wanted_mtu: int) -> Ite
     )
     if expected.parent:
         yield from _of_parent(expected, parent)
+    if expected.ifname in snapshot.renamed:
+        return
     if link is None:
         if not expected.optional:
             yield _drift(expected, DriftKind.LINK_MISSING, expected.ifname)

@@ -82,6 +82,10 @@ class ExpectedLink(msgspec.Struct, frozen=True, kw_only=True):
     routes: tuple[ExpectedRoute, ...] = ()
     parent: str = ""
     """The link of the node that it rests on, or the bridge that its node end is a port of; empty: not known."""
+    node_ends: frozenset[str] = frozenset()
+    """Names of the node's links in the result; the other end of a veth pair is one of them."""
+    planned: frozenset[str] = frozenset()
+    """Names of all interfaces that the sandbox was given."""
     vlans: Membership = Membership()
     """The VLANs that its bridge port belongs to."""
     hairpin: bool = False
@@ -145,6 +149,8 @@ def _link(sandbox: Sandbox, attachment: Attachment) -> ExpectedLink | None:
         addresses=addresses,
         routes=tuple(_routes(kind, result, ips)),
         parent=_parent(kind, configs[0]),
+        node_ends=frozenset(each.name for each in result.interfaces if not each.sandbox),
+        planned=frozenset(each.plan.ifname for each in sandbox.attachments),
         vlans=_vlans(configs[0], native=native) if kind == "bridge" else Membership(),
         hairpin=configs[0].get("hairpinMode") is True,
         isolated=native and configs[0].get("portIsolation") is True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection, Mapping
+from functools import partial
 
 import msgspec
 
@@ -13,6 +14,7 @@ from nodeworker.drift.differences import Snapshot
 from nodeworker.drift.expected import ExpectedLink
 from nodeworker.drift.files import ExpectedFile
 from nodeworker.drift.filter_rules import missing_rules
+from nodeworker.drift.renamed import renamed
 from nodeworker.kernel.namespaces import Namespace
 from nodeworker.kernel.nftables.ruleset_cache import RulesetCache
 from nodeworker.kernel.rtnetlink import addresses, bridge_ports, links, routes
@@ -44,6 +46,7 @@ def take_snapshot(
         parents = {name: link for name in {each.parent for each in expected} - {""} if (link := _named(node, name))}
         snapshot = Snapshot(
             links=present,
+            renamed=renamed(expected, present, parents, partial(_node_end, node)),
             addresses=tuple(addresses.list_all(inside)),
             routes=tuple(
                 route for family in (socket.AF_INET, socket.AF_INET6) for route in routes.list_all(inside, family)
