@@ -268,6 +268,11 @@ class Node:
         assert self._worker is not None
         self._worker.terminate()
 
+    def pause(self) -> None:
+        """Stop the worker where it is; its connections stay. ``kill`` ends it."""
+        assert self._worker is not None
+        os.kill(self._worker.pid, signal.SIGSTOP)
+
     def ended(self, seconds: float = 20.0) -> int:
         """Wait for the end of the worker; return its exit code. Of a killed one native processes may end later."""
         assert self._worker is not None
