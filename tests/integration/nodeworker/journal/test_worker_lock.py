@@ -57,7 +57,7 @@ def test_worker_is_refused_while_another_one_runs(tmp_path: Path) -> None:
         with start(tmp_path) as refused:
             stdout, stderr = refused.communicate()
         assert (refused.returncode, stdout) == (1, "")
-        assert f"WorkerRunningError: another worker holds {tmp_path}/worker.lock: a node has one\n" in stderr
+        assert f"WorkerRunningError: another worker has locked {tmp_path}/worker.lock: stop it" in stderr
         assert running.poll() is None
         running.communicate()
         assert running.returncode == 0
