@@ -91,6 +91,9 @@ class RuntimeNetConf(NodeDefaults, frozen=True, kw_only=True, rename="camel"):
 KEYS = names_of(RuntimeNetConf)
 """The keys of a runtime's configuration that have an effect."""
 
+_ATTRIBUTES = {field.encode_name: field.name for field in msgspec.structs.fields(NodeDefaults)}
+"""Names of attributes by JSON key. To compute them takes half a millisecond."""
+
 _runtime_conf = msgspec.json.Decoder(RuntimeNetConf)
 _defaults = msgspec.json.Decoder(NodeDefaults)
 
@@ -206,7 +209,7 @@ def _shape(version: str) -> tuple[bool, bool]:
 
 
 def _members(defaults: NodeDefaults) -> dict[str, Any]:
-    return {field.encode_name: getattr(defaults, field.name) for field in msgspec.structs.fields(defaults)}
+    return {key: getattr(defaults, attribute) for key, attribute in _ATTRIBUTES.items()}
 
 
 def _written(config: str, keys: Iterable[str]) -> dict[str, msgspec.Raw]:

@@ -9,6 +9,7 @@ Pure.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
@@ -29,6 +30,8 @@ _DIGITS = 4
 _LINKS = {ETHERNET: "Ethernet", INFINIBAND: "InfiniBand"}
 _HEX = r"[0-9A-Fa-f]"
 _HARDWARE = re.compile(rf"{_HEX}{{2}}(?P<mark>[:-]){_HEX}{{2}}(?:(?P=mark){_HEX}{{2}})*|{_HEX}{{4}}(?:\.{_HEX}{{4}})+")
+_CACHED = 512
+"""Addresses that are kept parsed: each is in several results and configurations."""
 _GROUP_BIT = 0x01
 """In the first byte of an Ethernet address: it is for several receivers (IEEE 802)."""
 
@@ -118,6 +121,7 @@ def _as_on(size: int) -> str:
     return f", as on {_LINKS[size]}" if size in _LINKS else ""
 
 
+@functools.lru_cache(_CACHED)
 def _split(text: str) -> tuple[Address, int]:
     base, _, bits = text.partition("/")
     try:

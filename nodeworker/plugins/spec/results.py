@@ -5,6 +5,7 @@ Pure. A result has the shape of version 1.1.0; encoding for an older version omi
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 import msgspec
@@ -15,6 +16,8 @@ from nodeworker.plugins.spec.names import raw_members
 
 _ADDRESS_PER_FAMILY = frozenset({"0.1.0", "0.2.0"})
 """Versions whose result holds at most one address per family, and no interfaces."""
+_CACHED = 64
+"""Decoded results that are kept: those of the ADDs in progress."""
 
 
 class ResultError(ValueError):
@@ -125,8 +128,12 @@ class _StatedResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     dns: DNS = _NO_DNS
 
 
+@functools.lru_cache(_CACHED)
 def decode(text: str, fallback_version: str) -> Result:
-    """Return the result in *text*, which is in *fallback_version* unless it says otherwise. Raises ResultError."""
+    """Return the result in *text*, which is in *fallback_version* unless it says otherwise. Raises ResultError.
+
+    One ADD needs the same results several times, so the last ones are cached.
+    """
     return _decoded(_object(text), fallback_version)
 
 
