@@ -5,6 +5,7 @@ Each is a separate process: if one dies, it is restarted while the others contin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ _FIRST_PAUSE = 0.1
 _LAST_PAUSE = 5.0
 _STEADY = 10.0
 _STOP = 15.0
+_KILL = 5.0
 _ROOM = 64 * 1024 * 1024
 
 
@@ -67,12 +69,12 @@ class _Child:
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
-        until = time.monotonic() + _STOP
-        while not _ended_within(self._process, _TICK):
-            if time.monotonic() > until:
-                log.warning("process_killed", name=self.name, after=_STOP)
-                self._process.kill()
-            meanwhile()
+        if _ends_within(self._process, _STOP, meanwhile):
+            return
+        log.warning("process_killed", name=self.name, after=_STOP)
+        self._process.kill()
+        if not _ends_within(self._process, _KILL, meanwhile):
+            log.error("process_not_killed", name=self.name, pid=self._process.pid, reason="it waits for the kernel")
 
 
 class _Supervisor:
@@ -164,12 +166,15 @@ class _Supervisor:
             log.info("ledger_started", url=self._server.url)
 
 
-def _ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+def _ends_within(process: subprocess.Popen[bytes], seconds: float, meanwhile: Callable[[], None]) -> bool:
+    """Return whether *process* ends within *seconds*; call *meanwhile* while waiting."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_TICK)
+            return True
+        meanwhile()
+    return False
 
 
 def _chosen(config: Path | None) -> list[str]:
