@@ -17,11 +17,11 @@ test:
 	.ci/setup test
 	$(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
-# The inner loop: what needs no server, and the native plugins without what is tried at every cut or generated.
+# The inner loop: what needs no server, and the native plugins without what is interrupted anywhere or generated.
 test-fast:
 	.ci/setup test
 	$(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS) \
-		-k "unit or not (cut_anywhere or generated)" tests/unit tests/integration/nodeworker/plugins/native
+		-k "unit or not (interrupted_anywhere or generated)" tests/unit tests/integration/nodeworker/plugins/native
 
 bench:
 	.ci/setup test
