@@ -121,3 +121,18 @@ async def gone(pid: int) -> None:
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
+
+
+RESULT = '{"cniVersion":"%s","interfaces":[{"name":"net1"}]}'
+"""A result of ADD in a version."""
+
+
+def network(version: str, *types: str, **more: Any) -> dict[str, Any]:
+    """Return a configuration list with plugins of *types*, each with a capability, and *more* keys."""
+    plugin = {"capabilities": {"mac": True}, "runtimeConfig": {"mac": "m"}}
+    return {"cniVersion": version, "name": "net", "plugins": [{"type": each, **plugin} for each in types], **more}
+
+
+def variables(call: dict[str, Any]) -> dict[str, str]:
+    """Return the CNI variables of a recorded *call*."""
+    return dict(pair.split("=", 1) for pair in call["env"].split())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nodeworker.plugins.chain import Target
 from nodeworker.plugins.exec import PluginExecutor
 from nodeworker.plugins.orphans import orphans
 from tests.support.plugins.scripts import Plugins, namespace, own_node
@@ -48,3 +49,13 @@ def netns(node: None) -> Iterator[str]:
     """The network namespace of a sandbox."""
     with namespace() as name:
         yield name
+
+
+@pytest.fixture
+def target(plugins: Plugins) -> Target:
+    return Target(container_id="cid", netns="/run/netns/a", plugin_folders=(str(plugins.folder), "/opt/cni/bin"))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "calls"
