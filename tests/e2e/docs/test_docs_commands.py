@@ -38,10 +38,10 @@ def environment(entry_point: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(home)}
 
 
-@pytest.mark.timeout(2 * TIMEOUT)
-def test_tutorial_succeeds_on_an_empty_machine(environment: dict[str, str]) -> None:
+def run(command: list[str], environment: dict[str, str]) -> str:
+    """Run *command*, which must succeed, and return what it prints."""
     done = subprocess.run(
-        ["unshare", "--net", "--mount", "sh", "-c", PRIVATE_RUN, "_", *SHELL, script_of(TUTORIAL)],
+        command,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -50,8 +50,15 @@ def test_tutorial_succeeds_on_an_empty_machine(environment: dict[str, str]) -> N
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert len(re.findall(r"^net1@", done.stdout, re.MULTILINE)) == 2  # attached and repaired; gone after the detach
-    assert "no address is reserved" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.timeout(2 * TIMEOUT)
+def test_tutorial_succeeds_on_an_empty_machine(environment: dict[str, str]) -> None:
+    on_empty_machine = ["unshare", "--net", "--mount", "sh", "-c", PRIVATE_RUN, "_"]
+    printed = run([*on_empty_machine, *SHELL, script_of(TUTORIAL)], environment)
+    assert len(re.findall(r"^net1@", printed, re.MULTILINE)) == 2  # attached and repaired; gone after the detach
+    assert "no address is reserved" in printed
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +97,7 @@ def test_commands_succeed_on_a_node_with_a_pod(
     installed = Path(sys.executable).with_name("plumbline")
     command.write_text(f'#!/bin/sh\nexec {installed} --config /run/tutorial/plumbline.json "$@"\n')
     command.chmod(0o755)
-    done = subprocess.run(
+    run(
         ["nsenter", f"--target={node}", "--net", "--mount", *SHELL, f"cd /run/tutorial\n{script_of(page)}"],
-        env={**environment, "PATH": f"{tmp_path}:{environment['PATH']}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
+        {**environment, "PATH": f"{tmp_path}:{environment['PATH']}"},
     )
-    assert done.returncode == 0, done.stdout

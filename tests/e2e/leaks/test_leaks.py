@@ -30,8 +30,8 @@ from events.schema import (
 from tests.support.node.cri_stand_in import Cri, cri
 from tests.support.node.kernel import ip, links
 from tests.support.node.node import BRIDGE, MakeNode, Node
+from tests.support.node.reconciler_process import reconciler
 from tests.support.node.runtime import PodSandbox
-from tests.support.run.fork_server import RECONCILER
 from tests.support.waiting import eventually
 
 MISSED = 10.0
@@ -112,20 +112,6 @@ def make_leaky(make_node: MakeNode, tmp_path: Path) -> Iterator[Callable[..., Le
 @pytest.fixture
 def leaky(make_leaky: Callable[..., Leaky]) -> Leaky:
     return make_leaky()
-
-
-@contextlib.contextmanager
-def reconciler(node: Node) -> Iterator[None]:
-    with node.log.open("ab") as said:
-        process = RECONCILER.start("-m", "reconciler", "--config", str(node.config), stdout=said, stderr=said)
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            assert process.wait(20) == 0, node.log.read_text()
-        finally:
-            process.kill()
 
 
 def append(node: Node, *events: Event) -> None:
