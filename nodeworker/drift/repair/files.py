@@ -36,10 +36,10 @@ def restore_files(
             kept = _restore(folder, [each for each, _ in members], other_holder)
         except (OSError, reservations.BusyError) as error:
             reason = f"{folder} can't be used: {getattr(error, 'strerror', None) or error}; mend the file system"
-            not_repaired += [_not_repaired(drift, ErrorClass.PLUGIN_FAILED, reason) for _, drift in members]
+            not_repaired += [NotRepaired(drift, ErrorClass.PLUGIN_FAILED, reason) for _, drift in members]
         else:
             not_repaired += [
-                _not_repaired(drift, ErrorClass.NOT_REPAIRABLE, kept[each.path])
+                NotRepaired(drift, ErrorClass.NOT_REPAIRABLE, kept[each.path])
                 for each, drift in members
                 if each.path in kept
             ]
@@ -68,7 +68,3 @@ def _restore(
 
 def _folder(lost: tuple[ExpectedFile, Drift]) -> str:
     return lost[0].path.rpartition("/")[0]
-
-
-def _not_repaired(drift: Drift, error_class: ErrorClass, reason: str) -> NotRepaired:
-    return NotRepaired(drift=drift, error_class=error_class, reason=reason)

@@ -40,7 +40,7 @@ _BY_THE_KERNEL = 2
 _LINK_SCOPE = 253
 
 
-class NotRepaired(msgspec.Struct, frozen=True, kw_only=True):
+class NotRepaired(msgspec.Struct, frozen=True):
     """A drift that was not repaired, and why."""
 
     drift: Drift
@@ -67,16 +67,16 @@ def repair_in_place(
         for drift in drifts:
             if (link := known.get(drift.ifname)) is None:
                 reason = "nothing is recorded of the interface"
-                not_repaired.append(_not_repaired(drift, ErrorClass.NOT_REPAIRABLE, reason))
+                not_repaired.append(NotRepaired(drift, ErrorClass.NOT_REPAIRABLE, reason))
                 continue
             try:
                 if reason := repair.one(link, drift):
-                    not_repaired.append(_not_repaired(drift, ErrorClass.NOT_REPAIRABLE, reason))
+                    not_repaired.append(NotRepaired(drift, ErrorClass.NOT_REPAIRABLE, reason))
             except OSError as error:
                 reason = f"the kernel said: {error.strerror or error}"
-                not_repaired.append(_not_repaired(drift, ErrorClass.PLUGIN_FAILED, reason))
+                not_repaired.append(NotRepaired(drift, ErrorClass.PLUGIN_FAILED, reason))
             except NativeError as error:
-                not_repaired.append(_not_repaired(drift, ErrorClass.PLUGIN_FAILED, str(error)))
+                not_repaired.append(NotRepaired(drift, ErrorClass.PLUGIN_FAILED, str(error)))
         for ifname in {drift.ifname for drift in drifts if drift.kind in _ANNOUNCED} & known.keys():
             repair.announce(known[ifname])
     return not_repaired
@@ -268,7 +268,3 @@ def _remove_prefix_route(network: Network, link: Link) -> Request:
     return routes.delete(
         Route(destination=network, index=link.index, scope=rtmsg.RT_SCOPE_NOWHERE, protocol=_BY_THE_KERNEL)
     )
-
-
-def _not_repaired(drift: Drift, error_class: ErrorClass, reason: str) -> NotRepaired:
-    return NotRepaired(drift=drift, error_class=error_class, reason=reason)

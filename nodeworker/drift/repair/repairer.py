@@ -143,7 +143,7 @@ class Repairer:
             if drift is None:
                 continue
             if reason := _parent_missing(inspection.drifts, drift, sandbox) or obstacle(attachment):
-                not_repaired.append(NotRepaired(drift=drift, error_class=ErrorClass.NOT_REPAIRABLE, reason=reason))
+                not_repaired.append(NotRepaired(drift, ErrorClass.NOT_REPAIRABLE, reason))
                 continue
             try:
                 await self._reattach_one(sandbox, attachment)
@@ -200,7 +200,7 @@ class Repairer:
 
 
 def _of_failure(drift: Drift, error: RequestFailedError) -> NotRepaired:
-    return NotRepaired(drift=drift, error_class=error.failure.error_class, reason=error.failure.message)
+    return NotRepaired(drift, error.failure.error_class, error.failure.message)
 
 
 def _identity(drift: Drift) -> Drift:
