@@ -157,7 +157,7 @@ def holders(
     not reach, and of one that gives the same reason as in the ADD: it refuses its configuration and did nothing. That a
     plugin crashed or was killed is no such reason.
     """
-    if attachment.plugins[0] in refused:
+    if not refused or attachment.plugins[0] in refused:
         return dict(refused)
     types = [type_of(config) for config in attachment.plugins]
     failed_at = len(types)
