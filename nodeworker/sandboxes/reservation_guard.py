@@ -137,7 +137,7 @@ class ReservationGuard:
         def ended(task: asyncio.Task[None]) -> None:
             del self._restorations[path]
             if not task.cancelled():
-                task.exception()  # whoever waited has it
+                task.exception()  # the ADDs that waited raise it
 
         if path not in self._restorations:
             restoration = asyncio.create_task(self._restore(path), context=Context())

@@ -114,8 +114,8 @@ class _Supervisor:
                         log.warning("process_ended", name=child.name, exit_code=exit_code)
                 self._stop.wait(_TICK)
         finally:
-            # Whoever stopped this may have stopped the server too, such as systemd, which signals all processes of a
-            # service. The worker and the reconciler record their end, so the server runs until they have ended.
+            # systemd signals all processes of a service, so the server may have been stopped, too. It runs until worker
+            # and reconciler have ended, because they record their end.
             for child in self._children:
                 child.stop(self._keep_server)
             if self._server is not None:
