@@ -66,6 +66,11 @@ class Installation:
     def pod(self, name: str, networks: str = "") -> PodSandbox:
         return self._node.pod(name, networks, self.effective())
 
+    def build(self) -> tuple[int, int]:
+        """Return what tells the installed binary apart from those before and after it."""
+        status = self.binary.stat()
+        return status.st_ino, status.st_ctime_ns
+
     @contextlib.contextmanager
     def replaced(self, *builds: Path) -> Iterator[None]:
         """Replace the binary by the next of *builds*, again and again, during the block."""
@@ -105,12 +110,12 @@ def test_no_request_is_lost_while_binary_and_worker_are_replaced(
     installation.write("10-default.conf", node.bridge())
     done = installation.run("install", "--entry-point", str(installation.shim))
     assert done.returncode == 0, done.stderr
-    builds: set[int] = set()
+    builds: set[tuple[int, int]] = set()
     with installation.replaced(other, installation.shim):
         for number in range(ROUNDS):
             pods = [installation.pod(f"pod-{number}-{index}", "macvlan-conf") for index in range(PODS)]
             for command in ("ADD", "DEL"):
-                builds.add(installation.binary.stat().st_ino)
+                builds.update(eventually(lambda: {installation.build()} - builds, "the binary is replaced"))
                 calls = [pod.call(command) for pod in pods[: PODS // 2]]
                 node.terminate()
                 calls += [pod.call(command) for pod in pods[PODS // 2 :]]
